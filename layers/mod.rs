@@ -1,0 +1,3 @@
+// The layers, a line for each. `src/lib.rs` re-exports them, so that users write `ziggurat::timeout::TimeoutLayer`.
+
+pub mod timeout;

@@ -1,0 +1,253 @@
+//! Gives up on a service that does not answer in time.
+//!
+//! At the limit the call is dropped, its clean-up runs, and only then the caller gets [`Reason::TimedOut`].
+//!
+//! **Its clock** starts at the first poll of the response future, not at `call`; it is read only when the service turns out to
+//! be pending. A response that is ready in the same poll as the limit wins, and even a limit of zero lets a ready response
+//! through. The wait for the service's readiness is not covered, unless a layer that waits inside its response future (retry,
+//! cache) stands between: then everything beneath it is. The response's body is not covered.
+//!
+//! **Where it belongs.** Twice in a stack: as a total outside of the retry, where it covers queueing, all attempts and the pauses
+//! between them, and is not retried; and as an attempt's limit next to the service, where each attempt has its own, and one that
+//! times out is retried. The outer limit is the [`Deadline`](crate::Deadline) of everything inside: a limit that would end later than the
+//! surrounding one leaves it to that one to end the call, so that a total is never mistaken for an attempt.
+//!
+//! **Cancellation.** Dropping the response future drops the call.
+//!
+//! It needs no `S: Clone`. A call that is ready at once costs no clock read and no timer; nothing is ever allocated.
+//!
+//! ```
+//! use std::time::Duration;
+//! use tower::{ServiceBuilder, ServiceExt, service_fn};
+//! use ziggurat::{Error, timeout::TimeoutLayer};
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+//! let service = ServiceBuilder::new()
+//!     .layer(TimeoutLayer::new(Duration::from_secs(2)))
+//!     .map_err(Error::Service)
+//!     .service(service_fn(|seconds: u64| async move {
+//!         tokio::time::sleep(Duration::from_secs(seconds)).await;
+//!         Ok::<_, std::io::Error>("completed")
+//!     }));
+//!
+//! assert_eq!(service.clone().oneshot(1).await.unwrap(), "completed");
+//!
+//! let outcome = service.oneshot(5).await;
+//! assert!(ziggurat::rejection(&outcome).unwrap().is_timed_out());
+//! # }
+//! ```
+
+use std::{
+    any::type_name,
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::{
+    Event, Reason, Reject, Rejection, Setting, Site, ambient,
+    clock::{self, Instant, Sleep},
+    deadline::Limit,
+    telemetry::{site, site_setters},
+};
+
+/// Gives up on a service that does not answer in time: see the [module](self).
+#[derive(Clone)]
+#[must_use]
+pub struct TimeoutLayer<L = Duration> {
+    limit: L,
+    site: Site,
+}
+
+impl<L> TimeoutLayer<L> {
+    /// A limit for each call: a [`Duration`], or a function of the request that returns one (or an `Option` of one, where `None`
+    /// means no limit).
+    ///
+    /// Every duration is good: zero lets only a ready response through, and [`Duration::MAX`] never ends.
+    pub fn new(limit: L) -> Self {
+        let site = site!("timeout");
+        Self { limit, site }
+    }
+
+    site_setters!();
+}
+
+impl<S, L: Clone> Layer<S> for TimeoutLayer<L> {
+    type Service = Timeout<S, L>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        let layer = self.clone();
+        Timeout { inner, layer }
+    }
+}
+
+impl<L> fmt::Debug for TimeoutLayer<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TimeoutLayer").field("limit", &type_name::<L>()).field("site", &self.site).finish()
+    }
+}
+
+/// The service of [`TimeoutLayer`].
+#[derive(Debug, Clone)]
+pub struct Timeout<S, L = Duration> {
+    // not a Service? see "It does not compile" in the docs of ziggurat::Reject
+    inner: S,
+    layer: TimeoutLayer<L>,
+}
+
+impl<S, L, Req> Service<Req> for Timeout<S, L>
+where
+    S: Service<Req>,
+    S::Error: Reject<S::Response>,
+    L: Setting<Req, Duration>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Req) -> Self::Future {
+        let mut own = match self.layer.limit.get(&request) {
+            Some(limit) => Own::Unstarted(limit),
+            None => Own::None,
+        };
+        let response = own.surround(|_| self.inner.call(request));
+        ResponseFuture { response: Some(response), own, timer: None, site: self.layer.site.clone() }
+    }
+}
+
+/// The limit of one call.
+#[derive(Debug, Clone, Copy)]
+enum Own {
+    /// This call has none.
+    None,
+    /// Nobody needed the time yet.
+    Unstarted(Duration),
+    /// It runs, and ends then.
+    Until { at: Instant, limit: Duration },
+}
+
+impl Own {
+    /// Runs `f` with this limit in place for everything inside, as far as it is not later than the surrounding one.
+    fn surround<R>(&mut self, f: impl FnOnce(&mut Surrounded<'_, '_>) -> R) -> R {
+        let outer = ambient::get::<Limit>();
+        let mut limit = match *self {
+            Self::None => outer,
+            Self::Unstarted(after) => outer.or_after(after),
+            Self::Until { at, .. } => outer.or_at(at),
+        };
+        let entered = ambient::enter(&mut limit);
+        let mut surrounded = Surrounded { own: self, entered };
+        let result = f(&mut surrounded);
+        surrounded.note_start();
+        result
+    }
+}
+
+/// A limit while it is in place.
+struct Surrounded<'a, 'b> {
+    own: &'a mut Own,
+    entered: ambient::Entered<'b, Limit>,
+}
+
+impl Surrounded<'_, '_> {
+    /// If somebody inside asked for the deadline, it has been fixed, and that was the start of this limit too.
+    fn note_start(&mut self) {
+        let Own::Unstarted(limit) = *self.own else {
+            return;
+        };
+        let outer = *self.entered.outer;
+        let decides = outer.after.is_none_or(|after| limit < after);
+        let inside = ambient::get::<Limit>();
+        if let (true, None, Some(at)) = (decides, inside.after, inside.at)
+            && outer.at != Some(at)
+        {
+            *self.own = Own::Until { at, limit };
+        }
+    }
+
+    /// The call is pending: starts the clock if it does not run yet. Answers when this limit ends, if it is the one to end it.
+    fn until(&mut self) -> Option<(Instant, Duration)> {
+        self.note_start();
+        if let Own::Unstarted(limit) = *self.own {
+            let now = clock::now();
+            // One clock read serves the surrounding limit too: it has just started as well.
+            *self.entered.outer = self.entered.outer.fixed_at(now);
+            *self.own = match now.checked_add(limit) {
+                Some(at) => Own::Until { at, limit },
+                None => Own::None,
+            };
+        }
+        let Own::Until { at, limit } = *self.own else {
+            return None;
+        };
+        ambient::set(self.entered.outer.or_at(at));
+        let outer_is_later = self.entered.outer.at.is_none_or(|outer| at < outer);
+        outer_is_later.then_some((at, limit))
+    }
+}
+
+pin_project! {
+    /// The response future of [`Timeout`].
+    #[must_use = "futures do nothing unless polled"]
+    pub struct ResponseFuture<F> {
+        // None: the limit has passed, and the call was dropped.
+        #[pin]
+        response: Option<F>,
+        own: Own,
+        #[pin]
+        timer: Option<Sleep>,
+        site: Site,
+    }
+}
+
+impl<F, R, E> Future for ResponseFuture<F>
+where
+    F: Future<Output = Result<R, E>>,
+    E: Reject<R>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let mut this = self.project();
+        let answered = ready!(this.own.surround(|surrounded| {
+            if let Some(response) = this.response.as_mut().as_pin_mut()
+                && let Poll::Ready(outcome) = response.poll(cx)
+            {
+                return Poll::Ready(Ok(outcome));
+            }
+            let Some((at, limit)) = surrounded.until() else {
+                return Poll::Pending;
+            };
+            if this.timer.is_none() {
+                this.timer.set(Some(clock::sleep_until(at)));
+            }
+            if let Some(timer) = this.timer.as_mut().as_pin_mut() {
+                ready!(timer.poll(cx));
+            }
+            // Dropped in here, so that whatever cleans up can see that its deadline has passed.
+            this.response.set(None);
+            Poll::Ready(Err(limit))
+        }));
+        Poll::Ready(answered.unwrap_or_else(|limit| {
+            let rejection = Rejection::new(this.site, Reason::TimedOut { limit });
+            this.site.tell(Event::Rejected(&rejection));
+            E::reject(rejection)
+        }))
+    }
+}
+
+impl<F> fmt::Debug for ResponseFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("timeout::ResponseFuture").field("limit", &self.own).finish()
+    }
+}

@@ -1,0 +1,145 @@
+//! What surrounds a call: its scope, its deadline and the number of its attempt, in one thread-local.
+//!
+//! A future that brings such a value swaps it in for the length of each poll and out again afterwards. Nothing is cloned,
+//! and it works for every request type, in `join!` and `select!`, and for many requests on one task.
+
+use std::{cell::Cell, mem};
+
+use crate::{deadline::Limit, scope::Scope};
+
+thread_local! {
+    static AMBIENT: Ambient = const {
+        Ambient {
+            scope: Cell::new(None),
+            limit: Cell::new(Limit::NONE),
+            attempt: Cell::new(Attempt(1)),
+        }
+    };
+}
+
+pub(crate) struct Ambient {
+    scope: Cell<Option<Scope>>,
+    limit: Cell<Limit>,
+    attempt: Cell<Attempt>,
+}
+
+/// A value that has its place in the surroundings.
+pub(crate) trait Slot: Default + Clone {
+    fn cell(ambient: &Ambient) -> &Cell<Self>;
+}
+
+impl Slot for Option<Scope> {
+    fn cell(ambient: &Ambient) -> &Cell<Self> {
+        &ambient.scope
+    }
+}
+
+impl Slot for Limit {
+    fn cell(ambient: &Ambient) -> &Cell<Self> {
+        &ambient.limit
+    }
+}
+
+/// The number of an attempt, from 1.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Attempt(pub(crate) u32);
+
+impl Default for Attempt {
+    fn default() -> Self {
+        Self(1)
+    }
+}
+
+impl Slot for Attempt {
+    fn cell(ambient: &Ambient) -> &Cell<Self> {
+        &ambient.attempt
+    }
+}
+
+/// As long as this lives, `value` is in place; afterwards (also after a panic) the outer value is back, and `value` is what
+/// was left in place.
+pub(crate) fn enter<T: Slot>(value: &mut T) -> Entered<'_, T> {
+    swap(value);
+    Entered { outer: value }
+}
+
+/// The guard of [`enter`].
+pub(crate) struct Entered<'a, T: Slot> {
+    /// The value that was in place before, and will be again.
+    pub(crate) outer: &'a mut T,
+}
+
+impl<T: Slot> Drop for Entered<'_, T> {
+    fn drop(&mut self) {
+        swap(self.outer);
+    }
+}
+
+/// A copy of the value that is in place.
+pub(crate) fn get<T: Slot>() -> T {
+    with(|cell: &Cell<T>| {
+        let value = cell.take();
+        cell.set(value.clone());
+        value
+    })
+}
+
+/// Puts `value` in place of the one that is there.
+pub(crate) fn set<T: Slot>(value: T) {
+    with(|cell| cell.set(value));
+}
+
+fn swap<T: Slot>(value: &mut T) {
+    with(|cell| *value = cell.replace(mem::take(value)));
+}
+
+/// While its thread is torn down there are no surroundings: then everything is as if outside of any layer.
+fn with<T: Slot, R: Default>(f: impl FnOnce(&Cell<T>) -> R) -> R {
+    AMBIENT.try_with(|ambient| f(T::cell(ambient))).unwrap_or_default()
+}
+
+/// The number of the attempt that the caller runs in: 1 for the first, and outside of any retry.
+///
+/// Every layer and service inside a [`RetryLayer`](crate::retry::RetryLayer) can ask, in `poll_ready`, `call`, and while its
+/// response future is polled or dropped. Of nested retries the innermost answers. A spawned task starts at 1 again.
+///
+/// ```
+/// assert_eq!(ziggurat::attempt(), 1);
+/// ```
+#[must_use]
+pub fn attempt() -> u32 {
+    get::<Attempt>().0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    #[test]
+    fn what_was_in_place_is_back_after_a_panic() {
+        let mut second = Attempt(2);
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            let _entered = enter(&mut second);
+            assert_eq!(attempt(), 2);
+            panic!("inside");
+        }));
+        assert!(panicked.is_err());
+        assert_eq!(attempt(), 1);
+        assert_eq!(second.0, 2);
+    }
+
+    #[test]
+    fn nested_values_are_seen_from_the_inside_out() {
+        let (mut outer, mut inner) = (Attempt(2), Attempt(5));
+        let entered = enter(&mut outer);
+        {
+            let _inner = enter(&mut inner);
+            assert_eq!(attempt(), 5);
+        }
+        assert_eq!(attempt(), 2);
+        drop(entered);
+        assert_eq!(attempt(), 1);
+    }
+}

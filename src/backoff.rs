@@ -1,0 +1,250 @@
+//! How long to wait before trying again.
+
+use std::{ops::RangeInclusive, time::Duration};
+
+/// How long to wait before trying again: a rule for the first, second, .. wait, and how much chance is in it.
+///
+/// A plain [`Duration`] is a fixed backoff. Arithmetic saturates: no base, factor or number of waits overflows.
+///
+/// ```
+/// use std::time::Duration;
+/// use ziggurat::{Backoff, Jitter};
+///
+/// let backoff = Backoff::exponential(Duration::from_millis(100)).max(Duration::from_secs(1)).jitter(Jitter::None);
+/// let waits: Vec<_> = backoff.waits().take(5).map(|wait| wait.as_millis()).collect();
+/// assert_eq!(waits, [100, 200, 400, 800, 1000]);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[must_use]
+pub struct Backoff {
+    base: Duration,
+    factor: f64,
+    max: Duration,
+    jitter: Jitter,
+}
+
+/// How much chance is in a [`Backoff`]: without it, callers that failed together try again together.
+///
+/// The formulas are those of "Exponential Backoff And Jitter" (Marc Brooker, AWS Architecture Blog, 2015).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Jitter {
+    /// Exactly the wait that the rule gives.
+    None,
+    /// Anything from zero to that wait: spreads callers best, and is the default.
+    #[default]
+    Full,
+    /// Anything from half of that wait to the whole of it: never at once.
+    Equal,
+    /// Anything from the base to three times the wait before, at most the maximum; the factor is not used.
+    Decorrelated,
+}
+
+impl Backoff {
+    /// Always the same wait, without jitter.
+    pub const fn fixed(wait: Duration) -> Self {
+        Self { base: wait, factor: 1.0, max: wait, jitter: Jitter::None }
+    }
+
+    /// Waits `base`, then twice as long each time, without an upper bound, with full jitter.
+    pub const fn exponential(base: Duration) -> Self {
+        Self { base, factor: 2.0, max: Duration::MAX, jitter: Jitter::Full }
+    }
+
+    /// By how much each wait is longer than the one before; 2 if it is not set.
+    ///
+    /// # Panics
+    ///
+    /// If `factor` is below 1, infinite or not a number.
+    #[track_caller]
+    pub fn factor(mut self, factor: f64) -> Self {
+        assert!(factor.is_finite() && factor >= 1.0, "factor must be a number from 1 up, not {factor}");
+        self.factor = factor;
+        self
+    }
+
+    /// No wait is longer than this.
+    pub const fn max(mut self, max: Duration) -> Self {
+        self.max = max;
+        self
+    }
+
+    /// How much chance is in each wait.
+    pub const fn jitter(mut self, jitter: Jitter) -> Self {
+        self.jitter = jitter;
+        self
+    }
+
+    /// The waits of one call, one after the other, without end. Each iterator draws its own chance.
+    #[must_use]
+    pub fn waits(&self) -> Waits {
+        Waits { backoff: *self, number: 0, last: self.base.min(self.max) }
+    }
+
+    /// The wait with this number (from 1) without jitter.
+    fn rule(&self, number: u32) -> Duration {
+        if number <= 1 || self.base.is_zero() {
+            return self.base.min(self.max);
+        }
+        // `powf`, not `powi`: the number may be as large as u32::MAX. What is too large becomes infinite, and then the maximum.
+        let seconds = self.base.as_secs_f64() * self.factor.powf(f64::from(number - 1));
+        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX).min(self.max)
+    }
+
+    /// The wait with this number (from 1), where `last` was the one before.
+    pub(crate) fn wait(&self, number: u32, last: Duration) -> Duration {
+        let wait = match self.jitter {
+            Jitter::Decorrelated => last.saturating_mul(3).max(self.base),
+            _ => self.rule(number),
+        };
+        match self.jitter {
+            Jitter::None => wait,
+            Jitter::Full => between(Duration::ZERO..=wait),
+            Jitter::Equal => between(wait / 2..=wait),
+            Jitter::Decorrelated => between(self.base..=wait).min(self.max),
+        }
+    }
+}
+
+impl From<Duration> for Backoff {
+    fn from(wait: Duration) -> Self {
+        Self::fixed(wait)
+    }
+}
+
+fn between(range: RangeInclusive<Duration>) -> Duration {
+    let (low, high) = range.into_inner();
+    // To the nanosecond while that fits into a u64 (584 years), and by seconds beyond.
+    let span = high.saturating_sub(low);
+    let part = match u64::try_from(span.as_nanos()) {
+        Ok(nanos) => Duration::from_nanos(fastrand::u64(0..=nanos)),
+        Err(_) => Duration::from_secs(fastrand::u64(0..=span.as_secs())),
+    };
+    low.saturating_add(part).min(high)
+}
+
+/// The waits of one call: see [`Backoff::waits`].
+#[derive(Debug, Clone)]
+pub struct Waits {
+    backoff: Backoff,
+    number: u32,
+    last: Duration,
+}
+
+impl Iterator for Waits {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        self.number = self.number.saturating_add(1);
+        self.last = self.backoff.wait(self.number, self.last);
+        Some(self.last)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const JITTERS: [Jitter; 4] = [Jitter::None, Jitter::Full, Jitter::Equal, Jitter::Decorrelated];
+
+    /// Shows: R2
+    #[test]
+    fn a_fixed_backoff_is_always_the_same() {
+        let waits = Backoff::fixed(Duration::from_secs(1)).waits();
+        assert!(waits.take(100).all(|wait| wait == Duration::from_secs(1)));
+    }
+
+    /// Shows: R3
+    #[test]
+    fn an_exponential_one_doubles() {
+        let backoff = Backoff::exponential(Duration::from_secs(2)).jitter(Jitter::None);
+        let waits: Vec<_> = backoff.waits().take(4).map(|wait| wait.as_secs()).collect();
+        assert_eq!(waits, [2, 4, 8, 16]);
+    }
+
+    /// Shows: R3
+    #[test]
+    fn two_callers_that_fail_together_do_not_try_again_together() {
+        let backoff = Backoff::exponential(Duration::from_secs(1));
+        let first: Vec<_> = backoff.waits().take(3).collect();
+        let second: Vec<_> = backoff.waits().take(3).collect();
+        assert_ne!(first, second);
+    }
+
+    /// Shows: R3
+    #[test]
+    fn the_same_seed_gives_the_same_waits() {
+        let waits = || {
+            fastrand::seed(7);
+            Backoff::exponential(Duration::from_secs(1)).waits().take(8).collect::<Vec<_>>()
+        };
+        assert_eq!(waits(), waits());
+    }
+
+    #[test]
+    fn a_bad_factor_is_refused_with_its_name() {
+        for (factor, said) in [
+            (0.5, "factor must be a number from 1 up, not 0.5"),
+            (-1.0, "factor must be a number from 1 up, not -1"),
+            (f64::NAN, "factor must be a number from 1 up, not NaN"),
+            (f64::INFINITY, "factor must be a number from 1 up, not inf"),
+        ] {
+            let panic = std::panic::catch_unwind(|| Backoff::exponential(Duration::ZERO).factor(factor));
+            let message = *panic.unwrap_err().downcast::<String>().unwrap();
+            assert_eq!(message, said);
+        }
+    }
+
+    fn any_duration() -> impl Strategy<Value = Duration> {
+        prop_oneof![
+            Just(Duration::ZERO),
+            Just(Duration::MAX),
+            (0..10_u64.pow(12)).prop_map(Duration::from_nanos),
+            any::<u64>().prop_map(Duration::from_secs),
+        ]
+    }
+
+    proptest! {
+        /// Against a model that multiplies step by step in nanoseconds.
+        ///
+        /// Shows: R3
+        #[test]
+        fn every_wait_lies_in_the_bounds_of_its_jitter(
+            base in 0..10_u64.pow(10), max in 0..10_u64.pow(12), number in 1..20_u32, jitter in 0..4_usize,
+        ) {
+            let (base, max) = (Duration::from_nanos(base), Duration::from_nanos(max));
+            let mut grown = base.as_nanos();
+            for _ in 1..number {
+                grown *= 2;
+            }
+            let rule = grown.min(max.as_nanos());
+            let last = base.min(max);
+            let wait = Backoff::exponential(base).max(max).jitter(JITTERS[jitter]).wait(number, last).as_nanos();
+            // f64 holds 53 bits: of ten seconds times 2^19 that is a few nanoseconds.
+            let rounding = rule / (1 << 50) + 1;
+            match JITTERS[jitter] {
+                Jitter::None => prop_assert!(wait.abs_diff(rule) <= rounding),
+                Jitter::Full => prop_assert!(wait <= rule + rounding),
+                Jitter::Equal => prop_assert!(wait + rounding >= rule / 2 && wait <= rule + rounding),
+                Jitter::Decorrelated => {
+                    prop_assert!(wait <= max.as_nanos());
+                    prop_assert!(wait >= base.as_nanos().min(max.as_nanos()));
+                    prop_assert!(wait <= (3 * last.as_nanos()).max(base.as_nanos()));
+                }
+            }
+        }
+
+        /// Shows: R3
+        #[test]
+        fn nothing_overflows(
+            base in any_duration(), max in any_duration(), last in any_duration(),
+            factor in prop_oneof![Just(1.0), Just(f64::MAX), 1.0..1e9_f64],
+            number in prop_oneof![Just(0), Just(1), Just(u32::MAX), any::<u32>()], jitter in 0..4_usize,
+        ) {
+            let backoff = Backoff::exponential(base).factor(factor).max(max).jitter(JITTERS[jitter]);
+            prop_assert!(backoff.wait(number, last) <= max);
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Classes: what an outcome says about the service, said once for all layers.
+
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, Response, StatusCode, header::RETRY_AFTER};
+
+use crate::rejection::Reject;
+
+/// What an outcome says about the service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// It works.
+    Success,
+    /// It does not.
+    Failure {
+        /// Whether trying again may help.
+        transient: bool,
+        /// How long the service asks to be left alone.
+        retry_after: Option<Duration>,
+    },
+    /// Nothing: the caller's own mistake, say, or a limit on this side.
+    Ignored,
+}
+
+impl Class {
+    /// A failure that may be gone the next time.
+    pub const TRANSIENT: Self = Self::Failure { transient: true, retry_after: None };
+
+    /// A failure that will be the same the next time.
+    pub const PERMANENT: Self = Self::Failure { transient: false, retry_after: None };
+
+    /// Whether this is a failure, of either kind.
+    #[must_use]
+    pub fn is_failure(&self) -> bool {
+        matches!(self, Self::Failure { .. })
+    }
+
+    /// The class of an outcome: a rejection's own, and otherwise what the classifier says.
+    ///
+    /// Every layer judges with this, and so should yours: a rejection by a layer further in is told apart from the service's own
+    /// answer before the classifier is asked.
+    pub fn of<R, E, C>(outcome: &Result<R, E>, classifier: &C) -> Self
+    where
+        E: Reject<R>,
+        C: Classify<R, E>,
+    {
+        match E::rejection(outcome) {
+            Some(rejection) => rejection.class(),
+            None => classifier.classify(outcome.as_ref()),
+        }
+    }
+}
+
+/// Tells what an outcome says about the service. A closure from `Result<&R, &E>` to [`Class`] is one too:
+///
+/// ```
+/// use ziggurat::{Class, retry::RetryLayer};
+///
+/// let layer = RetryLayer::new().classify(|outcome: Result<&String, &std::io::Error>| match outcome {
+///     Ok(answer) if answer.is_empty() => Class::TRANSIENT,
+///     Ok(_) => Class::Success,
+///     Err(_) => Class::PERMANENT,
+/// });
+/// ```
+///
+/// It is not asked about rejections: those have a class of their own ([`Rejection::class`](crate::Rejection::class)).
+pub trait Classify<R, E> {
+    /// The class of this outcome.
+    fn classify(&self, outcome: Result<&R, &E>) -> Class;
+}
+
+#[diagnostic::do_not_recommend]
+impl<R, E, F> Classify<R, E> for F
+where
+    F: Fn(Result<&R, &E>) -> Class,
+{
+    fn classify(&self, outcome: Result<&R, &E>) -> Class {
+        self(outcome)
+    }
+}
+
+/// An error is a transient failure, every response a success. The default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FailOnError;
+
+impl<R, E> Classify<R, E> for FailOnError {
+    fn classify(&self, outcome: Result<&R, &E>) -> Class {
+        match outcome {
+            Ok(_) => Class::Success,
+            Err(_) => Class::TRANSIENT,
+        }
+    }
+}
+
+/// Judges an HTTP response by its status; an error is a transient failure.
+///
+/// 408, 429 and 5xx are failures; of these 408, 429, 502, 503 and 504 are transient (the set of Finagle and of Microsoft's HTTP
+/// resilience; 500 is left out, for it may have done its work). Everything else is a success: a 404 is an answer.
+/// `Retry-After` is read as seconds and as a date; what cannot be read counts as absent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HttpStatus;
+
+impl<B, E> Classify<Response<B>, E> for HttpStatus {
+    fn classify(&self, outcome: Result<&Response<B>, &E>) -> Class {
+        let Ok(response) = outcome else {
+            return Class::TRANSIENT;
+        };
+        let status = response.status();
+        let transient = matches!(
+            status,
+            StatusCode::REQUEST_TIMEOUT
+                | StatusCode::TOO_MANY_REQUESTS
+                | StatusCode::BAD_GATEWAY
+                | StatusCode::SERVICE_UNAVAILABLE
+                | StatusCode::GATEWAY_TIMEOUT
+        );
+        if transient || status.is_server_error() {
+            Class::Failure { transient, retry_after: retry_after(response.headers()) }
+        } else {
+            Class::Success
+        }
+    }
+}
+
+/// `Retry-After` as RFC 9110, section 10.2.3 has it: seconds, or a date (the wall clock's, as the header's is).
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(value).ok()?;
+    Some(date.duration_since(SystemTime::now()).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use super::*;
+
+    fn judged(status: u16, retry_after: Option<&[u8]>) -> Class {
+        let mut response = Response::builder().status(status);
+        if let Some(value) = retry_after {
+            response = response.header(RETRY_AFTER, value);
+        }
+        HttpStatus.classify(Ok::<_, &Infallible>(&response.body(()).unwrap()))
+    }
+
+    /// Shows: R5
+    #[test]
+    fn a_status_has_a_class() {
+        for status in [200, 204, 301, 400, 404, 409] {
+            assert_eq!(judged(status, None), Class::Success, "{status}");
+        }
+        for status in [408, 429, 502, 503, 504] {
+            assert_eq!(judged(status, None), Class::TRANSIENT, "{status}");
+        }
+        for status in [500, 501, 505, 599] {
+            assert_eq!(judged(status, None), Class::PERMANENT, "{status}");
+        }
+    }
+
+    /// Shows: R5
+    #[test]
+    fn retry_after_is_read_and_junk_is_not() {
+        let asked = |value: &[u8]| match judged(503, Some(value)) {
+            Class::Failure { retry_after, .. } => retry_after,
+            class => panic!("{class:?}"),
+        };
+        assert_eq!(asked(b"0"), Some(Duration::ZERO));
+        assert_eq!(asked(b" 120 "), Some(Duration::from_secs(120)));
+        assert_eq!(asked(b"999999999999999"), Some(Duration::from_secs(999_999_999_999_999)));
+        assert_eq!(asked(b"Thu, 01 Jan 1970 00:00:00 GMT"), Some(Duration::ZERO));
+        assert!(asked(b"Fri, 31 Dec 9999 23:59:59 GMT").unwrap() > Duration::from_secs(1 << 32));
+        for junk in [&b"-1"[..], b"1.5", b"soon", b"", b"99999999999999999999999", b"\xff\xfe"] {
+            assert_eq!(asked(junk), None, "{junk:?}");
+        }
+    }
+
+    #[test]
+    fn an_error_is_a_transient_failure() {
+        assert_eq!(FailOnError.classify(Err::<&(), _>(&())), Class::TRANSIENT);
+        assert_eq!(HttpStatus.classify(Err::<&Response<()>, _>(&())), Class::TRANSIENT);
+    }
+}

@@ -1,0 +1,10 @@
+//! The only place that names tokio's time: everything else is told the time, or asks here.
+//!
+//! It follows the runtime's clock, so a test on a paused clock moves every layer.
+
+pub(crate) use tokio::time::{Instant, Sleep, sleep_until};
+
+/// The time of the runtime that this is called in; outside of a runtime, the system's monotonic clock.
+pub(crate) fn now() -> Instant {
+    Instant::now()
+}

@@ -1,0 +1,30 @@
+#![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails should say where"))]
+
+// The layers stand beside `src/`, at the top of the repository: they are what this crate is about.
+#[path = "../layers/mod.rs"]
+mod layers;
+pub use layers::*;
+
+mod ambient;
+mod backoff;
+mod classify;
+mod clock;
+mod deadline;
+mod rejection;
+pub mod scope;
+mod setting;
+mod telemetry;
+#[cfg(feature = "test-util")]
+#[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
+pub mod testing;
+
+pub use ambient::attempt;
+pub use backoff::{Backoff, Jitter, Waits};
+pub use classify::{Class, Classify, FailOnError, HttpStatus};
+pub use deadline::{Deadline, WithDeadline};
+pub use rejection::{Error, Reason, Reject, Rejection, boxed, rejection};
+pub use scope::Scope;
+pub use setting::Setting;
+pub use telemetry::{Event, Observer, Site};

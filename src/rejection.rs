@@ -1,0 +1,413 @@
+//! Rejections: a layer answers instead of the service, and the stack keeps the service's own error type.
+
+use std::{convert::Infallible, error::Error as StdError, fmt, sync::Arc, time::Duration};
+
+use http::{HeaderValue, Response, StatusCode, header::RETRY_AFTER};
+
+use crate::{classify::Class, telemetry::Site};
+
+/// A layer's answer in place of the service's: which layer, why, and when to come back.
+///
+/// It travels inside the stack's own error (or response): [`rejection`] and [`Rejection::find`] get it out again.
+///
+/// It is cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Rejection {
+    layer: &'static str,
+    name: Option<&'static str>,
+    reason: Reason,
+    retry_after: Option<Duration>,
+}
+
+/// Why a layer answered instead of the service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// The service did not answer within the limit.
+    TimedOut {
+        /// The limit that was exceeded.
+        limit: Duration,
+    },
+    /// A circuit breaker lets no call through at the moment.
+    CircuitOpen,
+    /// As many calls as allowed are in flight, and no more may wait, or this one has waited too long.
+    Overloaded {
+        /// The number of calls that are allowed in flight.
+        limit: usize,
+    },
+    /// More calls came than the rate allows.
+    RateLimited,
+    /// Another caller's call, which this one shared, has failed: the error went to that caller, this is what it said.
+    Shared {
+        /// The error's message.
+        message: Arc<str>,
+        /// What the original error said about the service.
+        class: Class,
+    },
+    /// A fault that was put in on purpose.
+    Injected,
+}
+
+impl Rejection {
+    /// A rejection by the layer at `site`: for layers of your own.
+    #[must_use]
+    pub fn new(site: &Site, reason: Reason) -> Self {
+        Self { layer: site.layer(), name: site.name(), reason, retry_after: None }
+    }
+
+    /// The same, telling when it is worth coming back.
+    #[must_use]
+    pub fn with_retry_after(mut self, retry_after: Duration) -> Self {
+        self.retry_after = Some(retry_after);
+        self
+    }
+
+    /// The layer that rejected: its module's name, such as `"timeout"`.
+    #[must_use]
+    pub fn layer(&self) -> &'static str {
+        self.layer
+    }
+
+    /// The name that was given to that layer with `.named(..)`.
+    #[must_use]
+    pub fn name(&self) -> Option<&'static str> {
+        self.name
+    }
+
+    /// Why it rejected.
+    #[must_use]
+    pub fn reason(&self) -> &Reason {
+        &self.reason
+    }
+
+    /// How long to wait before coming back, where the layer knows it.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
+    /// Whether a limit of time was exceeded.
+    #[must_use]
+    pub fn is_timed_out(&self) -> bool {
+        matches!(self.reason, Reason::TimedOut { .. })
+    }
+
+    /// Whether a circuit breaker was open.
+    #[must_use]
+    pub fn is_circuit_open(&self) -> bool {
+        self.reason == Reason::CircuitOpen
+    }
+
+    /// Whether a concurrency limit had no place.
+    #[must_use]
+    pub fn is_overloaded(&self) -> bool {
+        matches!(self.reason, Reason::Overloaded { .. })
+    }
+
+    /// What this rejection says about the service beneath the layer that rejected.
+    ///
+    /// Too slow is a transient failure. An open circuit is a failure that no retry helps. A local limit says nothing about the
+    /// service. A shared failure is what the original was.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        match self.reason {
+            Reason::TimedOut { .. } | Reason::Injected => {
+                Class::Failure { transient: true, retry_after: self.retry_after }
+            }
+            Reason::CircuitOpen => Class::Failure { transient: false, retry_after: self.retry_after },
+            Reason::Overloaded { .. } | Reason::RateLimited => Class::Ignored,
+            Reason::Shared { class, .. } => class,
+        }
+    }
+
+    /// The status that an HTTP server answers with: 504 for a timeout, 429 for a rate, 503 otherwise.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        match self.reason {
+            Reason::TimedOut { .. } => StatusCode::GATEWAY_TIMEOUT,
+            Reason::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// The rejection that `error` is, or that lies somewhere in its chain of sources.
+    ///
+    /// An error type of yours keeps it findable by returning it from `source()`; with thiserror that is a field marked
+    /// `#[source]` or `#[from]` and `#[error("{0}")]`, while `#[error(transparent)]` hides it.
+    #[must_use]
+    pub fn find<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Self> {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            if let Some(found) = error.downcast_ref() {
+                return Some(found);
+            }
+            next = error.source();
+        }
+        None
+    }
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.layer)?;
+        if let Some(name) = self.name {
+            write!(f, " `{name}`")?;
+        }
+        match &self.reason {
+            Reason::TimedOut { limit } => write!(f, ": no answer within {limit:?}")?,
+            Reason::CircuitOpen => write!(f, ": the circuit is open")?,
+            Reason::Overloaded { limit } => write!(f, ": {limit} calls are in flight, which is the limit")?,
+            Reason::RateLimited => write!(f, ": more calls than the rate allows")?,
+            Reason::Shared { message, .. } => write!(f, ": the call that this one shared failed: {message}")?,
+            Reason::Injected => write!(f, ": a fault put in on purpose")?,
+        }
+        match self.retry_after {
+            Some(wait) => write!(f, "; try again in {wait:?}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl StdError for Rejection {}
+
+/// An error that can carry a rejection, in a service that answers `R`.
+///
+/// Every layer asks this of its service's error and then keeps that error type: a stack of layers has the error that its
+/// innermost service has. It is implemented for
+///
+/// - [`Error<E>`]: put `.map_err(ziggurat::Error::Service)` innermost, next to the service, and every error type will do;
+/// - `Box<dyn Error + Send + Sync>`: put `.map_err(ziggurat::boxed)` there instead, if you want a boxed error;
+/// - `Infallible`, for services that answer [`http::Response`]: an axum `Router` takes every layer as it is, and a rejection
+///   becomes a response with status 504, 503 or 429 and a `Retry-After` where the layer knows it;
+/// - your own error type, if you write it:
+///
+/// ```
+/// use ziggurat::{Reject, Rejection};
+///
+/// enum MyError {
+///     Rejected(Rejection),
+///     Database(String),
+/// }
+///
+/// impl<R> Reject<R> for MyError {
+///     fn reject(rejection: Rejection) -> Result<R, Self> {
+///         Err(MyError::Rejected(rejection))
+///     }
+///     fn rejection(outcome: &Result<R, Self>) -> Option<&Rejection> {
+///         match outcome {
+///             Err(MyError::Rejected(rejection)) => Some(rejection),
+///             _ => None,
+///         }
+///     }
+/// }
+/// ```
+///
+/// # It does not compile
+///
+/// - *"a layer has to answer in place of the service, and `reqwest::Error` cannot say so"*: the error of the innermost service
+///   carries no rejection. Put `.map_err(ziggurat::Error::Service)` next to the service, as the last line before `.service(..)`.
+/// - *"the method `oneshot` (or `ready`) exists .. but its trait bounds were not satisfied"* hides the reason. Ask for it: write
+///   `tower::util::BoxCloneSyncService::new(svc)` and compile again.
+/// - A body that is not `Default` (such as that of tower-http's `TraceLayer`) stands in the way of the `Infallible` form: put
+///   that layer outside of these, or `.map_response(|r: Response<_>| r.map(Body::new))` between.
+#[diagnostic::on_unimplemented(
+    message = "a layer has to answer in place of the service, and `{Self}` cannot say so in a service that answers `{R}`",
+    label = "this error carries no rejection",
+    note = "put `.map_err(ziggurat::Error::Service)` innermost, next to the service",
+    note = "or `.map_err(ziggurat::boxed)` for a boxed error; or implement `ziggurat::Reject` for your own error type",
+    note = "an HTTP service that is `Infallible` needs a response body that is `Default`: a body that is not (tower-http's `TraceLayer`) belongs outside"
+)]
+pub trait Reject<R>: Sized {
+    /// The outcome that says: a layer rejected.
+    ///
+    /// # Errors
+    ///
+    /// Always, where the rejection is an error; where it is a response (as for `Infallible`), never.
+    fn reject(rejection: Rejection) -> Result<R, Self>;
+
+    /// The rejection that lies in an outcome, if it is one.
+    fn rejection(outcome: &Result<R, Self>) -> Option<&Rejection>;
+}
+
+/// The rejection that lies in an outcome of a stack, if a layer answered instead of the service.
+///
+/// ```
+/// # use ziggurat::{Error, Reject, Rejection};
+/// # fn inspect(outcome: Result<String, Error<std::io::Error>>) -> &'static str {
+/// match ziggurat::rejection(&outcome) {
+///     Some(rejection) if rejection.is_circuit_open() => "come back later",
+///     Some(_) => "rejected",
+///     None => "the service's own answer or error",
+/// }
+/// # }
+/// # assert_eq!(inspect(Ok(String::new())), "the service's own answer or error");
+/// ```
+pub fn rejection<R, E: Reject<R>>(outcome: &Result<R, E>) -> Option<&Rejection> {
+    E::rejection(outcome)
+}
+
+/// The error of a stack: a layer's rejection, or the service's own error.
+///
+/// `.map_err(ziggurat::Error::Service)` innermost, next to the service, makes it the stack's error. It never nests.
+#[derive(Debug, Clone)]
+pub enum Error<E> {
+    /// A layer answered instead of the service.
+    Rejected(Rejection),
+    /// The service's own error.
+    Service(E),
+}
+
+impl<E: fmt::Display> fmt::Display for Error<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rejected(rejection) => rejection.fmt(f),
+            Self::Service(error) => error.fmt(f),
+        }
+    }
+}
+
+impl<E: StdError + 'static> StdError for Error<E> {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            Self::Rejected(rejection) => Some(rejection),
+            Self::Service(error) => error.source(),
+        }
+    }
+}
+
+impl<R, E> Reject<R> for Error<E> {
+    fn reject(rejection: Rejection) -> Result<R, Self> {
+        Err(Self::Rejected(rejection))
+    }
+
+    fn rejection(outcome: &Result<R, Self>) -> Option<&Rejection> {
+        match outcome {
+            Err(Self::Rejected(rejection)) => Some(rejection),
+            _ => None,
+        }
+    }
+}
+
+/// Boxes an error, for `.map_err(ziggurat::boxed)` innermost, next to the service.
+///
+/// A function of its own because `Into::into` there would have to be told its types.
+pub fn boxed<E>(error: E) -> Box<dyn StdError + Send + Sync>
+where
+    E: Into<Box<dyn StdError + Send + Sync>>,
+{
+    error.into()
+}
+
+/// In a box of any lifetime a rejection can only be found through `source()`, which is `'static`.
+struct Boxed(Rejection);
+
+impl fmt::Debug for Boxed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for Boxed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl StdError for Boxed {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&self.0)
+    }
+}
+
+// For every lifetime: with 'static alone, a stack inside `tokio::spawn(async move { .. })` is "not general enough".
+impl<'a, R> Reject<R> for Box<dyn StdError + Send + Sync + 'a> {
+    fn reject(rejection: Rejection) -> Result<R, Self> {
+        Err(Box::new(Boxed(rejection)))
+    }
+
+    fn rejection(outcome: &Result<R, Self>) -> Option<&Rejection> {
+        outcome.as_ref().err().and_then(|error| error.source()).and_then(Rejection::find)
+    }
+}
+
+#[diagnostic::do_not_recommend]
+impl<B: Default> Reject<Response<B>> for Infallible {
+    fn reject(rejection: Rejection) -> Result<Response<B>, Self> {
+        let mut response = Response::new(B::default());
+        *response.status_mut() = rejection.status();
+        if let Some(wait) = rejection.retry_after {
+            // Whole seconds, rounded up: who comes back after them comes late enough.
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response.extensions_mut().insert(rejection);
+        Ok(response)
+    }
+
+    fn rejection(outcome: &Result<Response<B>, Self>) -> Option<&Rejection> {
+        outcome.as_ref().ok()?.extensions().get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn timed_out() -> Rejection {
+        let limit = Duration::from_millis(250);
+        Rejection::new(&Site::new("timeout"), Reason::TimedOut { limit })
+    }
+
+    #[test]
+    fn it_says_who_why_and_when_to_come_back() {
+        let site = Site::new("circuit_breaker").named("payments");
+        let rejection = Rejection::new(&site, Reason::CircuitOpen).with_retry_after(Duration::from_millis(1500));
+        assert_eq!(rejection.to_string(), "circuit_breaker `payments`: the circuit is open; try again in 1.5s");
+        assert_eq!(timed_out().to_string(), "timeout: no answer within 250ms");
+    }
+
+    #[test]
+    fn it_is_found_in_every_error_that_carries_it() {
+        let typed: Result<(), Error<fmt::Error>> = Reject::reject(timed_out());
+        assert!(rejection(&typed).unwrap().is_timed_out());
+        assert!(Rejection::find(&typed.unwrap_err()).unwrap().is_timed_out());
+
+        let boxed: Result<(), Box<dyn StdError + Send + Sync>> = Reject::reject(timed_out());
+        assert!(rejection(&boxed).unwrap().is_timed_out());
+        assert!(Rejection::find(boxed.unwrap_err().as_ref()).unwrap().is_timed_out());
+
+        // Typed inside boxed: a user boxed the error of a whole stack.
+        let typed: Result<(), Error<fmt::Error>> = Reject::reject(timed_out());
+        let both: Result<(), Box<dyn StdError + Send + Sync>> = typed.map_err(Into::into);
+        assert!(rejection(&both).unwrap().is_timed_out());
+    }
+
+    #[test]
+    fn a_services_own_error_is_no_rejection() {
+        let typed: Result<(), _> = Err(Error::Service(fmt::Error));
+        assert!(rejection(&typed).is_none());
+        let boxed: Result<(), _> = Err(boxed(fmt::Error));
+        assert!(rejection(&boxed).is_none());
+    }
+
+    #[test]
+    fn an_infallible_http_service_answers_with_a_status() {
+        let site = Site::new("any");
+        let second = Duration::from_secs(1);
+        for (reason, wait, status, header) in [
+            (Reason::TimedOut { limit: second }, None, 504, None),
+            (Reason::CircuitOpen, Some(second * 5 / 2), 503, Some("3")),
+            (Reason::Overloaded { limit: 1 }, None, 503, None),
+            (Reason::RateLimited, Some(second), 429, Some("1")),
+        ] {
+            let mut rejected = Rejection::new(&site, reason.clone());
+            rejected.retry_after = wait;
+            let outcome: Result<Response<String>, Infallible> = Reject::reject(rejected);
+            assert_eq!(rejection(&outcome).unwrap().reason(), &reason);
+            let Ok(response) = outcome;
+            assert_eq!(response.status(), status);
+            let sent = response.headers().get(RETRY_AFTER).map(|value| value.to_str().unwrap());
+            assert_eq!(sent, header);
+        }
+    }
+}

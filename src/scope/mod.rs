@@ -1,0 +1,256 @@
+//! Scopes: the state that belongs to a request, a batch, the whole program.
+//!
+//! A [`Scope`] holds values by their type, and a child scope sees what its parents hold. The
+//! [`ContextLayer`](crate::context::ContextLayer) opens one for every request; [`Scope::within`] runs any future in one.
+//!
+//! ```
+//! use ziggurat::Scope;
+//!
+//! #[derive(Debug, PartialEq)]
+//! struct Tenant(&'static str);
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() {
+//! let app = Scope::root("app").with(Tenant("nobody"));
+//! let request = app.child("request").with(Tenant("acme"));
+//!
+//! request
+//!     .within(async {
+//!         let tenant = Scope::current().unwrap().get::<Tenant>().unwrap();
+//!         assert_eq!(*tenant, Tenant("acme"));
+//!     })
+//!     .await;
+//! assert_eq!(*app.get::<Tenant>().unwrap(), Tenant("nobody"));
+//! # }
+//! ```
+
+use std::{
+    any::type_name,
+    borrow::Cow,
+    error::Error,
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use pin_project_lite::pin_project;
+
+use crate::ambient;
+
+mod state;
+use state::State;
+
+/// A set of values, each of its own type, that belongs to a piece of work. A clone is the same scope, and cheap.
+///
+/// A value is looked up by its exact type, from this scope outwards. Values are shared as [`Arc`]s: a reader keeps the one it
+/// got, whole, while others replace it.
+#[derive(Clone)]
+pub struct Scope {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    name: Cow<'static, str>,
+    id: u64,
+    parent: Option<Scope>,
+    state: State,
+}
+
+impl Scope {
+    /// A scope without a parent.
+    pub fn root(name: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(name.into(), None)
+    }
+
+    /// A scope that sees what this one holds.
+    pub fn child(&self, name: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(name.into(), Some(self.clone()))
+    }
+
+    fn new(name: Cow<'static, str>, parent: Option<Self>) -> Self {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        Self {
+            inner: Arc::new(Inner {
+                name,
+                id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+                parent,
+                state: State::default(),
+            }),
+        }
+    }
+
+    /// Puts a value into this scope, in place of one of the same type, and hides one that a parent holds.
+    #[must_use]
+    pub fn with<T: Send + Sync + 'static>(self, value: T) -> Self {
+        self.inner.state.put(Arc::new(value));
+        self
+    }
+
+    /// The name that the scope was given.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// A number that no other scope of this process has.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.inner.id
+    }
+
+    /// The scope that this one is a child of.
+    #[must_use]
+    pub fn parent(&self) -> Option<&Self> {
+        self.inner.parent.as_ref()
+    }
+
+    /// This scope and its parents, from the inside out.
+    fn outwards(&self) -> impl Iterator<Item = &Self> {
+        std::iter::successors(Some(self), |scope| scope.parent())
+    }
+
+    /// The value of this type in the nearest scope that holds one.
+    #[must_use]
+    pub fn get<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
+        self.outwards().find_map(|scope| scope.inner.state.get())
+    }
+
+    /// The value of this type in the nearest scope that holds one.
+    ///
+    /// # Errors
+    ///
+    /// If there is none: the error names the type and this scope.
+    pub fn require<T: Send + Sync + 'static>(&self) -> Result<Arc<T>, MissingState> {
+        self.get().ok_or_else(|| MissingState { type_name: type_name::<T>(), scope: self.path() })
+    }
+
+    /// The value of this type in the nearest scope that holds one; if there is none, this scope gets the type's default.
+    ///
+    /// The default is made without holding a lock. Of two callers that make it at once, both get the one that was first.
+    #[must_use]
+    pub fn state<T: Default + Send + Sync + 'static>(&self) -> Arc<T> {
+        self.get().unwrap_or_else(|| self.inner.state.put_if_absent(Arc::new(T::default())))
+    }
+
+    /// Replaces the value of this type, in the nearest scope that holds one, by what `change` makes of it; returns the new one.
+    ///
+    /// It is atomic: readers see the old value or the new one, whole, and no change is lost. `change` runs without a lock, and
+    /// once more if somebody else changed the value meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// If no scope holds a value of this type.
+    pub fn update<T: Send + Sync + 'static>(&self, change: impl Fn(&T) -> T) -> Result<Arc<T>, MissingState> {
+        loop {
+            let holder = self.outwards().find_map(|scope| {
+                let old = scope.inner.state.get::<T>()?;
+                Some((scope, old))
+            });
+            let Some((scope, old)) = holder else {
+                return self.require();
+            };
+            let new = Arc::new(change(&old));
+            if scope.inner.state.replace(&old, Arc::clone(&new)) {
+                return Ok(new);
+            }
+        }
+    }
+
+    /// The scope that the caller runs in: that of the request, in the handler, in every layer and service inside the
+    /// [`ContextLayer`](crate::context::ContextLayer), in response bodies, and in the `Drop` of all these.
+    ///
+    /// A spawned task has none, unless it was given one with [`within`](Scope::within).
+    #[must_use]
+    pub fn current() -> Option<Self> {
+        ambient::get()
+    }
+
+    /// Runs `future` in this scope: it is the current one whenever the future is polled, and when it is dropped.
+    pub fn within<F>(&self, future: F) -> WithScope<F> {
+        WithScope { future: Some(future), scope: Some(self.clone()) }
+    }
+
+    /// Runs `f` in this scope.
+    pub fn enter<R>(&self, f: impl FnOnce() -> R) -> R {
+        let mut scope = Some(self.clone());
+        let _entered = ambient::enter(&mut scope);
+        f()
+    }
+
+    /// The names from the outermost scope to this one, as `app/request`.
+    fn path(&self) -> String {
+        let mut names: Vec<_> = self.outwards().map(Self::name).collect();
+        names.reverse();
+        names.join("/")
+    }
+}
+
+impl fmt::Debug for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scope")
+            .field("path", &self.path())
+            .field("id", &self.inner.id)
+            .field("state", &self.inner.state)
+            .finish()
+    }
+}
+
+/// The scope that was asked, and its parents, hold no value of the type.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MissingState {
+    type_name: &'static str,
+    scope: String,
+}
+
+impl fmt::Display for MissingState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { type_name, scope } = self;
+        write!(
+            f,
+            "the scope `{scope}` holds no `{type_name}`: give it one with `.with(..)`, or ask with `get` or `state`"
+        )
+    }
+}
+
+impl Error for MissingState {}
+
+pin_project! {
+    /// The future of [`Scope::within`].
+    #[must_use = "futures do nothing unless polled"]
+    pub struct WithScope<F> {
+        #[pin]
+        future: Option<F>,
+        scope: Option<Scope>,
+    }
+
+    impl<F> PinnedDrop for WithScope<F> {
+        fn drop(this: Pin<&mut Self>) {
+            let mut this = this.project();
+            let _entered = ambient::enter(this.scope);
+            this.future.set(None);
+        }
+    }
+}
+
+impl<F: Future> Future for WithScope<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let _entered = ambient::enter(this.scope);
+        match this.future.as_pin_mut() {
+            Some(future) => future.poll(cx),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl<F> fmt::Debug for WithScope<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WithScope").field("scope", &self.scope).field("future", &type_name::<F>()).finish()
+    }
+}

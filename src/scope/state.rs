@@ -1,0 +1,91 @@
+//! The typed values of one scope.
+
+use std::{
+    any::{Any, TypeId, type_name},
+    fmt,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+/// Values by their type. Few in number, so a list is the fastest map. No lock is held while anything of a user's runs: a value
+/// that was replaced is dropped after the lock.
+#[derive(Default)]
+pub(super) struct State {
+    values: RwLock<Vec<Value>>,
+}
+
+struct Value {
+    type_id: TypeId,
+    type_name: &'static str,
+    value: Arc<dyn Any + Send + Sync>,
+}
+
+impl State {
+    pub(super) fn get<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
+        let values = self.values.read().unwrap_or_else(PoisonError::into_inner);
+        find(&values)
+    }
+
+    pub(super) fn put<T: Send + Sync + 'static>(&self, value: Arc<T>) {
+        let replaced = self.write(|values| {
+            let index = values.iter().position(|held| held.type_id == TypeId::of::<T>());
+            let value = Value::new(value);
+            match index.and_then(|index| values.get_mut(index)) {
+                Some(held) => Some(std::mem::replace(held, value)),
+                None => {
+                    values.push(value);
+                    None
+                }
+            }
+        });
+        drop(replaced);
+    }
+
+    /// The value that is held afterwards: this one, or the one that was there.
+    pub(super) fn put_if_absent<T: Send + Sync + 'static>(&self, value: Arc<T>) -> Arc<T> {
+        self.write(|values| {
+            find(values).unwrap_or_else(|| {
+                values.push(Value::new(Arc::clone(&value)));
+                Arc::clone(&value)
+            })
+        })
+    }
+
+    /// Puts `new` in place of `old`; false if something else is there by now.
+    pub(super) fn replace<T: Send + Sync + 'static>(&self, old: &Arc<T>, new: Arc<T>) -> bool {
+        self.write(|values| {
+            let held = values.iter_mut().find(|held| {
+                std::ptr::addr_eq(Arc::as_ptr(&held.value), Arc::as_ptr(old)) && held.type_id == TypeId::of::<T>()
+            });
+            match held {
+                Some(held) => {
+                    // The caller holds `old` too: nothing is dropped here.
+                    held.value = new;
+                    true
+                }
+                None => false,
+            }
+        })
+    }
+
+    fn write<R>(&self, f: impl FnOnce(&mut Vec<Value>) -> R) -> R {
+        f(&mut self.values.write().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn find<T: Send + Sync + 'static>(values: &[Value]) -> Option<Arc<T>> {
+    let held = values.iter().find(|held| held.type_id == TypeId::of::<T>())?;
+    Arc::clone(&held.value).downcast().ok()
+}
+
+impl Value {
+    fn new<T: Send + Sync + 'static>(value: Arc<T>) -> Self {
+        Self { type_id: TypeId::of::<T>(), type_name: type_name::<T>(), value }
+    }
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let values = self.values.read().unwrap_or_else(PoisonError::into_inner);
+        f.debug_list().entries(values.iter().map(|held| held.type_name)).finish()
+    }
+}

@@ -1,0 +1,97 @@
+//! A test kit for layers and stacks, this crate's and yours (feature `test-util`).
+//!
+//! - [`Strict`] holds callers to the contract of a [`Service`]: it panics when it is called without being ready.
+//! - [`Task`] polls a future by hand, step by step, and tells whether it was woken.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+};
+
+use tower_service::Service;
+
+/// A service that panics when it is called without having been polled ready. A clone is not ready.
+#[derive(Debug, Default)]
+pub struct Strict<S> {
+    inner: S,
+    ready: bool,
+}
+
+impl<S> Strict<S> {
+    /// Holds the callers of `inner` to the contract.
+    pub fn new(inner: S) -> Self {
+        Self { inner, ready: false }
+    }
+}
+
+impl<S: Clone> Clone for Strict<S> {
+    fn clone(&self) -> Self {
+        Self::new(self.inner.clone())
+    }
+}
+
+impl<S: Service<Req>, Req> Service<Req> for Strict<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        let polled = self.inner.poll_ready(cx);
+        self.ready = matches!(polled, Poll::Ready(Ok(())));
+        polled
+    }
+
+    fn call(&mut self, request: Req) -> S::Future {
+        assert!(self.ready, "called without being ready: `poll_ready` has to answer `Ready(Ok(()))` before each call");
+        self.ready = false;
+        self.inner.call(request)
+    }
+}
+
+/// A future that is polled by hand, step by step.
+pub struct Task<F> {
+    future: Pin<Box<F>>,
+    woken: Arc<Woken>,
+}
+
+#[derive(Default)]
+struct Woken {
+    times: AtomicUsize,
+}
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.times.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl<F: Future> Task<F> {
+    /// Takes a future that is not polled yet.
+    pub fn new(future: F) -> Self {
+        Self { future: Box::pin(future), woken: Arc::default() }
+    }
+
+    /// Polls it once.
+    pub fn poll(&mut self) -> Poll<F::Output> {
+        let waker = Waker::from(Arc::clone(&self.woken));
+        self.future.as_mut().poll(&mut Context::from_waker(&waker))
+    }
+
+    /// How often it has been woken so far.
+    #[must_use]
+    pub fn times_woken(&self) -> usize {
+        self.woken.times.load(Ordering::SeqCst)
+    }
+}
+
+impl<F> fmt::Debug for Task<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Task").field("times_woken", &self.woken.times).finish()
+    }
+}
