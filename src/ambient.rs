@@ -101,7 +101,7 @@ fn with<T: Slot, R: Default>(f: impl FnOnce(&Cell<T>) -> R) -> R {
 /// The number of the attempt that the caller runs in: 1 for the first, and outside of any retry.
 ///
 /// Every layer and service inside a [`RetryLayer`](crate::retry::RetryLayer) can ask, in `poll_ready`, `call`, and while its
-/// response future is polled or dropped. Of nested retries the innermost answers. A spawned task starts at 1 again.
+/// response future is polled. Of nested retries the innermost answers. A spawned task starts at 1 again.
 ///
 /// ```
 /// assert_eq!(ziggurat::attempt(), 1);

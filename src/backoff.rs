@@ -78,7 +78,7 @@ impl Backoff {
     /// The waits of one call, one after the other, without end. Each iterator draws its own chance.
     #[must_use]
     pub fn waits(&self) -> Waits {
-        Waits { backoff: *self, number: 0, last: self.base.min(self.max) }
+        Waits { backoff: *self, number: 0, last: Duration::ZERO }
     }
 
     /// The wait with this number (from 1) without jitter.
@@ -92,9 +92,9 @@ impl Backoff {
     }
 
     /// The wait with this number (from 1), where `last` was the one before.
-    pub(crate) fn wait(&self, number: u32, last: Duration) -> Duration {
+    pub(crate) fn nth(&self, number: u32, last: Duration) -> Duration {
         let wait = match self.jitter {
-            Jitter::Decorrelated => last.saturating_mul(3).max(self.base),
+            Jitter::Decorrelated => last.max(self.base).saturating_mul(3),
             _ => self.rule(number),
         };
         match self.jitter {
@@ -136,7 +136,7 @@ impl Iterator for Waits {
 
     fn next(&mut self) -> Option<Duration> {
         self.number = self.number.saturating_add(1);
-        self.last = self.backoff.wait(self.number, self.last);
+        self.last = self.backoff.nth(self.number, self.last);
         Some(self.last)
     }
 }
@@ -221,7 +221,7 @@ mod tests {
             }
             let rule = grown.min(max.as_nanos());
             let last = base.min(max);
-            let wait = Backoff::exponential(base).max(max).jitter(JITTERS[jitter]).wait(number, last).as_nanos();
+            let wait = Backoff::exponential(base).max(max).jitter(JITTERS[jitter]).nth(number, last).as_nanos();
             // f64 holds 53 bits: of ten seconds times 2^19 that is a few nanoseconds.
             let rounding = rule / (1 << 50) + 1;
             match JITTERS[jitter] {
@@ -231,7 +231,7 @@ mod tests {
                 Jitter::Decorrelated => {
                     prop_assert!(wait <= max.as_nanos());
                     prop_assert!(wait >= base.as_nanos().min(max.as_nanos()));
-                    prop_assert!(wait <= (3 * last.as_nanos()).max(base.as_nanos()));
+                    prop_assert!(wait <= 3 * last.max(base).as_nanos());
                 }
             }
         }
@@ -244,7 +244,7 @@ mod tests {
             number in prop_oneof![Just(0), Just(1), Just(u32::MAX), any::<u32>()], jitter in 0..4_usize,
         ) {
             let backoff = Backoff::exponential(base).factor(factor).max(max).jitter(JITTERS[jitter]);
-            prop_assert!(backoff.wait(number, last) <= max);
+            prop_assert!(backoff.nth(number, last) <= max);
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! It follows the runtime's clock, so a test on a paused clock moves every layer.
 
-pub(crate) use tokio::time::{Instant, Sleep, sleep_until};
+pub(crate) use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 /// The time of the runtime that this is called in; outside of a runtime, the system's monotonic clock.
 pub(crate) fn now() -> Instant {

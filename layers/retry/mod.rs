@@ -1,0 +1,432 @@
+//! Sends a request once more after a failure that may be gone by then.
+//!
+//! **What it counts**: attempts, the first one included. The last outcome comes back untouched, whether it is a response or an
+//! error. An outcome is retried if its [`Class`] is a transient failure, and
+//!
+//! - attempts are left: three in all by default;
+//! - there is a copy of the request ([`CopyRequest`]); without one it is sent once, never refused. A request that was not sent,
+//!   because the service did not become ready, needs no copy;
+//! - the next attempt can start before the [`Deadline`]; and if the service said how long to leave it alone (`Retry-After`), that is
+//!   obeyed, up to 300 s (the figure of linkerd2);
+//! - the [`Budget`], which all clones share, has one left.
+//!
+//! Between two attempts it waits: by default [`Backoff::exponential`] from 100 ms to 1 s with full jitter, so that callers that
+//! failed together do not come back together. **Its clock** runs only then; a call that succeeds reads none.
+//!
+//! **Where it belongs**: inside of the total timeout and outside of everything that should see each attempt: circuit breaker,
+//! concurrency limit, the attempt's timeout. Outside of the total timeout it would retry what has no time left; inside of a
+//! concurrency limit it would hold a permit while it sleeps. What stands inside can read [`attempt()`](crate::attempt).
+//!
+//! **Cancellation.** Dropping the response future drops the attempt, or the pause, and starts no other; a retry that was granted
+//! and not started goes back into the budget.
+//!
+//! It needs `S: Clone`, and is always ready: each attempt waits for the readiness of a clone of its own.
+//!
+//! ```
+//! use std::{io, sync::atomic::{AtomicU32, Ordering}, time::Duration};
+//! use tower::{ServiceBuilder, ServiceExt, service_fn};
+//! use ziggurat::{Error, retry::RetryLayer};
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+//! static CALLS: AtomicU32 = AtomicU32::new(0);
+//!
+//! let service = ServiceBuilder::new()
+//!     .layer(RetryLayer::new().max_attempts(3).backoff(Duration::from_secs(1)))
+//!     .map_err(Error::Service)
+//!     .service(service_fn(|name: &'static str| async move {
+//!         match CALLS.fetch_add(1, Ordering::Relaxed) {
+//!             0 | 1 => Err(io::Error::other("not now")),
+//!             _ => Ok(format!("hello {name}, at attempt {}", ziggurat::attempt())),
+//!         }
+//!     }));
+//!
+//! assert_eq!(service.oneshot("world").await.unwrap(), "hello world, at attempt 3");
+//! # }
+//! ```
+
+use std::{
+    any::type_name,
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::{
+    Backoff, Class, Classify, Deadline, Event, FailOnError, HttpStatus, Jitter, Reject, Site,
+    ambient::{self, Attempt},
+    clock::{self, Sleep},
+    telemetry::{site, site_setters},
+};
+
+mod budget;
+mod copy;
+
+pub use budget::Budget;
+use budget::Withdrawal;
+pub use copy::{Cloned, CopyRequest, Idempotent};
+
+/// A service that asks for more than this is not asked again by the same call.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
+
+/// Sends a request once more after a failure that may be gone by then: see the [module](self).
+#[derive(Clone)]
+#[must_use]
+pub struct RetryLayer<C = FailOnError, P = Cloned, B = Backoff> {
+    max_attempts: u32,
+    classify: C,
+    copy: P,
+    backoff: B,
+    budget: Option<Arc<Budget>>,
+    site: Site,
+}
+
+impl RetryLayer {
+    /// Three attempts, for any request that is `Clone`; every error of the service is retried, no response is.
+    pub fn new() -> Self {
+        Self::with(FailOnError, Cloned)
+    }
+}
+
+impl Default for RetryLayer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl RetryLayer<HttpStatus, Idempotent> {
+    /// Three attempts, for HTTP requests that may be repeated: see [`Idempotent`] and [`HttpStatus`].
+    pub fn http() -> Self {
+        Self::with(HttpStatus, Idempotent)
+    }
+}
+
+impl<C, P> RetryLayer<C, P> {
+    fn with(classify: C, copy: P) -> Self {
+        Self {
+            max_attempts: 3,
+            classify,
+            copy,
+            backoff: Backoff::exponential(Duration::from_millis(100)).max(Duration::from_secs(1)).jitter(Jitter::Full),
+            budget: Some(Arc::default()),
+            site: site!("retry"),
+        }
+    }
+}
+
+impl<C, P, B> RetryLayer<C, P, B> {
+    /// How often a request is sent at most, the first time included; 3 if it is not set. With 1 nothing is retried, nor copied.
+    ///
+    /// # Panics
+    ///
+    /// If `attempts` is zero.
+    #[track_caller]
+    pub fn max_attempts(mut self, attempts: u32) -> Self {
+        assert!(attempts > 0, "attempts must be at least 1: the first attempt counts");
+        self.max_attempts = attempts;
+        self
+    }
+
+    /// How long to wait before the next attempt: a [`Backoff`], a [`Duration`], or a function of the number of the attempt that
+    /// failed and of its outcome, `|attempt: u32, outcome: Result<&_, &_>| -> Duration`.
+    ///
+    /// If the service says how long to leave it alone, the longer of both counts.
+    pub fn backoff<B2>(self, backoff: B2) -> RetryLayer<C, P, B2> {
+        let Self { max_attempts, classify, copy, backoff: _, budget, site } = self;
+        RetryLayer { max_attempts, classify, copy, backoff, budget, site }
+    }
+
+    /// Which outcomes are retried: those that this says are transient failures.
+    pub fn classify<C2>(self, classify: C2) -> RetryLayer<C2, P, B> {
+        let Self { max_attempts, classify: _, copy, backoff, budget, site } = self;
+        RetryLayer { max_attempts, classify, copy, backoff, budget, site }
+    }
+
+    /// How a request is copied, and which are sent once: [`Cloned`], [`Idempotent`], or a closure `|req: &Req| -> Option<Req>`.
+    pub fn copy<P2>(self, copy: P2) -> RetryLayer<C, P2, B> {
+        let Self { max_attempts, classify, copy: _, backoff, budget, site } = self;
+        RetryLayer { max_attempts, classify, copy, backoff, budget, site }
+    }
+
+    /// How many retries all calls together may make; `None` for any number. [`Budget::default`] if it is not set.
+    pub fn budget(mut self, budget: impl Into<Option<Budget>>) -> Self {
+        self.budget = budget.into().map(Arc::new);
+        self
+    }
+
+    site_setters!();
+}
+
+impl<S, C, P, B> Layer<S> for RetryLayer<C, P, B>
+where
+    Self: Clone,
+{
+    type Service = Retry<S, C, P, B>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Retry { inner, layer: Arc::new(self.clone()) }
+    }
+}
+
+impl<C, P, B> fmt::Debug for RetryLayer<C, P, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RetryLayer")
+            .field("max_attempts", &self.max_attempts)
+            .field("classify", &type_name::<C>())
+            .field("copy", &type_name::<P>())
+            .field("backoff", &type_name::<B>())
+            .field("budget", &self.budget)
+            .field("site", &self.site)
+            .finish()
+    }
+}
+
+/// How long to wait before the next attempt: see [`RetryLayer::backoff`].
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not say how long to wait before the next attempt",
+    note = "give a `Backoff`, a `Duration`, or a closure `|attempt: u32, outcome: Result<&_, &_>| -> Duration {{ .. }}`"
+)]
+pub trait Wait<R, E> {
+    /// How long to wait after the attempt with this number (from 1) had this outcome; `last` is how long it was the last time.
+    fn wait(&self, attempt: u32, last: Duration, outcome: Result<&R, &E>) -> Duration;
+}
+
+impl<R, E> Wait<R, E> for Backoff {
+    fn wait(&self, attempt: u32, last: Duration, _: Result<&R, &E>) -> Duration {
+        self.nth(attempt, last)
+    }
+}
+
+impl<R, E> Wait<R, E> for Duration {
+    fn wait(&self, _: u32, _: Duration, _: Result<&R, &E>) -> Duration {
+        *self
+    }
+}
+
+#[diagnostic::do_not_recommend]
+impl<R, E, F> Wait<R, E> for F
+where
+    F: Fn(u32, Result<&R, &E>) -> Duration,
+{
+    fn wait(&self, attempt: u32, _: Duration, outcome: Result<&R, &E>) -> Duration {
+        self(attempt, outcome)
+    }
+}
+
+/// The service of [`RetryLayer`].
+#[derive(Debug)]
+pub struct Retry<S, C = FailOnError, P = Cloned, B = Backoff> {
+    // not a Service? see "It does not compile" in the docs of ziggurat::Reject
+    inner: S,
+    layer: Arc<RetryLayer<C, P, B>>,
+}
+
+// By hand: what the layer holds need not be Clone for this.
+impl<S: Clone, C, P, B> Clone for Retry<S, C, P, B> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), layer: Arc::clone(&self.layer) }
+    }
+}
+
+impl<S, C, P, B, Req> Service<Req> for Retry<S, C, P, B>
+where
+    S: Service<Req> + Clone,
+    S::Error: Reject<S::Response>,
+    C: Classify<S::Response, S::Error>,
+    P: CopyRequest<Req>,
+    B: Wait<S::Response, S::Error>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = ResponseFuture<S, Req, C, P, B>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Req) -> Self::Future {
+        if let Some(budget) = &self.layer.budget {
+            budget.deposit();
+        }
+        ResponseFuture {
+            service: self.inner.clone(),
+            layer: Arc::clone(&self.layer),
+            attempt: Attempt(1),
+            last_wait: Duration::ZERO,
+            request: Some(request),
+            state: State::Readying,
+        }
+    }
+}
+
+pin_project! {
+    /// The response future of [`Retry`].
+    #[must_use = "futures do nothing unless polled"]
+    pub struct ResponseFuture<S, Req, C, P, B>
+    where
+        S: Service<Req>,
+    {
+        service: S,
+        layer: Arc<RetryLayer<C, P, B>>,
+        attempt: Attempt,
+        last_wait: Duration,
+        // What the next call takes; while one is under way, the copy for the one after it.
+        request: Option<Req>,
+        #[pin]
+        state: State<S::Future>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<F> {
+        // The service of this attempt is not ready yet.
+        Readying,
+        Calling {
+            #[pin]
+            response: F,
+        },
+        // The next attempt is granted, and not started yet.
+        Pausing {
+            #[pin]
+            pause: Sleep,
+            granted: Option<Withdrawal>,
+        },
+    }
+}
+
+impl<S, Req, C, P, B> Future for ResponseFuture<S, Req, C, P, B>
+where
+    S: Service<Req>,
+    S::Error: Reject<S::Response>,
+    C: Classify<S::Response, S::Error>,
+    P: CopyRequest<Req>,
+    B: Wait<S::Response, S::Error>,
+{
+    type Output = Result<S::Response, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let mut attempt = *this.attempt;
+        let _entered = ambient::enter(&mut attempt);
+        loop {
+            let outcome = match this.state.as_mut().project() {
+                StateProj::Readying => match ready!(this.service.poll_ready(cx)) {
+                    Ok(()) => {
+                        let Some(request) = this.request.take() else {
+                            // Never: there is no next attempt without a request.
+                            return Poll::Pending;
+                        };
+                        if this.attempt.0 < this.layer.max_attempts {
+                            *this.request = this.layer.copy.copy(&request);
+                        }
+                        let response = this.service.call(request);
+                        this.state.set(State::Calling { response });
+                        continue;
+                    }
+                    // It was not sent: the request is still there for the next attempt.
+                    Err(error) => Err(error),
+                },
+                StateProj::Calling { response } => ready!(response.poll(cx)),
+                StateProj::Pausing { pause, granted } => {
+                    ready!(pause.poll(cx));
+                    if let Some(granted) = granted.take() {
+                        granted.spend();
+                    }
+                    this.attempt.0 = this.attempt.0.saturating_add(1);
+                    ambient::set(*this.attempt);
+                    this.state.set(State::Readying);
+                    continue;
+                }
+            };
+            let failed = Failed { attempt: this.attempt.0, last_wait: *this.last_wait, copied: this.request.is_some() };
+            let Some((wait, granted)) = this.layer.try_again(failed, &outcome) else {
+                return Poll::Ready(outcome);
+            };
+            *this.last_wait = wait;
+            let pause = clock::sleep(wait);
+            // Drops the call that failed: nothing of it is held during the pause.
+            this.state.set(State::Pausing { pause, granted });
+        }
+    }
+}
+
+/// An attempt whose outcome is there.
+struct Failed {
+    attempt: u32,
+    last_wait: Duration,
+    copied: bool,
+}
+
+impl<C, P, B> RetryLayer<C, P, B> {
+    /// Whether there is another attempt, and after which wait.
+    fn try_again<R, E>(&self, failed: Failed, outcome: &Result<R, E>) -> Option<(Duration, Option<Withdrawal>)>
+    where
+        E: Reject<R>,
+        C: Classify<R, E>,
+        B: Wait<R, E>,
+    {
+        let Class::Failure { transient: true, retry_after } = Class::of(outcome, &self.classify) else {
+            return None;
+        };
+        let attempt = failed.attempt;
+        match self.grant(failed, retry_after, outcome.as_ref()) {
+            Ok((delay, granted)) => {
+                self.site.tell(Event::Retrying { attempt, delay });
+                Some((delay, granted))
+            }
+            Err(reason) => {
+                self.site.tell(Event::GaveUp { attempt, reason });
+                None
+            }
+        }
+    }
+
+    fn grant<R, E>(
+        &self,
+        failed: Failed,
+        retry_after: Option<Duration>,
+        outcome: Result<&R, &E>,
+    ) -> Result<(Duration, Option<Withdrawal>), &'static str>
+    where
+        B: Wait<R, E>,
+    {
+        if failed.attempt >= self.max_attempts {
+            return Err("attempts");
+        }
+        if !failed.copied {
+            return Err("copy");
+        }
+        let left = Deadline::current().map(|deadline| deadline.remaining());
+        let retry_after = retry_after.unwrap_or_default();
+        if retry_after > left.unwrap_or(LONGEST_RETRY_AFTER).min(LONGEST_RETRY_AFTER) {
+            return Err("retry_after");
+        }
+        let wait = self.backoff.wait(failed.attempt, failed.last_wait, outcome).max(retry_after);
+        if left.is_some_and(|left| wait >= left) {
+            return Err("deadline");
+        }
+        let granted = match &self.budget {
+            Some(budget) => Some(budget.withdraw(clock::now()).ok_or("budget")?),
+            None => None,
+        };
+        Ok((wait, granted))
+    }
+}
+
+impl<S: Service<Req>, Req, C, P, B> fmt::Debug for ResponseFuture<S, Req, C, P, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match &self.state {
+            State::Readying => "readying",
+            State::Calling { .. } => "calling",
+            State::Pausing { .. } => "pausing",
+        };
+        f.debug_struct("retry::ResponseFuture").field("attempt", &self.attempt.0).field("state", &state).finish()
+    }
+}

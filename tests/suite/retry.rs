@@ -1,0 +1,510 @@
+//! The retry layer, on a paused clock.
+
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use http::{Request, Response, StatusCode};
+use tokio::time::{Instant, sleep};
+use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+use ziggurat::{
+    Backoff, Class, Error, Event, Jitter, Site,
+    retry::{Budget, RetryLayer},
+    testing::{Strict, Task},
+    timeout::TimeoutLayer,
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Counts its calls, and answers with what `answer` makes of their number (from 1).
+fn counting<A, R, E>(
+    calls: &Arc<AtomicU32>,
+    answer: A,
+) -> impl Service<&'static str, Response = R, Error = E, Future: Send> + Clone + Send + use<A, R, E>
+where
+    A: Fn(u32) -> Result<R, E> + Clone + Send,
+    R: Send,
+    E: Send,
+{
+    let calls = Arc::clone(calls);
+    Strict::new(service_fn(move |_: &'static str| {
+        let outcome = answer(calls.fetch_add(1, Ordering::SeqCst) + 1);
+        async move { outcome }
+    }))
+}
+
+type Failed = Error<String>;
+
+fn failing(number: u32) -> Result<&'static str, Failed> {
+    Err(Error::Service(format!("failure {number}")))
+}
+
+fn own(outcome: Result<&'static str, Failed>) -> String {
+    match outcome {
+        Err(Error::Service(error)) => error,
+        other => panic!("not the service's own error: {other:?}"),
+    }
+}
+
+/// Shows: R1
+#[tokio::test(start_paused = true)]
+async fn the_last_error_comes_back_after_so_many_tries() {
+    for attempts in [1, 2, 3, 7] {
+        let calls = Arc::default();
+        let service =
+            ServiceBuilder::new().layer(RetryLayer::new().max_attempts(attempts)).service(counting(&calls, failing));
+        assert_eq!(own(service.oneshot("").await), format!("failure {attempts}"));
+        assert_eq!(calls.load(Ordering::SeqCst), attempts);
+    }
+}
+
+/// Shows: R1
+#[tokio::test(start_paused = true)]
+async fn a_success_ends_it() {
+    let calls = Arc::default();
+    let second = |number| if number == 2 { Ok("second") } else { failing(number) };
+    let service = ServiceBuilder::new().layer(RetryLayer::new()).service(counting(&calls, second));
+    assert_eq!(service.oneshot("").await.unwrap(), "second");
+    assert_eq!(calls.load(Ordering::SeqCst), 2);
+}
+
+/// Shows: R1
+#[tokio::test(start_paused = true)]
+async fn with_one_attempt_nothing_is_copied() {
+    let layer = RetryLayer::new().max_attempts(1).copy(|_: &&str| -> Option<&str> { panic!("copied") });
+    let service = ServiceBuilder::new().layer(layer).service(counting(&Arc::default(), failing));
+    assert_eq!(own(service.oneshot("").await), "failure 1");
+}
+
+/// Shows: R2
+#[tokio::test(start_paused = true)]
+async fn it_waits_before_each_retry_and_neither_before_the_first_nor_after_the_last() {
+    let started = Arc::new(Mutex::new(Vec::new()));
+    let start = Instant::now();
+    let service = ServiceBuilder::new().layer(RetryLayer::new().backoff(Backoff::fixed(SECOND))).service({
+        let started = Arc::clone(&started);
+        service_fn(move |()| {
+            started.lock().unwrap().push(start.elapsed());
+            async { Err::<(), _>(Error::Service("no")) }
+        })
+    });
+    assert!(service.oneshot(()).await.is_err());
+    assert_eq!(*started.lock().unwrap(), [Duration::ZERO, SECOND, 2 * SECOND]);
+    assert_eq!(start.elapsed(), 2 * SECOND);
+}
+
+/// Shows: R3
+#[tokio::test(start_paused = true)]
+async fn exponential_waits_two_and_four_seconds() {
+    let layer = RetryLayer::new().backoff(Backoff::exponential(2 * SECOND).factor(2.0).jitter(Jitter::None));
+    let service = ServiceBuilder::new().layer(layer).service(counting(&Arc::default(), failing));
+    let start = Instant::now();
+    assert!(service.oneshot("").await.is_err());
+    assert_eq!(start.elapsed(), 6 * SECOND);
+}
+
+/// Shows: R3
+#[tokio::test(start_paused = true)]
+async fn the_wait_can_be_a_function_of_attempt_and_outcome() {
+    let layer = RetryLayer::new().backoff(|attempt: u32, outcome: Result<&&str, &Failed>| {
+        assert_eq!(outcome.unwrap_err().to_string(), format!("failure {attempt}"));
+        attempt * 10 * SECOND
+    });
+    let service = ServiceBuilder::new().layer(layer).service(counting(&Arc::default(), failing));
+    let start = Instant::now();
+    assert!(service.oneshot("").await.is_err());
+    assert_eq!(start.elapsed(), 30 * SECOND);
+}
+
+/// tower's jitter is the same for every request: its backoff maker clones a generator that is never advanced.
+///
+/// Shows: R3
+#[tokio::test(start_paused = true)]
+async fn two_requests_that_fail_together_do_not_retry_together() {
+    let layer = RetryLayer::new().max_attempts(2).backoff(Backoff::exponential(1000 * SECOND)).budget(None);
+    let service = ServiceBuilder::new().layer(layer).service(counting(&Arc::default(), failing));
+    let start = Instant::now();
+    let ended = async |service| {
+        let _: Result<_, Failed> = ServiceExt::oneshot(service, "").await;
+        start.elapsed()
+    };
+    let (first, second) = tokio::join!(ended(service.clone()), ended(service));
+    assert_ne!(first, second);
+}
+
+/// Shows: R4
+#[tokio::test(start_paused = true)]
+async fn only_what_is_classed_as_transient_is_retried() {
+    for (class, expected) in [(Class::TRANSIENT, 3), (Class::PERMANENT, 1), (Class::Ignored, 1), (Class::Success, 1)] {
+        let calls = Arc::default();
+        let layer = RetryLayer::new().classify(move |_: Result<&&str, &Failed>| class);
+        let service = ServiceBuilder::new().layer(layer).service(counting(&calls, failing));
+        assert_eq!(own(service.oneshot("").await), format!("failure {expected}"));
+        assert_eq!(calls.load(Ordering::SeqCst), expected);
+    }
+}
+
+/// Shows: R4
+#[tokio::test(start_paused = true)]
+async fn a_response_can_be_a_failure_and_the_last_one_comes_back() {
+    let layer = RetryLayer::new().classify(|outcome: Result<&u32, &Failed>| match outcome {
+        Ok(_) => Class::TRANSIENT,
+        Err(_) => Class::PERMANENT,
+    });
+    let service = ServiceBuilder::new().layer(layer).service(counting(&Arc::default(), Ok));
+    assert_eq!(service.oneshot("").await.unwrap(), 3);
+}
+
+/// Sends `request` through `RetryLayer::http()`, to a service that always answers so; gives the calls and the last status.
+async fn over_http(
+    request: http::request::Builder,
+    status: u16,
+    retry_after: Option<&'static str>,
+) -> (u32, StatusCode, Duration) {
+    let calls = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&calls);
+    let service = ServiceBuilder::new().layer(RetryLayer::http().backoff(SECOND)).service(service_fn(
+        move |request: Request<_>| {
+            assert_eq!(request.body(), &"body", "a retry has to carry the body");
+            counted.fetch_add(1, Ordering::SeqCst);
+            let response = Response::builder().status(status);
+            let response = match retry_after {
+                Some(value) => response.header("retry-after", value),
+                None => response,
+            };
+            async { Ok::<_, Infallible>(response.body(String::new()).unwrap()) }
+        },
+    ));
+    let start = Instant::now();
+    let response = service.oneshot(request.body("body").unwrap()).await.unwrap();
+    (calls.load(Ordering::SeqCst), response.status(), start.elapsed())
+}
+
+/// A retried POST is an order that is billed twice.
+///
+/// Shows: R5
+#[tokio::test(start_paused = true)]
+async fn over_http_idempotent_requests_are_retried_on_the_statuses_that_pass() {
+    for status in [408, 429, 502, 503, 504] {
+        assert_eq!(over_http(Request::get("/"), status, None).await.0, 3, "{status}");
+        assert_eq!(over_http(Request::post("/"), status, None).await.0, 1, "{status}");
+        let with_key = Request::post("/").header("idempotency-key", "7");
+        assert_eq!(over_http(with_key, status, None).await.0, 3, "{status}");
+    }
+    for status in [200, 404, 500, 501] {
+        assert_eq!(over_http(Request::get("/"), status, None).await.0, 1, "{status}");
+    }
+}
+
+/// Shows: R5
+#[tokio::test(start_paused = true)]
+async fn retry_after_is_obeyed_up_to_300_seconds() {
+    for (asked, calls, took) in [
+        ("0", 3, 2 * SECOND),
+        ("10", 3, 20 * SECOND),
+        ("300", 3, 600 * SECOND),
+        ("301", 1, Duration::ZERO),
+        ("999999999999999", 1, Duration::ZERO),
+        ("junk", 3, 2 * SECOND),
+    ] {
+        let (called, status, time) = over_http(Request::get("/"), 503, Some(asked)).await;
+        assert_eq!((called, time), (calls, took), "{asked}");
+        assert_eq!(status, 503);
+    }
+}
+
+/// Shows: R5
+#[tokio::test(start_paused = true)]
+async fn transport_errors_are_retried_over_http() {
+    let calls = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&calls);
+    let service = ServiceBuilder::new().layer(RetryLayer::http()).service(service_fn(move |_: Request<()>| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async { Err::<Response<()>, _>(Error::Service("connection refused")) }
+    }));
+    assert!(service.oneshot(Request::get("/").body(()).unwrap()).await.is_err());
+    assert_eq!(calls.load(Ordering::SeqCst), 3);
+}
+
+/// Shows: R5
+#[tokio::test(start_paused = true)]
+async fn a_retry_that_cannot_start_before_the_deadline_is_not_made() {
+    for (limit, calls) in [(SECOND, 1), (SECOND * 3 / 2, 2), (3 * SECOND, 3)] {
+        let called = Arc::default();
+        let service = ServiceBuilder::new()
+            .layer(TimeoutLayer::new(limit))
+            .layer(RetryLayer::new().backoff(SECOND))
+            .service(counting(&called, failing));
+        let start = Instant::now();
+        // The last outcome, at once: not a timeout after the pause.
+        assert_eq!(own(service.oneshot("").await), format!("failure {calls}"));
+        assert_eq!(called.load(Ordering::SeqCst), calls);
+        assert_eq!(start.elapsed(), (calls - 1) * SECOND);
+    }
+}
+
+/// Shows: T4
+#[tokio::test(start_paused = true)]
+async fn the_timeout_of_an_attempt_is_retried_and_the_total_is_not() {
+    let calls = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&calls);
+    let service = ServiceBuilder::new()
+        .layer(TimeoutLayer::new(5 * SECOND).named("total"))
+        .layer(RetryLayer::new().max_attempts(10).backoff(SECOND))
+        .layer(TimeoutLayer::new(SECOND).named("attempt"))
+        .service(service_fn(move |()| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            async {
+                sleep(60 * SECOND).await;
+                Ok::<_, Error<()>>(())
+            }
+        }));
+    let start = Instant::now();
+    let outcome = service.oneshot(()).await;
+    // Attempts begin at 0, 2 and 4 s; the third would end with the total, which ends the whole.
+    assert_eq!(ziggurat::rejection(&outcome).unwrap().name(), Some("total"));
+    assert_eq!(calls.load(Ordering::SeqCst), 3);
+    assert_eq!(start.elapsed(), 5 * SECOND);
+}
+
+/// A total covers the wait for readiness wherever a substitute stands beneath it.
+#[tokio::test(start_paused = true)]
+async fn a_total_around_a_retry_covers_the_wait_for_readiness() {
+    #[derive(Clone)]
+    struct NeverReady;
+    impl Service<()> for NeverReady {
+        type Response = ();
+        type Error = Error<()>;
+        type Future = std::future::Ready<Result<(), Error<()>>>;
+        fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Error<()>>> {
+            std::task::Poll::Pending
+        }
+        fn call(&mut self, (): ()) -> Self::Future {
+            unreachable!("never ready")
+        }
+    }
+    let service = ServiceBuilder::new().layer(TimeoutLayer::new(SECOND)).layer(RetryLayer::new()).service(NeverReady);
+    let start = Instant::now();
+    assert!(ziggurat::rejection(&service.oneshot(()).await).unwrap().is_timed_out());
+    assert_eq!(start.elapsed(), SECOND);
+}
+
+/// Shows: R6, X8
+#[tokio::test(start_paused = true)]
+async fn each_attempt_is_told_and_knows_its_number() {
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let heard = Arc::clone(&log);
+    let layer = RetryLayer::new().backoff(SECOND).named("orders").observer(move |site: &Site, event: &Event<'_>| {
+        assert_eq!((site.layer(), site.name()), ("retry", Some("orders")));
+        heard.lock().unwrap().push(match event {
+            Event::Retrying { attempt, delay } => format!("attempt {attempt} failed, next in {delay:?}"),
+            Event::GaveUp { attempt, reason } => format!("attempt {attempt} failed, no more {reason}"),
+            _ => panic!("{event:?}"),
+        });
+    });
+    let called = Arc::clone(&log);
+    let service = ServiceBuilder::new().layer(layer).service(service_fn(move |()| {
+        let number = ziggurat::attempt();
+        let called = Arc::clone(&called);
+        async move {
+            sleep(SECOND).await;
+            assert_eq!(ziggurat::attempt(), number);
+            called.lock().unwrap().push(format!("in attempt {number}"));
+            Err::<(), _>(Error::Service("no"))
+        }
+    }));
+    assert!(service.oneshot(()).await.is_err());
+    assert_eq!(ziggurat::attempt(), 1);
+    assert_eq!(
+        *log.lock().unwrap(),
+        [
+            "in attempt 1",
+            "attempt 1 failed, next in 1s",
+            "in attempt 2",
+            "attempt 2 failed, next in 1s",
+            "in attempt 3",
+            "attempt 3 failed, no more attempts",
+        ]
+    );
+}
+
+/// Shows: R7
+#[tokio::test(start_paused = true)]
+async fn all_clones_share_one_budget_and_two_layers_do_not() {
+    let budgeted = || RetryLayer::new().backoff(Duration::ZERO).budget(Budget::new(0.0).min_per_second(1));
+    let retries = async |layer: RetryLayer<_, _, Duration>| {
+        let calls = Arc::default();
+        // Every other request over another service of the same layer value.
+        for _ in 0..15 {
+            for _ in 0..2 {
+                let service = ServiceBuilder::new().layer(layer.clone()).service(counting(&calls, failing));
+                assert!(service.oneshot("").await.is_err());
+            }
+        }
+        calls.load(Ordering::SeqCst) - 30
+    };
+    let layer = budgeted();
+    assert_eq!(retries(layer.clone()).await, 10);
+    assert_eq!(retries(layer).await, 0);
+    assert_eq!(retries(budgeted()).await, 10);
+}
+
+/// Shows: R8
+#[tokio::test(start_paused = true)]
+async fn dropped_during_the_pause_it_starts_no_other_attempt_and_gives_back_its_place_in_the_budget() {
+    let calls = Arc::default();
+    let layer = RetryLayer::new().max_attempts(2).backoff(SECOND).budget(Budget::new(0.0).min_per_second(1));
+    let service = ServiceBuilder::new().layer(layer).service(counting(&calls, failing));
+    for number in 1..=100 {
+        let mut response = Task::new(service.clone().oneshot(""));
+        assert!(response.poll().is_pending());
+        drop(response);
+        assert_eq!(calls.load(Ordering::SeqCst), number);
+    }
+    sleep(10 * SECOND).await;
+    assert_eq!(calls.load(Ordering::SeqCst), 100);
+    // The budget is whole: ten retries in ten seconds.
+    for _ in 0..20 {
+        assert!(service.clone().oneshot("").await.is_err());
+    }
+    assert!(calls.load(Ordering::SeqCst) >= 130);
+}
+
+/// Shows: R8
+#[tokio::test(start_paused = true)]
+async fn nothing_of_a_failed_attempt_is_held_during_the_pause() {
+    let held = Arc::new(());
+    let calls = Arc::clone(&held);
+    // The future of each call, and the error that comes from it, hold a clone.
+    let service = ServiceBuilder::new().layer(RetryLayer::new().backoff(SECOND)).service(service_fn(move |()| {
+        let held = Arc::clone(&calls);
+        async move { Err::<(), _>(Error::Service(held)) }
+    }));
+    let before = Arc::strong_count(&held);
+    let mut response = Task::new(service.oneshot(()));
+    assert!(response.poll().is_pending());
+    // Only the service's clone in the response future is left beside the first.
+    assert_eq!(Arc::strong_count(&held), before);
+    assert!(response.poll().is_pending());
+}
+
+/// An error of `poll_ready` is an outcome like any other; the request was not sent, so it needs no copy.
+///
+/// Shows: R8, R9
+#[tokio::test(start_paused = true)]
+async fn each_attempt_waits_for_readiness_anew_and_a_request_that_was_not_sent_needs_no_copy() {
+    #[derive(Clone)]
+    struct SlowlyReady {
+        polls: Arc<AtomicU32>,
+    }
+    impl Service<String> for SlowlyReady {
+        type Response = String;
+        type Error = Error<&'static str>;
+        type Future = std::future::Ready<Result<String, Self::Error>>;
+        fn poll_ready(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
+            match self.polls.fetch_add(1, Ordering::SeqCst) {
+                0 | 3 => {
+                    cx.waker().wake_by_ref();
+                    std::task::Poll::Pending
+                }
+                1 | 2 => std::task::Poll::Ready(Err(Error::Service("not ready"))),
+                _ => std::task::Poll::Ready(Ok(())),
+            }
+        }
+        fn call(&mut self, request: String) -> Self::Future {
+            std::future::ready(Ok(request))
+        }
+    }
+    let polls = Arc::new(AtomicU32::new(0));
+    let layer = RetryLayer::new().copy(|_: &String| None);
+    let service = ServiceBuilder::new().layer(layer).service(Strict::new(SlowlyReady { polls: Arc::clone(&polls) }));
+    assert_eq!(service.oneshot("sent".to_owned()).await.unwrap(), "sent");
+    assert_eq!(polls.load(Ordering::SeqCst), 5);
+}
+
+/// reqwest-middleware refuses a streaming request because it cannot be copied.
+///
+/// Shows: R9
+#[tokio::test(start_paused = true)]
+async fn a_request_that_cannot_be_copied_is_sent_once() {
+    struct OnlyOnce;
+    let calls = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&calls);
+    let given_up = Arc::new(Mutex::new(None));
+    let heard = Arc::clone(&given_up);
+    let layer = RetryLayer::new().copy(|_: &OnlyOnce| None).observer(move |_: &Site, event: &Event<'_>| {
+        if let Event::GaveUp { reason, .. } = event {
+            *heard.lock().unwrap() = Some(*reason);
+        }
+    });
+    let service = ServiceBuilder::new().layer(layer).service(service_fn(move |OnlyOnce| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async { Err::<(), _>(Error::Service("once")) }
+    }));
+    assert!(matches!(service.oneshot(OnlyOnce).await, Err(Error::Service("once"))));
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+    assert_eq!(*given_up.lock().unwrap(), Some("copy"));
+}
+
+/// The guide passes a coroutine that is spent after the first attempt; here each attempt has its own request.
+///
+/// Shows: R9
+#[tokio::test(start_paused = true)]
+async fn each_attempt_has_a_request_of_its_own() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&seen);
+    let service = ServiceBuilder::new().layer(RetryLayer::new()).service(service_fn(move |mut request: String| {
+        request.push_str(&format!(" at attempt {}", ziggurat::attempt()));
+        log.lock().unwrap().push(request);
+        async { Err::<(), _>(Error::Service(())) }
+    }));
+    assert!(service.oneshot("sent".to_owned()).await.is_err());
+    assert_eq!(*seen.lock().unwrap(), ["sent at attempt 1", "sent at attempt 2", "sent at attempt 3"]);
+}
+
+/// Bad input: an attempt without end does not starve the task, and the longest waits do not overflow.
+#[tokio::test(start_paused = true)]
+async fn endless_attempts_without_a_pause_leave_others_their_turn() {
+    let layer = RetryLayer::new().max_attempts(u32::MAX).backoff(Duration::ZERO).budget(None);
+    let service = ServiceBuilder::new().layer(layer).service(counting(&Arc::default(), failing));
+    tokio::select! {
+        biased;
+        _ = service.oneshot("") => panic!("it never ends"),
+        () = async { for _ in 0..100 { tokio::task::yield_now().await } } => {}
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_longest_wait_is_a_wait() {
+    let layer = RetryLayer::new().backoff(Duration::MAX);
+    let service = ServiceBuilder::new().layer(layer).service(counting(&Arc::default(), failing));
+    let mut response = Task::new(service.oneshot(""));
+    assert!(response.poll().is_pending());
+    assert!(response.poll().is_pending());
+}
+
+#[test]
+fn zero_attempts_are_refused_by_name() {
+    let panic = std::panic::catch_unwind(|| RetryLayer::new().max_attempts(0)).unwrap_err();
+    assert_eq!(*panic.downcast::<&str>().unwrap(), "attempts must be at least 1: the first attempt counts");
+}
+
+/// Bad input: a backoff function that panics takes its request with it, and leaves the layer as it was.
+#[tokio::test(start_paused = true)]
+async fn a_backoff_function_that_panics_wedges_nothing() {
+    let calls = Arc::default();
+    let layer = RetryLayer::new()
+        .budget(Budget::new(0.0).min_per_second(1))
+        .backoff(|_: u32, _: Result<&&str, &Failed>| -> Duration { panic!("no idea how long") });
+    let service = ServiceBuilder::new().layer(layer).service(counting(&calls, failing));
+    for number in 1..=50 {
+        let joined = tokio::spawn(service.clone().oneshot("")).await;
+        assert!(joined.unwrap_err().is_panic());
+        assert_eq!(calls.load(Ordering::SeqCst), number);
+    }
+}
