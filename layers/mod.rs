@@ -1,4 +1,5 @@
 // The layers, a line for each. `src/lib.rs` re-exports them, so that users write `ziggurat::timeout::TimeoutLayer`.
 
+pub mod context;
 pub mod retry;
 pub mod timeout;

@@ -174,6 +174,12 @@ impl Scope {
         WithScope { future: Some(future), scope: Some(self.clone()) }
     }
 
+    /// Whether this is `other` or lies within it.
+    #[must_use]
+    pub fn is_within(&self, other: &Self) -> bool {
+        self.outwards().any(|scope| Arc::ptr_eq(&scope.inner, &other.inner))
+    }
+
     /// Runs `f` in this scope.
     pub fn enter<R>(&self, f: impl FnOnce() -> R) -> R {
         let mut scope = Some(self.clone());
@@ -233,6 +239,22 @@ pin_project! {
             let _entered = ambient::enter(this.scope);
             this.future.set(None);
         }
+    }
+}
+
+impl<F> WithScope<F> {
+    /// Makes the future in the scope that it will run in.
+    pub(crate) fn start(scope: Scope, make: impl FnOnce() -> F) -> Self {
+        let mut scope = Some(scope);
+        let future = {
+            let _entered = ambient::enter(&mut scope);
+            make()
+        };
+        Self { future: Some(future), scope }
+    }
+
+    pub(crate) fn scope(&self) -> Option<&Scope> {
+        self.scope.as_ref()
     }
 }
 

@@ -1,4 +1,6 @@
 //! One binary, a module for each subject.
 
+mod context;
 mod retry;
+mod scope;
 mod timeout;

@@ -1,0 +1,342 @@
+//! Opens a scope for every request, and puts it where everything inside finds it.
+//!
+//! The request's [`Scope`] is a child of the one that the layer was given, holds what the [`state`](ContextLayer::state) functions
+//! make of the request, and is
+//!
+//! - in the request's extensions, so that handlers take it from there (axum: `Extension<Scope>`); it survives retries, because a
+//!   copy of a request carries the extensions of the original;
+//! - current ([`Scope::current`]) during every call and poll of the inner service's future, during every poll of the response's
+//!   body, and while either is dropped. It is not during `poll_ready`, which belongs to no request.
+//!
+//! A request that is made inside another scope of the same program (a handler calls a client, both stacks have this layer with the
+//! same scope) gets a child of *that* scope, so it sees the state of the request that it serves.
+//!
+//! **What it counts**: one scope for each request, from `call` until the response's body has ended, failed or was dropped; then the
+//! layer lets go of it. It keeps no clock.
+//!
+//! **Where it belongs**: outermost, so that every other layer can read the scope: a limit, a cache key or a ttl by tenant. Inside
+//! of a retry each attempt would have a scope of its own; inside of a cache, a hit would have none.
+//!
+//! **Cancellation.** Dropping the response future, or the body, drops the call inside its scope.
+//!
+//! It needs no `S: Clone`, never rejects and leaves errors as they are. It allocates the scope, and where the request has no
+//! extensions yet, those.
+//!
+//! ```
+//! use http::{Request, Response};
+//! use tower::{ServiceBuilder, ServiceExt, service_fn};
+//! use ziggurat::{Scope, context::ContextLayer};
+//!
+//! struct Tenant(String);
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() {
+//! let app = Scope::root("app");
+//! let service = ServiceBuilder::new()
+//!     .layer(ContextLayer::new(app).state(|req: &Request<_>| Tenant(req.uri().path().to_owned())))
+//!     .service(service_fn(|req: Request<String>| async move {
+//!         let scope = req.extensions().get::<Scope>().unwrap();
+//!         assert_eq!(scope.id(), Scope::current().unwrap().id());
+//!         Ok::<_, std::convert::Infallible>(Response::new(scope.require::<Tenant>().unwrap().0.clone()))
+//!     }));
+//!
+//! let response = service.oneshot(Request::get("/acme").body(String::new()).unwrap()).await.unwrap();
+//! assert_eq!(response.status(), 200);
+//! # }
+//! ```
+
+use std::{
+    any::type_name,
+    borrow::Cow,
+    fmt,
+    future::Future,
+    marker::PhantomData,
+    pin::Pin,
+    task::{Context as TaskContext, Poll, ready},
+};
+
+use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::{Scope, ambient, scope::WithScope};
+
+/// For HTTP: the scope is in the request's extensions, and lasts until the response's body ends.
+#[derive(Debug, Clone, Copy)]
+pub struct Http;
+
+/// For any request type: the scope lasts until the response is there.
+#[derive(Debug, Clone, Copy)]
+pub struct Ambient;
+
+/// Opens a scope for every request: see the [module](self).
+#[must_use]
+pub struct ContextLayer<F = (), M = Http> {
+    parent: Scope,
+    name: Cow<'static, str>,
+    states: F,
+    mode: PhantomData<fn() -> M>,
+}
+
+impl ContextLayer {
+    /// For HTTP: every request gets a child of `parent`.
+    pub fn new(parent: Scope) -> Self {
+        Self::under(parent)
+    }
+}
+
+impl ContextLayer<(), Ambient> {
+    /// For any other request type: every request gets a child of `parent`, which is current while it is worked on.
+    pub fn ambient(parent: Scope) -> Self {
+        Self::under(parent)
+    }
+}
+
+impl<M> ContextLayer<(), M> {
+    fn under(parent: Scope) -> Self {
+        Self { parent, name: Cow::Borrowed("request"), states: (), mode: PhantomData }
+    }
+}
+
+impl<F, M> ContextLayer<F, M> {
+    /// Gives each request's scope a value: what `make` returns, under exactly that type (an `Option` too is a type of its own).
+    ///
+    /// It may be called several times; the functions run in that order, in `call`, before
+    /// the new scope is current.
+    pub fn state<G>(self, make: G) -> ContextLayer<(F, G), M> {
+        let Self { parent, name, states, mode } = self;
+        ContextLayer { parent, name, states: (states, make), mode }
+    }
+
+    /// The name of the scopes; `request` if it is not set.
+    pub fn named(mut self, name: impl Into<Cow<'static, str>>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// The scope of a request, with everything in it.
+    fn open<Req>(&self, request: &Req) -> Scope
+    where
+        F: States<Req>,
+    {
+        let within = Scope::current().filter(|current| current.is_within(&self.parent));
+        let scope = within.as_ref().unwrap_or(&self.parent).child(self.name.clone());
+        self.states.put(request, scope)
+    }
+}
+
+impl<F: Clone, M> Clone for ContextLayer<F, M> {
+    fn clone(&self) -> Self {
+        Self { parent: self.parent.clone(), name: self.name.clone(), states: self.states.clone(), mode: PhantomData }
+    }
+}
+
+impl<S, F: Clone, M> Layer<S> for ContextLayer<F, M> {
+    type Service = Context<S, F, M>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Context { inner, layer: self.clone() }
+    }
+}
+
+impl<F, M> fmt::Debug for ContextLayer<F, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ContextLayer")
+            .field("parent", &self.parent)
+            .field("name", &self.name)
+            .field("states", &type_name::<F>())
+            .finish()
+    }
+}
+
+/// The functions that make a scope's values of a request, each of its own type.
+#[diagnostic::on_unimplemented(
+    message = "a state function does not take the request, which is `{Req}`",
+    note = "write `.state(|req: &{Req}| ..)`, with the type of the argument"
+)]
+pub trait States<Req> {
+    #[doc(hidden)]
+    fn put(&self, request: &Req, scope: Scope) -> Scope;
+}
+
+impl<Req> States<Req> for () {
+    fn put(&self, _: &Req, scope: Scope) -> Scope {
+        scope
+    }
+}
+
+impl<Req, F, G, T> States<Req> for (F, G)
+where
+    F: States<Req>,
+    G: Fn(&Req) -> T,
+    T: Send + Sync + 'static,
+{
+    fn put(&self, request: &Req, scope: Scope) -> Scope {
+        let (before, make) = self;
+        let scope = before.put(request, scope);
+        scope.with(make(request))
+    }
+}
+
+/// The service of [`ContextLayer`].
+pub struct Context<S, F = (), M = Http> {
+    inner: S,
+    layer: ContextLayer<F, M>,
+}
+
+impl<S: Clone, F: Clone, M> Clone for Context<S, F, M> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), layer: self.layer.clone() }
+    }
+}
+
+impl<S: fmt::Debug, F, M> fmt::Debug for Context<S, F, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context").field("inner", &self.inner).field("layer", &self.layer).finish()
+    }
+}
+
+impl<S, F, B, R> Service<Request<B>> for Context<S, F, Http>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+    F: States<Request<B>>,
+{
+    type Response = Response<ScopeBody<R>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let scope = self.layer.open(&request);
+        request.extensions_mut().insert(scope.clone());
+        ResponseFuture { response: WithScope::start(scope, || self.inner.call(request)) }
+    }
+}
+
+impl<S, F, Req> Service<Req> for Context<S, F, Ambient>
+where
+    S: Service<Req>,
+    F: States<Req>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = WithScope<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Req) -> Self::Future {
+        let scope = self.layer.open(&request);
+        WithScope::start(scope, || self.inner.call(request))
+    }
+}
+
+pin_project! {
+    /// The response future of [`Context`] for HTTP.
+    #[derive(Debug)]
+    #[must_use = "futures do nothing unless polled"]
+    pub struct ResponseFuture<F> {
+        #[pin]
+        response: WithScope<F>,
+    }
+}
+
+impl<F, R, E> Future for ResponseFuture<F>
+where
+    F: Future<Output = Result<Response<R>, E>>,
+{
+    type Output = Result<Response<ScopeBody<R>>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let response = ready!(this.response.as_mut().poll(cx))?;
+        let scope = this.response.scope().cloned();
+        Poll::Ready(Ok(response.map(|body| ScopeBody { body: Some(body), scope })))
+    }
+}
+
+pin_project! {
+    /// A response's body, in the scope of its request: the scope is current while the body is polled and when it is dropped. When
+    /// the body has ended or failed, it is dropped, and the scope is let go.
+    pub struct ScopeBody<B> {
+        // None: ended.
+        #[pin]
+        body: Option<B>,
+        // None: the body was made without a request, by `Default`.
+        scope: Option<Scope>,
+    }
+
+    impl<B> PinnedDrop for ScopeBody<B> {
+        fn drop(this: Pin<&mut Self>) {
+            this.end();
+        }
+    }
+}
+
+impl<B> ScopeBody<B> {
+    fn end(self: Pin<&mut Self>) {
+        let mut this = self.project();
+        {
+            let _entered = enter(this.scope);
+            this.body.set(None);
+        }
+        *this.scope = None;
+    }
+}
+
+/// A body without a scope of its own stays in whatever surrounds it.
+fn enter(scope: &mut Option<Scope>) -> Option<ambient::Entered<'_, Option<Scope>>> {
+    scope.is_some().then(|| ambient::enter(scope))
+}
+
+impl<B: Default> Default for ScopeBody<B> {
+    fn default() -> Self {
+        Self { body: Some(B::default()), scope: None }
+    }
+}
+
+impl<B: Body> Body for ScopeBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let mut this = self.as_mut().project();
+        let frame = {
+            let _entered = enter(this.scope);
+            match this.body.as_mut().as_pin_mut() {
+                Some(body) => ready!(body.poll_frame(cx)),
+                None => None,
+            }
+        };
+        if !matches!(frame, Some(Ok(_))) {
+            self.end();
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint)
+    }
+}
+
+impl<B> fmt::Debug for ScopeBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ScopeBody")
+            .field("body", &type_name::<B>())
+            .field("ended", &self.body.is_none())
+            .field("scope", &self.scope)
+            .finish()
+    }
+}

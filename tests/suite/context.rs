@@ -1,0 +1,262 @@
+//! The context layer.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Body, Frame};
+use http_body_util::BodyExt;
+use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+use ziggurat::{
+    Error, Scope,
+    context::{ContextLayer, ScopeBody},
+    retry::RetryLayer,
+    testing::{Strict, Task},
+};
+
+#[derive(Debug, Clone, PartialEq)]
+struct Path(String);
+
+#[derive(Debug, PartialEq)]
+struct Length(usize);
+
+fn request(path: &str) -> Request<String> {
+    Request::get(path).body(String::new()).unwrap()
+}
+
+fn current_path() -> String {
+    Scope::current().unwrap().require::<Path>().unwrap().0.clone()
+}
+
+/// Shows: X1, X7, X8
+#[tokio::test]
+async fn a_requests_scope_is_in_its_extensions_and_current_and_holds_its_state() {
+    let app = Scope::root("app").with(7_u32);
+    let layer = ContextLayer::new(app)
+        .state(|req: &Request<String>| Path(req.uri().path().to_owned()))
+        .state(|req: &Request<String>| Length(req.uri().path().len()))
+        .named("checkout");
+    let service =
+        ServiceBuilder::new().layer(layer).service(Strict::new(service_fn(|req: Request<String>| async move {
+            let scope = req.extensions().get::<Scope>().unwrap().clone();
+            tokio::task::yield_now().await;
+            assert_eq!(scope.id(), Scope::current().unwrap().id());
+            assert_eq!(scope.name(), "checkout");
+            assert_eq!(*scope.get::<u32>().unwrap(), 7);
+            assert_eq!(*scope.get::<Length>().unwrap(), Length(5));
+            Ok::<_, Infallible>(Response::new(current_path()))
+        })));
+    let response = service.oneshot(request("/path")).await.unwrap();
+    assert!(Scope::current().is_none());
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "/path");
+}
+
+/// Shows: X7
+#[tokio::test]
+async fn two_interleaved_requests_never_see_each_others_scope() {
+    let layer = ContextLayer::new(Scope::root("app")).state(|req: &Request<String>| Path(req.uri().path().to_owned()));
+    let service = ServiceBuilder::new().layer(layer).service(service_fn(|req: Request<String>| async move {
+        for _ in 0..10 {
+            assert_eq!(current_path(), req.uri().path());
+            tokio::task::yield_now().await;
+        }
+        Ok::<_, Infallible>(Response::new(String::new()))
+    }));
+    let (first, second) = tokio::join!(service.clone().oneshot(request("/first")), service.oneshot(request("/second")));
+    assert!(first.is_ok() && second.is_ok());
+}
+
+/// Shows: X8
+#[tokio::test(start_paused = true)]
+async fn the_scope_survives_retries_and_each_attempt_sees_its_number() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&seen);
+    let service = ServiceBuilder::new().layer(ContextLayer::new(Scope::root("app"))).layer(RetryLayer::http()).service(
+        service_fn(move |req: Request<String>| {
+            let scope = req.extensions().get::<Scope>().unwrap().id();
+            log.lock().unwrap().push((scope, ziggurat::attempt()));
+            async { Ok::<_, Infallible>(Response::builder().status(503).body(String::new()).unwrap()) }
+        }),
+    );
+    assert_eq!(service.oneshot(request("/")).await.unwrap().status(), 503);
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen.iter().map(|(_, attempt)| *attempt).collect::<Vec<_>>(), [1, 2, 3]);
+    assert!(seen.iter().all(|(scope, _)| *scope == seen[0].0));
+}
+
+/// Shows: X8
+#[tokio::test]
+async fn any_other_request_has_a_scope_too() {
+    let layer = ContextLayer::ambient(Scope::root("app")).state(|req: &&str| Path((*req).to_owned()));
+    let service = ServiceBuilder::new().layer(layer).service(Strict::new(service_fn(|_: &str| async {
+        tokio::task::yield_now().await;
+        Ok::<_, Infallible>(current_path())
+    })));
+    assert_eq!(service.oneshot("plain").await.unwrap(), "plain");
+    assert!(Scope::current().is_none());
+}
+
+/// Shows: X1, X8
+#[tokio::test]
+async fn a_client_inside_a_server_sees_the_state_of_the_request_that_it_serves() {
+    let app = Scope::root("app");
+    let client = |parent| {
+        ServiceBuilder::new()
+            .layer(ContextLayer::ambient(parent).named("call"))
+            .service(service_fn(|()| async { Ok::<_, Infallible>(Scope::current().unwrap().get::<Path>()) }))
+    };
+    let same_app = client(app.clone());
+    let other_app = client(Scope::root("other"));
+    let server = ContextLayer::ambient(app).state(|path: &&str| Path((*path).to_owned()));
+    let server = ServiceBuilder::new().layer(server).service(service_fn(move |_: &str| {
+        let (same_app, other_app) = (same_app.clone(), other_app.clone());
+        async move {
+            assert_eq!(same_app.oneshot(()).await?.as_deref(), Some(&Path("served".to_owned())));
+            assert_eq!(other_app.oneshot(()).await?, None);
+            Ok::<_, Infallible>(())
+        }
+    }));
+    server.oneshot("served").await.unwrap();
+}
+
+/// Notes where it is polled and dropped.
+struct Watched {
+    frames: usize,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+impl Watched {
+    fn note(&self, what: &str) {
+        let scope = Scope::current().map_or("none".to_owned(), |scope| scope.name().to_owned());
+        self.log.lock().unwrap().push(format!("{what} in {scope}"));
+    }
+}
+
+impl Body for Watched {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.note("polled");
+        if self.frames == 0 {
+            return Poll::Ready(None);
+        }
+        self.frames -= 1;
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"x")))))
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.note("dropped");
+    }
+}
+
+/// Answers with a body that notes where it is polled and dropped.
+async fn watched(frames: usize) -> (Response<ScopeBody<Watched>>, Arc<Mutex<Vec<String>>>) {
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let service = ServiceBuilder::new().layer(ContextLayer::new(Scope::root("app"))).service({
+        let log = Arc::clone(&log);
+        service_fn(move |_: Request<String>| {
+            let body = Watched { frames, log: Arc::clone(&log) };
+            async { Ok::<_, Infallible>(Response::new(body)) }
+        })
+    });
+    (service.oneshot(request("/")).await.unwrap(), log)
+}
+
+/// Shows: X7, X8
+#[tokio::test]
+async fn the_body_is_polled_and_dropped_in_the_scope() {
+    let (response, log) = watched(1).await;
+    let mut body = response.into_body();
+    assert!(body.frame().await.unwrap().is_ok());
+    assert!(body.frame().await.is_none());
+    // It has ended: dropped at once, and asked no more.
+    assert_eq!(*log.lock().unwrap(), ["polled in request", "polled in request", "dropped in request"]);
+    assert!(body.is_end_stream());
+    assert!(body.frame().await.is_none());
+    drop(body);
+    assert_eq!(log.lock().unwrap().len(), 3);
+
+    let (response, log) = watched(1).await;
+    drop(response);
+    assert_eq!(*log.lock().unwrap(), ["dropped in request"]);
+}
+
+/// Shows: X7
+#[tokio::test]
+async fn the_scope_is_let_go_when_the_body_ends() {
+    let value = Arc::new(());
+    let held = Arc::clone(&value);
+    let layer = ContextLayer::new(Scope::root("app")).state(move |_: &Request<String>| Arc::clone(&held));
+    let service = ServiceBuilder::new()
+        .layer(layer)
+        .service(service_fn(|_: Request<String>| async { Ok::<_, Infallible>(Response::new("body".to_owned())) }));
+    let before = Arc::strong_count(&value);
+    let mut body = service.oneshot(request("/")).await.unwrap().into_body();
+    assert!(Arc::strong_count(&value) > before - 1);
+    while body.frame().await.is_some() {}
+    assert_eq!(Arc::strong_count(&value), before - 1);
+}
+
+/// Shows: X7
+#[tokio::test]
+async fn a_call_that_is_dropped_or_panics_is_dropped_in_its_scope_and_leaves_none_behind() {
+    struct Dropped;
+    impl Drop for Dropped {
+        fn drop(&mut self) {
+            assert_eq!(Scope::current().unwrap().name(), "request");
+        }
+    }
+    let service = ServiceBuilder::new().layer(ContextLayer::new(Scope::root("app"))).service(service_fn(
+        |req: Request<String>| async move {
+            let _dropped = Dropped;
+            tokio::task::yield_now().await;
+            assert_ne!(req.uri().path(), "/panic");
+            std::future::pending::<Result<Response<String>, Infallible>>().await
+        },
+    ));
+    for polls in 0..3 {
+        let mut response = Task::new(service.clone().oneshot(request("/")));
+        (0..polls).for_each(|_| assert!(response.poll().is_pending()));
+        drop(response);
+        assert!(Scope::current().is_none());
+    }
+    assert!(tokio::spawn(service.oneshot(request("/panic"))).await.unwrap_err().is_panic());
+    assert!(Scope::current().is_none());
+}
+
+/// A state function that panics takes its request with it, and nothing else.
+#[tokio::test]
+async fn a_state_function_that_panics_wedges_nothing() {
+    let layer = ContextLayer::ambient(Scope::root("app")).state(|number: &u32| 100 / number);
+    let service = ServiceBuilder::new()
+        .layer(layer)
+        .service(service_fn(|_| async { Ok::<_, Infallible>(*Scope::current().unwrap().get::<u32>().unwrap()) }));
+    assert!(tokio::spawn(service.clone().oneshot(0)).await.unwrap_err().is_panic());
+    assert_eq!(service.oneshot(4).await.unwrap(), 25);
+}
+
+/// Errors stay what they are, and a body can be made without a request, as rejections in a server need it.
+#[tokio::test(start_paused = true)]
+async fn errors_and_rejections_pass_through() {
+    let service = ServiceBuilder::new()
+        .layer(ziggurat::timeout::TimeoutLayer::new(Duration::from_secs(1)))
+        .layer(ContextLayer::new(Scope::root("app")))
+        .service(service_fn(|_: Request<String>| std::future::pending::<Result<Response<String>, Infallible>>()));
+    let response = service.oneshot(request("/")).await.unwrap();
+    assert_eq!(response.status(), 504);
+    assert!(response.into_body().collect().await.unwrap().to_bytes().is_empty());
+
+    let mut service = ServiceBuilder::new()
+        .layer(ContextLayer::ambient(Scope::root("app")))
+        .service(service_fn(|()| async { Err::<(), _>(Error::Service("own")) }));
+    assert!(matches!(service.ready().await.unwrap().call(()).await, Err(Error::Service("own"))));
+}
