@@ -1,0 +1,63 @@
+//! What the benchmarks share: a bare service, and one call driven to its end without a runtime's help.
+
+use std::{
+    convert::Infallible,
+    future::{Future, Ready, ready},
+    pin::pin,
+    task::{Context, Poll, Waker},
+};
+
+use tower::Service;
+
+/// The request and the response: one word, so that a copy costs nothing.
+pub type Word = u64;
+
+/// The error of every stack here; it is never made.
+#[derive(Debug, Clone, Copy)]
+pub struct Failed;
+
+impl std::fmt::Display for Failed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("failed")
+    }
+}
+
+impl std::error::Error for Failed {}
+
+impl From<Infallible> for Failed {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}
+
+/// Answers at once with the request.
+#[derive(Debug, Clone, Copy)]
+pub struct Echo;
+
+impl Service<Word> for Echo {
+    type Response = Word;
+    type Error = Failed;
+    type Future = Ready<Result<Word, Failed>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Word) -> Self::Future {
+        ready(Ok(request))
+    }
+}
+
+/// Polls the service ready, calls it and polls the response, each of which has to be ready at once.
+pub fn call<S>(service: &mut S, request: Word) -> Word
+where
+    S: Service<Word, Response = Word>,
+{
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(matches!(service.poll_ready(&mut cx), Poll::Ready(Ok(()))), "not ready");
+    let response = pin!(service.call(request));
+    match response.poll(&mut cx) {
+        Poll::Ready(Ok(response)) => response,
+        _ => panic!("no answer"),
+    }
+}
