@@ -1,5 +1,6 @@
 //! One binary, a module for each subject.
 
+mod concurrency_limit;
 mod context;
 mod retry;
 mod scope;
