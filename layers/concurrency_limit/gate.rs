@@ -1,0 +1,299 @@
+//! The decision of the limit: who enters, who waits, and whose turn is next.
+//!
+//! One atomic word holds how many permits are free and how many callers wait for one, so that entering a gate with
+//! room, leaving a gate where nobody waits and being turned away are each one compare-and-swap on it. The queue
+//! behind a mutex is touched only by those who wait and by those who owe them a permit.
+//!
+//! Whoever leaves while others wait *hands the permit over* to the first of them instead of freeing it, so a newcomer
+//! can never overtake the queue. The word counts free permits and not those in use because a limit that is lowered
+//! beneath what is in flight then is an ordinary negative number, and because the fast path needs no second atomic:
+//! a limit that it had read could have changed before the swap.
+
+#[cfg(all(test, ziggurat_loom))]
+use loom::sync::{
+    Arc, Mutex, MutexGuard,
+    atomic::{AtomicU64, AtomicUsize, Ordering},
+};
+#[cfg(not(all(test, ziggurat_loom)))]
+use std::sync::{
+    Arc, Mutex, MutexGuard,
+    atomic::{AtomicU64, AtomicUsize, Ordering},
+};
+use std::{
+    collections::BTreeMap,
+    fmt, mem,
+    sync::PoisonError,
+    task::{Poll, Waker},
+};
+
+/// The most permits that a gate can have: what fits into its half of the word.
+const MOST: usize = i32::MAX as usize;
+
+/// The live state of a concurrency limit: what it counts, and the number that may be changed while it works.
+///
+/// A clone is another handle to the same gate.
+#[derive(Clone)]
+pub struct Gate {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// A packed [`State`]. Who waits is added and removed under the lock of `queue` alone.
+    state: AtomicU64,
+    /// Written under the lock of `queue`, together with `state`.
+    limit: AtomicUsize,
+    queue: Mutex<Queue>,
+}
+
+#[derive(Default)]
+struct Queue {
+    next_ticket: u64,
+    /// Who waits, in the order of arrival. Somebody whose ticket is no longer here was admitted.
+    waiting: BTreeMap<u64, Waker>,
+}
+
+/// Both numbers of the word. While somebody waits nothing is available: every transition keeps it so.
+#[derive(Clone, Copy)]
+struct State {
+    /// Permits that are free: the limit less those in flight, so negative while a lowered limit is still exceeded.
+    available: i32,
+    waiting: u32,
+}
+
+/// What came of asking for a permit with the readiness to wait for it.
+#[derive(Debug)]
+pub(crate) enum Entry {
+    /// There was room.
+    Admitted(Permit),
+    /// There was none, and this is the place in the queue.
+    Queued(Waiter),
+    /// There was none, and the queue has no room either.
+    Full,
+}
+
+/// The right to be in flight. Dropping it gives it to the first who waits, or back to the gate.
+pub(crate) struct Permit {
+    gate: Gate,
+}
+
+/// A place in the queue. Dropping it leaves the queue, or passes on the permit that arrived and was not taken.
+pub(crate) struct Waiter {
+    gate: Gate,
+    /// `None` once the permit was taken.
+    ticket: Option<u64>,
+}
+
+// === impl Gate ===
+
+impl Gate {
+    #[track_caller]
+    pub(crate) fn new(limit: usize) -> Self {
+        let limit = checked(limit);
+        let state = State { available: limit as i32, waiting: 0 };
+        let shared = Shared {
+            state: AtomicU64::new(state.pack()),
+            limit: AtomicUsize::new(limit),
+            queue: Mutex::new(Queue::default()),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// How many may be in flight at once.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.shared.limit.load(Ordering::Acquire)
+    }
+
+    /// Changes how many may be in flight at once, at once and for all who share this gate.
+    ///
+    /// A higher limit admits those who wait, in their order. A lower one takes nothing from those who are in flight:
+    /// nobody enters until so many have left that the new limit holds. A limit above `i32::MAX` is taken as that.
+    ///
+    /// # Panics
+    ///
+    /// If `limit` is zero: nothing could ever pass.
+    #[track_caller]
+    pub fn set_limit(&self, limit: usize) {
+        let limit = checked(limit);
+        let queue = self.lock();
+        let before = self.shared.limit.swap(limit, Ordering::AcqRel);
+        self.settle(queue, limit as i32 - before as i32);
+    }
+
+    /// How many hold a permit, among them those who were just admitted from the queue and have not noticed yet.
+    ///
+    /// It is above [`limit`](Self::limit) only after the limit was lowered. It takes the lock of the queue.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        let _unchanged = self.lock();
+        let available = self.state().available;
+        usize::try_from(self.limit() as i32 - available).unwrap_or(0)
+    }
+
+    /// How many wait for a permit.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.state().waiting as usize
+    }
+
+    /// A permit, if one is free at this moment. It never overtakes somebody who waits.
+    pub(crate) fn try_enter(&self) -> Option<Permit> {
+        self.update(|state| (state.available > 0).then(|| State { available: state.available - 1, ..state })).ok()?;
+        Some(Permit { gate: self.clone() })
+    }
+
+    /// Whether at this moment there is neither a permit nor, with `max_waiting` places, room in the queue.
+    pub(crate) fn is_full(&self, max_waiting: usize) -> bool {
+        let state = self.state();
+        state.available <= 0 && state.waiting as usize >= max_waiting
+    }
+
+    /// A permit or, if fewer than `max_waiting` wait already, the last place in the queue. `waker` is told once.
+    pub(crate) fn enter(&self, max_waiting: usize, waker: &Waker) -> Entry {
+        // A waker is the caller's code: it is cloned, dropped and woken outside the lock.
+        let waker = waker.clone();
+        let mut queue = self.lock();
+        let before = self.update(|state| match state {
+            State { available: 1.., .. } => Some(State { available: state.available - 1, ..state }),
+            State { waiting, .. } if waiting as usize >= max_waiting => None,
+            State { waiting, .. } => Some(State { waiting: waiting.checked_add(1)?, ..state }),
+        });
+        match before {
+            Err(_) => Entry::Full,
+            Ok(State { available: 1.., .. }) => Entry::Admitted(Permit { gate: self.clone() }),
+            Ok(_) => {
+                let ticket = queue.next_ticket;
+                queue.next_ticket += 1;
+                queue.waiting.insert(ticket, waker);
+                Entry::Queued(Waiter { gate: self.clone(), ticket: Some(ticket) })
+            }
+        }
+    }
+
+    /// Gives back one permit.
+    fn leave(&self) {
+        let freed =
+            self.update(|state| (state.waiting == 0).then(|| State { available: state.available + 1, ..state }));
+        if freed.is_err() {
+            self.settle(self.lock(), 1);
+        }
+    }
+
+    /// Adds `freed` permits (or takes some away) and hands what is then available to those who wait, in one step.
+    fn settle(&self, mut queue: MutexGuard<'_, Queue>, freed: i32) {
+        let mut granted = 0;
+        let _ = self.update(|state| {
+            let available = state.available + freed;
+            granted = state.waiting.min(u32::try_from(available).unwrap_or(0));
+            Some(State { available: available - granted as i32, waiting: state.waiting - granted })
+        });
+        let admitted: Vec<Waker> =
+            (0..granted).filter_map(|_| queue.waiting.pop_first()).map(|(_, waker)| waker).collect();
+        drop(queue);
+        admitted.into_iter().for_each(Waker::wake);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state(&self) -> State {
+        State::unpack(self.shared.state.load(Ordering::Acquire))
+    }
+
+    /// Replaces the state by what `change` makes of it, and returns the one before; the unchanged one if it declines.
+    fn update(&self, mut change: impl FnMut(State) -> Option<State>) -> Result<State, State> {
+        let change = |word| change(State::unpack(word)).map(State::pack);
+        let before = self.shared.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, change);
+        before.map(State::unpack).map_err(State::unpack)
+    }
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate")
+            .field("limit", &self.limit())
+            .field("in_flight", &self.in_flight())
+            .field("waiting", &self.waiting())
+            .finish()
+    }
+}
+
+#[track_caller]
+fn checked(limit: usize) -> usize {
+    assert!(limit > 0, "`limit` must be at least 1: with no permits nothing could ever pass");
+    limit.min(MOST)
+}
+
+// === impl State ===
+
+impl State {
+    fn pack(self) -> u64 {
+        u64::from(self.waiting) << 32 | u64::from(self.available as u32)
+    }
+
+    fn unpack(word: u64) -> Self {
+        Self { available: word as u32 as i32, waiting: (word >> 32) as u32 }
+    }
+}
+
+// === impl Permit ===
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.gate.leave();
+    }
+}
+
+impl fmt::Debug for Permit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Permit").finish_non_exhaustive()
+    }
+}
+
+// === impl Waiter ===
+
+impl Waiter {
+    /// The permit, once it is this one's turn; until then `waker` replaces the one that is to be told.
+    pub(crate) fn poll(&mut self, waker: &Waker) -> Poll<Permit> {
+        let waker = waker.clone();
+        let mut queue = self.gate.lock();
+        let place = self.ticket.and_then(|ticket| queue.waiting.get_mut(&ticket));
+        if let Some(place) = place {
+            let replaced = mem::replace(place, waker);
+            drop(queue);
+            drop(replaced);
+            return Poll::Pending;
+        }
+        drop(queue);
+        match self.ticket.take() {
+            Some(_) => Poll::Ready(Permit { gate: self.gate.clone() }),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        let Some(ticket) = self.ticket else { return };
+        let mut queue = self.gate.lock();
+        let waker = queue.waiting.remove(&ticket);
+        if waker.is_none() {
+            // Admitted and gone before it noticed: the permit is somebody else's now.
+            return self.gate.settle(queue, 1);
+        }
+        let _ = self.gate.update(|state| Some(State { waiting: state.waiting - 1, ..state }));
+        drop(queue);
+    }
+}
+
+impl fmt::Debug for Waiter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Waiter").field("ticket", &self.ticket).finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, ziggurat_loom))]
+mod model;
+#[cfg(all(test, not(ziggurat_loom)))]
+mod tests;

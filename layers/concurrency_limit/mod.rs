@@ -1,0 +1,325 @@
+//! Lets only so many calls be in flight at once; the others wait their turn.
+//!
+//! A call holds a permit from the moment it is admitted until its response future is done or dropped. All services that one
+//! layer value makes, and all their clones, share its permits: all routes of a router and all connections of a server.
+//! Whoever finds none free waits in the response future, and is admitted in the order of the first polls.
+//!
+//! **It counts** calls, not services: one that was polled ready and is not called holds neither a permit nor a place in the
+//! queue. The permit is back before the caller sees the answer, and after the call was dropped. The response's body is not
+//! counted.
+//!
+//! **How long one waits** is up to the surrounding [`TimeoutLayer`](crate::timeout::TimeoutLayer), which drops what waits too
+//! long; and up to [`max_waiting`](ConcurrencyLimitLayer::max_waiting) and [`max_wait`](ConcurrencyLimitLayer::max_wait), past which
+//! the call is answered with [`Reason::Overloaded`]. The clock of the latter starts when the call takes its place in the queue: at its
+//! first poll.
+//!
+//! **Where it belongs.** Inside of retry and circuit breaker, and outside of the attempt's timeout: then a retry that sleeps
+//! between two attempts holds no permit, an attempt's time is not spent in the queue, and a call that an open circuit refuses
+//! needs no permit. Outside of the retry, a permit would be held for all attempts and the pauses between them; inside of
+//! the attempt's timeout, a wait in the queue would count as the service being slow, and be retried. On a server it stands
+//! outside of all that costs something, usually with `max_waiting(0)`.
+//!
+//! **Cancellation.** Dropping the response future gives back the permit, or the place in the queue, or passes on the permit that
+//! arrived and was not noticed yet. So does a panic.
+//!
+//! It needs `S: Clone`: a call that has to wait gives back the readiness of the service that it was called on, or it would keep for
+//! itself what that service has reserved, and makes a clone ready once it is admitted. A call that is admitted at once clones
+//! and allocates nothing, takes no lock and reads no clock.
+//!
+//! ```
+//! use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+//! use ziggurat::{Error, concurrency_limit::ConcurrencyLimitLayer};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() {
+//! let limit = ConcurrencyLimitLayer::new(1).max_waiting(0);
+//! let gate = limit.handle();
+//! let mut service = ServiceBuilder::new()
+//!     .layer(limit)
+//!     .map_err(Error::Service)
+//!     .service(service_fn(|word: &'static str| async move { Ok::<_, std::io::Error>(word) }));
+//!
+//! let first = service.ready().await.unwrap().call("first");
+//! assert_eq!(gate.in_flight(), 1);
+//!
+//! let second = service.ready().await.unwrap().call("second").await;
+//! assert!(ziggurat::rejection(&second).unwrap().is_overloaded());
+//!
+//! assert_eq!(first.await.unwrap(), "first");
+//! assert_eq!(gate.in_flight(), 0);
+//! # }
+//! ```
+
+mod gate;
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+pub use self::gate::Gate;
+use self::gate::{Entry, Permit, Waiter};
+use crate::{
+    Event, Reason, Reject, Rejection, Site,
+    clock::{self, Sleep},
+    telemetry::{site, site_setters},
+};
+
+/// Lets only so many calls be in flight at once: see the [module](self).
+///
+/// Two layer values share nothing; clones of one value share everything.
+#[doc(alias = "bulkhead")]
+#[doc(alias = "semaphore")]
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct ConcurrencyLimitLayer {
+    gate: Gate,
+    max_waiting: usize,
+    max_wait: Duration,
+    site: Site,
+}
+
+impl ConcurrencyLimitLayer {
+    /// At most `limit` calls in flight; as many wait as come, for as long as the surrounding deadline lets them.
+    ///
+    /// A limit above `i32::MAX` is taken as that.
+    ///
+    /// # Panics
+    ///
+    /// If `limit` is zero: nothing could ever pass.
+    #[track_caller]
+    pub fn new(limit: usize) -> Self {
+        let gate = Gate::new(limit);
+        Self { gate, max_waiting: usize::MAX, max_wait: Duration::MAX, site: site!("concurrency_limit") }
+    }
+
+    /// At most this many calls wait for a permit; the next one is rejected at once. Zero sheds every call that finds no permit.
+    pub fn max_waiting(mut self, max_waiting: usize) -> Self {
+        self.max_waiting = max_waiting;
+        self
+    }
+
+    /// A call that has waited this long for a permit is rejected.
+    ///
+    /// Every duration is good: with zero nobody waits, and [`Duration::MAX`] never ends.
+    pub fn max_wait(mut self, max_wait: Duration) -> Self {
+        self.max_wait = max_wait;
+        self
+    }
+
+    site_setters!();
+
+    /// A handle to the live state, to look at and to change the limit.
+    #[must_use]
+    pub fn handle(&self) -> Gate {
+        self.gate.clone()
+    }
+
+    /// How many may wait; where no time is given to wait, nobody.
+    fn places(&self) -> usize {
+        if self.max_wait.is_zero() { 0 } else { self.max_waiting }
+    }
+
+    fn reject(&self) -> Rejection {
+        let rejection = Rejection::new(&self.site, Reason::Overloaded { limit: self.gate.limit() });
+        self.site.tell(Event::Rejected(&rejection));
+        rejection
+    }
+}
+
+impl<S> Layer<S> for ConcurrencyLimitLayer {
+    type Service = ConcurrencyLimit<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        let layer = self.clone();
+        ConcurrencyLimit { inner, layer }
+    }
+}
+
+/// The service of [`ConcurrencyLimitLayer`].
+#[derive(Debug, Clone)]
+pub struct ConcurrencyLimit<S> {
+    // not a Service? see "It does not compile" in the docs of ziggurat::Reject
+    inner: S,
+    layer: ConcurrencyLimitLayer,
+}
+
+impl<S, Req> Service<Req> for ConcurrencyLimit<S>
+where
+    S: Service<Req> + Clone,
+    S::Error: Reject<S::Response>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = ResponseFuture<S, Req>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Req) -> Self::Future {
+        if let Some(permit) = self.layer.gate.try_enter() {
+            let response = self.inner.call(request);
+            return ResponseFuture { state: State::Running { response }, permit: Some(permit) };
+        }
+        let layer = self.layer.clone();
+        if layer.gate.is_full(layer.places()) {
+            return ResponseFuture { state: State::Refused { layer }, permit: None };
+        }
+        let service = self.inner.clone();
+        // The one that was made ready is dropped, and with it what it reserved for a call that it will not get.
+        self.inner = self.inner.clone();
+        let turn = Turn { layer, place: None, timer: None };
+        ResponseFuture { state: State::Waiting { turn, service, request: Some(request) }, permit: None }
+    }
+}
+
+pin_project! {
+    /// The response future of [`ConcurrencyLimit`].
+    #[must_use = "futures do nothing unless polled"]
+    pub struct ResponseFuture<S, Req>
+    where
+        S: Service<Req>,
+    {
+        #[pin]
+        state: State<S, Req>,
+        // After the state, and so dropped after it: the permit is back when the call is gone, not before.
+        permit: Option<Permit>,
+    }
+}
+
+pin_project! {
+    #[project = StateProjection]
+    enum State<S, Req>
+    where
+        S: Service<Req>,
+    {
+        // There was no permit, and no place to wait for one.
+        Refused { layer: ConcurrencyLimitLayer },
+        // It waits for its turn, or has its permit and waits for its own clone of the service to be ready.
+        Waiting {
+            #[pin]
+            turn: Turn,
+            service: S,
+            request: Option<Req>,
+        },
+        // It is in flight.
+        Running {
+            #[pin]
+            response: S::Future,
+        },
+        // It was answered.
+        Done,
+    }
+}
+
+impl<S, Req> Future for ResponseFuture<S, Req>
+where
+    S: Service<Req>,
+    S::Error: Reject<S::Response>,
+{
+    type Output = Result<S::Response, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let outcome = ready!(this.state.as_mut().poll(this.permit, cx));
+        this.state.set(State::Done);
+        *this.permit = None;
+        Poll::Ready(outcome)
+    }
+}
+
+impl<S, Req> State<S, Req>
+where
+    S: Service<Req>,
+    S::Error: Reject<S::Response>,
+{
+    fn poll(
+        mut self: Pin<&mut Self>,
+        permit: &mut Option<Permit>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<S::Response, S::Error>> {
+        loop {
+            let response = match self.as_mut().project() {
+                StateProjection::Running { response } => return response.poll(cx),
+                StateProjection::Refused { layer } => return Poll::Ready(S::Error::reject(layer.reject())),
+                StateProjection::Waiting { turn, service, request } => {
+                    if permit.is_none() {
+                        match ready!(turn.poll(cx)) {
+                            Ok(admitted) => *permit = Some(admitted),
+                            Err(rejection) => return Poll::Ready(S::Error::reject(rejection)),
+                        }
+                    }
+                    ready!(service.poll_ready(cx))?;
+                    request.take().map(|request| service.call(request))
+                }
+                StateProjection::Done => None,
+            };
+            let Some(response) = response else { panic!("polled after it was answered") };
+            self.set(State::Running { response });
+        }
+    }
+}
+
+impl<S: Service<Req>, Req> fmt::Debug for ResponseFuture<S, Req> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match self.state {
+            State::Refused { .. } => "refused",
+            State::Waiting { .. } => "waiting",
+            State::Running { .. } => "running",
+            State::Done => "done",
+        };
+        f.debug_struct("concurrency_limit::ResponseFuture")
+            .field("state", &state)
+            .field("admitted", &self.permit.is_some())
+            .finish()
+    }
+}
+
+pin_project! {
+    /// A call's wait for its permit. It takes its place in the queue at the first poll, and its clock starts then.
+    struct Turn {
+        layer: ConcurrencyLimitLayer,
+        place: Option<Waiter>,
+        #[pin]
+        timer: Option<Sleep>,
+    }
+}
+
+impl Future for Turn {
+    type Output = Result<Permit, Rejection>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let admitted = match this.place {
+            Some(place) => place.poll(cx.waker()),
+            None => match this.layer.gate.enter(this.layer.places(), cx.waker()) {
+                Entry::Admitted(permit) => Poll::Ready(permit),
+                Entry::Full => return Poll::Ready(Err(this.layer.reject())),
+                Entry::Queued(place) => {
+                    *this.place = Some(place);
+                    this.layer.site.tell(Event::Queued);
+                    if this.layer.max_wait < Duration::MAX {
+                        let end = clock::now().checked_add(this.layer.max_wait);
+                        this.timer.set(end.map(clock::sleep_until));
+                    }
+                    Poll::Pending
+                }
+            },
+        };
+        if let Poll::Ready(permit) = admitted {
+            this.timer.set(None);
+            return Poll::Ready(Ok(permit));
+        }
+        let Some(timer) = this.timer.as_mut().as_pin_mut() else { return Poll::Pending };
+        ready!(timer.poll(cx));
+        *this.place = None;
+        Poll::Ready(Err(this.layer.reject()))
+    }
+}
