@@ -1,3 +1,4 @@
 // The layers, a line for each. `src/lib.rs` re-exports them, so that users write `ziggurat::timeout::TimeoutLayer`.
 
+pub mod circuit_breaker;
 pub mod timeout;
