@@ -12,10 +12,13 @@ use std::{
 use criterion::Criterion;
 use tower::{Service, ServiceBuilder};
 use tower_resilience::{
-    bulkhead::BulkheadLayer, circuitbreaker::CircuitBreakerLayer as PeerBreakerLayer, retry::RetryLayer as PeerRetryLayer,
-    timelimiter::TimeLimiterLayer,
+    bulkhead::BulkheadLayer, circuitbreaker::CircuitBreakerLayer as PeerBreakerLayer,
+    retry::RetryLayer as PeerRetryLayer, timelimiter::TimeLimiterLayer,
 };
-use ziggurat::{Error, circuit_breaker::CircuitBreakerLayer, concurrency_limit::ConcurrencyLimitLayer, retry::RetryLayer, timeout::TimeoutLayer};
+use ziggurat::{
+    Error, circuit_breaker::CircuitBreakerLayer, concurrency_limit::ConcurrencyLimitLayer, retry::RetryLayer,
+    timeout::TimeoutLayer,
+};
 use ziggurat_benches::{Echo, Failed, Word, call};
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -64,9 +67,8 @@ fn subjects() -> Vec<Subject> {
     let peer = "tower-resilience";
     let peer_retry = || PeerRetryLayer::<Word, Word, Failed>::builder().max_attempts(3).fixed_backoff(LIMIT).build();
     let peer_limit = || BulkheadLayer::builder().max_concurrent_calls(PERMITS).build().expect("a limit");
-    let peer_breaker = || {
-        PeerBreakerLayer::builder().failure_rate_threshold(0.5).sliding_window_size(100).build().expect("a breaker")
-    };
+    let peer_breaker =
+        || PeerBreakerLayer::builder().failure_rate_threshold(0.5).sliding_window_size(100).build().expect("a breaker");
     let peer_timeout = || TimeLimiterLayer::builder().timeout_duration(LIMIT).build();
     let retry = || RetryLayer::new().backoff(LIMIT).budget(None);
     let breaker = || CircuitBreakerLayer::failure_rate(0.5).over_calls(100);
@@ -112,11 +114,7 @@ fn subjects() -> Vec<Subject> {
         subject(
             "stack of the four",
             tower,
-            ServiceBuilder::new()
-                .timeout(LIMIT)
-                .retry(ThreeTimes(3))
-                .concurrency_limit(PERMITS)
-                .service(Echo),
+            ServiceBuilder::new().timeout(LIMIT).retry(ThreeTimes(3)).concurrency_limit(PERMITS).service(Echo),
         ),
         subject(
             "stack of the four",

@@ -12,6 +12,7 @@ use crate::rejection::Rejection;
 /// | [`Retrying`](Event::Retrying) | INFO | `attempt`, `delay` |
 /// | [`GaveUp`](Event::GaveUp) | WARN | `attempt`, `reason` |
 /// | [`Transition`](Event::Transition) | WARN | `from`, `to` |
+/// | [`Failed`](Event::Failed) | DEBUG | |
 /// | all others | TRACE | |
 ///
 /// The target in `tracing` is the layer's path, such as `ziggurat::timeout`; every event has the field `name`, the one that was
@@ -42,6 +43,8 @@ pub enum Event<'a> {
         /// The state now.
         to: &'static str,
     },
+    /// A call counts as a failure of the service.
+    Failed,
     /// A call has to wait its turn.
     Queued,
     /// The answer came from memory.
@@ -171,6 +174,7 @@ macro_rules! trace_to {
                 Event::Transition { from, to } => {
                     tracing::warn!(target: $target, name, from, to, "transition");
                 }
+                Event::Failed => tracing::debug!(target: $target, name, "failed"),
                 Event::Queued => tracing::trace!(target: $target, name, "queued"),
                 Event::Hit => tracing::trace!(target: $target, name, "hit"),
                 Event::Miss => tracing::trace!(target: $target, name, "miss"),

@@ -1,0 +1,201 @@
+//! The handle to a live circuit: what its state is, how to turn it by hand, and how to hear of its turns.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tokio::sync::broadcast;
+
+use super::{
+    Cancelled,
+    machine::{Machine, Outcome, Policy, Refused, State, Ticket, Transition},
+};
+use crate::{Class, Event, Site, clock, deadline};
+
+/// So many transitions are kept for a subscriber that is slow to take them.
+const BACKLOG: usize = 64;
+
+/// The live state of a breaker, which all services of one [`CircuitBreakerLayer`](super::CircuitBreakerLayer) share.
+///
+/// It is cheap to clone, and taken from the layer with [`handle`](super::CircuitBreakerLayer::handle).
+#[derive(Clone)]
+pub struct Circuit {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    machine: Machine,
+    cancelled: Cancelled,
+    site: Site,
+    transitions: broadcast::Sender<Transition>,
+    /// Whether somebody is telling the machine's news.
+    telling: AtomicBool,
+}
+
+impl Circuit {
+    pub(super) fn new(policy: Policy, cancelled: Cancelled, site: Site) -> Self {
+        let shared = Shared {
+            machine: Machine::new(policy, clock::now()),
+            cancelled,
+            site,
+            transitions: broadcast::Sender::new(BACKLOG),
+            telling: AtomicBool::new(false),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The state that the circuit is in. One atomic read.
+    ///
+    /// An open circuit whose time is over is [`State::Open`] until the next call comes, which half-opens it.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.shared.machine.state()
+    }
+
+    /// Opens the circuit, and keeps it open until [`close`](Circuit::close): for maintenance, say.
+    ///
+    /// Calls that are under way go on, and what becomes of them changes nothing.
+    pub fn force_open(&self) {
+        self.shared.machine.force_open();
+        self.shared.tell_news();
+    }
+
+    /// Closes the circuit and forgets all that it counted, also if it was closed before.
+    ///
+    /// Calls that are under way go on, and what becomes of them changes nothing.
+    pub fn close(&self) {
+        self.shared.machine.close();
+        self.shared.tell_news();
+    }
+
+    /// The transitions from now on.
+    #[must_use]
+    pub fn subscribe(&self) -> Transitions {
+        Transitions { receiver: self.shared.transitions.subscribe() }
+    }
+
+    pub(super) fn site(&self) -> &Site {
+        &self.shared.site
+    }
+
+    /// Whether a call would be admitted now.
+    pub(super) fn check(&self) -> Result<(), Refused> {
+        self.shared.machine.check(clock::now)
+    }
+
+    /// Admits a call. The clock is not read while the circuit is closed, unless slow calls are looked for.
+    pub(super) fn admit(&self) -> Result<Call, Refused> {
+        let ticket = self.shared.machine.admit(clock::now)?;
+        // It may have half-opened the circuit.
+        if ticket.is_probe() {
+            self.shared.tell_news();
+        }
+        Ok(Call { circuit: self.clone(), ticket: Some(ticket) })
+    }
+}
+
+impl Shared {
+    fn record(&self, ticket: &Ticket, outcome: Outcome) {
+        if outcome == Outcome::Failure {
+            self.site.tell(Event::Failed);
+        }
+        if self.machine.record(ticket, outcome, clock::now) {
+            self.tell_news();
+        }
+    }
+
+    /// Tells all who listen of the transitions that nobody has told yet.
+    ///
+    /// One thread at a time, so that everybody hears them in order; and under no lock, so that who hears of one may turn the
+    /// circuit again.
+    fn tell_news(&self) {
+        struct Telling<'a>(&'a AtomicBool);
+        impl Drop for Telling<'_> {
+            fn drop(&mut self) {
+                self.0.store(false, Ordering::Release);
+            }
+        }
+        // Who finds somebody telling leaves the news to them: they look again after they said that they are done.
+        while self.machine.has_news() && !self.telling.swap(true, Ordering::AcqRel) {
+            let _telling = Telling(&self.telling);
+            while let Some(transition) = self.machine.news() {
+                let Transition { from, to } = transition;
+                self.site.tell(Event::Transition { from: from.as_str(), to: to.as_str() });
+                // Nobody subscribed: nobody to tell.
+                let _ = self.transitions.send(transition);
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Circuit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Circuit").field("state", &self.state()).field("site", self.site()).finish_non_exhaustive()
+    }
+}
+
+/// A call that was admitted. Dropped without an outcome, it was cancelled (or it panicked).
+#[derive(Debug)]
+pub(super) struct Call {
+    circuit: Circuit,
+    // None: its outcome is recorded.
+    ticket: Option<Ticket>,
+}
+
+impl Call {
+    /// Records how the call ended.
+    pub(super) fn ended(mut self, class: Class) {
+        if let Some(ticket) = self.ticket.take() {
+            let outcome = match class {
+                Class::Success => Outcome::Success,
+                Class::Failure { .. } => Outcome::Failure,
+                Class::Ignored => Outcome::Ignored,
+            };
+            self.circuit.shared.record(&ticket, outcome);
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket.take() {
+            let failed = match self.circuit.shared.cancelled {
+                Cancelled::ByDeadline => deadline::has_passed(),
+                Cancelled::Failure => true,
+                Cancelled::Ignored => false,
+            };
+            let outcome = if failed { Outcome::Failure } else { Outcome::Ignored };
+            self.circuit.shared.record(&ticket, outcome);
+        }
+    }
+}
+
+/// The transitions of a circuit, from when they were [subscribed](Circuit::subscribe) to.
+pub struct Transitions {
+    receiver: broadcast::Receiver<Transition>,
+}
+
+impl Transitions {
+    /// The next transition; `None` when the circuit is gone, with all handles, layers and services that share it.
+    ///
+    /// Who is more than 64 transitions late loses the oldest. Dropping this future loses nothing.
+    pub async fn next(&mut self) -> Option<Transition> {
+        loop {
+            match self.receiver.recv().await {
+                Ok(transition) => return Some(transition),
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return None,
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Transitions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transitions").field("waiting", &self.receiver.len()).finish()
+    }
+}

@@ -1,0 +1,417 @@
+//! When a circuit opens, half-opens and closes: the decision alone, told the time, without a service.
+//!
+//! What every call needs is one word, `generation | state | failures in a row`: a call that succeeds while nothing failed only
+//! reads it. Every turn of the state starts a new generation, and each call carries the one that admitted it, so a result
+//! that comes after the turn is known to be late, and changes nothing. Turns happen under a lock, which no call takes
+//! while the circuit is closed and stays closed; nobody else's code runs under it.
+
+use std::{
+    cell::OnceCell,
+    collections::VecDeque,
+    fmt,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use super::window::{Extent, Window};
+use crate::{Backoff, Waits, clock::Instant};
+
+/// A shorter open time would admit everything at once, as a probe.
+const SHORTEST: Duration = Duration::from_millis(1);
+
+/// What a circuit lets through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    /// Every call passes, and is counted.
+    Closed,
+    /// No call passes. Once its time is over a circuit stays open until the next call comes, which half-opens it.
+    Open,
+    /// A few calls pass as probes, and decide.
+    HalfOpen,
+}
+
+impl State {
+    /// Its name in events: `closed`, `open` or `half_open`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Open => "open",
+            Self::HalfOpen => "half_open",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A circuit went from one state to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Transition {
+    /// The state before.
+    pub from: State,
+    /// The state since.
+    pub to: State,
+}
+
+/// What opens a circuit, for how long, and what closes it again.
+#[derive(Clone, Debug)]
+pub(super) struct Policy {
+    /// So many failures in a row open it.
+    pub(super) consecutive: Option<u32>,
+    /// So large a part of failures opens it.
+    pub(super) failure_rate: Option<f64>,
+    /// Calls that take longer than this are slow, and so large a part of them opens it.
+    pub(super) slow: Option<(Duration, f64)>,
+    /// What the rates are taken of.
+    pub(super) extent: Extent,
+    /// Fewer calls have no rate.
+    pub(super) min_calls: u32,
+    pub(super) open_for: Backoff,
+    pub(super) probes: usize,
+    pub(super) successes_to_close: u32,
+}
+
+/// How a call ended, as far as a circuit cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Success,
+    Failure,
+    /// Says nothing about the service.
+    Ignored,
+}
+
+/// The admission of one call.
+#[derive(Debug)]
+pub(super) struct Ticket {
+    generation: u64,
+    /// The place that it takes in a half-open circuit.
+    probe: Option<u64>,
+    /// Known only if somebody asks how long calls take.
+    started: Option<Instant>,
+}
+
+impl Ticket {
+    /// Whether the circuit was half-open.
+    pub(super) fn is_probe(&self) -> bool {
+        self.probe.is_some()
+    }
+}
+
+/// No call is admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Refused {
+    /// After so long one will be, unless that is up to [`Machine::close`].
+    pub(super) retry_after: Option<Duration>,
+}
+
+#[derive(Debug)]
+pub(super) struct Machine {
+    policy: Policy,
+    word: AtomicU64,
+    failures: Option<Window>,
+    slow: Option<Window>,
+    episode: Mutex<Episode>,
+}
+
+/// What is known of a circuit that is not simply closed. All turns of the state happen under its lock.
+#[derive(Debug)]
+struct Episode {
+    /// How long it will be open the next times, until it is closed.
+    waits: Waits,
+    /// How long it is open this time; as long a probe may keep its place.
+    open_for: Duration,
+    /// When it may half-open; `None` if it stays open.
+    until: Option<Instant>,
+    probes: Vec<Probe>,
+    /// The number of the next probe.
+    next: u64,
+    successes: u32,
+    /// Turns that nobody has been told yet.
+    news: VecDeque<Transition>,
+}
+
+#[derive(Debug)]
+struct Probe {
+    number: u64,
+    /// When it gives up its place, if ever.
+    until: Option<Instant>,
+}
+
+impl Machine {
+    /// A closed circuit. `now` is any moment before the first call.
+    pub(super) fn new(policy: Policy, now: Instant) -> Self {
+        Self {
+            word: AtomicU64::new(Word::default().0),
+            failures: policy.failure_rate.map(|_| Window::new(policy.extent, now)),
+            slow: policy.slow.map(|_| Window::new(policy.extent, now)),
+            episode: Mutex::new(Episode {
+                waits: policy.open_for.waits(),
+                open_for: Duration::ZERO,
+                until: None,
+                probes: Vec::new(),
+                next: 0,
+                successes: 0,
+                news: VecDeque::new(),
+            }),
+            policy,
+        }
+    }
+
+    pub(super) fn state(&self) -> State {
+        self.word().state()
+    }
+
+    /// Whether a call would be admitted now.
+    pub(super) fn check(&self, clock: impl FnOnce() -> Instant) -> Result<(), Refused> {
+        if self.state() == State::Closed {
+            return Ok(());
+        }
+        let now = clock();
+        self.check_at(now, &self.episode())
+    }
+
+    fn check_at(&self, now: Instant, episode: &Episode) -> Result<(), Refused> {
+        let left = |until: Option<Instant>| until.map(|until| until.saturating_duration_since(now));
+        match self.state() {
+            State::Closed => Ok(()),
+            State::Open => match left(episode.until) {
+                Some(Duration::ZERO) => Ok(()),
+                retry_after => Err(Refused { retry_after }),
+            },
+            State::HalfOpen => {
+                let held = || {
+                    episode.probes.iter().map(|probe| left(probe.until)).filter(|left| *left != Some(Duration::ZERO))
+                };
+                if held().count() < self.policy.probes {
+                    return Ok(());
+                }
+                Err(Refused { retry_after: held().flatten().min() })
+            }
+        }
+    }
+
+    /// Admits a call. The clock is not read while the circuit is closed, unless slow calls are looked for.
+    pub(super) fn admit(&self, clock: impl FnOnce() -> Instant) -> Result<Ticket, Refused> {
+        let word = self.word();
+        if word.state() == State::Closed {
+            let started = self.slow.is_some().then(clock);
+            return Ok(Ticket { generation: word.generation(), probe: None, started });
+        }
+        let now = clock();
+        let mut episode = self.episode();
+        self.check_at(now, &episode)?;
+        if self.state() == State::Open {
+            self.turn(&mut episode, State::HalfOpen);
+        }
+        let started = self.slow.is_some().then_some(now);
+        let probe = (self.state() == State::HalfOpen).then(|| episode.probe(now));
+        Ok(Ticket { generation: self.word().generation(), probe, started })
+    }
+
+    /// Records how an admitted call ended, and says whether that turned the state.
+    pub(super) fn record(&self, ticket: &Ticket, outcome: Outcome, clock: impl Fn() -> Instant) -> bool {
+        let now = OnceCell::new();
+        let now = || *now.get_or_init(&clock);
+        if self.word().generation() != ticket.generation {
+            return false;
+        }
+        let slow = outcome != Outcome::Ignored && self.is_slow(ticket, now);
+        match (ticket.probe, outcome) {
+            (Some(number), outcome) => self.probe_ended(ticket.generation, number, outcome, slow, now()),
+            (None, Outcome::Ignored) => false,
+            (None, outcome) => {
+                self.count(ticket.generation, outcome == Outcome::Failure, slow, now)
+                    && self.open(ticket.generation, now())
+            }
+        }
+    }
+
+    fn is_slow(&self, ticket: &Ticket, now: impl Fn() -> Instant) -> bool {
+        match (self.policy.slow, ticket.started) {
+            (Some((limit, _)), Some(started)) => now().saturating_duration_since(started) > limit,
+            _ => false,
+        }
+    }
+
+    /// Counts a call that ended while the circuit was closed, and says whether that opens it.
+    fn count(&self, generation: u64, failed: bool, slow: bool, now: impl Fn() -> Instant) -> bool {
+        let over = |window: &Option<Window>, rate: Option<f64>, bad| {
+            let (Some(window), Some(rate)) = (window, rate) else { return false };
+            let slot = window.record(generation, &now, bad);
+            if !bad {
+                return false; // can only lower the rate
+            }
+            let held = window.tally(slot);
+            held.calls >= self.policy.min_calls && held.reaches(rate)
+        };
+        // Each of them counts the call, whatever the others find.
+        self.count_in_a_row(generation, failed)
+            | over(&self.failures, self.policy.failure_rate, failed)
+            | over(&self.slow, self.policy.slow.map(|(_, rate)| rate), slow)
+    }
+
+    fn count_in_a_row(&self, generation: u64, failed: bool) -> bool {
+        let Some(limit) = self.policy.consecutive else { return false };
+        let mut word = self.word();
+        loop {
+            let failures = if failed { word.failures().saturating_add(1) } else { 0 };
+            if word.generation() != generation || failures == word.failures() {
+                return false;
+            }
+            let counted = word.with_failures(failures);
+            match self.word.compare_exchange_weak(word.0, counted.0, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return failures >= limit,
+                Err(newer) => word = Word(newer),
+            }
+        }
+    }
+
+    /// A probe frees its place and decides.
+    fn probe_ended(&self, generation: u64, number: u64, outcome: Outcome, slow: bool, now: Instant) -> bool {
+        let mut episode = self.episode();
+        if self.word().generation() != generation {
+            return false;
+        }
+        // It may have lost its place, and still tells what the service does: or calls that take longer than the open time would
+        // never close the circuit.
+        episode.probes.retain(|probe| probe.number != number);
+        match outcome {
+            Outcome::Ignored => false,
+            Outcome::Success if !slow => {
+                episode.successes += 1;
+                let closes = episode.successes >= self.policy.successes_to_close;
+                if closes {
+                    self.turn_closed(&mut episode);
+                }
+                closes
+            }
+            _ => {
+                self.turn_open(&mut episode, now);
+                true
+            }
+        }
+    }
+
+    /// Opens the circuit, unless its state turned since this generation.
+    fn open(&self, generation: u64, now: Instant) -> bool {
+        let mut episode = self.episode();
+        let in_time = self.word().generation() == generation;
+        if in_time {
+            self.turn_open(&mut episode, now);
+        }
+        in_time
+    }
+
+    /// Opens the circuit until [`Machine::close`].
+    pub(super) fn force_open(&self) {
+        let mut episode = self.episode();
+        episode.until = None;
+        if self.state() != State::Open {
+            self.turn(&mut episode, State::Open);
+        }
+    }
+
+    /// Closes the circuit, and forgets all that was counted.
+    pub(super) fn close(&self) {
+        let mut episode = self.episode();
+        self.turn_closed(&mut episode);
+    }
+
+    /// Whether there are turns that nobody took yet.
+    pub(super) fn has_news(&self) -> bool {
+        !self.episode().news.is_empty()
+    }
+
+    /// Takes the oldest of them.
+    pub(super) fn news(&self) -> Option<Transition> {
+        self.episode().news.pop_front()
+    }
+
+    fn turn_open(&self, episode: &mut Episode, now: Instant) {
+        episode.open_for = episode.waits.next().unwrap_or_default().max(SHORTEST);
+        episode.until = now.checked_add(episode.open_for);
+        self.turn(episode, State::Open);
+    }
+
+    fn turn_closed(&self, episode: &mut Episode) {
+        episode.waits = self.policy.open_for.waits();
+        self.turn(episode, State::Closed);
+    }
+
+    fn turn(&self, episode: &mut Episode, to: State) {
+        let from = self.word();
+        episode.probes.clear();
+        episode.successes = 0;
+        // Overwrites a failure that is counted at this moment: it belongs to the generation that ends here.
+        self.word.store(from.next(to).0, Ordering::Release);
+        if from.state() != to {
+            episode.news.push_back(Transition { from: from.state(), to });
+        }
+    }
+
+    fn word(&self) -> Word {
+        Word(self.word.load(Ordering::Acquire))
+    }
+
+    fn episode(&self) -> MutexGuard<'_, Episode> {
+        self.episode.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Episode {
+    /// Takes a place for a probe, which is free or overdue.
+    fn probe(&mut self, now: Instant) -> u64 {
+        self.probes.retain(|probe| probe.until.is_none_or(|until| now < until));
+        let number = self.next;
+        self.next += 1;
+        self.probes.push(Probe { number, until: now.checked_add(self.open_for) });
+        number
+    }
+}
+
+/// `generation: 30 | state: 2 | failures in a row: 32`. A call would have to last for 2^30 turns to be taken for one of today.
+#[derive(Clone, Copy, Default)]
+struct Word(u64);
+
+impl Word {
+    fn generation(self) -> u64 {
+        self.0 >> 34
+    }
+
+    fn state(self) -> State {
+        match (self.0 >> 32) & 3 {
+            0 => State::Closed,
+            1 => State::Open,
+            _ => State::HalfOpen,
+        }
+    }
+
+    fn failures(self) -> u32 {
+        (self.0 & u64::from(u32::MAX)) as u32
+    }
+
+    fn with_failures(self, failures: u32) -> Self {
+        Self(((self.0 >> 32) << 32) | u64::from(failures))
+    }
+
+    /// A new generation, in which nothing failed yet.
+    fn next(self, to: State) -> Self {
+        let state = match to {
+            State::Closed => 0,
+            State::Open => 1,
+            State::HalfOpen => 2,
+        };
+        Self((self.generation().wrapping_add(1) << 34) | (state << 32))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,353 @@
+use std::{sync::Barrier, thread};
+
+use super::*;
+use crate::Jitter;
+
+mod model;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn policy() -> Policy {
+    Policy {
+        consecutive: None,
+        failure_rate: None,
+        slow: None,
+        extent: Extent::Time(30 * SECOND),
+        min_calls: 20,
+        open_for: Backoff::exponential(5 * SECOND).jitter(Jitter::None),
+        probes: 1,
+        successes_to_close: 1,
+    }
+}
+
+fn consecutive(failures: u32) -> Policy {
+    Policy { consecutive: Some(failures), ..policy() }
+}
+
+fn at(now: Instant) -> impl Fn() -> Instant + Copy {
+    move || now
+}
+
+fn never() -> Instant {
+    unreachable!("the clock was read")
+}
+
+/// Admits a call and records its outcome at once.
+fn call(machine: &Machine, now: Instant, outcome: Outcome) -> bool {
+    let ticket = machine.admit(at(now)).unwrap();
+    machine.record(&ticket, outcome, at(now))
+}
+
+/// A circuit that opened now.
+fn opened(policy: Policy, now: Instant) -> Machine {
+    let machine = Machine::new(Policy { consecutive: Some(1), ..policy }, now);
+    assert!(call(&machine, now, Outcome::Failure));
+    assert_eq!(machine.state(), State::Open);
+    machine
+}
+
+fn news(machine: &Machine) -> Vec<(State, State)> {
+    std::iter::from_fn(|| machine.news()).map(|turn| (turn.from, turn.to)).collect()
+}
+
+/// Shows: B1
+#[test]
+fn failures_in_a_row_open_and_a_success_between_starts_the_row_anew() {
+    let now = Instant::now();
+    let machine = Machine::new(consecutive(3), now);
+    for outcome in
+        [Outcome::Failure, Outcome::Failure, Outcome::Success, Outcome::Failure, Outcome::Failure, Outcome::Ignored]
+    {
+        call(&machine, now, outcome);
+        assert_eq!(machine.state(), State::Closed);
+    }
+    assert!(call(&machine, now, Outcome::Failure));
+    assert_eq!(machine.state(), State::Open);
+}
+
+#[test]
+fn the_clock_is_read_only_where_time_matters() {
+    let now = Instant::now();
+    let by_calls = Policy { failure_rate: Some(0.5), extent: Extent::Calls(100), ..consecutive(3) };
+    for policy in [consecutive(3), by_calls] {
+        let machine = Machine::new(policy, now);
+        let ticket = machine.admit(never).unwrap();
+        assert!(!machine.record(&ticket, Outcome::Failure, never));
+        let ticket = machine.admit(never).unwrap();
+        assert!(!machine.record(&ticket, Outcome::Success, never));
+        assert_eq!(machine.check(never), Ok(()));
+    }
+    let by_time = Machine::new(Policy { failure_rate: Some(0.5), ..policy() }, now);
+    let ticket = by_time.admit(never).unwrap();
+    assert!(!by_time.record(&ticket, Outcome::Ignored, never));
+}
+
+/// The fault of a window that never slides: after 100,000 successes it took 100,000 failures to open.
+///
+/// Shows: B1
+#[test]
+fn after_a_hundred_thousand_successes_a_handful_of_failures_opens() {
+    let start = Instant::now();
+    let by_time = Policy { failure_rate: Some(0.5), ..policy() };
+    let by_calls = Policy { extent: Extent::Calls(20), ..by_time.clone() };
+    for (policy, later) in [(by_time, start + 30 * SECOND), (by_calls, start)] {
+        let machine = Machine::new(policy, start);
+        for _ in 0..100_000 {
+            assert!(!call(&machine, start, Outcome::Success));
+        }
+        let failures = (1..).find(|_| call(&machine, later, Outcome::Failure));
+        assert!(failures <= Some(20), "{failures:?}");
+    }
+}
+
+/// Shows: B1
+#[test]
+fn a_rate_needs_its_minimum_of_calls() {
+    let now = Instant::now();
+    let machine = Machine::new(Policy { failure_rate: Some(0.5), min_calls: 20, ..policy() }, now);
+    for _ in 0..10 {
+        assert!(!call(&machine, now, Outcome::Success));
+    }
+    for _ in 0..9 {
+        assert!(!call(&machine, now, Outcome::Failure));
+    }
+    assert!(call(&machine, now, Outcome::Failure), "10 of 20");
+}
+
+/// Shows: B1
+#[test]
+fn slow_calls_open_though_they_succeed() {
+    let start = Instant::now();
+    let slow = Policy { slow: Some((SECOND, 1.0)), min_calls: 2, ..policy() };
+    let machine = Machine::new(slow, start);
+    let take = |from: Instant, time: Duration| {
+        let ticket = machine.admit(at(from)).unwrap();
+        machine.record(&ticket, Outcome::Success, at(from + time))
+    };
+    assert!(!take(start, SECOND), "not longer than a second");
+    let now = start + 60 * SECOND;
+    assert!(!take(now, SECOND + Duration::from_nanos(1)));
+    assert!(take(now, 2 * SECOND));
+
+    // A slow probe is no better.
+    assert!(take(now + 7 * SECOND, 2 * SECOND));
+    assert_eq!(machine.state(), State::Open);
+}
+
+/// Shows: B2, B3
+#[test]
+fn open_until_exactly_the_time_is_over() {
+    let now = Instant::now();
+    let machine = opened(policy(), now);
+    let refused = |left| Err(Refused { retry_after: Some(left) });
+    assert_eq!(machine.check(at(now)), refused(5 * SECOND));
+    assert_eq!(machine.admit(at(now + 2 * SECOND)).map(drop), refused(3 * SECOND));
+    let nearly = 5 * SECOND - Duration::from_nanos(1);
+    assert_eq!(machine.admit(at(now + nearly)).map(drop), refused(Duration::from_nanos(1)));
+    assert_eq!(machine.check(at(now + 5 * SECOND)), Ok(()));
+    assert_eq!(machine.state(), State::Open, "asking turns nothing");
+    assert!(machine.admit(at(now + 5 * SECOND)).is_ok());
+    assert_eq!(machine.state(), State::HalfOpen);
+}
+
+/// Shows: B2, B4
+#[test]
+fn a_failed_probe_reopens_for_longer_and_a_success_forgets_that() {
+    let mut now = Instant::now();
+    let machine = opened(policy(), now);
+    for seconds in [5, 10, 20] {
+        now += seconds * SECOND;
+        assert!(call(&machine, now, Outcome::Failure));
+        assert_eq!(machine.check(at(now)), Err(Refused { retry_after: Some(2 * seconds * SECOND) }));
+    }
+    now += 40 * SECOND;
+    assert!(call(&machine, now, Outcome::Success));
+    assert_eq!(machine.state(), State::Closed);
+    call(&machine, now, Outcome::Failure);
+    assert_eq!(machine.check(at(now)), Err(Refused { retry_after: Some(5 * SECOND) }));
+    use State::{Closed, HalfOpen, Open};
+    let again = [(Open, HalfOpen), (HalfOpen, Open)];
+    let all =
+        [[(Closed, Open)].as_slice(), &again, &again, &again, &[(Open, HalfOpen), (HalfOpen, Closed), (Closed, Open)]]
+            .concat();
+    assert_eq!(news(&machine), all);
+}
+
+/// Shows: B4
+#[test]
+fn half_open_admits_so_many_probes_at_once_and_closes_after_so_many_successes() {
+    let start = Instant::now();
+    let machine = opened(Policy { probes: 2, successes_to_close: 3, ..policy() }, start);
+    let now = start + 5 * SECOND;
+    let first = machine.admit(at(now)).unwrap();
+    let second = machine.admit(at(now + SECOND)).unwrap();
+    let refused = Err(Refused { retry_after: Some(3 * SECOND) });
+    assert_eq!(machine.admit(at(now + 2 * SECOND)).map(drop), refused);
+    assert!(!machine.record(&first, Outcome::Success, at(now)));
+    let third = machine.admit(at(now)).unwrap();
+    assert!(machine.admit(at(now)).is_err());
+    assert!(!machine.record(&second, Outcome::Success, at(now)));
+    assert!(machine.record(&third, Outcome::Success, at(now)));
+    assert_eq!(machine.state(), State::Closed);
+}
+
+/// Shows: B5
+#[test]
+fn a_late_result_decides_nothing() {
+    let start = Instant::now();
+    let machine = Machine::new(consecutive(1), start);
+    let tickets: Vec<_> = (0..4).map(|_| machine.admit(at(start)).unwrap()).collect();
+    call(&machine, start, Outcome::Failure);
+    assert!(!machine.record(&tickets[0], Outcome::Success, at(start)), "while open");
+    assert_eq!(machine.state(), State::Open);
+
+    let now = start + 5 * SECOND;
+    let probe = machine.admit(at(now)).unwrap();
+    assert!(!machine.record(&tickets[1], Outcome::Success, at(now)), "while half-open");
+    assert!(!machine.record(&tickets[2], Outcome::Failure, at(now)), "while half-open");
+    assert_eq!(machine.state(), State::HalfOpen);
+
+    assert!(machine.record(&probe, Outcome::Success, at(now)));
+    assert!(!machine.record(&tickets[3], Outcome::Failure, at(now)), "after it closed");
+    assert_eq!(machine.state(), State::Closed);
+}
+
+/// Shows: B5
+#[test]
+fn a_probe_that_says_nothing_frees_its_place() {
+    let start = Instant::now();
+    let machine = opened(policy(), start);
+    let now = start + 5 * SECOND;
+    for _ in 0..3 {
+        assert!(!call(&machine, now, Outcome::Ignored));
+        assert_eq!(machine.state(), State::HalfOpen);
+    }
+    assert!(call(&machine, now, Outcome::Success));
+}
+
+/// Shows: B5
+#[test]
+fn a_probe_that_never_ends_gives_up_its_place_after_the_open_time() {
+    let start = Instant::now();
+    let machine = opened(policy(), start);
+    let now = start + 5 * SECOND;
+    let hung = machine.admit(at(now)).unwrap();
+    assert_eq!(machine.admit(at(now + 4 * SECOND)).map(drop), Err(Refused { retry_after: Some(SECOND) }));
+    let next = machine.admit(at(now + 5 * SECOND)).unwrap();
+    assert!(machine.admit(at(now + 5 * SECOND)).is_err(), "the place was given once");
+    assert!(machine.record(&next, Outcome::Success, at(now + 6 * SECOND)));
+    assert!(!machine.record(&hung, Outcome::Failure, at(now + 7 * SECOND)), "the circuit closed without it");
+    assert_eq!(machine.state(), State::Closed);
+}
+
+/// Otherwise a service whose calls take longer than the open time would never be found healthy.
+///
+/// Shows: B5
+#[test]
+fn a_probe_that_lost_its_place_still_decides_while_nothing_else_did() {
+    let start = Instant::now();
+    for (outcome, state) in [(Outcome::Success, State::Closed), (Outcome::Failure, State::Open)] {
+        let machine = opened(policy(), start);
+        let slow = machine.admit(at(start + 5 * SECOND)).unwrap();
+        let next = machine.admit(at(start + 10 * SECOND)).unwrap();
+        assert!(machine.record(&slow, outcome, at(start + 11 * SECOND)));
+        assert_eq!(machine.state(), state);
+        assert!(!machine.record(&next, Outcome::Failure, at(start + 12 * SECOND)));
+    }
+}
+
+/// Shows: B7
+#[test]
+fn forced_open_stays_open_until_it_is_closed() {
+    let start = Instant::now();
+    let later = at(start + 1_000_000 * SECOND);
+    let machine = Machine::new(policy(), start);
+    machine.force_open();
+    assert_eq!(machine.admit(later).map(drop), Err(Refused { retry_after: None }));
+    machine.close();
+    assert!(machine.admit(later).is_ok());
+
+    // Also from the other states, and whatever was under way.
+    let machine = opened(policy(), start);
+    let probe = machine.admit(at(start + 5 * SECOND)).unwrap();
+    machine.force_open();
+    assert!(!machine.record(&probe, Outcome::Success, later));
+    assert_eq!(machine.check(later), Err(Refused { retry_after: None }));
+    let machine = opened(policy(), start);
+    machine.force_open();
+    assert_eq!(machine.check(later), Err(Refused { retry_after: None }));
+    assert_eq!(news(&machine), [(State::Closed, State::Open)], "told once");
+}
+
+/// Shows: B7
+#[test]
+fn closing_forgets_what_was_counted() {
+    let now = Instant::now();
+    let machine = Machine::new(Policy { failure_rate: Some(0.1), min_calls: 3, ..consecutive(3) }, now);
+    for _ in 0..4 {
+        call(&machine, now, Outcome::Failure);
+        call(&machine, now, Outcome::Failure);
+        machine.close();
+    }
+    assert_eq!(machine.state(), State::Closed);
+    assert_eq!(news(&machine), []);
+}
+
+/// Shows: B5
+#[test]
+fn failures_of_eight_threads_are_all_counted() {
+    let now = Instant::now();
+    let by_rate = Policy { failure_rate: Some(1.0), min_calls: 8_001, ..policy() };
+    for policy in [consecutive(8_001), by_rate] {
+        let machine = Machine::new(policy, now);
+        let barrier = Barrier::new(8);
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    barrier.wait();
+                    (0..1_000).for_each(|_| assert!(!call(&machine, now, Outcome::Failure)));
+                });
+            }
+        });
+        assert!(call(&machine, now, Outcome::Failure), "one more than 8,000");
+    }
+}
+
+/// Shows: B4, B5
+#[test]
+fn eight_threads_that_fail_or_probe_at_once_turn_the_circuit_once() {
+    let mut now = Instant::now();
+    let machine = Machine::new(consecutive(8), now);
+    let barrier = Barrier::new(8);
+    let at_once = |work: &(dyn Fn() -> bool + Sync)| {
+        let one = || {
+            barrier.wait();
+            work()
+        };
+        thread::scope(|scope| {
+            let all: Vec<_> = (0..8).map(|_| scope.spawn(one)).collect();
+            all.into_iter().map(|thread| thread.join().unwrap()).filter(|done| *done).count()
+        })
+    };
+    for _ in 0..500 {
+        assert_eq!(at_once(&|| call(&machine, now, Outcome::Failure)), 1, "the eighth failure opens");
+        now += 5 * SECOND;
+        assert_eq!(at_once(&|| machine.admit(at(now)).is_ok()), 1, "one probe");
+        machine.close();
+    }
+}
+
+/// Shows: B2
+#[test]
+fn no_open_time_and_an_endless_one_do_no_harm() {
+    let now = Instant::now();
+    let machine = opened(Policy { open_for: Backoff::from(Duration::ZERO), ..policy() }, now);
+    assert!(machine.check(at(now)).is_err());
+    let _probe = machine.admit(at(now + SHORTEST)).unwrap();
+    assert!(machine.admit(at(now + SHORTEST)).is_err());
+
+    let machine = opened(Policy { open_for: Backoff::from(Duration::MAX), ..policy() }, now);
+    assert_eq!(machine.check(at(now + 1_000_000 * SECOND)), Err(Refused { retry_after: None }));
+    machine.close();
+    assert!(machine.check(at(now)).is_ok());
+}

@@ -1,0 +1,254 @@
+//! A circuit that is computed anew from the list of all that ever happened, to compare with.
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[derive(Clone, Copy, Debug)]
+enum Happened {
+    Asked,
+    /// The call that was asked for by the event of this index ended.
+    Ended(usize, Outcome),
+    ForcedOpen,
+    Closed,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    Closed,
+    Open { until: Option<u64> },
+    HalfOpen,
+}
+
+/// The numbers of a policy, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+struct Rules {
+    consecutive: Option<u32>,
+    rate: Option<f64>,
+    slow: Option<(u64, f64)>,
+    window: u64,
+    by_calls: bool,
+    min_calls: usize,
+    open_for: u64,
+    probes: usize,
+    successes: usize,
+}
+
+/// A call that ended in time while the circuit was closed.
+struct Counted {
+    phase: usize,
+    at: u64,
+    failed: bool,
+    slow: bool,
+}
+
+struct Admitted {
+    phase: usize,
+    event: usize,
+    at: u64,
+    ended: Option<Outcome>,
+}
+
+type Answer = Result<(), Option<u64>>;
+
+/// The state after all these events, and the answer if the last one is a question.
+fn replay(rules: Rules, events: &[(u64, Happened)]) -> (State, Option<Answer>) {
+    let mut phases = vec![Phase::Closed];
+    let mut counted: Vec<Counted> = Vec::new();
+    let mut admitted: Vec<Admitted> = Vec::new();
+    let mut answer = None;
+    for (event, &(now, happened)) in events.iter().enumerate() {
+        let current = phases.len() - 1;
+        let opened = || Some(Phase::Open { until: Some(now + open_time(rules, openings(&phases) + 1)) });
+        answer = None;
+        let next = match happened {
+            Happened::Closed => Some(Phase::Closed),
+            Happened::ForcedOpen => Some(Phase::Open { until: None }),
+            Happened::Asked => {
+                let (result, next) = match phases[current] {
+                    Phase::Closed => (Ok(()), None),
+                    Phase::Open { until: Some(until) } if until <= now => (Ok(()), Some(Phase::HalfOpen)),
+                    Phase::Open { until } => (Err(until.map(|until| until - now)), None),
+                    Phase::HalfOpen => {
+                        let time = open_time(rules, openings(&phases));
+                        let held = admitted.iter().filter(|call| call.phase == current && call.ended.is_none());
+                        let left: Vec<_> = held
+                            .filter_map(|call| (call.at + time).checked_sub(now))
+                            .filter(|left| *left > 0)
+                            .collect();
+                        (if left.len() < rules.probes { Ok(()) } else { Err(left.into_iter().min()) }, None)
+                    }
+                };
+                if result.is_ok() {
+                    let phase = current + usize::from(next.is_some());
+                    admitted.push(Admitted { phase, event, at: now, ended: None });
+                }
+                answer = Some(result);
+                next
+            }
+            Happened::Ended(asked, outcome) => {
+                let call = admitted.iter_mut().find(|call| call.event == asked).unwrap();
+                call.ended = Some(outcome);
+                let failed = outcome == Outcome::Failure;
+                let slow = rules.slow.is_some_and(|(limit, _)| now - call.at > limit);
+                if call.phase != current || outcome == Outcome::Ignored {
+                    None
+                } else if let Phase::Closed = phases[current] {
+                    counted.push(Counted { phase: current, at: now, failed, slow });
+                    if opens(rules, &counted) { opened() } else { None }
+                } else if failed || slow {
+                    opened()
+                } else {
+                    let successes = admitted.iter().filter(|c| c.phase == current && c.ended == Some(Outcome::Success));
+                    (successes.count() >= rules.successes).then_some(Phase::Closed)
+                }
+            }
+        };
+        phases.extend(next);
+    }
+    let state = match phases.last() {
+        Some(Phase::Closed) => State::Closed,
+        Some(Phase::Open { .. }) => State::Open,
+        _ => State::HalfOpen,
+    };
+    (state, answer)
+}
+
+/// How often the circuit opened by itself since it was last closed.
+fn openings(phases: &[Phase]) -> u32 {
+    let since = phases.iter().rev().take_while(|phase| !matches!(phase, Phase::Closed));
+    since.filter(|phase| matches!(phase, Phase::Open { until: Some(_) })).count() as u32
+}
+
+fn open_time(rules: Rules, openings: u32) -> u64 {
+    (rules.open_for << (openings - 1).min(20)).min(LONGEST)
+}
+
+/// Whether the last of these calls opens the circuit.
+fn opens(rules: Rules, counted: &[Counted]) -> bool {
+    let last = counted.last().unwrap();
+    let in_a_row = counted.iter().rev().take_while(|call| call.phase == last.phase && call.failed).count();
+
+    // A window slides in steps, so that all calls of a step leave it together.
+    let width = if rules.by_calls { rules.window.div_ceil(10) } else { rules.window / 10 };
+    let steps = if rules.by_calls { (rules.window - 1).div_ceil(width) + 1 } else { 10 };
+    let step = |index: usize, call: &Counted| if rules.by_calls { index as u64 } else { call.at } / width;
+    let newest = step(counted.len() - 1, last);
+    let held = || {
+        let recent =
+            |(index, call): &(usize, &Counted)| call.phase == last.phase && step(*index, call) + steps > newest;
+        counted.iter().enumerate().filter(recent).map(|(_, call)| call)
+    };
+    let rate = |bad: fn(&Counted) -> bool| held().filter(|call| bad(call)).count() as f64 / held().count() as f64;
+    let enough = held().count() >= rules.min_calls;
+
+    rules.consecutive.is_some_and(|limit| in_a_row >= limit as usize)
+        || rules.rate.is_some_and(|limit| last.failed && enough && rate(|call| call.failed) >= limit)
+        || rules.slow.is_some_and(|(_, limit)| last.slow && enough && rate(|call| call.slow) >= limit)
+}
+
+/// No opening is longer, in milliseconds.
+const LONGEST: u64 = 2_000;
+
+fn rules() -> impl Strategy<Value = Rules> {
+    let conditions =
+        (prop::option::of(1..6_u32), prop::option::of(0.1..=1.0), prop::option::of((1..400_u64, 0.1..=1.0)));
+    let windows = (
+        prop_oneof![(1..200_u64).prop_map(|ms| (10 * ms, false)), (1..40_u64).prop_map(|calls| (calls, true))],
+        1..10_usize,
+    );
+    (conditions, windows, (1..500_u64, 1..4_usize, 1..4_usize)).prop_map(
+        |((consecutive, rate, slow), ((window, by_calls), min_calls), (open_for, probes, successes))| Rules {
+            consecutive,
+            rate,
+            slow,
+            window,
+            by_calls,
+            min_calls,
+            open_for,
+            probes,
+            successes,
+        },
+    )
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Pass(u64),
+    Ask,
+    /// One of the calls that are under way ends, if there is one.
+    End(prop::sample::Index, Outcome),
+    ForceOpen,
+    Close,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let outcome = prop_oneof![4 => Just(Outcome::Success), 4 => Just(Outcome::Failure), 1 => Just(Outcome::Ignored)];
+    prop_oneof![
+        200 => prop_oneof![4 => 1..20_u64, 1 => 1..600_u64].prop_map(Step::Pass),
+        400 => Just(Step::Ask),
+        400 => (any::<prop::sample::Index>(), outcome).prop_map(|(which, outcome)| Step::End(which, outcome)),
+        4 => Just(Step::ForceOpen),
+        16 => Just(Step::Close),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1_000, ..ProptestConfig::default() })]
+
+    /// Shows: B1, B2, B3, B4, B5, B7
+    #[test]
+    fn a_circuit_agrees_with_one_that_is_computed_from_all_events(
+        rules in rules(),
+        steps in prop::collection::vec(step(), 1..150),
+    ) {
+        let start = Instant::now();
+        let millis = Duration::from_millis;
+        let machine = Machine::new(
+            Policy {
+                consecutive: rules.consecutive,
+                failure_rate: rules.rate,
+                slow: rules.slow.map(|(limit, rate)| (millis(limit), rate)),
+                extent: if rules.by_calls { Extent::Calls(rules.window as u32) } else { Extent::Time(millis(rules.window)) },
+                min_calls: rules.min_calls as u32,
+                open_for: Backoff::exponential(millis(rules.open_for)).max(millis(LONGEST)).jitter(Jitter::None),
+                probes: rules.probes,
+                successes_to_close: rules.successes as u32,
+            },
+            start,
+        );
+        let (mut now, mut events, mut under_way) = (0, Vec::new(), Vec::new());
+        for step in steps {
+            let clock = at(start + millis(now));
+            match step {
+                Step::Pass(time) => now += time,
+                Step::Ask => {
+                    events.push((now, Happened::Asked));
+                    let expected = replay(rules, &events).1.unwrap();
+                    let expected = expected.map_err(|left| Refused { retry_after: left.map(millis) });
+                    prop_assert_eq!(machine.check(clock), expected);
+                    let admitted = machine.admit(clock);
+                    prop_assert_eq!(admitted.as_ref().map(drop), expected.as_ref().map(drop), "{:?}", events);
+                    under_way.extend(admitted.map(|ticket| (events.len() - 1, ticket)));
+                }
+                Step::End(which, outcome) if !under_way.is_empty() => {
+                    let (asked, ticket) = under_way.swap_remove(which.index(under_way.len()));
+                    events.push((now, Happened::Ended(asked, outcome)));
+                    let before = machine.state();
+                    let turned = machine.record(&ticket, outcome, clock);
+                    prop_assert_eq!(turned, machine.state() != before);
+                }
+                Step::End(..) => {}
+                Step::ForceOpen => {
+                    events.push((now, Happened::ForcedOpen));
+                    machine.force_open();
+                }
+                Step::Close => {
+                    events.push((now, Happened::Closed));
+                    machine.close();
+                }
+            }
+            prop_assert_eq!(machine.state(), replay(rules, &events).0, "{:?}", events);
+        }
+    }
+}

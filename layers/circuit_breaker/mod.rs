@@ -1,0 +1,473 @@
+//! Stops calling a service that fails, and tries from time to time whether it works again.
+//!
+//! A *closed* circuit lets every call through and counts how they end. If too many of them fail it *opens*: for a while every
+//! call is rejected at once with [`Reason::CircuitOpen`], which spares its caller the wait and the service the load. Then it is
+//! *half-open*: a few calls pass as probes. One that succeeds closes the circuit, one that fails opens it again, for longer.
+//!
+//! **What it counts.** How calls end, by [class](crate::Class): failures in a row
+//! ([`consecutive`](CircuitBreakerLayer::consecutive)), the rate of failures over a window that slides
+//! ([`failure_rate`](CircuitBreakerLayer::failure_rate)), of slow calls ([`slow_calls`](CircuitBreakerLayer::slow_calls)), or any of
+//! these together. What is ignored is not counted: an overload of a limit on this side says nothing about the service. An error
+//! of the service's `poll_ready` is counted like one of its answers. A call that began before the circuit last changed its state
+//! is late, and its result changes nothing. Rates are judged when a call fails (or is slow), for only then can they rise.
+//!
+//! **Where it belongs.** Inside of the retry, so that it sees each attempt, and an attempt that finds it open is not retried;
+//! outside of the attempt's timeout, so that it sees what timed out as a failure. Outside of the retry it would see one failure
+//! for all attempts. Inside of the cache, or hits would be rejected too. For each upstream one layer value: all services
+//! that a layer value makes, and their clones, share one circuit.
+//!
+//! **Cancellation.** A call that is dropped without an outcome is a failure if its [`Deadline`](crate::Deadline) had passed when it was
+//! dropped: a service that hangs behind a [`TimeoutLayer`](crate::timeout::TimeoutLayer), of whatever place in the stack, opens the circuit. Otherwise it is
+//! ignored: a client that hangs up says nothing about the service. [`Cancelled`] has the other choices. A timeout that is not
+//! one of this crate's sets no deadline. A probe that is dropped, or panics, makes room for the next one; one that neither ends
+//! nor is dropped does so after the time that the circuit was open.
+//!
+//! **Readiness.** An open circuit is ready at once, to reject; its service is neither called nor asked whether it is ready. A call
+//! that was promised only that is rejected even if the circuit half-opens between `poll_ready` and `call`.
+//!
+//! It needs no `S: Clone`. A closed circuit costs a call two atomic reads and a reference count (with a rate, also one or two
+//! atomic writes): no lock, no allocation, and no clock read unless its window is one of time or it looks for slow calls.
+//!
+//! ```
+//! use std::time::Duration;
+//! use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+//! use ziggurat::{Error, circuit_breaker::{CircuitBreakerLayer, State}};
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+//! let breaker = CircuitBreakerLayer::consecutive(5).open_for(Duration::from_secs(60));
+//! let circuit = breaker.handle();
+//! let mut service = ServiceBuilder::new()
+//!     .layer(breaker)
+//!     .map_err(Error::Service)
+//!     .service(service_fn(|works: bool| async move { if works { Ok("success") } else { Err("unavailable") } }));
+//!
+//! for _ in 0..5 {
+//!     service.ready().await.unwrap().call(false).await.unwrap_err();
+//! }
+//! assert_eq!(circuit.state(), State::Open);
+//! let outcome = service.ready().await.unwrap().call(true).await;
+//! assert!(ziggurat::rejection(&outcome).unwrap().is_circuit_open());
+//!
+//! tokio::time::sleep(Duration::from_secs(60)).await;
+//! assert_eq!(service.ready().await.unwrap().call(true).await.unwrap(), "success");
+//! assert_eq!(circuit.state(), State::Closed);
+//! # }
+//! ```
+
+use std::{
+    any::type_name,
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use self::{
+    circuit::Call,
+    machine::{Policy, Refused},
+    window::Extent,
+};
+use crate::{
+    Backoff, Class, Classify, Event, FailOnError, HttpStatus, Jitter, Observer, Reason, Reject, Rejection, Site,
+    telemetry::site,
+};
+
+mod circuit;
+mod machine;
+mod window;
+
+pub use self::{
+    circuit::{Circuit, Transitions},
+    machine::{State, Transition},
+};
+
+/// Stops calling a service that fails: see the [module](self).
+///
+/// | setting | default | source of the default |
+/// |---|---|---|
+/// | [`over`](Self::over) | 30 s | Polly |
+/// | [`min_calls`](Self::min_calls) | 20 | Finagle, Polly |
+/// | [`open_for`](Self::open_for) | 5 s, doubling to 300 s, equal jitter | Polly, Finagle |
+/// | [`probes`](Self::probes), [`successes_to_close`](Self::successes_to_close) | 1 | Polly, Finagle, linkerd2 |
+/// | [`cancelled`](Self::cancelled) | a failure if the deadline had passed | |
+#[derive(Clone)]
+#[must_use]
+pub struct CircuitBreakerLayer<C = FailOnError> {
+    settings: Settings,
+    classify: C,
+    /// Made when it is first asked for; a setting that is changed after that begins a new one.
+    circuit: Arc<OnceLock<Circuit>>,
+}
+
+#[derive(Clone, Debug)]
+struct Settings {
+    policy: Policy,
+    cancelled: Cancelled,
+    site: Site,
+}
+
+/// What a call says about the service if it is dropped before it ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Cancelled {
+    /// A failure if the surrounding [`Deadline`](crate::Deadline) had passed by then, and else nothing.
+    #[default]
+    ByDeadline,
+    /// A failure, whoever dropped it and why: where a foreign timeout stands outside, say.
+    Failure,
+    /// Nothing.
+    Ignored,
+}
+
+impl CircuitBreakerLayer {
+    /// Opens when at least this part of the calls failed: 0.5 is half of them, the default of resilience4j.
+    ///
+    /// Counted over the last 30 seconds, if there were 20 calls in them: see [`over`](Self::over),
+    /// [`over_calls`](Self::over_calls) and [`min_calls`](Self::min_calls).
+    ///
+    /// # Panics
+    ///
+    /// If `rate` is not above 0 and at most 1.
+    #[track_caller]
+    pub fn failure_rate(rate: f64) -> Self {
+        Self::new(None, Some(part_of_one("rate", rate)))
+    }
+
+    /// Opens when so many calls in a row failed.
+    ///
+    /// # Panics
+    ///
+    /// If `failures` is 0.
+    #[track_caller]
+    pub fn consecutive(failures: u32) -> Self {
+        Self::new(Some(at_least_one("failures", failures)), None)
+    }
+
+    fn new(consecutive: Option<u32>, failure_rate: Option<f64>) -> Self {
+        let open_for = Backoff::exponential(Duration::from_secs(5)).max(Duration::from_secs(300)).jitter(Jitter::Equal);
+        let policy = Policy {
+            consecutive,
+            failure_rate,
+            slow: None,
+            extent: Extent::Time(Duration::from_secs(30)),
+            min_calls: 20,
+            open_for,
+            probes: 1,
+            successes_to_close: 1,
+        };
+        let settings = Settings { policy, cancelled: Cancelled::default(), site: site!("circuit_breaker") };
+        Self { settings, classify: FailOnError, circuit: Arc::default() }
+    }
+}
+
+impl CircuitBreakerLayer<HttpStatus> {
+    /// [`failure_rate(0.5)`](CircuitBreakerLayer::failure_rate) for HTTP: responses are judged by [`HttpStatus`].
+    pub fn http() -> Self {
+        CircuitBreakerLayer::failure_rate(0.5).classify(HttpStatus)
+    }
+}
+
+impl<C> CircuitBreakerLayer<C> {
+    /// Opens also when so many calls in a row failed: sooner than a rate can, at an outage.
+    ///
+    /// # Panics
+    ///
+    /// If `failures` is 0.
+    #[track_caller]
+    pub fn consecutive_failures(self, failures: u32) -> Self {
+        at_least_one("failures", failures);
+        self.set(|settings| settings.policy.consecutive = Some(failures))
+    }
+
+    /// Takes rates over the calls of the last so much time.
+    ///
+    /// The window slides in ten steps: it is never longer than this, and at most a tenth shorter. It costs each call a clock
+    /// read, when it ends.
+    ///
+    /// # Panics
+    ///
+    /// If `window` is zero.
+    #[track_caller]
+    pub fn over(self, window: Duration) -> Self {
+        assert!(!window.is_zero(), "window must be longer than zero");
+        self.set(|settings| settings.policy.extent = Extent::Time(window))
+    }
+
+    /// Takes rates over the last so many calls, however long ago they were.
+    ///
+    /// Above ten calls the window slides in steps: it holds never less than this, and at most a fifth more. More
+    /// [`min_calls`](Self::min_calls) than these count as these.
+    ///
+    /// # Panics
+    ///
+    /// If `calls` is 0.
+    #[track_caller]
+    pub fn over_calls(self, calls: u32) -> Self {
+        at_least_one("calls", calls);
+        self.set(|settings| settings.policy.extent = Extent::Calls(calls))
+    }
+
+    /// While the window holds fewer calls than this, no rate opens the circuit.
+    ///
+    /// # Panics
+    ///
+    /// If `calls` is 0.
+    #[track_caller]
+    pub fn min_calls(self, calls: u32) -> Self {
+        at_least_one("calls", calls);
+        self.set(|settings| settings.policy.min_calls = calls)
+    }
+
+    /// Opens also when at least this part of the calls took longer than so long, whether they failed or not. A probe that takes
+    /// longer fails.
+    ///
+    /// A call's time begins when it is admitted. It costs each call two clock reads.
+    ///
+    /// # Panics
+    ///
+    /// If `rate` is not above 0 and at most 1.
+    #[track_caller]
+    pub fn slow_calls(self, longer_than: Duration, rate: f64) -> Self {
+        part_of_one("rate", rate);
+        self.set(|settings| settings.policy.slow = Some((longer_than, rate)))
+    }
+
+    /// How long the circuit stays open: a [`Duration`], or a [`Backoff`] for each time that it opens again before it was closed.
+    ///
+    /// Anything below a millisecond is a millisecond. What the clock cannot hold is until [`Circuit::close`].
+    pub fn open_for(self, open_for: impl Into<Backoff>) -> Self {
+        let open_for = open_for.into();
+        self.set(|settings| settings.policy.open_for = open_for)
+    }
+
+    /// How many calls a half-open circuit lets through at the same time.
+    ///
+    /// # Panics
+    ///
+    /// If `probes` is 0.
+    #[track_caller]
+    pub fn probes(self, probes: usize) -> Self {
+        assert!(probes > 0, "probes must be at least 1, not 0");
+        self.set(|settings| settings.policy.probes = probes)
+    }
+
+    /// How many probes must succeed to close the circuit.
+    ///
+    /// # Panics
+    ///
+    /// If `successes` is 0.
+    #[track_caller]
+    pub fn successes_to_close(self, successes: u32) -> Self {
+        at_least_one("successes", successes);
+        self.set(|settings| settings.policy.successes_to_close = successes)
+    }
+
+    /// Judges by another classifier than [`FailOnError`]: [`HttpStatus`], a closure, or your own.
+    pub fn classify<D>(self, classify: D) -> CircuitBreakerLayer<D> {
+        CircuitBreakerLayer { settings: self.settings, classify, circuit: self.circuit }
+    }
+
+    /// What a call says about the service if it is dropped before it ended.
+    pub fn cancelled(self, cancelled: Cancelled) -> Self {
+        self.set(|settings| settings.cancelled = cancelled)
+    }
+
+    /// Gives this layer a name, which its rejections and events carry.
+    pub fn named(self, name: &'static str) -> Self {
+        self.set(|settings| settings.site = settings.site.clone().named(name))
+    }
+
+    /// Attaches somebody who hears this layer's events; one that was attached before hears them no more.
+    ///
+    /// It is called under no lock, so it may turn the circuit itself.
+    pub fn observer(self, observer: impl Observer) -> Self {
+        self.set(|settings| settings.site = settings.site.clone().observer(observer))
+    }
+
+    /// The circuit that all services of this layer share.
+    ///
+    /// Take it last: a setting that is changed later begins a new one.
+    #[must_use]
+    pub fn handle(&self) -> Circuit {
+        let made = self.circuit.get_or_init(|| {
+            let Settings { mut policy, cancelled, site } = self.settings.clone();
+            if let Extent::Calls(calls) = policy.extent {
+                policy.min_calls = policy.min_calls.min(calls);
+            }
+            Circuit::new(policy, cancelled, site)
+        });
+        made.clone()
+    }
+
+    fn set(mut self, change: impl FnOnce(&mut Settings)) -> Self {
+        change(&mut self.settings);
+        self.circuit = Arc::default();
+        self
+    }
+}
+
+#[track_caller]
+fn at_least_one(name: &str, count: u32) -> u32 {
+    assert!(count > 0, "{name} must be at least 1, not 0");
+    count
+}
+
+#[track_caller]
+fn part_of_one(name: &str, rate: f64) -> f64 {
+    assert!(rate > 0.0 && rate <= 1.0, "{name} must be above 0 and at most 1, not {rate}");
+    rate
+}
+
+impl<S, C: Clone> Layer<S> for CircuitBreakerLayer<C> {
+    type Service = CircuitBreaker<S, C>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        CircuitBreaker { inner, circuit: self.handle(), classify: self.classify.clone(), ready: false }
+    }
+}
+
+impl<C> fmt::Debug for CircuitBreakerLayer<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CircuitBreakerLayer")
+            .field("settings", &self.settings)
+            .field("classify", &type_name::<C>())
+            .field("circuit", &self.circuit.get())
+            .finish()
+    }
+}
+
+/// The service of [`CircuitBreakerLayer`].
+pub struct CircuitBreaker<S, C = FailOnError> {
+    // not a Service? see "It does not compile" in the docs of ziggurat::Reject
+    inner: S,
+    circuit: Circuit,
+    classify: C,
+    /// Whether `inner` was made ready, and not called since.
+    ready: bool,
+}
+
+impl<S: Clone, C: Clone> Clone for CircuitBreaker<S, C> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            circuit: self.circuit.clone(),
+            classify: self.classify.clone(),
+            ready: false, // nobody asked this one
+        }
+    }
+}
+
+impl<S: fmt::Debug, C> fmt::Debug for CircuitBreaker<S, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CircuitBreaker")
+            .field("inner", &self.inner)
+            .field("circuit", &self.circuit)
+            .field("classify", &type_name::<C>())
+            .field("ready", &self.ready)
+            .finish()
+    }
+}
+
+impl<S, C, Req> Service<Req> for CircuitBreaker<S, C>
+where
+    S: Service<Req>,
+    S::Error: Reject<S::Response>,
+    C: Classify<S::Response, S::Error> + Clone,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future, C>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        if self.circuit.check().is_err() {
+            return Poll::Ready(Ok(())); // to reject
+        }
+        self.ready = false;
+        let readiness = ready!(self.inner.poll_ready(cx));
+        self.ready = readiness.is_ok();
+        let Err(error) = readiness else {
+            return Poll::Ready(Ok(()));
+        };
+        // Admitted only now, for an instant: a service that is ready and idle holds no probe's place.
+        let outcome: Result<S::Response, _> = Err(error);
+        if let Ok(call) = self.circuit.admit() {
+            call.ended(Class::of(&outcome, &self.classify));
+        }
+        Poll::Ready(outcome.map(drop))
+    }
+
+    fn call(&mut self, request: Req) -> Self::Future {
+        let admitted = match self.ready {
+            true => self.circuit.admit(),
+            // The circuit was open when this service was asked, even if that is over now.
+            false => Err(self.circuit.check().err().unwrap_or(Refused { retry_after: Some(Duration::ZERO) })),
+        };
+        match admitted {
+            Ok(call) => {
+                self.ready = false;
+                // If this panics, the call is dropped, and was cancelled.
+                let response = self.inner.call(request);
+                ResponseFuture { response: Some(response), admission: Some(Ok(call)), classify: self.classify.clone() }
+            }
+            Err(Refused { retry_after }) => {
+                let site = self.circuit.site();
+                let mut rejection = Rejection::new(site, Reason::CircuitOpen);
+                if let Some(retry_after) = retry_after {
+                    rejection = rejection.with_retry_after(retry_after);
+                }
+                site.tell(Event::Rejected(&rejection));
+                ResponseFuture { response: None, admission: Some(Err(rejection)), classify: self.classify.clone() }
+            }
+        }
+    }
+}
+
+pin_project! {
+    /// The response future of [`CircuitBreaker`].
+    #[must_use = "futures do nothing unless polled"]
+    pub struct ResponseFuture<F, C> {
+        // None: rejected, or done.
+        #[pin]
+        response: Option<F>,
+        // None: done. Dropped after the response, so that what happens in its clean-up is over when the outcome counts.
+        admission: Option<Result<Call, Rejection>>,
+        classify: C,
+    }
+}
+
+impl<F, C, R, E> Future for ResponseFuture<F, C>
+where
+    F: Future<Output = Result<R, E>>,
+    E: Reject<R>,
+    C: Classify<R, E>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let mut this = self.project();
+        let outcome = match this.response.as_mut().as_pin_mut() {
+            Some(response) => ready!(response.poll(cx)),
+            None => match this.admission.take() {
+                Some(Err(rejection)) => return Poll::Ready(E::reject(rejection)),
+                _ => panic!("circuit_breaker::ResponseFuture polled after it was ready"),
+            },
+        };
+        this.response.set(None);
+        if let Some(Ok(call)) = this.admission.take() {
+            call.ended(Class::of(&outcome, this.classify));
+        }
+        Poll::Ready(outcome)
+    }
+}
+
+impl<F, C> fmt::Debug for ResponseFuture<F, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("circuit_breaker::ResponseFuture").field("admission", &self.admission).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,839 @@
+//! The circuit breaker, on a paused clock. Its decisions alone are tested next to them, in `layers/circuit_breaker`.
+
+#![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
+
+use std::{
+    convert::Infallible,
+    future::{Future, pending, poll_fn, ready},
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
+    sync::{
+        Arc, Barrier, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    thread,
+    time::Duration,
+};
+
+use http::{Request, Response, header::RETRY_AFTER};
+use tokio::time::{advance, sleep};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
+use ziggurat::{
+    Backoff, Class, Error, Event, Reason, Rejection, Site,
+    circuit_breaker::{Cancelled, Circuit, CircuitBreakerLayer, State},
+    testing::{Strict, Task},
+    timeout::TimeoutLayer,
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+type Outcome = Result<&'static str, Error<&'static str>>;
+
+const GOOD: Outcome = Ok("answer");
+const BAD: Outcome = Err(Error::Service("unavailable"));
+
+type Readiness = Poll<Result<(), Error<&'static str>>>;
+
+/// Does what each request says, and counts what reaches it.
+#[derive(Clone, Default)]
+struct Backend {
+    polls: Arc<AtomicUsize>,
+    calls: Arc<AtomicUsize>,
+    /// What it answers when it is asked whether it is ready, first to last; then it is.
+    readiness: Arc<Mutex<Vec<Readiness>>>,
+}
+
+/// What a request makes of its call.
+#[derive(Clone)]
+enum Do {
+    Answer(Outcome),
+    Hang,
+    PanicInCall,
+    PanicInPoll,
+}
+
+impl From<Outcome> for Do {
+    fn from(outcome: Outcome) -> Self {
+        Self::Answer(outcome)
+    }
+}
+
+impl Backend {
+    fn seen(&self) -> (usize, usize) {
+        (self.polls.load(Ordering::SeqCst), self.calls.load(Ordering::SeqCst))
+    }
+}
+
+impl Service<Do> for Backend {
+    type Response = &'static str;
+    type Error = Error<&'static str>;
+    type Future = std::pin::Pin<Box<dyn Future<Output = Outcome> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.polls.fetch_add(1, Ordering::SeqCst);
+        self.readiness.lock().unwrap().pop().unwrap_or(Poll::Ready(Ok(())))
+    }
+
+    fn call(&mut self, request: Do) -> Self::Future {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        match request {
+            Do::Answer(outcome) => Box::pin(ready(outcome)),
+            Do::Hang => Box::pin(pending()),
+            Do::PanicInCall => panic!("in call"),
+            Do::PanicInPoll => Box::pin(async { panic!("in poll") }),
+        }
+    }
+}
+
+/// Opens at the first failure, for exactly five seconds.
+fn fragile() -> CircuitBreakerLayer {
+    CircuitBreakerLayer::consecutive(1).open_for(5 * SECOND)
+}
+
+/// A breaker over a strict backend, which is cloned with it and holds it to the contract of a service.
+struct Setup<S> {
+    backend: Backend,
+    circuit: Circuit,
+    service: S,
+}
+
+fn setup(
+    layer: &CircuitBreakerLayer,
+) -> Setup<impl Service<Do, Response = &'static str, Error = Error<&'static str>, Future: Send> + Clone + Send + use<>>
+{
+    let backend = Backend::default();
+    Setup { service: layer.layer(Strict::new(backend.clone())), circuit: layer.handle(), backend }
+}
+
+async fn call<S, Req>(service: &mut S, request: impl Into<Req>) -> Result<S::Response, S::Error>
+where
+    S: Service<Req>,
+{
+    service.ready().await?.call(request.into()).await
+}
+
+fn refused(outcome: &Outcome) -> Option<&Rejection> {
+    ziggurat::rejection(outcome).filter(|rejection| rejection.is_circuit_open())
+}
+
+/// Polls once, without a task.
+fn poll_ready<S: Service<Do>>(service: &mut S) -> Poll<Result<(), S::Error>> {
+    service.poll_ready(&mut Context::from_waker(Waker::noop()))
+}
+
+/// Shows: B1, B2, B3, B4
+#[tokio::test(start_paused = true)]
+async fn five_failures_in_a_row_open_a_minute_passes_and_a_success_closes() {
+    let Setup { backend, circuit, mut service } =
+        setup(&CircuitBreakerLayer::consecutive(5).open_for(60 * SECOND).named("payments"));
+    for _ in 0..5 {
+        assert_eq!(circuit.state(), State::Closed);
+        assert!(matches!(call(&mut service, BAD).await, Err(Error::Service("unavailable"))));
+    }
+    assert_eq!((circuit.state(), backend.seen()), (State::Open, (5, 5)));
+
+    advance(45 * SECOND + SECOND / 4).await;
+    let outcome = call(&mut service, GOOD).await;
+    let rejection = ziggurat::rejection(&outcome).unwrap();
+    assert_eq!((rejection.layer(), rejection.name()), ("circuit_breaker", Some("payments")));
+    assert_eq!(rejection.reason(), &Reason::CircuitOpen);
+    assert_eq!(rejection.retry_after(), Some(14 * SECOND + 3 * SECOND / 4));
+    assert_eq!(backend.seen(), (5, 5), "neither asked whether it is ready nor called");
+
+    advance(15 * SECOND).await;
+    assert_eq!(call(&mut service, GOOD).await.unwrap(), "answer");
+    assert_eq!((circuit.state(), backend.seen()), (State::Closed, (6, 6)));
+}
+
+/// Shows: B1
+#[tokio::test(start_paused = true)]
+async fn half_of_twenty_calls_in_thirty_seconds_opens() {
+    let Setup { circuit, mut service, .. } = setup(&CircuitBreakerLayer::failure_rate(0.5));
+    for _ in 0..100 {
+        call(&mut service, GOOD).await.unwrap();
+    }
+    sleep(30 * SECOND).await; // those are gone
+    for _ in 0..10 {
+        call(&mut service, GOOD).await.unwrap();
+        sleep(SECOND).await;
+    }
+    for _ in 0..9 {
+        call(&mut service, BAD).await.unwrap_err();
+    }
+    assert_eq!(circuit.state(), State::Closed);
+    call(&mut service, BAD).await.unwrap_err();
+    assert_eq!(circuit.state(), State::Open);
+}
+
+/// Shows: B1
+#[tokio::test(start_paused = true)]
+async fn a_rate_over_calls_failures_in_a_row_and_slow_calls_can_be_combined() {
+    let layer = CircuitBreakerLayer::failure_rate(0.6).over_calls(10).consecutive_failures(4).slow_calls(SECOND, 0.5);
+
+    let rate = setup(&layer.clone().min_calls(10));
+    let (circuit, mut service) = (rate.circuit, rate.service);
+    for outcome in [GOOD, BAD, BAD, GOOD, BAD, BAD, GOOD, BAD, GOOD] {
+        let _ = call(&mut service, outcome).await;
+        assert_eq!(circuit.state(), State::Closed);
+    }
+    let _ = call(&mut service, BAD).await;
+    assert_eq!(circuit.state(), State::Open, "6 of 10");
+
+    let row = setup(&layer.clone().over_calls(1000));
+    let (circuit, mut service) = (row.circuit, row.service);
+    for _ in 0..4 {
+        assert_eq!(circuit.state(), State::Closed);
+        let _ = call(&mut service, BAD).await;
+    }
+    assert_eq!(circuit.state(), State::Open, "4 in a row");
+
+    let layer = layer.min_calls(2);
+    let circuit = layer.handle();
+    let mut sleeper = layer.layer(service_fn(|time: Duration| async move {
+        sleep(time).await;
+        GOOD
+    }));
+    for time in [SECOND, SECOND, 2 * SECOND] {
+        assert_eq!(circuit.state(), State::Closed);
+        call(&mut sleeper, time).await.unwrap();
+    }
+    assert_eq!(circuit.state(), State::Closed, "1 of 3 is slow");
+    call(&mut sleeper, 2 * SECOND).await.unwrap();
+    assert_eq!(circuit.state(), State::Open, "2 of 4 are slow");
+}
+
+/// Shows: B2
+#[tokio::test(start_paused = true)]
+async fn by_default_it_opens_for_five_seconds_doubling_to_three_hundred_with_half_of_it_by_chance() {
+    let Setup { circuit, mut service, .. } = setup(&CircuitBreakerLayer::consecutive(1));
+    let mut waits = Vec::new();
+    for longest in [5, 10, 20, 40, 80, 160, 300, 300] {
+        call(&mut service, BAD).await.unwrap_err();
+        let outcome = call(&mut service, GOOD).await;
+        let wait = refused(&outcome).unwrap().retry_after().unwrap();
+        assert!(wait >= longest * SECOND / 2 && wait <= longest * SECOND, "{wait:?} of {longest}");
+        waits.push(wait.as_secs_f64() / f64::from(longest));
+        advance(wait).await;
+    }
+    assert!(waits.iter().any(|part| (part - waits[0]).abs() > 1e-6), "{waits:?}");
+    call(&mut service, GOOD).await.unwrap();
+    assert_eq!(circuit.state(), State::Closed);
+    call(&mut service, BAD).await.unwrap_err();
+    let outcome = call(&mut service, GOOD).await;
+    assert!(refused(&outcome).unwrap().retry_after().unwrap() <= 5 * SECOND, "it begins anew");
+}
+
+/// Shows: B3
+#[tokio::test(start_paused = true)]
+async fn an_open_circuit_is_ready_while_its_service_is_not() {
+    let Setup { backend, circuit, mut service } = setup(&fragile());
+    call(&mut service, BAD).await.unwrap_err();
+    *backend.readiness.lock().unwrap() = vec![Poll::Pending; 2];
+    assert!(poll_ready(&mut service).is_ready());
+    let outcome = service.call(GOOD.into()).await;
+    assert_eq!(refused(&outcome).unwrap().retry_after(), Some(5 * SECOND));
+
+    // Its time over, it waits for the service again, as a closed one does, and can recover.
+    advance(5 * SECOND).await;
+    assert!(poll_ready(&mut service).is_pending());
+    assert!(poll_ready(&mut service).is_pending());
+    assert!(poll_ready(&mut service).is_ready());
+    assert_eq!(circuit.state(), State::Open, "readiness decides nothing, and holds nothing");
+    assert!(service.call(GOOD.into()).await.is_ok());
+    assert_eq!(circuit.state(), State::Closed);
+}
+
+/// The strict backend would panic.
+///
+/// Shows: B3
+#[tokio::test(start_paused = true)]
+async fn a_call_that_was_promised_a_rejection_gets_one_though_the_circuit_half_opened() {
+    let Setup { backend, circuit, mut service } = setup(&fragile());
+    call(&mut service, BAD).await.unwrap_err();
+    assert!(poll_ready(&mut service).is_ready());
+    advance(6 * SECOND).await;
+    let outcome = service.call(GOOD.into()).await;
+    assert_eq!(refused(&outcome).unwrap().retry_after(), Some(Duration::ZERO));
+    assert!(poll_ready(&mut service).is_ready());
+    circuit.close();
+    assert!(service.call(GOOD.into()).await.is_ok(), "that one was made ready");
+    assert_eq!(backend.seen(), (2, 2));
+
+    // The promise is not cloned.
+    assert!(poll_ready(&mut service).is_ready());
+    let outcome = service.clone().call(GOOD.into()).await;
+    assert!(refused(&outcome).is_some());
+}
+
+/// Shows: B4, B5
+#[tokio::test(start_paused = true)]
+async fn a_service_that_is_ready_and_idle_holds_no_probes_place() {
+    let Setup { circuit, mut service, .. } = setup(&fragile());
+    call(&mut service, BAD).await.unwrap_err();
+    advance(5 * SECOND).await;
+    let mut idle = service.clone();
+    assert!(poll_ready(&mut idle).is_ready());
+    call(&mut service, GOOD).await.unwrap();
+    assert_eq!(circuit.state(), State::Closed);
+    assert!(idle.call(GOOD.into()).await.is_ok());
+}
+
+/// Shows: B4
+#[tokio::test(start_paused = true)]
+async fn half_open_lets_as_many_probes_through_as_it_is_told() {
+    let Setup { backend, circuit, mut service } = setup(&fragile().probes(2).successes_to_close(2));
+    call(&mut service, BAD).await.unwrap_err();
+    advance(5 * SECOND).await;
+    let mut first = Task::new(service.ready().await.unwrap().call(Do::Hang));
+    assert!(first.poll().is_pending());
+    call(&mut service, GOOD).await.unwrap();
+    assert_eq!(circuit.state(), State::HalfOpen, "one success of two");
+    advance(SECOND).await;
+    let second = service.ready().await.unwrap().call(Do::Hang);
+    let before = backend.seen();
+    let outcome = call(&mut service, GOOD).await;
+    assert_eq!(refused(&outcome).unwrap().retry_after(), Some(4 * SECOND), "then the first gives up its place");
+    assert_eq!(backend.seen(), before);
+    drop(second);
+    call(&mut service, GOOD).await.unwrap();
+    assert_eq!(circuit.state(), State::Closed);
+}
+
+/// Shows: B4, B5
+#[tokio::test(start_paused = true)]
+async fn an_error_of_poll_ready_counts() {
+    let Setup { backend, circuit, mut service } = setup(&fragile());
+    let dead = || Poll::Ready(Err(Error::Service("dead")));
+    backend.readiness.lock().unwrap().push(dead());
+    assert!(matches!(poll_ready(&mut service), Poll::Ready(Err(Error::Service("dead")))));
+    assert_eq!(circuit.state(), State::Open);
+
+    // In a half-open circuit it is a probe that failed.
+    advance(5 * SECOND).await;
+    backend.readiness.lock().unwrap().push(dead());
+    assert!(matches!(poll_ready(&mut service), Poll::Ready(Err(_))));
+    assert_eq!(circuit.state(), State::Open);
+    advance(5 * SECOND).await;
+    call(&mut service, GOOD).await.unwrap();
+    assert_eq!(circuit.state(), State::Closed);
+
+    // A limit on this side says nothing about the service.
+    let full = Rejection::new(&Site::new("limit"), Reason::Overloaded { limit: 1 });
+    backend.readiness.lock().unwrap().push(Poll::Ready(Err(Error::Rejected(full))));
+    assert!(matches!(poll_ready(&mut service), Poll::Ready(Err(_))));
+    assert_eq!(circuit.state(), State::Closed);
+}
+
+/// Shows: B5
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_is_dropped_or_panics_frees_its_place() {
+    let Setup { circuit, mut service, .. } = setup(&fragile());
+    call(&mut service, BAD).await.unwrap_err();
+    advance(5 * SECOND).await;
+
+    drop(service.ready().await.unwrap().call(Do::Hang));
+    let mut polled = Task::new(service.ready().await.unwrap().call(Do::Hang));
+    assert!(polled.poll().is_pending());
+    drop(polled);
+
+    service.ready().await.unwrap();
+    assert!(catch_unwind(AssertUnwindSafe(|| service.call(Do::PanicInCall))).is_err());
+    let mut panics = Task::new(service.ready().await.unwrap().call(Do::PanicInPoll));
+    assert!(catch_unwind(AssertUnwindSafe(|| panics.poll())).is_err());
+    drop(panics);
+
+    assert_eq!(circuit.state(), State::HalfOpen);
+    call(&mut service, GOOD).await.unwrap();
+    assert_eq!(circuit.state(), State::Closed);
+}
+
+/// Shows: B5
+#[tokio::test(start_paused = true)]
+async fn a_classifier_that_panics_frees_the_place_too() {
+    let judge = |outcome: Result<&&'static str, &Error<&'static str>>| match outcome {
+        Ok(&"answer") => Class::Success,
+        Ok(_) => panic!("in the classifier"),
+        Err(_) => Class::TRANSIENT,
+    };
+    let layer = fragile().classify(judge);
+    let (circuit, mut service) = (layer.handle(), layer.layer(Backend::default()));
+    call(&mut service, BAD).await.unwrap_err();
+    advance(5 * SECOND).await;
+    let mut odd = Task::new(service.ready().await.unwrap().call(Do::Answer(Ok("odd"))));
+    assert!(catch_unwind(AssertUnwindSafe(|| odd.poll())).is_err());
+    assert_eq!(circuit.state(), State::HalfOpen);
+    call(&mut service, GOOD).await.unwrap();
+    assert_eq!(circuit.state(), State::Closed);
+}
+
+/// Shows: B5
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_never_ends_gives_up_its_place_and_changes_nothing_later() {
+    let (send, receive) = tokio::sync::oneshot::channel::<Outcome>();
+    let receive = Mutex::new(Some(receive));
+    let layer = fragile();
+    let circuit = layer.handle();
+    let mut service = layer.layer(service_fn(move |request: Do| {
+        let receive = matches!(request, Do::Hang).then(|| receive.lock().unwrap().take().unwrap());
+        async move {
+            match (request, receive) {
+                (Do::Answer(outcome), _) => outcome,
+                (_, Some(receive)) => receive.await.unwrap(),
+                _ => unreachable!(),
+            }
+        }
+    }));
+    call(&mut service, BAD).await.unwrap_err();
+    advance(5 * SECOND).await;
+    let mut hung = Task::new(service.ready().await.unwrap().call(Do::Hang));
+    assert!(hung.poll().is_pending());
+    advance(4 * SECOND).await;
+    let outcome = call(&mut service, GOOD).await;
+    assert_eq!(refused(&outcome).unwrap().retry_after(), Some(SECOND));
+    advance(SECOND).await;
+    call(&mut service, GOOD).await.unwrap();
+    assert_eq!(circuit.state(), State::Closed);
+
+    send.send(BAD).unwrap();
+    assert!(hung.poll().is_ready());
+    assert_eq!(circuit.state(), State::Closed);
+}
+
+/// Each of these decided a circuit in one of the breakers that were read before this one was written.
+///
+/// Shows: B5
+#[tokio::test(start_paused = true)]
+async fn a_late_result_of_an_old_call_decides_nothing() {
+    let layer = fragile();
+    let circuit = layer.handle();
+    // Answers when it is told to.
+    let mut service =
+        layer.layer(service_fn(|answer: tokio::sync::oneshot::Receiver<Outcome>| async { answer.await.unwrap() }));
+    let mut start = async || {
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        let mut task = Task::new(service.ready().await.unwrap().call(answered));
+        assert!(task.poll().is_pending());
+        (answer, task)
+    };
+    let (first, mut first_task) = start().await;
+    let (second, mut second_task) = start().await;
+    let (third, mut third_task) = start().await;
+    let (fourth, mut fourth_task) = start().await;
+    first.send(BAD).unwrap();
+    assert!(first_task.poll().is_ready());
+    assert_eq!(circuit.state(), State::Open);
+
+    advance(5 * SECOND).await;
+    let (probe, mut probe_task) = start().await;
+    second.send(GOOD).unwrap();
+    assert!(second_task.poll().is_ready());
+    assert_eq!(circuit.state(), State::HalfOpen, "an old success does not close it");
+    third.send(BAD).unwrap();
+    assert!(third_task.poll().is_ready());
+    assert_eq!(circuit.state(), State::HalfOpen, "an old failure does not open it");
+    probe.send(GOOD).unwrap();
+    assert!(probe_task.poll().is_ready());
+    assert_eq!(circuit.state(), State::Closed);
+    fourth.send(BAD).unwrap();
+    assert!(fourth_task.poll().is_ready());
+    assert_eq!(circuit.state(), State::Closed, "nor is it counted afterwards");
+}
+
+/// Shows: B6
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_hangs_behind_an_outer_timeout_opens_the_circuit() {
+    let backend = Backend::default();
+    let layer = CircuitBreakerLayer::consecutive(3).open_for(5 * SECOND);
+    let circuit = layer.handle();
+    let mut service =
+        ServiceBuilder::new().layer(TimeoutLayer::new(SECOND)).layer(layer).service(Strict::new(backend.clone()));
+    for _ in 0..3 {
+        assert_eq!(circuit.state(), State::Closed);
+        let outcome = call(&mut service, Do::Hang).await;
+        assert!(ziggurat::rejection(&outcome).unwrap().is_timed_out());
+    }
+    assert_eq!(circuit.state(), State::Open);
+
+    // A probe that hangs opens it again.
+    advance(5 * SECOND).await;
+    let outcome = call(&mut service, Do::Hang).await;
+    assert!(ziggurat::rejection(&outcome).unwrap().is_timed_out());
+    assert_eq!(circuit.state(), State::Open);
+    let outcome = call(&mut service, GOOD).await;
+    assert_eq!(refused(&outcome).unwrap().retry_after(), Some(5 * SECOND));
+    assert_eq!(backend.seen().1, 4);
+}
+
+/// Shows: B6
+#[tokio::test(start_paused = true)]
+async fn a_client_that_hangs_up_says_nothing_about_the_service() {
+    let layer = fragile();
+    let circuit = layer.handle();
+    let mut service =
+        ServiceBuilder::new().layer(TimeoutLayer::new(10 * SECOND)).layer(layer).service(Backend::default());
+    let mut hang_up = async || {
+        let mut response = Task::new(service.ready().await.unwrap().call(Do::Hang));
+        assert!(response.poll().is_pending());
+        advance(SECOND).await;
+        assert!(response.poll().is_pending());
+    };
+    hang_up().await;
+    assert_eq!(circuit.state(), State::Closed);
+
+    // Not as a probe either.
+    circuit.force_open();
+    circuit.close();
+    call(&mut service, BAD).await.unwrap_err();
+    advance(5 * SECOND).await;
+    let mut response = Task::new(service.ready().await.unwrap().call(Do::Hang));
+    assert!(response.poll().is_pending());
+    drop(response);
+    assert_eq!(circuit.state(), State::HalfOpen);
+    call(&mut service, GOOD).await.unwrap();
+    assert_eq!(circuit.state(), State::Closed);
+}
+
+/// Shows: B6
+#[tokio::test(start_paused = true)]
+async fn cancelled_calls_can_count_always_or_never() {
+    for (cancelled, by_client, by_deadline) in [
+        (Cancelled::ByDeadline, State::Closed, State::Open),
+        (Cancelled::Failure, State::Open, State::Open),
+        (Cancelled::Ignored, State::Closed, State::Closed),
+    ] {
+        let Setup { circuit, mut service, .. } = setup(&fragile().cancelled(cancelled));
+        let mut response = Task::new(service.ready().await.unwrap().call(Do::Hang));
+        assert!(response.poll().is_pending());
+        drop(response);
+        assert_eq!(circuit.state(), by_client, "{cancelled:?}");
+
+        circuit.close();
+        let mut limited = TimeoutLayer::new(SECOND).layer(service);
+        call(&mut limited, Do::Hang).await.unwrap_err();
+        assert_eq!(circuit.state(), by_deadline, "{cancelled:?}");
+    }
+}
+
+/// Shows: B6
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_timed_out_inside_is_a_failure_and_a_local_overload_is_not() {
+    let layer = fragile();
+    let circuit = layer.handle();
+    let mut service = ServiceBuilder::new().layer(layer).layer(TimeoutLayer::new(SECOND)).service(Backend::default());
+    let full = Rejection::new(&Site::new("limit"), Reason::Overloaded { limit: 1 });
+    call(&mut service, Do::Answer(Err(Error::Rejected(full)))).await.unwrap_err();
+    assert_eq!(circuit.state(), State::Closed);
+    call(&mut service, Do::Hang).await.unwrap_err();
+    assert_eq!(circuit.state(), State::Open);
+}
+
+/// The clean-up of a call belongs to the call.
+#[tokio::test(start_paused = true)]
+async fn the_outcome_counts_when_the_call_is_cleaned_up_and_before_its_caller_has_it() {
+    struct CleanUp(Circuit, Arc<Mutex<Vec<State>>>);
+    impl Drop for CleanUp {
+        fn drop(&mut self) {
+            self.1.lock().unwrap().push(self.0.state());
+        }
+    }
+    /// Answers while it still holds something.
+    struct Holding(#[allow(dead_code, reason = "held")] CleanUp);
+    impl Future for Holding {
+        type Output = Outcome;
+        fn poll(self: std::pin::Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Outcome> {
+            Poll::Ready(BAD)
+        }
+    }
+    let layer = fragile();
+    let circuit = layer.handle();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let service = layer.layer(service_fn(|()| Holding(CleanUp(circuit.clone(), Arc::clone(&seen)))));
+    service.oneshot(()).await.unwrap_err();
+    seen.lock().unwrap().push(circuit.state());
+    assert_eq!(*seen.lock().unwrap(), [State::Closed, State::Open]);
+}
+
+/// Shows: B7
+#[tokio::test(start_paused = true)]
+async fn all_services_of_a_layer_share_one_circuit_and_two_layers_share_nothing() {
+    let layer = fragile();
+    let mut one = layer.layer(Backend::default());
+    let mut clone = one.clone();
+    let mut other = layer.clone().layer(Backend::default());
+    let mut foreign = fragile().layer(Backend::default());
+    call(&mut one, BAD).await.unwrap_err();
+    for service in [&mut one, &mut clone, &mut other] {
+        assert!(refused(&call(service, GOOD).await).is_some());
+    }
+    assert!(call(&mut foreign, GOOD).await.is_ok());
+    // A setting begins a new circuit.
+    let mut named = layer.named("new").layer(Backend::default());
+    assert!(call(&mut named, GOOD).await.is_ok());
+}
+
+/// Shows: B7
+#[tokio::test(start_paused = true)]
+async fn a_handle_opens_and_closes_by_hand() {
+    let Setup { backend, circuit, mut service } = setup(&fragile());
+    circuit.force_open();
+    advance(1_000_000 * SECOND).await;
+    let outcome = call(&mut service, GOOD).await;
+    assert_eq!(refused(&outcome).unwrap().retry_after(), None, "nobody knows");
+    assert_eq!(backend.seen(), (0, 0));
+    circuit.close();
+    assert!(call(&mut service, GOOD).await.is_ok());
+}
+
+/// Shows: B7
+#[tokio::test(start_paused = true)]
+async fn transitions_can_be_subscribed_to() {
+    let Setup { circuit, mut service, backend } = setup(&fragile());
+    call(&mut service, BAD).await.unwrap_err();
+    let mut transitions = circuit.subscribe();
+    advance(5 * SECOND).await;
+    let watcher = tokio::spawn(async move {
+        let mut seen = Vec::new();
+        while let Some(transition) = transitions.next().await {
+            seen.push((transition.from, transition.to));
+        }
+        seen
+    });
+    call(&mut service, GOOD).await.unwrap();
+    circuit.force_open();
+    circuit.force_open();
+    circuit.close();
+    circuit.close();
+    drop((circuit, service, backend));
+    use State::{Closed, HalfOpen, Open};
+    let seen = watcher.await.unwrap();
+    assert_eq!(seen, [(Open, HalfOpen), (HalfOpen, Closed), (Closed, Open), (Open, Closed)], "only what came after");
+}
+
+/// Shows: B7
+#[tokio::test(start_paused = true)]
+async fn a_subscriber_that_is_too_slow_loses_the_oldest() {
+    let circuit = fragile().handle();
+    let mut transitions = circuit.subscribe();
+    for _ in 0..100 {
+        circuit.force_open();
+        circuit.close();
+    }
+    circuit.force_open();
+    drop(circuit);
+    let mut last = None;
+    let mut heard = 0;
+    while let Some(transition) = transitions.next().await {
+        last = Some(transition.to);
+        heard += 1;
+    }
+    assert_eq!((heard, last), (64, Some(State::Open)));
+}
+
+/// Shows: B7
+#[tokio::test(start_paused = true)]
+async fn an_observer_hears_of_failures_rejections_and_transitions_in_order() {
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&heard);
+    let layer = fragile().named("payments").observer(move |site: &Site, event: &Event<'_>| {
+        assert_eq!((site.layer(), site.name()), ("circuit_breaker", Some("payments")));
+        log.lock().unwrap().push(match event {
+            Event::Failed => "failed".to_owned(),
+            Event::Rejected(rejection) => rejection.to_string(),
+            Event::Transition { from, to } => format!("{from} -> {to}"),
+            _ => unreachable!(),
+        });
+    });
+    let mut service = layer.layer(Backend::default());
+    call(&mut service, BAD).await.unwrap_err();
+    call(&mut service, GOOD).await.unwrap_err();
+    advance(5 * SECOND).await;
+    call(&mut service, GOOD).await.unwrap();
+    let expected = [
+        "failed",
+        "closed -> open",
+        "circuit_breaker `payments`: the circuit is open; try again in 5s",
+        "open -> half_open",
+        "half_open -> closed",
+    ];
+    assert_eq!(*heard.lock().unwrap(), expected);
+}
+
+/// Events are told under no lock.
+///
+/// Shows: B7
+#[tokio::test(start_paused = true)]
+async fn an_observer_may_turn_the_circuit_itself_or_panic() {
+    let handle: Arc<Mutex<Option<Circuit>>> = Arc::default();
+    let (own, panics) = (Arc::clone(&handle), AtomicUsize::new(0));
+    let layer = fragile().observer(move |_: &Site, event: &Event<'_>| {
+        if let Event::Transition { to: "open", .. } = event {
+            let circuit = own.lock().unwrap().clone().unwrap();
+            circuit.close();
+            assert!(panics.fetch_add(1, Ordering::SeqCst) != 1, "the second time");
+        }
+    });
+    let circuit = layer.handle();
+    *handle.lock().unwrap() = Some(circuit.clone());
+    let mut transitions = circuit.subscribe();
+    let mut service = layer.layer(Backend::default());
+    call(&mut service, BAD).await.unwrap_err();
+    assert_eq!(circuit.state(), State::Closed);
+    for to in [State::Open, State::Closed] {
+        assert_eq!(transitions.next().await.unwrap().to, to);
+    }
+    let mut response = Task::new(service.ready().await.unwrap().call(BAD.into()));
+    assert!(catch_unwind(AssertUnwindSafe(|| response.poll())).is_err());
+    drop(response);
+    // Nothing is wedged: the next one is told again.
+    call(&mut service, BAD).await.unwrap_err();
+    assert_eq!(circuit.state(), State::Closed);
+    assert!(call(&mut service, GOOD).await.is_ok());
+}
+
+/// Shows: B7
+#[test]
+fn transitions_of_many_threads_are_told_in_order() {
+    let seen = Arc::new(Mutex::new(vec!["closed"]));
+    let log = Arc::clone(&seen);
+    let circuit = fragile()
+        .observer(move |_: &Site, event: &Event<'_>| {
+            let Event::Transition { from, to } = *event else { return };
+            let mut log = log.lock().unwrap();
+            assert_eq!(log.last(), Some(&from));
+            log.push(to);
+        })
+        .handle();
+    let barrier = Barrier::new(4);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                barrier.wait();
+                for _ in 0..500 {
+                    circuit.force_open();
+                    circuit.close();
+                }
+            });
+        }
+    });
+    assert_eq!(seen.lock().unwrap().last(), Some(&circuit.state().as_str()), "none was left untold");
+}
+
+/// Shows: B1, B3
+#[tokio::test(start_paused = true)]
+async fn an_infallible_http_service_is_judged_by_its_status_and_answered_with_one() {
+    let layer = CircuitBreakerLayer::http().over_calls(4).open_for(SECOND * 3 / 2);
+    let circuit = layer.handle();
+    let mut service = layer.layer(service_fn(|request: Request<u16>| {
+        let response = Response::builder().status(*request.body()).body(String::new()).unwrap();
+        ready(Ok::<_, Infallible>(response))
+    }));
+    for status in [404, 200, 500, 503] {
+        assert_eq!(circuit.state(), State::Closed);
+        assert_eq!(call(&mut service, Request::new(status)).await.unwrap().status(), status);
+    }
+    assert_eq!(circuit.state(), State::Open);
+    let outcome = call(&mut service, Request::new(200)).await;
+    assert!(ziggurat::rejection(&outcome).unwrap().is_circuit_open());
+    let response = outcome.unwrap();
+    assert_eq!(response.status(), 503);
+    assert_eq!(response.headers()[RETRY_AFTER], "2");
+}
+
+/// Shows: B2
+#[tokio::test(start_paused = true)]
+async fn open_times_at_the_edge_do_no_harm() {
+    for (open_for, retry_after) in [
+        (Backoff::from(Duration::ZERO), Some(SECOND / 1000)),
+        (Backoff::from(Duration::MAX), None),
+        (Backoff::exponential(Duration::MAX), None),
+    ] {
+        let Setup { circuit, mut service, .. } = setup(&fragile().open_for(open_for));
+        call(&mut service, BAD).await.unwrap_err();
+        let outcome = call(&mut service, GOOD).await;
+        if retry_after.is_some() {
+            assert_eq!(refused(&outcome).unwrap().retry_after(), retry_after);
+        }
+        circuit.close();
+        call(&mut service, GOOD).await.unwrap();
+    }
+}
+
+/// A user's runtime is not needed to make a layer, nor is a service's `Clone`.
+#[test]
+fn it_is_made_outside_of_a_runtime_and_over_a_service_that_is_not_clone() {
+    struct Unclonable;
+    impl Service<()> for Unclonable {
+        type Response = ();
+        type Error = Error<()>;
+        type Future = std::future::Ready<Result<(), Error<()>>>;
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error<()>>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, (): ()) -> Self::Future {
+            ready(Ok(()))
+        }
+    }
+    fn lasting<T: Send + Sync + 'static>(value: T) -> T {
+        value
+    }
+    let mut service = lasting(CircuitBreakerLayer::failure_rate(0.5).layer(Unclonable));
+    let mut context = Context::from_waker(Waker::noop());
+    assert!(pin!(poll_fn(|cx| service.poll_ready(cx))).poll(&mut context).is_ready());
+    assert!(pin!(lasting(service.call(()))).poll(&mut context).is_ready());
+}
+
+#[test]
+fn bad_input_is_refused_with_its_name() {
+    let layer = || CircuitBreakerLayer::failure_rate(0.5);
+    let with = |make: &dyn Fn() -> CircuitBreakerLayer| {
+        let panic = catch_unwind(AssertUnwindSafe(make)).unwrap_err();
+        panic
+            .downcast::<String>()
+            .map(|said| *said)
+            .or_else(|panic| panic.downcast::<&str>().map(|said| said.to_string()))
+            .unwrap()
+    };
+    for (make, said) in [
+        (&(|| CircuitBreakerLayer::failure_rate(0.0)) as &dyn Fn() -> _, "rate must be above 0 and at most 1, not 0"),
+        (&|| CircuitBreakerLayer::failure_rate(-0.5), "rate must be above 0 and at most 1, not -0.5"),
+        (&|| CircuitBreakerLayer::failure_rate(1.5), "rate must be above 0 and at most 1, not 1.5"),
+        (&|| CircuitBreakerLayer::failure_rate(f64::NAN), "rate must be above 0 and at most 1, not NaN"),
+        (&|| CircuitBreakerLayer::failure_rate(f64::INFINITY), "rate must be above 0 and at most 1, not inf"),
+        (&|| CircuitBreakerLayer::consecutive(0), "failures must be at least 1, not 0"),
+        (&|| layer().consecutive_failures(0), "failures must be at least 1, not 0"),
+        (&|| layer().over(Duration::ZERO), "window must be longer than zero"),
+        (&|| layer().over_calls(0), "calls must be at least 1, not 0"),
+        (&|| layer().min_calls(0), "calls must be at least 1, not 0"),
+        (&|| layer().slow_calls(SECOND, 0.0), "rate must be above 0 and at most 1, not 0"),
+        (&|| layer().slow_calls(SECOND, f64::NAN), "rate must be above 0 and at most 1, not NaN"),
+        (&|| layer().probes(0), "probes must be at least 1, not 0"),
+        (&|| layer().successes_to_close(0), "successes must be at least 1, not 0"),
+    ] {
+        assert_eq!(with(make), said);
+    }
+}
+
+/// Whatever is not refused works.
+#[tokio::test(start_paused = true)]
+async fn extreme_settings_work() {
+    let most = || CircuitBreakerLayer::failure_rate(1.0);
+    for layer in [
+        most().over(Duration::from_nanos(1)),
+        most().over(Duration::MAX),
+        most().over_calls(u32::MAX).consecutive_failures(u32::MAX),
+        most().over_calls(1),
+        most().min_calls(u32::MAX),
+        most().slow_calls(Duration::ZERO, f64::MIN_POSITIVE).probes(usize::MAX).successes_to_close(u32::MAX),
+        most().slow_calls(Duration::MAX, 1.0),
+    ] {
+        let Setup { circuit, mut service, .. } = setup(&layer);
+        for outcome in [GOOD, BAD, GOOD] {
+            let _ = call(&mut service, outcome).await;
+            advance(SECOND).await;
+        }
+        circuit.close();
+        assert!(call(&mut service, GOOD).await.is_ok());
+        assert_eq!(circuit.state(), State::Closed);
+    }
+}
