@@ -9,6 +9,8 @@ use std::{
 
 use tower::Service;
 
+pub mod subjects;
+
 /// The request and the response: one word, so that a copy costs nothing.
 pub type Word = u64;
 

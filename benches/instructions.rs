@@ -1,0 +1,59 @@
+//! How many instructions one call takes on the happy path, counted by callgrind: the same on every run of one binary.
+//! `cargo bench -p ziggurat-benches --bench instructions` (needs valgrind; a word after `--` picks the subjects that contain it)
+
+use std::process::{Command, ExitCode};
+
+use ziggurat_benches::subjects::subjects;
+
+const CALLS: u32 = 1_000;
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
+    match (arguments.next().as_deref(), arguments.next(), arguments.next()) {
+        (Some("--run"), Some(index), Some(calls)) => {
+            run(index.parse().expect("an index"), calls.parse().expect("a number"));
+            ExitCode::SUCCESS
+        }
+        (Some("--test"), ..) => ExitCode::SUCCESS,
+        (word, ..) => table(word.unwrap_or_default()),
+    }
+}
+
+fn run(index: usize, calls: u32) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    let _entered = runtime.enter();
+    let mut subject = subjects().swap_remove(index);
+    (subject.run)(calls);
+}
+
+/// The difference between a run of twice as many calls and one of so many: what is done once cancels out.
+fn table(word: &str) -> ExitCode {
+    let Some(bare) = per_call(0) else {
+        eprintln!("valgrind is missing, or does not count here");
+        return ExitCode::FAILURE;
+    };
+    println!("{:<24}{:<18}{:>12}", "", "", "instructions");
+    for (index, subject) in subjects().iter().enumerate().skip(1) {
+        if format!("{}/{}", subject.what, subject.whose).contains(word) {
+            let net = per_call(index).map_or(f64::NAN, |count| count - bare);
+            println!("{:<24}{:<18}{net:>12.0}", subject.what, subject.whose);
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn per_call(index: usize) -> Option<f64> {
+    let [once, twice] = [CALLS, 2 * CALLS].map(|calls| counted(index, calls));
+    Some((twice? - once?) as f64 / f64::from(CALLS))
+}
+
+fn counted(index: usize, calls: u32) -> Option<u64> {
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .arg(std::env::current_exe().ok()?)
+        .args(["--run", &index.to_string(), &calls.to_string()])
+        .output()
+        .ok()?;
+    let report = String::from_utf8(output.stderr).ok()?;
+    report.lines().find_map(|line| line.split_once("Collected :")?.1.trim().parse().ok())
+}

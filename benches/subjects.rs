@@ -1,0 +1,127 @@
+//! What is measured: each of our layers and the stack of four, and beside each the peers' with equal policies.
+
+use std::{hint::black_box, time::Duration};
+
+use tower::{Service, ServiceBuilder};
+use tower_resilience::{
+    bulkhead::BulkheadLayer, circuitbreaker::CircuitBreakerLayer as PeerBreakerLayer,
+    retry::RetryLayer as PeerRetryLayer, timelimiter::TimeLimiterLayer,
+};
+use ziggurat::{
+    Error, circuit_breaker::CircuitBreakerLayer, concurrency_limit::ConcurrencyLimitLayer, retry::RetryLayer,
+    timeout::TimeoutLayer,
+};
+
+use crate::{Echo, Failed, Word, call};
+
+const LIMIT: Duration = Duration::from_secs(30);
+const PERMITS: usize = 100;
+
+/// One service, reused for all of its calls.
+pub struct Subject {
+    /// The policy.
+    pub what: &'static str,
+    /// The crate that it is from.
+    pub whose: &'static str,
+    /// Makes so many calls.
+    pub run: Box<dyn FnMut(u32)>,
+}
+
+fn subject<S>(what: &'static str, whose: &'static str, mut service: S) -> Subject
+where
+    S: Service<Word, Response = Word> + 'static,
+{
+    let run = Box::new(move |times| {
+        for _ in 0..times {
+            black_box(call(&mut service, black_box(42)));
+        }
+    });
+    Subject { what, whose, run }
+}
+
+/// tower leaves the policy to its user: the same rule as ours.
+#[derive(Debug, Clone)]
+struct ThreeTimes(u32);
+
+impl<E> tower::retry::Policy<Word, Word, E> for ThreeTimes {
+    type Future = std::future::Ready<()>;
+
+    fn retry(&mut self, _: &mut Word, outcome: &mut Result<Word, E>) -> Option<Self::Future> {
+        self.0 -= 1;
+        (outcome.is_err() && self.0 > 0).then(|| std::future::ready(()))
+    }
+
+    fn clone_request(&mut self, request: &Word) -> Option<Word> {
+        Some(*request)
+    }
+}
+
+/// All of them; the first is the bare service.
+pub fn subjects() -> Vec<Subject> {
+    let ours = "ziggurat";
+    let tower = "tower";
+    let peer = "tower-resilience";
+    let peer_retry = || PeerRetryLayer::<Word, Word, Failed>::builder().max_attempts(3).fixed_backoff(LIMIT).build();
+    let peer_limit = || BulkheadLayer::builder().max_concurrent_calls(PERMITS).build().expect("a limit");
+    let peer_breaker =
+        || PeerBreakerLayer::builder().failure_rate_threshold(0.5).sliding_window_size(100).build().expect("a breaker");
+    let peer_timeout = || TimeLimiterLayer::builder().timeout_duration(LIMIT).build();
+    let retry = || RetryLayer::new().backoff(LIMIT).budget(None);
+    let breaker = || CircuitBreakerLayer::failure_rate(0.5).over_calls(100);
+    let service = || ServiceBuilder::new().map_err(Error::Service).service(Echo);
+    vec![
+        subject("bare", "", Echo),
+        subject("timeout", ours, ServiceBuilder::new().layer(TimeoutLayer::new(LIMIT)).service(service())),
+        subject("timeout", tower, ServiceBuilder::new().timeout(LIMIT).service(Echo)),
+        subject("timeout", peer, ServiceBuilder::new().layer(peer_timeout()).service(Echo)),
+        subject("retry", ours, ServiceBuilder::new().layer(retry()).service(service())),
+        subject("retry", tower, ServiceBuilder::new().retry(ThreeTimes(3)).service(Echo)),
+        subject("retry", peer, ServiceBuilder::new().layer(peer_retry()).service(Echo)),
+        subject(
+            "retry with its budget",
+            ours,
+            ServiceBuilder::new().layer(RetryLayer::new().backoff(LIMIT)).service(service()),
+        ),
+        subject("limit", ours, ServiceBuilder::new().layer(ConcurrencyLimitLayer::new(PERMITS)).service(service())),
+        subject("limit", tower, ServiceBuilder::new().concurrency_limit(PERMITS).service(Echo)),
+        subject("limit", peer, ServiceBuilder::new().layer(peer_limit()).service(Echo)),
+        subject("breaker, of 100 calls", ours, ServiceBuilder::new().layer(breaker()).service(service())),
+        subject("breaker, of 100 calls", peer, ServiceBuilder::new().layer(peer_breaker()).service(Echo)),
+        subject(
+            "breaker, consecutive",
+            ours,
+            ServiceBuilder::new().layer(CircuitBreakerLayer::consecutive(5)).service(service()),
+        ),
+        subject(
+            "breaker, of 30 s",
+            ours,
+            ServiceBuilder::new().layer(CircuitBreakerLayer::failure_rate(0.5)).service(service()),
+        ),
+        subject(
+            "stack of the four",
+            ours,
+            ServiceBuilder::new()
+                .layer(TimeoutLayer::new(LIMIT))
+                .layer(retry())
+                .layer(breaker())
+                .layer(ConcurrencyLimitLayer::new(PERMITS))
+                .service(service()),
+        ),
+        subject(
+            "stack of the four",
+            tower,
+            ServiceBuilder::new().timeout(LIMIT).retry(ThreeTimes(3)).concurrency_limit(PERMITS).service(Echo),
+        ),
+        subject(
+            "stack of the four",
+            peer,
+            ServiceBuilder::new()
+                .layer(peer_timeout())
+                .layer(peer_retry())
+                .map_err(|_| Failed)
+                .layer(peer_breaker())
+                .layer(peer_limit())
+                .service(Echo),
+        ),
+    ]
+}
