@@ -51,8 +51,9 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    Event, Reason, Reject, Rejection, Setting, Site, ambient,
-    clock::{self, Instant, Sleep},
+    Event, Reason, Reject, Rejection, Setting, Site,
+    ambient::{self, Entered},
+    clock::{self, Sleep},
     deadline::Limit,
     telemetry::{site, site_setters},
 };
@@ -116,84 +117,50 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        let mut own = match self.layer.limit.get(&request) {
-            Some(limit) => Own::Unstarted(limit),
-            None => Own::None,
-        };
-        let response = own.surround(|_| self.inner.call(request));
-        ResponseFuture { response: Some(response), own, timer: None, site: self.layer.site.clone() }
+        let limit = self.layer.limit.get(&request).map_or(Limit::NONE, Limit::after);
+        let mut own = limit;
+        let response = surround(&mut own, |own, entered| {
+            let response = self.inner.call(request);
+            note_start(own, entered);
+            response
+        });
+        ResponseFuture { response: Some(response), limit, own, timer: None, site: self.layer.site.clone() }
     }
 }
 
-/// The limit of one call.
-#[derive(Debug, Clone, Copy)]
-enum Own {
-    /// This call has none.
-    None,
-    /// Nobody needed the time yet.
-    Unstarted(Duration),
-    /// It runs, and ends then.
-    Until { at: Instant, limit: Duration },
+/// Runs `f` with this limit in place for everything inside, as far as it is not later than the surrounding one.
+#[inline]
+fn surround<R>(own: &mut Limit, f: impl FnOnce(&mut Limit, &mut Entered<'_, Limit>) -> R) -> R {
+    let mut limit = Limit::NONE;
+    let mut entered = ambient::enter_with(&mut limit, |limit, outer| *limit = own.earlier(outer));
+    f(own, &mut entered)
 }
 
-impl Own {
-    /// Runs `f` with this limit in place for everything inside, as far as it is not later than the surrounding one.
-    fn surround<R>(&mut self, f: impl FnOnce(&mut Surrounded<'_, '_>) -> R) -> R {
-        let outer = ambient::get::<Limit>();
-        let mut limit = match *self {
-            Self::None => outer,
-            Self::Unstarted(after) => outer.or_after(after),
-            Self::Until { at, .. } => outer.or_at(at),
-        };
-        let entered = ambient::enter(&mut limit);
-        let mut surrounded = Surrounded { own: self, entered };
-        let result = f(&mut surrounded);
-        surrounded.note_start();
-        result
+/// If somebody inside asked for the deadline, it was fixed then; and that was the start of this limit, and of the surrounding one.
+#[inline]
+fn note_start(own: &mut Limit, entered: &mut Entered<'_, Limit>) {
+    let inside = ambient::get::<Limit>();
+    if own.is_unstarted() && !inside.is_unstarted() {
+        let start = inside.start_of((*own).min(*entered.outer));
+        start_both(own, entered, start);
     }
 }
 
-/// A limit while it is in place.
-struct Surrounded<'a, 'b> {
-    own: &'a mut Own,
-    entered: ambient::Entered<'b, Limit>,
+/// The call is pending: starts the clock if it does not run yet. Answers whether this limit is the one to end the call.
+fn start(own: &mut Limit, entered: &mut Entered<'_, Limit>) -> bool {
+    note_start(own, entered);
+    if own.is_unstarted() {
+        let now = Limit::at(clock::now());
+        start_both(own, entered, now);
+    }
+    // Of two that end together the outer one does: its end is the request's.
+    own < entered.outer
 }
 
-impl Surrounded<'_, '_> {
-    /// If somebody inside asked for the deadline, it has been fixed, and that was the start of this limit too.
-    fn note_start(&mut self) {
-        let Own::Unstarted(limit) = *self.own else {
-            return;
-        };
-        let outer = *self.entered.outer;
-        let decides = outer.after.is_none_or(|after| limit < after);
-        let inside = ambient::get::<Limit>();
-        if let (true, None, Some(at)) = (decides, inside.after, inside.at)
-            && outer.at != Some(at)
-        {
-            *self.own = Own::Until { at, limit };
-        }
-    }
-
-    /// The call is pending: starts the clock if it does not run yet. Answers when this limit ends, if it is the one to end it.
-    fn until(&mut self) -> Option<(Instant, Duration)> {
-        self.note_start();
-        if let Own::Unstarted(limit) = *self.own {
-            let now = clock::now();
-            // One clock read serves the surrounding limit too: it has just started as well.
-            *self.entered.outer = self.entered.outer.fixed_at(now);
-            *self.own = match now.checked_add(limit) {
-                Some(at) => Own::Until { at, limit },
-                None => Own::None,
-            };
-        }
-        let Own::Until { at, limit } = *self.own else {
-            return None;
-        };
-        ambient::set(self.entered.outer.or_at(at));
-        let outer_is_later = self.entered.outer.at.is_none_or(|outer| at < outer);
-        outer_is_later.then_some((at, limit))
-    }
+fn start_both(own: &mut Limit, entered: &mut Entered<'_, Limit>, start: Limit) {
+    *own = own.started(start);
+    *entered.outer = entered.outer.started(start);
+    ambient::set((*own).min(*entered.outer));
 }
 
 pin_project! {
@@ -203,7 +170,9 @@ pin_project! {
         // None: the limit has passed, and the call was dropped.
         #[pin]
         response: Option<F>,
-        own: Own,
+        // As it was set; and, once it has started, when it ends.
+        limit: Limit,
+        own: Limit,
         #[pin]
         timer: Option<Sleep>,
         site: Site,
@@ -219,35 +188,39 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let mut this = self.project();
-        let answered = ready!(this.own.surround(|surrounded| {
+        ready!(surround(this.own, |own, entered| {
             if let Some(response) = this.response.as_mut().as_pin_mut()
                 && let Poll::Ready(outcome) = response.poll(cx)
             {
-                return Poll::Ready(Ok(outcome));
+                return Poll::Ready(Some(outcome));
             }
-            let Some((at, limit)) = surrounded.until() else {
+            if !start(own, entered) {
                 return Poll::Pending;
-            };
+            }
             if this.timer.is_none() {
-                this.timer.set(Some(clock::sleep_until(at)));
+                this.timer.set(own.instant().map(clock::sleep_until));
             }
             if let Some(timer) = this.timer.as_mut().as_pin_mut() {
                 ready!(timer.poll(cx));
             }
             // Dropped in here, so that whatever cleans up can see that its deadline has passed.
             this.response.set(None);
-            Poll::Ready(Err(limit))
-        }));
-        Poll::Ready(answered.unwrap_or_else(|limit| {
-            let rejection = Rejection::new(this.site, Reason::TimedOut { limit });
-            this.site.tell(Event::Rejected(&rejection));
-            E::reject(rejection)
+            Poll::Ready(None)
         }))
+        .map_or_else(|| Poll::Ready(expired(this.site, *this.limit)), Poll::Ready)
     }
+}
+
+#[cold]
+fn expired<R, E: Reject<R>>(site: &Site, limit: Limit) -> Result<R, E> {
+    let limit = limit.duration().unwrap_or(Duration::MAX);
+    let rejection = Rejection::new(site, Reason::TimedOut { limit });
+    site.tell(Event::Rejected(&rejection));
+    E::reject(rejection)
 }
 
 impl<F> fmt::Debug for ResponseFuture<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("timeout::ResponseFuture").field("limit", &self.own).finish()
+        f.debug_struct("timeout::ResponseFuture").field("limit", &self.limit.duration()).finish()
     }
 }

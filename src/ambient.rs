@@ -29,12 +29,14 @@ pub(crate) trait Slot: Default + Clone {
 }
 
 impl Slot for Option<Scope> {
+    #[inline]
     fn cell(ambient: &Ambient) -> &Cell<Self> {
         &ambient.scope
     }
 }
 
 impl Slot for Limit {
+    #[inline]
     fn cell(ambient: &Ambient) -> &Cell<Self> {
         &ambient.limit
     }
@@ -51,15 +53,27 @@ impl Default for Attempt {
 }
 
 impl Slot for Attempt {
+    #[inline]
     fn cell(ambient: &Ambient) -> &Cell<Self> {
         &ambient.attempt
     }
 }
 
-/// As long as this lives, `value` is in place; afterwards (also after a panic) the outer value is back, and `value` is what
-/// was left in place.
+/// As long as the guard lives, `value` is in place; afterwards (also after a panic) the outer value is back, and `value` is
+/// what was left in place.
+#[inline]
 pub(crate) fn enter<T: Slot>(value: &mut T) -> Entered<'_, T> {
-    swap(value);
+    enter_with(value, |_, _| {})
+}
+
+/// The same for what `combine` makes of `value`, its first argument, and the outer value.
+#[inline]
+pub(crate) fn enter_with<T: Slot>(value: &mut T, combine: impl FnOnce(&mut T, &mut T)) -> Entered<'_, T> {
+    with(|cell| {
+        let mut outer = cell.take();
+        combine(value, &mut outer);
+        cell.set(mem::replace(value, outer));
+    });
     Entered { outer: value }
 }
 
@@ -70,12 +84,14 @@ pub(crate) struct Entered<'a, T: Slot> {
 }
 
 impl<T: Slot> Drop for Entered<'_, T> {
+    #[inline]
     fn drop(&mut self) {
-        swap(self.outer);
+        with(|cell| *self.outer = cell.replace(mem::take(self.outer)));
     }
 }
 
 /// A copy of the value that is in place.
+#[inline]
 pub(crate) fn get<T: Slot>() -> T {
     with(|cell: &Cell<T>| {
         let value = cell.take();
@@ -85,15 +101,13 @@ pub(crate) fn get<T: Slot>() -> T {
 }
 
 /// Puts `value` in place of the one that is there.
+#[inline]
 pub(crate) fn set<T: Slot>(value: T) {
     with(|cell| cell.set(value));
 }
 
-fn swap<T: Slot>(value: &mut T) {
-    with(|cell| *value = cell.replace(mem::take(value)));
-}
-
 /// While its thread is torn down there are no surroundings: then everything is as if outside of any layer.
+#[inline]
 fn with<T: Slot, R: Default>(f: impl FnOnce(&Cell<T>) -> R) -> R {
     AMBIENT.try_with(|ambient| f(T::cell(ambient))).unwrap_or_default()
 }

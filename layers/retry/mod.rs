@@ -170,7 +170,8 @@ where
     type Service = Retry<S, C, P, B>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Retry { inner, layer: Arc::new(self.clone()) }
+        let layer = self.clone();
+        Retry { inner, layer }
     }
 }
 
@@ -220,27 +221,20 @@ where
 }
 
 /// The service of [`RetryLayer`].
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Retry<S, C = FailOnError, P = Cloned, B = Backoff> {
     // not a Service? see "It does not compile" in the docs of ziggurat::Reject
     inner: S,
-    layer: Arc<RetryLayer<C, P, B>>,
-}
-
-// By hand: what the layer holds need not be Clone for this.
-impl<S: Clone, C, P, B> Clone for Retry<S, C, P, B> {
-    fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), layer: Arc::clone(&self.layer) }
-    }
+    layer: RetryLayer<C, P, B>,
 }
 
 impl<S, C, P, B, Req> Service<Req> for Retry<S, C, P, B>
 where
     S: Service<Req> + Clone,
     S::Error: Reject<S::Response>,
-    C: Classify<S::Response, S::Error>,
-    P: CopyRequest<Req>,
-    B: Wait<S::Response, S::Error>,
+    C: Classify<S::Response, S::Error> + Clone,
+    P: CopyRequest<Req> + Clone,
+    B: Wait<S::Response, S::Error> + Clone,
 {
     type Response = S::Response;
     type Error = S::Error;
@@ -256,7 +250,7 @@ where
         }
         ResponseFuture {
             service: self.inner.clone(),
-            layer: Arc::clone(&self.layer),
+            layer: self.layer.clone(),
             attempt: Attempt(1),
             last_wait: Duration::ZERO,
             request: Some(request),
@@ -273,7 +267,7 @@ pin_project! {
         S: Service<Req>,
     {
         service: S,
-        layer: Arc<RetryLayer<C, P, B>>,
+        layer: RetryLayer<C, P, B>,
         attempt: Attempt,
         last_wait: Duration,
         // What the next call takes; while one is under way, the copy for the one after it.
