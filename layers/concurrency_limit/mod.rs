@@ -20,7 +20,7 @@
 //! outside of all that costs something, usually with `max_waiting(0)`.
 //!
 //! **Cancellation.** Dropping the response future gives back the permit, or the place in the queue, or passes on the permit that
-//! arrived and was not noticed yet. So does a panic.
+//! arrived and was not noticed yet. So does a panic. A response future that nobody polls any more, but that is kept, keeps what it has.
 //!
 //! It needs `S: Clone`: a call that has to wait gives back the readiness of the service that it was called on, or it would keep for
 //! itself what that service has reserved, and makes a clone ready once it is admitted. A call that is admitted at once clones
