@@ -1,7 +1,7 @@
 //! The decision of the limit: who enters, who waits, and whose turn is next.
 //!
 //! One atomic word holds how many permits are free and how many callers wait for one, so that entering a gate with
-//! room, leaving a gate where nobody waits and being turned away are each one compare-and-swap on it. The queue
+//! room, leaving a gate where nobody waits and being turned away are each one atomic operation on it. The queue
 //! behind a mutex is touched only by those who wait and by those who owe them a permit.
 //!
 //! Whoever leaves while others wait *hands the permit over* to the first of them instead of freeing it, so a newcomer

@@ -20,7 +20,7 @@
 //! outside of all that costs something, usually with `max_waiting(0)`.
 //!
 //! **Cancellation.** Dropping the response future gives back the permit, or the place in the queue, or passes on the permit that
-//! arrived and was not noticed yet. So does a panic.
+//! arrived and was not noticed yet. So does a panic. A response future that nobody polls any more, but that is kept, keeps what it has.
 //!
 //! It needs `S: Clone`: a call that has to wait gives back the readiness of the service that it was called on, or it would keep for
 //! itself what that service has reserved, and makes a clone ready once it is admitted. A call that is admitted at once clones
@@ -81,7 +81,7 @@ use crate::{
 pub struct ConcurrencyLimitLayer {
     gate: Gate,
     max_waiting: usize,
-    max_wait: Duration,
+    max_wait: Option<Duration>,
     site: Site,
 }
 
@@ -96,7 +96,7 @@ impl ConcurrencyLimitLayer {
     #[track_caller]
     pub fn new(limit: usize) -> Self {
         let gate = Gate::new(limit);
-        Self { gate, max_waiting: usize::MAX, max_wait: Duration::MAX, site: site!("concurrency_limit") }
+        Self { gate, max_waiting: usize::MAX, max_wait: None, site: site!("concurrency_limit") }
     }
 
     /// At most this many calls wait for a permit; the next one is rejected at once. Zero sheds every call that finds no permit.
@@ -109,7 +109,7 @@ impl ConcurrencyLimitLayer {
     ///
     /// Every duration is good: with zero nobody waits, and [`Duration::MAX`] never ends.
     pub fn max_wait(mut self, max_wait: Duration) -> Self {
-        self.max_wait = max_wait;
+        self.max_wait = Some(max_wait);
         self
     }
 
@@ -123,7 +123,7 @@ impl ConcurrencyLimitLayer {
 
     /// How many may wait; where no time is given to wait, nobody.
     fn places(&self) -> usize {
-        if self.max_wait.is_zero() { 0 } else { self.max_waiting }
+        if self.max_wait == Some(Duration::ZERO) { 0 } else { self.max_waiting }
     }
 
     fn reject(&self) -> Rejection {
@@ -305,10 +305,8 @@ impl Future for Turn {
                 Entry::Queued(place) => {
                     *this.place = Some(place);
                     this.layer.site.tell(Event::Queued);
-                    if this.layer.max_wait < Duration::MAX {
-                        let end = clock::now().checked_add(this.layer.max_wait);
-                        this.timer.set(end.map(clock::sleep_until));
-                    }
+                    let end = this.layer.max_wait.and_then(|max_wait| clock::now().checked_add(max_wait));
+                    this.timer.set(end.map(clock::sleep_until));
                     Poll::Pending
                 }
             },
@@ -319,7 +317,6 @@ impl Future for Turn {
         }
         let Some(timer) = this.timer.as_mut().as_pin_mut() else { return Poll::Pending };
         ready!(timer.poll(cx));
-        *this.place = None;
         Poll::Ready(Err(this.layer.reject()))
     }
 }

@@ -247,20 +247,25 @@ async fn a_wait_ends_exactly_at_its_limit() {
 ///
 /// Shows: L1
 #[tokio::test(start_paused = true)]
-async fn only_the_wait_is_limited_and_not_the_call() {
+async fn only_the_wait_for_the_permit_is_limited_and_not_what_follows() {
+    let inner = Moody::default();
+    let busy = Arc::clone(&inner.busy);
     let layer = ConcurrencyLimitLayer::new(1).max_wait(2 * SECOND);
-    let mut service = layer.layer(until_rung());
-    let running = start(&mut service, Bell::default());
-    let bell = Bell::default();
-    let mut waiting = start(&mut service, Arc::clone(&bell));
-    assert!(waiting.poll().is_pending());
-    sleep(2 * SECOND).await;
+    let mut service = layer.layer(inner);
+    let running = start(&mut service, ());
+    let [mut first, mut second] = [(); 2].map(|()| start(&mut service, ()));
+    assert!(first.poll().is_pending() && second.poll().is_pending());
+    sleep(SECOND).await;
     drop(running);
-    assert!(waiting.poll().is_pending());
-    sleep(5 * SECOND).await;
-    assert!(waiting.poll().is_pending());
-    bell.notify_one();
-    assert!(matches!(waiting.poll(), Poll::Ready(Ok(()))));
+    busy.store(true, Ordering::SeqCst);
+    assert!(first.poll().is_pending());
+    assert_eq!(first.times_woken(), 1);
+    sleep(SECOND).await;
+    assert_eq!((first.times_woken(), second.times_woken()), (1, 1), "the first one's clock still runs");
+    assert!(first.poll().is_pending());
+    drop(first);
+    assert!(second.poll().is_pending());
+    assert_eq!(counts(&layer.handle()), (1, 0));
 }
 
 /// Shows: L2
@@ -522,14 +527,19 @@ async fn an_observer_hears_of_a_wait_and_of_a_rejection() {
         }
     };
     let layer = ConcurrencyLimitLayer::new(1).max_waiting(1).named("db").observer(observer);
+    let impatient = layer.clone().max_wait(Duration::ZERO);
     let mut service = layer.layer(until_rung());
     let _running = start(&mut service, Bell::default());
     assert!(heard.lock().unwrap().is_empty());
     let mut waiting = start(&mut service, Bell::default());
     assert!(waiting.poll().is_pending() && waiting.poll().is_pending());
     assert!(start(&mut service, Bell::default()).poll().is_ready());
-    let expected = ["queued", "concurrency_limit `db`: 1 calls are in flight, which is the limit"];
-    assert_eq!(*heard.lock().unwrap(), expected);
+    let rejected = "concurrency_limit `db`: 1 calls are in flight, which is the limit";
+    assert_eq!(*heard.lock().unwrap(), ["queued", rejected]);
+    // Who has no time to wait takes no place.
+    drop(waiting);
+    assert!(start(&mut impatient.layer(until_rung()), Bell::default()).poll().is_ready());
+    assert_eq!(*heard.lock().unwrap(), ["queued", rejected, rejected]);
 }
 
 fn stays_what_its_inner_service_is<S>(_: &S)
@@ -554,13 +564,12 @@ fn it_is_send_sync_and_clone_over_services_that_are_and_shows_its_state() {
 /// Bad input, and input at the edge that is good.
 #[tokio::test(start_paused = true)]
 async fn zero_permits_are_refused_and_every_other_value_works() {
-    let gate = ConcurrencyLimitLayer::new(1).handle();
-    let refused: [(&str, Box<dyn FnOnce()>); 2] = [
-        ("ConcurrencyLimitLayer::new(0)", Box::new(|| drop(ConcurrencyLimitLayer::new(0)))),
-        ("Gate::set_limit(0)", Box::new(move || gate.set_limit(0))),
+    let refused: [(&str, fn()); 2] = [
+        ("ConcurrencyLimitLayer::new(0)", || drop(ConcurrencyLimitLayer::new(0))),
+        ("Gate::set_limit(0)", || ConcurrencyLimitLayer::new(1).handle().set_limit(0)),
     ];
     for (what, make) in refused {
-        let panicked = catch_unwind(AssertUnwindSafe(make)).expect_err(what);
+        let panicked = catch_unwind(make).expect_err(what);
         let said = panicked.downcast_ref::<&str>().copied();
         assert_eq!(said, Some("`limit` must be at least 1: with no permits nothing could ever pass"), "{what}");
     }
