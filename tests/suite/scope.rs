@@ -36,7 +36,7 @@ fn a_second_value_of_a_type_replaces_the_first_and_readers_keep_theirs() {
     let scope = Scope::root("app").with(Setting(1));
     let first = scope.get::<Setting>().unwrap();
     let scope = scope.with(Setting(2));
-    assert_eq!((*first).0, 1);
+    assert_eq!(first.0, 1);
     assert_eq!(*scope.get::<Setting>().unwrap(), Setting(2));
 }
 
