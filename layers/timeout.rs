@@ -118,22 +118,19 @@ where
 
     fn call(&mut self, request: Req) -> Self::Future {
         let limit = self.layer.limit.get(&request).map_or(Limit::NONE, Limit::after);
-        let mut own = limit;
-        let response = surround(&mut own, |own, entered| {
-            let response = self.inner.call(request);
-            note_start(own, entered);
-            response
-        });
+        let (mut own, mut inside) = (limit, Limit::NONE);
+        let mut entered = enter(&mut own, &mut inside);
+        let response = self.inner.call(request);
+        note_start(&mut own, &mut entered);
+        drop(entered);
         ResponseFuture { response: Some(response), limit, own, timer: None, site: self.layer.site.clone() }
     }
 }
 
-/// Runs `f` with this limit in place for everything inside, as far as it is not later than the surrounding one.
+/// Puts a limit in place for everything inside, as far as it is not later than the surrounding one.
 #[inline]
-fn surround<R>(own: &mut Limit, f: impl FnOnce(&mut Limit, &mut Entered<'_, Limit>) -> R) -> R {
-    let mut limit = Limit::NONE;
-    let mut entered = ambient::enter_with(&mut limit, |limit, outer| *limit = own.earlier(outer));
-    f(own, &mut entered)
+fn enter<'a>(own: &mut Limit, inside: &'a mut Limit) -> Entered<'a, Limit> {
+    ambient::enter_with(inside, |inside, outer| *inside = own.earlier(outer))
 }
 
 /// If somebody inside asked for the deadline, it was fixed then; and that was the start of this limit, and of the surrounding one.
@@ -188,26 +185,26 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let mut this = self.project();
-        ready!(surround(this.own, |own, entered| {
-            if let Some(response) = this.response.as_mut().as_pin_mut()
-                && let Poll::Ready(outcome) = response.poll(cx)
-            {
-                return Poll::Ready(Some(outcome));
-            }
-            if !start(own, entered) {
-                return Poll::Pending;
-            }
-            if this.timer.is_none() {
-                this.timer.set(own.instant().map(clock::sleep_until));
-            }
-            if let Some(timer) = this.timer.as_mut().as_pin_mut() {
-                ready!(timer.poll(cx));
-            }
-            // Dropped in here, so that whatever cleans up can see that its deadline has passed.
-            this.response.set(None);
-            Poll::Ready(None)
-        }))
-        .map_or_else(|| Poll::Ready(expired(this.site, *this.limit)), Poll::Ready)
+        let mut inside = Limit::NONE;
+        let mut entered = enter(this.own, &mut inside);
+        if let Some(response) = this.response.as_mut().as_pin_mut()
+            && let Poll::Ready(outcome) = response.poll(cx)
+        {
+            return Poll::Ready(outcome);
+        }
+        if !start(this.own, &mut entered) {
+            return Poll::Pending;
+        }
+        if this.timer.is_none() {
+            this.timer.set(this.own.instant().map(clock::sleep_until));
+        }
+        if let Some(timer) = this.timer.as_mut().as_pin_mut() {
+            ready!(timer.poll(cx));
+        }
+        // Dropped while the limit is in place, so that whatever cleans up can see that its deadline has passed.
+        this.response.set(None);
+        drop(entered);
+        Poll::Ready(expired(this.site, *this.limit))
     }
 }
 

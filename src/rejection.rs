@@ -10,9 +10,14 @@ use crate::{classify::Class, telemetry::Site};
 ///
 /// It travels inside the stack's own error (or response): [`rejection`] and [`Rejection::find`] get it out again.
 ///
-/// It is cheap to clone.
-#[derive(Debug, Clone)]
+/// It is one pointer, so that a result that may carry it is small; a clone is another one to the same.
+#[derive(Clone)]
 pub struct Rejection {
+    inner: Arc<Inner>,
+}
+
+#[derive(Clone)]
+struct Inner {
     layer: &'static str,
     name: Option<&'static str>,
     reason: Reason,
@@ -52,56 +57,57 @@ impl Rejection {
     /// A rejection by the layer at `site`: for layers of your own.
     #[must_use]
     pub fn new(site: &Site, reason: Reason) -> Self {
-        Self { layer: site.layer(), name: site.name(), reason, retry_after: None }
+        let inner = Inner { layer: site.layer(), name: site.name(), reason, retry_after: None };
+        Self { inner: Arc::new(inner) }
     }
 
     /// The same, telling when it is worth coming back.
     #[must_use]
     pub fn with_retry_after(mut self, retry_after: Duration) -> Self {
-        self.retry_after = Some(retry_after);
+        Arc::make_mut(&mut self.inner).retry_after = Some(retry_after);
         self
     }
 
     /// The layer that rejected: its module's name, such as `"timeout"`.
     #[must_use]
     pub fn layer(&self) -> &'static str {
-        self.layer
+        self.inner.layer
     }
 
     /// The name that was given to that layer with `.named(..)`.
     #[must_use]
     pub fn name(&self) -> Option<&'static str> {
-        self.name
+        self.inner.name
     }
 
     /// Why it rejected.
     #[must_use]
     pub fn reason(&self) -> &Reason {
-        &self.reason
+        &self.inner.reason
     }
 
     /// How long to wait before coming back, where the layer knows it.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
-        self.retry_after
+        self.inner.retry_after
     }
 
     /// Whether a limit of time was exceeded.
     #[must_use]
     pub fn is_timed_out(&self) -> bool {
-        matches!(self.reason, Reason::TimedOut { .. })
+        matches!(self.inner.reason, Reason::TimedOut { .. })
     }
 
     /// Whether a circuit breaker was open.
     #[must_use]
     pub fn is_circuit_open(&self) -> bool {
-        self.reason == Reason::CircuitOpen
+        self.inner.reason == Reason::CircuitOpen
     }
 
     /// Whether a concurrency limit had no place.
     #[must_use]
     pub fn is_overloaded(&self) -> bool {
-        matches!(self.reason, Reason::Overloaded { .. })
+        matches!(self.inner.reason, Reason::Overloaded { .. })
     }
 
     /// What this rejection says about the service beneath the layer that rejected.
@@ -110,11 +116,11 @@ impl Rejection {
     /// service. A shared failure is what the original was.
     #[must_use]
     pub fn class(&self) -> Class {
-        match self.reason {
+        match self.inner.reason {
             Reason::TimedOut { .. } | Reason::Injected => {
-                Class::Failure { transient: true, retry_after: self.retry_after }
+                Class::Failure { transient: true, retry_after: self.inner.retry_after }
             }
-            Reason::CircuitOpen => Class::Failure { transient: false, retry_after: self.retry_after },
+            Reason::CircuitOpen => Class::Failure { transient: false, retry_after: self.inner.retry_after },
             Reason::Overloaded { .. } | Reason::RateLimited => Class::Ignored,
             Reason::Shared { class, .. } => class,
         }
@@ -123,7 +129,7 @@ impl Rejection {
     /// The status that an HTTP server answers with: 504 for a timeout, 429 for a rate, 503 otherwise.
     #[must_use]
     pub fn status(&self) -> StatusCode {
-        match self.reason {
+        match self.inner.reason {
             Reason::TimedOut { .. } => StatusCode::GATEWAY_TIMEOUT,
             Reason::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             _ => StatusCode::SERVICE_UNAVAILABLE,
@@ -149,11 +155,11 @@ impl Rejection {
 
 impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.layer)?;
-        if let Some(name) = self.name {
+        write!(f, "{}", self.inner.layer)?;
+        if let Some(name) = self.inner.name {
             write!(f, " `{name}`")?;
         }
-        match &self.reason {
+        match &self.inner.reason {
             Reason::TimedOut { limit } => write!(f, ": no answer within {limit:?}")?,
             Reason::CircuitOpen => write!(f, ": the circuit is open")?,
             Reason::Overloaded { limit } => write!(f, ": {limit} calls are in flight, which is the limit")?,
@@ -161,10 +167,22 @@ impl fmt::Display for Rejection {
             Reason::Shared { message, .. } => write!(f, ": the call that this one shared failed: {message}")?,
             Reason::Injected => write!(f, ": a fault put in on purpose")?,
         }
-        match self.retry_after {
+        match self.inner.retry_after {
             Some(wait) => write!(f, "; try again in {wait:?}"),
             None => Ok(()),
         }
+    }
+}
+
+impl fmt::Debug for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { layer, name, reason, retry_after } = &*self.inner;
+        f.debug_struct("Rejection")
+            .field("layer", layer)
+            .field("name", name)
+            .field("reason", reason)
+            .field("retry_after", retry_after)
+            .finish()
     }
 }
 
@@ -335,7 +353,7 @@ impl<B: Default> Reject<Response<B>> for Infallible {
     fn reject(rejection: Rejection) -> Result<Response<B>, Self> {
         let mut response = Response::new(B::default());
         *response.status_mut() = rejection.status();
-        if let Some(wait) = rejection.retry_after {
+        if let Some(wait) = rejection.retry_after() {
             // Whole seconds, rounded up: who comes back after them comes late enough.
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
@@ -400,8 +418,8 @@ mod tests {
             (Reason::Overloaded { limit: 1 }, None, 503, None),
             (Reason::RateLimited, Some(second), 429, Some("1")),
         ] {
-            let mut rejected = Rejection::new(&site, reason.clone());
-            rejected.retry_after = wait;
+            let rejected = Rejection::new(&site, reason.clone());
+            let rejected = wait.into_iter().fold(rejected, Rejection::with_retry_after);
             let outcome: Result<Response<String>, Infallible> = Reject::reject(rejected);
             assert_eq!(rejection(&outcome).unwrap().reason(), &reason);
             let Ok(response) = outcome;
