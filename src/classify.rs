@@ -39,6 +39,7 @@ impl Class {
     ///
     /// Every layer judges with this, and so should yours: a rejection by a layer further in is told apart from the service's own
     /// answer before the classifier is asked.
+    #[inline]
     pub fn of<R, E, C>(outcome: &Result<R, E>, classifier: &C) -> Self
     where
         E: Reject<R>,

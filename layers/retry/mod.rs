@@ -170,8 +170,7 @@ where
     type Service = Retry<S, C, P, B>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        let layer = self.clone();
-        Retry { inner, layer }
+        Retry { inner, layer: Arc::new(self.clone()) }
     }
 }
 
@@ -221,20 +220,27 @@ where
 }
 
 /// The service of [`RetryLayer`].
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Retry<S, C = FailOnError, P = Cloned, B = Backoff> {
     // not a Service? see "It does not compile" in the docs of ziggurat::Reject
     inner: S,
-    layer: RetryLayer<C, P, B>,
+    // Shared with the response futures: one counter is cheaper than a copy of it all.
+    layer: Arc<RetryLayer<C, P, B>>,
+}
+
+impl<S: Clone, C, P, B> Clone for Retry<S, C, P, B> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), layer: Arc::clone(&self.layer) }
+    }
 }
 
 impl<S, C, P, B, Req> Service<Req> for Retry<S, C, P, B>
 where
     S: Service<Req> + Clone,
     S::Error: Reject<S::Response>,
-    C: Classify<S::Response, S::Error> + Clone,
-    P: CopyRequest<Req> + Clone,
-    B: Wait<S::Response, S::Error> + Clone,
+    C: Classify<S::Response, S::Error>,
+    P: CopyRequest<Req>,
+    B: Wait<S::Response, S::Error>,
 {
     type Response = S::Response;
     type Error = S::Error;
@@ -250,7 +256,7 @@ where
         }
         ResponseFuture {
             service: self.inner.clone(),
-            layer: self.layer.clone(),
+            layer: Arc::clone(&self.layer),
             attempt: Attempt(1),
             last_wait: Duration::ZERO,
             request: Some(request),
@@ -267,7 +273,7 @@ pin_project! {
         S: Service<Req>,
     {
         service: S,
-        layer: RetryLayer<C, P, B>,
+        layer: Arc<RetryLayer<C, P, B>>,
         attempt: Attempt,
         last_wait: Duration,
         // What the next call takes; while one is under way, the copy for the one after it.
@@ -339,8 +345,12 @@ where
                     continue;
                 }
             };
-            let failed = Failed { attempt: this.attempt.0, last_wait: *this.last_wait, copied: this.request.is_some() };
-            let Some((wait, granted)) = this.layer.try_again(failed, &outcome) else {
+            let Class::Failure { transient: true, retry_after } = Class::of(&outcome, &this.layer.classify) else {
+                return Poll::Ready(outcome);
+            };
+            let copied = this.request.is_some();
+            let failed = Failed { attempt: this.attempt.0, last_wait: *this.last_wait, retry_after, copied };
+            let Some((wait, granted)) = this.layer.try_again(failed, outcome.as_ref()) else {
                 return Poll::Ready(outcome);
             };
             *this.last_wait = wait;
@@ -351,26 +361,23 @@ where
     }
 }
 
-/// An attempt whose outcome is there.
+/// An attempt whose outcome is a transient failure.
 struct Failed {
     attempt: u32,
     last_wait: Duration,
+    retry_after: Option<Duration>,
     copied: bool,
 }
 
 impl<C, P, B> RetryLayer<C, P, B> {
     /// Whether there is another attempt, and after which wait.
-    fn try_again<R, E>(&self, failed: Failed, outcome: &Result<R, E>) -> Option<(Duration, Option<Withdrawal>)>
+    #[cold]
+    fn try_again<R, E>(&self, failed: Failed, outcome: Result<&R, &E>) -> Option<(Duration, Option<Withdrawal>)>
     where
-        E: Reject<R>,
-        C: Classify<R, E>,
         B: Wait<R, E>,
     {
-        let Class::Failure { transient: true, retry_after } = Class::of(outcome, &self.classify) else {
-            return None;
-        };
         let attempt = failed.attempt;
-        match self.grant(failed, retry_after, outcome.as_ref()) {
+        match self.grant(failed, outcome) {
             Ok((delay, granted)) => {
                 self.site.tell(Event::Retrying { attempt, delay });
                 Some((delay, granted))
@@ -382,10 +389,10 @@ impl<C, P, B> RetryLayer<C, P, B> {
         }
     }
 
+    /// The wait before the next attempt, and its place in the budget; or why there is none.
     fn grant<R, E>(
         &self,
         failed: Failed,
-        retry_after: Option<Duration>,
         outcome: Result<&R, &E>,
     ) -> Result<(Duration, Option<Withdrawal>), &'static str>
     where
@@ -398,7 +405,7 @@ impl<C, P, B> RetryLayer<C, P, B> {
             return Err("copy");
         }
         let left = Deadline::current().map(|deadline| deadline.remaining());
-        let retry_after = retry_after.unwrap_or_default();
+        let retry_after = failed.retry_after.unwrap_or_default();
         if retry_after > left.unwrap_or(LONGEST_RETRY_AFTER).min(LONGEST_RETRY_AFTER) {
             return Err("retry_after");
         }
