@@ -55,6 +55,7 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -137,8 +138,7 @@ impl<S> Layer<S> for ConcurrencyLimitLayer {
     type Service = ConcurrencyLimit<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        let layer = self.clone();
-        ConcurrencyLimit { inner, layer }
+        ConcurrencyLimit { inner, layer: Arc::new(self.clone()) }
     }
 }
 
@@ -147,7 +147,8 @@ impl<S> Layer<S> for ConcurrencyLimitLayer {
 pub struct ConcurrencyLimit<S> {
     // not a Service? see "It does not compile" in the docs of ziggurat::Reject
     inner: S,
-    layer: ConcurrencyLimitLayer,
+    // Shared by all clones: one counter is cheaper than a copy of it all.
+    layer: Arc<ConcurrencyLimitLayer>,
 }
 
 impl<S, Req> Service<Req> for ConcurrencyLimit<S>
@@ -168,7 +169,7 @@ where
             let response = self.inner.call(request);
             return ResponseFuture { state: State::Running { response }, permit: Some(permit) };
         }
-        let layer = self.layer.clone();
+        let layer = Arc::clone(&self.layer);
         if layer.gate.is_full(layer.places()) {
             return ResponseFuture { state: State::Refused { layer }, permit: None };
         }
@@ -201,10 +202,9 @@ pin_project! {
         S: Service<Req>,
     {
         // There was no permit, and no place to wait for one.
-        Refused { layer: ConcurrencyLimitLayer },
+        Refused { layer: Arc<ConcurrencyLimitLayer> },
         // It waits for its turn, or has its permit and waits for its own clone of the service to be ready.
         Waiting {
-            #[pin]
             turn: Turn,
             service: S,
             request: Option<Req>,
@@ -282,41 +282,36 @@ impl<S: Service<Req>, Req> fmt::Debug for ResponseFuture<S, Req> {
     }
 }
 
-pin_project! {
-    /// A call's wait for its permit. It takes its place in the queue at the first poll, and its clock starts then.
-    struct Turn {
-        layer: ConcurrencyLimitLayer,
-        place: Option<Waiter>,
-        #[pin]
-        timer: Option<Sleep>,
-    }
+/// A call's wait for its permit. It takes its place in the queue at the first poll, and its clock starts then.
+struct Turn {
+    layer: Arc<ConcurrencyLimitLayer>,
+    place: Option<Waiter>,
+    // Boxed, so that a call that does not wait is not larger for it.
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl Future for Turn {
-    type Output = Result<Permit, Rejection>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        let admitted = match this.place {
+impl Turn {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Permit, Rejection>> {
+        let admitted = match &mut self.place {
             Some(place) => place.poll(cx.waker()),
-            None => match this.layer.gate.enter(this.layer.places(), cx.waker()) {
+            None => match self.layer.gate.enter(self.layer.places(), cx.waker()) {
                 Entry::Admitted(permit) => Poll::Ready(permit),
-                Entry::Full => return Poll::Ready(Err(this.layer.reject())),
+                Entry::Full => return Poll::Ready(Err(self.layer.reject())),
                 Entry::Queued(place) => {
-                    *this.place = Some(place);
-                    this.layer.site.tell(Event::Queued);
-                    let end = this.layer.max_wait.and_then(|max_wait| clock::now().checked_add(max_wait));
-                    this.timer.set(end.map(clock::sleep_until));
+                    self.place = Some(place);
+                    self.layer.site.tell(Event::Queued);
+                    let end = self.layer.max_wait.and_then(|max_wait| clock::now().checked_add(max_wait));
+                    self.timer = end.map(|end| Box::pin(clock::sleep_until(end)));
                     Poll::Pending
                 }
             },
         };
         if let Poll::Ready(permit) = admitted {
-            this.timer.set(None);
+            self.timer = None;
             return Poll::Ready(Ok(permit));
         }
-        let Some(timer) = this.timer.as_mut().as_pin_mut() else { return Poll::Pending };
-        ready!(timer.poll(cx));
-        Poll::Ready(Err(this.layer.reject()))
+        let Some(timer) = &mut self.timer else { return Poll::Pending };
+        ready!(timer.as_mut().poll(cx));
+        Poll::Ready(Err(self.layer.reject()))
     }
 }
