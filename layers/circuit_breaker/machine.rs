@@ -314,9 +314,7 @@ impl Machine {
     pub(super) fn force_open(&self) {
         let mut episode = self.episode();
         episode.until = None;
-        if self.state() != State::Open {
-            self.turn(&mut episode, State::Open);
-        }
+        self.turn(&mut episode, State::Open);
     }
 
     /// Closes the circuit, and forgets all that was counted.
@@ -351,7 +349,7 @@ impl Machine {
         episode.probes.clear();
         episode.successes = 0;
         // Overwrites a failure that is counted at this moment: it belongs to the generation that ends here.
-        self.word.store(from.next(to).0, Ordering::Release);
+        self.word.swap(from.next(to).0, Ordering::AcqRel);
         if from.state() != to {
             episode.news.push_back(Transition { from: from.state(), to });
         }
