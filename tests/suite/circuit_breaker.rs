@@ -378,6 +378,7 @@ async fn a_classifier_that_panics_frees_the_place_too() {
     advance(5 * SECOND).await;
     let mut odd = Task::new(service.ready().await.unwrap().call(Do::Answer(Ok("odd"))));
     assert!(catch_unwind(AssertUnwindSafe(|| odd.poll())).is_err());
+    drop(odd);
     assert_eq!(circuit.state(), State::HalfOpen);
     call(&mut service, GOOD).await.unwrap();
     assert_eq!(circuit.state(), State::Closed);
