@@ -12,7 +12,8 @@ use tokio::sync::broadcast;
 
 use super::{
     Cancelled,
-    machine::{Machine, Outcome, Policy, Refused, State, Ticket, Transition},
+    machine::{Machine, Outcome, Policy, Refused, Ticket},
+    state::{State, Transition},
 };
 use crate::{Class, Event, Site, clock, deadline};
 
@@ -83,11 +84,13 @@ impl Circuit {
     }
 
     /// Whether a call would be admitted now.
+    #[inline]
     pub(super) fn check(&self) -> Result<(), Refused> {
         self.shared.machine.check(clock::now)
     }
 
     /// Admits a call. The clock is not read while the circuit is closed, unless slow calls are looked for.
+    #[inline]
     pub(super) fn admit(&self) -> Result<Call, Refused> {
         let ticket = self.shared.machine.admit(clock::now)?;
         // It may have half-opened the circuit.
@@ -99,6 +102,7 @@ impl Circuit {
 }
 
 impl Shared {
+    #[inline]
     fn record(&self, ticket: &Ticket, outcome: Outcome) {
         if outcome == Outcome::Failure {
             self.site.tell(Event::Failed);
@@ -148,7 +152,8 @@ pub(super) struct Call {
 
 impl Call {
     /// Records how the call ended.
-    pub(super) fn ended(mut self, class: Class) {
+    #[inline]
+    pub(super) fn ended(&mut self, class: Class) {
         if let Some(ticket) = self.ticket.take() {
             let outcome = match class {
                 Class::Success => Outcome::Success,
@@ -161,6 +166,7 @@ impl Call {
 }
 
 impl Drop for Call {
+    #[inline]
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket.take() {
             let failed = match self.circuit.shared.cancelled {

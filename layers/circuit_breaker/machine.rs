@@ -8,7 +8,7 @@
 use std::{
     cell::OnceCell,
     collections::VecDeque,
-    fmt,
+    num::NonZeroU64,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -16,50 +16,14 @@ use std::{
     time::Duration,
 };
 
-use super::window::{Extent, Window};
+use super::{
+    state::{State, Transition, Word},
+    window::{Extent, Window},
+};
 use crate::{Backoff, Waits, clock::Instant};
 
 /// A shorter open time would admit everything at once, as a probe.
 const SHORTEST: Duration = Duration::from_millis(1);
-
-/// What a circuit lets through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum State {
-    /// Every call passes, and is counted.
-    Closed,
-    /// No call passes. Once its time is over a circuit stays open until the next call comes, which half-opens it.
-    Open,
-    /// A few calls pass as probes, and decide.
-    HalfOpen,
-}
-
-impl State {
-    /// Its name in events: `closed`, `open` or `half_open`.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Closed => "closed",
-            Self::Open => "open",
-            Self::HalfOpen => "half_open",
-        }
-    }
-}
-
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// A circuit went from one state to another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Transition {
-    /// The state before.
-    pub from: State,
-    /// The state since.
-    pub to: State,
-}
 
 /// What opens a circuit, for how long, and what closes it again.
 #[derive(Clone, Debug)]
@@ -93,7 +57,7 @@ pub(super) enum Outcome {
 pub(super) struct Ticket {
     generation: u64,
     /// The place that it takes in a half-open circuit.
-    probe: Option<u64>,
+    probe: Option<NonZeroU64>,
     /// Known only if somebody asks how long calls take.
     started: Option<Instant>,
 }
@@ -116,9 +80,17 @@ pub(super) struct Refused {
 pub(super) struct Machine {
     policy: Policy,
     word: AtomicU64,
-    failures: Option<Window>,
-    slow: Option<Window>,
+    failures: Option<Box<Rate>>,
+    slow: Option<Box<Rate>>,
     episode: Mutex<Episode>,
+}
+
+/// A rate that opens a circuit.
+#[derive(Debug)]
+struct Rate {
+    least: f64,
+    min_calls: u32,
+    window: Window,
 }
 
 /// What is known of a circuit that is not simply closed. All turns of the state happen under its lock.
@@ -132,7 +104,7 @@ struct Episode {
     until: Option<Instant>,
     probes: Vec<Probe>,
     /// The number of the next probe.
-    next: u64,
+    next: NonZeroU64,
     successes: u32,
     /// Turns that nobody has been told yet.
     news: VecDeque<Transition>,
@@ -140,7 +112,7 @@ struct Episode {
 
 #[derive(Debug)]
 struct Probe {
-    number: u64,
+    number: NonZeroU64,
     /// When it gives up its place, if ever.
     until: Option<Instant>,
 }
@@ -148,16 +120,18 @@ struct Probe {
 impl Machine {
     /// A closed circuit. `now` is any moment before the first call.
     pub(super) fn new(policy: Policy, now: Instant) -> Self {
+        let Policy { extent, min_calls, .. } = policy;
+        let rate = |least| Box::new(Rate { least, min_calls, window: Window::new(extent, now) });
         Self {
             word: AtomicU64::new(Word::default().0),
-            failures: policy.failure_rate.map(|_| Window::new(policy.extent, now)),
-            slow: policy.slow.map(|_| Window::new(policy.extent, now)),
+            failures: policy.failure_rate.map(rate),
+            slow: policy.slow.map(|(_, least)| rate(least)),
             episode: Mutex::new(Episode {
                 waits: policy.open_for.waits(),
                 open_for: Duration::ZERO,
                 until: None,
                 probes: Vec::new(),
-                next: 0,
+                next: NonZeroU64::MIN,
                 successes: 0,
                 news: VecDeque::new(),
             }),
@@ -165,16 +139,21 @@ impl Machine {
         }
     }
 
+    #[inline]
     pub(super) fn state(&self) -> State {
         self.word().state()
     }
 
-    /// Whether a call would be admitted now.
+    /// Whether a call would be admitted now. The clock is not read while the circuit is closed.
+    #[inline]
     pub(super) fn check(&self, clock: impl FnOnce() -> Instant) -> Result<(), Refused> {
-        if self.state() == State::Closed {
-            return Ok(());
+        match self.state() {
+            State::Closed => Ok(()),
+            State::Open | State::HalfOpen => self.check_turned(clock()),
         }
-        let now = clock();
+    }
+
+    fn check_turned(&self, now: Instant) -> Result<(), Refused> {
         self.check_at(now, &self.episode())
     }
 
@@ -199,30 +178,44 @@ impl Machine {
     }
 
     /// Admits a call. The clock is not read while the circuit is closed, unless slow calls are looked for.
+    #[inline]
     pub(super) fn admit(&self, clock: impl FnOnce() -> Instant) -> Result<Ticket, Refused> {
         let word = self.word();
         if word.state() == State::Closed {
             let started = self.slow.is_some().then(clock);
             return Ok(Ticket { generation: word.generation(), probe: None, started });
         }
-        let now = clock();
+        self.admit_probe(clock())
+    }
+
+    fn admit_probe(&self, now: Instant) -> Result<Ticket, Refused> {
         let mut episode = self.episode();
         self.check_at(now, &episode)?;
         if self.state() == State::Open {
             self.turn(&mut episode, State::HalfOpen);
         }
         let started = self.slow.is_some().then_some(now);
+        // Closed by another thread in the meantime, there is no need for a probe.
         let probe = (self.state() == State::HalfOpen).then(|| episode.probe(now));
         Ok(Ticket { generation: self.word().generation(), probe, started })
     }
 
     /// Records how an admitted call ended, and says whether that turned the state.
+    #[inline]
     pub(super) fn record(&self, ticket: &Ticket, outcome: Outcome, clock: impl Fn() -> Instant) -> bool {
-        let now = OnceCell::new();
-        let now = || *now.get_or_init(&clock);
-        if self.word().generation() != ticket.generation {
+        let word = self.word();
+        // While nothing fails and nobody asks for a rate, there is nothing to record.
+        let quiet = word.failures() == 0 && self.failures.is_none() && self.slow.is_none();
+        let late = word.generation() != ticket.generation;
+        if late || quiet && ticket.probe.is_none() && outcome == Outcome::Success {
             return false;
         }
+        self.record_in_time(ticket, outcome, clock)
+    }
+
+    fn record_in_time(&self, ticket: &Ticket, outcome: Outcome, clock: impl Fn() -> Instant) -> bool {
+        let now = OnceCell::new();
+        let now = || *now.get_or_init(&clock);
         let slow = outcome != Outcome::Ignored && self.is_slow(ticket, now);
         match (ticket.probe, outcome) {
             (Some(number), outcome) => self.probe_ended(ticket.generation, number, outcome, slow, now()),
@@ -243,19 +236,9 @@ impl Machine {
 
     /// Counts a call that ended while the circuit was closed, and says whether that opens it.
     fn count(&self, generation: u64, failed: bool, slow: bool, now: impl Fn() -> Instant) -> bool {
-        let over = |window: &Option<Window>, rate: Option<f64>, bad| {
-            let (Some(window), Some(rate)) = (window, rate) else { return false };
-            let slot = window.record(generation, &now, bad);
-            if !bad {
-                return false; // can only lower the rate
-            }
-            let held = window.tally(slot);
-            held.calls >= self.policy.min_calls && held.reaches(rate)
-        };
+        let over = |rate: &Option<Box<Rate>>, bad| rate.as_ref().is_some_and(|rate| rate.count(generation, &now, bad));
         // Each of them counts the call, whatever the others find.
-        self.count_in_a_row(generation, failed)
-            | over(&self.failures, self.policy.failure_rate, failed)
-            | over(&self.slow, self.policy.slow.map(|(_, rate)| rate), slow)
+        self.count_in_a_row(generation, failed) | over(&self.failures, failed) | over(&self.slow, slow)
     }
 
     fn count_in_a_row(&self, generation: u64, failed: bool) -> bool {
@@ -275,7 +258,7 @@ impl Machine {
     }
 
     /// A probe frees its place and decides.
-    fn probe_ended(&self, generation: u64, number: u64, outcome: Outcome, slow: bool, now: Instant) -> bool {
+    fn probe_ended(&self, generation: u64, number: NonZeroU64, outcome: Outcome, slow: bool, now: Instant) -> bool {
         let mut episode = self.episode();
         if self.word().generation() != generation {
             return false;
@@ -314,9 +297,7 @@ impl Machine {
     pub(super) fn force_open(&self) {
         let mut episode = self.episode();
         episode.until = None;
-        if self.state() != State::Open {
-            self.turn(&mut episode, State::Open);
-        }
+        self.turn(&mut episode, State::Open);
     }
 
     /// Closes the circuit, and forgets all that was counted.
@@ -351,12 +332,13 @@ impl Machine {
         episode.probes.clear();
         episode.successes = 0;
         // Overwrites a failure that is counted at this moment: it belongs to the generation that ends here.
-        self.word.store(from.next(to).0, Ordering::Release);
+        self.word.swap(from.next(to).0, Ordering::AcqRel);
         if from.state() != to {
             episode.news.push_back(Transition { from: from.state(), to });
         }
     }
 
+    #[inline]
     fn word(&self) -> Word {
         Word(self.word.load(Ordering::Acquire))
     }
@@ -366,50 +348,26 @@ impl Machine {
     }
 }
 
-impl Episode {
-    /// Takes a place for a probe, which is free or overdue.
-    fn probe(&mut self, now: Instant) -> u64 {
-        self.probes.retain(|probe| probe.until.is_none_or(|until| now < until));
-        let number = self.next;
-        self.next += 1;
-        self.probes.push(Probe { number, until: now.checked_add(self.open_for) });
-        number
+impl Rate {
+    /// Counts a call, and says whether it is one too many.
+    fn count(&self, generation: u64, now: impl Fn() -> Instant, bad: bool) -> bool {
+        let slot = self.window.record(generation, now, bad);
+        if !bad {
+            return false; // it can only lower the rate
+        }
+        let held = self.window.tally(slot);
+        held.calls >= self.min_calls && held.reaches(self.least)
     }
 }
 
-/// `generation: 30 | state: 2 | failures in a row: 32`. A call would have to last for 2^30 turns to be taken for one of today.
-#[derive(Clone, Copy, Default)]
-struct Word(u64);
-
-impl Word {
-    fn generation(self) -> u64 {
-        self.0 >> 34
-    }
-
-    fn state(self) -> State {
-        match (self.0 >> 32) & 3 {
-            0 => State::Closed,
-            1 => State::Open,
-            _ => State::HalfOpen,
-        }
-    }
-
-    fn failures(self) -> u32 {
-        (self.0 & u64::from(u32::MAX)) as u32
-    }
-
-    fn with_failures(self, failures: u32) -> Self {
-        Self(((self.0 >> 32) << 32) | u64::from(failures))
-    }
-
-    /// A new generation, in which nothing failed yet.
-    fn next(self, to: State) -> Self {
-        let state = match to {
-            State::Closed => 0,
-            State::Open => 1,
-            State::HalfOpen => 2,
-        };
-        Self((self.generation().wrapping_add(1) << 34) | (state << 32))
+impl Episode {
+    /// Takes a place for a probe, which is free or overdue.
+    fn probe(&mut self, now: Instant) -> NonZeroU64 {
+        self.probes.retain(|probe| probe.until.is_none_or(|until| now < until));
+        let number = self.next;
+        self.next = self.next.saturating_add(1);
+        self.probes.push(Probe { number, until: now.checked_add(self.open_for) });
+        number
     }
 }
 

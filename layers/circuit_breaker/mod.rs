@@ -16,16 +16,22 @@
 //! for all attempts. Inside of the cache, or hits would be rejected too. For each upstream one layer value: all services
 //! that a layer value makes, and their clones, share one circuit.
 //!
-//! **Cancellation.** A call that is dropped without an outcome is a failure if its [`Deadline`](crate::Deadline) had passed when it was
-//! dropped: a service that hangs behind a [`TimeoutLayer`](crate::timeout::TimeoutLayer), of whatever place in the stack, opens the circuit. Otherwise it is
-//! ignored: a client that hangs up says nothing about the service. [`Cancelled`] has the other choices. A timeout that is not
-//! one of this crate's sets no deadline. A probe that is dropped, or panics, makes room for the next one; one that neither ends
-//! nor is dropped does so after the time that the circuit was open.
+//! **Cancellation.** A call that is dropped without an outcome is a failure if its [`Deadline`](crate::Deadline) had passed when it
+//! was dropped: a service that hangs opens the circuit, wherever in the stack the [`TimeoutLayer`](crate::timeout::TimeoutLayer)
+//! stands. Otherwise it is ignored: a client that hangs up says nothing about the service. [`Cancelled`] has the other choices,
+//! for timeouts that are not this crate's and so set no deadline. A probe that is dropped, or panics, makes room for the
+//! next one; so does, after as long as the circuit was open, one that does not end.
+//!
+//! **When to come back.** A rejection says it exactly: the time that the circuit is still open, or, if it is half-open, that after
+//! which a probe gives up its place (they mostly end sooner). It says nothing if the circuit was opened by hand.
 //!
 //! **Readiness.** An open circuit is ready at once, to reject; its service is neither called nor asked whether it is ready. A call
-//! that was promised only that is rejected even if the circuit half-opens between `poll_ready` and `call`.
+//! that was promised only that is rejected even if the circuit half-opens between `poll_ready` and `call`. A caller that waits
+//! for the service's readiness when the circuit opens goes on waiting for it. A service that was made ready and then not called,
+//! because the circuit opened in between, stays ready, and keeps what it reserved for that (tower's limits do), until the next
+//! call or its drop.
 //!
-//! It needs no `S: Clone`. A closed circuit costs a call two atomic reads and a reference count (with a rate, also one or two
+//! It needs no `S: Clone`. A closed circuit costs a call three atomic reads and a reference count (with a rate, also one or two
 //! atomic writes): no lock, no allocation, and no clock read unless its window is one of time or it looks for slow calls.
 //!
 //! ```
@@ -80,11 +86,12 @@ use crate::{
 
 mod circuit;
 mod machine;
+mod state;
 mod window;
 
 pub use self::{
     circuit::{Circuit, Transitions},
-    machine::{State, Transition},
+    state::{State, Transition},
 };
 
 /// Stops calling a service that fails: see the [module](self).
@@ -396,7 +403,7 @@ where
         };
         // Admitted only now, for an instant: a service that is ready and idle holds no probe's place.
         let outcome: Result<S::Response, _> = Err(error);
-        if let Ok(call) = self.circuit.admit() {
+        if let Ok(mut call) = self.circuit.admit() {
             call.ended(Class::of(&outcome, &self.classify));
         }
         Poll::Ready(outcome.map(drop))
@@ -408,35 +415,33 @@ where
             // The circuit was open when this service was asked, even if that is over now.
             false => Err(self.circuit.check().err().unwrap_or(Refused { retry_after: Some(Duration::ZERO) })),
         };
-        match admitted {
+        let (response, admission) = match admitted {
             Ok(call) => {
                 self.ready = false;
                 // If this panics, the call is dropped, and was cancelled.
-                let response = self.inner.call(request);
-                ResponseFuture { response: Some(response), admission: Some(Ok(call)), classify: self.classify.clone() }
+                (Some(self.inner.call(request)), Admission::Admitted(call))
             }
-            Err(Refused { retry_after }) => {
-                let site = self.circuit.site();
-                let mut rejection = Rejection::new(site, Reason::CircuitOpen);
-                if let Some(retry_after) = retry_after {
-                    rejection = rejection.with_retry_after(retry_after);
-                }
-                site.tell(Event::Rejected(&rejection));
-                ResponseFuture { response: None, admission: Some(Err(rejection)), classify: self.classify.clone() }
-            }
-        }
+            Err(refused) => (None, Admission::Refused(self.circuit.clone(), refused)),
+        };
+        ResponseFuture { response, admission, classify: self.classify.clone() }
     }
+}
+
+#[derive(Debug)]
+enum Admission {
+    Admitted(Call),
+    Refused(Circuit, Refused),
 }
 
 pin_project! {
     /// The response future of [`CircuitBreaker`].
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F, C> {
-        // None: rejected, or done.
+        // None: refused, or over.
         #[pin]
         response: Option<F>,
-        // None: done. Dropped after the response, so that what happens in its clean-up is over when the outcome counts.
-        admission: Option<Result<Call, Rejection>>,
+        // Dropped after the response: what that cleans up belongs to the call.
+        admission: Admission,
         classify: C,
     }
 }
@@ -451,18 +456,23 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let mut this = self.project();
-        let outcome = match this.response.as_mut().as_pin_mut() {
-            Some(response) => ready!(response.poll(cx)),
-            None => match this.admission.take() {
-                Some(Err(rejection)) => return Poll::Ready(E::reject(rejection)),
-                _ => panic!("circuit_breaker::ResponseFuture polled after it was ready"),
-            },
-        };
-        this.response.set(None);
-        if let Some(Ok(call)) = this.admission.take() {
-            call.ended(Class::of(&outcome, this.classify));
+        match (this.response.as_mut().as_pin_mut(), this.admission) {
+            (Some(response), Admission::Admitted(call)) => {
+                let outcome = ready!(response.poll(cx));
+                this.response.set(None);
+                call.ended(Class::of(&outcome, this.classify));
+                Poll::Ready(outcome)
+            }
+            (None, Admission::Refused(circuit, Refused { retry_after })) => {
+                let mut rejection = Rejection::new(circuit.site(), Reason::CircuitOpen);
+                if let Some(retry_after) = *retry_after {
+                    rejection = rejection.with_retry_after(retry_after);
+                }
+                circuit.site().tell(Event::Rejected(&rejection));
+                Poll::Ready(E::reject(rejection))
+            }
+            _ => panic!("circuit_breaker::ResponseFuture polled after it was ready"),
         }
-        Poll::Ready(outcome)
     }
 }
 

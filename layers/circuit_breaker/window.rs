@@ -72,7 +72,7 @@ pub(super) struct Tally {
 impl Tally {
     /// Whether at least this part of the calls was bad.
     ///
-    /// A division, because it is rounded as the literal that the user wrote: 3 of 30 is 0.1, but 0.1 * 30 is more than 3.
+    /// A division, because it is rounded as the literal that the user wrote: 7 of 100 is 0.07, but 0.07 * 100 is more than 7.
     pub(super) fn reaches(self, rate: f64) -> bool {
         self.calls > 0 && f64::from(self.bad) / f64::from(self.calls) >= rate
     }

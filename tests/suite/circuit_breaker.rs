@@ -266,6 +266,22 @@ async fn a_call_that_was_promised_a_rejection_gets_one_though_the_circuit_half_o
     assert!(refused(&outcome).is_some());
 }
 
+/// A load balancer whose only endpoint went away is no longer ready.
+///
+/// Shows: B3
+#[tokio::test(start_paused = true)]
+async fn a_service_that_is_no_longer_ready_is_not_called() {
+    let Setup { backend, circuit, mut service } = setup(&fragile());
+    assert!(poll_ready(&mut service).is_ready());
+    backend.readiness.lock().unwrap().push(Poll::Pending);
+    assert!(poll_ready(&mut service).is_pending());
+    circuit.force_open();
+    assert!(poll_ready(&mut service).is_ready());
+    circuit.close();
+    let outcome = service.call(GOOD.into()).await;
+    assert!(refused(&outcome).is_some());
+}
+
 /// Shows: B4, B5
 #[tokio::test(start_paused = true)]
 async fn a_service_that_is_ready_and_idle_holds_no_probes_place() {
@@ -362,6 +378,7 @@ async fn a_classifier_that_panics_frees_the_place_too() {
     advance(5 * SECOND).await;
     let mut odd = Task::new(service.ready().await.unwrap().call(Do::Answer(Ok("odd"))));
     assert!(catch_unwind(AssertUnwindSafe(|| odd.poll())).is_err());
+    drop(odd);
     assert_eq!(circuit.state(), State::HalfOpen);
     call(&mut service, GOOD).await.unwrap();
     assert_eq!(circuit.state(), State::Closed);
@@ -648,6 +665,10 @@ async fn an_observer_hears_of_failures_rejections_and_transitions_in_order() {
     call(&mut service, BAD).await.unwrap_err();
     call(&mut service, GOOD).await.unwrap_err();
     advance(5 * SECOND).await;
+    let mut probe = Task::new(service.ready().await.unwrap().call(Do::Hang));
+    assert!(probe.poll().is_pending());
+    assert_eq!(heard.lock().unwrap().last().unwrap(), "open -> half_open", "at once");
+    drop(probe);
     call(&mut service, GOOD).await.unwrap();
     let expected = [
         "failed",

@@ -13,10 +13,14 @@ fn record(window: &Window, at: Instant, bad: bool) -> Tally {
 }
 
 #[test]
-fn a_tenth_of_the_calls_reaches_a_tenth() {
-    for calls in 1..=1000 {
-        assert!(Tally { calls: 10 * calls, bad: calls }.reaches(0.1), "{calls}");
-        assert!(!Tally { calls: 10 * calls + 1, bad: calls }.reaches(0.1), "{calls}");
+fn a_rate_is_reached_exactly_at_the_number_that_was_written() {
+    for percent in 1..=100 {
+        let rate = format!("{percent}e-2").parse().unwrap();
+        for hundreds in 1..=20 {
+            let (calls, bad) = (100 * hundreds, percent * hundreds);
+            assert!(Tally { calls, bad }.reaches(rate), "{bad} of {calls}");
+            assert!(!Tally { calls: calls + 1, bad }.reaches(rate), "{bad} of {calls} and one");
+        }
     }
     assert!(!Tally::default().reaches(f64::MIN_POSITIVE), "no call is no rate");
 }
