@@ -1,44 +1,35 @@
-//! What surrounds a call: its scope, its deadline and the number of its attempt, in one thread-local.
+//! What surrounds a call: its scope, its deadline and the number of its attempt, in thread-locals.
 //!
 //! A future that brings such a value swaps it in for the length of each poll and out again afterwards. Nothing is cloned,
 //! and it works for every request type, in `join!` and `select!`, and for many requests on one task.
 
-use std::{cell::Cell, mem};
+use std::{cell::Cell, mem, thread::LocalKey};
 
 use crate::{deadline::Limit, scope::Scope};
 
+// Each on its own: a thread-local without a destructor, as a limit and a number are, costs a plain access.
 thread_local! {
-    static AMBIENT: Ambient = const {
-        Ambient {
-            scope: Cell::new(None),
-            limit: Cell::new(Limit::NONE),
-            attempt: Cell::new(Attempt(1)),
-        }
-    };
-}
-
-pub(crate) struct Ambient {
-    scope: Cell<Option<Scope>>,
-    limit: Cell<Limit>,
-    attempt: Cell<Attempt>,
+    static SCOPE: Cell<Option<Scope>> = const { Cell::new(None) };
+    static LIMIT: Cell<Limit> = const { Cell::new(Limit::NONE) };
+    static ATTEMPT: Cell<Attempt> = const { Cell::new(Attempt(1)) };
 }
 
 /// A value that has its place in the surroundings.
-pub(crate) trait Slot: Default + Clone {
-    fn cell(ambient: &Ambient) -> &Cell<Self>;
+pub(crate) trait Slot: Default + Clone + 'static {
+    fn place() -> &'static LocalKey<Cell<Self>>;
 }
 
 impl Slot for Option<Scope> {
     #[inline]
-    fn cell(ambient: &Ambient) -> &Cell<Self> {
-        &ambient.scope
+    fn place() -> &'static LocalKey<Cell<Self>> {
+        &SCOPE
     }
 }
 
 impl Slot for Limit {
     #[inline]
-    fn cell(ambient: &Ambient) -> &Cell<Self> {
-        &ambient.limit
+    fn place() -> &'static LocalKey<Cell<Self>> {
+        &LIMIT
     }
 }
 
@@ -54,8 +45,8 @@ impl Default for Attempt {
 
 impl Slot for Attempt {
     #[inline]
-    fn cell(ambient: &Ambient) -> &Cell<Self> {
-        &ambient.attempt
+    fn place() -> &'static LocalKey<Cell<Self>> {
+        &ATTEMPT
     }
 }
 
@@ -109,7 +100,7 @@ pub(crate) fn set<T: Slot>(value: T) {
 /// While its thread is torn down there are no surroundings: then everything is as if outside of any layer.
 #[inline]
 fn with<T: Slot, R: Default>(f: impl FnOnce(&Cell<T>) -> R) -> R {
-    AMBIENT.try_with(|ambient| f(T::cell(ambient))).unwrap_or_default()
+    T::place().try_with(f).unwrap_or_default()
 }
 
 /// The number of the attempt that the caller runs in: 1 for the first, and outside of any retry.
