@@ -1,7 +1,5 @@
 //! The circuit breaker, on a paused clock. Its decisions alone are tested next to them, in `layers/circuit_breaker`.
 
-#![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
-
 use std::{
     convert::Infallible,
     future::{Future, pending, poll_fn, ready},
