@@ -77,7 +77,7 @@ use tower_service::Service;
 use self::{
     circuit::Call,
     machine::{Policy, Refused},
-    window::Extent,
+    window::{Extent, MOST_CALLS},
 };
 use crate::{
     Backoff, Class, Classify, Event, FailOnError, HttpStatus, Jitter, Observer, Reason, Reject, Rejection, Site,
@@ -209,7 +209,7 @@ impl<C> CircuitBreakerLayer<C> {
     /// Takes rates over the last so many calls, however long ago they were.
     ///
     /// Above ten calls the window slides in steps: it holds never less than this, and at most a fifth more. More
-    /// [`min_calls`](Self::min_calls) than these count as these.
+    /// [`min_calls`](Self::min_calls) than these count as these. More than ten million calls are taken as that.
     ///
     /// # Panics
     ///
@@ -217,7 +217,7 @@ impl<C> CircuitBreakerLayer<C> {
     #[track_caller]
     pub fn over_calls(self, calls: u32) -> Self {
         at_least_one("calls", calls);
-        self.set(|settings| settings.policy.extent = Extent::Calls(calls))
+        self.set(|settings| settings.policy.extent = Extent::Calls(calls.min(MOST_CALLS)))
     }
 
     /// While the window holds fewer calls than this, no rate opens the circuit.

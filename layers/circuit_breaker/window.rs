@@ -32,9 +32,11 @@ const AHEAD: u64 = 1 << 12;
 
 /// How many slots lie between a generation and the next.
 ///
-/// More than a window would do, were it not that late calls push the cursor of a window of calls. A thousand of them would have to be
-/// late in the same nanoseconds to be taken for calls of today.
+/// More than a window would do; a multiple of the ring, so that a late call meets the bucket that its slot of today has taken.
 const APART: u64 = 64 * RING;
+
+/// A bucket of a window of more calls than this would have to hold more than its word can count.
+pub(super) const MOST_CALLS: u32 = 10_000_000;
 
 /// How far a window reaches back.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,8 +60,15 @@ pub(super) struct Window {
 
 /// What moves the window on.
 enum Pace {
-    Time { since: Instant, nanos: u64 },
-    Calls { cursor: AtomicU64, calls: u64 },
+    Time {
+        since: Instant,
+        nanos: u64,
+    },
+    /// The first slot that has room, for so many calls each.
+    Calls {
+        open: AtomicU64,
+        calls: u64,
+    },
 }
 
 /// What a window holds.
@@ -89,8 +98,8 @@ impl Window {
             // The newest slot may hold a single call, so the others have to hold all but one.
             Extent::Calls(calls) => {
                 let width = calls.div_ceil(STEPS).max(1);
-                let cursor = AtomicU64::new(0);
-                (Pace::Calls { cursor, calls: width.into() }, calls.saturating_sub(1).div_ceil(width) + 1)
+                let open = AtomicU64::new(0);
+                (Pace::Calls { open, calls: width.into() }, calls.saturating_sub(1).div_ceil(width) + 1)
             }
         };
         Self { pace, slots: slots.into(), buckets: Default::default() }
@@ -101,21 +110,40 @@ impl Window {
     /// Generations lie far apart: whatever is recorded late for an old one lies outside the window of the current one, or
     /// finds its bucket taken.
     pub(super) fn record(&self, generation: u64, clock: impl FnOnce() -> Instant, bad: bool) -> u64 {
-        let position = match &self.pace {
-            Pace::Time { since, nanos: width } => nanos(clock().saturating_duration_since(*since)) / width,
-            Pace::Calls { cursor, calls } => cursor.fetch_add(1, Ordering::Relaxed) / calls,
-        };
         // The first lap stays empty, so that the window of the first slot does not reach below zero.
-        let slot = position + APART * generation + RING;
+        let first = APART * generation + RING;
+        match &self.pace {
+            Pace::Time { since, nanos: width } => {
+                let slot = first + nanos(clock().saturating_duration_since(*since)) / width;
+                self.put(slot, u64::MAX, bad);
+                slot
+            }
+            Pace::Calls { open, calls } => {
+                let mut position = open.load(Ordering::Relaxed);
+                while !self.put(first + position, *calls, bad) {
+                    // Whoever finds it full opens the next one; who comes second sees that it is open.
+                    let next = open.compare_exchange(position, position + 1, Ordering::Relaxed, Ordering::Relaxed);
+                    position = next.map_or_else(|newer| newer, |full| full + 1);
+                }
+                first + position
+            }
+        }
+    }
+
+    /// Counts a call in the bucket of this slot, and says whether that had room for it.
+    #[inline]
+    fn put(&self, slot: u64, room: u64, bad: bool) -> bool {
         // The counts are all there is to see, so nothing has to be ordered here; see `tally`.
-        let _ = self.bucket(slot).fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
+        let before = self.bucket(slot).fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
             match (word >> TAG_SHIFT).wrapping_sub(tag(slot)) & TAG {
+                0 if (word >> COUNT_BITS) & COUNT >= room => None,
                 0 => Some(add(word, bad)),
                 1..=AHEAD => None, // too late: the window has moved on
                 _ => Some(add(tag(slot) << TAG_SHIFT, bad)),
             }
         });
-        slot
+        // A bucket that is not this slot's any more takes nothing, and never will.
+        before.map_or_else(|word| word >> TAG_SHIFT != tag(slot), |_| true)
     }
 
     /// What the window holds, seen from a slot into which this thread has just recorded.

@@ -119,6 +119,25 @@ fn a_record_that_is_a_whole_window_late_is_dropped() {
     assert_eq!(window.tally(slot), Tally { calls: 2, bad: 1 });
 }
 
+/// No call is lost, and none is counted twice, while threads fill one bucket after the other.
+#[test]
+fn a_window_of_calls_holds_all_of_its_calls_whoever_opens_the_next_bucket() {
+    let now = Instant::now();
+    let window = Window::new(Extent::Calls(20), now);
+    let barrier = Barrier::new(4);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                barrier.wait();
+                (0..20_000).for_each(|_| _ = window.record(0, || now, true));
+            });
+        }
+    });
+    let held = record(&window, now, true);
+    assert!((20..=24).contains(&held.calls), "{held:?}");
+    assert_eq!(held.calls, held.bad);
+}
+
 #[test]
 fn extreme_extents_work() {
     let start = Instant::now();
@@ -222,10 +241,11 @@ proptest! {
         let window = Window::new(Extent::Calls(size), now);
         let width = u64::from(size).div_ceil(10);
         let buckets = (u64::from(size) - 1).div_ceil(width) + 1;
-        let (mut generation, mut calls) = (0, Vec::new());
-        for (position, (turn, bad)) in script.into_iter().enumerate() {
+        let (mut generation, mut calls) = (0, Vec::<Call>::new());
+        for (turn, bad) in script {
             generation += u64::from(turn == 0);
-            let call = Call { generation, step: position as u64 / width, bad };
+            let before = calls.iter().filter(|call| call.generation == generation).count() as u64;
+            let call = Call { generation, step: before / width, bad };
             let slot = window.record(generation, || now, bad);
             calls.push(call);
             prop_assert_eq!(window.tally(slot), naive(&calls, buckets, &call));

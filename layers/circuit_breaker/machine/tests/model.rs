@@ -132,7 +132,9 @@ fn opens(rules: Rules, counted: &[Counted]) -> bool {
     // A window slides in steps, so that all calls of a step leave it together.
     let width = if rules.by_calls { rules.window.div_ceil(10) } else { rules.window / 10 };
     let steps = if rules.by_calls { (rules.window - 1).div_ceil(width) + 1 } else { 10 };
-    let step = |index: usize, call: &Counted| if rules.by_calls { index as u64 } else { call.at } / width;
+    // A window of calls counts from the first one of its phase.
+    let first = counted.iter().position(|call| call.phase == last.phase).unwrap();
+    let step = |index: usize, call: &Counted| if rules.by_calls { (index - first) as u64 } else { call.at } / width;
     let newest = step(counted.len() - 1, last);
     let held = || {
         let recent =
