@@ -4,12 +4,13 @@ use std::{hint::black_box, time::Duration};
 
 use tower::{Service, ServiceBuilder};
 use tower_resilience::{
-    bulkhead::BulkheadLayer, circuitbreaker::CircuitBreakerLayer as PeerBreakerLayer,
-    retry::RetryLayer as PeerRetryLayer, timelimiter::TimeLimiterLayer,
+    bulkhead::BulkheadLayer, cache::CacheLayer as PeerCacheLayer,
+    circuitbreaker::CircuitBreakerLayer as PeerBreakerLayer, retry::RetryLayer as PeerRetryLayer,
+    timelimiter::TimeLimiterLayer,
 };
 use ziggurat::{
-    Error, circuit_breaker::CircuitBreakerLayer, concurrency_limit::ConcurrencyLimitLayer, retry::RetryLayer,
-    timeout::TimeoutLayer,
+    Error, cache::CacheLayer, circuit_breaker::CircuitBreakerLayer, concurrency_limit::ConcurrencyLimitLayer,
+    retry::RetryLayer, timeout::TimeoutLayer,
 };
 
 use crate::{Echo, Failed, Word, call};
@@ -66,6 +67,14 @@ pub fn subjects() -> Vec<Subject> {
     let peer_limit = || BulkheadLayer::builder().max_concurrent_calls(PERMITS).build().expect("a limit");
     let peer_breaker =
         || PeerBreakerLayer::builder().failure_rate_threshold(0.5).sliding_window_size(100).build().expect("a breaker");
+    let peer_cache = || {
+        PeerCacheLayer::builder()
+            .max_size(1_000)
+            .ttl(LIMIT)
+            .key_extractor(|word: &Word| *word)
+            .build()
+            .expect("a cache")
+    };
     let peer_timeout = || TimeLimiterLayer::builder().timeout_duration(LIMIT).build();
     let retry = || RetryLayer::new().backoff(LIMIT).budget(None);
     let breaker = || CircuitBreakerLayer::failure_rate(0.5).over_calls(100);
@@ -99,6 +108,12 @@ pub fn subjects() -> Vec<Subject> {
             ours,
             ServiceBuilder::new().layer(CircuitBreakerLayer::failure_rate(0.5)).service(service()),
         ),
+        subject(
+            "cache, a hit",
+            ours,
+            ServiceBuilder::new().layer(CacheLayer::new(1_000, LIMIT, |word: &Word| Some(*word))).service(service()),
+        ),
+        subject("cache, a hit", peer, ServiceBuilder::new().layer(peer_cache()).service(Echo)),
         subject(
             "stack of the four",
             ours,

@@ -61,6 +61,23 @@ impl Rejection {
         Self { inner: Arc::new(inner) }
     }
 
+    /// What others learn of a call that they shared and that failed: its rejection, or what its error says. `class` is what the
+    /// outcome says about the service.
+    pub(crate) fn shared<R, E>(site: &Site, outcome: &Result<R, E>, class: Class) -> Self
+    where
+        E: Reject<R> + fmt::Display,
+    {
+        if let Some(rejection) = E::rejection(outcome) {
+            return rejection.clone();
+        }
+        let message = outcome.as_ref().err().map(E::to_string).unwrap_or_default().into();
+        let shared = Self::new(site, Reason::Shared { message, class });
+        match class {
+            Class::Failure { retry_after: Some(wait), .. } => shared.with_retry_after(wait),
+            _ => shared,
+        }
+    }
+
     /// The same, telling when it is worth coming back.
     #[must_use]
     pub fn with_retry_after(mut self, retry_after: Duration) -> Self {
@@ -406,6 +423,19 @@ mod tests {
         assert!(rejection(&typed).is_none());
         let boxed: Result<(), _> = Err(boxed(fmt::Error));
         assert!(rejection(&boxed).is_none());
+    }
+
+    #[test]
+    fn who_shared_a_failure_learns_its_rejection_or_what_it_said() {
+        let (site, wait) = (Site::new("cache"), Some(Duration::from_secs(1)));
+        let rejected: Result<(), Error<fmt::Error>> = Reject::reject(timed_out());
+        assert!(Rejection::shared(&site, &rejected, Class::TRANSIENT).is_timed_out());
+
+        let failed: Result<(), _> = Err(Error::Service("no such table"));
+        let class = Class::Failure { transient: false, retry_after: wait };
+        let shared = Rejection::shared(&site, &failed, class);
+        assert_eq!(shared.to_string(), "cache: the call that this one shared failed: no such table; try again in 1s");
+        assert_eq!((shared.class(), shared.retry_after()), (class, wait));
     }
 
     #[test]

@@ -55,6 +55,8 @@ pub enum Event<'a> {
     Stale,
     /// The answer came from another caller's call.
     Shared,
+    /// An answer was put into memory.
+    Stored,
 }
 
 /// Hears the events of the layers that it is attached to with `.observer(..)`. A closure is one too.
@@ -180,6 +182,7 @@ macro_rules! trace_to {
                 Event::Miss => tracing::trace!(target: $target, name, "miss"),
                 Event::Stale => tracing::trace!(target: $target, name, "stale"),
                 Event::Shared => tracing::trace!(target: $target, name, "shared"),
+                Event::Stored => tracing::trace!(target: $target, name, "stored"),
             }
         }
     };
@@ -193,18 +196,21 @@ macro_rules! site {
     }};
 }
 
-/// The two setters that every layer has, for a layer with a field `site`.
+/// The two setters that every layer has, for a layer with a field `site`, or with one at the path that is given.
 macro_rules! site_setters {
     () => {
+        $crate::telemetry::site_setters!(site);
+    };
+    ($($site:ident).+) => {
         /// Gives this layer a name, which its rejections and events carry.
         pub fn named(mut self, name: &'static str) -> Self {
-            self.site = self.site.named(name);
+            self.$($site).+ = self.$($site).+.named(name);
             self
         }
 
         /// Attaches somebody who hears this layer's events; one that was attached before hears them no more.
         pub fn observer(mut self, observer: impl $crate::Observer) -> Self {
-            self.site = self.site.observer(observer);
+            self.$($site).+ = self.$($site).+.observer(observer);
             self
         }
     };

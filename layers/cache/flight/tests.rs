@@ -1,0 +1,334 @@
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use proptest::prelude::*;
+use tokio::sync::oneshot::error::TryRecvError;
+
+use super::*;
+
+type Flying = Arc<Flights<u8, u32>>;
+type Waiting = Receiver<Message<u8, u32>>;
+
+fn arrive(flights: &Flying, key: u8) -> Arrival<u8, u32, ()> {
+    flights.join(&Arc::new(key), || None)
+}
+
+fn leader(flights: &Flying, key: u8) -> Lead<u8, u32> {
+    let Arrival::Leader(lead) = arrive(flights, key) else { panic!("there is a leader already") };
+    lead
+}
+
+fn waiter(flights: &Flying, key: u8) -> Waiting {
+    let Arrival::Waiter(waiter) = arrive(flights, key) else { panic!("there is nobody to wait for") };
+    waiter
+}
+
+fn land(lead: Lead<u8, u32>, message: u32) -> bool {
+    let (stored, waiters) = lead.land(|_| ());
+    waiters.tell(|| message);
+    stored.is_some()
+}
+
+fn landed(waiter: &mut Waiting) -> Option<u32> {
+    match waiter.try_recv() {
+        Ok(Message::Landed(message)) => Some(message),
+        _ => None,
+    }
+}
+
+fn inherited(waiter: &mut Waiting) -> Lead<u8, u32> {
+    let Ok(Message::Lead(lead)) = waiter.try_recv() else { panic!("it was not its turn") };
+    lead
+}
+
+fn is_empty(flights: &Flying) -> bool {
+    let table = flights.lock();
+    table.current.is_empty() && table.flying.is_empty()
+}
+
+#[test]
+fn one_leads_and_the_others_learn_the_outcome() {
+    let flights = Flights::new();
+    let lead = leader(&flights, 1);
+    let mut waiters = [(); 3].map(|()| waiter(&flights, 1));
+    let other = leader(&flights, 2);
+    assert!(land(lead, 7));
+    assert_eq!(waiters.each_mut().map(landed), [Some(7); 3]);
+    drop(other);
+    assert!(is_empty(&flights));
+}
+
+#[test]
+fn an_arrival_that_finds_what_it_needs_neither_leads_nor_waits() {
+    let flights: Flying = Flights::new();
+    assert!(matches!(flights.join(&Arc::new(1), || Some("stored")), Arrival::Found("stored")));
+    assert!(flights.lead(&Arc::new(1), || true).is_none());
+    let lead = flights.lead(&Arc::new(1), || false).unwrap();
+    assert!(flights.lead(&Arc::new(1), || false).is_none(), "one is under way");
+    drop(lead);
+    assert!(is_empty(&flights));
+}
+
+#[test]
+fn a_dropped_lead_goes_to_the_first_waiter_that_is_still_there() {
+    let flights = Flights::new();
+    let lead = leader(&flights, 1);
+    let [first, mut second, mut third] = [(); 3].map(|()| waiter(&flights, 1));
+    drop(first);
+    drop(lead);
+    let lead = inherited(&mut second);
+    assert!(landed(&mut third).is_none());
+    assert!(land(lead, 7));
+    assert_eq!(landed(&mut third), Some(7));
+    assert!(is_empty(&flights));
+}
+
+#[test]
+fn a_waiter_that_was_chosen_and_dropped_hands_the_lead_on() {
+    let flights = Flights::new();
+    let lead = leader(&flights, 1);
+    let [first, second, mut third] = [(); 3].map(|()| waiter(&flights, 1));
+    drop(lead);
+    drop(first);
+    drop(second);
+    drop(inherited(&mut third));
+    assert!(is_empty(&flights));
+}
+
+#[test]
+fn ten_thousand_who_leave_in_a_row_do_not_nest() {
+    let flights = Flights::new();
+    let lead = leader(&flights, 1);
+    let waiters: Vec<_> = (0..10_000).map(|_| waiter(&flights, 1)).collect();
+    drop(lead);
+    drop(waiters);
+    assert!(is_empty(&flights));
+}
+
+#[test]
+fn waiters_who_gave_up_do_not_pile_up() {
+    let flights = Flights::new();
+    let lead = leader(&flights, 1);
+    let mut patient: Vec<_> = (0..20).map(|_| waiter(&flights, 1)).collect();
+    for _ in 0..10_000 {
+        drop(waiter(&flights, 1));
+        assert!(flights.lock().flight(&1).unwrap().waiters.len() <= 2 * patient.len() + 1);
+    }
+    land(lead, 7);
+    assert!(patient.iter_mut().all(|waiter| landed(waiter) == Some(7)));
+}
+
+#[test]
+fn a_detached_flight_tells_its_waiters_but_does_not_store() {
+    let flights = Flights::new();
+    let lead = leader(&flights, 1);
+    let mut old = waiter(&flights, 1);
+    flights.detach(&1, || ());
+    let newer = leader(&flights, 1);
+    let mut new = waiter(&flights, 1);
+    assert!(!land(lead, 7));
+    assert_eq!(landed(&mut old), Some(7));
+    assert!(landed(&mut new).is_none());
+    assert!(land(newer, 8));
+    assert_eq!(landed(&mut new), Some(8));
+    assert!(is_empty(&flights));
+}
+
+#[test]
+fn a_panic_while_storing_or_telling_leaves_nobody_behind() {
+    let flights = Flights::new();
+    let lead = leader(&flights, 1);
+    let [mut first, mut second, mut third] = [(); 3].map(|()| waiter(&flights, 1));
+    let storing = catch_unwind(AssertUnwindSafe(|| lead.land(|_| panic!("cannot store")).0));
+    assert!(storing.is_err());
+    let (_, waiters) = inherited(&mut first).land(|_| ());
+    let telling = catch_unwind(AssertUnwindSafe(|| waiters.tell(|| panic!("cannot copy"))));
+    assert!(telling.is_err());
+    for waiter in [&mut second, &mut third] {
+        assert!(matches!(waiter.try_recv(), Err(TryRecvError::Closed)));
+    }
+    assert!(is_empty(&flights));
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Arrive {
+        key: u8,
+    },
+    /// The member of that number, among all that ever arrived, goes away.
+    Leave {
+        member: prop::sample::Index,
+    },
+    /// It lands, if it leads.
+    Land {
+        member: prop::sample::Index,
+    },
+    Detach {
+        key: u8,
+    },
+    DetachAll,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        5 => (0..3_u8).prop_map(|key| Step::Arrive { key }),
+        4 => any::<prop::sample::Index>().prop_map(|member| Step::Leave { member }),
+        2 => any::<prop::sample::Index>().prop_map(|member| Step::Land { member }),
+        1 => (0..3_u8).prop_map(|key| Step::Detach { key }),
+        1 => Just(Step::DetachAll),
+    ]
+}
+
+/// What happened to a member, in the order of arrival.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fate {
+    Here,
+    Left,
+    Landed,
+}
+
+/// Naive: everybody who ever arrived, with the key, the number of detachments of that key before, and the fate.
+#[derive(Default)]
+struct Model {
+    members: Vec<(u8, usize, Fate)>,
+    detachments: Vec<Option<u8>>,
+}
+
+impl Model {
+    fn epoch(&self, key: u8) -> usize {
+        self.detachments.iter().filter(|of| of.is_none_or(|of| of == key)).count()
+    }
+
+    /// The members of the flight of `member`: same key and epoch, since the last one that landed or was left by all.
+    fn flight(&self, member: usize) -> Vec<usize> {
+        let (key, epoch, _) = self.members[member];
+        (0..self.members.len())
+            .filter(|&other| self.members[other].0 == key && self.members[other].1 == epoch)
+            .collect()
+    }
+
+    /// The first of a flight who is still here leads.
+    fn leads(&self, member: usize) -> bool {
+        self.flight(member).into_iter().find(|&other| self.members[other].2 == Fate::Here) == Some(member)
+    }
+}
+
+enum Held {
+    Lead(Lead<u8, u32>),
+    Waiter(Waiting),
+    Nothing,
+}
+
+proptest! {
+    #[test]
+    fn who_came_first_and_is_still_here_leads(steps in prop::collection::vec(step(), 0..60)) {
+        let flights: Flying = Flights::new();
+        let (mut model, mut held) = (Model::default(), Vec::<Held>::new());
+        for step in steps {
+            match step {
+                Step::Arrive { key } => {
+                    let (epoch, member) = (model.epoch(key), model.members.len());
+                    model.members.push((key, epoch, Fate::Here));
+                    held.push(match arrive(&flights, key) {
+                        Arrival::Leader(lead) => Held::Lead(lead),
+                        Arrival::Waiter(waiter) => Held::Waiter(waiter),
+                        Arrival::Found(()) => unreachable!(),
+                    });
+                    prop_assert_eq!(matches!(held[member], Held::Lead(_)), model.leads(member));
+                }
+                Step::Leave { member } if !held.is_empty() => {
+                    let member = member.index(held.len());
+                    if model.members[member].2 == Fate::Here {
+                        model.members[member].2 = Fate::Left;
+                        held[member] = Held::Nothing;
+                    }
+                }
+                Step::Land { member } if !held.is_empty() => {
+                    let member = member.index(held.len());
+                    if model.members[member].2 == Fate::Here && model.leads(member) {
+                        let lead = match mem::replace(&mut held[member], Held::Nothing) {
+                            Held::Lead(lead) => lead,
+                            Held::Waiter(mut waiter) => inherited(&mut waiter),
+                            Held::Nothing => unreachable!(),
+                        };
+                        let current = model.members[member].1 == model.epoch(model.members[member].0);
+                        prop_assert_eq!(land(lead, member as u32), current);
+                        model.members[member].2 = Fate::Landed;
+                        for other in model.flight(member) {
+                            if model.members[other].2 == Fate::Here {
+                                let Held::Waiter(waiter) = &mut held[other] else { unreachable!() };
+                                prop_assert_eq!(landed(waiter), Some(member as u32));
+                                model.members[other].2 = Fate::Landed;
+                                held[other] = Held::Nothing;
+                            }
+                        }
+                    }
+                }
+                Step::Detach { key } => {
+                    flights.detach(&key, || ());
+                    model.detachments.push(Some(key));
+                }
+                Step::DetachAll => {
+                    flights.detach_all(|| ());
+                    model.detachments.push(None);
+                }
+                Step::Leave { .. } | Step::Land { .. } => {}
+            }
+            // whoever's turn it is has been told, and nobody else has
+            for (member, held) in held.iter_mut().enumerate() {
+                let told = match held {
+                    Held::Waiter(waiter) => match waiter.try_recv() {
+                        Ok(Message::Lead(lead)) => {
+                            *held = Held::Lead(lead);
+                            true
+                        }
+                        Ok(Message::Landed(_)) => panic!("nobody landed"),
+                        Err(error) => {
+                            prop_assert_eq!(error, TryRecvError::Empty);
+                            false
+                        }
+                    },
+                    Held::Lead(_) => true,
+                    Held::Nothing => continue,
+                };
+                prop_assert_eq!(told, model.leads(member), "member {}", member);
+            }
+        }
+        held.clear();
+        prop_assert!(is_empty(&flights));
+    }
+}
+
+#[test]
+fn threads_that_come_lead_and_leave_at_will_leave_nothing_behind() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).build().unwrap();
+    let flights: Flying = Flights::new();
+    let tasks: Vec<_> = (0..64)
+        .map(|_| {
+            let flights = Arc::clone(&flights);
+            runtime.spawn(async move {
+                for _ in 0..500 {
+                    let lead = match arrive(&flights, fastrand::u8(0..2)) {
+                        Arrival::Leader(lead) => lead,
+                        Arrival::Waiter(waiter) if fastrand::bool() => match waiter.await.unwrap() {
+                            Message::Lead(lead) => lead,
+                            Message::Landed(_) => continue,
+                        },
+                        _ => continue,
+                    };
+                    tokio::task::yield_now().await;
+                    match fastrand::u8(0..4) {
+                        0 => drop(lead),
+                        1 => drop(flights.detach(lead.key(), || lead.number)),
+                        _ => drop(land(lead, 1)),
+                    }
+                }
+            })
+        })
+        .collect();
+    runtime.block_on(async {
+        for task in tasks {
+            task.await.unwrap();
+        }
+    });
+    assert!(is_empty(&flights));
+}

@@ -1,0 +1,209 @@
+//! The path of one request through the cache.
+
+use std::{
+    fmt,
+    future::Future,
+    hash::Hash,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use pin_project_lite::pin_project;
+use tokio::sync::oneshot;
+use tower_service::Service;
+
+use super::{
+    flight::{Arrival, Lead, Message},
+    handle::{Landed, count},
+    policy::{Policy, Ttl},
+};
+use crate::{Classify, Event, Reject, clock};
+
+pin_project! {
+    /// The response future of [`Cached`](super::Cached).
+    #[must_use = "futures do nothing unless polled"]
+    pub struct ResponseFuture<S, Req, K, T, C>
+    where
+        S: Service<Req>,
+    {
+        #[pin]
+        state: State<S, Req, K, T, C>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<S, Req, K, T, C>
+    where
+        S: Service<Req>,
+    {
+        // None: it has answered.
+        Before { before: Option<Before<S, Req, K, T, C, S::Response>> },
+        // Of the two the call is dropped first: nobody calls in its place before its clean-up is done.
+        Calling { #[pin] response: S::Future, duty: Option<Duty<K, S::Response, T, C>> },
+    }
+}
+
+/// What comes before the call, or in its place.
+enum Before<S, Req, K, T, C, R> {
+    /// The answer came from memory.
+    Answered(R),
+    /// It did not. Who leads and who waits is decided at the first poll: nobody is to wait for a future that is not polled.
+    Arriving(Missed<S, Req, K, T, C, R>),
+    /// Another one calls.
+    Waiting(Missed<S, Req, K, T, C, R>, oneshot::Receiver<Message<K, Landed<R>>>),
+    /// It calls as soon as the service is ready.
+    Readying(Call<S, Req>, Option<Duty<K, R, T, C>>),
+}
+
+struct Missed<S, Req, K, T, C, R> {
+    call: Call<S, Req>,
+    key: Arc<K>,
+    policy: Arc<Policy<K, R, T, C>>,
+}
+
+/// A call that is still to be made.
+pub(super) struct Call<S, Req> {
+    pub(super) service: S,
+    pub(super) request: Req,
+}
+
+/// What a leader has to do when its call comes back. A request without a key has no such duty.
+pub(super) struct Duty<K, R, T, C> {
+    pub(super) policy: Arc<Policy<K, R, T, C>>,
+    pub(super) lead: Lead<K, Landed<R>>,
+    /// Whether a request waits for the outcome itself: none does behind a stale answer.
+    pub(super) is_awaited: bool,
+}
+
+impl<S: Service<Req>, Req, K, T, C> ResponseFuture<S, Req, K, T, C> {
+    fn new(before: Before<S, Req, K, T, C, S::Response>) -> Self {
+        Self { state: State::Before { before: Some(before) } }
+    }
+
+    pub(super) fn answered(response: S::Response) -> Self {
+        Self::new(Before::Answered(response))
+    }
+
+    pub(super) fn missed(call: Call<S, Req>, key: K, policy: Arc<Policy<K, S::Response, T, C>>) -> Self {
+        Self::new(Before::Arriving(Missed { call, key: Arc::new(key), policy }))
+    }
+
+    pub(super) fn calling(call: Call<S, Req>, duty: Option<Duty<K, S::Response, T, C>>) -> Self {
+        Self::new(Before::Readying(call, duty))
+    }
+}
+
+impl<S, Req, K, T, C> Future for ResponseFuture<S, Req, K, T, C>
+where
+    S: Service<Req>,
+    S::Response: Clone,
+    S::Error: Reject<S::Response> + fmt::Display,
+    K: Hash + Eq,
+    T: Ttl<K, S::Response>,
+    C: Classify<S::Response, S::Error>,
+{
+    type Output = Result<S::Response, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = self.project().state;
+        let (outcome, duty) = loop {
+            // A lead is taken out while anything of the user's runs: if that panics, it goes to the next who waits at once.
+            let before = match state.as_mut().project() {
+                StateProj::Before { before } => before,
+                StateProj::Calling { response, duty } => {
+                    let owed = duty.take();
+                    match response.poll(cx) {
+                        Poll::Ready(outcome) => break (outcome, owed),
+                        Poll::Pending => *duty = owed,
+                    }
+                    return Poll::Pending;
+                }
+            };
+            let next = match before.take() {
+                Some(Before::Answered(response)) => return Poll::Ready(Ok(response)),
+                Some(Before::Arriving(missed)) => missed.arrive(),
+                Some(Before::Waiting(missed, mut told)) => match Pin::new(&mut told).poll(cx) {
+                    Poll::Ready(Ok(Message::Lead(lead))) => missed.lead(lead),
+                    Poll::Ready(Ok(Message::Landed(landed))) => return Poll::Ready(missed.share(landed)),
+                    // Nobody will tell: the leader panicked on its last steps.
+                    Poll::Ready(Err(_)) => missed.arrive(),
+                    Poll::Pending => {
+                        *before = Some(Before::Waiting(missed, told));
+                        return Poll::Pending;
+                    }
+                },
+                Some(Before::Readying(mut call, duty)) => match call.service.poll_ready(cx) {
+                    Poll::Ready(Ok(())) => {
+                        let response = call.service.call(call.request);
+                        state.set(State::Calling { response, duty });
+                        continue;
+                    }
+                    Poll::Ready(Err(error)) => break (Err(error), duty),
+                    Poll::Pending => {
+                        *before = Some(Before::Readying(call, duty));
+                        return Poll::Pending;
+                    }
+                },
+                None => panic!("`cache::ResponseFuture` polled after it answered"),
+            };
+            *before = Some(next);
+        };
+        // What the call still holds is given back before anybody learns of its outcome.
+        state.set(State::Before { before: None });
+        Poll::Ready(match duty {
+            Some(Duty { policy, lead, is_awaited }) => policy.land(lead, outcome, is_awaited),
+            None => outcome,
+        })
+    }
+}
+
+impl<S, Req, K, T, C, R> Missed<S, Req, K, T, C, R>
+where
+    K: Hash + Eq,
+    R: Clone,
+{
+    fn arrive(self) -> Before<S, Req, K, T, C, R> {
+        let state = &self.policy.cache.state;
+        let fresh = || state.store.peek(&self.key).filter(|entry| entry.stale_for(clock::now).is_none());
+        match state.flights.join(&self.key, fresh) {
+            Arrival::Leader(lead) => self.lead(lead),
+            Arrival::Waiter(told) => Before::Waiting(self, told),
+            Arrival::Found(entry) => {
+                count(&state.counts.found_late);
+                self.policy.site.tell(Event::Hit);
+                Before::Answered(entry.response.clone())
+            }
+        }
+    }
+
+    fn lead(self, lead: Lead<K, Landed<R>>) -> Before<S, Req, K, T, C, R> {
+        count(&self.policy.cache.state.counts.misses);
+        self.policy.site.tell(Event::Miss);
+        Before::Readying(self.call, Some(Duty { policy: self.policy, lead, is_awaited: true }))
+    }
+
+    fn share<E: Reject<R>>(self, landed: Landed<R>) -> Result<R, E> {
+        count(&self.policy.cache.state.counts.shared);
+        self.policy.site.tell(Event::Shared);
+        match landed {
+            Landed::Answered(response) => Ok(response),
+            Landed::Rejected(rejection) => E::reject(rejection),
+        }
+    }
+}
+
+impl<S: Service<Req>, Req, K, T, C> fmt::Debug for ResponseFuture<S, Req, K, T, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match &self.state {
+            State::Before { before: Some(Before::Answered(_)) } => "answered",
+            State::Before { before: Some(Before::Arriving(_)) } => "arriving",
+            State::Before { before: Some(Before::Waiting(..)) } => "waiting",
+            State::Before { before: Some(Before::Readying(..)) } => "readying",
+            State::Before { before: None } => "done",
+            State::Calling { .. } => "calling",
+        };
+        f.debug_struct("cache::ResponseFuture").field("state", &state).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,337 @@
+//! Answers from memory what was answered before.
+//!
+//! A response is stored under a key that a function makes of the request, for as long as its ttl says, and requests with the
+//! same key get a copy of it. Of all requests that miss the same key at once, one calls and the others wait for its outcome
+//! (*single flight*). What is stored is bounded by number or by weight; what is used stays, and what has expired makes room.
+//!
+//! **What is stored** is what [`classify`](CacheLayer::classify) calls a success, and never an error. The default takes every
+//! response. **For HTTP say `.classify(HttpStatus)`**: a status is not a type, so without it a 500 is a response like any other,
+//! and would be answered for a whole ttl.
+//!
+//! **Its clock.** The ttl runs from when the response arrived, and at exactly the ttl it has expired. A hit reads the clock once,
+//! and not at all if the response never expires.
+//!
+//! **A hit** needs nothing of the inner service: no readiness, no permit, not even its health. It costs the key, a copy of the
+//! response, and a lock for reading on a part of the map.
+//!
+//! **A failure** goes whole to the one who made the call. Who waited for it gets a copy if it was a response, the
+//! [`Rejection`](crate::Rejection) if it was one, and otherwise [`Reason::Shared`](crate::Reason::Shared) with the error's message
+//! and class. It is not stored: the next request calls again, unless
+//! [`stale_if_error`](CacheLayer::stale_if_error) finds something that will do.
+//!
+//! **Where it belongs.** Outside of timeout, retry, breaker and limit, so that a hit needs none of them; inside of the
+//! [`ContextLayer`](crate::context::ContextLayer), so that keys and ttl can come from the scope. Inside of a retry, each attempt
+//! looks into the cache. Outside of every timeout is right: the timeout of the one who calls ends the wait of those who wait
+//! for it. If there is a timeout outside, it drops the one who calls, and the next one calls anew.
+//!
+//! **Cancellation.** A call belongs to the request that makes it. If that is dropped or panics, the first of those who wait makes
+//! a call of its own, and the others wait for that one. Nobody waits for a response future that was never polled; one that
+//! was polled and is then neither polled nor dropped keeps the others waiting.
+//!
+//! It needs `S: Clone`, a response that is `Clone` (for [`http::Response`]: a body such as `Full<Bytes>`) and an error that is
+//! [`Display`](std::fmt::Display). It is always ready, and makes a clone of the inner service ready when it has to call. To be
+//! `Send`, it needs a key and a response that are `Send + Sync`.
+//!
+//! ```
+//! use std::{sync::atomic::{AtomicU64, Ordering::Relaxed}, time::Duration};
+//! use tower::{ServiceBuilder, ServiceExt, service_fn};
+//! use ziggurat::{Error, cache::CacheLayer};
+//!
+//! static CALLS: AtomicU64 = AtomicU64::new(0);
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+//! let layer = CacheLayer::new(1_000, Duration::from_secs(300), |id: &u32| Some(*id));
+//! let cache = layer.handle();
+//! let service = ServiceBuilder::new().layer(layer).map_err(Error::Service).service(service_fn(|id: u32| async move {
+//!     CALLS.fetch_add(1, Relaxed);
+//!     Ok::<_, std::io::Error>(format!("user {id}"))
+//! }));
+//!
+//! assert_eq!(service.clone().oneshot(7).await.unwrap(), "user 7");
+//! assert_eq!(service.clone().oneshot(7).await.unwrap(), "user 7");
+//! assert_eq!(CALLS.load(Relaxed), 1);
+//!
+//! cache.invalidate(&7);
+//! service.oneshot(7).await.unwrap();
+//! assert_eq!(CALLS.load(Relaxed), 2);
+//! assert_eq!(cache.stats().hits, 1);
+//! # }
+//! ```
+//!
+//! A setting in the scope, which can change while the program runs, decides on the ttl; only successes of GET are stored:
+//!
+//! ```
+//! use std::time::Duration;
+//! use http::{Method, Request, Response};
+//! use tower::{ServiceBuilder, ServiceExt, service_fn};
+//! use ziggurat::{HttpStatus, Scope, cache::CacheLayer};
+//!
+//! struct CacheConfig {
+//!     ttl: Duration,
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() {
+//! let app = Scope::root("app").with(CacheConfig { ttl: Duration::from_secs(600) });
+//!
+//! let layer = CacheLayer::new(
+//!     10_000,
+//!     |_: &String, _: &Response<_>| Some(Scope::current()?.get::<CacheConfig>()?.ttl),
+//!     |req: &Request<_>| (req.method() == Method::GET).then(|| req.uri().to_string()),
+//! );
+//! let service = ServiceBuilder::new()
+//!     .layer(layer.classify(HttpStatus))
+//!     .map_err(ziggurat::Error::Service)
+//!     .service(service_fn(|_: Request<()>| async { Ok::<_, std::io::Error>(Response::new("hello")) }));
+//!
+//! let answer = app.within(service.oneshot(Request::get("/hello").body(()).unwrap())).await;
+//! assert_eq!(answer.unwrap().into_body(), "hello");
+//! # }
+//! ```
+
+use std::{
+    any::type_name,
+    fmt,
+    hash::Hash,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::{
+    Classify, Event, FailOnError, Reject, clock,
+    telemetry::{site, site_setters},
+};
+
+mod flight;
+mod future;
+mod handle;
+mod policy;
+mod revalidate;
+mod store;
+
+pub use self::{
+    future::ResponseFuture,
+    handle::{Cache, Stats},
+    policy::{Ttl, scoped_key},
+    revalidate::{InBackground, OnDemand, Revalidate},
+};
+use self::{
+    future::{Call, Duty},
+    handle::count,
+    policy::Policy,
+};
+
+/// Answers from memory what was answered before: see the [module](self).
+#[doc(alias = "memoize")]
+#[doc(alias = "coalesce")]
+#[doc(alias = "single flight")]
+#[must_use]
+pub struct CacheLayer<K, R, F, T = Duration, C = FailOnError, V = OnDemand> {
+    key: F,
+    revalidate: V,
+    policy: Policy<K, R, T, C>,
+}
+
+impl<K: Hash + Eq, R, F, T> CacheLayer<K, R, F, T> {
+    /// A cache of at most `capacity` responses.
+    ///
+    /// `ttl` tells for how long a response is fresh, from when it arrived: a [`Duration`], or a function of key and response
+    /// ([`Ttl`]). With [`Duration::ZERO`] nothing is stored, but requests that come at once still share a call; with
+    /// [`Duration::MAX`] a response never expires.
+    ///
+    /// `key` tells which requests are alike. It has to name all that the answer depends on, also *whose* it is (see
+    /// [`scoped_key`]): a key that leaves something out gives one caller what is another's. A request with the key `None` goes
+    /// past the cache. The closure has to name its argument's type, `|req: &Request<_>| ..`.
+    ///
+    /// Every response that is not an error is stored: for HTTP, [`classify`](Self::classify) says that a 500 is none to keep.
+    ///
+    /// # Panics
+    ///
+    /// If `capacity` is zero.
+    #[track_caller]
+    pub fn new<Req>(capacity: usize, ttl: T, key: F) -> Self
+    where
+        F: Fn(&Req) -> Option<K>,
+    {
+        assert!(capacity > 0, "capacity must be at least 1, not 0");
+        let policy = Policy {
+            cache: Cache::new(capacity, false),
+            ttl,
+            classify: FailOnError,
+            weigh: None,
+            stale_if_error: Duration::ZERO,
+            stale_while_revalidate: Duration::ZERO,
+            site: site!("cache"),
+        };
+        Self { key, revalidate: OnDemand, policy }
+    }
+}
+
+impl<K: Hash + Eq, R, F, T, C, V> CacheLayer<K, R, F, T, C, V> {
+    /// Weighs the responses: then `capacity` is what all of them together may weigh, in units of your own, such as bytes.
+    ///
+    /// It runs once for each response that is stored. A weight of zero counts as one. An entry that weighs up to a tenth of
+    /// the capacity always fits; a heavier one may be refused, because the memory is divided into up to eight parts.
+    ///
+    /// It starts with an empty cache of its own: call it before [`handle`](Self::handle).
+    pub fn weigh(mut self, weigh: impl Fn(&K, &R) -> u64 + Send + Sync + 'static) -> Self {
+        self.policy.cache = Cache::new(self.policy.cache.state.capacity, true);
+        self.policy.weigh = Some(Arc::new(weigh));
+        self
+    }
+}
+
+impl<K, R, F, T, C, V> CacheLayer<K, R, F, T, C, V> {
+    /// Tells which outcomes are successes: only these are stored. [`FailOnError`] if it is not set.
+    ///
+    /// For HTTP, [`HttpStatus`](crate::HttpStatus) keeps out 408, 429 and 5xx. It takes everything else, a 404 too; a closure
+    /// can be stricter. Others who wait for the same call get the failure as well, but the next request calls again.
+    pub fn classify<C2>(self, classify: C2) -> CacheLayer<K, R, F, T, C2, V> {
+        CacheLayer { key: self.key, revalidate: self.revalidate, policy: self.policy.classify(classify) }
+    }
+
+    /// Answers with a response that expired less than `window` ago if the call for a fresh one fails, or is rejected by a layer
+    /// inside (RFC 5861, section 4). The failure is then told to nobody.
+    ///
+    /// What is stale is kept in memory for that long. With [`Duration::MAX`] it stands in for ever.
+    pub fn stale_if_error(mut self, window: Duration) -> Self {
+        self.policy.stale_if_error = window;
+        self
+    }
+
+    /// Answers at once with a response that expired less than `window` ago, and fetches a fresh one behind it (RFC 5861,
+    /// section 3).
+    ///
+    /// The fetch runs on a task of its own, which is why only a cache with this setting asks that the inner service, the
+    /// request and all else be `Send + 'static`. There is one for each key at a time. It keeps the scope of the request that
+    /// started it, but neither its deadline nor its cancellation: a timeout has to stand *inside* of the cache, or a fetch that
+    /// hangs keeps its key from being fetched again. If it fails, the next request starts another one.
+    ///
+    /// What is stale is kept in memory for that long.
+    pub fn stale_while_revalidate(mut self, window: Duration) -> CacheLayer<K, R, F, T, C, InBackground> {
+        self.policy.stale_while_revalidate = window;
+        CacheLayer { key: self.key, revalidate: InBackground, policy: self.policy }
+    }
+
+    /// The live state, to invalidate and to look at it.
+    #[must_use]
+    pub fn handle(&self) -> Cache<K, R> {
+        self.policy.cache.clone()
+    }
+
+    site_setters!(policy.site);
+}
+
+impl<S, K, R, F, T, C, V> Layer<S> for CacheLayer<K, R, F, T, C, V>
+where
+    F: Clone,
+    T: Clone,
+    C: Clone,
+    V: Clone,
+{
+    type Service = Cached<S, K, R, F, T, C, V>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        let Self { key, revalidate, policy } = self.clone();
+        Cached { inner, key, revalidate, policy: Arc::new(policy) }
+    }
+}
+
+impl<K, R, F: Clone, T: Clone, C: Clone, V: Clone> Clone for CacheLayer<K, R, F, T, C, V> {
+    fn clone(&self) -> Self {
+        Self { key: self.key.clone(), revalidate: self.revalidate.clone(), policy: self.policy.clone() }
+    }
+}
+
+impl<K, R, F, T, C, V: fmt::Debug> fmt::Debug for CacheLayer<K, R, F, T, C, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CacheLayer")
+            .field("key", &type_name::<F>())
+            .field("revalidate", &self.revalidate)
+            .field("policy", &self.policy)
+            .finish()
+    }
+}
+
+/// The service of [`CacheLayer`].
+pub struct Cached<S, K, R, F, T = Duration, C = FailOnError, V = OnDemand> {
+    // not a Service? see "It does not compile" in the docs of ziggurat::Reject
+    inner: S,
+    key: F,
+    revalidate: V,
+    policy: Arc<Policy<K, R, T, C>>,
+}
+
+impl<S, Req, K, R, F, T, C, V> Service<Req> for Cached<S, K, R, F, T, C, V>
+where
+    S: Service<Req, Response = R> + Clone,
+    S::Error: Reject<R> + fmt::Display,
+    R: Clone,
+    K: Hash + Eq,
+    F: Fn(&Req) -> Option<K>,
+    T: Ttl<K, R>,
+    C: Classify<R, S::Error>,
+    V: Revalidate<ResponseFuture<S, Req, K, T, C>>,
+{
+    type Response = R;
+    type Error = S::Error;
+    type Future = ResponseFuture<S, Req, K, T, C>;
+
+    /// Always ready: the answer may be in memory. If it is not, the response future makes a clone of the inner service ready.
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Req) -> Self::Future {
+        let key = (self.key)(&request);
+        let call = |request| Call { service: self.inner.clone(), request };
+        let Some(key) = key else {
+            return ResponseFuture::calling(call(request), None);
+        };
+        let state = &self.policy.cache.state;
+        if let Some(entry) = state.store.get(&key) {
+            let Some(stale_for) = entry.stale_for(clock::now) else {
+                self.policy.site.tell(Event::Hit);
+                return ResponseFuture::answered(entry.response.clone());
+            };
+            count(&state.counts.outdated);
+            if stale_for < self.policy.stale_while_revalidate && self.revalidate.is_possible() {
+                self.policy.note_stale();
+                let key = Arc::new(key);
+                let is_back = || state.store.peek(&key).is_some_and(|entry| entry.stale_for(clock::now).is_none());
+                if let Some(lead) = state.flights.lead(&key, is_back) {
+                    count(&state.counts.refreshes);
+                    let duty = Duty { policy: Arc::clone(&self.policy), lead, is_awaited: false };
+                    self.revalidate.run(ResponseFuture::calling(call(request), Some(duty)));
+                }
+                return ResponseFuture::answered(entry.response.clone());
+            }
+        }
+        ResponseFuture::missed(call(request), key, Arc::clone(&self.policy))
+    }
+}
+
+impl<S: Clone, K, R, F: Clone, T, C, V: Clone> Clone for Cached<S, K, R, F, T, C, V> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            key: self.key.clone(),
+            revalidate: self.revalidate.clone(),
+            policy: Arc::clone(&self.policy),
+        }
+    }
+}
+
+impl<S: fmt::Debug, K, R, F, T, C, V: fmt::Debug> fmt::Debug for Cached<S, K, R, F, T, C, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cached")
+            .field("inner", &self.inner)
+            .field("key", &type_name::<F>())
+            .field("revalidate", &self.revalidate)
+            .field("policy", &self.policy)
+            .finish()
+    }
+}

@@ -1,0 +1,292 @@
+//! Stale answers, and what an owner does by hand.
+
+use tokio::{task::yield_now, time::advance};
+use tower::{Layer, ServiceBuilder};
+use ziggurat::{
+    Reason, Reject, Rejection, Scope, Site,
+    cache::{Cache, CacheLayer},
+    timeout::TimeoutLayer,
+};
+
+use super::*;
+
+const FAILED: Outcome = Err(Error::Service("down"));
+
+/// A call to `service` that finds `backend` answering it, as its call of that number, with `outcome`.
+fn fetch<S>(service: &S, backend: &Backend, call: usize, outcome: Outcome) -> Outcome
+where
+    S: Service<&'static str, Response = String, Error = Error<&'static str>> + Clone,
+{
+    let mut task = task(service, "a");
+    assert!(task.poll().is_pending(), "the answer came from memory");
+    backend.answer(call, outcome);
+    answered(task.poll())
+}
+
+fn hit<S>(service: &S) -> String
+where
+    S: Service<&'static str, Response = String, Error = Error<&'static str>> + Clone,
+{
+    answered(task(service, "a").poll()).unwrap()
+}
+
+/// Shows: C6
+#[tokio::test(start_paused = true)]
+async fn a_stale_answer_stands_in_for_a_failure_until_its_window_ends() {
+    let (backend, strict) = backend();
+    let layer = CacheLayer::new(10, SECOND, itself).stale_if_error(5 * SECOND);
+    let (cache, service) = (layer.handle(), layer.layer(strict));
+    assert!(fetch(&service, &backend, 0, FAILED).is_err(), "there is nothing yet");
+    assert_eq!(fetch(&service, &backend, 1, ok("first")).unwrap(), "first");
+    advance(SECOND).await;
+    assert_eq!(fetch(&service, &backend, 2, FAILED).unwrap(), "first");
+    advance(5 * SECOND - INSTANT).await;
+    assert_eq!(fetch(&service, &backend, 3, FAILED).unwrap(), "first");
+    assert_eq!(cache.len(), 1);
+    advance(INSTANT).await;
+    assert!(fetch(&service, &backend, 4, FAILED).is_err());
+    assert_eq!(cache.len(), 0);
+    assert_eq!(cache.stats().stale, 2);
+}
+
+/// Shows: C6
+#[tokio::test(start_paused = true)]
+async fn those_who_wait_get_the_stale_answer_too_and_a_success_replaces_it() {
+    let (backend, strict) = backend();
+    let service = CacheLayer::new(10, SECOND, itself).stale_if_error(5 * SECOND).layer(strict);
+    fetch(&service, &backend, 0, ok("first")).unwrap();
+    advance(SECOND).await;
+    let (mut leader, mut waiter) = (task(&service, "a"), task(&service, "a"));
+    assert!(leader.poll().is_pending());
+    assert!(waiter.poll().is_pending());
+    backend.answer(1, FAILED);
+    assert_eq!(answered(leader.poll()).unwrap(), "first");
+    assert_eq!(answered(waiter.poll()).unwrap(), "first");
+    assert_eq!(fetch(&service, &backend, 2, ok("second")).unwrap(), "second");
+    assert_eq!(hit(&service), "second");
+}
+
+/// Shows: C6
+#[tokio::test(start_paused = true)]
+async fn a_stale_answer_stands_in_for_a_rejection_even_one_that_says_nothing_about_the_service() {
+    let overloaded = || Reject::reject(Rejection::new(&Site::new("limit"), Reason::Overloaded { limit: 1 }));
+    let (backend, strict) = backend();
+    let service = CacheLayer::new(10, SECOND, itself).stale_if_error(Duration::MAX).layer(strict);
+    fetch(&service, &backend, 0, ok("first")).unwrap();
+    advance(1_000_000 * SECOND).await;
+    assert_eq!(fetch(&service, &backend, 1, overloaded()).unwrap(), "first");
+}
+
+/// Shows: C6
+#[tokio::test(start_paused = true)]
+async fn an_error_of_readiness_is_a_failure_as_any_other() {
+    #[derive(Clone)]
+    struct Broken<S>(S, Arc<AtomicBool>);
+    impl<S: Service<&'static str, Error = Error<&'static str>>> Service<&'static str> for Broken<S> {
+        type Response = S::Response;
+        type Error = S::Error;
+        type Future = S::Future;
+        fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+            if self.1.load(SeqCst) { Poll::Ready(Err(Error::Service("broken"))) } else { self.0.poll_ready(cx) }
+        }
+        fn call(&mut self, request: &'static str) -> S::Future {
+            self.0.call(request)
+        }
+    }
+    let (broken, (_, service)) = (Arc::new(AtomicBool::new(true)), counter());
+    let layer = CacheLayer::new(10, SECOND, itself).stale_if_error(SECOND);
+    let service = layer.layer(Broken(service, Arc::clone(&broken)));
+    assert!(matches!(service.clone().oneshot("a").await, Err(Error::Service("broken"))));
+    broken.store(false, SeqCst);
+    assert_eq!(service.clone().oneshot("a").await.unwrap(), "a 1");
+    broken.store(true, SeqCst);
+    advance(SECOND).await;
+    assert_eq!(service.clone().oneshot("a").await.unwrap(), "a 1");
+}
+
+/// Shows: C6
+#[tokio::test(start_paused = true)]
+async fn while_one_fetch_runs_behind_them_all_get_the_stale_answer_at_once() {
+    let (backend, strict) = backend();
+    let layer = CacheLayer::new(10, SECOND, itself).stale_while_revalidate(5 * SECOND);
+    let (cache, service) = (layer.handle(), layer.layer(strict));
+    fetch(&service, &backend, 0, ok("first")).unwrap();
+    advance(SECOND).await;
+    for _ in 0..10 {
+        assert_eq!(hit(&service), "first");
+        yield_now().await;
+    }
+    assert_eq!(backend.calls(), 2, "one fetch for all");
+    assert_eq!(cache.len(), 1, "what is stale is still of use");
+    backend.answer(1, ok("second"));
+    assert_eq!(hit(&service), "first");
+    yield_now().await;
+    assert_eq!(hit(&service), "second");
+    let stats = cache.stats();
+    assert_eq!((stats.stale, stats.refreshes, stats.hits, stats.misses, stats.stored), (11, 1, 1, 1, 2));
+}
+
+/// Shows: C6
+#[tokio::test(start_paused = true)]
+async fn past_its_window_a_stale_answer_is_given_to_nobody() {
+    let (backend, strict) = backend();
+    let service = CacheLayer::new(10, SECOND, itself).stale_while_revalidate(5 * SECOND).layer(strict);
+    fetch(&service, &backend, 0, ok("first")).unwrap();
+    advance(6 * SECOND - INSTANT).await;
+    assert_eq!(hit(&service), "first");
+    yield_now().await;
+    // The fetch that this started hangs; who comes when the window has ended waits for it.
+    advance(INSTANT).await;
+    let mut late = task(&service, "a");
+    assert!(late.poll().is_pending());
+    assert_eq!(backend.calls(), 2);
+    backend.answer(1, ok("second"));
+    yield_now().await;
+    assert_eq!(answered(late.poll()).unwrap(), "second");
+}
+
+/// Shows: C6
+#[tokio::test(start_paused = true)]
+async fn a_fetch_that_fails_leaves_the_stale_answer_and_the_next_request_fetches_again() {
+    let (backend, strict) = backend();
+    let layer = CacheLayer::new(10, SECOND, itself).stale_while_revalidate(5 * SECOND).stale_if_error(5 * SECOND);
+    let (cache, service) = (layer.handle(), layer.layer(strict));
+    fetch(&service, &backend, 0, ok("first")).unwrap();
+    advance(SECOND).await;
+    for call in 1..4 {
+        assert_eq!(hit(&service), "first");
+        yield_now().await;
+        assert_eq!(backend.calls(), call + 1);
+        backend.answer(call, FAILED);
+        yield_now().await;
+    }
+    let stats = cache.stats();
+    assert_eq!((stats.stale, stats.refreshes), (3, 3), "a fetch is nobody's answer");
+}
+
+/// The request that started the fetch is gone, with its scope's last reference and its deadline, and the fetch goes on.
+///
+/// Shows: C6
+#[tokio::test(start_paused = true)]
+async fn a_fetch_keeps_the_scope_but_neither_the_deadline_nor_the_end_of_its_request() {
+    let (backend, strict) = backend();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let spy = {
+        let seen = Arc::clone(&seen);
+        move |request: &'static str| {
+            let scope = Scope::current().map(|scope| scope.name().to_owned());
+            seen.lock().unwrap().push((scope, ziggurat::Deadline::current().is_some()));
+            request
+        }
+    };
+    let service = ServiceBuilder::new()
+        .layer(TimeoutLayer::new(SECOND))
+        .layer(CacheLayer::new(10, SECOND, itself).stale_while_revalidate(5 * SECOND))
+        .map_request(spy)
+        .service(strict);
+    fetch(&service, &backend, 0, ok("first")).unwrap();
+    advance(SECOND).await;
+    let mut request = Task::new(Scope::root("request").within(service.clone().oneshot("a")));
+    assert_eq!(answered(request.poll()).unwrap(), "first");
+    drop(request);
+    yield_now().await;
+    advance(2 * SECOND).await;
+    backend.answer(1, ok("second"));
+    yield_now().await;
+    assert_eq!(hit(&service), "second");
+    assert_eq!(*seen.lock().unwrap(), [(None, true), (Some("request".to_owned()), false)]);
+}
+
+/// Without a runtime there is nowhere to fetch.
+#[test]
+fn outside_of_a_runtime_who_finds_a_stale_answer_waits_for_a_fresh_one() {
+    let (backend, strict) = backend();
+    let service = CacheLayer::new(10, INSTANT, itself).stale_while_revalidate(Duration::MAX).layer(strict);
+    fetch(&service, &backend, 0, ok("first")).unwrap();
+    // Here the clock is the system's.
+    let stored = std::time::Instant::now();
+    while stored.elapsed() < INSTANT {}
+    assert_eq!(fetch(&service, &backend, 1, ok("second")).unwrap(), "second");
+}
+
+/// Shows: C6
+#[tokio::test(start_paused = true)]
+async fn an_invalidation_beats_a_call_that_was_under_way() {
+    let (backend, strict) = backend();
+    let layer = CacheLayer::new(10, 10 * SECOND, itself).stale_if_error(SECOND);
+    let (cache, service) = (layer.handle(), layer.layer(strict));
+    let ways: [fn(&Cache<_, _>); 2] = [|cache| cache.invalidate(&"a"), |cache| cache.clear()];
+    for (round, forget) in ways.into_iter().enumerate() {
+        let (mut old, mut waiter) = (task(&service, "a"), task(&service, "a"));
+        assert!(old.poll().is_pending());
+        assert!(waiter.poll().is_pending());
+        forget(&cache);
+        let mut new = task(&service, "a");
+        assert!(new.poll().is_pending());
+        assert_eq!(backend.calls(), 2 * round + 2, "who comes after it starts a call");
+        // Whichever of the two ends last, the older one is never stored.
+        backend.answer(2 * round, ok("old"));
+        assert_eq!(answered(old.poll()).unwrap(), "old");
+        assert_eq!(answered(waiter.poll()).unwrap(), "old");
+        assert!(cache.is_empty());
+        backend.answer(2 * round + 1, ok("new"));
+        assert_eq!(answered(new.poll()).unwrap(), "new");
+        assert_eq!(hit(&service), "new");
+        forget(&cache);
+        assert!(cache.is_empty());
+    }
+}
+
+/// Shows: C6
+#[tokio::test(start_paused = true)]
+async fn what_was_invalidated_during_a_call_does_not_stand_in_for_its_failure() {
+    let (backend, strict) = backend();
+    let layer = CacheLayer::new(10, SECOND, itself).stale_if_error(10 * SECOND);
+    let (cache, service) = (layer.handle(), layer.layer(strict));
+    fetch(&service, &backend, 0, ok("first")).unwrap();
+    advance(SECOND).await;
+    let mut call = task(&service, "a");
+    assert!(call.poll().is_pending());
+    cache.invalidate(&"a");
+    backend.answer(1, FAILED);
+    assert!(answered(call.poll()).is_err());
+}
+
+/// Shows: C6
+#[tokio::test(start_paused = true)]
+async fn the_statistics_count_each_request_for_what_it_got() {
+    let (backend, strict) = backend();
+    let layer = CacheLayer::new(10, SECOND, itself);
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let observer = {
+        let heard = Arc::clone(&heard);
+        move |site: &Site, event: &ziggurat::Event<'_>| {
+            assert_eq!(site.name(), Some("users"));
+            heard.lock().unwrap().push(format!("{event:?}"));
+        }
+    };
+    let layer = layer.named("users").observer(observer).stale_while_revalidate(SECOND);
+    let (cache, service) = (layer.handle(), layer.layer(strict));
+    let (mut leader, mut waiter, mut late) = (task(&service, "a"), task(&service, "a"), looked_up(&service));
+    assert!(leader.poll().is_pending());
+    assert!(waiter.poll().is_pending());
+    backend.answer(0, ok("first"));
+    answered(leader.poll()).unwrap();
+    answered(waiter.poll()).unwrap();
+    answered(late.poll()).unwrap();
+    hit(&service);
+    advance(SECOND).await;
+    hit(&service);
+    let stats = cache.stats();
+    assert_eq!((stats.hits, stats.misses, stats.shared, stats.stale), (2, 1, 1, 1));
+    assert_eq!((stats.refreshes, stats.stored, stats.evicted), (1, 1, 0));
+    assert_eq!(*heard.lock().unwrap(), ["Miss", "Stored", "Shared", "Hit", "Hit", "Stale"]);
+}
+
+/// A call that has looked into the memory already, in vain, and is not polled yet.
+fn looked_up<S>(service: &S) -> Task<S::Future>
+where
+    S: Service<&'static str, Response = String, Error = Error<&'static str>> + Clone,
+{
+    Task::new(service.clone().call("a"))
+}
