@@ -63,6 +63,3 @@ where
         _ => panic!("no answer"),
     }
 }
-pub fn size<S: Service<Word>>(s: &mut S) -> (usize, usize) {
-    (std::mem::size_of::<S>(), std::mem::size_of::<S::Future>())
-}

@@ -32,7 +32,6 @@ fn subject<S>(what: &'static str, whose: &'static str, mut service: S) -> Subjec
 where
     S: Service<Word, Response = Word> + 'static,
 {
-    println!("{what}/{whose} {:?}", crate::size(&mut service));
     let run = Box::new(move |times| {
         for _ in 0..times {
             black_box(call(&mut service, black_box(42)));
