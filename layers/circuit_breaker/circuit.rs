@@ -1,12 +1,10 @@
 //! The handle to a live circuit: what its state is, how to turn it by hand, and how to hear of its turns.
 
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+#[cfg(all(test, ziggurat_loom))]
+use loom::sync::atomic::{AtomicBool, Ordering};
+#[cfg(not(all(test, ziggurat_loom)))]
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::{fmt, sync::Arc};
 
 use tokio::sync::broadcast;
 
@@ -120,7 +118,8 @@ impl Shared {
         struct Telling<'a>(&'a AtomicBool);
         impl Drop for Telling<'_> {
             fn drop(&mut self) {
-                self.0.store(false, Ordering::Release);
+                // Not a plain store: loom cannot tell its order among the swaps.
+                self.0.swap(false, Ordering::AcqRel);
             }
         }
         // Who finds somebody telling leaves the news to them: they look again after they said that they are done.

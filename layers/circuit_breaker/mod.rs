@@ -86,6 +86,8 @@ use crate::{
 
 mod circuit;
 mod machine;
+#[cfg(all(test, ziggurat_loom))]
+mod model;
 mod state;
 mod window;
 

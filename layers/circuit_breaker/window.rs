@@ -4,11 +4,11 @@
 //! calls); the tag says to which, so that a bucket is emptied by the first call that needs it again and nobody has to
 //! sweep. Recording is one compare-and-swap, summing is a pass over sixteen words.
 
-use std::{
-    fmt,
-    sync::atomic::{AtomicU64, Ordering, fence},
-    time::Duration,
-};
+#[cfg(all(test, ziggurat_loom))]
+use loom::sync::atomic::{AtomicU64, Ordering, fence};
+#[cfg(not(all(test, ziggurat_loom)))]
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::{fmt, time::Duration};
 
 use crate::clock::Instant;
 
@@ -203,5 +203,5 @@ impl fmt::Debug for Window {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(ziggurat_loom)))]
 mod tests;

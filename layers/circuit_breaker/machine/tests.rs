@@ -3,7 +3,7 @@ use std::{sync::Barrier, thread};
 use super::*;
 use crate::Jitter;
 
-mod model;
+mod replay;
 
 const SECOND: Duration = Duration::from_secs(1);
 
