@@ -205,10 +205,17 @@ impl Machine {
     #[inline]
     pub(super) fn record(&self, ticket: &Ticket, outcome: Outcome, clock: impl Fn() -> Instant) -> bool {
         let word = self.word();
-        // While nothing fails and nobody asks for a rate, there is nothing to record.
-        let quiet = word.failures() == 0 && self.failures.is_none() && self.slow.is_none();
-        let late = word.generation() != ticket.generation;
-        if late || quiet && ticket.probe.is_none() && outcome == Outcome::Success {
+        if word.generation() != ticket.generation {
+            return false;
+        }
+        // A success, and nobody looks at how long it took: nothing can turn.
+        if outcome == Outcome::Success && ticket.probe.is_none() && self.slow.is_none() {
+            if word.failures() > 0 {
+                self.count_in_a_row(ticket.generation, false);
+            }
+            if let Some(rate) = &self.failures {
+                rate.count(ticket.generation, clock, false);
+            }
             return false;
         }
         self.record_in_time(ticket, outcome, clock)
