@@ -1,0 +1,119 @@
+//! A layer of your own, written with the crate's words: it obeys `Retry-After` on behalf of all callers.
+//!
+//! When the service asks to be left alone, nobody calls it until then. The words are [`Class`] (what an outcome says about the
+//! service), [`Rejection`] and [`Reject`] (a layer answers instead of the service, in the service's own types) and [`Site`] (who
+//! speaks, and who listens): with them it fits whatever the other layers fit, and they understand it.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use pin_project_lite::pin_project;
+use tokio::sync::watch;
+use tokio::time::{Instant, advance};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
+use ziggurat::{Class, Classify, Error, Event, HttpStatus, Reason, Reject, Rejection, Site};
+
+/// The state belongs to the layer value: all services that it makes, and all their clones, share it.
+#[derive(Clone)]
+struct QuietLayer {
+    quiet_until: watch::Sender<Instant>,
+    site: Site,
+}
+
+impl QuietLayer {
+    fn new() -> Self {
+        Self { quiet_until: watch::Sender::new(Instant::now()), site: Site::new("quiet") }
+    }
+}
+
+impl<S> Layer<S> for QuietLayer {
+    type Service = Quiet<S>;
+
+    fn layer(&self, inner: S) -> Quiet<S> {
+        Quiet { inner, layer: self.clone() }
+    }
+}
+
+#[derive(Clone)]
+struct Quiet<S> {
+    inner: S,
+    layer: QuietLayer,
+}
+
+impl<S, Req> Service<Req> for Quiet<S>
+where
+    S: Service<Req>,
+    S::Error: Reject<S::Response>,
+    HttpStatus: Classify<S::Response, S::Error>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Req) -> Self::Future {
+        let may_call = *self.layer.quiet_until.borrow() <= Instant::now();
+        ResponseFuture { response: may_call.then(|| self.inner.call(request)), layer: self.layer.clone() }
+    }
+}
+
+pin_project! {
+    struct ResponseFuture<F> {
+        // None: the service was not called.
+        #[pin]
+        response: Option<F>,
+        layer: QuietLayer,
+    }
+}
+
+impl<F, R, E> Future for ResponseFuture<F>
+where
+    F: Future<Output = Result<R, E>>,
+    E: Reject<R>,
+    HttpStatus: Classify<R, E>,
+{
+    type Output = Result<R, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let Some(response) = this.response.as_pin_mut() else {
+            let wait = this.layer.quiet_until.borrow().saturating_duration_since(Instant::now());
+            let rejection = Rejection::new(&this.layer.site, Reason::RateLimited).with_retry_after(wait);
+            this.layer.site.tell(Event::Rejected(&rejection));
+            return Poll::Ready(E::reject(rejection));
+        };
+        let outcome = ready!(response.poll(cx));
+        if let Class::Failure { retry_after: Some(wait), .. } = Class::of(&outcome, &HttpStatus) {
+            this.layer.quiet_until.send_replace(Instant::now() + wait.min(Duration::from_secs(300)));
+        }
+        Poll::Ready(outcome)
+    }
+}
+
+/// To `/busy` it says that it wants to be left alone for five seconds.
+async fn serve(path: &'static str) -> Result<http::Response<&'static str>, http::Error> {
+    match path {
+        "/busy" => http::Response::builder().status(503).header("retry-after", 5).body("busy"),
+        _ => http::Response::builder().body("served"),
+    }
+}
+
+#[tokio::main(flavor = "current_thread", start_paused = true)]
+async fn main() -> Result<(), Error<http::Error>> {
+    let service = ServiceBuilder::new().layer(QuietLayer::new()).map_err(Error::Service).service(service_fn(serve));
+    assert_eq!(service.clone().oneshot("/busy").await?.status(), 503);
+
+    // Now the layer answers, and the service is not called. In a service that is `Infallible` this would be a response 429.
+    let outcome = service.clone().oneshot("/").await;
+    let rejection = ziggurat::rejection(&outcome).map(ToString::to_string);
+    assert_eq!(rejection.as_deref(), Some("quiet: more calls than the rate allows; try again in 5s"));
+
+    advance(Duration::from_secs(5)).await;
+    assert_eq!(service.oneshot("/").await?.body(), &"served");
+    println!("left the service alone for as long as it asked");
+    Ok(())
+}
