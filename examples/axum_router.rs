@@ -1,0 +1,100 @@
+//! Wraps an axum router: no `HandleErrorLayer`, because a layer that rejects answers with a status of its own.
+//!
+//! All routes and connections share one limit. Handlers find the request's scope in its extensions.
+
+use std::{error::Error, net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{
+    Extension, Router,
+    extract::{Request, State},
+    http::StatusCode,
+    routing::get,
+};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use tokio::{net::TcpListener, sync::Notify};
+use tower::ServiceBuilder;
+use ziggurat::{
+    Scope, concurrency_limit::ConcurrencyLimitLayer, context::ContextLayer, scope::MissingState, timeout::TimeoutLayer,
+};
+
+/// What the whole program knows.
+struct Greeting(&'static str);
+
+/// Whose request it is.
+struct Tenant(String);
+
+impl Tenant {
+    fn of<B>(request: &Request<B>) -> Self {
+        let name = request.headers().get("x-tenant").and_then(|name| name.to_str().ok());
+        Self(name.unwrap_or("nobody").to_owned())
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let door = Arc::new(Door::default());
+    let app = Scope::root("app").with(Greeting("Hello"));
+    let layers = ServiceBuilder::new()
+        .layer(ContextLayer::new(app).state(|req: &Request<_>| Tenant::of(req)))
+        // One call at a time, and nobody waits: a server that is full says so at once.
+        .layer(ConcurrencyLimitLayer::new(1).max_waiting(0))
+        // A function of the request, or a plain `Duration`. None: no limit for this request.
+        .layer(TimeoutLayer::new(|req: &Request<_>| {
+            (req.uri().path() != "/upload").then_some(Duration::from_millis(500))
+        }));
+    let router = Router::new()
+        .route("/hello", get(hello))
+        .route("/hangs", get(|| std::future::pending::<StatusCode>()))
+        .route("/upload", get(upload))
+        .with_state(Arc::clone(&door))
+        .layer(layers);
+
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    tokio::spawn(async { axum::serve(listener, router).await });
+
+    assert_eq!(ask(address, "/hello").await?, (StatusCode::OK, "Hello acme".into()));
+    assert_eq!(ask(address, "/hangs").await?, (StatusCode::GATEWAY_TIMEOUT, Bytes::new()));
+
+    // While the upload is inside, there is no place for another call, on whatever route or connection.
+    let upload = tokio::spawn(async move { ask(address, "/upload").await.map_err(|error| error.to_string()) });
+    door.entered.notified().await;
+    assert_eq!(ask(address, "/hello").await?, (StatusCode::SERVICE_UNAVAILABLE, Bytes::new()));
+    door.leave.notify_one();
+    assert_eq!(upload.await??, (StatusCode::OK, "uploaded".into()));
+    assert_eq!(ask(address, "/hello").await?.0, StatusCode::OK);
+
+    println!("answered 200, 504 and 503, without a HandleErrorLayer");
+    Ok(())
+}
+
+async fn hello(Extension(scope): Extension<Scope>) -> Result<String, (StatusCode, String)> {
+    let missing = |error: MissingState| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
+    let greeting = scope.require::<Greeting>().map_err(missing)?;
+    let tenant = scope.require::<Tenant>().map_err(missing)?;
+    Ok(format!("{} {}", greeting.0, tenant.0))
+}
+
+/// Tells when a call is inside, and when it may leave.
+#[derive(Default)]
+struct Door {
+    entered: Notify,
+    leave: Notify,
+}
+
+async fn upload(State(door): State<Arc<Door>>) -> &'static str {
+    door.entered.notify_one();
+    door.leave.notified().await;
+    "uploaded"
+}
+
+/// Each call comes on a connection of its own.
+async fn ask(address: SocketAddr, path: &str) -> Result<(StatusCode, Bytes), Box<dyn Error>> {
+    let client = Client::builder(TokioExecutor::new()).build_http();
+    let request =
+        Request::get(format!("http://{address}{path}")).header("x-tenant", "acme").body(Empty::<Bytes>::new())?;
+    let (head, body) = client.request(request).await?.into_parts();
+    Ok((head.status, body.collect().await?.to_bytes()))
+}
