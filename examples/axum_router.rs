@@ -46,7 +46,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         }));
     let router = Router::new()
         .route("/hello", get(hello))
-        .route("/hangs", get(|| std::future::pending::<StatusCode>()))
+        .route("/hangs", get(std::future::pending::<StatusCode>))
         .route("/upload", get(upload))
         .with_state(Arc::clone(&door))
         .layer(layers);

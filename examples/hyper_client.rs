@@ -82,7 +82,7 @@ async fn start_upstream() -> Result<SocketAddr, std::io::Error> {
     let app = Router::new()
         .route("/flaky", get(flaky))
         .route("/orders", post(order))
-        .route("/hangs", get(|| std::future::pending::<StatusCode>()));
+        .route("/hangs", get(std::future::pending::<StatusCode>));
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     tokio::spawn(async { axum::serve(listener, app).await });
