@@ -211,7 +211,8 @@ impl StdError for Rejection {}
 /// innermost service has. It is implemented for
 ///
 /// - [`Error<E>`]: put `.map_err(ziggurat::Error::Service)` innermost, next to the service, and every error type will do;
-/// - `Box<dyn Error + Send + Sync>`: put `.map_err(ziggurat::boxed)` there instead, if you want a boxed error;
+/// - `Box<dyn Error + Send + Sync>`: put `.map_err(ziggurat::boxed)` there instead, if you want a boxed error, and nothing if the
+///   service has one already;
 /// - `Infallible`, for services that answer [`http::Response`]: an axum `Router` takes every layer as it is, and a rejection
 ///   becomes a response with status 504, 503 or 429 and a `Retry-After` where the layer knows it;
 /// - your own error type, if you write it:
@@ -243,6 +244,8 @@ impl StdError for Rejection {}
 ///   carries no rejection. Put `.map_err(ziggurat::Error::Service)` next to the service, as the last line before `.service(..)`.
 /// - *"the method `oneshot` (or `ready`) exists .. but its trait bounds were not satisfied"* hides the reason. Ask for it: write
 ///   `tower::util::BoxCloneSyncService::new(svc)` and compile again.
+/// - *"implementation of `FnOnce` is not general enough"* inside of `tokio::spawn`: the service's own error is a boxed one. It
+///   carries rejections as it is; leave out the `map_err`, which the compiler does not see through there.
 /// - A body that is not `Default` (such as that of tower-http's `TraceLayer`) stands in the way of the `Infallible` form: put
 ///   that layer outside of these, or `.map_response(|r: Response<_>| r.map(Body::new))` between.
 #[diagnostic::on_unimplemented(
