@@ -5,6 +5,7 @@ mod cache;
 mod circuit_breaker;
 mod concurrency_limit;
 mod context;
+mod http;
 mod retry;
 mod scope;
 mod timeout;
