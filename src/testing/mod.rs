@@ -1,5 +1,7 @@
 //! A test kit for layers and stacks, this crate's and yours (feature `test-util`).
 //!
+//! - [`laws`] checks the laws that every layer should keep to, in a line or two.
+//! - [`Script`] makes services that do what it says, and tells what was done to them.
 //! - [`Strict`] holds callers to the contract of a [`Service`]: it panics when it is called without being ready.
 //! - [`Task`] polls a future by hand, step by step, and tells whether it was woken.
 
@@ -15,6 +17,14 @@ use std::{
 };
 
 use tower_service::Service;
+
+mod checks;
+mod laws;
+mod script;
+mod trial;
+
+pub use laws::{Broken, HttpNumber, Law, Laws, Number, laws, laws_with_gauges};
+pub use script::{Act, Entry, Failure, Script, Scripted, ScriptedResponse};
 
 /// A service that panics when it is called without having been polled ready. A clone is not ready.
 #[derive(Debug, Default)]

@@ -1,0 +1,420 @@
+//! What is tried for each law.
+//!
+//! Most laws are watched over in every trial: a trial's first fault names the law that it breaks, whichever was asked about.
+
+use tokio::{runtime, task};
+
+use super::{
+    laws::Law,
+    script::Act,
+    trial::{Call, Checked, Fault, Outcome, Progress, Subject, Trial, Value},
+};
+
+/// More polls than any sensible future takes over a service that is pending twice.
+const POLLS: usize = 64;
+
+/// The faults of a layer, at most one for each law.
+pub(super) fn faults(make: &dyn Fn() -> Box<dyn Value>, stateful: bool, except: &[Law]) -> Vec<Fault> {
+    let checks = Checks { make, stateful, except };
+    let runtime = runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let runtime = runtime.unwrap_or_else(|error| panic!("the laws need a runtime: {error}"));
+    // Unconstrained: polls are counted here, and a task that has used up its share is pending where it would not be otherwise.
+    runtime.block_on(task::unconstrained(async {
+        let mut faults: Vec<Fault> = Vec::new();
+        for checked in [
+            checks.plain_calls().await,
+            checks.idle().await,
+            checks.readiness().await,
+            checks.dropped_anywhere().await,
+            checks.shared_state().await,
+            checks.outcomes().await,
+            checks.panics().await,
+        ] {
+            if let Err(fault) = checked
+                && !except.contains(&fault.law)
+                && faults.iter().all(|known| known.law != fault.law)
+            {
+                faults.push(fault);
+            }
+        }
+        faults
+    }))
+}
+
+struct Checks<'a> {
+    make: &'a dyn Fn() -> Box<dyn Value>,
+    stateful: bool,
+    except: &'a [Law],
+}
+
+/// What happened before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Past {
+    Nothing,
+    AnAnswer,
+    AnError,
+    AnAnswerLongAgo,
+    AnErrorLongAgo,
+}
+
+impl Past {
+    const ALL: [Self; 5] = [Self::Nothing, Self::AnAnswer, Self::AnError, Self::AnAnswerLongAgo, Self::AnErrorLongAgo];
+}
+
+/// What else is going on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Company {
+    None,
+    /// An equal call is in flight, and ends after the first poll.
+    Before,
+    /// An equal call is in flight, and ends only when this one is gone.
+    BeforeAndAfter,
+    /// An equal call is made after the first poll, and is still there when this one is gone.
+    After,
+}
+
+impl Company {
+    const ALL: [Self; 4] = [Self::None, Self::Before, Self::BeforeAndAfter, Self::After];
+}
+
+/// One call, and what becomes of it.
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    past: Past,
+    company: Company,
+    /// What the inner service does with the first call, if it is not what it does with all.
+    once: Option<Act>,
+    always: Act,
+    /// How often the response is polled before it is dropped.
+    polls: usize,
+}
+
+impl Checks<'_> {
+    fn trial(&self) -> Trial<'_> {
+        Trial::new((self.make)(), self.except)
+    }
+
+    async fn plain_calls(&self) -> Checked {
+        let trial = self.trial();
+        let mut service = trial.service()?;
+        for act in [Act::answer(), Act::answer().pending_at_readiness(2), Act::answer().pending(2), Act::error()] {
+            trial.script.always(act);
+            for number in 1..=3 {
+                trial.call(service.as_mut(), number).await?;
+            }
+        }
+        trial.works(Law::Release, vec![service]).await
+    }
+
+    async fn idle(&self) -> Checked {
+        for act in [Act::answer(), Act::answer().pending_at_readiness(1).pending(1)] {
+            let trial = self.trial();
+            trial.script.always(act);
+            let mut idle = trial.service()?;
+            let mut others = [trial.must(Law::Idle, || idle.another())?, trial.service()?];
+            self.make_ready(&trial, idle.as_mut()).await?;
+            trial.idle.set(1);
+            trial.at_rest(Law::Idle)?;
+            for other in &mut others {
+                for _ in 0..50 {
+                    let called = trial.call(other.as_mut(), 1).await;
+                    // Where the other one waits may break a law too, but that it has to wait is for this one being idle.
+                    let progress = called.map_err(|Fault { law, how }| match law {
+                        Law::Waiting => Fault { law: Law::Idle, how },
+                        law => Fault { law, how },
+                    })?;
+                    trial.demand(Law::Idle, matches!(progress, Progress::Ended(Outcome::Answered(_))), || {
+                        format!(
+                            "while one service is ready and idle, another one's call was not answered: {progress:?}"
+                        )
+                    })?;
+                }
+            }
+            let mut call = trial.begin_ready(idle.as_mut(), 1)?;
+            trial.idle.set(0);
+            let progress = call.poll(usize::MAX).await?;
+            trial.demand(Law::Idle, matches!(progress, Progress::Ended(Outcome::Answered(_))), || {
+                format!("a service that was ready for a while was called, and not answered: {progress:?}")
+            })?;
+            call.drop(Law::Idle)?;
+            trial.works(Law::Idle, vec![idle]).await?;
+        }
+        Ok(())
+    }
+
+    async fn readiness(&self) -> Checked {
+        for (act, polled) in [(Act::answer(), 1), (Act::answer(), 5), (Act::answer().pending_at_readiness(2), 3)] {
+            let trial = self.trial();
+            trial.script.always(act);
+            let mut service = trial.service()?;
+            let other = trial.must(Law::Readiness, || service.another())?;
+            for _ in 0..polled {
+                self.make_ready(&trial, service.as_mut()).await?;
+            }
+            trial.must(Law::Readiness, || drop(service))?;
+            trial.at_rest(Law::Readiness)?;
+            trial.works(Law::Readiness, vec![other]).await?;
+        }
+        // Dropped while it waits to become ready.
+        let trial = self.trial();
+        trial.script.always(Act::hang().at_readiness());
+        let mut service = trial.service()?;
+        let other = trial.must(Law::Readiness, || service.another())?;
+        trial.ready(service.as_mut()).await?;
+        trial.must(Law::Readiness, || drop(service))?;
+        trial.at_rest(Law::Readiness)?;
+        trial.works(Law::Readiness, vec![other]).await
+    }
+
+    async fn make_ready(&self, trial: &Trial<'_>, service: &mut dyn Subject) -> Checked {
+        let in_vain = trial.ready(service).await?;
+        trial.demand(Law::Wakes, in_vain.is_none(), || {
+            format!("a service did not become ready over one that does: {in_vain:?}")
+        })
+    }
+
+    /// A call is polled so many times and then dropped, for every number of times, whatever happened before and goes on beside it.
+    async fn dropped_anywhere(&self) -> Checked {
+        let plain = Act::answer().pending_at_readiness(1).pending(2);
+        let error = Act::error().pending_at_readiness(1).pending(2);
+        for (once, always) in [
+            (None, plain),
+            (None, error),
+            (Some(error), plain),
+            (None, error.at_readiness()),
+            (Some(Act::hang().pending_at_readiness(1).pending(2)), plain),
+            (Some(Act::hang().at_readiness()), plain),
+        ] {
+            for past in Past::ALL {
+                for company in Company::ALL {
+                    for polls in 0..POLLS {
+                        let case = Case { past, company, once, always, polls };
+                        if self.case(Law::Release, case).await? {
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn panics(&self) -> Checked {
+        let panic = Act::panic().pending_at_readiness(1).pending(1);
+        for once in [panic.at_readiness(), panic.in_call(), panic] {
+            for past in Past::ALL {
+                for company in [Company::None, Company::After] {
+                    let case = Case { past, company, once: Some(once), always: Act::answer().pending(1), polls: POLLS };
+                    self.case(Law::Panics, case).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers whether the call has come as far as it can.
+    async fn case(&self, law: Law, case: Case) -> Checked<bool> {
+        self.run(law, case).await.map_err(|Fault { law, how }| Fault { law, how: format!("{how}\n  in {case:?}") })
+    }
+
+    async fn run(&self, law: Law, case: Case) -> Checked<bool> {
+        let Case { past, company, once, always, polls } = case;
+        let trial = self.trial();
+        let mut service = trial.service()?;
+        let mut other = trial.must(law, || service.another())?;
+        self.live_through(&trial, past).await?;
+
+        trial.script.always(always);
+        let mut before = None;
+        if matches!(company, Company::Before | Company::BeforeAndAfter) {
+            trial.script.push(Act::answer().held());
+            before = Some(self.in_flight(&trial, other.as_mut()).await?);
+            // It may have been answered without the inner service.
+            trial.script.always(always);
+        }
+        if let Some(once) = once {
+            trial.script.push(once);
+        }
+
+        let mut call = trial.begin(service.as_mut(), 1).await?;
+        let mut progress = call.poll(polls.min(1)).await?;
+        let mut after = None;
+        if polls > 0 {
+            if let (Company::Before, Some(before)) = (company, &mut before) {
+                trial.script.release();
+                self.must_end(&trial, before).await?;
+            }
+            if company == Company::After {
+                let mut next = trial.begin(other.as_mut(), 1).await?;
+                next.poll(1).await?;
+                after = Some(next);
+            }
+            progress = call.poll(polls - 1).await?;
+        }
+        let may_hang = company == Company::BeforeAndAfter || once.is_some_and(|act| act.hangs());
+        trial.demand(Law::Wakes, may_hang || progress != Progress::Stuck, || {
+            "a call is pending although the inner service has ended, and nothing wakes it".into()
+        })?;
+        if [&before, &after].iter().all(|call| call.as_ref().is_none_or(Call::has_ended))
+            && matches!(&progress, Progress::Ended(outcome) if *outcome != Outcome::Panicked)
+        {
+            trial.at_rest(law)?;
+        }
+        // A service whose readiness failed or hangs, or whose call panicked, may be of no use. What is cloned from it is.
+        let service = if call.was_made() { service } else { trial.must(law, || service.another())? };
+        call.drop(law)?;
+
+        trial.script.release();
+        for mut companion in [before, after].into_iter().flatten() {
+            self.must_end(&trial, &mut companion).await?;
+            companion.drop(law)?;
+        }
+        trial.at_rest(law)?;
+        trial.works(law, vec![service, other]).await?;
+        Ok(progress != Progress::Pending)
+    }
+
+    async fn live_through(&self, trial: &Trial<'_>, past: Past) -> Checked {
+        let act = match past {
+            Past::Nothing => return Ok(()),
+            Past::AnAnswer | Past::AnAnswerLongAgo => Act::answer(),
+            Past::AnError | Past::AnErrorLongAgo => Act::error(),
+        };
+        trial.script.always(act);
+        let mut service = trial.service()?;
+        trial.call(service.as_mut(), 1).await?;
+        if matches!(past, Past::AnAnswerLongAgo | Past::AnErrorLongAgo) {
+            trial.later().await;
+        }
+        Ok(())
+    }
+
+    /// Begins a call and polls it until it has reached the inner service, or has ended without.
+    async fn in_flight<'t, 'a>(&self, trial: &'t Trial<'a>, service: &mut dyn Subject) -> Checked<Call<'t, 'a>> {
+        let mut call = trial.begin(service, 1).await?;
+        for _ in 0..POLLS {
+            if trial.script.in_flight() > 0 || call.poll(1).await? != Progress::Pending {
+                break;
+            }
+        }
+        call.poll(1).await?;
+        Ok(call)
+    }
+
+    async fn must_end(&self, trial: &Trial<'_>, call: &mut Call<'_, '_>) -> Checked {
+        let progress = call.poll(usize::MAX).await?;
+        trial.demand(Law::Wakes, progress != Progress::Stuck, || {
+            "a call beside another one is pending although its turn has come, and nothing wakes it".into()
+        })
+    }
+
+    /// What comes out is what the inner service gave last.
+    async fn outcomes(&self) -> Checked {
+        let (answer, error) = (Act::answer(), Act::error());
+        for act in [answer, answer.pending(2), error, error.pending(2), error.at_readiness()] {
+            let trial = self.trial();
+            trial.script.always(act);
+            let mut service = trial.service()?;
+            let progress = trial.call(service.as_mut(), 1).await?;
+            let last = trial.script.last_outcome();
+            let expected = if act.answers() { Outcome::Answered(last) } else { Outcome::Failed(last) };
+            trial.demand(Law::Unchanged, progress == Progress::Ended(expected.clone()), || {
+                format!("the inner service gave {expected:?}, and what came out was {progress:?}\n  over {act:?}")
+            })?;
+        }
+        Ok(())
+    }
+
+    /// What a call finds must not depend on which service of the layer value it is made on, but on the layer value.
+    async fn shared_state(&self) -> Checked {
+        let trial = self.trial();
+        let mut effect = false;
+        for act in [Act::answer(), Act::error()] {
+            let untouched = self.found(Made::Nothing, On::TheSame, act).await?;
+            for made in [Made::AnAnswer, Made::AnError, Made::ACallInFlight] {
+                let found = self.found(made, On::TheSame, act).await?;
+                effect |= found != untouched;
+                for on in [On::ACloneFromBefore, On::AClone, On::AnotherService, On::AServiceOfTheClonedLayer] {
+                    let there = self.found(made, on, act).await?;
+                    trial.demand(Law::State, there == found, || {
+                        format!(
+                            "after {made:?} a call on the same service finds: {found:?}\n  a call on {on:?}: {there:?}"
+                        )
+                    })?;
+                }
+                let there = self.found(made, On::AnotherLayer, act).await?;
+                trial.demand(Law::State, there == untouched, || {
+                    format!("without any call before, a call finds: {untouched:?}\n  after {made:?} on another layer value: {there:?}")
+                })?;
+            }
+        }
+        trial.demand(Law::State, effect || !self.stateful, || {
+            "the layer is said to have state, but no call had an effect on the next one: make it tighter".into()
+        })
+    }
+
+    async fn found(&self, made: Made, on: On, act: Act) -> Checked<Found> {
+        let trial = self.trial();
+        let mut service = trial.service()?;
+        let clone = trial.must(Law::State, || service.another())?;
+        let mut held = None;
+        match made {
+            Made::Nothing => {}
+            Made::AnAnswer | Made::AnError => {
+                trial.script.always(if made == Made::AnError { Act::error() } else { Act::answer() });
+                trial.call(service.as_mut(), 1).await?;
+            }
+            Made::ACallInFlight => {
+                trial.script.push(Act::answer().held());
+                held = Some(self.in_flight(&trial, service.as_mut()).await?);
+            }
+        }
+        trial.script.always(act);
+        let calls = trial.script.calls();
+        let mut service = match on {
+            On::TheSame => service,
+            On::ACloneFromBefore => clone,
+            On::AClone => trial.must(Law::State, || service.another())?,
+            On::AnotherService => trial.service()?,
+            On::AServiceOfTheClonedLayer => trial.must(Law::State, || trial.value.another().service(&trial.script))?,
+            On::AnotherLayer => trial.must(Law::State, || (self.make)().service(&trial.script))?,
+        };
+        let mut call = trial.begin(service.as_mut(), 1).await?;
+        let how = match call.poll(usize::MAX).await? {
+            Progress::Ended(Outcome::Answered(_)) => "an answer".into(),
+            Progress::Ended(Outcome::Failed(_)) => "an error".into(),
+            progress => format!("{progress:?}"),
+        };
+        let calls = trial.script.calls() - calls;
+        call.drop(Law::State)?;
+        held.map_or(Ok(()), |held| held.drop(Law::State))?;
+        Ok(Found { how, calls })
+    }
+}
+
+/// What was made on a service before another call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Made {
+    Nothing,
+    AnAnswer,
+    AnError,
+    ACallInFlight,
+}
+
+/// The service that the call is made on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum On {
+    TheSame,
+    ACloneFromBefore,
+    AClone,
+    AnotherService,
+    AServiceOfTheClonedLayer,
+    AnotherLayer,
+}
+
+/// What a call finds: how it ends, and how many calls of the inner service it takes.
+#[derive(Debug, PartialEq, Eq)]
+struct Found {
+    how: String,
+    calls: u64,
+}

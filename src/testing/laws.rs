@@ -1,0 +1,396 @@
+//! The laws, and who asks for them.
+
+use std::{
+    any::type_name,
+    error::Error as StdError,
+    fmt,
+    future::{Future, poll_fn},
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+};
+
+use http::{HeaderValue, Request, Response, Uri};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::{
+    checks,
+    script::{Failure, Script, Scripted},
+    trial::{Fault, Outcome, Subject, Value},
+};
+use crate::{Error, Rejection};
+
+/// What a well-behaved layer keeps to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Law {
+    /// It calls an inner service only after polling that very service ready, and polls no future that has ended.
+    Contract,
+    /// A service that was polled ready and then left alone keeps nothing from others.
+    Idle,
+    /// However often a service is polled ready: once it is dropped, everything is back.
+    Readiness,
+    /// Waiting is done by the response, which does not hold on to an inner service that was made ready.
+    Waiting,
+    /// Wherever its response is dropped, and as soon as it has ended, everything that was acquired is back.
+    Release,
+    /// Who waits is woken when it is time, and only then.
+    Wakes,
+    /// All services of one layer value, and clones of it, share its state; another layer value shares nothing with them.
+    State,
+    /// Responses and errors of the inner service come out as they are.
+    Unchanged,
+    /// A panic of the inner service leaves the layer usable.
+    Panics,
+    /// Scope, deadline and attempt number reach the inner service, and are restored after each step.
+    Ambient,
+}
+
+impl Law {
+    /// All laws.
+    pub const ALL: [Self; 10] = [
+        Self::Contract,
+        Self::Idle,
+        Self::Readiness,
+        Self::Waiting,
+        Self::Release,
+        Self::Wakes,
+        Self::State,
+        Self::Unchanged,
+        Self::Panics,
+        Self::Ambient,
+    ];
+}
+
+impl fmt::Display for Law {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Contract => "an inner service is called only after it was polled ready itself, and no future is polled after its end",
+            Self::Idle => "a service that was polled ready and then left alone keeps nothing from others",
+            Self::Readiness => "however often a service is polled ready, everything is back once it is dropped",
+            Self::Waiting => "a layer waits in its response, and does not hold on to an inner service that was made ready meanwhile",
+            Self::Release => "what a call acquires is back when its response has ended or was dropped, wherever that is",
+            Self::Wakes => "who waits is woken when it is time, and only then",
+            Self::State => "services of one layer value share its state, and another layer value shares nothing with them",
+            Self::Unchanged => "responses and errors of the inner service come out as they are",
+            Self::Panics => "a panic of the inner service leaves the layer usable",
+            Self::Ambient => "scope, deadline and attempt number reach the inner service, and are restored after each step",
+        })
+    }
+}
+
+/// A [`Law`] that a layer has broken, and how.
+#[derive(Debug, Clone)]
+pub struct Broken {
+    law: Law,
+    how: String,
+}
+
+impl Broken {
+    /// The law.
+    #[must_use]
+    pub fn law(&self) -> Law {
+        self.law
+    }
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "broken: {}\n  {}", self.law, self.how)
+    }
+}
+
+/// The laws for a layer, over HTTP requests and responses (of `String`) unless told otherwise with [`over`](Laws::over).
+///
+/// `make` makes a new layer value: each trial has one of its own, over a [`Script`]. Make it as tight as it can be, a limit of one or
+/// a circuit that opens at the first failure: what a trial shows is whether the second call still gets through.
+///
+/// ```
+/// use std::time::Duration;
+/// use ziggurat::{testing, timeout::TimeoutLayer};
+///
+/// testing::laws(|| TimeoutLayer::new(Duration::from_secs(1))).check();
+/// ```
+///
+/// A layer that holds closures, and a whole stack, work alike:
+///
+/// ```
+/// # use std::time::Duration;
+/// # use ziggurat::{testing, timeout::TimeoutLayer};
+/// use http::Request;
+/// use tower::ServiceBuilder;
+///
+/// testing::laws(|| {
+///     ServiceBuilder::new()
+///         .layer(TimeoutLayer::new(Duration::from_secs(3)))
+///         .layer(TimeoutLayer::new(|_: &Request<String>| Duration::from_secs(1)))
+///         .into_inner()
+/// })
+/// .check();
+/// ```
+///
+/// That a layer is `Clone`, `Send` and `Sync`, its services too, and its futures `Send`, is a law that the compiler checks:
+///
+/// ```compile_fail,E0277
+/// # use tower::layer::layer_fn;
+/// let shared = std::rc::Rc::new(());
+/// ziggurat::testing::laws(move || { let shared = shared.clone(); layer_fn(move |s| { let _ = &shared; s }) }).check();
+/// ```
+pub fn laws<L>(make: impl Fn() -> L) -> Laws<impl Fn() -> (L, fn())> {
+    laws_with_gauges(move || (make(), (|| {}) as fn()))
+}
+
+/// The same as [`laws`], for a layer with gauges: a function that tells how much is in use, queued and so on.
+///
+/// Whenever nothing is under way it has to give the same value as for a new layer.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use ziggurat::timeout::TimeoutLayer;
+/// use ziggurat::testing;
+///
+/// testing::laws_with_gauges(|| {
+///     let layer = TimeoutLayer::new(Duration::from_secs(1));
+///     let in_flight = || 0; // `let gate = layer.handle(); move || (gate.in_flight(), gate.waiting())`
+///     (layer, in_flight)
+/// })
+/// .check();
+/// ```
+pub fn laws_with_gauges<M>(make: M) -> Laws<M> {
+    Laws { make, request: http_request, answer: http_answer, number: HttpNumber, stateful: false, except: Vec::new() }
+}
+
+/// The laws for one layer: see [`laws`].
+#[derive(Clone)]
+#[must_use = "nothing is checked before `check`"]
+pub struct Laws<M, Q = fn(u64) -> Request<String>, A = fn(u64) -> Response<String>, N = HttpNumber> {
+    make: M,
+    request: Q,
+    answer: A,
+    number: N,
+    stateful: bool,
+    except: Vec<Law>,
+}
+
+impl<M, Q, A, N> Laws<M, Q, A, N> {
+    /// The same over other requests and responses: how to make the request of a number, the inner service's answer of a number,
+    /// and how to tell the number from the layer's answer. Requests of the same number have to be alike.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use ziggurat::{testing, timeout::TimeoutLayer};
+    /// testing::laws(|| TimeoutLayer::new(Duration::from_secs(1)))
+    ///     .over(|number| format!("question {number}"), |number| number, |answer: &u64| *answer)
+    ///     .check();
+    /// ```
+    pub fn over<Q2, A2, N2>(self, request: Q2, answer: A2, number: N2) -> Laws<M, Q2, A2, N2> {
+        let Self { make, stateful, except, .. } = self;
+        Laws { make, request, answer, number, stateful, except }
+    }
+
+    /// This layer has state: then [`Law::State`] also demands that some call has an effect on the next one. Otherwise the law would
+    /// hold of a limit of a hundred, say, which none of its trials ever reaches.
+    pub fn stateful(mut self) -> Self {
+        self.stateful = true;
+        self
+    }
+
+    /// Leaves out a law: [`Law::Unchanged`], say, for a layer that changes responses.
+    pub fn except(mut self, law: Law) -> Self {
+        self.except.push(law);
+        self
+    }
+
+    /// Asserts that the layer keeps to the laws. Takes no time: it runs on a clock of its own, which is paused.
+    ///
+    /// # Panics
+    ///
+    /// If it breaks one, with all that it breaks; and inside of an asynchronous test, which has a runtime already.
+    #[track_caller]
+    pub fn check<L, P, G, Req, R>(&self)
+    where
+        M: Fn() -> (L, P),
+        L: Layer<Scripted<A>> + Clone + Send + Sync + 'static,
+        L::Service: Service<Req, Error: Into<BoxError>, Future: Send + 'static> + Clone + Send + Sync + 'static,
+        P: Fn() -> G + 'static,
+        G: fmt::Debug,
+        Q: Fn(u64) -> Req + Clone + 'static,
+        A: Fn(u64) -> R + Clone + Send + Sync + 'static,
+        N: Number<<L::Service as Service<Req>>::Response> + Clone + 'static,
+    {
+        let broken: Vec<_> = self.broken().iter().map(Broken::to_string).collect();
+        assert!(broken.is_empty(), "{}", broken.join("\n"));
+    }
+
+    /// The laws that the layer breaks, each once, with the first way that was found.
+    ///
+    /// # Panics
+    ///
+    /// Inside of an asynchronous test, which has a runtime already.
+    #[must_use]
+    pub fn broken<L, P, G, Req, R>(&self) -> Vec<Broken>
+    where
+        M: Fn() -> (L, P),
+        L: Layer<Scripted<A>> + Clone + Send + Sync + 'static,
+        L::Service: Service<Req, Error: Into<BoxError>, Future: Send + 'static> + Clone + Send + Sync + 'static,
+        P: Fn() -> G + 'static,
+        G: fmt::Debug,
+        Q: Fn(u64) -> Req + Clone + 'static,
+        A: Fn(u64) -> R + Clone + Send + Sync + 'static,
+        N: Number<<L::Service as Service<Req>>::Response> + Clone + 'static,
+    {
+        let make = || -> Box<dyn Value> {
+            let (layer, gauges) = (self.make)();
+            let (request, answer, number) = (self.request.clone(), self.answer.clone(), self.number.clone());
+            Box::new(OfType { layer, gauges: Rc::new(gauges), request, answer, number })
+        };
+        checks::faults(&make, self.stateful, &self.except)
+            .into_iter()
+            .map(|Fault { law, how }| Broken { law, how })
+            .collect()
+    }
+}
+
+impl<M, Q, A, N> fmt::Debug for Laws<M, Q, A, N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Laws").field("of", &type_name::<M>()).field("except", &self.except).finish()
+    }
+}
+
+type BoxError = Box<dyn StdError + Send + Sync>;
+
+/// Tells the number of the answer that a layer's response is made of. A closure is one too.
+pub trait Number<R> {
+    /// The number; None if the response is none of the inner service's answers.
+    fn number(&self, response: &R) -> Option<u64>;
+}
+
+impl<F, R, O> Number<R> for F
+where
+    F: Fn(&R) -> O,
+    O: Into<Option<u64>>,
+{
+    fn number(&self, response: &R) -> Option<u64> {
+        self(response).into()
+    }
+}
+
+/// The number of an HTTP response, whatever its body.
+#[derive(Debug, Clone, Copy)]
+pub struct HttpNumber;
+
+const NUMBER: &str = "x-number";
+
+impl<B> Number<Response<B>> for HttpNumber {
+    fn number(&self, response: &Response<B>) -> Option<u64> {
+        response.headers().get(NUMBER)?.to_str().ok()?.parse().ok()
+    }
+}
+
+fn http_request(number: u64) -> Request<String> {
+    let mut request = Request::new(format!("body of {number}"));
+    *request.uri_mut() = Uri::try_from(format!("http://inner.test/{number}")).unwrap_or_default();
+    request
+}
+
+fn http_answer(number: u64) -> Response<String> {
+    let mut response = Response::new(format!("answer {number}"));
+    response.headers_mut().insert(NUMBER, HeaderValue::from(number));
+    response
+}
+
+/// A layer value of a type that is known here, and nowhere else.
+struct OfType<L, P, Q, A, N> {
+    layer: L,
+    gauges: Rc<P>,
+    request: Q,
+    answer: A,
+    number: N,
+}
+
+impl<L, P, G, Q, Req, A, R, N> Value for OfType<L, P, Q, A, N>
+where
+    L: Layer<Scripted<A>> + Clone + 'static,
+    L::Service: Service<Req, Error: Into<BoxError>, Future: 'static> + Clone + 'static,
+    P: Fn() -> G + 'static,
+    G: fmt::Debug,
+    Q: Fn(u64) -> Req + Clone + 'static,
+    A: Fn(u64) -> R + Clone + 'static,
+    N: Number<<L::Service as Service<Req>>::Response> + Clone + 'static,
+{
+    fn service(&self, script: &Script) -> Box<dyn Subject> {
+        let service = self.layer.layer(script.service(self.answer.clone()));
+        Box::new(OfService { service, request: self.request.clone(), number: self.number.clone() })
+    }
+
+    fn another(&self) -> Box<dyn Value> {
+        let Self { layer, gauges, request, answer, number } = self;
+        Box::new(Self {
+            layer: layer.clone(),
+            gauges: Rc::clone(gauges),
+            request: request.clone(),
+            answer: answer.clone(),
+            number: number.clone(),
+        })
+    }
+
+    fn gauges(&self) -> String {
+        format!("{:?}", (self.gauges)())
+    }
+}
+
+struct OfService<S, Q, N> {
+    service: S,
+    request: Q,
+    number: N,
+}
+
+impl<S, Q, Req, N> Subject for OfService<S, Q, N>
+where
+    S: Service<Req, Error: Into<BoxError>, Future: 'static> + Clone + 'static,
+    Q: Fn(u64) -> Req + Clone + 'static,
+    N: Number<S::Response> + Clone + 'static,
+{
+    fn another(&self) -> Box<dyn Subject> {
+        let Self { service, request, number } = self;
+        Box::new(Self { service: service.clone(), request: request.clone(), number: number.clone() })
+    }
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Outcome>> {
+        self.service.poll_ready(cx).map_err(|error| Outcome::of_error(error.into().as_ref()))
+    }
+
+    fn call(&mut self, number: u64) -> Pin<Box<dyn Future<Output = Outcome>>> {
+        let mut response = Box::pin(self.service.call((self.request)(number)));
+        let number = self.number.clone();
+        Box::pin(poll_fn(move |cx| {
+            response.as_mut().poll(cx).map(|outcome| match outcome {
+                Ok(answer) => match number.number(&answer) {
+                    Some(number) => Outcome::Answered(number),
+                    None => Outcome::Other("a response that is none of the inner service's".into()),
+                },
+                Err(error) => Outcome::of_error(error.into().as_ref()),
+            })
+        }))
+    }
+}
+
+impl Outcome {
+    fn of_error(error: &(dyn StdError + 'static)) -> Self {
+        if let Some(rejection) = Rejection::find(error) {
+            return Self::Rejected(format!("{:?}", rejection.reason()));
+        }
+        let mut next = Some(error);
+        while let Some(error) = next {
+            if let Some(Error::Service(failure)) = error.downcast_ref::<Error<Failure>>() {
+                return Self::Failed(failure.0);
+            }
+            if let Some(failure) = error.downcast_ref::<Failure>() {
+                return Self::Failed(failure.0);
+            }
+            next = error.source();
+        }
+        Self::Other(format!("the error `{error}`, which is none of the inner service's"))
+    }
+}

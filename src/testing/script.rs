@@ -1,0 +1,523 @@
+//! A service that does what a script says, and tells what was done to it.
+
+use std::{
+    any::type_name,
+    collections::{BTreeSet, VecDeque},
+    fmt,
+    future::Future,
+    mem,
+    panic::resume_unwind,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+use tower_service::Service;
+
+use crate::{Error, Scope};
+
+/// What a [`Scripted`] service does with one call: from its readiness to the end of its response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub struct Act {
+    pending_at_readiness: usize,
+    pending: usize,
+    held: bool,
+    ends: How,
+    at: At,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    Answer,
+    Error,
+    Panic,
+    Hang,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum At {
+    Readiness,
+    Call,
+    Response,
+}
+
+impl Act {
+    const fn new(ends: How) -> Self {
+        Self { pending_at_readiness: 0, pending: 0, held: false, ends, at: At::Response }
+    }
+
+    /// It answers, at once unless told otherwise.
+    pub const fn answer() -> Self {
+        Self::new(How::Answer)
+    }
+
+    /// It fails with a [`Failure`].
+    pub const fn error() -> Self {
+        Self::new(How::Error)
+    }
+
+    /// It panics, without a message on the terminal.
+    pub const fn panic() -> Self {
+        Self::new(How::Panic)
+    }
+
+    /// It never ends, and nothing wakes who waits for it.
+    pub const fn hang() -> Self {
+        Self::new(How::Hang)
+    }
+
+    /// First it is pending so many times at its readiness. Each time it wakes the task at once, so that it is polled again.
+    pub const fn pending_at_readiness(mut self, times: usize) -> Self {
+        self.pending_at_readiness = times;
+        self
+    }
+
+    /// First its response is pending so many times. Each time it wakes the task at once, so that it is polled again.
+    pub const fn pending(mut self, times: usize) -> Self {
+        self.pending = times;
+        self
+    }
+
+    /// First its response waits for the next [`Script::release`].
+    pub const fn held(mut self) -> Self {
+        self.held = true;
+        self
+    }
+
+    /// It is its readiness that fails, panics or hangs: no call is made.
+    pub const fn at_readiness(mut self) -> Self {
+        self.at = At::Readiness;
+        self
+    }
+
+    /// It is `call` itself that panics. What else an act ends with stays in the response.
+    pub const fn in_call(mut self) -> Self {
+        self.at = At::Call;
+        self
+    }
+
+    pub(super) const fn answers(self) -> bool {
+        matches!(self.ends, How::Answer)
+    }
+
+    pub(super) const fn hangs(self) -> bool {
+        matches!(self.ends, How::Hang)
+    }
+}
+
+/// The error of a [`Scripted`] service: the number of the outcome, as an answer has one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Failure(pub u64);
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "failure {}", self.0)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Something that was done to a [`Scripted`] service. Services and calls are numbered from 1, each clone is a service of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Entry {
+    /// This service became ready.
+    Ready(u64),
+    /// This service was dropped while it was ready.
+    GaveBack(u64),
+    /// This call was made.
+    Called(u64),
+    /// This call has ended: with an answer, an error or a panic.
+    Ended(u64),
+    /// This call was dropped before it had ended.
+    Dropped(u64),
+}
+
+/// What scripted services do, and what was done to them. A clone is the same script.
+///
+/// Each call takes the next [`Act`], from its readiness on: a service that was made ready and is dropped without a call gives
+/// its act back.
+///
+/// ```
+/// use tower::{Service, ServiceExt};
+/// use ziggurat::testing::{Act, Script, Task};
+///
+/// let script = Script::new().then(Act::answer().pending(1)).then(Act::error());
+/// let mut service = script.service(|number| format!("answer {number}"));
+///
+/// let mut first = Task::new(service.clone().oneshot("a request"));
+/// assert!(first.poll().is_pending());
+/// assert_eq!((first.times_woken(), script.in_flight()), (1, 1));
+/// drop(first);
+/// assert_eq!((script.calls(), script.in_flight()), (1, 0));
+///
+/// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+/// assert!(service.ready().await.unwrap().call("another").await.is_err());
+/// assert_eq!(service.ready().await.unwrap().call("a third").await.unwrap(), "answer 2");
+/// # });
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Script {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug)]
+struct State {
+    acts: VecDeque<Act>,
+    otherwise: Act,
+    services: u64,
+    ready: BTreeSet<u64>,
+    calls: u64,
+    in_flight: BTreeSet<u64>,
+    outcomes: u64,
+    releases: u64,
+    held: Vec<Waker>,
+    log: Vec<Entry>,
+    violation: Option<&'static str>,
+    within: Option<u64>,
+    strayed: bool,
+    hangs_at_readiness: bool,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            acts: VecDeque::new(),
+            otherwise: Act::answer(),
+            services: 0,
+            ready: BTreeSet::new(),
+            calls: 0,
+            in_flight: BTreeSet::new(),
+            outcomes: 0,
+            releases: 0,
+            held: Vec::new(),
+            log: Vec::new(),
+            violation: None,
+            within: None,
+            strayed: false,
+            hangs_at_readiness: false,
+        }
+    }
+}
+
+impl Script {
+    /// A script whose calls are answered at once.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds an act for one call, after those that were added before.
+    #[must_use]
+    pub fn then(self, act: Act) -> Self {
+        self.push(act);
+        self
+    }
+
+    /// Adds an act for one call, after those that were added before.
+    pub fn push(&self, act: Act) {
+        self.state().acts.push_back(act);
+    }
+
+    /// Forgets the acts that no call has taken yet; from now on every call takes this one.
+    pub fn always(&self, act: Act) {
+        let mut state = self.state();
+        state.acts.clear();
+        state.otherwise = act;
+    }
+
+    /// A service that follows this script, together with all others of it. An answer is made from the number of the outcome.
+    pub fn service<A>(&self, answer: A) -> Scripted<A> {
+        let mut state = self.state();
+        state.services += 1;
+        Scripted { id: state.services, act: None, script: self.clone(), answer }
+    }
+
+    /// Lets the calls go on that are [`held`](Act::held).
+    pub fn release(&self) {
+        let held = {
+            let mut state = self.state();
+            state.releases += 1;
+            mem::take(&mut state.held)
+        };
+        held.into_iter().for_each(Waker::wake);
+    }
+
+    /// How many calls were made.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        self.state().calls
+    }
+
+    /// How many calls were made and have neither ended nor been dropped.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.state().in_flight.len()
+    }
+
+    /// How many services are ready, and were neither called nor dropped since.
+    #[must_use]
+    pub fn ready(&self) -> usize {
+        self.state().ready.len()
+    }
+
+    /// The number of the last outcome: the last answer or error that was given, 0 before the first.
+    #[must_use]
+    pub fn last_outcome(&self) -> u64 {
+        self.state().outcomes
+    }
+
+    /// What was done, from the beginning.
+    #[must_use]
+    pub fn log(&self) -> Vec<Entry> {
+        self.state().log.clone()
+    }
+
+    /// How the contract was broken, if it was.
+    pub(super) fn violation(&self) -> Option<&'static str> {
+        self.state().violation
+    }
+
+    /// From now on calls are to be made and polled within this scope, or a child of it.
+    pub(super) fn expect_within(&self, scope: &Scope) {
+        self.state().within = Some(scope.id());
+    }
+
+    /// Whether a call was made or polled outside of the scope that it was expected in.
+    pub(super) fn strayed(&self) -> bool {
+        self.state().strayed
+    }
+
+    /// Whether an act has come so far that it hangs at its readiness.
+    pub(super) fn hangs_at_readiness(&self) -> bool {
+        self.state().hangs_at_readiness
+    }
+
+    /// A caller has broken the contract: it is noted, in case the panic is caught.
+    fn violated(&self, contract: &'static str) -> ! {
+        self.state().violation = Some(contract);
+        panic!("{contract}");
+    }
+
+    fn note_scope(&self) {
+        let Some(expected) = self.state().within else {
+            return;
+        };
+        let current = Scope::current();
+        let mut scopes = std::iter::successors(current.as_ref(), |scope| scope.parent());
+        if !scopes.any(|scope| scope.id() == expected) {
+            self.state().strayed = true;
+        }
+    }
+
+    fn fail(&self) -> Error<Failure> {
+        let mut state = self.state();
+        state.outcomes += 1;
+        Error::Service(Failure(state.outcomes))
+    }
+}
+
+/// The panic of an [`Act`].
+pub(super) struct ScriptedPanic;
+
+/// A service that does what its [`Script`] says, for any request; its error can carry rejections.
+///
+/// It panics when it is called without having been polled ready (a clone is not ready), and when its response is polled after
+/// it has ended.
+pub struct Scripted<A> {
+    id: u64,
+    /// What the next call does, from the first poll for its readiness on.
+    act: Option<Started>,
+    script: Script,
+    answer: A,
+}
+
+#[derive(Clone, Copy)]
+struct Started {
+    act: Act,
+    waited: usize,
+    /// Whether it was added for one call, and not for every call.
+    once: bool,
+}
+
+impl<A: Clone> Clone for Scripted<A> {
+    fn clone(&self) -> Self {
+        self.script.service(self.answer.clone())
+    }
+}
+
+impl<A> Drop for Scripted<A> {
+    fn drop(&mut self) {
+        let mut state = self.script.state();
+        if state.ready.remove(&self.id) {
+            state.log.push(Entry::GaveBack(self.id));
+        }
+        if let Some(Started { act, once: true, .. }) = self.act {
+            state.acts.push_front(act);
+        }
+    }
+}
+
+impl<A, R, Req> Service<Req> for Scripted<A>
+where
+    A: Fn(u64) -> R + Clone,
+{
+    type Response = R;
+    type Error = Error<Failure>;
+    type Future = ScriptedResponse<A>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        let script = &self.script;
+        let Started { act, waited, once } = self.act.get_or_insert_with(|| {
+            let mut state = script.state();
+            match state.acts.pop_front() {
+                Some(act) => Started { act, waited: 0, once: true },
+                None => Started { act: state.otherwise, waited: 0, once: false },
+            }
+        });
+        if *waited < act.pending_at_readiness {
+            *waited += 1;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        if act.at == At::Readiness {
+            match act.ends {
+                How::Error => {
+                    self.act = None;
+                    return Poll::Ready(Err(script.fail()));
+                }
+                How::Panic => {
+                    self.act = None;
+                    resume_unwind(Box::new(ScriptedPanic));
+                }
+                How::Hang => {
+                    // Whoever comes next is not to hang as well.
+                    *once = false;
+                    script.state().hangs_at_readiness = true;
+                    return Poll::Pending;
+                }
+                How::Answer => {}
+            }
+        }
+        let mut state = script.state();
+        if state.ready.insert(self.id) {
+            state.log.push(Entry::Ready(self.id));
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Req) -> Self::Future {
+        let ready = self.script.state().ready.remove(&self.id);
+        let (true, Some(Started { act, .. })) = (ready, self.act.take()) else {
+            self.script.violated(
+                "called without being ready: `poll_ready` has to answer `Ready(Ok(()))` before each call, and a clone is not ready",
+            );
+        };
+        self.script.note_scope();
+        let (call, releases) = {
+            let mut state = self.script.state();
+            state.calls += 1;
+            let call = state.calls;
+            state.log.push(Entry::Called(call));
+            if act.at == At::Call && act.ends == How::Panic {
+                state.log.push(Entry::Ended(call));
+                drop(state);
+                resume_unwind(Box::new(ScriptedPanic));
+            }
+            state.in_flight.insert(call);
+            (call, state.releases)
+        };
+        ScriptedResponse { call, act, waited: 0, releases, script: self.script.clone(), answer: self.answer.clone() }
+    }
+}
+
+impl<A> fmt::Debug for Scripted<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scripted").field("id", &self.id).field("answer", &type_name::<A>()).finish()
+    }
+}
+
+/// The response future of [`Scripted`].
+#[must_use = "futures do nothing unless polled"]
+pub struct ScriptedResponse<A> {
+    call: u64,
+    act: Act,
+    waited: usize,
+    /// How many releases there had been when the call was made.
+    releases: u64,
+    script: Script,
+    answer: A,
+}
+
+impl<A> ScriptedResponse<A> {
+    /// The call has ended, if it had not before; answers whether that is so.
+    fn end(&self, how: Entry) -> bool {
+        let mut state = self.script.state();
+        let ends = state.in_flight.remove(&self.call);
+        if ends {
+            state.log.push(how);
+        }
+        ends
+    }
+}
+
+impl<A> Unpin for ScriptedResponse<A> {}
+
+impl<A, R> Future for ScriptedResponse<A>
+where
+    A: Fn(u64) -> R,
+{
+    type Output = Result<R, Error<Failure>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.script.note_scope();
+        if !self.script.state().in_flight.contains(&self.call) {
+            self.script.violated("a response was polled after it had ended");
+        }
+        if self.act.held {
+            let mut state = self.script.state();
+            if state.releases == self.releases {
+                state.held.push(cx.waker().clone());
+                return Poll::Pending;
+            }
+        }
+        if self.waited < self.act.pending {
+            self.waited += 1;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        if self.act.ends == How::Hang {
+            return Poll::Pending;
+        }
+        self.end(Entry::Ended(self.call));
+        Poll::Ready(match self.act.ends {
+            How::Panic => resume_unwind(Box::new(ScriptedPanic)),
+            How::Error => Err(self.script.fail()),
+            How::Answer | How::Hang => {
+                let number = {
+                    let mut state = self.script.state();
+                    state.outcomes += 1;
+                    state.outcomes
+                };
+                Ok((self.answer)(number))
+            }
+        })
+    }
+}
+
+impl<A> Drop for ScriptedResponse<A> {
+    fn drop(&mut self) {
+        self.end(Entry::Dropped(self.call));
+    }
+}
+
+impl<A> fmt::Debug for ScriptedResponse<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ScriptedResponse").field("call", &self.call).field("act", &self.act).finish()
+    }
+}

@@ -1,0 +1,300 @@
+//! The laws are broken by layers that break them: a concurrency limit that keeps to all of them, and what can be wrong with it.
+
+use std::{
+    future::{Future, poll_fn},
+    mem,
+    pin::{Pin, pin},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tower::{Layer, Service};
+use ziggurat::{
+    Error, Reason, Reject, Rejection, Scope, Site,
+    testing::{Failure, Law, laws, laws_with_gauges},
+};
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fault {
+    None,
+    CallsAClone,
+    PollsAfterTheEnd,
+    HasAPermitWhileReady,
+    CountsEachPollForReadiness,
+    HoardsReadiness,
+    KeepsReadinessWhenItRefuses,
+    CountsDownOnlyAtTheEnd,
+    KeepsThePermitUntilTheDrop,
+    ForgetsToWake,
+    Spins,
+    HasStatePerService,
+    HasStatePerClone,
+    HasStateForAll,
+    HidesErrors,
+    HidesErrorsOfReadiness,
+    CallsUnderALock,
+    RunsInAScopeOfItsOwn,
+}
+
+#[derive(Clone)]
+struct LimitLayer {
+    fault: Fault,
+    state: Arc<State>,
+}
+
+struct State {
+    permits: Arc<Semaphore>,
+    count: AtomicUsize,
+    lock: Mutex<()>,
+}
+
+impl State {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { permits: Arc::new(Semaphore::new(1)), count: AtomicUsize::new(0), lock: Mutex::default() })
+    }
+}
+
+impl LimitLayer {
+    fn new(fault: Fault) -> Self {
+        static FOR_ALL: Mutex<Option<Arc<State>>> = Mutex::new(None);
+        let state = match fault {
+            Fault::HasStateForAll => Arc::clone(FOR_ALL.lock().unwrap().get_or_insert_with(State::new)),
+            _ => State::new(),
+        };
+        Self { fault, state }
+    }
+}
+
+impl<S> Layer<S> for LimitLayer {
+    type Service = Limit<S>;
+
+    fn layer(&self, inner: S) -> Limit<S> {
+        let mut layer = self.clone();
+        if self.fault == Fault::HasStatePerService {
+            layer.state = State::new();
+        }
+        Limit { inner, layer, early: None, is_ready: false }
+    }
+}
+
+struct Limit<S> {
+    inner: S,
+    layer: LimitLayer,
+    early: Option<OwnedSemaphorePermit>,
+    is_ready: bool,
+}
+
+impl<S: Clone> Clone for Limit<S> {
+    fn clone(&self) -> Self {
+        let mut layer = self.layer.clone();
+        if layer.fault == Fault::HasStatePerClone {
+            layer.state = State::new();
+        }
+        Self { inner: self.inner.clone(), layer, early: None, is_ready: false }
+    }
+}
+
+impl<S, Req> Service<Req> for Limit<S>
+where
+    S: Service<Req, Response: Send, Error = Error<Failure>, Future: Send> + Clone + Send + 'static,
+    Req: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        let Poll::Ready(polled) = self.inner.poll_ready(cx) else {
+            return Poll::Pending;
+        };
+        let LimitLayer { fault, state } = &self.layer;
+        match fault {
+            Fault::HasAPermitWhileReady if self.early.is_none() && polled.is_ok() => {
+                self.early = Arc::clone(&state.permits).try_acquire_owned().ok();
+            }
+            Fault::CountsEachPollForReadiness if self.is_ready => {
+                state.count.fetch_add(1, Ordering::SeqCst);
+            }
+            Fault::HidesErrorsOfReadiness if polled.is_err() => return Poll::Ready(refused()),
+            _ => {}
+        }
+        self.is_ready = polled.is_ok();
+        Poll::Ready(polled)
+    }
+
+    fn call(&mut self, request: Req) -> Self::Future {
+        self.is_ready = false;
+        let LimitLayer { fault, state } = self.layer.clone();
+        let permit = self.early.take().or_else(|| Arc::clone(&state.permits).try_acquire_owned().ok()).map(Arc::new);
+        if fault == Fault::KeepsReadinessWhenItRefuses && permit.is_none() {
+            return Box::pin(async { refused() });
+        }
+        let clone = self.inner.clone();
+        let mut inner = mem::replace(&mut self.inner, clone);
+        if fault == Fault::CallsAClone {
+            inner = inner.clone();
+        }
+        let Some(permit) = permit else {
+            let hoarded = (fault == Fault::HoardsReadiness).then_some(inner);
+            let mut inner = self.inner.clone();
+            return Box::pin(async move {
+                let permit = Arc::new(acquire(fault, Arc::clone(&state.permits)).await);
+                if let Some(ready) = hoarded {
+                    inner = ready;
+                } else {
+                    poll_fn(|cx| inner.poll_ready(cx)).await?;
+                }
+                let response = inner.call(request);
+                finish(fault, state, permit, response).await
+            });
+        };
+        let locked = (fault == Fault::CallsUnderALock).then(|| state.lock.lock().unwrap());
+        let response = inner.call(request);
+        drop(locked);
+        let kept = (fault == Fault::KeepsThePermitUntilTheDrop).then(|| Arc::clone(&permit));
+        Box::pin(Keeping { future: Box::pin(finish(fault, state, permit, response)), _kept: kept })
+    }
+}
+
+async fn acquire(fault: Fault, permits: Arc<Semaphore>) -> OwnedSemaphorePermit {
+    if !matches!(fault, Fault::ForgetsToWake | Fault::Spins) {
+        return permits.acquire_owned().await.unwrap();
+    }
+    poll_fn(|cx| match Arc::clone(&permits).try_acquire_owned() {
+        Ok(permit) => Poll::Ready(permit),
+        Err(_) => {
+            if fault == Fault::Spins {
+                cx.waker().wake_by_ref();
+            }
+            Poll::Pending
+        }
+    })
+    .await
+}
+
+async fn finish<R, F>(fault: Fault, state: Arc<State>, permit: Arc<OwnedSemaphorePermit>, response: F) -> F::Output
+where
+    F: Future<Output = Result<R, Error<Failure>>>,
+{
+    let _permit = permit;
+    let mut response = pin!(response);
+    state.count.fetch_add(1, Ordering::SeqCst);
+    let mut count = Count { state, forgets: fault == Fault::CountsDownOnlyAtTheEnd };
+    let outcome = match fault {
+        Fault::RunsInAScopeOfItsOwn => Scope::root("its own").within(response.as_mut()).await,
+        _ => response.as_mut().await,
+    };
+    count.forgets = false;
+    match fault {
+        Fault::PollsAfterTheEnd => response.await,
+        Fault::HidesErrors if outcome.is_err() => refused(),
+        _ => outcome,
+    }
+}
+
+fn refused<R>() -> Result<R, Error<Failure>> {
+    Error::reject(Rejection::new(&Site::new("limit"), Reason::Overloaded { limit: 1 }))
+}
+
+/// Counts down when it is dropped.
+struct Count {
+    state: Arc<State>,
+    forgets: bool,
+}
+
+impl Drop for Count {
+    fn drop(&mut self) {
+        if !self.forgets {
+            self.state.count.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+/// Keeps something until it is dropped, even when it has ended.
+struct Keeping<F> {
+    future: Pin<Box<F>>,
+    _kept: Option<Arc<OwnedSemaphorePermit>>,
+}
+
+impl<F: Future> Future for Keeping<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        self.future.as_mut().poll(cx)
+    }
+}
+
+/// The laws that a limit with this fault breaks, and how.
+fn broken(fault: Fault) -> Vec<(Law, String)> {
+    let laws = laws_with_gauges(|| {
+        let layer = LimitLayer::new(fault);
+        let state = Arc::clone(&layer.state);
+        (layer, move || (state.permits.available_permits(), state.count.load(Ordering::SeqCst)))
+    });
+    laws.stateful().broken().iter().map(|broken| (broken.law(), broken.to_string())).collect()
+}
+
+#[test]
+fn a_limit_without_a_fault_keeps_to_all_laws() {
+    assert_eq!(broken(Fault::None), []);
+}
+
+#[test]
+fn each_fault_breaks_its_law() {
+    let table: [(Fault, &[Law], &str); 17] = [
+        (Fault::CallsAClone, &[Law::Contract], "called without being ready"),
+        (Fault::PollsAfterTheEnd, &[Law::Contract], "polled after it had ended"),
+        (Fault::HasAPermitWhileReady, &[Law::Idle], "the gauges were (1, 0), and are (0, 0)"),
+        (Fault::CountsEachPollForReadiness, &[Law::Readiness], "the gauges were (1, 0), and are (1, 4)"),
+        (Fault::HoardsReadiness, &[Law::Waiting], "the response is pending, while an inner service"),
+        (Fault::KeepsReadinessWhenItRefuses, &[Law::Release, Law::Panics], "neither called nor dropped: 1"),
+        (Fault::CountsDownOnlyAtTheEnd, &[Law::Release, Law::Panics], "the gauges were (1, 0), and are (1, 1)"),
+        (Fault::KeepsThePermitUntilTheDrop, &[Law::Release], "the gauges were (1, 0), and are (0, 0)"),
+        (Fault::ForgetsToWake, &[Law::Wakes], "nothing wakes it"),
+        (Fault::Spins, &[Law::Wakes], "it was polled 1000 times"),
+        (Fault::HasStatePerService, &[Law::State], "a call on AnotherService"),
+        (Fault::HasStatePerClone, &[Law::State], "a call on ACloneFromBefore"),
+        (Fault::HasStateForAll, &[Law::State], "on another layer value"),
+        (Fault::HidesErrors, &[Law::Unchanged], "what came out was Ended(Rejected("),
+        (Fault::HidesErrorsOfReadiness, &[Law::Unchanged], "at: Readiness"),
+        (Fault::CallsUnderALock, &[Law::Panics], "PoisonError"),
+        (Fault::RunsInAScopeOfItsOwn, &[Law::Ambient], "outside of the scope that surrounds the layer"),
+    ];
+    for (fault, laws, how) in table {
+        let broken = broken(fault);
+        assert_eq!(broken.iter().map(|(law, _)| *law).collect::<Vec<_>>(), laws, "{fault:?}: {broken:#?}");
+        assert!(broken[0].1.contains(&laws[0].to_string()), "{fault:?}: {broken:#?}");
+        assert!(broken[0].1.contains(how), "{fault:?}: {broken:#?}");
+    }
+}
+
+/// A layer that never has an effect on the next call is not the one to say that it shares its state.
+#[test]
+fn a_state_that_no_trial_reaches_does_not_pass() {
+    let broken = laws(tower::layer::util::Identity::new).stateful().broken();
+    assert_eq!(broken.iter().map(|broken| broken.law()).collect::<Vec<_>>(), [Law::State]);
+    laws(tower::layer::util::Identity::new).check();
+}
+
+#[test]
+fn a_law_can_be_left_out() {
+    laws(|| LimitLayer::new(Fault::HidesErrors)).except(Law::Unchanged).check();
+    laws(|| LimitLayer::new(Fault::RunsInAScopeOfItsOwn)).except(Law::Ambient).check();
+}
+
+/// A permit that is taken at readiness is the best known fault of the field.
+#[test]
+fn the_concurrency_limit_of_tower_breaks_the_law_of_idle_services() {
+    let broken = laws(|| tower::limit::ConcurrencyLimitLayer::new(1)).broken();
+    assert_eq!(broken.iter().map(|broken| broken.law()).collect::<Vec<_>>(), [Law::Idle, Law::Waiting]);
+}
+
+#[test]
+#[should_panic(expected = "broken: responses and errors of the inner service come out as they are")]
+fn check_panics_with_the_law() {
+    laws(|| LimitLayer::new(Fault::HidesErrors)).check();
+}
