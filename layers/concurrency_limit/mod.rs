@@ -22,7 +22,7 @@
 //! **Cancellation.** Dropping the response future gives back the permit, or the place in the queue, or passes on the permit that
 //! arrived and was not noticed yet. So does a panic. A response future that nobody polls any more, but that is kept, keeps what it has.
 //!
-//! It needs `S: Clone`: a call that has to wait gives back the readiness of the service that it was called on, or it would keep for
+//! It needs `S: Clone`: a call that has to wait, or is rejected, gives back the readiness of the service that it was called on, or it would keep for
 //! itself what that service has reserved, and makes a clone ready once it is admitted. A call that is admitted at once clones
 //! and allocates nothing, takes no lock and reads no clock.
 //!
@@ -170,12 +170,12 @@ where
             return ResponseFuture { state: State::Running { response }, permit: Some(permit) };
         }
         let layer = Arc::clone(&self.layer);
-        if layer.gate.is_full(layer.places()) {
-            return ResponseFuture { state: State::Refused { layer }, permit: None };
-        }
         let service = self.inner.clone();
         // The one that was made ready is dropped, and with it what it reserved for a call that it will not get.
         self.inner = self.inner.clone();
+        if layer.gate.is_full(layer.places()) {
+            return ResponseFuture { state: State::Refused { layer }, permit: None };
+        }
         let turn = Turn { layer, place: None, timer: None };
         ResponseFuture { state: State::Waiting { turn, service, request: Some(request) }, permit: None }
     }
