@@ -28,11 +28,11 @@
 //! **Readiness.** An open circuit is ready at once, to reject; its service is neither called nor asked whether it is ready. A call
 //! that was promised only that is rejected even if the circuit half-opens between `poll_ready` and `call`. A caller that waits
 //! for the service's readiness when the circuit opens goes on waiting for it. A service that was made ready and then not called,
-//! because the circuit opened in between, stays ready, and keeps what it reserved for that (tower's limits do), until the next
-//! call or its drop.
+//! because the circuit opened in between or another call became the probe, is dropped and replaced by its clone: it would keep what it
+//! reserved (tower's limits do) until somebody uses or drops it.
 //!
-//! It needs no `S: Clone`. A closed circuit costs a call three atomic reads and a reference count (with a rate, also one or two
-//! atomic writes): no lock, no allocation, and no clock read unless its window is one of time or it looks for slow calls.
+//! It needs `S: Clone`, to give readiness back. A closed circuit clones nothing, and costs a call three atomic reads and a
+//! reference count (with a rate, also one or two atomic writes): no lock, no allocation, and no clock read unless its window is one of time or it looks for slow calls.
 //!
 //! ```
 //! use std::time::Duration;
@@ -385,7 +385,7 @@ impl<S: fmt::Debug, C> fmt::Debug for CircuitBreaker<S, C> {
 
 impl<S, C, Req> Service<Req> for CircuitBreaker<S, C>
 where
-    S: Service<Req>,
+    S: Service<Req> + Clone,
     S::Error: Reject<S::Response>,
     C: Classify<S::Response, S::Error> + Clone,
 {
@@ -423,7 +423,14 @@ where
                 // If this panics, the call is dropped, and was cancelled.
                 (Some(self.inner.call(request)), Admission::Admitted(call))
             }
-            Err(refused) => (None, Admission::Refused(self.circuit.clone(), refused)),
+            Err(refused) => {
+                if self.ready {
+                    self.ready = false;
+                    // The one that was made ready is dropped, and with it what it reserved for a call that it will not get.
+                    self.inner = self.inner.clone();
+                }
+                (None, Admission::Refused(self.circuit.clone(), refused))
+            }
         };
         ResponseFuture { response, admission, classify: self.classify.clone() }
     }

@@ -386,7 +386,7 @@ async fn a_classifier_that_panics_frees_the_place_too() {
 #[tokio::test(start_paused = true)]
 async fn a_probe_that_never_ends_gives_up_its_place_and_changes_nothing_later() {
     let (send, receive) = tokio::sync::oneshot::channel::<Outcome>();
-    let receive = Mutex::new(Some(receive));
+    let receive = Arc::new(Mutex::new(Some(receive)));
     let layer = fragile();
     let circuit = layer.handle();
     let mut service = layer.layer(service_fn(move |request: Do| {
@@ -778,11 +778,12 @@ async fn open_times_at_the_edge_do_no_harm() {
     }
 }
 
-/// A user's runtime is not needed to make a layer, nor is a service's `Clone`.
+/// A user's runtime is not needed to make a layer.
 #[test]
-fn it_is_made_outside_of_a_runtime_and_over_a_service_that_is_not_clone() {
-    struct Unclonable;
-    impl Service<()> for Unclonable {
+fn it_is_made_outside_of_a_runtime() {
+    #[derive(Clone)]
+    struct Plain;
+    impl Service<()> for Plain {
         type Response = ();
         type Error = Error<()>;
         type Future = std::future::Ready<Result<(), Error<()>>>;
@@ -796,7 +797,7 @@ fn it_is_made_outside_of_a_runtime_and_over_a_service_that_is_not_clone() {
     fn lasting<T: Send + Sync + 'static>(value: T) -> T {
         value
     }
-    let mut service = lasting(CircuitBreakerLayer::failure_rate(0.5).layer(Unclonable));
+    let mut service = lasting(CircuitBreakerLayer::failure_rate(0.5).layer(Plain));
     let mut context = Context::from_waker(Waker::noop());
     assert!(pin!(poll_fn(|cx| service.poll_ready(cx))).poll(&mut context).is_ready());
     assert!(pin!(lasting(service.call(()))).poll(&mut context).is_ready());
