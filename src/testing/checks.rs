@@ -67,6 +67,8 @@ enum Company {
     None,
     /// An equal call is in flight, and ends after the first poll.
     Before,
+    /// The same, made when this one's service was ready already.
+    BetweenReadinessAndCall,
     /// An equal call is in flight, and ends only when this one is gone.
     BeforeAndAfter,
     /// An equal call is made after the first poll, and is still there when this one is gone.
@@ -74,7 +76,7 @@ enum Company {
 }
 
 impl Company {
-    const ALL: [Self; 4] = [Self::None, Self::Before, Self::BeforeAndAfter, Self::After];
+    const ALL: [Self; 5] = [Self::None, Self::Before, Self::BetweenReadinessAndCall, Self::BeforeAndAfter, Self::After];
 }
 
 /// One call, and what becomes of it.
@@ -91,7 +93,7 @@ struct Case {
 
 impl Checks<'_> {
     fn trial(&self) -> Trial<'_> {
-        Trial::new((self.make)(), self.except)
+        Trial::new(self.make, self.except)
     }
 
     async fn plain_calls(&self) -> Checked {
@@ -225,22 +227,33 @@ impl Checks<'_> {
         self.live_through(&trial, past).await?;
 
         trial.script.always(always);
+        let (mut ready, mut once_is_left) = (None, once);
+        if company == Company::BetweenReadinessAndCall {
+            once.into_iter().for_each(|act| trial.script.push(act));
+            ready = Some(trial.ready(service.as_mut()).await?);
+            trial.idle.set(1);
+            once_is_left = once.filter(|_| trial.script.has_acts());
+        }
         let mut before = None;
-        if matches!(company, Company::Before | Company::BeforeAndAfter) {
+        if matches!(company, Company::Before | Company::BetweenReadinessAndCall | Company::BeforeAndAfter) {
+            trial.script.always(always);
             trial.script.push(Act::answer().held());
             before = Some(self.in_flight(&trial, other.as_mut()).await?);
             // It may have been answered without the inner service.
             trial.script.always(always);
         }
-        if let Some(once) = once {
-            trial.script.push(once);
-        }
+        once_is_left.into_iter().for_each(|act| trial.script.push(act));
 
-        let mut call = trial.begin(service.as_mut(), 1).await?;
+        let mut call = match ready {
+            None => trial.begin(service.as_mut(), 1).await?,
+            Some(None) => trial.begin_ready(service.as_mut(), 1)?,
+            Some(Some(progress)) => trial.in_vain(progress),
+        };
+        trial.idle.set(0);
         let mut progress = call.poll(polls.min(1)).await?;
         let mut after = None;
         if polls > 0 {
-            if let (Company::Before, Some(before)) = (company, &mut before) {
+            if let (Company::Before | Company::BetweenReadinessAndCall, Some(before)) = (company, &mut before) {
                 trial.script.release();
                 self.must_end(&trial, before).await?;
             }
@@ -377,7 +390,7 @@ impl Checks<'_> {
             On::AClone => trial.must(Law::State, || service.another())?,
             On::AnotherService => trial.service()?,
             On::AServiceOfTheClonedLayer => trial.must(Law::State, || trial.value.another().service(&trial.script))?,
-            On::AnotherLayer => trial.must(Law::State, || (self.make)().service(&trial.script))?,
+            On::AnotherLayer => trial.foreign_service()?,
         };
         let mut call = trial.begin(service.as_mut(), 1).await?;
         let how = match call.poll(usize::MAX).await? {

@@ -104,7 +104,8 @@ impl fmt::Display for Broken {
 /// The laws for a layer, over HTTP requests and responses (of `String`) unless told otherwise with [`over`](Laws::over).
 ///
 /// `make` makes a new layer value: each trial has one of its own, over a [`Script`]. Make it as tight as it can be, a limit of one or
-/// a circuit that opens at the first failure: what a trial shows is whether the second call still gets through.
+/// a circuit that opens at the first failure: what a trial shows is whether the second call still gets through. It is made inside of a
+/// scope, and the calls come from there: a layer that opens scopes takes [`Scope::current`](crate::Scope::current) as their parent.
 ///
 /// ```
 /// use std::time::Duration;

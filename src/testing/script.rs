@@ -278,6 +278,11 @@ impl Script {
         self.state().log.clone()
     }
 
+    /// Whether there are acts that no call has taken yet.
+    pub(super) fn has_acts(&self) -> bool {
+        !self.state().acts.is_empty()
+    }
+
     /// How the contract was broken, if it was.
     pub(super) fn violation(&self) -> Option<&'static str> {
         self.state().violation

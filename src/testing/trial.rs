@@ -76,6 +76,7 @@ pub(super) struct Fault {
 pub(super) type Checked<T = ()> = Result<T, Fault>;
 
 pub(super) struct Trial<'a> {
+    make: &'a dyn Fn() -> Box<dyn Value>,
     pub(super) value: Box<dyn Value>,
     pub(super) script: Script,
     /// Services that are ready on purpose: one inner service of each may be ready too.
@@ -87,18 +88,25 @@ pub(super) struct Trial<'a> {
 }
 
 impl<'a> Trial<'a> {
-    pub(super) fn new(value: Box<dyn Value>, except: &'a [Law]) -> Self {
+    pub(super) fn new(make: &'a dyn Fn() -> Box<dyn Value>, except: &'a [Law]) -> Self {
         let script = Script::new();
         let scope = Scope::root("around the layer");
+        let value = scope.enter(make);
         script.expect_within(&scope);
         let far = clock::now() + LONG * 24 * 365;
         let gauges = value.gauges();
-        Self { value, script, idle: Cell::new(0), except, gauges, scope, limit: Limit::NONE.or_at(far) }
+        Self { make, value, script, idle: Cell::new(0), except, gauges, scope, limit: Limit::NONE.or_at(far) }
     }
 
     /// A service that the layer value makes.
     pub(super) fn service(&self) -> Checked<Box<dyn Subject>> {
         self.must(Law::Contract, || self.value.service(&self.script))
+    }
+
+    /// A service that another layer value makes.
+    pub(super) fn foreign_service(&self) -> Checked<Box<dyn Subject>> {
+        let other = self.scope.enter(self.make);
+        self.must(Law::Contract, || other.service(&self.script))
     }
 
     pub(super) fn demand(&self, law: Law, holds: bool, how: impl FnOnce() -> String) -> Checked {
@@ -190,9 +198,14 @@ impl<'a> Trial<'a> {
     /// Makes a service ready and calls it. Its response is not polled yet.
     pub(super) async fn begin(&self, service: &mut dyn Subject, number: u64) -> Checked<Call<'_, 'a>> {
         match self.ready(service).await? {
-            Some(progress) => Ok(Call { trial: self, future: None, woken: Arc::default(), progress }),
+            Some(progress) => Ok(self.in_vain(progress)),
             None => self.begin_ready(service, number),
         }
+    }
+
+    /// No call: the service did not become ready.
+    pub(super) fn in_vain(&self, progress: Progress) -> Call<'_, 'a> {
+        Call { trial: self, future: None, woken: Arc::default(), progress }
     }
 
     /// Calls a service that is ready.

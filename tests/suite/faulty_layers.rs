@@ -248,7 +248,7 @@ fn each_fault_breaks_its_law() {
     let table: [(Fault, &[Law], &str); 17] = [
         (Fault::CallsAClone, &[Law::Contract], "called without being ready"),
         (Fault::PollsAfterTheEnd, &[Law::Contract], "polled after it had ended"),
-        (Fault::HasAPermitWhileReady, &[Law::Idle], "the gauges were (1, 0), and are (0, 0)"),
+        (Fault::HasAPermitWhileReady, &[Law::Idle, Law::Wakes], "the gauges were (1, 0), and are (0, 0)"),
         (Fault::CountsEachPollForReadiness, &[Law::Readiness], "the gauges were (1, 0), and are (1, 4)"),
         (Fault::HoardsReadiness, &[Law::Waiting], "the response is pending, while an inner service"),
         (Fault::KeepsReadinessWhenItRefuses, &[Law::Release, Law::Panics], "neither called nor dropped: 1"),
