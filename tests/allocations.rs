@@ -1,0 +1,120 @@
+//! The happy path allocates nothing. A binary of its own, because it has an allocator of its own: one that counts for each thread.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::{Pin, pin},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use tower::{Layer, Service, ServiceBuilder, layer::layer_fn, util::BoxService};
+use ziggurat::{
+    Error, circuit_breaker::CircuitBreakerLayer, concurrency_limit::ConcurrencyLimitLayer, retry::RetryLayer,
+    timeout::TimeoutLayer,
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Answers after it was pending so many times, and never allocates.
+#[derive(Clone)]
+struct Inner {
+    pending: usize,
+}
+
+struct Answer {
+    pending: usize,
+}
+
+impl<Req> Service<Req> for Inner {
+    type Response = &'static str;
+    type Error = Error<Infallible>;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Req) -> Answer {
+        Answer { pending: self.pending }
+    }
+}
+
+impl Future for Answer {
+    type Output = Result<&'static str, Error<Infallible>>;
+
+    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.pending > 0 {
+            self.pending -= 1;
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok("answer"))
+    }
+}
+
+/// How often one call allocates, from readiness to the end, when others came before it.
+fn allocations<L, Req>(layer: L, pending: usize, request: impl Fn() -> Req) -> u64
+where
+    L: Layer<Inner, Service: Service<Req, Response = &'static str, Error = Error<Infallible>>>,
+{
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let _runtime = runtime.enter();
+    let mut service = layer.layer(Inner { pending });
+    let mut call = |request| {
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(service.poll_ready(&mut context).is_ready());
+        let mut response = pin!(service.call(request));
+        for _ in 0..pending {
+            assert!(response.as_mut().poll(&mut context).is_pending());
+        }
+        assert!(matches!(response.poll(&mut context), Poll::Ready(Ok("answer"))));
+    };
+    for _ in 0..3 {
+        call(request());
+    }
+    let request = request();
+    allocation_counter::measure(|| call(request)).count_total
+}
+
+/// For each layer, and for a response that is ready at once and one that is pending first.
+macro_rules! these_allocate_nothing {
+    ($($name:ident: $layer:expr;)*) => {$(
+        #[test]
+        fn $name() {
+            for pending in [0, 1, 2] {
+                assert_eq!(allocations($layer, pending, || 7_u64), 0, "pending {pending} times");
+            }
+        }
+    )*};
+}
+
+these_allocate_nothing! {
+    timeout: TimeoutLayer::new(SECOND);
+    timeout_by_request: TimeoutLayer::new(|seconds: &u64| Duration::from_secs(*seconds));
+    retry: RetryLayer::new();
+    concurrency_limit: ConcurrencyLimitLayer::new(1);
+    circuit_breaker_by_failures_in_a_row: CircuitBreakerLayer::consecutive(5);
+    circuit_breaker_by_rate_over_time: CircuitBreakerLayer::failure_rate(0.5);
+    circuit_breaker_by_rate_over_calls: CircuitBreakerLayer::failure_rate(0.5).over_calls(100);
+    circuit_breaker_with_slow_calls: CircuitBreakerLayer::failure_rate(0.5).slow_calls(SECOND, 0.5);
+    the_stack_of_the_four: ServiceBuilder::new()
+        .layer(TimeoutLayer::new(10 * SECOND))
+        .layer(RetryLayer::new())
+        .layer(CircuitBreakerLayer::failure_rate(0.5))
+        .layer(ConcurrencyLimitLayer::new(64))
+        .layer(TimeoutLayer::new(SECOND))
+        .into_inner();
+}
+
+#[test]
+fn of_a_retry_only_the_copy_of_the_request_allocates() {
+    let request = || "a request that is copied".to_owned();
+    assert_eq!(allocations(RetryLayer::new(), 0, request), 1);
+    assert_eq!(allocations(RetryLayer::new().max_attempts(1), 0, request), 0);
+}
+
+/// What all the others compare with zero.
+#[test]
+fn an_allocation_is_counted() {
+    assert_eq!(allocations(layer_fn(BoxService::<u64, _, _>::new), 0, || 7_u64), 1);
+}
