@@ -96,8 +96,7 @@ impl<L> fmt::Debug for TimeoutLayer<L> {
 
 /// The service of [`TimeoutLayer`].
 #[derive(Debug, Clone)]
-pub struct Timeout<S, L = Duration> {
-    // not a Service? see "It does not compile" in the docs of ziggurat::Reject
+pub struct Timeout<S, L = Duration> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
     inner: S,
     layer: TimeoutLayer<L>,
 }

@@ -352,8 +352,7 @@ impl<C> fmt::Debug for CircuitBreakerLayer<C> {
 }
 
 /// The service of [`CircuitBreakerLayer`].
-pub struct CircuitBreaker<S, C = FailOnError> {
-    // not a Service? see "It does not compile" in the docs of ziggurat::Reject
+pub struct CircuitBreaker<S, C = FailOnError> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
     inner: S,
     circuit: Circuit,
     classify: C,

@@ -144,8 +144,7 @@ impl<S> Layer<S> for ConcurrencyLimitLayer {
 
 /// The service of [`ConcurrencyLimitLayer`].
 #[derive(Debug, Clone)]
-pub struct ConcurrencyLimit<S> {
-    // not a Service? see "It does not compile" in the docs of ziggurat::Reject
+pub struct ConcurrencyLimit<S> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
     inner: S,
     // Shared by all clones: one counter is cheaper than a copy of it all.
     layer: Arc<ConcurrencyLimitLayer>,

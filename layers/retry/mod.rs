@@ -221,8 +221,8 @@ where
 
 /// The service of [`RetryLayer`].
 #[derive(Debug)]
-pub struct Retry<S, C = FailOnError, P = Cloned, B = Backoff> {
-    // not a Service? see "It does not compile" in the docs of ziggurat::Reject
+pub struct Retry<S, C = FailOnError, P = Cloned, B = Backoff> /* not a Service? see ziggurat::Reject, "It does not compile" */
+{
     inner: S,
     // Shared with the response futures: one counter is cheaper than a copy of it all.
     layer: Arc<RetryLayer<C, P, B>>,
