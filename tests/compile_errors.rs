@@ -1,0 +1,155 @@
+//! Whoever makes one of the commonest mistakes reads in the compiler's message what to write instead.
+//!
+//! This file is compiled once more for each mistake, by `cargo rustc` with a `--cfg` that lets one of them in. That shares the target
+//! directory, the dependencies and the lock file with the run that this test is part of, so it takes a fraction of a second, needs no
+//! network, and a target of its own name cannot be left behind. (trybuild compares all that the compiler says, which
+//! differs between its versions, and builds all dependencies once more; `compile_fail` doc tests do not look at the message.)
+
+#[cfg(mistake)]
+#[allow(unused, reason = "one mistake is in at a time")]
+mod mistakes {
+    use std::{convert::Infallible, io, time::Duration};
+
+    use http::{Request, Response};
+    use tower::{ServiceBuilder, ServiceExt, service_fn, util::BoxCloneSyncService};
+    use ziggurat::{Error, retry::RetryLayer, timeout::TimeoutLayer};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    async fn read(path: String) -> io::Result<String> {
+        Ok(path)
+    }
+
+    #[cfg(mistake = "no_map_err")]
+    fn mistake() {
+        let service = ServiceBuilder::new().layer(TimeoutLayer::new(SECOND)).service_fn(read);
+        BoxCloneSyncService::new(service);
+    }
+
+    #[cfg(mistake = "no_map_err_and_a_call")]
+    async fn mistake() {
+        let service = ServiceBuilder::new().layer(RetryLayer::new()).layer(TimeoutLayer::new(SECOND)).service_fn(read);
+        service.oneshot(String::new()).await;
+    }
+
+    #[cfg(mistake = "body_without_default")]
+    fn mistake() {
+        struct Traced;
+        let handler = |_: Request<String>| async { Ok::<_, Infallible>(Response::new(Traced)) };
+        let service = ServiceBuilder::new().layer(TimeoutLayer::new(SECOND)).service_fn(handler);
+        BoxCloneSyncService::new(service);
+    }
+
+    #[cfg(mistake = "setting_of_another_type")]
+    fn mistake() {
+        let layer = TimeoutLayer::new(|_: &String| 1_000_u64);
+        let service = ServiceBuilder::new().layer(layer).map_err(Error::Service).service_fn(read);
+        BoxCloneSyncService::new(service);
+    }
+
+    #[cfg(mistake = "bare_closure")]
+    fn mistake() {
+        let layer = TimeoutLayer::new(|_| SECOND);
+        let service = ServiceBuilder::new().layer(layer).map_err(Error::Service).service_fn(read);
+        BoxCloneSyncService::new(service);
+    }
+
+    #[cfg(mistake = "request_that_is_not_clone")]
+    fn mistake() {
+        struct Upload;
+        let send = |_: Upload| async { io::Result::Ok(()) };
+        let service = ServiceBuilder::new().layer(RetryLayer::new()).map_err(Error::Service).service_fn(send);
+        BoxCloneSyncService::new(service);
+    }
+
+    #[cfg(mistake = "body_that_is_not_clone")]
+    fn mistake() {
+        struct Upload;
+        let send = |_: Request<Upload>| async { io::Result::Ok(Response::new(())) };
+        let service = ServiceBuilder::new().layer(RetryLayer::http()).map_err(Error::Service).service_fn(send);
+        BoxCloneSyncService::new(service);
+    }
+
+    #[cfg(mistake = "none")]
+    fn mistake() {
+        let layer = TimeoutLayer::new(|_: &String| SECOND);
+        let service = ServiceBuilder::new()
+            .layer(RetryLayer::new())
+            .layer(layer)
+            .map_err(Error::Service)
+            .service(service_fn(read));
+        BoxCloneSyncService::new(service);
+    }
+}
+
+#[cfg(not(mistake))]
+mod tests {
+    use std::{env, path::Path, process::Command};
+
+    /// Whether this file compiles with this mistake, and what the compiler says.
+    fn compile(mistake: &str) -> (bool, String) {
+        // Where this test was built, whatever the profile: `target/debug/deps/compile_errors-..`.
+        let built = env::current_exe().unwrap();
+        let profile = built.parent().and_then(Path::parent).and_then(Path::file_name).unwrap().to_str().unwrap();
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
+        let output = Command::new(env!("CARGO"))
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .args(["rustc", "--offline", "--color=never", "--test=compile_errors", "--target-dir"])
+            .arg(target)
+            .args(["--profile", if profile == "debug" { "dev" } else { profile }])
+            .args(["--", "--emit=metadata", "--cfg=mistake", &format!("--cfg=mistake=\"{mistake}\"")])
+            .output()
+            .unwrap();
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    }
+
+    /// Otherwise the other tests would show nothing.
+    #[test]
+    fn what_is_right_compiles() {
+        let (compiles, said) = compile("none");
+        assert!(compiles, "{said}");
+    }
+
+    #[test]
+    fn a_mistake_is_answered_with_what_to_write() {
+        for (mistake, sentences) in [
+            (
+                "no_map_err",
+                &[
+                    "a layer has to answer in place of the service, and `std::io::Error` cannot say so in a service that answers `String`",
+                    "put `.map_err(ziggurat::Error::Service)` innermost, next to the service",
+                ] as &[_],
+            ),
+            ("no_map_err_and_a_call", &["not a Service? see ziggurat::Reject, \"It does not compile\""]),
+            ("body_without_default", &["an HTTP service that is `Infallible` needs a response body that is `Default`"]),
+            (
+                "setting_of_another_type",
+                &[
+                    "is not a setting of type `Duration` for a request of type `String`",
+                    "a closure that names its argument's type: `|req: &String| ..`, returning `Duration` or `Option<Duration>`",
+                ],
+            ),
+            // Here no sentence of ours can stand. This is the one that the docs of `Reject` explain.
+            ("bare_closure", &["implementation of `FnOnce` is not general enough"]),
+            (
+                "request_that_is_not_clone",
+                &[
+                    "a retry cannot copy a request of type `",
+                    "Upload` by `ziggurat::retry::Cloned`",
+                    ".copy(|req: &",
+                    "where `None` means that it is sent once",
+                ],
+            ),
+            (
+                "body_that_is_not_clone",
+                &["`Idempotent` an `http::Request` whose body is `Clone`, such as `http_body_util::Full<Bytes>`"],
+            ),
+        ] {
+            let (compiles, said) = compile(mistake);
+            assert!(!compiles, "{mistake} compiles");
+            for sentence in sentences {
+                assert!(said.contains(sentence), "{mistake}: no `{sentence}` in\n{said}");
+            }
+        }
+    }
+}
