@@ -1,4 +1,5 @@
 //! The happy path allocates nothing. A binary of its own, because it has an allocator of its own: one that counts for each thread.
+#![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
 use std::{
     convert::Infallible,

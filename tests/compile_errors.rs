@@ -4,6 +4,7 @@
 //! directory, the dependencies and the lock file with the run that this test is part of, so it takes a fraction of a second, needs no
 //! network, and a target of its own name cannot be left behind. (trybuild compares all that the compiler says, which
 //! differs between its versions, and builds all dependencies once more; `compile_fail` doc tests do not look at the message.)
+#![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
 #[cfg(mistake)]
 #[allow(unused, reason = "one mistake is in at a time")]

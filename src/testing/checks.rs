@@ -15,26 +15,28 @@ const POLLS: usize = 64;
 
 /// The faults of a layer, at most one for each law.
 pub(super) fn faults(make: &dyn Fn() -> Box<dyn Value>, stateful: bool, except: &[Law]) -> Vec<Fault> {
-    let checks = Checks { make, stateful, except };
     let runtime = runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     let runtime = runtime.unwrap_or_else(|error| panic!("the laws need a runtime: {error}"));
     // Unconstrained: polls are counted here, and a task that has used up its share is pending where it would not be otherwise.
     runtime.block_on(task::unconstrained(async {
         let mut faults: Vec<Fault> = Vec::new();
-        for checked in [
-            checks.plain_calls().await,
-            checks.idle().await,
-            checks.readiness().await,
-            checks.dropped_anywhere().await,
-            checks.shared_state().await,
-            checks.outcomes().await,
-            checks.panics().await,
-        ] {
-            if let Err(fault) = checked
-                && !except.contains(&fault.law)
-                && faults.iter().all(|known| known.law != fault.law)
-            {
-                faults.push(fault);
+        for deadline in [false, true] {
+            let checks = Checks { make, stateful, except, deadline };
+            for checked in [
+                checks.plain_calls().await,
+                checks.idle().await,
+                checks.readiness().await,
+                checks.dropped_anywhere().await,
+                checks.shared_state().await,
+                checks.outcomes().await,
+                checks.panics().await,
+            ] {
+                if let Err(fault) = checked
+                    && !except.contains(&fault.law)
+                    && faults.iter().all(|known| known.law != fault.law)
+                {
+                    faults.push(fault);
+                }
             }
         }
         faults
@@ -45,6 +47,8 @@ struct Checks<'a> {
     make: &'a dyn Fn() -> Box<dyn Value>,
     stateful: bool,
     except: &'a [Law],
+    /// Whether there is a deadline around the layer, which is far away.
+    deadline: bool,
 }
 
 /// What happened before.
@@ -93,7 +97,7 @@ struct Case {
 
 impl Checks<'_> {
     fn trial(&self) -> Trial<'_> {
-        Trial::new(self.make, self.except)
+        Trial::new(self.make, self.except, self.deadline)
     }
 
     async fn plain_calls(&self) -> Checked {

@@ -395,3 +395,33 @@ impl Outcome {
         Self::Other(format!("the error `{error}`, which is none of the inner service's"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tower::layer::layer_fn;
+
+    use super::*;
+    use crate::ambient::{self, Attempt};
+
+    /// Only this crate can change what is ambient and leave it like that, so this layer is not among the other faulty ones.
+    #[test]
+    fn what_is_left_ambient_is_found() {
+        #[derive(Clone)]
+        struct Leaves<S>(S);
+        impl<S: Service<Req>, Req> Service<Req> for Leaves<S> {
+            type Response = S::Response;
+            type Error = S::Error;
+            type Future = S::Future;
+            fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+                self.0.poll_ready(cx)
+            }
+            fn call(&mut self, request: Req) -> S::Future {
+                ambient::set(Attempt(2));
+                self.0.call(request)
+            }
+        }
+        let broken = laws(|| layer_fn(Leaves)).broken();
+        assert_eq!(broken.iter().map(Broken::law).collect::<Vec<_>>(), [Law::Ambient]);
+        assert!(broken[0].to_string().contains("is not what it was before"), "{}", broken[0]);
+    }
+}

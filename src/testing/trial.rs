@@ -88,14 +88,14 @@ pub(super) struct Trial<'a> {
 }
 
 impl<'a> Trial<'a> {
-    pub(super) fn new(make: &'a dyn Fn() -> Box<dyn Value>, except: &'a [Law]) -> Self {
+    pub(super) fn new(make: &'a dyn Fn() -> Box<dyn Value>, except: &'a [Law], deadline: bool) -> Self {
         let script = Script::new();
         let scope = Scope::root("around the layer");
         let value = scope.enter(make);
         script.expect_within(&scope);
-        let far = clock::now() + LONG * 24 * 365;
+        let limit = if deadline { Limit::at(clock::now() + LONG * 24 * 365) } else { Limit::NONE };
         let gauges = value.gauges();
-        Self { make, value, script, idle: Cell::new(0), except, gauges, scope, limit: Limit::NONE.or_at(far) }
+        Self { make, value, script, idle: Cell::new(0), except, gauges, scope, limit }
     }
 
     /// A service that the layer value makes.
