@@ -15,8 +15,9 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::{
+    act::Failure,
     checks,
-    script::{Failure, Script, Scripted},
+    script::{Script, Scripted},
     trial::{Fault, Outcome, Subject, Value},
 };
 use crate::{Error, Rejection};

@@ -18,13 +18,16 @@ use std::{
 
 use tower_service::Service;
 
+mod act;
 mod checks;
 mod laws;
 mod script;
+mod sharing;
 mod trial;
 
+pub use act::{Act, Failure};
 pub use laws::{Broken, HttpNumber, Law, Laws, Number, laws, laws_with_gauges};
-pub use script::{Act, Entry, Failure, Script, Scripted, ScriptedResponse};
+pub use script::{Entry, Script, Scripted, ScriptedResponse};
 
 /// A service that panics when it is called without having been polled ready. A clone is not ready.
 #[derive(Debug, Default)]

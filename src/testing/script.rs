@@ -14,109 +14,8 @@ use std::{
 
 use tower_service::Service;
 
+use super::act::{Act, At, Failure, How};
 use crate::{Error, Scope};
-
-/// What a [`Scripted`] service does with one call: from its readiness to the end of its response.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[must_use]
-pub struct Act {
-    pending_at_readiness: usize,
-    pending: usize,
-    held: bool,
-    ends: How,
-    at: At,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum How {
-    Answer,
-    Error,
-    Panic,
-    Hang,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum At {
-    Readiness,
-    Call,
-    Response,
-}
-
-impl Act {
-    const fn new(ends: How) -> Self {
-        Self { pending_at_readiness: 0, pending: 0, held: false, ends, at: At::Response }
-    }
-
-    /// It answers, at once unless told otherwise.
-    pub const fn answer() -> Self {
-        Self::new(How::Answer)
-    }
-
-    /// It fails with a [`Failure`].
-    pub const fn error() -> Self {
-        Self::new(How::Error)
-    }
-
-    /// It panics, without a message on the terminal.
-    pub const fn panic() -> Self {
-        Self::new(How::Panic)
-    }
-
-    /// It never ends, and nothing wakes who waits for it.
-    pub const fn hang() -> Self {
-        Self::new(How::Hang)
-    }
-
-    /// First it is pending so many times at its readiness. Each time it wakes the task at once, so that it is polled again.
-    pub const fn pending_at_readiness(mut self, times: usize) -> Self {
-        self.pending_at_readiness = times;
-        self
-    }
-
-    /// First its response is pending so many times. Each time it wakes the task at once, so that it is polled again.
-    pub const fn pending(mut self, times: usize) -> Self {
-        self.pending = times;
-        self
-    }
-
-    /// First its response waits for the next [`Script::release`].
-    pub const fn held(mut self) -> Self {
-        self.held = true;
-        self
-    }
-
-    /// It is its readiness that fails, panics or hangs: no call is made.
-    pub const fn at_readiness(mut self) -> Self {
-        self.at = At::Readiness;
-        self
-    }
-
-    /// It is `call` itself that panics. What else an act ends with stays in the response.
-    pub const fn in_call(mut self) -> Self {
-        self.at = At::Call;
-        self
-    }
-
-    pub(super) const fn answers(self) -> bool {
-        matches!(self.ends, How::Answer)
-    }
-
-    pub(super) const fn hangs(self) -> bool {
-        matches!(self.ends, How::Hang)
-    }
-}
-
-/// The error of a [`Scripted`] service: the number of the outcome, as an answer has one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Failure(pub u64);
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "failure {}", self.0)
-    }
-}
-
-impl std::error::Error for Failure {}
 
 /// Something that was done to a [`Scripted`] service. Services and calls are numbered from 1, each clone is a service of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,11 +39,11 @@ pub enum Entry {
 /// its act back.
 ///
 /// ```
-/// use tower::{Service, ServiceExt};
+/// use tower::ServiceExt;
 /// use ziggurat::testing::{Act, Script, Task};
 ///
 /// let script = Script::new().then(Act::answer().pending(1)).then(Act::error());
-/// let mut service = script.service(|number| format!("answer {number}"));
+/// let service = script.service(|number| format!("answer {number}"));
 ///
 /// let mut first = Task::new(service.clone().oneshot("a request"));
 /// assert!(first.poll().is_pending());
@@ -153,8 +52,8 @@ pub enum Entry {
 /// assert_eq!((script.calls(), script.in_flight()), (1, 0));
 ///
 /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
-/// assert!(service.ready().await.unwrap().call("another").await.is_err());
-/// assert_eq!(service.ready().await.unwrap().call("a third").await.unwrap(), "answer 2");
+/// assert!(service.clone().oneshot("another").await.is_err());
+/// assert_eq!(service.oneshot("a third").await.unwrap(), "answer 2");
 /// # });
 /// ```
 #[derive(Debug, Clone, Default)]

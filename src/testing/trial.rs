@@ -15,8 +15,9 @@ use std::{
 };
 
 use super::{
+    act::Act,
     laws::Law,
-    script::{Act, Script, ScriptedPanic},
+    script::{Script, ScriptedPanic},
 };
 use crate::{Scope, ambient, ambient::Attempt, clock, deadline::Limit};
 
