@@ -281,14 +281,32 @@ impl Checks<'_> {
         let service = if call.was_made() { service } else { trial.must(law, || service.another())? };
         call.drop(law)?;
 
+        // What was to happen to this call is not to happen to others.
+        trial.script.always(always);
         trial.script.release();
         for mut companion in [before, after].into_iter().flatten() {
             self.must_end(&trial, &mut companion).await?;
             companion.drop(law)?;
         }
         trial.at_rest(law)?;
+        if progress == Progress::Pending && company == Company::None && once.is_none() && always.answers() {
+            self.as_if_never_made(&trial, other.as_mut(), past).await?;
+        }
         trial.works(law, vec![service, other]).await?;
         Ok(progress != Progress::Pending)
+    }
+
+    /// A call that was dropped before the inner service gave an outcome makes no difference to the next one.
+    async fn as_if_never_made(&self, trial: &Trial<'_>, service: &mut dyn Subject, past: Past) -> Checked {
+        let found = self.finds(trial, service, Act::answer()).await?;
+        let without = self.trial();
+        self.live_through(&without, past).await?;
+        let expected = self.finds(&without, without.service()?.as_mut(), Act::answer()).await?;
+        trial.demand(Law::Release, found == expected, || {
+            format!(
+                "right after a call that was dropped, another one finds: {found:?}\n  without that one: {expected:?}"
+            )
+        })
     }
 
     async fn live_through(&self, trial: &Trial<'_>, past: Past) -> Checked {

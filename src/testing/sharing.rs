@@ -4,7 +4,7 @@ use super::{
     act::Act,
     checks::Checks,
     laws::Law,
-    trial::{Checked, Outcome, Progress},
+    trial::{Checked, Outcome, Progress, Subject, Trial},
 };
 
 impl Checks<'_> {
@@ -52,8 +52,6 @@ impl Checks<'_> {
                 held = Some(self.in_flight(&trial, service.as_mut()).await?);
             }
         }
-        trial.script.always(act);
-        let calls = trial.script.calls();
         let mut service = match on {
             On::TheSame => service,
             On::ACloneFromBefore => clone,
@@ -62,7 +60,16 @@ impl Checks<'_> {
             On::AServiceOfTheClonedLayer => trial.must(Law::State, || trial.value.another().service(&trial.script))?,
             On::AnotherLayer => trial.foreign_service()?,
         };
-        let mut call = trial.begin(service.as_mut(), 1).await?;
+        let found = self.finds(&trial, service.as_mut(), act).await?;
+        held.map_or(Ok(()), |held| held.drop(Law::State))?;
+        Ok(found)
+    }
+
+    /// What a call finds that is made now, over an inner service that does this.
+    pub(super) async fn finds(&self, trial: &Trial<'_>, service: &mut dyn Subject, act: Act) -> Checked<Found> {
+        trial.script.always(act);
+        let calls = trial.script.calls();
+        let mut call = trial.begin(service, 1).await?;
         let how = match call.poll(usize::MAX).await? {
             Progress::Ended(Outcome::Answered(_)) => "an answer".into(),
             Progress::Ended(Outcome::Failed(_)) => "an error".into(),
@@ -70,7 +77,6 @@ impl Checks<'_> {
         };
         let calls = trial.script.calls() - calls;
         call.drop(Law::State)?;
-        held.map_or(Ok(()), |held| held.drop(Law::State))?;
         Ok(Found { how, calls })
     }
 }
@@ -97,7 +103,7 @@ enum On {
 
 /// What a call finds: how it ends, and how many calls of the inner service it takes.
 #[derive(Debug, PartialEq, Eq)]
-struct Found {
+pub(super) struct Found {
     how: String,
     calls: u64,
 }
