@@ -148,15 +148,14 @@ pub fn laws<L>(make: impl Fn() -> L) -> Laws<impl Fn() -> (L, fn())> {
 /// Whenever nothing is under way it has to give the same value as for a new layer.
 ///
 /// ```
-/// # use std::time::Duration;
-/// # use ziggurat::timeout::TimeoutLayer;
-/// use ziggurat::testing;
+/// use ziggurat::{concurrency_limit::ConcurrencyLimitLayer, testing};
 ///
 /// testing::laws_with_gauges(|| {
-///     let layer = TimeoutLayer::new(Duration::from_secs(1));
-///     let in_flight = || 0; // `let gate = layer.handle(); move || (gate.in_flight(), gate.waiting())`
-///     (layer, in_flight)
+///     let layer = ConcurrencyLimitLayer::new(1);
+///     let gate = layer.handle();
+///     (layer, move || (gate.in_flight(), gate.waiting()))
 /// })
+/// .stateful()
 /// .check();
 /// ```
 pub fn laws_with_gauges<M>(make: M) -> Laws<M> {

@@ -1,6 +1,7 @@
 //! A test kit for layers and stacks, this crate's and yours (feature `test-util`).
 //!
-//! - [`laws`] checks the laws that every layer should keep to, in a line or two.
+//! - [`laws`] checks the laws that every layer should keep to, in a line or two: `testing::laws(|| MyLayer::new()).check()`. What
+//!   is acquired is released wherever a call is dropped, who waits is woken, clones share their state, and more: see [`Law`].
 //! - [`Script`] makes services that do what it says, and tells what was done to them.
 //! - [`Strict`] holds callers to the contract of a [`Service`]: it panics when it is called without being ready.
 //! - [`Task`] polls a future by hand, step by step, and tells whether it was woken.
