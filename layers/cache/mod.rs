@@ -257,8 +257,8 @@ impl<K, R, F, T, C, V: fmt::Debug> fmt::Debug for CacheLayer<K, R, F, T, C, V> {
 }
 
 /// The service of [`CacheLayer`].
-pub struct Cached<S, K, R, F, T = Duration, C = FailOnError, V = OnDemand> {
-    // not a Service? see "It does not compile" in the docs of ziggurat::Reject
+pub struct Cached<S, K, R, F, T = Duration, C = FailOnError, V = OnDemand> /* not a Service? see ziggurat::Reject, "It does not compile" */
+{
     inner: S,
     key: F,
     revalidate: V,
