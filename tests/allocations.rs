@@ -11,8 +11,8 @@ use std::{
 
 use tower::{Layer, Service, ServiceBuilder, layer::layer_fn, util::BoxService};
 use ziggurat::{
-    Error, circuit_breaker::CircuitBreakerLayer, concurrency_limit::ConcurrencyLimitLayer, retry::RetryLayer,
-    timeout::TimeoutLayer,
+    Error, cache::CacheLayer, circuit_breaker::CircuitBreakerLayer, concurrency_limit::ConcurrencyLimitLayer,
+    retry::RetryLayer, timeout::TimeoutLayer,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -112,6 +112,12 @@ fn of_a_retry_only_the_copy_of_the_request_allocates() {
     let request = || "a request that is copied".to_owned();
     assert_eq!(allocations(RetryLayer::new(), 0, request), 1);
     assert_eq!(allocations(RetryLayer::new().max_attempts(1), 0, request), 0);
+}
+
+#[test]
+fn a_hit_of_a_cache() {
+    let layer = CacheLayer::new(10, SECOND, |number: &u64| Some(*number));
+    assert_eq!(allocations(layer, 0, || 7_u64), 0);
 }
 
 /// What all the others compare with zero.

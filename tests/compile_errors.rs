@@ -13,7 +13,7 @@ mod mistakes {
 
     use http::{Request, Response};
     use tower::{ServiceBuilder, ServiceExt, service_fn, util::BoxCloneSyncService};
-    use ziggurat::{Error, retry::RetryLayer, timeout::TimeoutLayer};
+    use ziggurat::{Error, cache::CacheLayer, retry::RetryLayer, timeout::TimeoutLayer};
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -30,6 +30,13 @@ mod mistakes {
     #[cfg(mistake = "no_map_err_and_a_call")]
     async fn mistake() {
         let service = ServiceBuilder::new().layer(RetryLayer::new()).layer(TimeoutLayer::new(SECOND)).service_fn(read);
+        service.oneshot(String::new()).await;
+    }
+
+    #[cfg(mistake = "no_map_err_and_a_call_to_a_cache")]
+    async fn mistake() {
+        let cache = CacheLayer::new(1, SECOND, |path: &String| Some(path.clone()));
+        let service = ServiceBuilder::new().layer(cache).service_fn(read);
         service.oneshot(String::new()).await;
     }
 
@@ -121,7 +128,9 @@ mod tests {
                     "put `.map_err(ziggurat::Error::Service)` innermost, next to the service",
                 ] as &[_],
             ),
-            ("no_map_err_and_a_call", &["not a Service? see ziggurat::Reject, \"It does not compile\""]),
+            // What follows in that line is cut where the line is long.
+            ("no_map_err_and_a_call", &["not a Service? see ziggurat::Reject"]),
+            ("no_map_err_and_a_call_to_a_cache", &["not a Service? see ziggurat::Reject"]),
             ("body_without_default", &["an HTTP service that is `Infallible` needs a response body that is `Default`"]),
             (
                 "setting_of_another_type",

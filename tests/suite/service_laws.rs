@@ -2,18 +2,22 @@
 
 use std::time::Duration;
 
-use http::Request;
+use http::{Request, Response, Uri};
+use tower::ServiceBuilder;
 use ziggurat::{
-    Scope,
+    HttpStatus, Scope,
+    cache::CacheLayer,
     circuit_breaker::CircuitBreakerLayer,
     concurrency_limit::ConcurrencyLimitLayer,
     context::ContextLayer,
     retry::{Budget, RetryLayer},
-    testing::{laws, laws_with_gauges},
+    testing::{Law, laws, laws_with_gauges},
     timeout::TimeoutLayer,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A test for each layer: a line that makes a layer value as tight as it can be, with the gauges that its handle has.
 macro_rules! these_keep_to_the_laws {
@@ -28,7 +32,7 @@ macro_rules! these_keep_to_the_laws {
 these_keep_to_the_laws! {
     timeout: laws(|| TimeoutLayer::new(SECOND));
     timeout_without_a_limit: laws(|| TimeoutLayer::new(|_: &Request<String>| None));
-    retry: laws(|| RetryLayer::http().budget(budget())).stateful();
+    retry: laws(|| RetryLayer::http().budget(tight_budget())).stateful();
     retry_without_a_pause: laws(|| RetryLayer::new().max_attempts(5).backoff(Duration::ZERO));
     retry_of_what_is_sent_once: laws(|| RetryLayer::new().copy(|_: &Request<String>| None));
     concurrency_limit: laws_with_gauges(|| limited(ConcurrencyLimitLayer::new(1))).stateful();
@@ -36,18 +40,48 @@ these_keep_to_the_laws! {
     concurrency_limit_that_sheds: laws_with_gauges(|| limited(ConcurrencyLimitLayer::new(1).max_waiting(0))).stateful();
     circuit_breaker: laws(|| CircuitBreakerLayer::consecutive(1)).stateful();
     circuit_breaker_by_rate: laws(|| CircuitBreakerLayer::http().over_calls(1).slow_calls(SECOND, 1.0)).stateful();
+    cache: laws(cached).stateful();
+    cache_that_stores_nothing: laws(|| CacheLayer::new(1, Duration::ZERO, key)).stateful();
+    cache_that_is_passed_by: laws(|| CacheLayer::new(1, MINUTE, |_: &Request<String>| None::<Uri>));
+    cache_that_answers_stale_if_error: laws(|| cached().stale_if_error(DAY)).stateful();
+    cache_that_revalidates: laws(|| cached().stale_while_revalidate(DAY)).stateful().except(Law::Release);
     context: laws(|| ContextLayer::new(around()).state(|req: &Request<String>| req.uri().clone()));
     context_without_http: laws(|| ContextLayer::ambient(around())).over(|n| n, |n| n, |answer: &u64| *answer);
+    the_recommended_stack: laws_with_gauges(|| {
+        let limit = ConcurrencyLimitLayer::new(1).max_waiting(1);
+        let gate = limit.handle();
+        let stack = ServiceBuilder::new()
+            .layer(ContextLayer::new(around()).state(|req: &Request<String>| req.uri().clone()))
+            .layer(cached().classify(HttpStatus))
+            .layer(TimeoutLayer::new(10 * SECOND))
+            .layer(RetryLayer::http().budget(tight_budget()))
+            .layer(CircuitBreakerLayer::http().over_calls(1))
+            .layer(limit)
+            .layer(TimeoutLayer::new(|_: &Request<String>| Scope::current().map(|_| SECOND)))
+            .into_inner();
+        (stack, move || (gate.in_flight(), gate.waiting()))
+    }).stateful();
 }
 
 /// A first failure earns a retry for the second one.
-fn budget() -> Budget {
+fn tight_budget() -> Budget {
     Budget::new(1.0).min_per_second(0)
 }
 
 fn limited(limit: ConcurrencyLimitLayer) -> (ConcurrencyLimitLayer, impl Fn() -> (usize, usize)) {
     let gate = limit.handle();
     (limit, move || (gate.in_flight(), gate.waiting()))
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "None would go past the cache")]
+fn key(request: &Request<String>) -> Option<Uri> {
+    Some(request.uri().clone())
+}
+
+type Cache = CacheLayer<Uri, Response<String>, fn(&Request<String>) -> Option<Uri>>;
+
+fn cached() -> Cache {
+    CacheLayer::new(10, MINUTE, key)
 }
 
 fn around() -> Scope {
