@@ -21,7 +21,8 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A test for each layer: a line that makes a layer value as tight as it can be, with the gauges that its handle has.
 macro_rules! these_keep_to_the_laws {
-    ($($name:ident: $laws:expr;)*) => {$(
+    ($($(#[$meta:meta])* $name:ident: $laws:expr;)*) => {$(
+        $(#[$meta])*
         #[test]
         fn $name() {
             $laws.check();
@@ -30,21 +31,27 @@ macro_rules! these_keep_to_the_laws {
 }
 
 these_keep_to_the_laws! {
+    /// Shows: T2, T6
     timeout: laws(|| TimeoutLayer::new(SECOND));
     timeout_without_a_limit: laws(|| TimeoutLayer::new(|_: &Request<String>| None));
+    /// Shows: R8
     retry: laws(|| RetryLayer::http().budget(tight_budget())).stateful();
     retry_without_a_pause: laws(|| RetryLayer::new().max_attempts(5).backoff(Duration::ZERO));
     retry_of_what_is_sent_once: laws(|| RetryLayer::new().copy(|_: &Request<String>| None));
+    /// Shows: L2, L4
     concurrency_limit: laws_with_gauges(|| limited(ConcurrencyLimitLayer::new(1))).stateful();
     concurrency_limit_that_waits_a_second: laws_with_gauges(|| limited(ConcurrencyLimitLayer::new(1).max_wait(SECOND))).stateful();
     concurrency_limit_that_sheds: laws_with_gauges(|| limited(ConcurrencyLimitLayer::new(1).max_waiting(0))).stateful();
+    /// Shows: B5
     circuit_breaker: laws(|| CircuitBreakerLayer::consecutive(1)).stateful();
     circuit_breaker_by_rate: laws(|| CircuitBreakerLayer::http().over_calls(1).slow_calls(SECOND, 1.0)).stateful();
+    /// Shows: C4
     cache: laws(cached).stateful();
     cache_that_stores_nothing: laws(|| CacheLayer::new(1, Duration::ZERO, key)).stateful();
     cache_that_is_passed_by: laws(|| CacheLayer::new(1, MINUTE, |_: &Request<String>| None::<Uri>));
     cache_that_answers_stale_if_error: laws(|| cached().stale_if_error(DAY)).stateful();
     cache_that_revalidates: laws(|| cached().stale_while_revalidate(DAY)).stateful().except(Law::Release);
+    /// Shows: X7
     context: laws(|| ContextLayer::new(around()).state(|req: &Request<String>| req.uri().clone()));
     context_without_http: laws(|| ContextLayer::ambient(around())).over(|n| n, |n| n, |answer: &u64| *answer);
     the_recommended_stack: laws_with_gauges(|| {
