@@ -30,6 +30,27 @@ macro_rules! these_keep_to_the_laws {
     )*};
 }
 
+/// A macro, because the type of a stack is nothing to write down.
+macro_rules! recommended_stack {
+    ($key:expr) => {
+        laws_with_gauges(|| {
+            let limit = ConcurrencyLimitLayer::new(1).max_waiting(1);
+            let gate = limit.handle();
+            let stack = ServiceBuilder::new()
+                .layer(ContextLayer::new(around()).state(|req: &Request<String>| req.uri().clone()))
+                .layer(CacheLayer::<Uri, _, _>::new(10, MINUTE, $key).classify(HttpStatus))
+                .layer(TimeoutLayer::new(10 * SECOND))
+                .layer(RetryLayer::http().budget(tight_budget()))
+                .layer(CircuitBreakerLayer::http().over_calls(1))
+                .layer(limit)
+                .layer(TimeoutLayer::new(|_: &Request<String>| Scope::current().map(|_| SECOND)))
+                .into_inner();
+            (stack, move || (gate.in_flight(), gate.waiting()))
+        })
+        .stateful()
+    };
+}
+
 these_keep_to_the_laws! {
     /// Shows: T2, T6
     timeout: laws(|| TimeoutLayer::new(SECOND));
@@ -54,20 +75,8 @@ these_keep_to_the_laws! {
     /// Shows: X7
     context: laws(|| ContextLayer::new(around()).state(|req: &Request<String>| req.uri().clone()));
     context_without_http: laws(|| ContextLayer::ambient(around())).over(|n| n, |n| n, |answer: &u64| *answer);
-    the_recommended_stack: laws_with_gauges(|| {
-        let limit = ConcurrencyLimitLayer::new(1).max_waiting(1);
-        let gate = limit.handle();
-        let stack = ServiceBuilder::new()
-            .layer(ContextLayer::new(around()).state(|req: &Request<String>| req.uri().clone()))
-            .layer(cached().classify(HttpStatus))
-            .layer(TimeoutLayer::new(10 * SECOND))
-            .layer(RetryLayer::http().budget(tight_budget()))
-            .layer(CircuitBreakerLayer::http().over_calls(1))
-            .layer(limit)
-            .layer(TimeoutLayer::new(|_: &Request<String>| Scope::current().map(|_| SECOND)))
-            .into_inner();
-        (stack, move || (gate.in_flight(), gate.waiting()))
-    }).stateful();
+    the_recommended_stack: recommended_stack!(key);
+    the_recommended_stack_past_its_cache: recommended_stack!(|_: &Request<String>| None);
 }
 
 /// A first failure earns a retry for the second one.
