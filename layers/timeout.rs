@@ -119,8 +119,13 @@ where
         let limit = self.layer.limit.get(&request).map_or(Limit::NONE, Limit::after);
         let (mut own, mut inside) = (limit, Limit::NONE);
         let mut entered = enter(&mut own, &mut inside);
+        // Beside a deadline that runs already, this limit had to start to be compared with it: for `call` alone.
+        let too_early = own != limit;
         let response = self.inner.call(request);
         note_start(&mut own, &mut entered);
+        if too_early {
+            own = limit;
+        }
         drop(entered);
         ResponseFuture { response: Some(response), limit, own, timer: None, site: self.layer.site.clone() }
     }

@@ -61,6 +61,22 @@ async fn time_before_the_first_poll_does_not_count() {
     assert_eq!(start.elapsed(), 2 * SECOND);
 }
 
+/// Nor does it inside of a deadline that runs already.
+///
+/// Shows: T1
+#[tokio::test(start_paused = true)]
+async fn time_before_the_first_poll_does_not_count_beside_another_deadline() {
+    let mut service = ServiceBuilder::new().layer(TimeoutLayer::new(2 * SECOND)).service(sleeper());
+    let calls = async {
+        let response = service.ready().await.unwrap().call(Duration::MAX);
+        sleep(10 * SECOND).await;
+        let start = Instant::now();
+        assert!(ziggurat::rejection(&response.await).is_some());
+        assert_eq!(start.elapsed(), 2 * SECOND);
+    };
+    Deadline::after(60 * SECOND).within(calls).await;
+}
+
 /// Shows: T2
 #[tokio::test(start_paused = true)]
 async fn answers_and_errors_in_time_pass_through() {
