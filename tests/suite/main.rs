@@ -10,4 +10,5 @@ mod http;
 mod retry;
 mod scope;
 mod service_laws;
+mod telemetry;
 mod timeout;

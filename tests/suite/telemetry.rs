@@ -1,0 +1,70 @@
+//! Events reach `tracing`, each under its layer's own target.
+
+use std::{
+    io::Write,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tower::{ServiceBuilder, ServiceExt, service_fn};
+use tracing_subscriber::filter::LevelFilter;
+use ziggurat::{Error, Event, Site, circuit_breaker::CircuitBreakerLayer, retry::RetryLayer, timeout::TimeoutLayer};
+
+#[derive(Clone, Default)]
+struct Written(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Written {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What is logged at this level, while `during` runs.
+async fn logged(level: LevelFilter, during: impl Future<Output = ()>) -> Vec<String> {
+    let written = Written::default();
+    let writer = written.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(move || writer.clone())
+        .with_max_level(level)
+        .with_ansi(false)
+        .without_time()
+        .finish();
+    let guard = tracing::subscriber::set_default(subscriber);
+    during.await;
+    drop(guard);
+    let bytes = written.0.lock().unwrap().clone();
+    String::from_utf8(bytes).unwrap().lines().map(|line| line.trim().to_owned()).collect()
+}
+
+/// Shows: R6, B7
+#[tokio::test(start_paused = true)]
+async fn every_layer_logs_under_its_own_target_with_its_name() {
+    let service = ServiceBuilder::new()
+        .layer(RetryLayer::new().max_attempts(2).backoff(Duration::from_secs(1)).named("orders"))
+        .layer(CircuitBreakerLayer::consecutive(2).named("orders"))
+        .layer(TimeoutLayer::new(Duration::from_secs(3)).named("attempt"))
+        .service(service_fn(|()| std::future::pending::<Result<(), Error<()>>>()));
+    let log = logged(LevelFilter::INFO, async { assert!(service.oneshot(()).await.is_err()) }).await;
+    assert_eq!(
+        log,
+        [
+            r#"INFO ziggurat::timeout: rejected name="attempt" rejection=timeout `attempt`: no answer within 3s"#,
+            r#"INFO ziggurat::retry: retrying name="orders" attempt=1 delay=1s"#,
+            r#"INFO ziggurat::timeout: rejected name="attempt" rejection=timeout `attempt`: no answer within 3s"#,
+            r#"WARN ziggurat::circuit_breaker: transition name="orders" from="closed" to="open""#,
+            r#"WARN ziggurat::retry: gave up name="orders" attempt=2 reason="attempts""#,
+        ]
+    );
+}
+
+/// A layer of somebody else's logs under the crate's name.
+#[tokio::test]
+async fn a_site_of_ones_own_logs_too() {
+    let site = Site::new("mine").named("here");
+    let log = logged(LevelFilter::TRACE, async { site.tell(Event::Hit) }).await;
+    assert_eq!(log, [r#"TRACE ziggurat: hit name="here""#]);
+}
