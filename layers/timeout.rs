@@ -54,7 +54,7 @@ use crate::{
     Event, Reason, Reject, Rejection, Setting, Site,
     ambient::{self, Entered},
     clock::{self, Sleep},
-    deadline::Limit,
+    deadline::{Limit, Told},
     telemetry::{site, site_setters},
 };
 
@@ -141,21 +141,10 @@ fn enter<'a>(own: &mut Limit, inside: &'a mut Limit) -> Entered<'a, Limit> {
 #[inline]
 fn note_start(own: &mut Limit, entered: &mut Entered<'_, Limit>) {
     let inside = ambient::get::<Limit>();
-    if own.is_unstarted() && !inside.is_unstarted() {
-        let start = inside.start_of((*own).min(*entered.outer));
-        start_both(own, entered, start);
+    let before = (*own).min(*entered.outer);
+    if before.is_unstarted() && !inside.is_unstarted() {
+        start_both(own, entered, inside.since(before));
     }
-}
-
-/// The call is pending: starts the clock if it does not run yet. Answers whether this limit is the one to end the call.
-fn start(own: &mut Limit, entered: &mut Entered<'_, Limit>) -> bool {
-    note_start(own, entered);
-    if own.is_unstarted() {
-        let now = Limit::at(clock::now());
-        start_both(own, entered, now);
-    }
-    // Of two that end together the outer one does: its end is the request's.
-    own < entered.outer
 }
 
 fn start_both(own: &mut Limit, entered: &mut Entered<'_, Limit>, start: Limit) {
@@ -168,7 +157,7 @@ pin_project! {
     /// The response future of [`Timeout`].
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F> {
-        // None: the limit has passed, and the call was dropped.
+        // None: it was answered, or the limit has passed.
         #[pin]
         response: Option<F>,
         // As it was set; and, once it has started, when it ends.
@@ -177,6 +166,39 @@ pin_project! {
         #[pin]
         timer: Option<Sleep>,
         site: Site,
+    }
+
+    impl<F> PinnedDrop for ResponseFuture<F> {
+        fn drop(this: Pin<&mut Self>) {
+            let mut this = this.project();
+            // Whatever cleans up can see whether its deadline has passed.
+            if this.response.is_some() && !this.own.is_unstarted() {
+                let mut inside = Limit::NONE;
+                let _entered = enter(this.own, &mut inside);
+                this.response.set(None);
+            }
+        }
+    }
+}
+
+impl<F> ResponseFuture<F> {
+    /// The call is pending: starts the clock if it does not run yet. Answers whether this limit is the one to end the call.
+    fn start(self: Pin<&mut Self>, entered: &mut Entered<'_, Limit>) -> bool {
+        let this = self.project();
+        note_start(this.own, entered);
+        if this.own.is_unstarted() {
+            start_both(this.own, entered, Limit::at(clock::now()));
+        }
+        // Nobody else would end the call by a deadline that it was only told.
+        let Told(told) = ambient::get();
+        if *this.own != Limit::NONE && told < *this.own && told < *entered.outer {
+            let start = this.own.since(*this.limit);
+            *this.limit = told.since(start);
+            *this.own = told;
+            ambient::set(told);
+        }
+        // Of two that end together the outer one does: its end is the request's.
+        *this.own < *entered.outer
     }
 }
 
@@ -187,18 +209,20 @@ where
 {
     type Output = F::Output;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let mut this = self.project();
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let mut this = self.as_mut().project();
         let mut inside = Limit::NONE;
         let mut entered = enter(this.own, &mut inside);
         if let Some(response) = this.response.as_mut().as_pin_mut()
             && let Poll::Ready(outcome) = response.poll(cx)
         {
+            this.response.set(None);
             return Poll::Ready(outcome);
         }
-        if !start(this.own, &mut entered) {
+        if !self.as_mut().start(&mut entered) {
             return Poll::Pending;
         }
+        let mut this = self.project();
         if this.timer.is_none() {
             this.timer.set(this.own.instant().map(clock::sleep_until));
         }

@@ -5,13 +5,18 @@
 
 use std::{cell::Cell, mem, thread::LocalKey};
 
-use crate::{deadline::Limit, scope::Scope};
+use crate::{
+    deadline::{Limit, Told},
+    scope::Scope,
+};
 
 // Each on its own: a thread-local without a destructor, as a limit and a number are, costs a plain access.
 thread_local! {
     static SCOPE: Cell<Option<Scope>> = const { Cell::new(None) };
     static LIMIT: Cell<Limit> = const { Cell::new(Limit::NONE) };
+    static TOLD: Cell<Told> = const { Cell::new(Told(Limit::NONE)) };
     static ATTEMPT: Cell<Attempt> = const { Cell::new(Attempt(1)) };
+    static UNSENT: Cell<Unsent> = const { Cell::new(Unsent(false)) };
 }
 
 /// A value that has its place in the surroundings.
@@ -30,6 +35,24 @@ impl Slot for Limit {
     #[inline]
     fn place() -> &'static LocalKey<Cell<Self>> {
         &LIMIT
+    }
+}
+
+impl Slot for Told {
+    #[inline]
+    fn place() -> &'static LocalKey<Cell<Self>> {
+        &TOLD
+    }
+}
+
+/// Whether the call that was just dropped had not reached the service: it waited for its turn on this side.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Unsent(pub(crate) bool);
+
+impl Slot for Unsent {
+    #[inline]
+    fn place() -> &'static LocalKey<Cell<Self>> {
+        &UNSENT
     }
 }
 

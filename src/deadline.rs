@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -16,7 +16,7 @@ use crate::{
 
 /// The instant by which the request that is being worked on has to be answered.
 ///
-/// The outermost [`TimeoutLayer`](crate::timeout::TimeoutLayer) sets it, and everything inside obeys it: waiting for a
+/// The outermost [`TimeoutLayer`](crate::timeout::TimeoutLayer) sets it, and ends everything inside by it: waiting for a
 /// permit, the pause between two attempts, each attempt. Your own code can ask for it, for example to give a query the time
 /// that is left.
 ///
@@ -44,7 +44,8 @@ impl Deadline {
     /// The deadline that surrounds the caller, if there is one.
     ///
     /// A timeout reads the clock only when its service is pending for the first time; asking for the deadline earlier fixes it
-    /// then and there, at the cost of one clock read.
+    /// then and there, at the cost of one clock read. (Asked in `call`, a limit beside a deadline that runs already answers as if it
+    /// began at once; it still begins at its first poll.)
     #[must_use]
     pub fn current() -> Option<Self> {
         let mut limit = ambient::get::<Limit>();
@@ -52,7 +53,7 @@ impl Deadline {
             limit = limit.started(Limit::at(clock::now()));
             ambient::set(limit);
         }
-        limit.instant().map(|at| Self { at })
+        limit.min(ambient::get::<Told>().0).instant().map(|at| Self { at })
     }
 
     /// The deadline that is `limit` from now. A limit beyond what the clock can hold is as far as 30 years.
@@ -77,9 +78,10 @@ impl Deadline {
 
     /// Runs `future` with this deadline in place; a surrounding one that is earlier stays.
     ///
-    /// The deadline is *told* to what runs inside; the future itself is not ended by it.
+    /// The deadline is told to what runs inside, and [`TimeoutLayer`](crate::timeout::TimeoutLayer)s in there end their calls by it.
+    /// The future itself is not ended by it, nor is anything in it that no timeout stands around.
     pub fn within<F>(self, future: F) -> WithDeadline<F> {
-        WithDeadline { future, deadline: self }
+        WithDeadline { future: Some(future), deadline: self }
     }
 }
 
@@ -88,9 +90,25 @@ pin_project! {
     #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
     pub struct WithDeadline<F> {
+        // None: it has ended.
         #[pin]
-        future: F,
+        future: Option<F>,
         deadline: Deadline,
+    }
+
+    impl<F> PinnedDrop for WithDeadline<F> {
+        fn drop(this: Pin<&mut Self>) {
+            let mut this = this.project();
+            let mut told = Told::none();
+            let _entered = this.deadline.tell(&mut told);
+            this.future.set(None);
+        }
+    }
+}
+
+impl Deadline {
+    fn tell<'a>(&self, told: &'a mut Told) -> ambient::Entered<'a, Told> {
+        ambient::enter_with(told, |told, outer| *told = Told(outer.0.min(Limit::at(self.at))))
     }
 }
 
@@ -98,16 +116,37 @@ impl<F: Future> Future for WithDeadline<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let this = self.project();
-        let mut limit = Limit::at(this.deadline.at);
-        let _entered = ambient::enter_with(&mut limit, |limit, outer| *limit = limit.earlier(outer));
-        this.future.poll(cx)
+        let mut this = self.project();
+        let mut told = Told::none();
+        let _entered = this.deadline.tell(&mut told);
+        let Some(future) = this.future.as_mut().as_pin_mut() else { return Poll::Pending };
+        let output = ready!(future.poll(cx));
+        this.future.set(None);
+        Poll::Ready(output)
     }
 }
 
 /// Whether a deadline is in place that has passed. One that has not started yet has not.
 pub(crate) fn has_passed() -> bool {
-    ambient::get::<Limit>().instant().is_some_and(|at| at <= clock::now())
+    let passed = |limit: Limit| limit.instant().is_some_and(|at| at <= clock::now());
+    passed(ambient::get::<Limit>()) || passed(ambient::get::<Told>().0)
+}
+
+/// An instant that nobody ends the work by; only timeouts inside do.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Told(pub(crate) Limit);
+
+impl Told {
+    fn none() -> Self {
+        Self(Limit::NONE)
+    }
+}
+
+impl Default for Told {
+    #[inline]
+    fn default() -> Self {
+        Self::none()
+    }
 }
 
 /// What is in place: nothing, a time that has not started yet, or an instant.
@@ -181,9 +220,9 @@ impl Limit {
         if self.is_unstarted() { Self(self.0.saturating_add(start.0)).or_none() } else { self }
     }
 
-    /// When a time started that ends now as `self`.
-    pub(crate) fn start_of(self, time: Self) -> Self {
-        Self(self.0.saturating_sub(time.0))
+    /// How long it is from `start` until this; or when a time started that ends then.
+    pub(crate) fn since(self, start: Self) -> Self {
+        Self(self.0.saturating_sub(start.0))
     }
 
     /// The earlier one. If one has started and the other has not, that one starts now.
@@ -271,7 +310,7 @@ mod tests {
         assert_eq!(second.started(start), Limit::at(now + SECOND));
         assert_eq!(start.started(start), start);
         assert_eq!(Limit::NONE.started(start), Limit::NONE);
-        assert_eq!(second.started(start).start_of(second), start);
+        assert_eq!(second.started(start).since(second), start);
         assert_eq!(
             Limit::after(Duration::from_secs(1 << 31)).started(Limit::at(now + Duration::from_secs(1 << 31))),
             Limit::NONE

@@ -8,7 +8,8 @@ use crate::{classify::Class, telemetry::Site};
 
 /// A layer's answer in place of the service's: which layer, why, and when to come back.
 ///
-/// It travels inside the stack's own error (or response): [`rejection`] and [`Rejection::find`] get it out again.
+/// It travels inside the stack's own error (or response): [`rejection`] and [`Rejection::find`] get it out again. A layer of your
+/// own puts it there with [`Reject::reject`]; boxed by itself, it would be an error like any other.
 ///
 /// It is one pointer, so that a result that may carry it is small; a clone is another one to the same.
 #[derive(Clone)]
@@ -377,7 +378,7 @@ impl<B: Default> Reject<Response<B>> for Infallible {
         *response.status_mut() = rejection.status();
         if let Some(wait) = rejection.retry_after() {
             // Whole seconds, rounded up: who comes back after them comes late enough.
-            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            let seconds = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0));
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
         response.extensions_mut().insert(rejection);
@@ -452,6 +453,7 @@ mod tests {
             (Reason::CircuitOpen, Some(second * 5 / 2), 503, Some("3")),
             (Reason::Overloaded { limit: 1 }, None, 503, None),
             (Reason::RateLimited, Some(second), 429, Some("1")),
+            (Reason::RateLimited, Some(Duration::MAX), 429, Some("18446744073709551615")),
         ] {
             let rejected = Rejection::new(&site, reason.clone());
             let rejected = wait.into_iter().fold(rejected, Rejection::with_retry_after);

@@ -164,17 +164,27 @@ impl Call {
     }
 }
 
-impl Drop for Call {
-    #[inline]
-    fn drop(&mut self) {
+impl Call {
+    /// Records that the call was dropped; `unsent` if it still waited for its turn on this side.
+    #[cold]
+    pub(super) fn cancelled(&mut self, unsent: bool) {
         if let Some(ticket) = self.ticket.take() {
             let failed = match self.circuit.shared.cancelled {
-                Cancelled::ByDeadline => deadline::has_passed(),
+                Cancelled::ByDeadline => !unsent && deadline::has_passed(),
                 Cancelled::Failure => true,
                 Cancelled::Ignored => false,
             };
             let outcome = if failed { Outcome::Failure } else { Outcome::Ignored };
             self.circuit.shared.record(&ticket, outcome);
+        }
+    }
+}
+
+impl Drop for Call {
+    #[inline]
+    fn drop(&mut self) {
+        if self.ticket.is_some() {
+            self.cancelled(false);
         }
     }
 }

@@ -81,6 +81,7 @@ use self::{
 };
 use crate::{
     Backoff, Class, Classify, Event, FailOnError, HttpStatus, Jitter, Observer, Reason, Reject, Rejection, Site,
+    ambient::{self, Unsent},
     telemetry::site,
 };
 
@@ -451,6 +452,24 @@ pin_project! {
         // Dropped after the response: what that cleans up belongs to the call.
         admission: Admission,
         classify: C,
+    }
+
+    impl<F, C> PinnedDrop for ResponseFuture<F, C> {
+        fn drop(this: Pin<&mut Self>) {
+            let mut this = this.project();
+            if let (true, Admission::Admitted(call)) = (this.response.is_some(), this.admission) {
+                // A call that a limit kept waiting on this side says nothing about the service, however late it is.
+                let mut unsent = Unsent(false);
+                let entered = ambient::enter(&mut unsent);
+                this.response.set(None);
+                drop(entered);
+                call.cancelled(unsent.0);
+                if unsent.0 {
+                    // A breaker around this one is to know it too.
+                    ambient::set(unsent);
+                }
+            }
+        }
     }
 }
 

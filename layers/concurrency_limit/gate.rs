@@ -52,6 +52,9 @@ struct Queue {
     waiting: BTreeMap<u64, Waker>,
 }
 
+/// Those whose turn it is. If one of their wakers panics, the others are woken all the same.
+struct Admitted(Vec<Waker>);
+
 /// Both numbers of the word. While somebody waits nothing is available: every transition keeps it so.
 #[derive(Clone, Copy)]
 struct State {
@@ -187,10 +190,9 @@ impl Gate {
             granted = state.waiting.min(u32::try_from(available).unwrap_or(0));
             Some(State { available: available - granted as i32, waiting: state.waiting - granted })
         });
-        let admitted: Vec<Waker> =
-            (0..granted).filter_map(|_| queue.waiting.pop_first()).map(|(_, waker)| waker).collect();
+        let admitted = (0..granted).filter_map(|_| queue.waiting.pop_first()).map(|(_, waker)| waker).collect();
         drop(queue);
-        admitted.into_iter().for_each(Waker::wake);
+        Admitted(admitted).wake();
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -223,6 +225,24 @@ impl fmt::Debug for Gate {
 fn checked(limit: usize) -> usize {
     assert!(limit > 0, "`limit` must be at least 1: with no permits nothing could ever pass");
     limit.min(MOST)
+}
+
+// === impl Admitted ===
+
+impl Admitted {
+    fn wake(mut self) {
+        // In their order: what is left is woken by `drop`.
+        self.0.reverse();
+        while let Some(waker) = self.0.pop() {
+            waker.wake();
+        }
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.0.drain(..).rev().for_each(Waker::wake);
+    }
 }
 
 // === impl State ===

@@ -68,6 +68,7 @@ pub use self::gate::Gate;
 use self::gate::{Entry, Permit, Waiter};
 use crate::{
     Event, Reason, Reject, Rejection, Site,
+    ambient::{self, Unsent},
     clock::{self, Sleep},
     telemetry::{site, site_setters},
 };
@@ -287,6 +288,13 @@ struct Turn {
     place: Option<Waiter>,
     // Boxed, so that a call that does not wait is not larger for it.
     timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // If the whole call is dropped with it: so far it was nobody's but ours.
+        ambient::set(Unsent(true));
+    }
 }
 
 impl Turn {

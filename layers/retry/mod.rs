@@ -260,7 +260,7 @@ where
             attempt: Attempt(1),
             last_wait: Duration::ZERO,
             request: Some(request),
-            state: State::Readying,
+            state: State::Readying { granted: None },
         }
     }
 }
@@ -286,8 +286,10 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<F> {
-        // The service of this attempt is not ready yet.
-        Readying,
+        // The service of this attempt is not ready yet; a retry's place in the budget is not spent yet.
+        Readying {
+            granted: Option<Withdrawal>,
+        },
         Calling {
             #[pin]
             response: F,
@@ -298,12 +300,14 @@ pin_project! {
             pause: Sleep,
             granted: Option<Withdrawal>,
         },
+        // It was answered.
+        Done,
     }
 }
 
 impl<S, Req, C, P, B> Future for ResponseFuture<S, Req, C, P, B>
 where
-    S: Service<Req>,
+    S: Service<Req> + Clone,
     S::Error: Reject<S::Response>,
     C: Classify<S::Response, S::Error>,
     P: CopyRequest<Req>,
@@ -317,12 +321,15 @@ where
         let _entered = ambient::enter(&mut attempt);
         loop {
             let outcome = match this.state.as_mut().project() {
-                StateProj::Readying => match ready!(this.service.poll_ready(cx)) {
+                StateProj::Readying { granted } => match ready!(this.service.poll_ready(cx)) {
                     Ok(()) => {
                         let Some(request) = this.request.take() else {
                             // Never: there is no next attempt without a request.
                             return Poll::Pending;
                         };
+                        if let Some(granted) = granted.take() {
+                            granted.spend();
+                        }
                         if this.attempt.0 < this.layer.max_attempts {
                             *this.request = this.layer.copy.copy(&request);
                         }
@@ -330,21 +337,25 @@ where
                         this.state.set(State::Calling { response });
                         continue;
                     }
-                    // It was not sent: the request is still there for the next attempt.
-                    Err(error) => Err(error),
+                    // It was not sent: the request is still there for the next attempt, which asks another clone.
+                    Err(error) => {
+                        *this.service = this.service.clone();
+                        Err(error)
+                    }
                 },
                 StateProj::Calling { response } => ready!(response.poll(cx)),
                 StateProj::Pausing { pause, granted } => {
                     ready!(pause.poll(cx));
-                    if let Some(granted) = granted.take() {
-                        granted.spend();
-                    }
+                    let granted = granted.take();
                     this.attempt.0 = this.attempt.0.saturating_add(1);
                     ambient::set(*this.attempt);
-                    this.state.set(State::Readying);
+                    this.state.set(State::Readying { granted });
                     continue;
                 }
+                StateProj::Done => panic!("retry::ResponseFuture polled after it was ready"),
             };
+            // The call is gone before anybody learns of its outcome, and nothing of it is held during the pause.
+            this.state.set(State::Done);
             let Class::Failure { transient: true, retry_after } = Class::of(&outcome, &this.layer.classify) else {
                 return Poll::Ready(outcome);
             };
@@ -354,9 +365,7 @@ where
                 return Poll::Ready(outcome);
             };
             *this.last_wait = wait;
-            let pause = clock::sleep(wait);
-            // Drops the call that failed: nothing of it is held during the pause.
-            this.state.set(State::Pausing { pause, granted });
+            this.state.set(State::Pausing { pause: clock::sleep(wait), granted });
         }
     }
 }
@@ -424,9 +433,10 @@ impl<C, P, B> RetryLayer<C, P, B> {
 impl<S: Service<Req>, Req, C, P, B> fmt::Debug for ResponseFuture<S, Req, C, P, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match &self.state {
-            State::Readying => "readying",
+            State::Readying { .. } => "readying",
             State::Calling { .. } => "calling",
             State::Pausing { .. } => "pausing",
+            State::Done => "done",
         };
         f.debug_struct("retry::ResponseFuture").field("attempt", &self.attempt.0).field("state", &state).finish()
     }

@@ -34,7 +34,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use pin_project_lite::pin_project;
@@ -262,12 +262,12 @@ impl<F: Future> Future for WithScope<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let this = self.project();
+        let mut this = self.project();
         let _entered = ambient::enter(this.scope);
-        match this.future.as_pin_mut() {
-            Some(future) => future.poll(cx),
-            None => Poll::Pending,
-        }
+        let Some(future) = this.future.as_mut().as_pin_mut() else { return Poll::Pending };
+        let output = ready!(future.poll(cx));
+        this.future.set(None);
+        Poll::Ready(output)
     }
 }
 

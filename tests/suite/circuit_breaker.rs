@@ -857,3 +857,49 @@ async fn extreme_settings_work() {
         assert_eq!(circuit.state(), State::Closed);
     }
 }
+
+/// Who waits for a permit beneath the breaker has not reached the service: a total that ends the wait says nothing about it.
+///
+/// Shows: B6
+#[tokio::test(start_paused = true)]
+async fn a_call_that_runs_out_of_time_in_the_queue_of_a_limit_does_not_count() {
+    use ziggurat::{concurrency_limit::ConcurrencyLimitLayer, retry::RetryLayer};
+    let breaker = CircuitBreakerLayer::consecutive(1);
+    let circuit = breaker.handle();
+    let limit = ConcurrencyLimitLayer::new(1);
+    let gate = limit.handle();
+    let stack = ServiceBuilder::new()
+        .layer(TimeoutLayer::new(Duration::from_secs(1)))
+        .layer(RetryLayer::new())
+        .layer(breaker)
+        .layer(limit.clone())
+        .service(service_fn(|()| std::future::pending::<Result<(), Error<String>>>()));
+    let mut elsewhere = ServiceBuilder::new()
+        .layer(limit)
+        .service(service_fn(|()| std::future::pending::<Result<(), Error<String>>>()));
+    let held = elsewhere.ready().await.unwrap().call(());
+    assert!(ziggurat::rejection(&stack.clone().oneshot(()).await).unwrap().is_timed_out());
+    assert_eq!((circuit.state(), gate.waiting()), (State::Closed, 0));
+    // With a permit the same call is the service's.
+    drop(held);
+    assert!(ziggurat::rejection(&stack.oneshot(()).await).unwrap().is_timed_out());
+    assert_eq!(circuit.state(), State::Open);
+}
+
+/// Shows: B6
+#[tokio::test(start_paused = true)]
+async fn a_hung_call_that_is_dropped_from_outside_after_its_deadline_is_a_failure() {
+    for (late, state) in [(Duration::from_millis(900), State::Closed), (Duration::from_millis(1100), State::Open)] {
+        let breaker = CircuitBreakerLayer::consecutive(1);
+        let circuit = breaker.handle();
+        let service = ServiceBuilder::new()
+            .layer(TimeoutLayer::new(Duration::from_secs(1)))
+            .layer(breaker)
+            .service(service_fn(|()| std::future::pending::<Result<(), Error<String>>>()));
+        let mut call = Task::new(service.oneshot(()));
+        assert!(call.poll().is_pending());
+        tokio::time::advance(late).await;
+        drop(call);
+        assert_eq!(circuit.state(), state);
+    }
+}

@@ -508,3 +508,76 @@ async fn a_backoff_function_that_panics_wedges_nothing() {
         assert_eq!(calls.load(Ordering::SeqCst), number);
     }
 }
+
+/// Shows: R7, R8
+#[tokio::test(start_paused = true)]
+async fn a_retry_that_waits_for_readiness_and_is_dropped_goes_back_into_the_budget() {
+    /// Ready for one call in all, by whatever clone.
+    #[derive(Clone, Default)]
+    struct ReadyOnce(Arc<AtomicU32>);
+    impl Service<()> for ReadyOnce {
+        type Response = ();
+        type Error = Error<()>;
+        type Future = std::future::Ready<Result<(), Error<()>>>;
+        fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Error<()>>> {
+            match self.0.load(Ordering::SeqCst) {
+                0 => std::task::Poll::Ready(Ok(())),
+                _ => std::task::Poll::Pending,
+            }
+        }
+        fn call(&mut self, (): ()) -> Self::Future {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            std::future::ready(Err(Error::Service(())))
+        }
+    }
+    let layer = RetryLayer::new().backoff(SECOND).budget(Budget::new(0.0).min_per_second(1));
+    for _ in 0..100 {
+        let mut call = Task::new(ServiceBuilder::new().layer(layer.clone()).service(ReadyOnce::default()).oneshot(()));
+        assert!(call.poll().is_pending());
+        tokio::time::advance(SECOND).await;
+        // The pause is over; the service is not ready.
+        assert!(call.poll().is_pending());
+    }
+    let calls = Arc::default();
+    let service = ServiceBuilder::new().layer(layer.max_attempts(2)).service(counting(&calls, failing));
+    for _ in 0..20 {
+        assert!(service.clone().oneshot("").await.is_err());
+    }
+    assert!(calls.load(Ordering::SeqCst) >= 30);
+}
+
+/// tower says that a service whose readiness failed is of no more use: each attempt asks another clone.
+///
+/// Shows: R8
+#[tokio::test(start_paused = true)]
+async fn a_service_whose_readiness_failed_is_not_asked_again() {
+    #[derive(Default)]
+    struct FailsOnce {
+        failed: bool,
+        clones: Arc<AtomicU32>,
+    }
+    impl Clone for FailsOnce {
+        fn clone(&self) -> Self {
+            self.clones.fetch_add(1, Ordering::SeqCst);
+            Self { failed: false, clones: Arc::clone(&self.clones) }
+        }
+    }
+    impl Service<()> for FailsOnce {
+        type Response = ();
+        type Error = Error<()>;
+        type Future = std::future::Ready<Result<(), Error<()>>>;
+        fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Error<()>>> {
+            assert!(!self.failed, "asked again after it failed");
+            self.failed = true;
+            std::task::Poll::Ready(Err(Error::Service(())))
+        }
+        fn call(&mut self, (): ()) -> Self::Future {
+            unreachable!("never ready")
+        }
+    }
+    let service = FailsOnce::default();
+    let clones = Arc::clone(&service.clones);
+    let outcome = ServiceBuilder::new().layer(RetryLayer::new()).service(service).oneshot(()).await;
+    assert!(matches!(outcome, Err(Error::Service(()))));
+    assert!(clones.load(Ordering::SeqCst) >= 3);
+}

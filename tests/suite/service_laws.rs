@@ -1,17 +1,22 @@
 //! Every layer keeps to the laws of a service, and so does the recommended stack.
 
-use std::time::Duration;
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use http::{Request, Response, Uri};
-use tower::ServiceBuilder;
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
-    HttpStatus, Scope,
+    Error, HttpStatus, Scope,
     cache::CacheLayer,
     circuit_breaker::CircuitBreakerLayer,
     concurrency_limit::ConcurrencyLimitLayer,
     context::ContextLayer,
     retry::{Budget, RetryLayer},
-    testing::{Law, laws, laws_with_gauges},
+    testing::{Law, Task, laws, laws_with_gauges},
     timeout::TimeoutLayer,
 };
 
@@ -77,6 +82,43 @@ these_keep_to_the_laws! {
     context_without_http: laws(|| ContextLayer::ambient(around())).over(|n| n, |n| n, |answer: &u64| *answer);
     the_recommended_stack: recommended_stack!(key);
     the_recommended_stack_past_its_cache: recommended_stack!(|_: &Request<String>| None);
+}
+
+/// The finished call is gone when its answer is handed out: what it held is free for whoever hears the answer.
+#[test]
+fn the_call_is_gone_before_its_answer_is_handed_out() {
+    fn check<S>(name: &str, service: S, held: &Arc<()>)
+    where
+        S: Service<(), Error = Error<String>>,
+    {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let _entered = runtime.enter();
+        let before = Arc::strong_count(held);
+        let mut call = Task::new(service.oneshot(()));
+        assert!(call.poll().is_ready(), "{name}");
+        assert_eq!(Arc::strong_count(held), before - 1, "{name} holds the call that it answered");
+    }
+    /// Holds until it is dropped, also when it has answered; the service itself holds one too.
+    struct Holds(#[expect(dead_code, reason = "it is there to be dropped")] Arc<()>);
+    impl Future for Holds {
+        type Output = Result<(), Error<String>>;
+        fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+            Poll::Ready(Ok(()))
+        }
+    }
+    let held = Arc::new(());
+    let holding = || {
+        let held = Arc::clone(&held);
+        service_fn(move |()| Holds(Arc::clone(&held)))
+    };
+    let scope = Scope::root("app");
+    let key = |(): &()| Some(());
+    check("timeout", TimeoutLayer::new(SECOND).layer(holding()), &held);
+    check("limit", ConcurrencyLimitLayer::new(1).layer(holding()), &held);
+    check("breaker", CircuitBreakerLayer::consecutive(1).layer(holding()), &held);
+    check("context", ContextLayer::ambient(scope).layer(holding()), &held);
+    check("retry", RetryLayer::new().layer(holding()), &held);
+    check("cache", CacheLayer::new(1, MINUTE, key).layer(holding()), &held);
 }
 
 /// A first failure earns a retry for the second one.

@@ -301,3 +301,91 @@ async fn an_observer_hears_of_it_with_the_layers_name() {
     assert!(service.oneshot(2 * SECOND).await.is_err());
     assert_eq!(heard.load(Ordering::SeqCst), 1);
 }
+
+/// A deadline that was carried into a task is only told there; the timeouts in it end their calls by it.
+///
+/// Shows: T4
+#[tokio::test(start_paused = true)]
+async fn a_deadline_that_was_carried_over_ends_a_call_with_a_later_limit() {
+    for (limit, carried, expected) in [(10, 2, 2), (2, 10, 2), (2, 2, 2)] {
+        let service = ServiceBuilder::new()
+            .layer(TimeoutLayer::new(limit * SECOND).named("outer"))
+            .layer(TimeoutLayer::new(60 * SECOND).named("inner"))
+            .service(sleeper());
+        let start = Instant::now();
+        let deadline = Deadline::after(carried * SECOND);
+        let outcome = tokio::spawn(deadline.within(service.oneshot(Duration::MAX))).await.unwrap();
+        assert_eq!(start.elapsed(), expected * SECOND);
+        let rejection = ziggurat::rejection(&outcome).unwrap();
+        assert_eq!(rejection.name(), Some("outer"));
+        assert_eq!(rejection.reason(), &Reason::TimedOut { limit: expected * SECOND });
+    }
+}
+
+/// A timeout that does not apply to a request does not apply a deadline that was carried over either.
+#[tokio::test(start_paused = true)]
+async fn a_timeout_without_a_limit_ends_nothing() {
+    let service = ServiceBuilder::new().layer(TimeoutLayer::new(|_: &Duration| None)).service(sleeper());
+    let outcome = Deadline::after(SECOND).within(service.oneshot(5 * SECOND)).await;
+    assert_eq!(outcome.unwrap(), "completed");
+}
+
+/// Also if a timeout without a limit stands between the one who asks and the one who is asked.
+#[tokio::test(start_paused = true)]
+async fn asking_starts_the_clock_of_a_limit_further_out() {
+    let mut service = ServiceBuilder::new()
+        .layer(TimeoutLayer::new(10 * SECOND))
+        .layer(TimeoutLayer::new(|_: &Duration| None))
+        .map_request(|time: Duration| {
+            assert_eq!(Deadline::current().unwrap().remaining(), 10 * SECOND);
+            time
+        })
+        .service(sleeper());
+    let response = service.ready().await.unwrap().call(Duration::MAX);
+    sleep(5 * SECOND).await;
+    let start = Instant::now();
+    assert!(ziggurat::rejection(&response.await).is_some());
+    assert_eq!(start.elapsed(), 5 * SECOND);
+}
+
+/// Whatever cleans up can tell whether the call was out of time, whoever drops it.
+#[tokio::test(start_paused = true)]
+async fn the_deadline_is_in_place_while_the_call_is_dropped_from_outside() {
+    struct Asks(Arc<Mutex<Vec<Option<bool>>>>);
+    impl Drop for Asks {
+        fn drop(&mut self) {
+            self.0.lock().unwrap().push(Deadline::current().map(|deadline| deadline.has_passed()));
+        }
+    }
+    let service = service_fn(|asks: Asks| async move {
+        let _asks = asks;
+        std::future::pending::<Result<(), Error<()>>>().await
+    });
+    let limited = ServiceBuilder::new().layer(TimeoutLayer::new(SECOND)).service(service);
+    let answers = Arc::new(Mutex::new(Vec::new()));
+    for late in [Duration::ZERO, 2 * SECOND] {
+        let mut call = Task::new(limited.clone().oneshot(Asks(Arc::clone(&answers))));
+        assert!(call.poll().is_pending());
+        tokio::time::advance(late).await;
+        drop(call);
+        let mut call = Task::new(Deadline::after(SECOND).within(service.oneshot(Asks(Arc::clone(&answers)))));
+        assert!(call.poll().is_pending());
+        tokio::time::advance(late).await;
+        drop(call);
+    }
+    assert_eq!(*answers.lock().unwrap(), [Some(false), Some(false), Some(true), Some(true)]);
+}
+
+/// Without a layer between that waits in its response future, the wait for the service's readiness is not covered.
+#[tokio::test(start_paused = true)]
+async fn the_wait_for_readiness_is_not_covered_by_a_timeout_alone() {
+    let limit = tower::limit::ConcurrencyLimitLayer::new(1);
+    let mut service = ServiceBuilder::new().layer(TimeoutLayer::new(SECOND)).layer(limit).service(sleeper());
+    let mut other = service.clone();
+    let first = service.ready().await.unwrap().call(Duration::from_millis(500));
+    let mut waiting = Task::new(other.ready());
+    sleep(60 * SECOND).await;
+    assert!(waiting.poll().is_pending());
+    drop(first);
+    assert!(waiting.poll().is_ready());
+}
