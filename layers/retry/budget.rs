@@ -7,15 +7,19 @@ use std::sync::{
 
 use crate::clock::Instant;
 
-/// The window that the budget looks at, in slots of one second.
-const SLOTS: usize = 10;
+/// The window, in seconds, each of which is a slot.
+const WINDOW: u64 = 10;
+
+/// One slot more than the window is long: its oldest second began in it, and the newest one has not ended.
+const SLOTS: u64 = WINDOW + 1;
 
 /// How many retries all calls together may make, so that retries do not bring down a service that is struggling.
 ///
 /// In any window of ten seconds: a share of the requests, but at least so many for each second. The default is 20 % and 10 for
 /// each second, that is `max(20 % of the requests, 100)` (the figures of Finagle and tower).
 ///
-/// It is exact: however many threads ask at once, never more is granted. A request counts from the last time that somebody asked
+/// It is exact: however many threads ask at once, never more is granted in any ten seconds. Time is counted in whole seconds, on the
+/// safe side: a retry is held against the budget for up to eleven seconds, a request counts for it for nine to ten. A request counts from the last time that somebody asked
 /// for a retry before it; so the requests of a time without failures earn nothing, and a failure after a quiet day cannot spend the
 /// day's share at once. That is why the happy path needs no clock, only one atomic addition.
 #[derive(Debug)]
@@ -33,9 +37,9 @@ pub struct Budget {
 struct Ledger {
     /// When the first retry was asked for: slots are counted from there.
     origin: Option<Instant>,
-    /// The number of the newest slot; it stands at this number modulo `SLOTS`.
+    /// The number of the newest slot. A slot stands at its number modulo `SLOTS`.
     newest: u64,
-    slots: [Slot; SLOTS],
+    slots: [Slot; SLOTS as usize],
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -79,7 +83,7 @@ impl Budget {
         ledger.advance(now);
         let (requests, retries) = ledger.totals();
         let share = (requests as f64 * self.ratio) as u64;
-        let minimum = u64::from(self.min_per_second) * SLOTS as u64;
+        let minimum = u64::from(self.min_per_second) * WINDOW;
         if retries >= share.max(minimum) {
             return None;
         }
@@ -99,12 +103,12 @@ impl Default for Budget {
 }
 
 impl Ledger {
-    /// Moves on to the slot of `now`, forgetting what is ten seconds old. Time that goes backwards stands still.
+    /// Moves on to the slot of `now`, forgetting what is too old. Time that goes backwards stands still.
     fn advance(&mut self, now: Instant) {
         let origin = *self.origin.get_or_insert(now);
         let slot = now.saturating_duration_since(origin).as_secs();
         let passed = slot.saturating_sub(self.newest);
-        for _ in 0..passed.min(SLOTS as u64) {
+        for _ in 0..passed.min(SLOTS) {
             self.newest += 1;
             *self.newest_slot() = Slot::default();
         }
@@ -116,11 +120,15 @@ impl Ledger {
     }
 
     fn slot(&mut self, number: u64) -> &mut Slot {
-        &mut self.slots[(number % SLOTS as u64) as usize]
+        &mut self.slots[(number % SLOTS) as usize]
     }
 
+    /// Requests of at most the last ten seconds, retries of at least those.
     fn totals(&self) -> (u64, u64) {
-        self.slots.iter().fold((0, 0), |(requests, retries), slot| (requests + slot.requests, retries + slot.retries))
+        let oldest = (self.newest + 1) % SLOTS;
+        let requests =
+            (0..).zip(&self.slots).filter(|(index, _)| *index != oldest).map(|(_, slot)| slot.requests).sum();
+        (requests, self.slots.iter().map(|slot| slot.retries).sum())
     }
 }
 
@@ -143,7 +151,7 @@ impl Drop for Withdrawal {
     fn drop(&mut self) {
         if let Some(budget) = self.budget.take() {
             let mut ledger = budget.ledger();
-            if ledger.newest - self.slot < SLOTS as u64 {
+            if ledger.newest - self.slot < SLOTS {
                 ledger.slot(self.slot).retries -= 1;
             }
         }
@@ -160,7 +168,7 @@ mod tests {
     use crate::clock;
 
     const SECOND: Duration = Duration::from_secs(1);
-    const WINDOW: Duration = Duration::from_secs(SLOTS as u64);
+    const LATER: Duration = Duration::from_secs(SLOTS);
 
     fn spend(budget: &Arc<Budget>, now: Instant) -> bool {
         budget.withdraw(now).map(Withdrawal::spend).is_some()
@@ -177,8 +185,8 @@ mod tests {
 
         let budget = Arc::new(Budget::default());
         assert_eq!((0..1000).filter(|_| spend(&budget, now)).count(), 100);
-        assert_eq!((0..1000).filter(|_| spend(&budget, now + WINDOW - SECOND)).count(), 0);
-        assert_eq!((0..1000).filter(|_| spend(&budget, now + WINDOW)).count(), 100);
+        assert_eq!((0..1000).filter(|_| spend(&budget, now + LATER - SECOND)).count(), 0);
+        assert_eq!((0..1000).filter(|_| spend(&budget, now + LATER)).count(), 100);
     }
 
     /// tower's budget grants more than its ratio (tower #857).
@@ -207,6 +215,19 @@ mod tests {
         assert_eq!(granted, THREADS * 100);
     }
 
+    /// Whole seconds alone would forget the retries of 0.9 s at 10 s.
+    ///
+    /// Shows: R7
+    #[test]
+    fn no_ten_seconds_hold_more_than_allowed_wherever_they_begin() {
+        let budget = Arc::new(Budget::default());
+        let now = clock::now();
+        assert!(spend(&budget, now));
+        assert_eq!((0..1000).filter(|_| spend(&budget, now + 9 * SECOND / 10)).count(), 99);
+        assert_eq!((0..1000).filter(|_| spend(&budget, now + 10 * SECOND)).count(), 0);
+        assert_eq!((0..1000).filter(|_| spend(&budget, now + 11 * SECOND)).count(), 100);
+    }
+
     /// Shows: R7
     #[test]
     fn a_quiet_time_earns_nothing() {
@@ -214,9 +235,9 @@ mod tests {
         let now = clock::now();
         assert!(!spend(&budget, now));
         (0..1000).for_each(|_| budget.deposit());
-        assert!(!spend(&budget, now + 2 * WINDOW));
+        assert!(!spend(&budget, now + 2 * LATER));
         budget.deposit();
-        assert!(spend(&budget, now + 2 * WINDOW));
+        assert!(spend(&budget, now + 2 * LATER));
     }
 
     #[test]
@@ -228,9 +249,9 @@ mod tests {
         }
         let late = budget.withdraw(now);
         // Its slot has gone by then, and another stands in its place.
-        assert_eq!((0..20).filter(|_| spend(&budget, now + WINDOW)).count(), 10);
+        assert_eq!((0..20).filter(|_| spend(&budget, now + LATER)).count(), 10);
         drop(late);
-        assert!(!spend(&budget, now + WINDOW));
+        assert!(!spend(&budget, now + LATER));
     }
 
     #[test]
@@ -254,7 +275,8 @@ mod tests {
     }
 
     proptest! {
-        /// Against a model that keeps every event with its time and counts the list anew each time.
+        /// Against a model that keeps every event with its time in milliseconds, and knows of no slots: in no ten seconds is more
+        /// granted than allowed, and what is refused was not allowed by what is left when the oldest second is cut off.
         ///
         /// Shows: R7
         #[test]
@@ -264,36 +286,36 @@ mod tests {
                 prop_oneof![
                     4 => Just(Step::Request),
                     3 => any::<bool>().prop_map(|dropped| Step::Retry { dropped }),
-                    1 => (0..12_000_u64).prop_map(Step::Pass),
+                    1 => prop_oneof![0..12_000_u64, 0..900_u64].prop_map(Step::Pass),
                 ],
                 0..300,
             ),
         ) {
             let budget = Arc::new(Budget::new(ratio).min_per_second(minimum));
             let start = clock::now();
-            let mut millis = 0;
-            // The times of requests (that of the last question before them), of granted retries, and of the first question.
-            let (mut requests, mut retries, mut first, mut asked) = (vec![], vec![], None, None);
+            let mut now = 0;
+            // The times of granted retries, and of requests: that of the last question before each of them.
+            let (mut requests, mut retries, mut asked) = (vec![], vec![], None);
             for step in steps {
                 match step {
-                    Step::Pass(time) => millis += time,
+                    Step::Pass(time) => now += time,
                     Step::Request => {
                         budget.deposit();
                         requests.extend(asked);
                     }
                     Step::Retry { dropped } => {
-                        asked = Some(millis);
-                        let origin = *first.get_or_insert(millis);
-                        let second = |time: u64| (time - origin) / 1000;
-                        let recent = |times: &[u64]| times.iter().filter(|time| second(millis) - second(**time) < 10).count();
-                        let share = (ratio * recent(&requests) as f64) as usize;
-                        let allowed = share.max(10 * minimum as usize);
-                        let expected = recent(&retries) < allowed;
-                        let granted = budget.withdraw(start + Duration::from_millis(millis));
-                        prop_assert_eq!(granted.is_some(), expected);
+                        asked = Some(now);
+                        let within = |times: &[u64], millis| times.iter().filter(|time| now - **time < millis).count();
+                        let allowed = |requests| ((ratio * requests as f64) as usize).max(10 * minimum as usize);
+                        let granted = budget.withdraw(start + Duration::from_millis(now));
+                        if granted.is_some() {
+                            prop_assert!(within(&retries, 10_000) < allowed(within(&requests, 10_000)));
+                        } else {
+                            prop_assert!(within(&retries, 11_000) >= allowed(within(&requests, 9_001)));
+                        }
                         if let (Some(granted), false) = (granted, dropped) {
                             granted.spend();
-                            retries.push(millis);
+                            retries.push(now);
                         }
                     }
                 }
