@@ -60,7 +60,10 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::{Scope, ambient, scope::WithScope};
+use crate::{
+    Scope,
+    scope::{self, Entered, WithScope},
+};
 
 /// For HTTP: the scope is in the request's extensions, and lasts until the response's body ends.
 #[derive(Debug, Clone, Copy)]
@@ -290,8 +293,8 @@ impl<B> ScopeBody<B> {
 }
 
 /// A body without a scope of its own stays in whatever surrounds it.
-fn enter(scope: &mut Option<Scope>) -> Option<ambient::Entered<'_, Option<Scope>>> {
-    scope.is_some().then(|| ambient::enter(scope))
+fn enter(scope: &mut Option<Scope>) -> Option<Entered<'_>> {
+    scope.is_some().then(|| scope::enter(scope))
 }
 
 impl<B: Default> Default for ScopeBody<B> {

@@ -157,6 +157,30 @@ impl fmt::Debug for Site {
     }
 }
 
+/// The span of a scope in `tracing`, INFO, target `ziggurat::scope`: named `scope`, with the scope's `name` and `id`.
+///
+/// What is logged while the scope is current stands in it. It ends with the scope.
+#[derive(Clone)]
+pub(crate) struct Span(tracing::Span);
+
+impl Span {
+    /// Within `parent`; without one, within whatever span is current.
+    pub(crate) fn new(name: &str, id: u64, parent: Option<&Self>) -> Self {
+        Self(match parent {
+            Some(Self(parent)) => tracing::info_span!(target: "ziggurat::scope", parent: parent, "scope", name, id),
+            None => tracing::info_span!(target: "ziggurat::scope", "scope", name, id),
+        })
+    }
+
+    /// It is current for as long as the guard lives.
+    pub(crate) fn enter(&self) -> EnteredSpan {
+        EnteredSpan(self.0.clone().entered())
+    }
+}
+
+/// The guard of [`Span::enter`].
+pub(crate) struct EnteredSpan(#[expect(dead_code, reason = "it is there to be dropped")] tracing::span::EnteredSpan);
+
 /// Defines `fn trace(&Site, &Event)` with this target: a target of `tracing` has to be a constant at each place.
 macro_rules! trace_to {
     ($target:expr) => {

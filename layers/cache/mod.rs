@@ -22,7 +22,8 @@
 //! **Where it belongs.** Outside of timeout, retry, breaker and limit, so that a hit needs none of them; inside of the
 //! [`ContextLayer`](crate::context::ContextLayer), so that keys and ttl can come from the scope. Inside of a retry, each attempt
 //! looks into the cache. Outside of every timeout is right: the timeout of the one who calls ends the wait of those who wait
-//! for it. If there is a timeout outside, it drops the one who calls, and the next one calls anew.
+//! for it. With a timeout outside, each request has a deadline of its own: the one who calls is dropped at its own, and the next one
+//! calls anew; but a retry inside that gives up early because of it fails all who wait.
 //!
 //! **Cancellation.** A call belongs to the request that makes it. If that is dropped or panics, the first of those who wait makes
 //! a call of its own, and the others wait for that one. Nobody waits for a response future that was never polled; one that

@@ -39,12 +39,17 @@ use std::{
 
 use pin_project_lite::pin_project;
 
-use crate::ambient;
+use crate::{
+    ambient,
+    telemetry::{EnteredSpan, Span},
+};
 
 mod state;
 use state::State;
 
 /// A set of values, each of its own type, that belongs to a piece of work. A clone is the same scope, and cheap.
+///
+/// What is logged through `tracing` while the scope is current stands in a span of its own, named `scope`, with its name and id.
 ///
 /// A value is looked up by its exact type, from this scope outwards. Values are shared as [`Arc`]s: a reader keeps the one it
 /// got, whole, while others replace it.
@@ -58,6 +63,7 @@ struct Inner {
     id: u64,
     parent: Option<Scope>,
     state: State,
+    span: Span,
 }
 
 impl Scope {
@@ -73,14 +79,9 @@ impl Scope {
 
     fn new(name: Cow<'static, str>, parent: Option<Self>) -> Self {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-        Self {
-            inner: Arc::new(Inner {
-                name,
-                id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-                parent,
-                state: State::default(),
-            }),
-        }
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let span = Span::new(&name, id, parent.as_ref().map(|parent| &parent.inner.span));
+        Self { inner: Arc::new(Inner { name, id, parent, state: State::default(), span }) }
     }
 
     /// Puts a value into this scope, in place of one of the same type, and hides one that a parent holds.
@@ -183,7 +184,7 @@ impl Scope {
     /// Runs `f` in this scope.
     pub fn enter<R>(&self, f: impl FnOnce() -> R) -> R {
         let mut scope = Some(self.clone());
-        let _entered = ambient::enter(&mut scope);
+        let _entered = enter(&mut scope);
         f()
     }
 
@@ -203,6 +204,18 @@ impl fmt::Debug for Scope {
             .field("state", &self.inner.state)
             .finish()
     }
+}
+
+/// As long as the guard lives, the scope that `scope` holds is the current one, and its span too.
+pub(crate) fn enter(scope: &mut Option<Scope>) -> Entered<'_> {
+    let span = scope.as_ref().map(|scope| scope.inner.span.enter());
+    Entered { _span: span, _ambient: ambient::enter(scope) }
+}
+
+/// The guard of [`enter`].
+pub(crate) struct Entered<'a> {
+    _span: Option<EnteredSpan>,
+    _ambient: ambient::Entered<'a, Option<Scope>>,
 }
 
 /// The scope that was asked, and its parents, hold no value of the type.
@@ -236,7 +249,7 @@ pin_project! {
     impl<F> PinnedDrop for WithScope<F> {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
-            let _entered = ambient::enter(this.scope);
+            let _entered = enter(this.scope);
             this.future.set(None);
         }
     }
@@ -247,7 +260,7 @@ impl<F> WithScope<F> {
     pub(crate) fn start(scope: Scope, make: impl FnOnce() -> F) -> Self {
         let mut scope = Some(scope);
         let future = {
-            let _entered = ambient::enter(&mut scope);
+            let _entered = enter(&mut scope);
             make()
         };
         Self { future: Some(future), scope }
@@ -263,7 +276,7 @@ impl<F: Future> Future for WithScope<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let mut this = self.project();
-        let _entered = ambient::enter(this.scope);
+        let _entered = enter(this.scope);
         let Some(future) = this.future.as_mut().as_pin_mut() else { return Poll::Pending };
         let output = ready!(future.poll(cx));
         this.future.set(None);

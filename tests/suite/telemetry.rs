@@ -8,7 +8,9 @@ use std::{
 
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 use tracing_subscriber::filter::LevelFilter;
-use ziggurat::{Error, Event, Site, circuit_breaker::CircuitBreakerLayer, retry::RetryLayer, timeout::TimeoutLayer};
+use ziggurat::{
+    Error, Event, Scope, Site, circuit_breaker::CircuitBreakerLayer, retry::RetryLayer, timeout::TimeoutLayer,
+};
 
 #[derive(Clone, Default)]
 struct Written(Arc<Mutex<Vec<u8>>>);
@@ -67,4 +69,27 @@ async fn a_site_of_ones_own_logs_too() {
     let site = Site::new("mine").named("here");
     let log = logged(LevelFilter::TRACE, async { site.tell(Event::Hit) }).await;
     assert_eq!(log, [r#"TRACE ziggurat: hit name="here""#]);
+}
+
+/// Shows: T3
+#[tokio::test(start_paused = true)]
+async fn what_is_logged_inside_stands_in_the_span_of_the_scope() {
+    let service =
+        ServiceBuilder::new().layer(TimeoutLayer::new(Duration::from_secs(5))).service(service_fn(|()| async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            tracing::info!(target: "service", "inside");
+            Ok::<_, Error<()>>(())
+        }));
+    let mut ids = (0, 0);
+    let log = logged(LevelFilter::INFO, async {
+        let app = Scope::root("app");
+        let request = app.child("request");
+        ids = (app.id(), request.id());
+        request.within(service.oneshot(())).await.unwrap();
+        tracing::info!(target: "service", "outside");
+    })
+    .await;
+    let (app, request) = ids;
+    let inside = format!(r#"INFO scope{{name="app" id={app}}}:scope{{name="request" id={request}}}: service: inside"#);
+    assert_eq!(log, [inside.as_str(), "INFO service: outside"]);
 }

@@ -121,6 +121,8 @@ async fn the_longest_limit_never_ends() {
     assert_eq!(service.oneshot(SECOND * 1_000_000).await.unwrap(), "completed");
 }
 
+/// Its span is shown among the tests of telemetry.
+///
 /// Shows: T3, X7
 #[tokio::test(start_paused = true)]
 async fn the_scope_is_current_inside() {
