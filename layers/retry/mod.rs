@@ -259,8 +259,9 @@ where
             layer: Arc::clone(&self.layer),
             attempt: Attempt(1),
             last_wait: Duration::ZERO,
+            granted: None,
             request: Some(request),
-            state: State::Readying { granted: None },
+            state: State::Readying,
         }
     }
 }
@@ -276,6 +277,8 @@ pin_project! {
         layer: Arc<RetryLayer<C, P, B>>,
         attempt: Attempt,
         last_wait: Duration,
+        // The next attempt's place in the budget, until it is sent.
+        granted: Option<Withdrawal>,
         // What the next call takes; while one is under way, the copy for the one after it.
         request: Option<Req>,
         #[pin]
@@ -286,19 +289,15 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<F> {
-        // The service of this attempt is not ready yet; a retry's place in the budget is not spent yet.
-        Readying {
-            granted: Option<Withdrawal>,
-        },
+        // The service of this attempt is not ready yet.
+        Readying,
         Calling {
             #[pin]
             response: F,
         },
-        // The next attempt is granted, and not started yet.
         Pausing {
             #[pin]
             pause: Sleep,
-            granted: Option<Withdrawal>,
         },
         // It was answered.
         Done,
@@ -321,13 +320,13 @@ where
         let _entered = ambient::enter(&mut attempt);
         loop {
             let outcome = match this.state.as_mut().project() {
-                StateProj::Readying { granted } => match ready!(this.service.poll_ready(cx)) {
+                StateProj::Readying => match ready!(this.service.poll_ready(cx)) {
                     Ok(()) => {
                         let Some(request) = this.request.take() else {
                             // Never: there is no next attempt without a request.
                             return Poll::Pending;
                         };
-                        if let Some(granted) = granted.take() {
+                        if let Some(granted) = this.granted.take() {
                             granted.spend();
                         }
                         if this.attempt.0 < this.layer.max_attempts {
@@ -344,12 +343,11 @@ where
                     }
                 },
                 StateProj::Calling { response } => ready!(response.poll(cx)),
-                StateProj::Pausing { pause, granted } => {
+                StateProj::Pausing { pause } => {
                     ready!(pause.poll(cx));
-                    let granted = granted.take();
                     this.attempt.0 = this.attempt.0.saturating_add(1);
                     ambient::set(*this.attempt);
-                    this.state.set(State::Readying { granted });
+                    this.state.set(State::Readying);
                     continue;
                 }
                 StateProj::Done => panic!("retry::ResponseFuture polled after it was ready"),
@@ -365,7 +363,8 @@ where
                 return Poll::Ready(outcome);
             };
             *this.last_wait = wait;
-            this.state.set(State::Pausing { pause: clock::sleep(wait), granted });
+            *this.granted = granted;
+            this.state.set(State::Pausing { pause: clock::sleep(wait) });
         }
     }
 }
@@ -433,7 +432,7 @@ impl<C, P, B> RetryLayer<C, P, B> {
 impl<S: Service<Req>, Req, C, P, B> fmt::Debug for ResponseFuture<S, Req, C, P, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match &self.state {
-            State::Readying { .. } => "readying",
+            State::Readying => "readying",
             State::Calling { .. } => "calling",
             State::Pausing { .. } => "pausing",
             State::Done => "done",
