@@ -80,7 +80,6 @@ pub fn subjects() -> Vec<Subject> {
     let service = || ServiceBuilder::new().map_err(Error::Service).service(Echo);
     vec![
         subject("bare", "", Echo),
-        subject("map_err alone", ours, service()),
         subject("timeout", ours, ServiceBuilder::new().layer(TimeoutLayer::new(LIMIT)).service(service())),
         subject("timeout", tower, ServiceBuilder::new().timeout(LIMIT).service(Echo)),
         subject("timeout", peer, ServiceBuilder::new().layer(peer_timeout()).service(Echo)),
