@@ -16,11 +16,13 @@
 //! for all attempts. Inside of the cache, or hits would be rejected too. For each upstream one layer value: all services
 //! that a layer value makes, and their clones, share one circuit.
 //!
-//! **Cancellation.** A call that is dropped without an outcome is a failure if its [`Deadline`](crate::Deadline) had passed when it
-//! was dropped: a service that hangs opens the circuit, wherever in the stack the [`TimeoutLayer`](crate::timeout::TimeoutLayer)
-//! stands. Otherwise it is ignored: a client that hangs up says nothing about the service, nor does a call that still waited in the
-//! queue of a [`ConcurrencyLimitLayer`](crate::concurrency_limit::ConcurrencyLimitLayer). [`Cancelled`] has the other choices, for timeouts that are not this crate's and so set no deadline. A probe that is dropped, or panics, makes room for the
-//! next one; so does, after as long as the circuit was open, one that does not end.
+//! **Cancellation.** A call that is dropped without an outcome is a failure if its [`Deadline`](crate::Deadline) had passed when
+//! it was dropped: a service that hangs opens the circuit, wherever in the stack the
+//! [`TimeoutLayer`](crate::timeout::TimeoutLayer) stands. Otherwise it is ignored: a client that hangs up says nothing about the
+//! service, nor does a call that still waited in the queue of a
+//! [`ConcurrencyLimitLayer`](crate::concurrency_limit::ConcurrencyLimitLayer). [`Cancelled`] has the other choices, for timeouts
+//! that are not this crate's and so set no deadline. A probe that is dropped, or panics, makes room for the next one; so does,
+//! after as long as the circuit was open, one that does not end.
 //!
 //! **When to come back.** A rejection says it exactly: the time that the circuit is still open, or, if it is half-open, that after
 //! which a probe gives up its place (they mostly end sooner). It says nothing if the circuit was opened by hand.
@@ -32,7 +34,8 @@
 //! reserved (tower's limits do) until somebody uses or drops it.
 //!
 //! It needs `S: Clone`, to give readiness back. A closed circuit clones nothing, and costs a call three atomic reads and a
-//! reference count (with a rate, also an atomic write): no lock, no allocation, and no clock read unless its window is one of time or it looks for slow calls.
+//! reference count (with a rate, also an atomic write): no lock, no allocation, and no clock read unless its window is one of
+//! time or it looks for slow calls.
 //!
 //! ```
 //! use std::time::Duration;

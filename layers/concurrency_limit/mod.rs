@@ -20,12 +20,12 @@
 //! outside of all that costs something, usually with `max_waiting(0)`.
 //!
 //! **Cancellation.** Dropping the response future gives back the permit, or the place in the queue, or passes on the permit that
-//! arrived and was not noticed yet. So does a panic. A response future that nobody polls any more, but that is kept, keeps what it has.
-//! A circuit breaker outside does not hold it against the service if a call was still waiting here when it was dropped.
+//! arrived and was not noticed yet. So does a panic. A response future that nobody polls any more, but that is kept, keeps what
+//! it has. A circuit breaker outside does not hold it against the service if a call was still waiting here when it was dropped.
 //!
-//! It needs `S: Clone`: a call that has to wait, or is rejected, gives back the readiness of the service that it was called on, or it would keep for
-//! itself what that service has reserved, and makes a clone ready once it is admitted. A call that is admitted at once clones
-//! and allocates nothing, takes no lock and reads no clock.
+//! It needs `S: Clone`: a call that has to wait, or is rejected, gives back the readiness of the service that it was called on,
+//! or it would keep for itself what that service has reserved, and makes a clone ready once it is admitted. A call that is
+//! admitted at once clones and allocates nothing, takes no lock and reads no clock.
 //!
 //! ```
 //! use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
