@@ -9,6 +9,7 @@ pub use layers::*;
 
 mod ambient;
 mod backoff;
+pub mod body;
 mod classify;
 mod clock;
 mod deadline;

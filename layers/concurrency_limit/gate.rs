@@ -75,7 +75,9 @@ pub(crate) enum Entry {
 }
 
 /// The right to be in flight. Dropping it gives it to the first who waits, or back to the gate.
-pub(crate) struct Permit {
+///
+/// A response whose body it lasts for carries it: see [`ConcurrencyLimitLayer::until_body_end`](super::ConcurrencyLimitLayer::until_body_end).
+pub struct Permit {
     gate: Gate,
 }
 

@@ -5,8 +5,8 @@
 //! Whoever finds none free waits in the response future, and is admitted in the order of the first polls.
 //!
 //! **It counts** calls, not services: one that was polled ready and is not called holds neither a permit nor a place in the
-//! queue. The permit is back before the caller sees the answer, and after the call was dropped. The response's body is not
-//! counted.
+//! queue. The permit is back before the caller sees the answer, and after the call was dropped. The response's body is not counted,
+//! unless the layer is told to hold permits [`until_body_end`](ConcurrencyLimitLayer::until_body_end).
 //!
 //! **How long one waits** is up to the surrounding [`TimeoutLayer`](crate::timeout::TimeoutLayer), which drops what waits too
 //! long; and up to [`max_waiting`](ConcurrencyLimitLayer::max_waiting) and [`max_wait`](ConcurrencyLimitLayer::max_wait), past which
@@ -53,8 +53,10 @@
 mod gate;
 
 use std::{
+    any::type_name,
     fmt,
     future::Future,
+    marker::PhantomData,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -65,8 +67,13 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-pub use self::gate::Gate;
-use self::gate::{Entry, Permit, Waiter};
+mod until;
+
+use self::gate::{Entry, Waiter};
+pub use self::{
+    gate::{Gate, Permit},
+    until::{BodyEnd, ResponseEnd, Until},
+};
 use crate::{
     Event, Reason, Reject, Rejection, Site,
     ambient::{self, Unsent},
@@ -79,9 +86,14 @@ use crate::{
 /// Two layer values share nothing; clones of one value share everything.
 #[doc(alias = "bulkhead")]
 #[doc(alias = "semaphore")]
-#[derive(Debug, Clone)]
 #[must_use]
-pub struct ConcurrencyLimitLayer {
+pub struct ConcurrencyLimitLayer<U = ResponseEnd> {
+    settings: Settings,
+    until: PhantomData<fn() -> U>,
+}
+
+#[derive(Debug, Clone)]
+struct Settings {
     gate: Gate,
     max_waiting: usize,
     max_wait: Option<Duration>,
@@ -99,12 +111,23 @@ impl ConcurrencyLimitLayer {
     #[track_caller]
     pub fn new(limit: usize) -> Self {
         let gate = Gate::new(limit);
-        Self { gate, max_waiting: usize::MAX, max_wait: None, site: site!("concurrency_limit") }
+        let settings = Settings { gate, max_waiting: usize::MAX, max_wait: None, site: site!("concurrency_limit") };
+        Self { settings, until: PhantomData }
     }
 
+    /// For HTTP: a call holds its permit until the response's body has ended, failed or was dropped, and not only until the response
+    /// is there. That is what a server wants, whose work is the body.
+    ///
+    /// The body becomes a [`GuardBody`](crate::body::GuardBody). An empty one gives the permit back at once.
+    pub fn until_body_end(self) -> ConcurrencyLimitLayer<BodyEnd> {
+        ConcurrencyLimitLayer { settings: self.settings, until: PhantomData }
+    }
+}
+
+impl<U> ConcurrencyLimitLayer<U> {
     /// At most this many calls wait for a permit; the next one is rejected at once. Zero sheds every call that finds no permit.
     pub fn max_waiting(mut self, max_waiting: usize) -> Self {
-        self.max_waiting = max_waiting;
+        self.settings.max_waiting = max_waiting;
         self
     }
 
@@ -112,18 +135,20 @@ impl ConcurrencyLimitLayer {
     ///
     /// Every duration is good: with zero nobody waits, and [`Duration::MAX`] never ends.
     pub fn max_wait(mut self, max_wait: Duration) -> Self {
-        self.max_wait = Some(max_wait);
+        self.settings.max_wait = Some(max_wait);
         self
     }
 
-    site_setters!();
+    site_setters!(settings.site);
 
     /// A handle to the live state, to look at and to change the limit.
     #[must_use]
     pub fn handle(&self) -> Gate {
-        self.gate.clone()
+        self.settings.gate.clone()
     }
+}
 
+impl Settings {
     /// How many may wait; where no time is given to wait, nobody.
     fn places(&self) -> usize {
         if self.max_wait == Some(Duration::ZERO) { 0 } else { self.max_waiting }
@@ -136,56 +161,85 @@ impl ConcurrencyLimitLayer {
     }
 }
 
-impl<S> Layer<S> for ConcurrencyLimitLayer {
-    type Service = ConcurrencyLimit<S>;
+// By hand, and so for the service: when a permit is given back need not be Clone or Debug for this.
+impl<U> Clone for ConcurrencyLimitLayer<U> {
+    fn clone(&self) -> Self {
+        Self { settings: self.settings.clone(), until: PhantomData }
+    }
+}
+
+impl<U> fmt::Debug for ConcurrencyLimitLayer<U> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConcurrencyLimitLayer")
+            .field("settings", &self.settings)
+            .field("until", &type_name::<U>())
+            .finish()
+    }
+}
+
+impl<S, U> Layer<S> for ConcurrencyLimitLayer<U> {
+    type Service = ConcurrencyLimit<S, U>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        ConcurrencyLimit { inner, layer: Arc::new(self.clone()) }
+        ConcurrencyLimit { inner, settings: Arc::new(self.settings.clone()), until: PhantomData }
     }
 }
 
 /// The service of [`ConcurrencyLimitLayer`].
-#[derive(Debug, Clone)]
-pub struct ConcurrencyLimit<S> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
+pub struct ConcurrencyLimit<S, U = ResponseEnd> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
     inner: S,
     // Shared by all clones: one counter is cheaper than a copy of it all.
-    layer: Arc<ConcurrencyLimitLayer>,
+    settings: Arc<Settings>,
+    until: PhantomData<fn() -> U>,
 }
 
-impl<S, Req> Service<Req> for ConcurrencyLimit<S>
+impl<S: Clone, U> Clone for ConcurrencyLimit<S, U> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), settings: Arc::clone(&self.settings), until: PhantomData }
+    }
+}
+
+impl<S: fmt::Debug, U> fmt::Debug for ConcurrencyLimit<S, U> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConcurrencyLimit").field("inner", &self.inner).field("settings", &self.settings).finish()
+    }
+}
+
+impl<S, U, Req> Service<Req> for ConcurrencyLimit<S, U>
 where
     S: Service<Req> + Clone,
-    S::Error: Reject<S::Response>,
+    S::Error: Reject<U::Response>,
+    U: Until<S::Response>,
 {
-    type Response = S::Response;
+    type Response = U::Response;
     type Error = S::Error;
-    type Future = ResponseFuture<S, Req>;
+    type Future = ResponseFuture<S, Req, U>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        if let Some(permit) = self.layer.gate.try_enter() {
+        if let Some(permit) = self.settings.gate.try_enter() {
             let response = self.inner.call(request);
-            return ResponseFuture { state: State::Running { response }, permit: Some(permit) };
+            return ResponseFuture::new(State::Running { response }, Some(permit));
         }
-        let layer = Arc::clone(&self.layer);
+        let settings = Arc::clone(&self.settings);
         let service = self.inner.clone();
         // The one that was made ready is dropped, and with it what it reserved for a call that it will not get.
         self.inner = self.inner.clone();
-        if layer.gate.is_full(layer.places()) {
-            return ResponseFuture { state: State::Refused { layer }, permit: None };
+        if settings.gate.is_full(settings.places()) {
+            return ResponseFuture::new(State::Refused { settings }, None);
         }
-        let turn = Turn { layer, place: None, timer: None };
-        ResponseFuture { state: State::Waiting { turn, service, request: Some(request) }, permit: None }
+        let turn = Turn { settings, place: None, timer: None };
+        ResponseFuture::new(State::Waiting { turn, service, request: Some(request) }, None)
     }
 }
 
 pin_project! {
     /// The response future of [`ConcurrencyLimit`].
     #[must_use = "futures do nothing unless polled"]
-    pub struct ResponseFuture<S, Req>
+    pub struct ResponseFuture<S, Req, U = ResponseEnd>
     where
         S: Service<Req>,
     {
@@ -193,6 +247,13 @@ pin_project! {
         state: State<S, Req>,
         // After the state, and so dropped after it: the permit is back when the call is gone, not before.
         permit: Option<Permit>,
+        until: PhantomData<fn() -> U>,
+    }
+}
+
+impl<S: Service<Req>, Req, U> ResponseFuture<S, Req, U> {
+    fn new(state: State<S, Req>, permit: Option<Permit>) -> Self {
+        Self { state, permit, until: PhantomData }
     }
 }
 
@@ -203,7 +264,7 @@ pin_project! {
         S: Service<Req>,
     {
         // There was no permit, and no place to wait for one.
-        Refused { layer: Arc<ConcurrencyLimitLayer> },
+        Refused { settings: Arc<Settings> },
         // It waits for its turn, or has its permit and waits for its own clone of the service to be ready.
         Waiting {
             turn: Turn,
@@ -220,44 +281,65 @@ pin_project! {
     }
 }
 
-impl<S, Req> Future for ResponseFuture<S, Req>
+impl<S, Req, U> Future for ResponseFuture<S, Req, U>
 where
     S: Service<Req>,
-    S::Error: Reject<S::Response>,
+    S::Error: Reject<U::Response>,
+    U: Until<S::Response>,
 {
-    type Output = Result<S::Response, S::Error>;
+    type Output = Result<U::Response, S::Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let outcome = ready!(this.state.as_mut().poll(this.permit, cx));
+        let ended = ready!(this.state.as_mut().poll(this.permit, cx));
         this.state.set(State::Done);
-        *this.permit = None;
-        Poll::Ready(outcome)
+        let permit = this.permit.take();
+        Poll::Ready(match ended {
+            Ended::Answered(response) => Ok(U::answer(response, permit)),
+            Ended::Failed(error) => {
+                drop(permit);
+                Err(error)
+            }
+            Ended::Rejected(rejection) => S::Error::reject(rejection),
+        })
+    }
+}
+
+enum Ended<R, E> {
+    Answered(R),
+    Failed(E),
+    Rejected(Rejection),
+}
+
+impl<R, E> From<Result<R, E>> for Ended<R, E> {
+    fn from(outcome: Result<R, E>) -> Self {
+        outcome.map_or_else(Self::Failed, Self::Answered)
     }
 }
 
 impl<S, Req> State<S, Req>
 where
     S: Service<Req>,
-    S::Error: Reject<S::Response>,
 {
     fn poll(
         mut self: Pin<&mut Self>,
         permit: &mut Option<Permit>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<S::Response, S::Error>> {
+    ) -> Poll<Ended<S::Response, S::Error>> {
         loop {
             let response = match self.as_mut().project() {
-                StateProjection::Running { response } => return response.poll(cx),
-                StateProjection::Refused { layer } => return Poll::Ready(S::Error::reject(layer.reject())),
+                StateProjection::Running { response } => return response.poll(cx).map(Ended::from),
+                StateProjection::Refused { settings } => return Poll::Ready(Ended::Rejected(settings.reject())),
                 StateProjection::Waiting { turn, service, request } => {
                     if permit.is_none() {
                         match ready!(turn.poll(cx)) {
                             Ok(admitted) => *permit = Some(admitted),
-                            Err(rejection) => return Poll::Ready(S::Error::reject(rejection)),
+                            Err(rejection) => return Poll::Ready(Ended::Rejected(rejection)),
                         }
                     }
-                    ready!(service.poll_ready(cx))?;
+                    if let Err(error) = ready!(service.poll_ready(cx)) {
+                        return Poll::Ready(Ended::Failed(error));
+                    }
                     request.take().map(|request| service.call(request))
                 }
                 StateProjection::Done => None,
@@ -268,7 +350,7 @@ where
     }
 }
 
-impl<S: Service<Req>, Req> fmt::Debug for ResponseFuture<S, Req> {
+impl<S: Service<Req>, Req, U> fmt::Debug for ResponseFuture<S, Req, U> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match self.state {
             State::Refused { .. } => "refused",
@@ -285,7 +367,7 @@ impl<S: Service<Req>, Req> fmt::Debug for ResponseFuture<S, Req> {
 
 /// A call's wait for its permit. It takes its place in the queue at the first poll, and its clock starts then.
 struct Turn {
-    layer: Arc<ConcurrencyLimitLayer>,
+    settings: Arc<Settings>,
     place: Option<Waiter>,
     // Boxed, so that a call that does not wait is not larger for it.
     timer: Option<Pin<Box<Sleep>>>,
@@ -302,13 +384,13 @@ impl Turn {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Permit, Rejection>> {
         let admitted = match &mut self.place {
             Some(place) => place.poll(cx.waker()),
-            None => match self.layer.gate.enter(self.layer.places(), cx.waker()) {
+            None => match self.settings.gate.enter(self.settings.places(), cx.waker()) {
                 Entry::Admitted(permit) => Poll::Ready(permit),
-                Entry::Full => return Poll::Ready(Err(self.layer.reject())),
+                Entry::Full => return Poll::Ready(Err(self.settings.reject())),
                 Entry::Queued(place) => {
                     self.place = Some(place);
-                    self.layer.site.tell(Event::Queued);
-                    let end = self.layer.max_wait.and_then(|max_wait| clock::now().checked_add(max_wait));
+                    self.settings.site.tell(Event::Queued);
+                    let end = self.settings.max_wait.and_then(|max_wait| clock::now().checked_add(max_wait));
                     self.timer = end.map(|end| Box::pin(clock::sleep_until(end)));
                     Poll::Pending
                 }
@@ -320,6 +402,6 @@ impl Turn {
         }
         let Some(timer) = &mut self.timer else { return Poll::Pending };
         ready!(timer.as_mut().poll(cx));
-        Poll::Ready(Err(self.layer.reject()))
+        Poll::Ready(Err(self.settings.reject()))
     }
 }

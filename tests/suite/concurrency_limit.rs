@@ -601,3 +601,49 @@ async fn zero_permits_are_refused_and_every_other_value_works() {
         }
     }
 }
+
+/// Shows: L2
+#[tokio::test(start_paused = true)]
+async fn until_the_end_of_the_body_means_every_end_it_can_have() {
+    let layer = ConcurrencyLimitLayer::new(1).max_waiting(0).until_body_end();
+    let gate = layer.handle();
+    let service = ServiceBuilder::new()
+        .layer(layer)
+        .service(service_fn(|body: Body| async { Ok::<_, Infallible>(http::Response::new(body)) }));
+    let ask = |body| service.clone().oneshot(body);
+    let streamed = || Body::new(Frames(0));
+
+    // It ends, or is dropped.
+    let mut response = ask(streamed()).await.unwrap();
+    assert_eq!(gate.in_flight(), 1);
+    let refused = ask(Body::empty()).await.unwrap();
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    while http_body_util::BodyExt::frame(response.body_mut()).await.is_some() {}
+    assert_eq!(gate.in_flight(), 0);
+    let response = ask(streamed()).await.unwrap();
+    assert_eq!(gate.in_flight(), 1);
+    drop(response);
+    assert_eq!(gate.in_flight(), 0);
+
+    // It is empty, or the answer of the layer itself: nothing to wait for.
+    let response = ask(Body::empty()).await.unwrap();
+    assert_eq!(gate.in_flight(), 0);
+    drop((response, refused));
+    assert_eq!(gate.in_flight(), 0);
+}
+
+/// Two frames, and nothing said of the end before it is there.
+struct Frames(u8);
+
+impl http_body::Body for Frames {
+    type Data = bytes::Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<bytes::Bytes>, Infallible>>> {
+        self.0 += 1;
+        Poll::Ready((self.0 <= 2).then(|| Ok(http_body::Frame::data(bytes::Bytes::from_static(b"x")))))
+    }
+}

@@ -6,10 +6,12 @@ use std::{
     error::Error as StdError,
     fmt, io,
     net::SocketAddr,
+    pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -21,13 +23,22 @@ use axum::{
     routing::get,
 };
 use bytes::Bytes;
+use http_body::Frame;
 use http_body_util::{BodyExt, Full};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-use tokio::{net::TcpListener, sync::Notify};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, mpsc},
+};
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
-    Error, HttpStatus, Reason, Reject, Rejection, Scope, cache::CacheLayer, circuit_breaker::CircuitBreakerLayer,
-    concurrency_limit::ConcurrencyLimitLayer, context::ContextLayer, retry::RetryLayer, timeout::TimeoutLayer,
+    Error, HttpStatus, Reason, Reject, Rejection, Scope,
+    cache::CacheLayer,
+    circuit_breaker::CircuitBreakerLayer,
+    concurrency_limit::{ConcurrencyLimitLayer, Gate},
+    context::ContextLayer,
+    retry::RetryLayer,
+    timeout::TimeoutLayer,
 };
 
 /// A limit that no test lives to see.
@@ -97,6 +108,64 @@ async fn a_router_answers_504_where_a_handler_hangs() {
     let address = serve(router).await;
     assert_eq!(ask(address, "/hangs").await.status(), StatusCode::GATEWAY_TIMEOUT);
     assert_eq!(ask(address, "/hello").await.body(), "hello");
+}
+
+/// A body whose frames come from a channel; with the sender it ends.
+struct Streamed(mpsc::UnboundedReceiver<Bytes>);
+
+impl http_body::Body for Streamed {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.poll_recv(cx).map(|data| data.map(|data| Ok(Frame::data(data))))
+    }
+}
+
+/// A limit of one until the end of the body, over a router that streams what comes from the sender.
+async fn streaming() -> (SocketAddr, Gate, mpsc::UnboundedSender<Bytes>) {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let body = Arc::new(Mutex::new(Some(Body::new(Streamed(receiver)))));
+    let layer = ConcurrencyLimitLayer::new(1).max_waiting(0).until_body_end();
+    let gate = layer.handle();
+    let router = Router::new()
+        .route("/streams", get(move || async move { body.lock().unwrap().take().unwrap() }))
+        .route("/hello", get(|| async { "hello" }))
+        .layer(layer);
+    (serve(router).await, gate, sender)
+}
+
+/// tower's and tower-http's limits free the permit at the headers, while the body still streams (tower-http PR #447).
+///
+/// Shows: L2
+#[tokio::test]
+async fn a_permit_can_be_held_until_the_body_has_streamed() {
+    let (address, gate, sender) = streaming().await;
+    let client = Client::builder(TokioExecutor::new()).build_http();
+    let mut response = client.request(request(address, "/streams")).await.unwrap();
+    sender.send(Bytes::from_static(b"first")).unwrap();
+    assert_eq!(response.frame().await.unwrap().unwrap().into_data().unwrap(), "first");
+    assert_eq!(gate.in_flight(), 1);
+    assert_eq!(ask(address, "/hello").await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    drop(sender);
+    assert!(response.frame().await.is_none());
+    assert_eq!(gate.in_flight(), 0);
+    assert_eq!(ask(address, "/hello").await.body(), "hello");
+    assert_eq!(gate.in_flight(), 0);
+}
+
+/// Shows: L2
+#[tokio::test]
+async fn a_client_that_hangs_up_in_the_middle_of_a_body_gives_the_permit_back() {
+    let (address, gate, sender) = streaming().await;
+    let client = Client::builder(TokioExecutor::new()).build_http();
+    let mut response = client.request(request(address, "/streams")).await.unwrap();
+    sender.send(Bytes::from_static(b"first")).unwrap();
+    assert!(response.frame().await.unwrap().is_ok());
+    assert_eq!(gate.in_flight(), 1);
+    drop((response, client));
+    sender.closed().await;
+    assert_eq!(gate.in_flight(), 0);
 }
 
 /// axum clones a route's service for every request, and hyper a router for every connection.

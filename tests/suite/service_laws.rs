@@ -68,6 +68,11 @@ these_keep_to_the_laws! {
     concurrency_limit: laws_with_gauges(|| limited(ConcurrencyLimitLayer::new(1))).stateful();
     concurrency_limit_that_waits_a_second: laws_with_gauges(|| limited(ConcurrencyLimitLayer::new(1).max_wait(SECOND))).stateful();
     concurrency_limit_that_sheds: laws_with_gauges(|| limited(ConcurrencyLimitLayer::new(1).max_waiting(0))).stateful();
+    concurrency_limit_until_the_body_ends: laws_with_gauges(|| {
+        let layer = ConcurrencyLimitLayer::new(1).until_body_end();
+        let gate = layer.handle();
+        (layer, move || (gate.in_flight(), gate.waiting()))
+    }).stateful();
     /// Shows: B5
     circuit_breaker: laws(|| CircuitBreakerLayer::consecutive(1)).stateful();
     circuit_breaker_by_rate: laws(|| CircuitBreakerLayer::http().over_calls(1).slow_calls(SECOND, 1.0)).stateful();
