@@ -272,6 +272,27 @@ async fn the_timeout_of_an_attempt_is_retried_and_the_total_is_not() {
     assert_eq!(start.elapsed(), 5 * SECOND);
 }
 
+/// A deadline that was carried over is the total's to end by, not the attempt's: nothing is retried that has no time left.
+///
+/// Shows: T4
+#[tokio::test(start_paused = true)]
+async fn a_deadline_that_was_carried_over_ends_the_total_and_not_an_attempt() {
+    let calls = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&calls);
+    let service = ServiceBuilder::new()
+        .layer(TimeoutLayer::new(30 * SECOND).named("total"))
+        .layer(RetryLayer::new().backoff(Duration::ZERO))
+        .layer(TimeoutLayer::new(10 * SECOND).named("attempt"))
+        .service(service_fn(move |()| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            std::future::pending::<Result<(), Error<()>>>()
+        }));
+    let start = Instant::now();
+    let outcome = ziggurat::Deadline::after(2 * SECOND).within(service.oneshot(())).await;
+    assert_eq!(ziggurat::rejection(&outcome).unwrap().name(), Some("total"));
+    assert_eq!((calls.load(Ordering::SeqCst), start.elapsed()), (1, 2 * SECOND));
+}
+
 /// A total covers the wait for readiness wherever a substitute stands beneath it.
 #[tokio::test(start_paused = true)]
 async fn a_total_around_a_retry_covers_the_wait_for_readiness() {
