@@ -57,7 +57,7 @@ impl Slot for Unsent {
 }
 
 /// The number of an attempt, from 1.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Attempt(pub(crate) u32);
 
 impl Default for Attempt {

@@ -316,9 +316,10 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let mut attempt = *this.attempt;
-        let _entered = ambient::enter(&mut attempt);
         loop {
+            // The first attempt mostly is what is in place already: no need to put it there.
+            let mut attempt = *this.attempt;
+            let _entered = (attempt != ambient::get()).then(|| ambient::enter(&mut attempt));
             let outcome = match this.state.as_mut().project() {
                 StateProj::Readying => match ready!(this.service.poll_ready(cx)) {
                     Ok(()) => {
@@ -346,7 +347,6 @@ where
                 StateProj::Pausing { pause } => {
                     ready!(pause.poll(cx));
                     this.attempt.0 = this.attempt.0.saturating_add(1);
-                    ambient::set(*this.attempt);
                     this.state.set(State::Readying);
                     continue;
                 }
