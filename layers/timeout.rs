@@ -118,15 +118,20 @@ where
     fn call(&mut self, request: Req) -> Self::Future {
         let limit = self.layer.limit.get(&request).map_or(Limit::NONE, Limit::after);
         let (mut own, mut inside) = (limit, Limit::NONE);
-        let mut entered = enter(&mut own, &mut inside);
+        let entered = enter(&mut own, &mut inside);
+        let outer = *entered.outer;
         // Beside a deadline that runs already, this limit had to start to be compared with it: for `call` alone.
         let too_early = own != limit;
         let response = self.inner.call(request);
-        note_start(&mut own, &mut entered);
+        drop(entered);
+        // What was left in place: if somebody inside asked for the deadline, that was the start of both.
+        if let Some(start) = started(own.min(outer), inside) {
+            own = own.started(start);
+            ambient::set(outer.started(start));
+        }
         if too_early {
             own = limit;
         }
-        drop(entered);
         ResponseFuture { response: Some(response), limit, own, timer: None, site: self.layer.site.clone() }
     }
 }
@@ -137,20 +142,10 @@ fn enter<'a>(own: &mut Limit, inside: &'a mut Limit) -> Entered<'a, Limit> {
     ambient::enter_with(inside, |inside, outer| *inside = own.earlier(outer))
 }
 
-/// If somebody inside asked for the deadline, it was fixed then; and that was the start of this limit, and of the surrounding one.
+/// When a limit started that was put in place as `before` and now is `inside`: somebody asked for the deadline, which fixed it.
 #[inline]
-fn note_start(own: &mut Limit, entered: &mut Entered<'_, Limit>) {
-    let inside = ambient::get::<Limit>();
-    let before = (*own).min(*entered.outer);
-    if before.is_unstarted() && !inside.is_unstarted() {
-        start_both(own, entered, inside.since(before));
-    }
-}
-
-fn start_both(own: &mut Limit, entered: &mut Entered<'_, Limit>, start: Limit) {
-    *own = own.started(start);
-    *entered.outer = entered.outer.started(start);
-    ambient::set((*own).min(*entered.outer));
+fn started(before: Limit, inside: Limit) -> Option<Limit> {
+    (before.is_unstarted() && !inside.is_unstarted()).then(|| inside.since(before))
 }
 
 pin_project! {
@@ -185,9 +180,12 @@ impl<F> ResponseFuture<F> {
     /// The call is pending: starts the clock if it does not run yet. Answers whether this limit is the one to end the call.
     fn start(self: Pin<&mut Self>, entered: &mut Entered<'_, Limit>) -> bool {
         let this = self.project();
-        note_start(this.own, entered);
-        if this.own.is_unstarted() {
-            start_both(this.own, entered, Limit::at(clock::now()));
+        let asked = started((*this.own).min(*entered.outer), ambient::get());
+        if asked.is_some() || this.own.is_unstarted() {
+            let start = asked.unwrap_or_else(|| Limit::at(clock::now()));
+            *this.own = this.own.started(start);
+            *entered.outer = entered.outer.started(start);
+            ambient::set((*this.own).min(*entered.outer));
         }
         // Nobody else would end the call by a deadline that it was only told.
         let Told(told) = ambient::get();
