@@ -83,6 +83,10 @@ impl Deadline {
     pub fn within<F>(self, future: F) -> WithDeadline<F> {
         WithDeadline { future: Some(future), deadline: self }
     }
+
+    fn tell<'a>(&self, told: &'a mut Told) -> ambient::Entered<'a, Told> {
+        ambient::enter_with(told, |told, outer| *told = Told(outer.0.min(Limit::at(self.at))))
+    }
 }
 
 pin_project! {
@@ -99,16 +103,10 @@ pin_project! {
     impl<F> PinnedDrop for WithDeadline<F> {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
-            let mut told = Told::none();
+            let mut told = Told::default();
             let _entered = this.deadline.tell(&mut told);
             this.future.set(None);
         }
-    }
-}
-
-impl Deadline {
-    fn tell<'a>(&self, told: &'a mut Told) -> ambient::Entered<'a, Told> {
-        ambient::enter_with(told, |told, outer| *told = Told(outer.0.min(Limit::at(self.at))))
     }
 }
 
@@ -117,7 +115,7 @@ impl<F: Future> Future for WithDeadline<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let mut this = self.project();
-        let mut told = Told::none();
+        let mut told = Told::default();
         let _entered = this.deadline.tell(&mut told);
         let Some(future) = this.future.as_mut().as_pin_mut() else { return Poll::Pending };
         let output = ready!(future.poll(cx));
@@ -133,21 +131,8 @@ pub(crate) fn has_passed() -> bool {
 }
 
 /// An instant that nobody ends the work by; only timeouts inside do.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Told(pub(crate) Limit);
-
-impl Told {
-    fn none() -> Self {
-        Self(Limit::NONE)
-    }
-}
-
-impl Default for Told {
-    #[inline]
-    fn default() -> Self {
-        Self::none()
-    }
-}
 
 /// What is in place: nothing, a time that has not started yet, or an instant.
 ///
