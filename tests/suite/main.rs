@@ -11,5 +11,4 @@ mod http;
 mod retry;
 mod scope;
 mod service_laws;
-mod telemetry;
 mod timeout;

@@ -1,4 +1,8 @@
 //! Events reach `tracing`, each under its layer's own target.
+//!
+//! A binary of its own, one test at a time: while a process has a single subscriber, `tracing` asks the thread that meets a
+//! place in the code first whether anybody listens, and remembers a no for all threads.
+#![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
 use std::{
     io::Write,
@@ -27,6 +31,8 @@ impl Write for Written {
 
 /// What is logged at this level, while `during` runs.
 async fn logged(level: LevelFilter, during: impl Future<Output = ()>) -> Vec<String> {
+    static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let _turn = TURN.lock().await;
     let written = Written::default();
     let writer = written.clone();
     let subscriber = tracing_subscriber::fmt()
