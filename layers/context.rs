@@ -55,14 +55,15 @@ use std::{
 };
 
 use http::{Request, Response};
-use http_body::{Body, Frame, SizeHint};
+use http_body::Body;
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
     Scope,
-    scope::{self, Entered, WithScope},
+    body::{Guard, GuardBody, PollFrame},
+    scope::{self, WithScope},
 };
 
 /// For HTTP: the scope is in the request's extensions, and lasts until the response's body ends.
@@ -204,6 +205,7 @@ impl<S, F, B, R> Service<Request<B>> for Context<S, F, Http>
 where
     S: Service<Request<B>, Response = Response<R>>,
     F: States<Request<B>>,
+    R: Body,
 {
     type Response = Response<ScopeBody<R>>;
     type Error = S::Error;
@@ -252,6 +254,7 @@ pin_project! {
 impl<F, R, E> Future for ResponseFuture<F>
 where
     F: Future<Output = Result<Response<R>, E>>,
+    R: Body,
 {
     type Output = Result<Response<ScopeBody<R>>, E>;
 
@@ -259,87 +262,28 @@ where
         let mut this = self.project();
         let response = ready!(this.response.as_mut().poll(cx))?;
         let scope = this.response.scope().cloned();
-        Poll::Ready(Ok(response.map(|body| ScopeBody { body: Some(body), scope })))
+        Poll::Ready(Ok(response.map(|body| GuardBody::new(body, scope.map(|scope| InScope(Some(scope)))))))
     }
 }
 
-pin_project! {
-    /// A response's body, in the scope of its request: the scope is current while the body is polled and when it is dropped. When
-    /// the body has ended or failed, it is dropped, and the scope is let go.
-    pub struct ScopeBody<B> {
-        // None: ended.
-        #[pin]
-        body: Option<B>,
-        // None: the body was made without a request, by `Default`.
-        scope: Option<Scope>,
-    }
+/// A response's body, in the scope of its request: the scope is current while the body is polled and when it is dropped. When the
+/// body has ended or failed, it is dropped, and the scope is let go.
+pub type ScopeBody<B> = GuardBody<B, InScope>;
 
-    impl<B> PinnedDrop for ScopeBody<B> {
-        fn drop(this: Pin<&mut Self>) {
-            this.end();
-        }
-    }
-}
+/// What [`ScopeBody`] keeps: the request's scope.
+#[derive(Debug)]
+pub struct InScope(Option<Scope>);
 
-impl<B> ScopeBody<B> {
-    fn end(self: Pin<&mut Self>) {
-        let mut this = self.project();
-        {
-            let _entered = enter(this.scope);
-            this.body.set(None);
-        }
-        *this.scope = None;
-    }
-}
-
-/// A body without a scope of its own stays in whatever surrounds it.
-fn enter(scope: &mut Option<Scope>) -> Option<Entered<'_>> {
-    scope.is_some().then(|| scope::enter(scope))
-}
-
-impl<B: Default> Default for ScopeBody<B> {
-    fn default() -> Self {
-        Self { body: Some(B::default()), scope: None }
-    }
-}
-
-impl<B: Body> Body for ScopeBody<B> {
-    type Data = B::Data;
+impl<B: Body> Guard<B> for InScope {
     type Error = B::Error;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut TaskContext<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        let mut this = self.as_mut().project();
-        let frame = {
-            let _entered = enter(this.scope);
-            match this.body.as_mut().as_pin_mut() {
-                Some(body) => ready!(body.poll_frame(cx)),
-                None => None,
-            }
-        };
-        if !matches!(frame, Some(Ok(_))) {
-            self.end();
-        }
-        Poll::Ready(frame)
+    fn poll_frame(&mut self, body: Pin<&mut B>, cx: &mut TaskContext<'_>) -> PollFrame<B::Data, B::Error> {
+        let _entered = scope::enter(&mut self.0);
+        body.poll_frame(cx)
     }
 
-    fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(Body::is_end_stream)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint)
-    }
-}
-
-impl<B> fmt::Debug for ScopeBody<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ScopeBody")
-            .field("body", &type_name::<B>())
-            .field("ended", &self.body.is_none())
-            .field("scope", &self.scope)
-            .finish()
+    fn drop_body(&mut self, drop: impl FnOnce()) {
+        let _entered = scope::enter(&mut self.0);
+        drop();
     }
 }

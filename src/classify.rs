@@ -68,6 +68,13 @@ impl Class {
 pub trait Classify<R, E> {
     /// The class of this outcome.
     fn classify(&self, outcome: Result<&R, &E>) -> Class;
+
+    /// The class of a success that said otherwise after all, in the trailers of its body: as gRPC does. A success, unless said otherwise.
+    ///
+    /// Only layers that wait for the end of the body ask this.
+    fn classify_trailers(&self, _trailers: &HeaderMap) -> Class {
+        Class::Success
+    }
 }
 
 #[diagnostic::do_not_recommend]

@@ -11,6 +11,9 @@
 //! of the service's `poll_ready` is counted like one of its answers. A call that began before the circuit last changed its state
 //! is late, and its result changes nothing. Rates are judged when a call fails (or is slow), for only then can they rise.
 //!
+//! A call ends with its response; with [`until_body_end`](CircuitBreakerLayer::until_body_end) a success only with the response's
+//! body, and one that fails (a connection that is reset in the middle of a download) is a failure.
+//!
 //! **Where it belongs.** Inside of the retry, so that it sees each attempt, and an attempt that finds it open is not retried;
 //! outside of the attempt's timeout, so that it sees what timed out as a failure. Outside of the retry it would see one failure
 //! for all attempts. Inside of the cache, or hits would be rejected too. For each upstream one layer value: all services
@@ -67,6 +70,8 @@ use std::{
     any::type_name,
     fmt,
     future::Future,
+    marker::PhantomData,
+    mem,
     pin::Pin,
     sync::{Arc, OnceLock},
     task::{Context, Poll, ready},
@@ -85,10 +90,12 @@ use self::{
 use crate::{
     Backoff, Class, Classify, Event, FailOnError, HttpStatus, Jitter, Observer, Reason, Reject, Rejection, Site,
     ambient::{self, Unsent},
+    body::{BodyEnd, ResponseEnd, Until},
     telemetry::site,
 };
 
 mod circuit;
+mod judge;
 mod machine;
 #[cfg(all(test, ziggurat_loom))]
 mod model;
@@ -97,6 +104,7 @@ mod window;
 
 pub use self::{
     circuit::{Circuit, Transitions},
+    judge::Judge,
     state::{State, Transition},
 };
 
@@ -109,13 +117,13 @@ pub use self::{
 /// | [`open_for`](Self::open_for) | 5 s, doubling to 300 s, equal jitter | Polly, Finagle |
 /// | [`probes`](Self::probes), [`successes_to_close`](Self::successes_to_close) | 1 | Polly, Finagle, linkerd2 |
 /// | [`cancelled`](Self::cancelled) | a failure if the deadline had passed | |
-#[derive(Clone)]
 #[must_use]
-pub struct CircuitBreakerLayer<C = FailOnError> {
+pub struct CircuitBreakerLayer<C = FailOnError, U = ResponseEnd> {
     settings: Settings,
     classify: C,
     /// Made when it is first asked for; a setting that is changed after that begins a new one.
     circuit: Arc<OnceLock<Circuit>>,
+    until: PhantomData<fn() -> U>,
 }
 
 #[derive(Clone, Debug)]
@@ -175,7 +183,7 @@ impl CircuitBreakerLayer {
             successes_to_close: 1,
         };
         let settings = Settings { policy, cancelled: Cancelled::default(), site: site!("circuit_breaker") };
-        Self { settings, classify: FailOnError, circuit: Arc::default() }
+        Self { settings, classify: FailOnError, circuit: Arc::default(), until: PhantomData }
     }
 }
 
@@ -186,7 +194,7 @@ impl CircuitBreakerLayer<HttpStatus> {
     }
 }
 
-impl<C> CircuitBreakerLayer<C> {
+impl<C, U> CircuitBreakerLayer<C, U> {
     /// Opens also when so many calls in a row failed: sooner than a rate can, at an outage.
     ///
     /// # Panics
@@ -282,8 +290,18 @@ impl<C> CircuitBreakerLayer<C> {
     }
 
     /// Judges by another classifier than [`FailOnError`]: [`HttpStatus`], a closure, or your own.
-    pub fn classify<D>(self, classify: D) -> CircuitBreakerLayer<D> {
-        CircuitBreakerLayer { settings: self.settings, classify, circuit: self.circuit }
+    pub fn classify<D>(self, classify: D) -> CircuitBreakerLayer<D, U> {
+        CircuitBreakerLayer { settings: self.settings, classify, circuit: self.circuit, until: PhantomData }
+    }
+
+    /// For HTTP: a call whose response is a success ends with the response's body, and is a failure if that fails.
+    ///
+    /// A body that is dropped before its end is a call that was [`cancelled`](Self::cancelled): whoever only looks at the head of
+    /// the response should let the breaker do so too. [Slow calls](Self::slow_calls) are timed to the end of the body. A
+    /// response that is not a success is judged at once.
+    pub fn until_body_end(self) -> CircuitBreakerLayer<C, BodyEnd> {
+        let Self { settings, classify, circuit, until: _ } = self;
+        CircuitBreakerLayer { settings, classify, circuit, until: PhantomData }
     }
 
     /// What a call says about the service if it is dropped before it ended.
@@ -337,15 +355,24 @@ fn part_of_one(name: &str, rate: f64) -> f64 {
     rate
 }
 
-impl<S, C: Clone> Layer<S> for CircuitBreakerLayer<C> {
-    type Service = CircuitBreaker<S, C>;
-
-    fn layer(&self, inner: S) -> Self::Service {
-        CircuitBreaker { inner, circuit: self.handle(), classify: self.classify.clone(), ready: false }
+// By hand, and so for the service: when a call ends need not be Clone for this.
+impl<C: Clone, U> Clone for CircuitBreakerLayer<C, U> {
+    fn clone(&self) -> Self {
+        let (settings, classify) = (self.settings.clone(), self.classify.clone());
+        Self { settings, classify, circuit: Arc::clone(&self.circuit), until: PhantomData }
     }
 }
 
-impl<C> fmt::Debug for CircuitBreakerLayer<C> {
+impl<S, C: Clone, U> Layer<S> for CircuitBreakerLayer<C, U> {
+    type Service = CircuitBreaker<S, C, U>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        let (circuit, classify) = (self.handle(), self.classify.clone());
+        CircuitBreaker { inner, circuit, classify, ready: false, until: PhantomData }
+    }
+}
+
+impl<C, U> fmt::Debug for CircuitBreakerLayer<C, U> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CircuitBreakerLayer")
             .field("settings", &self.settings)
@@ -356,26 +383,29 @@ impl<C> fmt::Debug for CircuitBreakerLayer<C> {
 }
 
 /// The service of [`CircuitBreakerLayer`].
-pub struct CircuitBreaker<S, C = FailOnError> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
+pub struct CircuitBreaker<S, C = FailOnError, U = ResponseEnd> /* not a Service? see ziggurat::Reject, "It does not compile" */
+{
     inner: S,
     circuit: Circuit,
     classify: C,
     /// Whether `inner` was made ready, and not called since.
     ready: bool,
+    until: PhantomData<fn() -> U>,
 }
 
-impl<S: Clone, C: Clone> Clone for CircuitBreaker<S, C> {
+impl<S: Clone, C: Clone, U> Clone for CircuitBreaker<S, C, U> {
     fn clone(&self) -> Self {
         Self {
             inner: self.inner.clone(),
             circuit: self.circuit.clone(),
             classify: self.classify.clone(),
             ready: false, // nobody asked this one
+            until: PhantomData,
         }
     }
 }
 
-impl<S: fmt::Debug, C> fmt::Debug for CircuitBreaker<S, C> {
+impl<S: fmt::Debug, C, U> fmt::Debug for CircuitBreaker<S, C, U> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CircuitBreaker")
             .field("inner", &self.inner)
@@ -386,15 +416,16 @@ impl<S: fmt::Debug, C> fmt::Debug for CircuitBreaker<S, C> {
     }
 }
 
-impl<S, C, Req> Service<Req> for CircuitBreaker<S, C>
+impl<S, C, U, Req> Service<Req> for CircuitBreaker<S, C, U>
 where
     S: Service<Req> + Clone,
-    S::Error: Reject<S::Response>,
+    S::Error: Reject<S::Response> + Reject<U::Response>,
     C: Classify<S::Response, S::Error> + Clone,
+    U: Until<S::Response, Judge<C>>,
 {
-    type Response = S::Response;
+    type Response = U::Response;
     type Error = S::Error;
-    type Future = ResponseFuture<S::Future, C>;
+    type Future = ResponseFuture<S::Future, C, U>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         if self.circuit.check().is_err() {
@@ -435,7 +466,7 @@ where
                 (None, Admission::Refused(self.circuit.clone(), refused))
             }
         };
-        ResponseFuture { response, admission, classify: self.classify.clone() }
+        ResponseFuture { response, admission, classify: self.classify.clone(), until: PhantomData }
     }
 }
 
@@ -443,21 +474,24 @@ where
 enum Admission {
     Admitted(Call),
     Refused(Circuit, Refused),
+    // It goes on with the response's body.
+    Passed,
 }
 
 pin_project! {
     /// The response future of [`CircuitBreaker`].
     #[must_use = "futures do nothing unless polled"]
-    pub struct ResponseFuture<F, C> {
+    pub struct ResponseFuture<F, C, U = ResponseEnd> {
         // None: refused, or over.
         #[pin]
         response: Option<F>,
         // Dropped after the response: what that cleans up belongs to the call.
         admission: Admission,
         classify: C,
+        until: PhantomData<fn() -> U>,
     }
 
-    impl<F, C> PinnedDrop for ResponseFuture<F, C> {
+    impl<F, C, U> PinnedDrop for ResponseFuture<F, C, U> {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
             if let (true, Admission::Admitted(call)) = (this.response.is_some(), this.admission) {
@@ -476,37 +510,50 @@ pin_project! {
     }
 }
 
-impl<F, C, R, E> Future for ResponseFuture<F, C>
+impl<F, C, U, R, E> Future for ResponseFuture<F, C, U>
 where
     F: Future<Output = Result<R, E>>,
-    E: Reject<R>,
-    C: Classify<R, E>,
+    E: Reject<R> + Reject<U::Response>,
+    C: Classify<R, E> + Clone,
+    U: Until<R, Judge<C>>,
 {
-    type Output = F::Output;
+    type Output = Result<U::Response, E>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        match (this.response.as_mut().as_pin_mut(), this.admission) {
-            (Some(response), Admission::Admitted(call)) => {
-                let outcome = ready!(response.poll(cx));
-                this.response.set(None);
-                call.ended(Class::of(&outcome, this.classify));
-                Poll::Ready(outcome)
-            }
+        let outcome = match (this.response.as_mut().as_pin_mut(), &mut *this.admission) {
+            (Some(response), Admission::Admitted(_)) => ready!(response.poll(cx)),
             (None, Admission::Refused(circuit, Refused { retry_after })) => {
                 let mut rejection = Rejection::new(circuit.site(), Reason::CircuitOpen);
                 if let Some(retry_after) = *retry_after {
                     rejection = rejection.with_retry_after(retry_after);
                 }
                 circuit.site().tell(Event::Rejected(&rejection));
-                Poll::Ready(E::reject(rejection))
+                return Poll::Ready(E::reject(rejection));
             }
             _ => panic!("circuit_breaker::ResponseFuture polled after it was ready"),
+        };
+        this.response.set(None);
+        let class = Class::of(&outcome, this.classify);
+        let outcome = outcome.map(|response| {
+            U::answer(response, || match (class, mem::replace(this.admission, Admission::Passed)) {
+                (Class::Success, Admission::Admitted(call)) => {
+                    Some(Judge::new(call, this.classify.clone(), C::classify_trailers))
+                }
+                (_, judged) => {
+                    *this.admission = judged;
+                    None
+                }
+            })
+        });
+        if let Admission::Admitted(call) = this.admission {
+            call.ended(class);
         }
+        Poll::Ready(outcome)
     }
 }
 
-impl<F, C> fmt::Debug for ResponseFuture<F, C> {
+impl<F, C, U> fmt::Debug for ResponseFuture<F, C, U> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("circuit_breaker::ResponseFuture").field("admission", &self.admission).finish_non_exhaustive()
     }

@@ -63,20 +63,17 @@ use std::{
     time::Duration,
 };
 
+use http_body::Body;
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-mod until;
-
 use self::gate::{Entry, Waiter};
-pub use self::{
-    gate::{Gate, Permit},
-    until::{BodyEnd, ResponseEnd, Until},
-};
+pub use self::gate::{Gate, Permit};
 use crate::{
     Event, Reason, Reject, Rejection, Site,
     ambient::{self, Unsent},
+    body::{BodyEnd, Guard, PollFrame, ResponseEnd, Until},
     clock::{self, Sleep},
     telemetry::{site, site_setters},
 };
@@ -209,7 +206,7 @@ impl<S, U, Req> Service<Req> for ConcurrencyLimit<S, U>
 where
     S: Service<Req> + Clone,
     S::Error: Reject<U::Response>,
-    U: Until<S::Response>,
+    U: Until<S::Response, Permit>,
 {
     type Response = U::Response;
     type Error = S::Error;
@@ -285,7 +282,7 @@ impl<S, Req, U> Future for ResponseFuture<S, Req, U>
 where
     S: Service<Req>,
     S::Error: Reject<U::Response>,
-    U: Until<S::Response>,
+    U: Until<S::Response, Permit>,
 {
     type Output = Result<U::Response, S::Error>;
 
@@ -295,7 +292,7 @@ where
         this.state.set(State::Done);
         let permit = this.permit.take();
         Poll::Ready(match ended {
-            Ended::Answered(response) => Ok(U::answer(response, permit)),
+            Ended::Answered(response) => Ok(U::answer(response, move || permit)),
             Ended::Failed(error) => {
                 drop(permit);
                 Err(error)
@@ -362,6 +359,15 @@ impl<S: Service<Req>, Req, U> fmt::Debug for ResponseFuture<S, Req, U> {
             .field("state", &state)
             .field("admitted", &self.permit.is_some())
             .finish()
+    }
+}
+
+/// The body is passed on as it is; the permit is given back after it.
+impl<B: Body> Guard<B> for Permit {
+    type Error = B::Error;
+
+    fn poll_frame(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> PollFrame<B::Data, B::Error> {
+        body.poll_frame(cx)
     }
 }
 

@@ -1,4 +1,4 @@
-//! A body that keeps something until it has ended.
+//! A body that a layer keeps something with until it has ended.
 
 use std::{
     any::type_name,
@@ -10,47 +10,142 @@ use std::{
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
+/// What a layer keeps with a response's body: a permit, a scope, a clock.
+///
+/// For layers of your own; one that only has to be dropped at the end needs nothing but
+///
+/// ```
+/// # use std::{pin::Pin, task::Context};
+/// # use http_body::Body;
+/// # use ziggurat::body::{Guard, PollFrame};
+/// struct Ticket;
+///
+/// impl<B: Body> Guard<B> for Ticket {
+///     type Error = B::Error;
+///
+///     fn poll_frame(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> PollFrame<B::Data, B::Error> {
+///         body.poll_frame(cx)
+///     }
+/// }
+/// ```
+pub trait Guard<B: Body>: Sized {
+    /// The error of the guarded body: that of the body, or one that holds a rejection too.
+    type Error;
+
+    /// Polls the body, for its next frame. After an error, and after the end, it is not asked again.
+    fn poll_frame(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> PollFrame<B::Data, Self::Error>;
+
+    /// Runs `drop`, which drops the body: for what has to be in place meanwhile.
+    fn drop_body(&mut self, drop: impl FnOnce()) {
+        drop();
+    }
+
+    /// The body is gone, in this way. A guard that is dropped without this had a body that panicked when it was dropped.
+    fn ended(self, _end: End) {}
+}
+
+/// What [`Body::poll_frame`] answers.
+pub type PollFrame<D, E> = Poll<Option<Result<Frame<D>, E>>>;
+
+/// How a body ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// With its last frame.
+    Complete,
+    /// With an error: its own, or one of its guard's.
+    Failed,
+    /// It was dropped before.
+    Dropped,
+}
+
 pin_project! {
-    /// A body that keeps a guard until it has ended, failed or was dropped; then the body is dropped, and the guard after it.
+    /// A body that keeps a [`Guard`] until it has ended, failed or was dropped; then the body is dropped, and the guard after it.
     ///
     /// An empty body has ended from the start, and one that says so ([`Body::is_end_stream`]) with its last frame. Frames, trailers,
-    /// size and errors pass unchanged. It costs nothing but its size.
+    /// size and errors pass unchanged, unless the guard ends the body with an error. It allocates nothing.
     ///
     /// The one that [`Default`] makes guards nothing: it is what a rejection answers with.
-    pub struct GuardBody<B, G> {
+    pub struct GuardBody<B, G>
+    where
+        B: Body,
+        G: Guard<B>,
+    {
         // None: ended. Before the guard, and so dropped before it.
         #[pin]
         body: Option<B>,
+        // None: there is nothing (more) to guard.
         guard: Option<G>,
     }
+
+    impl<B, G> PinnedDrop for GuardBody<B, G>
+    where
+        B: Body,
+        G: Guard<B>,
+    {
+        fn drop(this: Pin<&mut Self>) {
+            this.end(End::Dropped);
+        }
+    }
 }
 
-impl<B: Body, G> GuardBody<B, G> {
-    /// Keeps `guard` until `body` has ended.
+impl<B: Body, G: Guard<B>> GuardBody<B, G> {
+    /// Keeps `guard` until `body` has ended; without one it is the body alone.
     pub fn new(body: B, guard: impl Into<Option<G>>) -> Self {
+        let mut guard = guard.into();
         // A body without frames may never be polled.
-        let guard = if body.is_end_stream() { None } else { guard.into() };
+        if body.is_end_stream()
+            && let Some(guard) = guard.take()
+        {
+            guard.ended(End::Complete);
+        }
         Self { body: Some(body), guard }
     }
-}
 
-impl<B: Default, G> Default for GuardBody<B, G> {
-    fn default() -> Self {
-        Self { body: Some(B::default()), guard: None }
+    fn end(self: Pin<&mut Self>, end: End) {
+        let mut this = self.project();
+        if let Some(guard) = this.guard {
+            guard.drop_body(|| this.body.set(None));
+        }
+        this.body.set(None);
+        if let Some(guard) = this.guard.take() {
+            guard.ended(end);
+        }
     }
 }
 
-impl<B: Body, G> Body for GuardBody<B, G> {
-    type Data = B::Data;
-    type Error = B::Error;
+impl<B: Body + Default, G: Guard<B>> Default for GuardBody<B, G> {
+    fn default() -> Self {
+        Self::new(B::default(), None)
+    }
+}
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        let mut this = self.project();
+impl<B: Body + From<String>, G: Guard<B>> From<String> for GuardBody<B, G> {
+    fn from(text: String) -> Self {
+        Self::new(B::from(text), None)
+    }
+}
+
+impl<B, G> Body for GuardBody<B, G>
+where
+    B: Body,
+    G: Guard<B>,
+    G::Error: From<B::Error>,
+{
+    type Data = B::Data;
+    type Error = G::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> PollFrame<B::Data, Self::Error> {
+        let mut this = self.as_mut().project();
         let Some(mut body) = this.body.as_mut().as_pin_mut() else { return Poll::Ready(None) };
-        let frame = ready!(body.as_mut().poll_frame(cx));
-        if !matches!(frame, Some(Ok(_))) || body.is_end_stream() {
-            this.body.set(None);
-            *this.guard = None;
+        let frame = match this.guard {
+            Some(guard) => ready!(guard.poll_frame(body.as_mut(), cx)),
+            None => ready!(body.as_mut().poll_frame(cx)).map(|frame| frame.map_err(From::from)),
+        };
+        match frame {
+            None => self.end(End::Complete),
+            Some(Err(_)) => self.end(End::Failed),
+            Some(Ok(_)) if body.is_end_stream() => self.end(End::Complete),
+            Some(Ok(_)) => {}
         }
         Poll::Ready(frame)
     }
@@ -64,12 +159,12 @@ impl<B: Body, G> Body for GuardBody<B, G> {
     }
 }
 
-impl<B, G> fmt::Debug for GuardBody<B, G> {
+impl<B: Body, G: Guard<B>> fmt::Debug for GuardBody<B, G> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("GuardBody")
             .field("body", &type_name::<B>())
             .field("ended", &self.body.is_none())
-            .field("guarding", &self.guard.is_some())
+            .field("guarding", &self.guard.is_some().then(type_name::<G>))
             .finish()
     }
 }

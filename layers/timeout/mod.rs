@@ -5,7 +5,11 @@
 //! **Its clock** starts at the first poll of the response future, not at `call`; it is read only when the service turns out to
 //! be pending. A response that is ready in the same poll as the limit wins, and even a limit of zero lets a ready response
 //! through. The wait for the service's readiness is not covered, unless a layer that waits inside its response future (retry,
-//! cache) stands between: then everything beneath it is. The response's body is not covered.
+//! cache) stands between: then everything beneath it is.
+//!
+//! **The response's body** is covered with [`until_body_end`](TimeoutLayer::until_body_end), and with [`idle`](TimeoutLayer::idle) the
+//! time that it makes the reader wait for each frame. Past either it ends with an error, in which the rejection lies
+//! ([`Rejection::find`]). A body that nobody polls is not ended by anyone: a server whose client does not read has to close the connection.
 //!
 //! **Where it belongs.** Twice in a stack: as a total outside of the retry, where it covers queueing, all attempts and the pauses
 //! between them, and is not retried; and as an attempt's limit next to the service, where each attempt has its own, and one that
@@ -41,6 +45,7 @@ use std::{
     any::type_name,
     fmt,
     future::Future,
+    marker::PhantomData,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -50,20 +55,26 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
+mod in_time;
+
+use self::in_time::BodyLimits;
+pub use self::in_time::InTime;
 use crate::{
     Event, Reason, Reject, Rejection, Setting, Site,
     ambient::{self, Entered},
+    body::{BodyEnd, ResponseEnd, Until},
     clock::{self, Sleep},
     deadline::{Limit, Told},
     telemetry::{site, site_setters},
 };
 
 /// Gives up on a service that does not answer in time: see the [module](self).
-#[derive(Clone)]
 #[must_use]
-pub struct TimeoutLayer<L = Duration> {
+pub struct TimeoutLayer<L = Duration, U = ResponseEnd> {
     limit: L,
+    body: BodyLimits,
     site: Site,
+    until: PhantomData<fn() -> U>,
 }
 
 impl<L> TimeoutLayer<L> {
@@ -72,15 +83,49 @@ impl<L> TimeoutLayer<L> {
     ///
     /// Every duration is good: zero lets only a ready response through, and [`Duration::MAX`] never ends.
     pub fn new(limit: L) -> Self {
-        let site = site!("timeout");
-        Self { limit, site }
+        Self { limit, body: BodyLimits::default(), site: site!("timeout"), until: PhantomData }
+    }
+}
+
+impl<L, U> TimeoutLayer<L, U> {
+    /// For HTTP: the limit covers the response's body too, to its end.
+    ///
+    /// Its clock then starts at the latest when the response is there. A frame that is ready when the limit has passed is still
+    /// handed out, the one after it is not. It costs a clock read for each response whose body is not empty, and for each frame of data;
+    /// and an allocation for a body that is pending.
+    pub fn until_body_end(mut self) -> TimeoutLayer<L, BodyEnd> {
+        self.body.covered = true;
+        self.with_body()
+    }
+
+    /// For HTTP: the response's body may make its reader wait this long for a frame, each time.
+    ///
+    /// The clock starts when the body is asked for a frame and has none, so a reader who is slow to ask never counts. It goes with
+    /// or without [`until_body_end`](Self::until_body_end): a download may take as long as it likes if it goes on. It costs a
+    /// clock read for each frame that has to be waited for, and one allocation for such a body.
+    ///
+    /// Every duration is good: with zero each frame has to be ready at once, and [`Duration::MAX`] never ends.
+    pub fn idle(mut self, idle: Duration) -> TimeoutLayer<L, BodyEnd> {
+        self.body.idle = Some(idle);
+        self.with_body()
+    }
+
+    fn with_body(self) -> TimeoutLayer<L, BodyEnd> {
+        let Self { limit, body, site, until: _ } = self;
+        TimeoutLayer { limit, body, site, until: PhantomData }
     }
 
     site_setters!();
 }
 
-impl<S, L: Clone> Layer<S> for TimeoutLayer<L> {
-    type Service = Timeout<S, L>;
+impl<L: Clone, U> Clone for TimeoutLayer<L, U> {
+    fn clone(&self) -> Self {
+        Self { limit: self.limit.clone(), body: self.body, site: self.site.clone(), until: PhantomData }
+    }
+}
+
+impl<S, L: Clone, U> Layer<S> for TimeoutLayer<L, U> {
+    type Service = Timeout<S, L, U>;
 
     fn layer(&self, inner: S) -> Self::Service {
         let layer = self.clone();
@@ -88,28 +133,44 @@ impl<S, L: Clone> Layer<S> for TimeoutLayer<L> {
     }
 }
 
-impl<L> fmt::Debug for TimeoutLayer<L> {
+impl<L, U> fmt::Debug for TimeoutLayer<L, U> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TimeoutLayer").field("limit", &type_name::<L>()).field("site", &self.site).finish()
+        f.debug_struct("TimeoutLayer")
+            .field("limit", &type_name::<L>())
+            .field("body", &self.body)
+            .field("site", &self.site)
+            .finish()
     }
 }
 
 /// The service of [`TimeoutLayer`].
-#[derive(Debug, Clone)]
-pub struct Timeout<S, L = Duration> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
+pub struct Timeout<S, L = Duration, U = ResponseEnd> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
     inner: S,
-    layer: TimeoutLayer<L>,
+    layer: TimeoutLayer<L, U>,
 }
 
-impl<S, L, Req> Service<Req> for Timeout<S, L>
+impl<S: Clone, L: Clone, U> Clone for Timeout<S, L, U> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), layer: self.layer.clone() }
+    }
+}
+
+impl<S: fmt::Debug, L, U> fmt::Debug for Timeout<S, L, U> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Timeout").field("inner", &self.inner).field("layer", &self.layer).finish()
+    }
+}
+
+impl<S, L, U, Req> Service<Req> for Timeout<S, L, U>
 where
     S: Service<Req>,
-    S::Error: Reject<S::Response>,
+    S::Error: Reject<U::Response>,
     L: Setting<Req, Duration>,
+    U: Until<S::Response, InTime>,
 {
-    type Response = S::Response;
+    type Response = U::Response;
     type Error = S::Error;
-    type Future = ResponseFuture<S::Future>;
+    type Future = ResponseFuture<S::Future, U>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -132,7 +193,8 @@ where
         if too_early {
             own = limit;
         }
-        ResponseFuture { response: Some(response), limit, own, timer: None, site: self.layer.site.clone() }
+        let (body, site) = (self.layer.body, self.layer.site.clone());
+        ResponseFuture { response: Some(response), limit, own, timer: None, body, site, until: PhantomData }
     }
 }
 
@@ -151,7 +213,7 @@ fn started(before: Limit, inside: Limit) -> Option<Limit> {
 pin_project! {
     /// The response future of [`Timeout`].
     #[must_use = "futures do nothing unless polled"]
-    pub struct ResponseFuture<F> {
+    pub struct ResponseFuture<F, U = ResponseEnd> {
         // None: it was answered, or the limit has passed.
         #[pin]
         response: Option<F>,
@@ -160,10 +222,12 @@ pin_project! {
         own: Limit,
         #[pin]
         timer: Option<Sleep>,
+        body: BodyLimits,
         site: Site,
+        until: PhantomData<fn() -> U>,
     }
 
-    impl<F> PinnedDrop for ResponseFuture<F> {
+    impl<F, U> PinnedDrop for ResponseFuture<F, U> {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
             // Whatever cleans up can see whether its deadline has passed.
@@ -176,7 +240,7 @@ pin_project! {
     }
 }
 
-impl<F> ResponseFuture<F> {
+impl<F, U> ResponseFuture<F, U> {
     /// The call is pending: starts the clock if it does not run yet. Answers whether this limit is the one to end the call.
     fn start(self: Pin<&mut Self>, entered: &mut Entered<'_, Limit>) -> bool {
         let this = self.project();
@@ -200,14 +264,15 @@ impl<F> ResponseFuture<F> {
     }
 }
 
-impl<F, R, E> Future for ResponseFuture<F>
+impl<F, U, R, E> Future for ResponseFuture<F, U>
 where
     F: Future<Output = Result<R, E>>,
-    E: Reject<R>,
+    E: Reject<U::Response>,
+    U: Until<R, InTime>,
 {
-    type Output = F::Output;
+    type Output = Result<U::Response, E>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.as_mut().project();
         let mut inside = Limit::NONE;
         let mut entered = enter(this.own, &mut inside);
@@ -215,7 +280,10 @@ where
             && let Poll::Ready(outcome) = response.poll(cx)
         {
             this.response.set(None);
-            return Poll::Ready(outcome);
+            drop(entered);
+            return Poll::Ready(outcome.map(|response| {
+                U::answer(response, || Some(InTime::new(*this.body, *this.limit, *this.own, this.site.clone())))
+            }));
         }
         if !self.as_mut().start(&mut entered) {
             return Poll::Pending;
@@ -230,19 +298,19 @@ where
         // Dropped while the limit is in place, so that whatever cleans up can see that its deadline has passed.
         this.response.set(None);
         drop(entered);
-        Poll::Ready(expired(this.site, *this.limit))
+        Poll::Ready(E::reject(expired(this.site, *this.limit)))
     }
 }
 
 #[cold]
-fn expired<R, E: Reject<R>>(site: &Site, limit: Limit) -> Result<R, E> {
+fn expired(site: &Site, limit: Limit) -> Rejection {
     let limit = limit.duration().unwrap_or(Duration::MAX);
     let rejection = Rejection::new(site, Reason::TimedOut { limit });
     site.tell(Event::Rejected(&rejection));
-    E::reject(rejection)
+    rejection
 }
 
-impl<F> fmt::Debug for ResponseFuture<F> {
+impl<F, U> fmt::Debug for ResponseFuture<F, U> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("timeout::ResponseFuture").field("limit", &self.limit.duration()).finish()
     }

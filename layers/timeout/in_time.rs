@@ -1,0 +1,124 @@
+//! The limits of a response's body: how long all of it may take, and how long it may make its reader wait for a frame.
+
+use std::{
+    error::Error as StdError,
+    fmt,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use http_body::Body;
+
+use super::{enter, expired};
+use crate::{
+    Reject, Rejection, Site,
+    body::{Guard, PollFrame},
+    clock::{self, Sleep},
+    deadline::Limit,
+};
+
+/// What a layer has to say about bodies.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct BodyLimits {
+    /// Whether the call's limit covers the body.
+    pub(super) covered: bool,
+    /// How long the body may make its reader wait for a frame.
+    pub(super) idle: Option<Duration>,
+}
+
+/// What a timeout keeps with a response's body: its clocks.
+pub struct InTime {
+    /// The call's limit as it was set, and when it ends; nothing if it does not cover the body.
+    limit: Limit,
+    own: Limit,
+    /// Whether a frame came after that already.
+    late: bool,
+    /// How long one may wait for a frame, and when that ends for the frame that is being waited for.
+    idle: Limit,
+    idle_end: Limit,
+    // Boxed, so that a body that is never pending is not larger for it.
+    timer: Option<Pin<Box<Sleep>>>,
+    site: Site,
+}
+
+impl InTime {
+    pub(super) fn new(body: BodyLimits, limit: Limit, own: Limit, site: Site) -> Self {
+        let (limit, own) = if body.covered { (limit, own) } else { (Limit::NONE, Limit::NONE) };
+        let own = if own.is_unstarted() { own.started(Limit::at(clock::now())) } else { own };
+        let idle = body.idle.map_or(Limit::NONE, Limit::after);
+        Self { limit, own, late: false, idle, idle_end: Limit::NONE, timer: None, site }
+    }
+
+    /// The body is pending: answers whether it may stay so. `outer` is what surrounds the call's limit.
+    fn poll_limits(&mut self, outer: Limit, cx: &mut Context<'_>) -> Poll<Rejection> {
+        if self.idle_end == Limit::NONE && self.idle != Limit::NONE {
+            self.idle_end = self.idle.started(Limit::at(clock::now()));
+        }
+        // Of two that end together the outer one does: its end is the request's.
+        let own = if self.own < outer { self.own } else { Limit::NONE };
+        let Some(end) = own.min(self.idle_end).instant() else { return Poll::Pending };
+        let timer = match &mut self.timer {
+            Some(timer) => {
+                if timer.deadline() != end {
+                    timer.as_mut().reset(end);
+                }
+                timer
+            }
+            None => self.timer.insert(Box::pin(clock::sleep_until(end))),
+        };
+        ready!(timer.as_mut().poll(cx));
+        let limit = if own <= self.idle_end { self.limit } else { self.idle };
+        // What cleans up sees that its time is over, whichever of the two it was.
+        self.own = own.min(self.idle_end);
+        Poll::Ready(expired(&self.site, limit))
+    }
+
+    /// A frame of data came. Answers whether it may pass: the first that comes late may.
+    fn admits(&mut self) -> bool {
+        let was_late = self.late;
+        self.late = self.own.instant().is_some_and(|end| end <= clock::now());
+        !was_late
+    }
+}
+
+impl<B> Guard<B> for InTime
+where
+    B: Body,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
+    type Error = Box<dyn StdError + Send + Sync>;
+
+    fn poll_frame(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> PollFrame<B::Data, Self::Error> {
+        let (mut own, mut inside) = (self.own, Limit::NONE);
+        let entered = enter(&mut own, &mut inside);
+        let polled = body.poll_frame(cx);
+        let outer = *entered.outer;
+        drop(entered);
+        let rejection = match polled {
+            Poll::Pending => ready!(self.poll_limits(outer, cx)),
+            Poll::Ready(Some(Ok(frame))) if frame.is_data() && !self.admits() => expired(&self.site, self.limit),
+            Poll::Ready(frame) => {
+                self.idle_end = Limit::NONE;
+                return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
+            }
+        };
+        Poll::Ready(Reject::<()>::reject(rejection).err().map(Err))
+    }
+
+    fn drop_body(&mut self, drop: impl FnOnce()) {
+        // Whatever cleans up can see whether its deadline has passed.
+        let mut inside = Limit::NONE;
+        let _entered = enter(&mut self.own, &mut inside);
+        drop();
+    }
+}
+
+impl fmt::Debug for InTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InTime")
+            .field("limit", &self.limit.duration())
+            .field("idle", &self.idle.duration())
+            .finish_non_exhaustive()
+    }
+}

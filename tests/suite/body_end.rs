@@ -1,0 +1,483 @@
+//! Layers that are told to wait for the end of the response's body: timeout, breaker, limit and context, alone and together.
+
+use std::{
+    convert::Infallible,
+    error::Error as StdError,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt, Empty};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, advance},
+};
+use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+use ziggurat::{
+    Class, Classify, Deadline, Error, Event, HttpStatus, Rejection, Scope, Site,
+    circuit_breaker::{CircuitBreakerLayer, State},
+    concurrency_limit::ConcurrencyLimitLayer,
+    context::ContextLayer,
+    timeout::TimeoutLayer,
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+type BoxError = Box<dyn StdError + Send + Sync>;
+
+type Step = Result<Frame<Bytes>, BoxError>;
+
+/// A body whose frames come from a channel; with the sender it ends.
+#[derive(Default)]
+struct Streamed(Option<mpsc::UnboundedReceiver<Step>>);
+
+impl Body for Streamed {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Step>> {
+        self.0.as_mut().map_or(Poll::Ready(None), |frames| frames.poll_recv(cx))
+    }
+}
+
+fn data(text: &'static str) -> Step {
+    Ok(Frame::data(Bytes::from_static(text.as_bytes())))
+}
+
+fn trailers(status: &'static str) -> Step {
+    Ok(Frame::trailers(HeaderMap::from_iter([(
+        http::HeaderName::from_static("grpc-status"),
+        HeaderValue::from_static(status),
+    )])))
+}
+
+/// A service that answers each request with the next of the bodies that lie in it.
+#[derive(Clone, Default)]
+struct Origin(Arc<Mutex<Vec<(StatusCode, Streamed)>>>);
+
+impl Origin {
+    /// The next response, and who sends its frames.
+    fn answers(&self, status: u16) -> mpsc::UnboundedSender<Step> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        self.0.lock().unwrap().push((StatusCode::from_u16(status).unwrap(), Streamed(Some(receiver))));
+        sender
+    }
+
+    fn service(
+        &self,
+    ) -> impl Service<(), Response = Response<Streamed>, Error = Error<Infallible>, Future: Send> + Clone + use<> {
+        let origin = self.clone();
+        ServiceBuilder::new().map_err(Error::Service).service_fn(move |()| {
+            let (status, body) = origin.0.lock().unwrap().remove(0);
+            async move {
+                let mut response = Response::new(body);
+                *response.status_mut() = status;
+                Ok::<_, Infallible>(response)
+            }
+        })
+    }
+}
+
+/// The text of the next frame, or the rejection that ended the body.
+async fn next(body: &mut (impl Body<Data = Bytes, Error = BoxError> + Unpin)) -> Option<Result<Bytes, Rejection>> {
+    match body.frame().await? {
+        Ok(frame) => Some(Ok(frame.into_data().unwrap_or_default())),
+        Err(error) => Some(Err(Rejection::find(&*error).unwrap().clone())),
+    }
+}
+
+/// Shows: T1, T4
+#[tokio::test(start_paused = true)]
+async fn a_total_covers_the_body_and_ends_it_at_exactly_its_limit() {
+    let origin = Origin::default();
+    let service = ServiceBuilder::new()
+        .layer(TimeoutLayer::new(3 * SECOND).until_body_end().named("total"))
+        .service(origin.service());
+    let sender = origin.answers(200);
+    let start = Instant::now();
+    let mut body = service.oneshot(()).await.unwrap().into_body();
+    advance(SECOND).await;
+    sender.send(data("one")).unwrap();
+    assert_eq!(next(&mut body).await.unwrap().unwrap(), "one");
+    let rejection = next(&mut body).await.unwrap().unwrap_err();
+    assert_eq!(start.elapsed(), 3 * SECOND);
+    assert_eq!(rejection.to_string(), "timeout `total`: no answer within 3s");
+    assert!(sender.is_closed(), "the body is dropped before its reader learns of it");
+    assert!(next(&mut body).await.is_none());
+}
+
+/// The clock does not begin anew with the body.
+#[tokio::test(start_paused = true)]
+async fn the_time_that_the_response_took_counts() {
+    let origin = Origin::default();
+    let inner = origin.service();
+    let slow = service_fn(move |()| {
+        let response = inner.clone().oneshot(());
+        async move {
+            tokio::time::sleep(2 * SECOND).await;
+            response.await
+        }
+    });
+    let service = ServiceBuilder::new().layer(TimeoutLayer::new(3 * SECOND).until_body_end()).service(slow);
+    let _sender = origin.answers(200);
+    let start = Instant::now();
+    let mut body = service.oneshot(()).await.unwrap().into_body();
+    assert!(next(&mut body).await.unwrap().is_err());
+    assert_eq!(start.elapsed(), 3 * SECOND);
+}
+
+/// A body that always has a frame would never be pending, and its limit never looked at.
+#[tokio::test(start_paused = true)]
+async fn a_body_that_never_ends_is_ended_though_it_is_always_ready() {
+    let origin = Origin::default();
+    let service = ServiceBuilder::new().layer(TimeoutLayer::new(3 * SECOND).until_body_end()).service(origin.service());
+    let sender = origin.answers(200);
+    let mut body = service.oneshot(()).await.unwrap().into_body();
+    let mut passed = 0;
+    let rejection = loop {
+        sender.send(data("more")).unwrap();
+        match next(&mut body).await.unwrap() {
+            Ok(_) => passed += 1,
+            Err(rejection) => break rejection,
+        }
+        advance(SECOND).await;
+    };
+    // At 0, 1 and 2 s, and the one that was ready when the limit had passed.
+    assert_eq!(passed, 4);
+    assert!(rejection.is_timed_out());
+}
+
+/// Shows: T2
+#[tokio::test(start_paused = true)]
+async fn a_zero_limit_lets_a_body_through_that_is_ready_at_once() {
+    let origin = Origin::default();
+    let layer = TimeoutLayer::new(Duration::ZERO).until_body_end().idle(Duration::ZERO);
+    let service = ServiceBuilder::new().layer(layer).service(origin.service());
+    let sender = origin.answers(200);
+    sender.send(data("all")).unwrap();
+    sender.send(trailers("0")).unwrap();
+    drop(sender);
+    let body = service.oneshot(()).await.unwrap().into_body().collect().await.unwrap();
+    assert!(body.trailers().is_some());
+    assert_eq!(body.to_bytes(), "all");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_limit_is_for_each_frame_and_does_not_count_a_slow_reader() {
+    let origin = Origin::default();
+    let service = ServiceBuilder::new().layer(TimeoutLayer::new(SECOND).idle(2 * SECOND)).service(origin.service());
+    let sender = origin.answers(200);
+    let mut body = service.oneshot(()).await.unwrap().into_body();
+    for _ in 0..5 {
+        // The reader takes its time; then each frame comes a second after it was asked for.
+        advance(10 * SECOND).await;
+        let sender = sender.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(SECOND).await;
+            sender.send(data("more")).unwrap();
+        });
+        assert!(next(&mut body).await.unwrap().is_ok());
+    }
+    let asked = Instant::now();
+    let rejection = next(&mut body).await.unwrap().unwrap_err();
+    assert_eq!(asked.elapsed(), 2 * SECOND);
+    assert_eq!(rejection.to_string(), "timeout: no answer within 2s");
+}
+
+/// Shows: T4
+#[tokio::test(start_paused = true)]
+async fn of_nested_limits_the_earlier_one_ends_the_body() {
+    for (outer, inner, ends, name) in [(5, 3, 3, "inner"), (3, 5, 3, "outer"), (3, 3, 3, "outer")] {
+        let origin = Origin::default();
+        let service = ServiceBuilder::new()
+            .layer(TimeoutLayer::new(outer * SECOND).until_body_end().named("outer"))
+            .layer(TimeoutLayer::new(inner * SECOND).until_body_end().named("inner"))
+            .service(origin.service());
+        let _sender = origin.answers(200);
+        let start = Instant::now();
+        let mut body = service.oneshot(()).await.unwrap().into_body();
+        let rejection = next(&mut body).await.unwrap().unwrap_err();
+        assert_eq!((start.elapsed(), rejection.name()), (ends * SECOND, Some(name)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_that_stops_at_the_response_leaves_the_body_alone() {
+    let origin = Origin::default();
+    let service = ServiceBuilder::new().layer(TimeoutLayer::new(SECOND)).service(origin.service());
+    let sender = origin.answers(200);
+    let mut body = service.oneshot(()).await.unwrap().into_body();
+    advance(60 * SECOND).await;
+    sender.send(data("late")).unwrap();
+    assert!(next(&mut body).await.unwrap().is_ok());
+}
+
+/// What makes frames can ask how long it has, and whoever cleans up whether it is over.
+#[tokio::test(start_paused = true)]
+async fn the_deadline_is_in_place_while_the_body_is_polled_and_dropped() {
+    #[derive(Default)]
+    struct Asks(Arc<Mutex<Vec<Option<Duration>>>>);
+    impl Asks {
+        fn ask(&self) {
+            self.0.lock().unwrap().push(Deadline::current().map(|deadline| deadline.remaining()));
+        }
+    }
+    impl Body for Asks {
+        type Data = Bytes;
+        type Error = BoxError;
+        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Step>> {
+            self.ask();
+            Poll::Pending
+        }
+    }
+    impl Drop for Asks {
+        fn drop(&mut self) {
+            self.ask();
+        }
+    }
+    let log: Arc<Mutex<Vec<_>>> = Arc::default();
+    let asks = Asks(Arc::clone(&log));
+    let mut asks = Some(asks);
+    let mut service = ServiceBuilder::new()
+        .layer(TimeoutLayer::new(3 * SECOND).until_body_end())
+        .map_err(Error::Service)
+        .service_fn(move |()| std::future::ready(Ok::<_, Infallible>(Response::new(asks.take().unwrap()))));
+    let mut body = service.ready().await.unwrap().call(()).await.unwrap().into_body();
+    assert!(body.frame().await.unwrap().is_err());
+    assert_eq!(*log.lock().unwrap(), [Some(3 * SECOND), Some(Duration::ZERO), Some(Duration::ZERO)]);
+}
+
+fn breaker() -> CircuitBreakerLayer<HttpStatus> {
+    CircuitBreakerLayer::consecutive(1).classify(HttpStatus)
+}
+
+/// Shows: B1
+#[tokio::test]
+async fn a_body_that_breaks_off_after_a_200_is_a_failure() {
+    let origin = Origin::default();
+    let layer = breaker().until_body_end();
+    let circuit = layer.handle();
+    let service = ServiceBuilder::new().layer(layer).service(origin.service());
+    let sender = origin.answers(200);
+    let mut body = service.oneshot(()).await.unwrap().into_body();
+    sender.send(data("one")).unwrap();
+    assert!(body.frame().await.unwrap().is_ok());
+    assert_eq!(circuit.state(), State::Closed);
+    sender.send(Err("connection reset".into())).unwrap();
+    assert!(body.frame().await.unwrap().is_err());
+    assert_eq!(circuit.state(), State::Open);
+}
+
+#[tokio::test]
+async fn a_response_that_is_a_failure_is_judged_before_its_body() {
+    let origin = Origin::default();
+    let layer = breaker().until_body_end();
+    let circuit = layer.handle();
+    let service = ServiceBuilder::new().layer(layer).service(origin.service());
+    let _sender = origin.answers(500);
+    let _body = service.oneshot(()).await.unwrap().into_body();
+    assert_eq!(circuit.state(), State::Open);
+}
+
+/// gRPC says in the trailers what became of a call.
+#[tokio::test]
+async fn trailers_are_judged() {
+    #[derive(Clone)]
+    struct ByTrailers;
+    impl<R, E> Classify<R, E> for ByTrailers {
+        fn classify(&self, _: Result<&R, &E>) -> Class {
+            Class::Success
+        }
+        fn classify_trailers(&self, trailers: &HeaderMap) -> Class {
+            if trailers["grpc-status"] == "0" { Class::Success } else { Class::TRANSIENT }
+        }
+    }
+    for (status, to_the_end, state) in
+        [("0", true, State::Closed), ("14", true, State::Open), ("14", false, State::Open)]
+    {
+        let origin = Origin::default();
+        let layer = CircuitBreakerLayer::consecutive(1).classify(ByTrailers).until_body_end();
+        let circuit = layer.handle();
+        let service = ServiceBuilder::new().layer(layer).service(origin.service());
+        let sender = origin.answers(200);
+        let mut body = service.oneshot(()).await.unwrap().into_body();
+        sender.send(trailers(status)).unwrap();
+        drop(sender);
+        assert!(body.frame().await.unwrap().is_ok());
+        if to_the_end {
+            assert!(body.frame().await.is_none());
+        }
+        drop(body);
+        assert_eq!(circuit.state(), state, "{status}");
+    }
+}
+
+/// Shows: B4, B5
+#[tokio::test(start_paused = true)]
+async fn a_probe_lasts_to_the_end_of_its_body_and_gives_its_place_back_after_every_end() {
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    enum By {
+        End,
+        Error,
+        Drop,
+    }
+    for (by, state) in [(By::End, State::Closed), (By::Error, State::Open), (By::Drop, State::HalfOpen)] {
+        let origin = Origin::default();
+        let layer = breaker().open_for(SECOND).until_body_end();
+        let circuit = layer.handle();
+        let service = ServiceBuilder::new().layer(layer).service(origin.service());
+        drop(origin.answers(500));
+        service.clone().oneshot(()).await.unwrap();
+        advance(SECOND).await;
+
+        let sender = origin.answers(200);
+        let mut body = service.clone().oneshot(()).await.unwrap().into_body();
+        assert_eq!(circuit.state(), State::HalfOpen);
+        let refused = service.clone().oneshot(()).await;
+        assert!(ziggurat::rejection(&refused).unwrap().is_circuit_open(), "{by:?}: the probe goes on with its body");
+        match by {
+            By::End => {
+                drop(sender);
+                assert!(body.frame().await.is_none());
+            }
+            By::Error => {
+                sender.send(Err("reset".into())).unwrap();
+                assert!(body.frame().await.unwrap().is_err());
+            }
+            By::Drop => drop(body),
+        }
+        assert_eq!(circuit.state(), state, "{by:?}");
+        if by == By::Drop {
+            // Its place is free: somebody else is the probe now.
+            drop(origin.answers(200));
+            service.oneshot(()).await.unwrap().into_body().collect().await.unwrap();
+            assert_eq!(circuit.state(), State::Closed);
+        }
+    }
+}
+
+/// A backend that answers and then hangs opens the circuit, wherever the timeout stands; a client that hangs up does not.
+///
+/// Shows: B6
+#[tokio::test(start_paused = true)]
+async fn a_body_that_hangs_until_the_time_is_over_is_a_failure() {
+    for (name, total) in
+        [("total", TimeoutLayer::new(SECOND).until_body_end()), ("idle", TimeoutLayer::new(60 * SECOND).idle(SECOND))]
+    {
+        let origin = Origin::default();
+        let layer = breaker().until_body_end();
+        let circuit = layer.handle();
+        let service = ServiceBuilder::new().layer(total).layer(layer).service(origin.service());
+
+        let sender = origin.answers(200);
+        sender.send(data("one")).unwrap();
+        let mut body = service.clone().oneshot(()).await.unwrap().into_body();
+        assert!(next(&mut body).await.unwrap().is_ok());
+        drop(body);
+        assert_eq!(circuit.state(), State::Closed, "{name}: the client hung up");
+
+        let _sender = origin.answers(200);
+        let mut body = service.oneshot(()).await.unwrap().into_body();
+        assert!(next(&mut body).await.unwrap().unwrap_err().is_timed_out());
+        assert_eq!(circuit.state(), State::Open, "{name}");
+    }
+}
+
+/// Every other frame is pending first; a million of them, each with its number.
+struct Counting {
+    next: u32,
+    pends: bool,
+}
+
+impl Body for Counting {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Step>> {
+        self.pends = !self.pends && self.next.is_multiple_of(2);
+        if self.pends {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.next += 1;
+        let frame = Frame::data(Bytes::copy_from_slice(&self.next.to_be_bytes()));
+        Poll::Ready((self.next <= 1_000_000).then_some(Ok(frame)))
+    }
+}
+
+/// Shows: L2, X7
+#[tokio::test]
+async fn a_million_frames_pass_all_guards_in_their_order_and_everything_is_back_after_them() {
+    let far = Duration::from_secs(3600);
+    let (limit, breaker) = (ConcurrencyLimitLayer::new(1).until_body_end(), breaker().until_body_end());
+    let gate = limit.handle();
+    let held = Arc::new(());
+    let holds = Arc::clone(&held);
+    let service = ServiceBuilder::new()
+        .layer(ContextLayer::new(Scope::root("app")).state(move |_: &Request<()>| Arc::clone(&holds)))
+        .layer(TimeoutLayer::new(far).until_body_end().idle(far))
+        .layer(breaker)
+        .layer(limit)
+        .layer(TimeoutLayer::new(far).idle(far))
+        .map_err(Error::Service)
+        .service_fn(|_: Request<()>| {
+            std::future::ready(Ok::<_, Infallible>(Response::new(Counting { next: 0, pends: false })))
+        });
+    let mut body = service.clone().oneshot(Request::new(())).await.unwrap().into_body();
+    let while_it_streams = Arc::strong_count(&held);
+    let mut expected = 0_u32;
+    while let Some(frame) = body.frame().await {
+        expected += 1;
+        assert_eq!(*frame.unwrap().into_data().unwrap(), expected.to_be_bytes());
+        assert_eq!(gate.in_flight(), 1);
+    }
+    assert_eq!(expected, 1_000_000);
+    assert_eq!(gate.in_flight(), 0);
+    assert_eq!(Arc::strong_count(&held), while_it_streams - 1, "the scope is gone");
+}
+
+/// Shows: L2
+#[tokio::test(start_paused = true)]
+async fn an_empty_body_ends_with_its_response() {
+    let (limit, breaker) =
+        (ConcurrencyLimitLayer::new(1).until_body_end(), breaker().open_for(SECOND).until_body_end());
+    let (gate, circuit) = (limit.handle(), breaker.handle());
+    let service = ServiceBuilder::new()
+        .layer(TimeoutLayer::new(SECOND).until_body_end())
+        .layer(breaker)
+        .layer(limit)
+        .map_err(Error::Service)
+        .service_fn(|works: bool| {
+            let mut response = Response::new(Empty::<Bytes>::new());
+            *response.status_mut() = if works { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
+            std::future::ready(Ok::<_, Infallible>(response))
+        });
+    service.clone().oneshot(false).await.unwrap();
+    advance(SECOND).await;
+    let response = service.oneshot(true).await.unwrap();
+    assert_eq!((gate.in_flight(), circuit.state()), (0, State::Closed), "the probe is over");
+    assert!(response.body().is_end_stream());
+}
+
+/// What ends a body is told as an event of the layer.
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_body_by_its_limit_is_an_event() {
+    let events: Arc<Mutex<Vec<String>>> = Arc::default();
+    let heard = Arc::clone(&events);
+    let origin = Origin::default();
+    let layer = TimeoutLayer::new(SECOND).idle(SECOND).observer(move |_: &Site, event: &Event<'_>| {
+        if let Event::Rejected(rejection) = event {
+            heard.lock().unwrap().push(rejection.to_string());
+        }
+    });
+    let service = ServiceBuilder::new().layer(layer).service(origin.service());
+    let _sender = origin.answers(200);
+    let mut body = service.oneshot(()).await.unwrap().into_body();
+    assert!(next(&mut body).await.unwrap().is_err());
+    assert_eq!(*events.lock().unwrap(), ["timeout: no answer within 1s"]);
+}
