@@ -51,10 +51,7 @@ impl Service<Word> for Echo {
 }
 
 /// Polls the service ready, calls it and polls the response, each of which has to be ready at once.
-pub fn call<S>(service: &mut S, request: Word) -> Word
-where
-    S: Service<Word, Response = Word>,
-{
+pub fn call<S: Service<Word>>(service: &mut S, request: Word) -> S::Response {
     let mut cx = Context::from_waker(Waker::noop());
     assert!(matches!(service.poll_ready(&mut cx), Poll::Ready(Ok(()))), "not ready");
     let response = pin!(service.call(request));

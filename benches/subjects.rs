@@ -1,7 +1,17 @@
 //! What is measured: each of our layers and the stack of four, and beside each the peers' with equal policies.
 
-use std::{hint::black_box, time::Duration};
+use std::{
+    future::ready,
+    hint::black_box,
+    pin::pin,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
 
+use bytes::Bytes;
+use http::Response;
+use http_body::Body;
+use http_body_util::Full;
 use tower::{Service, ServiceBuilder};
 use tower_resilience::{
     bulkhead::BulkheadLayer, cache::CacheLayer as PeerCacheLayer,
@@ -38,6 +48,24 @@ where
         }
     });
     Subject { what, whose, run }
+}
+
+/// The same for a service that answers a small response, whose body is read to its end.
+fn http_subject<S, B>(what: &'static str, mut service: S) -> Subject
+where
+    S: Service<Word, Response = Response<B>> + 'static,
+    B: Body<Data = Bytes>,
+{
+    let run = Box::new(move |times| {
+        for _ in 0..times {
+            let mut cx = Context::from_waker(Waker::noop());
+            let mut body = pin!(call(&mut service, black_box(42)).into_body());
+            while let Poll::Ready(Some(Ok(frame))) = body.as_mut().poll_frame(&mut cx) {
+                black_box(frame);
+            }
+        }
+    });
+    Subject { what, whose: "ziggurat", run }
 }
 
 /// tower leaves the policy to its user: the same rule as ours.
@@ -78,6 +106,11 @@ pub fn subjects() -> Vec<Subject> {
     let retry = || RetryLayer::new().backoff(LIMIT).budget(None);
     let breaker = || CircuitBreakerLayer::failure_rate(0.5).over_calls(100);
     let service = || ServiceBuilder::new().map_err(Error::Service).service(Echo);
+    let http = || {
+        let answer =
+            |_: Word| ready(Ok::<_, Failed>(Response::new(Full::new(Bytes::from_static(b"a small response")))));
+        ServiceBuilder::new().map_err(Error::Service).service_fn(answer)
+    };
     vec![
         subject("bare", "", Echo),
         subject("timeout", ours, ServiceBuilder::new().layer(TimeoutLayer::new(LIMIT)).service(service())),
@@ -137,6 +170,25 @@ pub fn subjects() -> Vec<Subject> {
                 .layer(peer_breaker())
                 .layer(peer_limit())
                 .service(Echo),
+        ),
+        http_subject("http, bare", http()),
+        http_subject(
+            "http, the four",
+            ServiceBuilder::new()
+                .layer(TimeoutLayer::new(LIMIT))
+                .layer(retry())
+                .layer(breaker())
+                .layer(ConcurrencyLimitLayer::new(PERMITS))
+                .service(http()),
+        ),
+        http_subject(
+            "http, to the body's end",
+            ServiceBuilder::new()
+                .layer(TimeoutLayer::new(LIMIT).until_body_end())
+                .layer(retry())
+                .layer(breaker().until_body_end())
+                .layer(ConcurrencyLimitLayer::new(PERMITS).until_body_end())
+                .service(http()),
         ),
     ]
 }

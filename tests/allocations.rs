@@ -3,12 +3,15 @@
 
 use std::{
     convert::Infallible,
-    future::Future,
+    future::{Future, ready},
     pin::{Pin, pin},
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
+use bytes::Bytes;
+use http::Response;
+use http_body::{Body, Frame};
 use tower::{Layer, Service, ServiceBuilder, layer::layer_fn, util::BoxService};
 use ziggurat::{
     Error, cache::CacheLayer, circuit_breaker::CircuitBreakerLayer, concurrency_limit::ConcurrencyLimitLayer,
@@ -112,6 +115,67 @@ fn of_a_retry_only_the_copy_of_the_request_allocates() {
     let request = || "a request that is copied".to_owned();
     assert_eq!(allocations(RetryLayer::new(), 0, request), 1);
     assert_eq!(allocations(RetryLayer::new().max_attempts(1), 0, request), 0);
+}
+
+/// Gives so many frames; each of them is pending first, if it is told so.
+struct Frames {
+    left: u32,
+    pends: bool,
+    pending: bool,
+}
+
+impl Body for Frames {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.pending = self.pends && !self.pending;
+        if self.pending {
+            return Poll::Pending;
+        }
+        let more = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        Poll::Ready(more.then(|| Ok(Frame::data(Bytes::from_static(b"frame")))))
+    }
+}
+
+/// How often a call through the guards of four layers allocates, to the end of a body of so many frames.
+fn allocations_of_a_body(frames: u32, pends: bool) -> u64 {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let _runtime = runtime.enter();
+    let mut service = ServiceBuilder::new()
+        .layer(TimeoutLayer::new(10 * SECOND).until_body_end())
+        .layer(CircuitBreakerLayer::failure_rate(0.5).until_body_end())
+        .layer(ConcurrencyLimitLayer::new(64).until_body_end())
+        .layer(TimeoutLayer::new(SECOND).idle(SECOND))
+        .map_err(Error::Service)
+        .service_fn(|()| ready(Ok::<_, Infallible>(Response::new(Frames { left: frames, pends, pending: false }))));
+    let mut call = || {
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(service.poll_ready(&mut context).is_ready());
+        let Poll::Ready(Ok(response)) = pin!(service.call(())).poll(&mut context) else { panic!("no response") };
+        let mut body = pin!(response.into_body());
+        let mut passed = 0;
+        loop {
+            match body.as_mut().poll_frame(&mut context) {
+                Poll::Pending => assert!(pends),
+                Poll::Ready(Some(frame)) => passed += u32::from(frame.unwrap().is_data()),
+                Poll::Ready(None) => break,
+            }
+        }
+        assert_eq!(passed, frames);
+    };
+    call();
+    allocation_counter::measure(call).count_total
+}
+
+#[test]
+fn of_the_guards_of_a_body_only_a_timer_allocates_and_only_once() {
+    assert_eq!(allocations_of_a_body(1, false), 0);
+    assert_eq!(allocations_of_a_body(100_000, false), 0);
+    // The two timeouts have one each.
+    assert_eq!(allocations_of_a_body(1, true), 2);
+    assert_eq!(allocations_of_a_body(100_000, true), 2);
 }
 
 #[test]

@@ -74,7 +74,7 @@ impl InTime {
         Poll::Ready(expired(&self.site, limit))
     }
 
-    /// A frame of data came. Answers whether it may pass: the first that comes late may.
+    /// A frame of data came that is not the last one. Answers whether it may pass: the first that comes late may.
     fn admits(&mut self) -> bool {
         let was_late = self.late;
         self.late = self.own.instant().is_some_and(|end| end <= clock::now());
@@ -89,15 +89,17 @@ where
 {
     type Error = Box<dyn StdError + Send + Sync>;
 
-    fn poll_frame(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> PollFrame<B::Data, Self::Error> {
+    fn poll_frame(&mut self, mut body: Pin<&mut B>, cx: &mut Context<'_>) -> PollFrame<B::Data, Self::Error> {
         let (mut own, mut inside) = (self.own, Limit::NONE);
         let entered = enter(&mut own, &mut inside);
-        let polled = body.poll_frame(cx);
+        let polled = body.as_mut().poll_frame(cx);
         let outer = *entered.outer;
         drop(entered);
         let rejection = match polled {
             Poll::Pending => ready!(self.poll_limits(outer, cx)),
-            Poll::Ready(Some(Ok(frame))) if frame.is_data() && !self.admits() => expired(&self.site, self.limit),
+            Poll::Ready(Some(Ok(frame))) if frame.is_data() && !body.is_end_stream() && !self.admits() => {
+                expired(&self.site, self.limit)
+            }
             Poll::Ready(frame) => {
                 self.idle_end = Limit::NONE;
                 return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));

@@ -91,8 +91,8 @@ impl<L, U> TimeoutLayer<L, U> {
     /// For HTTP: the limit covers the response's body too, to its end.
     ///
     /// Its clock then starts at the latest when the response is there. A frame that is ready when the limit has passed is still
-    /// handed out, the one after it is not. It costs a clock read for each response whose body is not empty, and for each frame of data;
-    /// and an allocation for a body that is pending.
+    /// handed out, the one after it is not. It costs a clock read for each response whose body is not empty, and for each frame but the
+    /// last; and an allocation for a body that is pending.
     pub fn until_body_end(mut self) -> TimeoutLayer<L, BodyEnd> {
         self.body.covered = true;
         self.with_body()

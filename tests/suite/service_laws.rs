@@ -59,6 +59,7 @@ macro_rules! recommended_stack {
 these_keep_to_the_laws! {
     /// Shows: T2, T6
     timeout: laws(|| TimeoutLayer::new(SECOND));
+    timeout_until_the_body_ends: laws(|| TimeoutLayer::new(SECOND).until_body_end().idle(SECOND));
     timeout_without_a_limit: laws(|| TimeoutLayer::new(|_: &Request<String>| None));
     /// Shows: R8
     retry: laws(|| RetryLayer::http().budget(tight_budget())).stateful();
@@ -76,6 +77,7 @@ these_keep_to_the_laws! {
     /// Shows: B5
     circuit_breaker: laws(|| CircuitBreakerLayer::consecutive(1)).stateful();
     circuit_breaker_by_rate: laws(|| CircuitBreakerLayer::http().over_calls(1).slow_calls(SECOND, 1.0)).stateful();
+    circuit_breaker_until_the_body_ends: laws(|| CircuitBreakerLayer::consecutive(1).until_body_end()).stateful();
     /// Shows: C4
     cache: laws(cached).stateful();
     cache_that_stores_nothing: laws(|| CacheLayer::new(1, Duration::ZERO, key)).stateful();
