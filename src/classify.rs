@@ -105,28 +105,38 @@ impl<R, E> Classify<R, E> for FailOnError {
 /// 408, 429 and 5xx are failures; of these 408, 429, 502, 503 and 504 are transient (the set of Finagle and of Microsoft's HTTP
 /// resilience; 500 is left out, for it may have done its work). Everything else is a success: a 404 is an answer.
 /// `Retry-After` is read as seconds and as a date; what cannot be read counts as absent.
+///
+/// It judges an [`http::Response`], and with the feature `reqwest` a `reqwest::Response` too.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HttpStatus;
 
 impl<B, E> Classify<Response<B>, E> for HttpStatus {
     fn classify(&self, outcome: Result<&Response<B>, &E>) -> Class {
-        let Ok(response) = outcome else {
-            return Class::TRANSIENT;
-        };
-        let status = response.status();
-        let transient = matches!(
-            status,
-            StatusCode::REQUEST_TIMEOUT
-                | StatusCode::TOO_MANY_REQUESTS
-                | StatusCode::BAD_GATEWAY
-                | StatusCode::SERVICE_UNAVAILABLE
-                | StatusCode::GATEWAY_TIMEOUT
-        );
-        if transient || status.is_server_error() {
-            Class::Failure { transient, retry_after: retry_after(response.headers()) }
-        } else {
-            Class::Success
-        }
+        outcome.map_or(Class::TRANSIENT, |response| judge(response.status(), response.headers()))
+    }
+}
+
+#[cfg(feature = "reqwest")]
+#[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))]
+impl<E> Classify<reqwest::Response, E> for HttpStatus {
+    fn classify(&self, outcome: Result<&reqwest::Response, &E>) -> Class {
+        outcome.map_or(Class::TRANSIENT, |response| judge(response.status(), response.headers()))
+    }
+}
+
+fn judge(status: StatusCode, headers: &HeaderMap) -> Class {
+    let transient = matches!(
+        status,
+        StatusCode::REQUEST_TIMEOUT
+            | StatusCode::TOO_MANY_REQUESTS
+            | StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT
+    );
+    if transient || status.is_server_error() {
+        Class::Failure { transient, retry_after: retry_after(headers) }
+    } else {
+        Class::Success
     }
 }
 

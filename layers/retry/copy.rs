@@ -1,11 +1,11 @@
 //! How a request is copied, so that it can be sent once more.
 
-use http::{Method, Request};
+use http::{HeaderMap, Method, Request};
 
 /// How a request is copied before an attempt, so that it can be sent once more if the attempt fails.
 ///
 /// Where there is no copy the request is sent once, never refused. A closure is a strategy too, so for a request type with a
-/// method like `fn try_clone(&self) -> Option<Self>` that method is one: `.copy(reqwest::Request::try_clone)`.
+/// method like `fn try_clone(&self) -> Option<Self>` that method is one.
 #[diagnostic::on_unimplemented(
     message = "a retry cannot copy a request of type `{Req}` by `{Self}`",
     label = "no way to copy this request",
@@ -29,14 +29,28 @@ impl<Req: Clone> CopyRequest<Req> for Cloned {
 
 /// Clones HTTP requests that may be repeated: those with an idempotent method (RFC 9110, section 9.2.2), and those with an
 /// `Idempotency-Key`. The default of [`RetryLayer::http`](super::RetryLayer::http): another `POST` is sent once.
+///
+/// An [`http::Request`] needs a body that is `Clone`. With the feature `reqwest` it copies a `reqwest::Request` too; one whose body is
+/// a stream is sent once.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Idempotent;
 
 impl<B: Clone> CopyRequest<Request<B>> for Idempotent {
     fn copy(&self, request: &Request<B>) -> Option<Request<B>> {
-        let repeatable = Method::is_idempotent(request.method()) || request.headers().contains_key("idempotency-key");
-        repeatable.then(|| request.clone())
+        may_be_repeated(request.method(), request.headers()).then(|| request.clone())
     }
+}
+
+#[cfg(feature = "reqwest")]
+#[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))]
+impl CopyRequest<reqwest::Request> for Idempotent {
+    fn copy(&self, request: &reqwest::Request) -> Option<reqwest::Request> {
+        if may_be_repeated(request.method(), request.headers()) { request.try_clone() } else { None }
+    }
+}
+
+fn may_be_repeated(method: &Method, headers: &HeaderMap) -> bool {
+    method.is_idempotent() || headers.contains_key("idempotency-key")
 }
 
 #[diagnostic::do_not_recommend]

@@ -1,0 +1,113 @@
+//! Wraps a `reqwest::Client`, which is a service of its own requests and responses (feature `reqwest`).
+//!
+//! A request whose body is a stream is sent once, every other one as the retry's rules have it. The redirects that reqwest follows
+//! belong to one attempt.
+
+use std::{
+    error::Error as StdError,
+    net::SocketAddr,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    http::StatusCode,
+    routing::{get, post},
+};
+use reqwest::{Body, Method, Request, Response};
+use tokio::net::TcpListener;
+use tower::{ServiceBuilder, ServiceExt};
+use ziggurat::{
+    Error, Scope, circuit_breaker::CircuitBreakerLayer, concurrency_limit::ConcurrencyLimitLayer,
+    context::ContextLayer, retry::RetryLayer, timeout::TimeoutLayer,
+};
+
+static FLAKY: AtomicU32 = AtomicU32::new(0);
+static HANGS: AtomicU32 = AtomicU32::new(0);
+static ORDERS: AtomicU32 = AtomicU32::new(0);
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn StdError>> {
+    let upstream = start_upstream().await?;
+
+    let breaker = CircuitBreakerLayer::http().consecutive_failures(3);
+    let limit = ConcurrencyLimitLayer::new(25).until_body_end();
+    let gate = limit.handle();
+    let client = ServiceBuilder::new()
+        .map_response(to_reqwest)
+        .layer(ContextLayer::ambient(Scope::root("shop")))
+        .layer(TimeoutLayer::new(Duration::from_secs(10)).named("total"))
+        .layer(RetryLayer::http().max_attempts(3).backoff(Duration::from_millis(10)))
+        .layer(breaker)
+        .layer(limit)
+        .layer(TimeoutLayer::new(Duration::from_millis(500)).named("attempt"))
+        .map_err(Error::Service)
+        .map_response(http::Response::<Body>::from)
+        .service(reqwest::Client::new());
+
+    // Two answers of 503, and then it works: the caller sees the last answer only. Its body holds the permit until it is read.
+    let response = client.clone().oneshot(request(Method::GET, upstream, "/flaky")?).await?;
+    assert_eq!(gate.in_flight(), 1);
+    assert_eq!(response.text().await?, "third time lucky");
+    assert_eq!((FLAKY.load(Relaxed), gate.in_flight()), (3, 0));
+
+    // A POST may have done its work, so it is sent once. With an `Idempotency-Key` it would be repeated.
+    let response = client.clone().oneshot(request(Method::POST, upstream, "/orders")?).await?;
+    assert_eq!((response.status(), ORDERS.load(Relaxed)), (StatusCode::SERVICE_UNAVAILABLE, 1));
+    let response = client.clone().oneshot(request(Method::GET, upstream, "/hello")?).await?;
+    assert_eq!(response.text().await?, "hello");
+
+    // Each attempt hangs and is given up; the outcome of the last one comes back.
+    let outcome = client.clone().oneshot(request(Method::GET, upstream, "/hangs")?).await;
+    let rejection = ziggurat::rejection(&outcome).ok_or("a call that hangs is rejected")?;
+    assert!(rejection.is_timed_out() && rejection.name() == Some("attempt"));
+
+    // These were three failures in a row: the circuit is open, and a call that finds it so is not made.
+    let outcome = client.oneshot(request(Method::GET, upstream, "/hangs")?).await;
+    let rejection = ziggurat::rejection(&outcome).ok_or("an open circuit rejects")?;
+    assert!(rejection.is_circuit_open() && rejection.retry_after().is_some());
+    assert_eq!(HANGS.load(Relaxed), 3);
+
+    println!("retried what may be repeated, gave up what hangs, and left alone what fails");
+    Ok(())
+}
+
+/// What lasts to the end of the body is a matter of `http::Response`. Without it, this function and the innermost
+/// `.map_response(..)` can be left out, and all the other layers work with reqwest's own response.
+fn to_reqwest<B>(response: http::Response<B>) -> Response
+where
+    B: http_body::Body<Data: Into<bytes::Bytes>, Error: Into<Box<dyn StdError + Send + Sync>>> + Send + Sync + 'static,
+{
+    response.map(Body::wrap).into()
+}
+
+fn request(method: Method, to: SocketAddr, path: &str) -> Result<Request, Box<dyn StdError>> {
+    Ok(Request::new(method, format!("http://{to}{path}").parse()?))
+}
+
+async fn start_upstream() -> Result<SocketAddr, std::io::Error> {
+    let flaky = || async {
+        match FLAKY.fetch_add(1, Relaxed) {
+            0 | 1 => (StatusCode::SERVICE_UNAVAILABLE, ""),
+            _ => (StatusCode::OK, "third time lucky"),
+        }
+    };
+    let order = || async {
+        ORDERS.fetch_add(1, Relaxed);
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let hangs = || async {
+        HANGS.fetch_add(1, Relaxed);
+        std::future::pending::<StatusCode>().await
+    };
+    let app = Router::new()
+        .route("/hello", get(|| async { "hello" }))
+        .route("/flaky", get(flaky))
+        .route("/orders", post(order))
+        .route("/hangs", get(hangs));
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    tokio::spawn(async { axum::serve(listener, app).await });
+    Ok(address)
+}
