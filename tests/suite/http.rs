@@ -6,12 +6,10 @@ use std::{
     error::Error as StdError,
     fmt, io,
     net::SocketAddr,
-    pin::Pin,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
@@ -23,13 +21,9 @@ use axum::{
     routing::get,
 };
 use bytes::Bytes;
-use http_body::Frame;
 use http_body_util::{BodyExt, Full};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-use tokio::{
-    net::TcpListener,
-    sync::{Notify, mpsc},
-};
+use tokio::{net::TcpListener, sync::Notify};
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
     Error, HttpStatus, Reason, Reject, Rejection, Scope,
@@ -41,8 +35,7 @@ use ziggurat::{
     timeout::TimeoutLayer,
 };
 
-/// A limit that no test lives to see.
-const FAR: Duration = Duration::from_secs(3600);
+use super::peers::{FAR, Frames, nobody, only, streamed};
 
 /// What the handlers below share with their test.
 #[derive(Default)]
@@ -110,26 +103,14 @@ async fn a_router_answers_504_where_a_handler_hangs() {
     assert_eq!(ask(address, "/hello").await.body(), "hello");
 }
 
-/// A body whose frames come from a channel; with the sender it ends.
-struct Streamed(mpsc::UnboundedReceiver<Bytes>);
-
-impl http_body::Body for Streamed {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.0.poll_recv(cx).map(|data| data.map(|data| Ok(Frame::data(data))))
-    }
-}
-
 /// A limit of one until the end of the body, over a router that streams what comes from the sender.
-async fn streaming() -> (SocketAddr, Gate, mpsc::UnboundedSender<Bytes>) {
-    let (sender, receiver) = mpsc::unbounded_channel();
-    let body = Arc::new(Mutex::new(Some(Body::new(Streamed(receiver)))));
+async fn streaming() -> (SocketAddr, Gate, Frames) {
+    let (sender, body) = streamed();
+    let body = only(Body::new(body));
     let layer = ConcurrencyLimitLayer::new(1).max_waiting(0).until_body_end();
     let gate = layer.handle();
     let router = Router::new()
-        .route("/streams", get(move || async move { body.lock().unwrap().take().unwrap() }))
+        .route("/streams", get(move || async move { body() }))
         .route("/hello", get(|| async { "hello" }))
         .layer(layer);
     (serve(router).await, gate, sender)
@@ -143,7 +124,7 @@ async fn a_permit_can_be_held_until_the_body_has_streamed() {
     let (address, gate, sender) = streaming().await;
     let client = Client::builder(TokioExecutor::new()).build_http();
     let mut response = client.request(request(address, "/streams")).await.unwrap();
-    sender.send(Bytes::from_static(b"first")).unwrap();
+    sender.send(Ok(Bytes::from_static(b"first"))).unwrap();
     assert_eq!(response.frame().await.unwrap().unwrap().into_data().unwrap(), "first");
     assert_eq!(gate.in_flight(), 1);
     assert_eq!(ask(address, "/hello").await.status(), StatusCode::SERVICE_UNAVAILABLE);
@@ -160,7 +141,7 @@ async fn a_client_that_hangs_up_in_the_middle_of_a_body_gives_the_permit_back() 
     let (address, gate, sender) = streaming().await;
     let client = Client::builder(TokioExecutor::new()).build_http();
     let mut response = client.request(request(address, "/streams")).await.unwrap();
-    sender.send(Bytes::from_static(b"first")).unwrap();
+    sender.send(Ok(Bytes::from_static(b"first"))).unwrap();
     assert!(response.frame().await.unwrap().is_ok());
     assert_eq!(gate.in_flight(), 1);
     drop((response, client));
@@ -384,9 +365,4 @@ async fn a_client_takes_every_layer_with_a_users_own_error() {
     assert!(Rejection::find(&outcome.unwrap_err()).is_some());
     let outcome = spawned!(client, request(nobody().await, "/"));
     assert!(matches!(outcome, Err(ShopError::Network(_))), "{outcome:?}");
-}
-
-/// An address where nobody listens any more.
-async fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }

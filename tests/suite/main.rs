@@ -9,6 +9,7 @@ mod concurrency_limit;
 mod context;
 mod faulty_layers;
 mod http;
+mod peers;
 mod retry;
 mod scope;
 mod service_laws;
