@@ -43,6 +43,7 @@ use ziggurat::{
 };
 
 mod hyper;
+mod server;
 
 /// A limit that no test lives to see.
 pub(crate) const FAR: Duration = Duration::from_secs(3600);
