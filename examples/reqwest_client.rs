@@ -15,7 +15,7 @@ use axum::{
     http::StatusCode,
     routing::{get, post},
 };
-use reqwest::{Body, Method, Request, Response};
+use reqwest::{Method, Request};
 use tokio::net::TcpListener;
 use tower::{ServiceBuilder, ServiceExt};
 use ziggurat::{
@@ -35,7 +35,6 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     let limit = ConcurrencyLimitLayer::new(25).until_body_end();
     let gate = limit.handle();
     let client = ServiceBuilder::new()
-        .map_response(to_reqwest)
         .layer(ContextLayer::ambient(Scope::root("shop")))
         .layer(TimeoutLayer::new(Duration::from_secs(10)).named("total"))
         .layer(RetryLayer::http().max_attempts(3).backoff(Duration::from_millis(10)))
@@ -43,7 +42,6 @@ async fn main() -> Result<(), Box<dyn StdError>> {
         .layer(limit)
         .layer(TimeoutLayer::new(Duration::from_millis(500)).named("attempt"))
         .map_err(Error::Service)
-        .map_response(http::Response::<Body>::from)
         .service(reqwest::Client::new());
 
     // Two answers of 503, and then it works: the caller sees the last answer only. Its body holds the permit until it is read.
@@ -71,15 +69,6 @@ async fn main() -> Result<(), Box<dyn StdError>> {
 
     println!("retried what may be repeated, gave up what hangs, and left alone what fails");
     Ok(())
-}
-
-/// What lasts to the end of the body is a matter of `http::Response`. Without it, this function and the innermost
-/// `.map_response(..)` can be left out, and all the other layers work with reqwest's own response.
-fn to_reqwest<B>(response: http::Response<B>) -> Response
-where
-    B: http_body::Body<Data: Into<bytes::Bytes>, Error: Into<Box<dyn StdError + Send + Sync>>> + Send + Sync + 'static,
-{
-    response.map(Body::wrap).into()
 }
 
 fn request(method: Method, to: SocketAddr, path: &str) -> Result<Request, Box<dyn StdError>> {

@@ -35,7 +35,8 @@ impl<R, G> Until<R, G> for ResponseEnd {
     }
 }
 
-/// When the response's body has ended, failed or was dropped.
+/// When the response's body has ended, failed or was dropped. For an [`http::Response`], and with the feature `reqwest` for a
+/// `reqwest::Response`.
 #[derive(Debug, Clone, Copy)]
 pub struct BodyEnd;
 
@@ -46,5 +47,30 @@ impl<B: Body, G: Guard<B>> Until<Response<B>, G> for BodyEnd {
         // A body without frames may never be polled.
         response
             .map(|body| if body.is_end_stream() { GuardBody::new(body, None) } else { GuardBody::new(body, guard()) })
+    }
+}
+
+/// reqwest's own response stays one, and keeps its URL; a body that is guarded is boxed once more. Its error holds that of the guard.
+#[cfg(feature = "reqwest")]
+#[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))]
+impl<G> Until<reqwest::Response, G> for BodyEnd
+where
+    G: Guard<reqwest::Body> + Send + Sync + 'static,
+    G::Error: From<reqwest::Error> + Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    type Response = reqwest::Response;
+
+    fn answer(response: reqwest::Response, guard: impl FnOnce() -> Option<G>) -> reqwest::Response {
+        let url = reqwest::ResponseBuilderExt::url(http::response::Builder::new(), response.url().clone());
+        let mut response = Response::<reqwest::Body>::from(response);
+        if let Ok(url) = url.body(()) {
+            response.extensions_mut().extend(url.into_parts().0.extensions);
+        }
+        let guard = if response.body().is_end_stream() { None } else { guard() };
+        let response = response.map(|body| match guard {
+            Some(guard) => reqwest::Body::wrap(GuardBody::new(body, guard)),
+            None => body,
+        });
+        response.into()
     }
 }
