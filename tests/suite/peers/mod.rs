@@ -43,6 +43,7 @@ use ziggurat::{
 };
 
 mod hyper;
+mod reqwest;
 mod server;
 
 /// A limit that no test lives to see.
