@@ -1,5 +1,6 @@
 // The layers, a line for each. `src/lib.rs` re-exports them, so that users write `ziggurat::timeout::TimeoutLayer`.
 
+pub mod answer;
 pub mod cache;
 pub mod circuit_breaker;
 pub mod concurrency_limit;

@@ -141,7 +141,7 @@ fn judge(status: StatusCode, headers: &HeaderMap) -> Class {
 }
 
 /// `Retry-After` as RFC 9110, section 10.2.3 has it: seconds, or a date (the wall clock's, as the header's is).
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = value.parse() {
         return Some(Duration::from_secs(seconds));

@@ -154,6 +154,35 @@ impl Rejection {
         }
     }
 
+    /// Which layer rejected and why, in a few words that may be told to strangers: no name that you gave, no limit of yours, no
+    /// message of an error.
+    ///
+    /// The [`Display`](fmt::Display) form has all of these, for your own logs.
+    #[must_use]
+    pub fn public_message(&self) -> String {
+        let why = match self.inner.reason {
+            Reason::TimedOut { .. } => "no answer in time",
+            Reason::CircuitOpen => "the circuit is open",
+            Reason::Overloaded { .. } => "too many calls are in flight",
+            Reason::RateLimited => "more calls than the rate allows",
+            Reason::Shared { .. } => "the call that this one shared failed",
+            Reason::Injected => "a fault put in on purpose",
+        };
+        format!("{}: {why}", self.inner.layer)
+    }
+
+    /// The value of `Retry-After`: whole seconds, rounded up, so that who comes back after them comes late enough; at least 1.
+    ///
+    /// Every 429 and 503 has one: where the layer does not know, it is the shortest that can be said.
+    pub(crate) fn retry_after_header(&self) -> Option<HeaderValue> {
+        let wait = match self.status() {
+            StatusCode::GATEWAY_TIMEOUT => self.retry_after()?,
+            _ => self.retry_after().unwrap_or_default(),
+        };
+        let seconds = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0));
+        Some(HeaderValue::from(seconds.max(1)))
+    }
+
     /// The rejection that `error` is, or that lies somewhere in its chain of sources.
     ///
     /// An error type of yours keeps it findable by returning it from `source()`; with thiserror that is a field marked
@@ -215,7 +244,8 @@ impl StdError for Rejection {}
 /// - `Box<dyn Error + Send + Sync>`: put `.map_err(ziggurat::boxed)` there instead, if you want a boxed error, and nothing if the
 ///   service has one already;
 /// - `Infallible`, for services that answer [`http::Response`]: an axum `Router` takes every layer as it is, and a rejection
-///   becomes a response with status 504, 503 or 429 and a `Retry-After` where the layer knows it;
+///   becomes a response with status 504, 503 or 429, the latter two with `Retry-After`;
+/// - `tonic::Status` (feature `tonic`): put `.map_err(ziggurat::grpc::status)` next to a channel;
 /// - your own error type, if you write it:
 ///
 /// ```
@@ -376,10 +406,8 @@ impl<B: Default> Reject<Response<B>> for Infallible {
     fn reject(rejection: Rejection) -> Result<Response<B>, Self> {
         let mut response = Response::new(B::default());
         *response.status_mut() = rejection.status();
-        if let Some(wait) = rejection.retry_after() {
-            // Whole seconds, rounded up: who comes back after them comes late enough.
-            let seconds = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0));
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        if let Some(wait) = rejection.retry_after_header() {
+            response.headers_mut().insert(RETRY_AFTER, wait);
         }
         response.extensions_mut().insert(rejection);
         Ok(response)
@@ -451,7 +479,10 @@ mod tests {
         for (reason, wait, status, header) in [
             (Reason::TimedOut { limit: second }, None, 504, None),
             (Reason::CircuitOpen, Some(second * 5 / 2), 503, Some("3")),
-            (Reason::Overloaded { limit: 1 }, None, 503, None),
+            // Sooner than in a second cannot be said, nor that nobody knows.
+            (Reason::CircuitOpen, Some(Duration::ZERO), 503, Some("1")),
+            (Reason::Overloaded { limit: 1 }, None, 503, Some("1")),
+            (Reason::Injected, None, 503, Some("1")),
             (Reason::RateLimited, Some(second), 429, Some("1")),
             (Reason::RateLimited, Some(Duration::MAX), 429, Some("18446744073709551615")),
         ] {

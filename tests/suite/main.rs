@@ -1,6 +1,7 @@
 //! One binary, a module for each subject.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails should say where")]
 
+mod answer;
 mod body;
 mod body_end;
 mod cache;

@@ -7,10 +7,11 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response, Uri};
+use http::{Request, Response, Uri, request::Parts};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
-    Error, HttpStatus, Scope,
+    Error, HttpStatus, Rejection, Scope,
+    answer::AnswerLayer,
     cache::CacheLayer,
     circuit_breaker::CircuitBreakerLayer,
     concurrency_limit::ConcurrencyLimitLayer,
@@ -84,6 +85,11 @@ these_keep_to_the_laws! {
     cache_that_is_passed_by: laws(|| CacheLayer::new(1, MINUTE, |_: &Request<String>| None::<Uri>));
     cache_that_answers_stale_if_error: laws(|| cached().stale_if_error(DAY)).stateful();
     cache_that_revalidates: laws(|| cached().stale_while_revalidate(DAY)).stateful().except(Law::Release);
+    answer_with_a_problem: laws(AnswerLayer::problem_json);
+    answer_with_a_grpc_status: laws(AnswerLayer::grpc);
+    answer_with_a_function: laws(|| AnswerLayer::new(|rejection: &Rejection, request: &Parts| {
+        Response::new(format!("{}: {rejection}", request.uri))
+    }));
     /// Shows: X7
     context: laws(|| ContextLayer::new(around()).state(|req: &Request<String>| req.uri().clone()));
     context_without_http: laws(|| ContextLayer::ambient(around())).over(|n| n, |n| n, |answer: &u64| *answer);

@@ -1,0 +1,89 @@
+//! A rejection as a gRPC status.
+
+use http::{HeaderValue, Request, Response, header::CONTENT_TYPE};
+
+use super::Respond;
+use crate::{Rejection, grpc::PUSHBACK};
+
+/// Answers with a gRPC status that comes without messages (*trailers-only*), for `B: Default`.
+///
+/// As gRPC has it, the HTTP status is 200, and the headers are
+///
+/// - `content-type: application/grpc`;
+/// - `grpc-status`: [`Rejection::grpc_code`];
+/// - `grpc-message`: [`Rejection::public_message`], percent-encoded, so neither names that you gave nor messages of errors;
+/// - `grpc-retry-pushback-ms`, where the layer knows when it is worth coming back (gRPC A6).
+///
+/// It does not ask whether the request was gRPC's: where others come too, put it around the gRPC services only.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Grpc;
+
+impl<B: Default> Respond<B> for Grpc {
+    type Memory = ();
+
+    fn remember<T>(&self, _: &Request<T>) {}
+
+    fn respond(&self, (): (), rejection: &Rejection) -> Response<B> {
+        let mut response = Response::new(B::default());
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", HeaderValue::from(rejection.grpc_code()));
+        if let Ok(message) = HeaderValue::try_from(percent_encoded(&rejection.public_message())) {
+            headers.insert("grpc-message", message);
+        }
+        if let Some(millis) = rejection.grpc_pushback() {
+            headers.insert(PUSHBACK, HeaderValue::from(millis));
+        }
+        response
+    }
+}
+
+/// The encoding of `grpc-message`: every byte but those from space to tilde becomes `%` and two digits, and so does `%`.
+///
+/// <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>, "Percent-Encoded".
+fn percent_encoded(text: &str) -> String {
+    let digit = |nibble: u8| char::from(b"0123456789ABCDEF"[usize::from(nibble)]);
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b' '..=b'~' if byte != b'%' => encoded.push(char::from(byte)),
+            _ => encoded.extend(['%', digit(byte >> 4), digit(byte & 0xf)]),
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::percent_encoded;
+
+    /// Reads it back a character at a time; `None` if it is not what a header may hold.
+    fn decoded(text: &str) -> Option<String> {
+        let (mut bytes, mut rest) = (Vec::new(), text);
+        while let Some(char) = rest.chars().next() {
+            let taken = if char == '%' { 3 } else { 1 };
+            let (part, after) = rest.split_at_checked(taken)?;
+            bytes.push(match part.strip_prefix('%') {
+                Some(hex) => u8::from_str_radix(hex, 16).ok()?,
+                None => u8::try_from(char).ok().filter(|byte| (0x20..0x7f).contains(byte))?,
+            });
+            rest = after;
+        }
+        String::from_utf8(bytes).ok()
+    }
+
+    #[test]
+    fn what_a_header_may_hold_is_not_encoded() {
+        assert_eq!(percent_encoded("limit: 99 ~ (busy)"), "limit: 99 ~ (busy)");
+        assert_eq!(percent_encoded("100 % größer\n"), "100 %25 gr%C3%B6%C3%9Fer%0A");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_back_as_it_was(text in any::<String>()) {
+            prop_assert_eq!(decoded(&percent_encoded(&text)), Some(text));
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Turns a rejection into the response that you want.
+//!
+//! Without this layer a rejection of an HTTP server is an empty response with status 504, 503 or 429 (and `Retry-After`), and one of
+//! a client an error. With it, both are what a function of the rejection and of the request's head makes of them; ready-made are
+//! [`problem_json`](AnswerLayer::problem_json) and [`grpc`](AnswerLayer::grpc). Everything else passes unchanged: responses of the
+//! service, whatever their status, and errors of its own, `poll_ready`'s too.
+//!
+//! **It counts nothing, and has no clock.**
+//!
+//! **Where it belongs.** Outside of every layer that rejects, or their rejections pass it by; inside of what is to be seen on every
+//! answer: the context, and a layer that echoes request ids. The rejection stays in the response's extensions. If the service is
+//! `Infallible`, layers outside still take it for a rejection; if it has an error that can carry rejections, the answer is a
+//! response to them like any other, and a circuit breaker outside judges it by its status. Of two of these layers the inner one's
+//! answer stays: the one next to a route knows more about it than the one around the router.
+//!
+//! **Cancellation.** Dropping the response future drops the call.
+//!
+//! It needs no `S: Clone`. On the happy path the ready-made answers cost a look into the response's extensions; a function of your own
+//! also a copy of the request's head, which allocates where it has headers or extensions. [`Respond`] is how to copy less.
+//!
+//! ```
+//! use std::{convert::Infallible, time::Duration};
+//! use http::{Request, Response, request::Parts};
+//! use tower::{ServiceBuilder, ServiceExt, service_fn};
+//! use ziggurat::{Rejection, answer::AnswerLayer, timeout::TimeoutLayer};
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+//! let hangs = service_fn(|_: Request<()>| std::future::pending::<Result<Response<String>, Infallible>>());
+//!
+//! let service = ServiceBuilder::new()
+//!     .layer(AnswerLayer::problem_json())
+//!     .layer(TimeoutLayer::new(Duration::from_secs(2)))
+//!     .service(hangs);
+//! let answer = service.oneshot(Request::new(())).await.unwrap();
+//! assert_eq!(answer.headers()["content-type"], "application/problem+json");
+//! assert_eq!(
+//!     answer.body(),
+//!     r#"{"type":"about:blank","title":"Gateway Timeout","status":504,"detail":"timeout: no answer in time"}"#,
+//! );
+//!
+//! let service = ServiceBuilder::new()
+//!     .layer(AnswerLayer::new(|rejection: &Rejection, request: &Parts| {
+//!         let mut answer = Response::new(format!("{} is busy", request.uri.path()));
+//!         *answer.status_mut() = rejection.status();
+//!         answer
+//!     }))
+//!     .layer(TimeoutLayer::new(Duration::from_secs(2)))
+//!     .service(hangs);
+//! let answer = service.oneshot(Request::get("/search").body(()).unwrap()).await.unwrap();
+//! assert_eq!((answer.status().as_u16(), answer.body().as_str()), (504, "/search is busy"));
+//! # }
+//! ```
+
+use std::{
+    any::type_name,
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use http::{Request, Response};
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::{Reject, Rejection};
+
+mod grpc;
+mod problem_json;
+mod respond;
+
+pub use self::{grpc::Grpc, problem_json::ProblemJson, respond::Respond};
+
+/// Turns a rejection into the response that you want: see the [module](self).
+#[derive(Clone)]
+#[must_use]
+pub struct AnswerLayer<A> {
+    respond: A,
+}
+
+impl<A> AnswerLayer<A> {
+    /// Answers with what `respond` makes of the rejection and of the head of the request:
+    /// `|rejection: &Rejection, request: &http::request::Parts| -> Response<_>`, or any other [`Respond`].
+    ///
+    /// It is called when a rejection comes, in the poll of the response future, with everything in place that surrounds the call
+    /// ([`Scope::current`](crate::Scope::current), say).
+    pub fn new(respond: A) -> Self {
+        Self { respond }
+    }
+}
+
+impl AnswerLayer<ProblemJson> {
+    /// Answers with a problem as RFC 9457 defines it: see [`ProblemJson`].
+    pub fn problem_json() -> Self {
+        Self::new(ProblemJson)
+    }
+}
+
+impl AnswerLayer<Grpc> {
+    /// Answers with a gRPC status: see [`Grpc`].
+    pub fn grpc() -> Self {
+        Self::new(Grpc)
+    }
+}
+
+impl<S, A: Clone> Layer<S> for AnswerLayer<A> {
+    type Service = Answer<S, A>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Answer { inner, respond: self.respond.clone() }
+    }
+}
+
+impl<A> fmt::Debug for AnswerLayer<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AnswerLayer").field("respond", &type_name::<A>()).finish()
+    }
+}
+
+/// The service of [`AnswerLayer`].
+#[derive(Clone)]
+pub struct Answer<S, A> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
+    inner: S,
+    respond: A,
+}
+
+impl<S: fmt::Debug, A> fmt::Debug for Answer<S, A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Answer").field("inner", &self.inner).field("respond", &type_name::<A>()).finish()
+    }
+}
+
+impl<S, A, T, B> Service<Request<T>> for Answer<S, A>
+where
+    S: Service<Request<T>, Response = Response<B>>,
+    S::Error: Reject<Response<B>>,
+    A: Respond<B> + Clone,
+{
+    type Response = Response<B>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future, A, A::Memory>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<T>) -> Self::Future {
+        let memory = self.respond.remember(&request);
+        ResponseFuture { response: Some(self.inner.call(request)), respond: self.respond.clone(), memory: Some(memory) }
+    }
+}
+
+pin_project! {
+    /// The response future of [`Answer`].
+    #[must_use = "futures do nothing unless polled"]
+    pub struct ResponseFuture<F, A, M> {
+        // None: it was answered.
+        #[pin]
+        response: Option<F>,
+        respond: A,
+        memory: Option<M>,
+    }
+}
+
+impl<F, A, B, E> Future for ResponseFuture<F, A, A::Memory>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    E: Reject<Response<B>>,
+    A: Respond<B>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let mut this = self.project();
+        let (Some(response), Some(_)) = (this.response.as_mut().as_pin_mut(), &this.memory) else {
+            panic!("answer::ResponseFuture polled after it was ready")
+        };
+        let outcome = ready!(response.poll(cx));
+        this.response.set(None);
+        let memory = this.memory.take();
+        Poll::Ready(match (E::rejection(&outcome), memory) {
+            (Some(rejection), Some(memory)) => Ok(answer(rejection.clone(), outcome, this.respond, memory)),
+            _ => outcome,
+        })
+    }
+}
+
+/// This response is an answer of this layer's already.
+#[derive(Clone)]
+struct Answered;
+
+#[cold]
+fn answer<A: Respond<B>, B, E>(
+    rejection: Rejection,
+    outcome: Result<Response<B>, E>,
+    respond: &A,
+    memory: A::Memory,
+) -> Response<B> {
+    let mut extensions = match outcome {
+        Ok(answered) if answered.extensions().get::<Answered>().is_some() => return answered,
+        Ok(response) => response.into_parts().0.extensions,
+        Err(_) => http::Extensions::new(),
+    };
+    let mut response = respond.respond(memory, &rejection);
+    extensions.extend(std::mem::take(response.extensions_mut()));
+    extensions.insert(rejection);
+    extensions.insert(Answered);
+    *response.extensions_mut() = extensions;
+    response
+}
+
+impl<F, A, M> fmt::Debug for ResponseFuture<F, A, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("answer::ResponseFuture")
+            .field("respond", &type_name::<A>())
+            .field("answered", &self.response.is_none())
+            .finish()
+    }
+}

@@ -1,0 +1,195 @@
+//! gRPC: what a rejection is there, and what a status says about a service.
+//!
+//! **A server** puts [`AnswerLayer::grpc`](crate::answer::AnswerLayer::grpc) outside of the layers that reject. A rejection then is the
+//! status that clients of any language understand: see [`Rejection::grpc_code`]. With tonic, the whole stack goes into
+//! `Server::builder().layer(..)` and needs no feature of this crate: `examples/tonic_server.rs`.
+//!
+//! **A client** judges by [`GrpcStatus`], in every layer that takes a classifier: an HTTP status, which is 200 for almost
+//! everything, says nothing there. With tonic (feature `tonic`) it puts `.map_err(ziggurat::grpc::status)` innermost, next to the
+//! `Channel`: the stack's error is a `tonic::Status`, and the generated client takes the stack in place of the channel. Its caller gets
+//! the status of a rejection as if a server had sent it, and [`Rejection::find`] finds the rejection in it. See
+//! `examples/tonic_client.rs`.
+//!
+//! **Retries.** Every gRPC call is a `POST`, so nothing tells which of them may be repeated, and the body is a stream.
+//! You have to say it, in one of two places:
+//!
+//! - around the generated client, where a request is a message, which can be cloned: a `service_fn` that makes the call, with
+//!   `RetryLayer::new().classify(GrpcStatus)` around it, for the methods that may be repeated (the example does that);
+//! - beneath it, around the channel, with a copy strategy: `RetryLayer::new().classify(GrpcStatus).copy(..)`, where the closure
+//!   looks at the path (`/package.Service/Method`) and gives a copy of what may be repeated, and `None` for all else. That needs a
+//!   body that can be sent again.
+//!
+//! `RetryLayer::http()` sends every gRPC call once, for it takes a `POST` for what it is.
+
+#[cfg(feature = "tonic")]
+mod status;
+
+use std::{convert::Infallible, error::Error as StdError, time::Duration};
+
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+
+use crate::{
+    classify::{Class, Classify, retry_after},
+    rejection::{Error, Reason, Rejection},
+};
+#[cfg(feature = "tonic")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tonic")))]
+pub use status::status;
+
+/// The codes of <https://grpc.github.io/grpc/core/md_doc_statuscodes.html> that are named here.
+pub(crate) mod code {
+    pub(crate) const OK: i32 = 0;
+    pub(crate) const CANCELLED: i32 = 1;
+    pub(crate) const UNKNOWN: i32 = 2;
+    pub(crate) const DEADLINE_EXCEEDED: i32 = 4;
+    pub(crate) const PERMISSION_DENIED: i32 = 7;
+    pub(crate) const RESOURCE_EXHAUSTED: i32 = 8;
+    pub(crate) const UNIMPLEMENTED: i32 = 12;
+    pub(crate) const INTERNAL: i32 = 13;
+    pub(crate) const UNAVAILABLE: i32 = 14;
+    pub(crate) const DATA_LOSS: i32 = 15;
+    pub(crate) const UNAUTHENTICATED: i32 = 16;
+}
+
+/// How long to wait before a retry, in milliseconds; anything but a number from 0 asks for no retry at all (gRPC A6).
+pub(crate) const PUSHBACK: &str = "grpc-retry-pushback-ms";
+
+const STATUS: &str = "grpc-status";
+
+impl Rejection {
+    /// The status code that a gRPC server answers with: 4 (`DEADLINE_EXCEEDED`) for a timeout, 8 (`RESOURCE_EXHAUSTED`) for an
+    /// overload or a rate, 14 (`UNAVAILABLE`) otherwise.
+    #[must_use]
+    pub fn grpc_code(&self) -> i32 {
+        match self.reason() {
+            Reason::TimedOut { .. } => code::DEADLINE_EXCEEDED,
+            Reason::Overloaded { .. } | Reason::RateLimited => code::RESOURCE_EXHAUSTED,
+            _ => code::UNAVAILABLE,
+        }
+    }
+
+    /// The value of [`PUSHBACK`], where the layer knows it: whole milliseconds, rounded up, as many as the format can say.
+    pub(crate) fn grpc_pushback(&self) -> Option<i32> {
+        let wait = self.retry_after()?;
+        let millis = wait.as_millis() + u128::from(wait.subsec_nanos() % 1_000_000 > 0);
+        Some(i32::try_from(millis).unwrap_or(i32::MAX))
+    }
+}
+
+/// Judges a gRPC response by its status.
+///
+/// | status | class |
+/// |---|---|
+/// | `UNAVAILABLE` | a transient failure |
+/// | `RESOURCE_EXHAUSTED` with `grpc-retry-pushback-ms` | a transient failure |
+/// | `DEADLINE_EXCEEDED`, `INTERNAL`, `UNKNOWN`, `DATA_LOSS` | a failure: it may have done its work, so it is not retried |
+/// | `CANCELLED`, `RESOURCE_EXHAUSTED` without it | ignored: this caller hung up, or has used up its quota, or sent too much |
+/// | all others | a success: `NOT_FOUND` or `PERMISSION_DENIED` is an answer |
+///
+/// The failures are those of linkerd2-proxy, without `PERMISSION_DENIED`, which says more about the caller. Of them only `UNAVAILABLE`
+/// is retried, as in the policy of gRPC A6: a status should be retried if it says that the service did not process the
+/// request. The pushback of a transient failure is how long to leave the service alone; one that is negative or cannot be read makes
+/// it a failure that is not retried (A6 again).
+///
+/// The status is read where the response has no messages, which is where servers put an error that came before the first message
+/// (a *trailers-only* response). If it is not there and the HTTP status is 200, the response counts as a success: what its trailers
+/// will say is not known yet. Any other HTTP status is mapped as
+/// [gRPC's table](https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md) says, and `Retry-After` counts as pushback.
+///
+/// An error is a transient failure, as with [`HttpStatus`](crate::HttpStatus): no response came. A `tonic::Status` as the error (feature
+/// `tonic`) is judged by its code, or, if tonic made it of an error of the transport that it has no better code for, as such.
+/// For an error type of your own, implement `Classify<Response<B>, YourError>` for `GrpcStatus` with [`GrpcStatus::judge`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GrpcStatus;
+
+impl GrpcStatus {
+    /// What this response says about the service.
+    #[must_use]
+    pub fn judge<B>(&self, response: &Response<B>) -> Class {
+        let headers = response.headers();
+        if let Some(status) = headers.get(STATUS) {
+            return class(read_code(status), || Pushback::of(headers));
+        }
+        let code = match response.status() {
+            StatusCode::OK => return Class::Success,
+            StatusCode::BAD_REQUEST | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => code::INTERNAL,
+            StatusCode::UNAUTHORIZED => code::UNAUTHENTICATED,
+            StatusCode::FORBIDDEN => code::PERMISSION_DENIED,
+            StatusCode::NOT_FOUND => code::UNIMPLEMENTED,
+            StatusCode::TOO_MANY_REQUESTS
+            | StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT => code::UNAVAILABLE,
+            _ => code::UNKNOWN,
+        };
+        class(code, || retry_after(headers).map_or(Pushback::Unsaid, Pushback::After))
+    }
+
+    fn judge_or_transient<B, E>(&self, outcome: Result<&Response<B>, &E>) -> Class {
+        outcome.map_or(Class::TRANSIENT, |response| self.judge(response))
+    }
+}
+
+// An impl for every error would leave no room for the one that has a code of its own.
+impl<B> Classify<Response<B>, Infallible> for GrpcStatus {
+    fn classify(&self, outcome: Result<&Response<B>, &Infallible>) -> Class {
+        self.judge_or_transient(outcome)
+    }
+}
+
+impl<B, E> Classify<Response<B>, Error<E>> for GrpcStatus {
+    fn classify(&self, outcome: Result<&Response<B>, &Error<E>>) -> Class {
+        self.judge_or_transient(outcome)
+    }
+}
+
+impl<'a, B> Classify<Response<B>, Box<dyn StdError + Send + Sync + 'a>> for GrpcStatus {
+    fn classify(&self, outcome: Result<&Response<B>, &Box<dyn StdError + Send + Sync + 'a>>) -> Class {
+        self.judge_or_transient(outcome)
+    }
+}
+
+/// What the server says about a retry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pushback {
+    Unsaid,
+    After(Duration),
+    Never,
+}
+
+impl Pushback {
+    fn of(headers: &HeaderMap) -> Self {
+        headers.get(PUSHBACK).map_or(Self::Unsaid, |value| Self::read(value.as_bytes()))
+    }
+
+    fn read(value: &[u8]) -> Self {
+        let number = || std::str::from_utf8(value).ok().filter(|text| !text.starts_with('+'))?.parse::<i32>().ok();
+        match number().map(u64::try_from) {
+            Some(Ok(millis)) => Self::After(Duration::from_millis(millis)),
+            _ => Self::Never,
+        }
+    }
+}
+
+fn read_code(status: &HeaderValue) -> i32 {
+    status.to_str().ok().and_then(|text| text.parse().ok()).unwrap_or(code::UNKNOWN)
+}
+
+fn class(code: i32, pushback: impl FnOnce() -> Pushback) -> Class {
+    match code {
+        code::UNAVAILABLE | code::RESOURCE_EXHAUSTED => match pushback() {
+            Pushback::After(wait) => Class::Failure { transient: true, retry_after: Some(wait) },
+            Pushback::Never => Class::PERMANENT,
+            Pushback::Unsaid if code == code::UNAVAILABLE => Class::TRANSIENT,
+            Pushback::Unsaid => Class::Ignored,
+        },
+        code::CANCELLED => Class::Ignored,
+        code::DEADLINE_EXCEEDED | code::INTERNAL | code::UNKNOWN | code::DATA_LOSS => Class::PERMANENT,
+        code::OK..=code::UNAUTHENTICATED => Class::Success,
+        // Not a code: as gRPC reads it, unknown.
+        _ => Class::PERMANENT,
+    }
+}
+
+#[cfg(test)]
+mod tests;

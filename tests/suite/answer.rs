@@ -1,0 +1,310 @@
+//! What a rejection is answered with.
+
+use std::{
+    convert::Infallible,
+    error::Error as StdError,
+    future::pending,
+    net::SocketAddr,
+    panic::{AssertUnwindSafe, catch_unwind},
+    task::Poll,
+    time::Duration,
+};
+
+use axum::{Router, body::Body, routing::get};
+use bytes::Bytes;
+use http::{
+    HeaderMap, Method, Request, Response, StatusCode,
+    header::{CONTENT_TYPE, RETRY_AFTER},
+    request::Parts,
+};
+use http_body_util::{BodyExt, Empty, Full};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use tokio::net::TcpListener;
+use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
+use ziggurat::{
+    Class, Error, HttpStatus, Reason, Reject, Rejection, Scope, Site,
+    answer::AnswerLayer,
+    circuit_breaker::{CircuitBreakerLayer, State},
+    concurrency_limit::ConcurrencyLimitLayer,
+    context::ContextLayer,
+    testing::Task,
+    timeout::TimeoutLayer,
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+const LIMIT: Reason = Reason::TimedOut { limit: SECOND };
+
+type Answer = Response<String>;
+
+/// A service that a layer rejects with this in place of.
+fn rejecting<E: Reject<Answer>>(
+    rejection: Rejection,
+) -> impl Service<Request<()>, Response = Answer, Error = E> + Clone {
+    service_fn(move |_| std::future::ready(E::reject(rejection.clone())))
+}
+
+fn rejection(reason: Reason) -> Rejection {
+    Rejection::new(&Site::new("any").named("secret"), reason)
+}
+
+fn shared() -> Reason {
+    Reason::Shared { message: "secret".into(), class: Class::PERMANENT }
+}
+
+fn get_head(uri: &str) -> Request<()> {
+    Request::get(uri).body(()).unwrap()
+}
+
+/// What the answer says of its request.
+fn told(rejection: &Rejection, request: &Parts) -> Answer {
+    let Parts { method, uri, version, headers, extensions, .. } = request;
+    let text = format!(
+        "{method} {uri} {version:?} {:?} {:?}: {:?}",
+        headers.get("x"),
+        extensions.get::<u8>(),
+        rejection.reason()
+    );
+    let mut answer = Response::new(text);
+    *answer.status_mut() = StatusCode::IM_A_TEAPOT;
+    answer.extensions_mut().insert("of the answer");
+    answer
+}
+
+#[tokio::test]
+async fn the_answer_is_what_the_function_makes_of_the_rejection_and_of_the_requests_head() {
+    let service = ServiceBuilder::new()
+        .layer(AnswerLayer::new(|rejection: &Rejection, request: &Parts| told(rejection, request)))
+        .service(rejecting::<Infallible>(rejection(Reason::RateLimited)));
+    let request =
+        Request::put("/a?b").version(http::Version::HTTP_10).header("x", "y").extension(7_u8).body(()).unwrap();
+    let Ok(answer) = service.oneshot(request).await;
+    assert_eq!(answer.status(), StatusCode::IM_A_TEAPOT);
+    assert_eq!(answer.body(), r#"PUT /a?b HTTP/1.0 Some("y") Some(7): RateLimited"#);
+    // The rejection's own response is gone, and the rejection itself is still there for the layers outside.
+    assert_eq!(answer.headers(), &HeaderMap::new());
+    assert_eq!(answer.extensions().get(), Some(&"of the answer"));
+    assert_eq!(ziggurat::rejection(&Ok::<_, Infallible>(answer)).unwrap().reason(), &Reason::RateLimited);
+}
+
+#[tokio::test]
+async fn what_is_no_rejection_passes_unchanged() {
+    let own = service_fn(|status: Request<u16>| async move {
+        match *status.body() {
+            0 => Err(Error::Service("its own")),
+            status => Ok(Response::builder().status(status).header("x", "y").body("its own".to_owned()).unwrap()),
+        }
+    });
+    let service = ServiceBuilder::new().layer(AnswerLayer::problem_json()).service(own);
+    for status in [200, 429, 500, 503, 504] {
+        let answer = service.clone().oneshot(Request::new(status)).await.unwrap();
+        assert_eq!((answer.status().as_u16(), answer.body().as_str()), (status, "its own"));
+        assert_eq!((answer.headers().len(), &answer.headers()["x"]), (1, &"y".parse().unwrap()));
+    }
+    let failed = service.oneshot(Request::new(0)).await;
+    assert!(matches!(failed, Err(Error::Service("its own"))), "{failed:?}");
+}
+
+#[tokio::test]
+async fn an_error_that_carries_a_rejection_becomes_a_response() {
+    async fn check<E: Reject<Answer>>() -> Answer {
+        let service = ServiceBuilder::new().layer(AnswerLayer::grpc()).service(rejecting::<E>(rejection(LIMIT)));
+        let Ok(answer) = service.oneshot(get_head("/")).await else { panic!("the error passed") };
+        answer
+    }
+    for answer in [
+        check::<Error<&str>>().await,
+        check::<BoxError>().await,
+        check::<tonic::Status>().await,
+        check::<Infallible>().await,
+    ] {
+        assert_eq!(answer.headers()["grpc-status"], "4");
+        assert!(answer.extensions().get::<Rejection>().unwrap().is_timed_out());
+    }
+}
+
+/// A problem, or the head alone.
+async fn problem(method: Method, rejection: Rejection) -> Answer {
+    let request = Request::builder().method(method).uri("/secret").body(()).unwrap();
+    let layer = AnswerLayer::problem_json();
+    let Ok(answer) =
+        ServiceBuilder::new().layer(layer).service(rejecting::<Infallible>(rejection)).oneshot(request).await;
+    answer
+}
+
+#[tokio::test]
+async fn a_problem_says_what_rfc_9457_asks_for_and_nothing_internal() {
+    for (reason, status, title, detail) in [
+        (LIMIT, 504, "Gateway Timeout", "any: no answer in time"),
+        (Reason::CircuitOpen, 503, "Service Unavailable", "any: the circuit is open"),
+        (Reason::Overloaded { limit: 7 }, 503, "Service Unavailable", "any: too many calls are in flight"),
+        (Reason::RateLimited, 429, "Too Many Requests", "any: more calls than the rate allows"),
+        (shared(), 503, "Service Unavailable", "any: the call that this one shared failed"),
+        (Reason::Injected, 503, "Service Unavailable", "any: a fault put in on purpose"),
+    ] {
+        let rejection = rejection(reason).with_retry_after(SECOND * 5 / 2);
+        let answer = problem(Method::GET, rejection.clone()).await;
+        assert_eq!(answer.status(), status);
+        assert_eq!(answer.headers()[CONTENT_TYPE], "application/problem+json");
+        assert_eq!(answer.headers()[RETRY_AFTER], "3");
+        let body = format!(r#"{{"type":"about:blank","title":"{title}","status":{status},"detail":"{detail}"}}"#);
+        assert_eq!(answer.body(), &body);
+
+        let head = problem(Method::HEAD, rejection).await;
+        assert_eq!((head.status(), head.headers(), head.body().as_str()), (answer.status(), answer.headers(), ""));
+    }
+}
+
+#[tokio::test]
+async fn a_layers_name_may_hold_anything() {
+    let odd = Rejection::new(&Site::new("größe \"1\"\n100%"), Reason::CircuitOpen);
+    let body = problem(Method::GET, odd.clone()).await.into_body();
+    assert!(body.ends_with(r#""detail":"größe \"1\"\u000a100%: the circuit is open"}"#), "{body}");
+
+    let service = ServiceBuilder::new().layer(AnswerLayer::grpc()).service(rejecting::<Infallible>(odd));
+    let Ok(answer) = service.oneshot(get_head("/")).await;
+    assert_eq!(answer.headers()["grpc-message"], "gr%C3%B6%C3%9Fe \"1\"%0A100%25: the circuit is open");
+    // tonic reads the same.
+    let status = tonic::Status::from_header_map(answer.headers()).unwrap();
+    assert_eq!(status.message(), "größe \"1\"\n100%: the circuit is open");
+}
+
+#[tokio::test]
+async fn a_grpc_answer_is_a_status_without_messages() {
+    for (reason, code) in [
+        (LIMIT, "4"),
+        (Reason::Overloaded { limit: 7 }, "8"),
+        (Reason::RateLimited, "8"),
+        (Reason::CircuitOpen, "14"),
+        (shared(), "14"),
+        (Reason::Injected, "14"),
+    ] {
+        for (wait, pushback) in [(None, None), (Some(SECOND / 2), Some("500"))] {
+            let rejection = wait.into_iter().fold(rejection(reason.clone()), Rejection::with_retry_after);
+            let message = rejection.public_message();
+            let service = ServiceBuilder::new().layer(AnswerLayer::grpc()).service(rejecting::<Infallible>(rejection));
+            let Ok(answer) = service.oneshot(get_head("/")).await;
+            let headers = answer.headers();
+            assert_eq!((answer.status(), answer.body().as_str()), (StatusCode::OK, ""));
+            assert_eq!(
+                (&headers["content-type"], &headers["grpc-status"]),
+                (&"application/grpc".parse().unwrap(), &code.parse().unwrap())
+            );
+            assert_eq!(headers["grpc-message"], message);
+            assert_eq!(headers.get("grpc-retry-pushback-ms").map(|value| value.to_str().unwrap()), pushback);
+            assert!(!format!("{headers:?}").contains("secret"), "{headers:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn of_two_answers_the_inner_one_stays() {
+    let service = ServiceBuilder::new()
+        .layer(AnswerLayer::problem_json())
+        .layer(AnswerLayer::new(|_: &Rejection, _: &Parts| Response::new("the inner one".to_owned())))
+        .service(rejecting::<Infallible>(rejection(LIMIT)));
+    let Ok(answer) = service.oneshot(get_head("/")).await;
+    assert_eq!(answer.body(), "the inner one");
+}
+
+/// A breaker outside judges the rejection and not the 200 that stands for it.
+#[tokio::test(start_paused = true)]
+async fn a_layer_outside_still_takes_the_answer_for_the_rejection() {
+    let breaker = CircuitBreakerLayer::consecutive(1).classify(HttpStatus);
+    let circuit = breaker.handle();
+    let service = ServiceBuilder::new()
+        .layer(breaker)
+        .layer(AnswerLayer::grpc())
+        .layer(TimeoutLayer::new(SECOND))
+        .service(service_fn(|_: Request<()>| pending::<Result<Answer, Infallible>>()));
+    let Ok(answer) = service.oneshot(get_head("/")).await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    assert_eq!(circuit.state(), State::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_scope_of_the_request_is_current_while_it_is_answered() {
+    let service = ServiceBuilder::new()
+        .layer(ContextLayer::new(Scope::root("app").with("of the app")))
+        .layer(AnswerLayer::new(|_: &Rejection, request: &Parts| {
+            let current = Scope::current().unwrap();
+            let carried = request.extensions.get::<Scope>().unwrap();
+            assert_eq!(current.id(), carried.id());
+            Response::new(current.get::<&str>().unwrap().to_string())
+        }))
+        .layer(TimeoutLayer::new(SECOND))
+        .service(service_fn(|_: Request<()>| pending::<Result<Answer, Infallible>>()));
+    let Ok(answer) = service.oneshot(get_head("/")).await;
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "of the app");
+}
+
+#[test]
+fn a_function_that_panics_wedges_nothing() {
+    let limit = ConcurrencyLimitLayer::new(1).max_waiting(0);
+    let gate = limit.handle();
+    let service = ServiceBuilder::new()
+        .layer(AnswerLayer::new(|rejection: &Rejection, _: &Parts| -> Answer { panic!("{rejection}") }))
+        .layer(limit)
+        .service(service_fn(|_: Request<()>| pending::<Result<Answer, Infallible>>()));
+    let mut inside = Task::new(service.clone().oneshot(get_head("/")));
+    assert!(inside.poll().is_pending());
+    for _ in 0..2 {
+        let mut refused = Task::new(service.clone().oneshot(get_head("/")));
+        let panicked = catch_unwind(AssertUnwindSafe(|| refused.poll()));
+        assert!(panicked.is_err());
+    }
+    assert_eq!((gate.in_flight(), gate.waiting()), (1, 0));
+    drop(inside);
+    let Poll::Pending = Task::new(service.oneshot(get_head("/"))).poll() else { panic!("it was rejected") };
+}
+
+async fn serve(router: Router) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async { axum::serve(listener, router).await.unwrap() });
+    address
+}
+
+async fn ask(client: &Client<HttpConnector, Empty<Bytes>>, method: Method, uri: String) -> Response<Bytes> {
+    let request = Request::builder().method(method).uri(uri).body(Empty::new()).unwrap();
+    let (head, body) = client.request(request).await.unwrap().into_parts();
+    Response::from_parts(head, body.collect().await.unwrap().to_bytes())
+}
+
+/// On one connection, which a body where none may be would break.
+#[tokio::test]
+async fn a_router_answers_with_problems_over_a_socket() {
+    let circuit = CircuitBreakerLayer::consecutive(1);
+    circuit.handle().force_open();
+    let router = Router::new()
+        .route("/", get(|| async { "never" }))
+        .layer(ServiceBuilder::new().layer(AnswerLayer::problem_json()).layer(circuit));
+    let address = serve(router).await;
+    let client = Client::builder(TokioExecutor::new()).build_http();
+    for method in [Method::HEAD, Method::GET, Method::HEAD, Method::POST] {
+        let answer = ask(&client, method.clone(), format!("http://{address}/")).await;
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(answer.headers()[CONTENT_TYPE], "application/problem+json");
+        assert!(answer.headers().contains_key(RETRY_AFTER));
+        let detail = br#""detail":"circuit_breaker: the circuit is open"}"#;
+        assert_eq!(answer.body().ends_with(detail), method != Method::HEAD);
+    }
+}
+
+/// The error of a client's stack that was made into a service of its own: a gateway, say.
+#[tokio::test]
+async fn bodies_of_the_usual_crates_can_be_answered_with() {
+    async fn check<B: From<String> + http_body::Body<Error: StdError>>() {
+        let service = ServiceBuilder::new()
+            .layer(AnswerLayer::problem_json())
+            .service(service_fn(|_: Request<()>| async { Error::<Infallible>::reject(rejection(LIMIT)) }));
+        let answer: Response<B> = service.oneshot(get_head("/")).await.unwrap();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        assert!(body.starts_with(b"{") && body.ends_with(b"}"));
+    }
+    check::<Body>().await;
+    check::<Full<Bytes>>().await;
+    check::<String>().await;
+}
