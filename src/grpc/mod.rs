@@ -93,7 +93,8 @@ impl Rejection {
 ///
 /// The status is read where the response has no messages, which is where servers put an error that came before the first message
 /// (a *trailers-only* response). If it is not there and the HTTP status is 200, the response counts as a success: what its trailers
-/// will say is not known yet. Any other HTTP status is mapped as
+/// will say is not known yet. A circuit breaker that waits for
+/// [the end of the body](crate::circuit_breaker::CircuitBreakerLayer::until_body_end) judges them too. Any other HTTP status is mapped as
 /// [gRPC's table](https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md) says, and `Retry-After` counts as pushback.
 ///
 /// An error is a transient failure, as with [`HttpStatus`](crate::HttpStatus): no response came. A `tonic::Status` as the error (feature
@@ -107,8 +108,8 @@ impl GrpcStatus {
     #[must_use]
     pub fn judge<B>(&self, response: &Response<B>) -> Class {
         let headers = response.headers();
-        if let Some(status) = headers.get(STATUS) {
-            return class(read_code(status), || Pushback::of(headers));
+        if let Some(class) = read(headers) {
+            return class;
         }
         let code = match response.status() {
             StatusCode::OK => return Class::Success,
@@ -135,17 +136,29 @@ impl<B> Classify<Response<B>, Infallible> for GrpcStatus {
     fn classify(&self, outcome: Result<&Response<B>, &Infallible>) -> Class {
         self.judge_or_transient(outcome)
     }
+
+    fn classify_trailers(&self, trailers: &HeaderMap) -> Class {
+        judge_trailers(trailers)
+    }
 }
 
 impl<B, E> Classify<Response<B>, Error<E>> for GrpcStatus {
     fn classify(&self, outcome: Result<&Response<B>, &Error<E>>) -> Class {
         self.judge_or_transient(outcome)
     }
+
+    fn classify_trailers(&self, trailers: &HeaderMap) -> Class {
+        judge_trailers(trailers)
+    }
 }
 
 impl<'a, B> Classify<Response<B>, Box<dyn StdError + Send + Sync + 'a>> for GrpcStatus {
     fn classify(&self, outcome: Result<&Response<B>, &Box<dyn StdError + Send + Sync + 'a>>) -> Class {
         self.judge_or_transient(outcome)
+    }
+
+    fn classify_trailers(&self, trailers: &HeaderMap) -> Class {
+        judge_trailers(trailers)
     }
 }
 
@@ -169,6 +182,15 @@ impl Pushback {
             _ => Self::Never,
         }
     }
+}
+
+/// What these headers, or trailers, say; if they say it.
+fn read(headers: &HeaderMap) -> Option<Class> {
+    headers.get(STATUS).map(|status| class(read_code(status), || Pushback::of(headers)))
+}
+
+fn judge_trailers(trailers: &HeaderMap) -> Class {
+    read(trailers).unwrap_or(Class::Success)
 }
 
 fn read_code(status: &HeaderValue) -> i32 {

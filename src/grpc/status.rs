@@ -2,10 +2,10 @@
 
 use std::{error::Error as StdError, sync::Arc};
 
-use http::Response;
+use http::{HeaderMap, Response};
 use tonic::{Code, Status};
 
-use super::{GrpcStatus, PUSHBACK, Pushback, class};
+use super::{GrpcStatus, PUSHBACK, Pushback, class, judge_trailers};
 use crate::{
     classify::{Class, Classify},
     rejection::{Reject, Rejection},
@@ -56,6 +56,10 @@ impl<B> Classify<Response<B>, Status> for GrpcStatus {
             Ok(response) => self.judge(response),
             Err(status) => class_of(status),
         }
+    }
+
+    fn classify_trailers(&self, trailers: &HeaderMap) -> Class {
+        judge_trailers(trailers)
     }
 }
 

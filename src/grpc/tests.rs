@@ -207,3 +207,18 @@ mod tonic {
         assert!(crate::rejection(&Err::<(), _>(Status::unavailable(""))).is_none());
     }
 }
+
+/// A status may come after the messages.
+#[test]
+fn trailers_are_judged_as_headers_are() {
+    let judged = |status: &'static str| {
+        let trailers =
+            HeaderMap::from_iter([(http::HeaderName::from_static(STATUS), HeaderValue::from_static(status))]);
+        Classify::<Response<()>, Infallible>::classify_trailers(&GrpcStatus, &trailers)
+    };
+    assert_eq!(judged("0"), Class::Success);
+    assert_eq!(judged("5"), Class::Success);
+    assert_eq!(judged("13"), Class::PERMANENT);
+    assert_eq!(judged("14"), Class::TRANSIENT);
+    assert_eq!(Classify::<Response<()>, Error<()>>::classify_trailers(&GrpcStatus, &HeaderMap::new()), Class::Success);
+}
