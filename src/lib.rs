@@ -21,6 +21,7 @@ mod telemetry;
 #[cfg(feature = "test-util")]
 #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
 pub mod testing;
+pub mod wire;
 
 pub use ambient::attempt;
 pub use backoff::{Backoff, Jitter, Waits};

@@ -1,0 +1,140 @@
+//! Request ids: taken over if they can be, made otherwise.
+
+use std::fmt;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use super::insert_absent;
+
+/// The longest id that is taken over: three times a UUID, and still a line in a log.
+const LONGEST: usize = 128;
+
+/// The id of a request, and the name of the header that it travels in.
+///
+/// An id that comes from outside is kept if it is 1 to 128 visible ASCII characters (no space, no control character, so that it
+/// stays one word of one line wherever it is logged). Anything else is no id, and is never passed on or echoed.
+///
+/// An id is no secret and no proof of anything: callers choose theirs, and those that are made can be guessed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestId {
+    name: HeaderName,
+    value: HeaderValue,
+}
+
+impl RequestId {
+    /// The id in the header `name`, if there is one that can be taken over. Of several headers of that name the first one counts.
+    #[must_use]
+    pub fn read(headers: &HeaderMap, name: &HeaderName) -> Option<Self> {
+        let value = headers.get(name)?;
+        let bytes = value.as_bytes();
+        let sane = (1..=LONGEST).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic);
+        sane.then(|| Self { name: name.clone(), value: value.clone() })
+    }
+
+    /// A new id: 32 hexadecimal digits, 128 bits from a generator that is fast and not cryptographic. One allocation.
+    #[must_use]
+    pub fn random(name: HeaderName) -> Self {
+        let random = fastrand::u128(..);
+        // Digits are always a header's value: the other way out is never taken, and would be an id too.
+        let value = HeaderValue::try_from(format!("{random:032x}"));
+        Self { name, value: value.unwrap_or_else(|_| HeaderValue::from(fastrand::u64(..))) }
+    }
+
+    /// The id itself.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        self.value.to_str().unwrap_or_default()
+    }
+
+    /// The name of the header that it travels in.
+    #[must_use]
+    pub fn name(&self) -> &HeaderName {
+        &self.name
+    }
+
+    /// The id as the value of a header.
+    #[must_use]
+    pub fn value(&self) -> &HeaderValue {
+        &self.value
+    }
+
+    /// Writes it into headers, unless one of its name is there already.
+    pub fn write(&self, headers: &mut HeaderMap) {
+        insert_absent(headers, self.name.clone(), &self.value);
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NAME: HeaderName = HeaderName::from_static("x-request-id");
+
+    fn read(value: &[u8]) -> Option<String> {
+        let mut headers = HeaderMap::new();
+        headers.insert(NAME, HeaderValue::from_bytes(value).unwrap());
+        RequestId::read(&headers, &NAME).map(|id| id.to_string())
+    }
+
+    #[test]
+    fn what_is_one_visible_word_is_kept() {
+        for id in ["1", "order-17", "a/b:c;d=\"e\"", "5f8c1b1e-7f4a-4c56-9c8e-0d2b6f6c1a11", &"x".repeat(LONGEST)] {
+            assert_eq!(read(id.as_bytes()).as_deref(), Some(id));
+        }
+    }
+
+    #[test]
+    fn anything_else_is_no_id() {
+        let too_long = "x".repeat(LONGEST + 1);
+        for id in [b"".as_slice(), b" ", b"two words", b"a\tb", b"caf\xc3\xa9", b"\xff", too_long.as_bytes()] {
+            assert_eq!(read(id), None, "{id:?}");
+        }
+        assert_eq!(RequestId::read(&HeaderMap::new(), &NAME), None);
+    }
+
+    #[test]
+    fn the_first_of_several_counts() {
+        let mut headers = HeaderMap::new();
+        headers.append(NAME, HeaderValue::from_static("first"));
+        headers.append(NAME, HeaderValue::from_static("second"));
+        assert_eq!(RequestId::read(&headers, &NAME).unwrap().as_str(), "first");
+    }
+
+    #[test]
+    fn new_ids_differ_and_can_be_taken_over() {
+        let ids: HashSet<_> = (0..1000).map(|_| RequestId::random(NAME).to_string()).collect();
+        assert_eq!(ids.len(), 1000);
+        for id in ids {
+            assert!(id.len() == 32 && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')), "{id}");
+            assert_eq!(read(id.as_bytes()), Some(id));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_taken_over_is_one_visible_word(value in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let Ok(header) = HeaderValue::from_bytes(&value) else { return Ok(()) };
+            let headers = HeaderMap::from_iter([(NAME, header)]);
+            match RequestId::read(&headers, &NAME) {
+                Some(id) => {
+                    prop_assert_eq!(id.as_str().as_bytes(), value.as_slice());
+                    prop_assert!(id.as_str().chars().all(|char| ('!'..='~').contains(&char)));
+                    let mut written = HeaderMap::new();
+                    id.write(&mut written);
+                    prop_assert_eq!(written, headers);
+                }
+                None => prop_assert!(value.is_empty() || value.len() > 128 || value.iter().any(|byte| !(33..127).contains(byte))),
+            }
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! How the time that is left is written in a header.
+
+use std::{any::type_name, fmt, time::Duration};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Request};
+
+use crate::setting::Setting;
+
+/// The header that tells a server how much time is left for a request, and how the time is written there.
+///
+/// A server takes the smaller of its own limit and the one that comes with the request, [at most](Self::at_most) its own. A
+/// client sends what is left with [`PropagateLayer::deadline`](crate::propagate::PropagateLayer::deadline).
+///
+/// ```
+/// use std::time::Duration;
+/// use http::{HeaderMap, HeaderName};
+/// use ziggurat::wire::TimeoutHeader;
+///
+/// let mut headers = HeaderMap::new();
+/// TimeoutHeader::grpc().write(Duration::from_millis(1500), &mut headers);
+/// assert_eq!(headers["grpc-timeout"], "1500000u");
+/// assert_eq!(TimeoutHeader::grpc().read(&headers), Some(Duration::from_millis(1500)));
+///
+/// let own = TimeoutHeader::millis(HeaderName::from_static("x-request-timeout-ms"));
+/// own.write(Duration::from_micros(1_500_700), &mut headers);
+/// assert_eq!(headers["x-request-timeout-ms"], "1500");
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TimeoutHeader {
+    name: HeaderName,
+    form: Form,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Grpc,
+    Millis,
+}
+
+impl TimeoutHeader {
+    /// `grpc-timeout`, as gRPC over HTTP/2 defines it: one to eight digits and one letter for the unit, `H`, `M`, `S`, `m`, `u`
+    /// or `n`, from hours to nanoseconds. Hours past 99,999,999 (11,415 years) are written as that many.
+    #[must_use]
+    pub const fn grpc() -> Self {
+        Self { name: HeaderName::from_static("grpc-timeout"), form: Form::Grpc }
+    }
+
+    /// A header of your choice, that holds a whole number of milliseconds.
+    #[must_use]
+    pub const fn millis(name: HeaderName) -> Self {
+        Self { name, form: Form::Millis }
+    }
+
+    /// The name of the header.
+    #[must_use]
+    pub fn name(&self) -> &HeaderName {
+        &self.name
+    }
+
+    /// The time that a request still has; `None` if the header is absent or malformed. Of several the smallest valid one
+    /// counts.
+    ///
+    /// Zero means that no time is left. gRPC's specification allows no zero, but implementations have sent it for years.
+    #[must_use]
+    pub fn read(&self, headers: &HeaderMap) -> Option<Duration> {
+        headers.get_all(&self.name).iter().filter_map(|value| self.form.parse(value.as_bytes())).min()
+    }
+
+    /// Writes the time that is left in place of what the headers said before.
+    ///
+    /// It is rounded down, to the finest unit that has room for it (`grpc-timeout` loses less than a hundred-thousandth of it),
+    /// so that the next hop gives up no later than this one. Less than the finest unit of all is written as one of it and never
+    /// as zero, which some servers refuse, and which others take to mean no limit.
+    pub fn write(&self, left: Duration, headers: &mut HeaderMap) {
+        if let Some(value) = self.form.format(left) {
+            headers.insert(self.name.clone(), value);
+        }
+    }
+
+    /// For a [`TimeoutLayer`](crate::timeout::TimeoutLayer) of a server: the time that comes with a request, but at most
+    /// `limit`, which itself is a value or a function of the request. Without a valid header it is `limit`; where a function
+    /// says that no limit applies, it is the header alone.
+    ///
+    /// Callers decide how soon they are given up on. A breaker inside that counts what has timed out can be opened by one that
+    /// asks for very little time: take the header from callers that you trust.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use ziggurat::{timeout::TimeoutLayer, wire::TimeoutHeader};
+    ///
+    /// let layer = TimeoutLayer::new(TimeoutHeader::grpc().at_most(Duration::from_secs(30)));
+    /// ```
+    pub fn at_most<L>(self, limit: L) -> AtMost<L> {
+        AtMost { header: self, limit }
+    }
+}
+
+/// The smaller of a limit and of what a header says: see [`TimeoutHeader::at_most`].
+#[derive(Clone)]
+#[must_use]
+pub struct AtMost<L> {
+    header: TimeoutHeader,
+    limit: L,
+}
+
+impl<B, L> Setting<Request<B>, Duration> for AtMost<L>
+where
+    L: Setting<Request<B>, Duration>,
+{
+    fn get(&self, request: &Request<B>) -> Option<Duration> {
+        let incoming = self.header.read(request.headers());
+        self.limit.get(request).into_iter().chain(incoming).min()
+    }
+}
+
+impl<L> fmt::Debug for AtMost<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AtMost").field("header", &self.header).field("limit", &type_name::<L>()).finish()
+    }
+}
+
+/// The units of `grpc-timeout`, from the finest.
+const UNITS: [(u8, Duration); 6] = [
+    (b'n', Duration::from_nanos(1)),
+    (b'u', Duration::from_micros(1)),
+    (b'm', Duration::from_millis(1)),
+    (b'S', Duration::from_secs(1)),
+    (b'M', Duration::from_secs(60)),
+    (b'H', Duration::from_secs(60 * 60)),
+];
+
+/// The most digits in a `grpc-timeout`, and the largest number of that many.
+const DIGITS: usize = 8;
+const LARGEST: u128 = 99_999_999;
+
+impl Form {
+    fn parse(self, value: &[u8]) -> Option<Duration> {
+        match self {
+            Self::Grpc => {
+                let (letter, digits) = value.split_last()?;
+                let (_, unit) = UNITS.iter().find(|(unit, _)| unit == letter)?;
+                if digits.len() > DIGITS {
+                    return None;
+                }
+                unit.checked_mul(number(digits)?.try_into().ok()?)
+            }
+            Self::Millis => number(value).map(Duration::from_millis),
+        }
+    }
+
+    fn format(self, time: Duration) -> Option<HeaderValue> {
+        match self {
+            Self::Grpc => {
+                let in_unit = |(letter, unit): (u8, Duration)| (time.as_nanos() / unit.as_nanos(), char::from(letter));
+                let fits = UNITS.into_iter().map(in_unit).find(|(number, _)| *number <= LARGEST);
+                let (number, letter) = fits.unwrap_or((LARGEST, 'H'));
+                HeaderValue::try_from(format!("{}{letter}", number.max(1))).ok()
+            }
+            Self::Millis => Some(u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1).into()),
+        }
+    }
+}
+
+/// Digits and nothing else: no sign, no space, no point. `None` too if it is more than fits.
+fn number(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() {
+        return None;
+    }
+    digits.iter().try_fold(0_u64, |number, byte| {
+        let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
+        number.checked_mul(10)?.checked_add(digit)
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,139 @@
+//! W3C Trace Context: the trace that a request belongs to.
+
+use std::ops::Range;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use super::insert_absent;
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+
+/// Where things stand in `00-<trace id>-<parent id>-<flags>`, and how long it is.
+const VERSION: Range<usize> = 0..2;
+const TRACE_ID: Range<usize> = 3..35;
+const PARENT_ID: Range<usize> = 36..52;
+const FLAGS: Range<usize> = 53..55;
+const LENGTH: usize = 55;
+
+/// A valid `traceparent`, as [W3C Trace Context](https://www.w3.org/TR/trace-context/) defines it, and the `tracestate` beside
+/// it.
+///
+/// Version 00 has exactly 55 characters, with ids in lower-case hexadecimal digits that are not all zero. Of a higher version,
+/// but for the forbidden `ff`, only that much is looked at, and what follows is left alone. Two headers are none: nobody can
+/// say which is right.
+///
+/// It is read and passed on as it came. No span is made here: for the next hop, the parent is the one that called this one,
+/// until a tracing client puts a `traceparent` of its own.
+///
+/// ```
+/// use http::{HeaderMap, HeaderValue};
+/// use ziggurat::wire::Traceparent;
+///
+/// let value = HeaderValue::from_static("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+/// let headers = HeaderMap::from_iter([("traceparent".parse().unwrap(), value)]);
+/// let trace = Traceparent::read(&headers).unwrap();
+/// assert_eq!(trace.trace_id(), "4bf92f3577b34da6a3ce929d0e0e4736");
+/// assert_eq!(trace.parent_id(), "00f067aa0ba902b7");
+/// assert!(trace.is_sampled());
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Traceparent {
+    header: HeaderValue,
+    state: Option<HeaderValue>,
+}
+
+impl Traceparent {
+    /// The trace that the headers tell of, if `traceparent` is there, once, and valid.
+    #[must_use]
+    pub fn read(headers: &HeaderMap) -> Option<Self> {
+        let mut all = headers.get_all(TRACEPARENT).iter();
+        match (all.next(), all.next()) {
+            (Some(header), None) if is_valid(header.as_bytes()) => {
+                Some(Self { header: header.clone(), state: state(headers) })
+            }
+            _ => None,
+        }
+    }
+
+    /// The id of the whole trace: 32 hexadecimal digits.
+    #[must_use]
+    pub fn trace_id(&self) -> &str {
+        self.part(TRACE_ID)
+    }
+
+    /// The id of the caller's span: 16 hexadecimal digits.
+    #[must_use]
+    pub fn parent_id(&self) -> &str {
+        self.part(PARENT_ID)
+    }
+
+    /// Whether the caller may have recorded its part of the trace.
+    #[must_use]
+    pub fn is_sampled(&self) -> bool {
+        u8::from_str_radix(self.part(FLAGS), 16).is_ok_and(|flags| flags & 1 == 1)
+    }
+
+    /// The header as it came.
+    #[must_use]
+    pub fn header(&self) -> &HeaderValue {
+        &self.header
+    }
+
+    /// What tracing systems keep beside it: `tracestate` as it came, or several of them in one.
+    #[must_use]
+    pub fn state(&self) -> Option<&HeaderValue> {
+        self.state.as_ref()
+    }
+
+    /// Writes both headers, unless a `traceparent` is there already. A `tracestate` without one belongs to nothing, and is
+    /// replaced.
+    pub fn write(&self, headers: &mut HeaderMap) {
+        if insert_absent(headers, TRACEPARENT, &self.header) {
+            match &self.state {
+                Some(state) => headers.insert(TRACESTATE, state.clone()),
+                None => headers.remove(TRACESTATE),
+            };
+        }
+    }
+
+    fn part(&self, range: Range<usize>) -> &str {
+        self.header.to_str().ok().and_then(|header| header.get(range)).unwrap_or_default()
+    }
+}
+
+fn is_valid(header: &[u8]) -> bool {
+    let at = |range: Range<usize>| header.get(range).unwrap_or_default();
+    let rest = at(LENGTH..header.len());
+    let version = match at(VERSION) {
+        b"ff" => false,
+        b"00" => rest.is_empty(),
+        // Visible, because it is passed on.
+        other => {
+            is_hex(other) && rest.first().is_none_or(|next| *next == b'-') && rest.iter().all(u8::is_ascii_graphic)
+        }
+    };
+    let dashes = [VERSION, TRACE_ID, PARENT_ID].iter().all(|part| header.get(part.end) == Some(&b'-'));
+    header.len() >= LENGTH && version && dashes && is_id(at(TRACE_ID)) && is_id(at(PARENT_ID)) && is_hex(at(FLAGS))
+}
+
+fn is_id(digits: &[u8]) -> bool {
+    is_hex(digits) && digits.iter().any(|digit| *digit != b'0')
+}
+
+fn is_hex(digits: &[u8]) -> bool {
+    digits.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Several headers are one list; it is none if one of them is not text.
+fn state(headers: &HeaderMap) -> Option<HeaderValue> {
+    let lists: Vec<_> = headers.get_all(TRACESTATE).iter().map(|list| list.to_str().ok()).collect::<Option<_>>()?;
+    match lists.as_slice() {
+        [] => None,
+        [_] => headers.get(TRACESTATE).cloned(),
+        _ => HeaderValue::try_from(lists.join(",")).ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests;
