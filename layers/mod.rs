@@ -5,5 +5,7 @@ pub mod cache;
 pub mod circuit_breaker;
 pub mod concurrency_limit;
 pub mod context;
+pub mod identity;
+pub mod propagate;
 pub mod retry;
 pub mod timeout;

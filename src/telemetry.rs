@@ -2,7 +2,9 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use crate::rejection::Rejection;
+use tracing::field::Empty;
+
+use crate::{rejection::Rejection, wire::Identity};
 
 /// What happened in a layer. More kinds may be added.
 ///
@@ -159,17 +161,36 @@ impl fmt::Debug for Site {
 
 /// The span of a scope in `tracing`, INFO, target `ziggurat::scope`: named `scope`, with the scope's `name` and `id`.
 ///
-/// What is logged while the scope is current stands in it. It ends with the scope.
+/// What is logged while the scope is current stands in it. It ends with the scope. That of a request whose identity is known has the
+/// `request_id` too, and the `trace_id` if there is a trace.
 #[derive(Clone)]
 pub(crate) struct Span(tracing::Span);
 
 impl Span {
     /// Within `parent`; without one, within whatever span is current.
     pub(crate) fn new(name: &str, id: u64, parent: Option<&Self>) -> Self {
+        macro_rules! span {
+            ($($parent:tt)*) => {
+                tracing::info_span!(
+                    target: "ziggurat::scope", $($parent)* "scope", name, id, request_id = Empty, trace_id = Empty
+                )
+            };
+        }
         Self(match parent {
-            Some(Self(parent)) => tracing::info_span!(target: "ziggurat::scope", parent: parent, "scope", name, id),
-            None => tracing::info_span!(target: "ziggurat::scope", "scope", name, id),
+            Some(Self(parent)) => span!(parent: parent,),
+            None => span!(),
         })
+    }
+
+    /// Whose request the scope is that of.
+    pub(crate) fn identify(&self, identity: &Identity) {
+        if self.0.is_disabled() {
+            return;
+        }
+        self.0.record("request_id", identity.request_id().as_str());
+        if let Some(trace) = identity.trace() {
+            self.0.record("trace_id", trace.trace_id());
+        }
     }
 
     /// It is current for as long as the guard lives.

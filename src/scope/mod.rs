@@ -42,6 +42,7 @@ use pin_project_lite::pin_project;
 use crate::{
     ambient,
     telemetry::{EnteredSpan, Span},
+    wire::Identity,
 };
 
 mod state;
@@ -186,6 +187,12 @@ impl Scope {
         let mut scope = Some(self.clone());
         let _entered = enter(&mut scope);
         f()
+    }
+
+    /// Says whose request this is the scope of: in its state, and on its span.
+    pub(crate) fn identify(&self, identity: Identity) {
+        self.inner.span.identify(&identity);
+        self.inner.state.put(Arc::new(identity));
     }
 
     /// The names from the outermost scope to this one, as `app/request`.

@@ -11,6 +11,7 @@ mod context;
 mod faulty_layers;
 mod http;
 mod peers;
+mod propagate;
 mod retry;
 mod scope;
 mod service_laws;

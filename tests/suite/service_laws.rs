@@ -16,9 +16,12 @@ use ziggurat::{
     circuit_breaker::CircuitBreakerLayer,
     concurrency_limit::ConcurrencyLimitLayer,
     context::ContextLayer,
+    identity::IdentityLayer,
+    propagate::PropagateLayer,
     retry::{Budget, RetryLayer},
     testing::{Law, Task, laws, laws_with_gauges},
     timeout::TimeoutLayer,
+    wire::TimeoutHeader,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -93,6 +96,11 @@ these_keep_to_the_laws! {
     /// Shows: X7
     context: laws(|| ContextLayer::new(around()).state(|req: &Request<String>| req.uri().clone()));
     context_without_http: laws(|| ContextLayer::ambient(around())).over(|n| n, |n| n, |answer: &u64| *answer);
+    identity: laws(IdentityLayer::new);
+    /// Shows: X8
+    identity_in_a_scope: laws(|| (ContextLayer::new(around()), IdentityLayer::new()));
+    propagate: laws(PropagateLayer::new);
+    propagate_the_deadline: laws(|| (TimeoutLayer::new(SECOND), PropagateLayer::new().deadline(TimeoutHeader::grpc())));
     the_recommended_stack: recommended_stack!(key);
     the_recommended_stack_past_its_cache: recommended_stack!(|_: &Request<String>| None);
 }
