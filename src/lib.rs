@@ -13,6 +13,9 @@ pub mod body;
 mod classify;
 mod clock;
 mod deadline;
+#[cfg(feature = "axum")]
+#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
+pub mod extract;
 pub mod grpc;
 mod rejection;
 pub mod scope;

@@ -10,6 +10,7 @@ mod concurrency_limit;
 mod context;
 mod faulty_layers;
 mod http;
+mod identity;
 mod peers;
 mod propagate;
 mod retry;

@@ -1,0 +1,77 @@
+//! Extractors for axum: the request's [`Scope`], and its [`Identity`], as arguments of a handler.
+//!
+//! ```
+//! use axum::{Router, routing::get};
+//! use ziggurat::{Scope, context::ContextLayer, identity::IdentityLayer, wire::Identity};
+//!
+//! async fn handler(scope: Scope, identity: Identity) -> String {
+//!     format!("{} {}", scope.name(), identity.request_id())
+//! }
+//!
+//! let app: Router = Router::new()
+//!     .route("/", get(handler))
+//!     .layer(IdentityLayer::new())
+//!     .layer(ContextLayer::new(Scope::root("app"))); // a router's last layer is the outermost
+//! ```
+
+use std::{error::Error, fmt};
+
+use axum_core::{
+    extract::FromRequestParts,
+    response::{IntoResponse, Response},
+};
+use http::{StatusCode, request::Parts};
+
+use crate::{Scope, wire::Identity};
+
+/// What a handler asks for, a layer should have put into the request, and no such layer stands around the handler.
+///
+/// As a response it is a 500: the mistake is the server's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MissingLayer {
+    what: &'static str,
+    layer: &'static str,
+}
+
+impl fmt::Display for MissingLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { what, layer } = self;
+        write!(
+            f,
+            "the request has no {what}: put ziggurat's `{layer}` around the router, with `.layer({layer}::new(..))`"
+        )
+    }
+}
+
+impl Error for MissingLayer {}
+
+impl IntoResponse for MissingLayer {
+    fn into_response(self) -> Response {
+        (StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()
+    }
+}
+
+/// The scope that a [`ContextLayer`](crate::context::ContextLayer) opened for the request.
+impl<S: Sync> FromRequestParts<S> for Scope {
+    type Rejection = MissingLayer;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, MissingLayer> {
+        from_extensions(parts, "scope", "ContextLayer")
+    }
+}
+
+/// What an [`IdentityLayer`](crate::identity::IdentityLayer) says that the request is.
+impl<S: Sync> FromRequestParts<S> for Identity {
+    type Rejection = MissingLayer;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, MissingLayer> {
+        from_extensions(parts, "identity", "IdentityLayer")
+    }
+}
+
+fn from_extensions<T>(parts: &Parts, what: &'static str, layer: &'static str) -> Result<T, MissingLayer>
+where
+    T: Clone + Send + Sync + 'static,
+{
+    parts.extensions.get::<T>().cloned().ok_or(MissingLayer { what, layer })
+}
