@@ -42,7 +42,9 @@ use ziggurat::{
     timeout::TimeoutLayer,
 };
 
+mod bad;
 mod hyper;
+mod raw;
 mod reqwest;
 mod server;
 
