@@ -43,6 +43,7 @@ use ziggurat::{
 };
 
 mod bad;
+mod body_end;
 mod hyper;
 mod raw;
 mod reqwest;
