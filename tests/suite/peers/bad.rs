@@ -4,14 +4,14 @@
 use std::convert::Infallible;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use hyper::{Request, Response, body::Incoming, header::HeaderValue};
 use tokio::sync::mpsc;
 use tower::{ServiceBuilder, service_fn};
-use ziggurat::Error;
+use ziggurat::{Error, circuit_breaker::State};
 
 use super::{
-    BOTH, BoxError, Client, Server, Version, Watch, answer, call, get, hello, pooled,
+    BOTH, BoxError, Client, Outcome, Server, Version, Watch, answer, call, get, hello, pooled,
     raw::{self, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, RawServer, SETTINGS, frame},
     serve,
     server::guarded,
@@ -22,14 +22,14 @@ use super::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ending {
     /// There is no response.
-    Error,
+    NoAnswer,
     /// There is one, and its body fails.
     BodyError,
     /// It is answered all the same.
     Body(&'static str),
 }
 
-use Ending::{Body, BodyError, Error as NoAnswer};
+use Ending::{Body, BodyError, NoAnswer};
 
 const HTTP_1: &[(&str, &[u8], Ending)] = &[
     ("closed before the head", b"", NoAnswer),
@@ -80,9 +80,9 @@ fn http_2() -> Vec<(&'static str, Vec<u8>, Ending)> {
     ]
 }
 
-async fn ending(client: &Client, request: Request<Full<Bytes>>) -> Result<Bytes, Ending> {
-    match call(client, request).await {
-        Ok(response) => Ok(soon(response.collect()).await.map_err(|_: BoxError| BodyError)?.to_bytes()),
+async fn ending(outcome: &mut Outcome) -> Result<Bytes, Ending> {
+    match outcome {
+        Ok(response) => Ok(soon(response.body_mut().collect()).await.map_err(|_: BoxError| BodyError)?.to_bytes()),
         Err(Error::Service(_)) => Err(NoAnswer),
         Err(Error::Rejected(rejection)) => panic!("{rejection}"),
     }
@@ -97,14 +97,17 @@ async fn check(name: &str, bytes: &[u8], expected: Ending, well: &Server, client
     for attempts in [1, 2] {
         let server = RawServer::start(vec![bytes.to_vec()], well.address).await;
         let (client, watch) = client(attempts);
-        let ended = ending(&client, get(server.address, "/")).await;
+        let mut outcome = call(&client, get(server.address, "/")).await;
+        let ended = ending(&mut outcome).await;
         match expected {
             // Where there is no answer, and the request may be repeated, another attempt finds one.
             NoAnswer if attempts == 2 => assert_eq!(ended.unwrap(), "hello", "{name}"),
             Body(text) => assert_eq!(ended.unwrap(), text, "{name}"),
             _ => assert_eq!(ended, Err(expected), "{name}"),
         }
+        // Although the response is still there.
         watch.all_back().await;
+        drop(outcome);
         settle().await;
         hello(&client, server.address).await;
         assert_eq!(server.accepted(), 2, "{name}");
@@ -170,7 +173,7 @@ async fn an_absurd_retry_after_is_obeyed_up_to_300_seconds_and_junk_counts_as_ab
     ];
     for status in ["429 Too Many Requests", "503 Service Unavailable"] {
         for (value, retried) in cases {
-            let head = format!("HTTP/1.1 {status}\r\nContent-Length: 4\r\nRetry-After: ");
+            let head = format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: 4\r\nRetry-After: ");
             let bad = [head.as_bytes(), value, b"\r\n\r\nbusy"].concat();
             let server = RawServer::start(vec![bad], well.address).await;
             let (client, watch) = stack(3, pooled(Version::Http1));
@@ -185,12 +188,11 @@ async fn an_absurd_retry_after_is_obeyed_up_to_300_seconds_and_junk_counts_as_ab
     }
 }
 
-/// What a handler finds in a request's body.
-type Upload = Result<Bytes, ()>;
+/// What a client sends, the status that it is answered with (any is good where there is none), and which body the handler finds,
+/// or that it fails, if the request comes that far.
+type BadRequest = (&'static str, &'static [u8], Option<&'static str>, Option<Result<&'static str, ()>>);
 
-/// What a client sends, the status that it is answered with (an empty answer is as good where there is none), and what the handler
-/// finds if the request comes that far.
-const REQUESTS: &[(&str, &[u8], Option<&str>, Option<Result<&str, ()>>)] = &[
+const REQUESTS: &[BadRequest] = &[
     (
         "a value that is not ASCII",
         b"GET / HTTP/1.1\r\nhost: h\r\nx-name: caf\xc3\xa9 \xff\r\n\r\n",
@@ -227,7 +229,7 @@ const REQUESTS: &[(&str, &[u8], Option<&str>, Option<Result<&str, ()>>)] = &[
 /// Shows: L2
 #[tokio::test]
 async fn what_a_bad_client_sends_is_answered_or_dropped_and_the_next_call_works() {
-    let (found, mut uploads) = mpsc::unbounded_channel::<Upload>();
+    let (found, mut uploads) = mpsc::unbounded_channel::<Result<Bytes, ()>>();
     let (stack, watch, circuit) = guarded(service_fn(move |request: Request<Incoming>| {
         let found = found.clone();
         async move {
@@ -254,5 +256,5 @@ async fn what_a_bad_client_sends_is_answered_or_dropped_and_the_next_call_works(
         }
         watch.all_back().await;
     }
-    assert_eq!(circuit.state(), ziggurat::circuit_breaker::State::Closed);
+    assert_eq!(circuit.state(), State::Closed);
 }

@@ -88,6 +88,14 @@ impl Bell {
         self.0.add_permits(1);
     }
 
+    /// Whether it has rung, without waiting for it.
+    fn rang(&self) -> bool {
+        self.0.try_acquire().is_ok_and(|ring| {
+            ring.forget();
+            true
+        })
+    }
+
     #[track_caller]
     fn heard(&self) -> impl Future<Output = ()> {
         soon(async { self.0.acquire().await.unwrap().forget() })
