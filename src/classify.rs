@@ -143,8 +143,9 @@ fn judge(status: StatusCode, headers: &HeaderMap) -> Class {
 /// `Retry-After` as RFC 9110, section 10.2.3 has it: seconds, or a date (the wall clock's, as the header's is).
 pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = value.parse() {
-        return Some(Duration::from_secs(seconds));
+    // Digits alone: Rust's parser would take a sign too. More than it can hold is as much as can be.
+    if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
     }
     let date = httpdate::parse_http_date(value).ok()?;
     Some(date.duration_since(SystemTime::now()).unwrap_or_default())
@@ -153,6 +154,9 @@ pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
+
+    use http::HeaderValue;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -190,8 +194,40 @@ mod tests {
         assert_eq!(asked(b"999999999999999"), Some(Duration::from_secs(999_999_999_999_999)));
         assert_eq!(asked(b"Thu, 01 Jan 1970 00:00:00 GMT"), Some(Duration::ZERO));
         assert!(asked(b"Fri, 31 Dec 9999 23:59:59 GMT").unwrap() > Duration::from_secs(1 << 32));
-        for junk in [&b"-1"[..], b"1.5", b"soon", b"", b"99999999999999999999999", b"\xff\xfe"] {
+        assert_eq!(asked(b"99999999999999999999999"), Some(Duration::from_secs(u64::MAX)));
+        for junk in [&b"-1"[..], b"+1", b"1.5", b"1 2", b"soon", b"", b"\xff\xfe"] {
             assert_eq!(asked(junk), None, "{junk:?}");
+        }
+    }
+
+    fn read(value: &[u8]) -> Option<Duration> {
+        let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_bytes(value).unwrap())]);
+        retry_after(&headers)
+    }
+
+    proptest! {
+        #[test]
+        fn every_number_of_seconds_is_read(seconds: u64, zeros in 0_usize..30, beyond in "[1-9][0-9]{20,40}") {
+            let text = format!("{}{seconds}", "0".repeat(zeros));
+            prop_assert_eq!(read(text.as_bytes()), Some(Duration::from_secs(seconds)));
+            prop_assert_eq!(read(beyond.as_bytes()), Some(Duration::from_secs(u64::MAX)));
+        }
+
+        #[test]
+        fn every_date_is_read(seconds in 0_u64..253_402_300_800) {
+            let date = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+            let until = || date.duration_since(SystemTime::now()).unwrap_or_default();
+            let most = until();
+            let wait = read(httpdate::fmt_http_date(date).as_bytes()).unwrap();
+            prop_assert!((until()..=most).contains(&wait), "{wait:?}");
+        }
+
+        #[test]
+        fn what_is_no_number_and_no_date_is_absent(value in prop::collection::vec(b' '..=255, 0..40)) {
+            let is_number = value.trim_ascii().iter().all(u8::is_ascii_digit) && !value.trim_ascii().is_empty();
+            if let Ok(header) = HeaderValue::from_bytes(&value) {
+                prop_assert_eq!(read(header.as_bytes()).is_some(), is_number, "{:?}", value);
+            }
         }
     }
 

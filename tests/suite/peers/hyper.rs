@@ -121,14 +121,18 @@ async fn a_call_that_is_dropped_is_dropped_at_the_server_too() {
         door.left.heard().await;
         watch.all_back().await;
 
-        // So it is by a timeout.
-        let outcome = call(&client, get(server.address, "/hangs")).await;
-        assert!(ziggurat::rejection(&outcome).unwrap().is_timed_out());
+        // So it is by a timeout, if the call has come to the server by then.
+        while !door.entered.rang() {
+            let outcome = call(&client, get(server.address, "/hangs")).await;
+            assert!(ziggurat::rejection(&outcome).unwrap().is_timed_out());
+            watch.all_back().await;
+        }
         door.left.heard().await;
-        watch.all_back().await;
 
         hello(&client, server.address).await;
-        assert_eq!(server.accepted(), if version == Version::Http1 { 3 } else { 1 });
+        if version == Version::Http2 {
+            assert_eq!(server.accepted(), 1);
+        }
     }
 }
 

@@ -42,7 +42,10 @@ use ziggurat::{
     timeout::TimeoutLayer,
 };
 
+mod bad;
+mod body_end;
 mod hyper;
+mod raw;
 mod reqwest;
 mod server;
 
@@ -83,6 +86,14 @@ impl Default for Bell {
 impl Bell {
     fn ring(&self) {
         self.0.add_permits(1);
+    }
+
+    /// Whether it has rung, without waiting for it.
+    fn rang(&self) -> bool {
+        self.0.try_acquire().is_ok_and(|ring| {
+            ring.forget();
+            true
+        })
     }
 
     #[track_caller]
