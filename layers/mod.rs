@@ -5,5 +5,6 @@ pub mod cache;
 pub mod circuit_breaker;
 pub mod concurrency_limit;
 pub mod context;
+pub mod replay;
 pub mod retry;
 pub mod timeout;
