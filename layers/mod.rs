@@ -7,5 +7,6 @@ pub mod concurrency_limit;
 pub mod context;
 pub mod identity;
 pub mod propagate;
+pub mod replay;
 pub mod retry;
 pub mod timeout;

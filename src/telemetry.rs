@@ -15,6 +15,7 @@ use crate::{rejection::Rejection, wire::Identity};
 /// | [`GaveUp`](Event::GaveUp) | WARN | `attempt`, `reason` |
 /// | [`Transition`](Event::Transition) | WARN | `from`, `to` |
 /// | [`Failed`](Event::Failed) | DEBUG | |
+/// | [`NotRepeatable`](Event::NotRepeatable) | DEBUG | `reason` |
 /// | all others | TRACE | |
 ///
 /// The target in `tracing` is the layer's path, such as `ziggurat::timeout`; every event has the field `name`, the one that was
@@ -47,6 +48,11 @@ pub enum Event<'a> {
     },
     /// A call counts as a failure of the service.
     Failed,
+    /// The body of a request is not kept any longer while it is sent: this attempt goes on, and there can be no other.
+    NotRepeatable {
+        /// Why: `"size"`, it is larger than one may be, or `"total"`, all together are.
+        reason: &'static str,
+    },
     /// A call has to wait its turn.
     Queued,
     /// The answer came from memory.
@@ -222,6 +228,9 @@ macro_rules! trace_to {
                     tracing::warn!(target: $target, name, from, to, "transition");
                 }
                 Event::Failed => tracing::debug!(target: $target, name, "failed"),
+                Event::NotRepeatable { reason } => {
+                    tracing::debug!(target: $target, name, reason, "not repeatable");
+                }
                 Event::Queued => tracing::trace!(target: $target, name, "queued"),
                 Event::Hit => tracing::trace!(target: $target, name, "hit"),
                 Event::Miss => tracing::trace!(target: $target, name, "miss"),

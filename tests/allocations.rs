@@ -10,12 +10,19 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::Response;
+use http::{Request, Response};
 use http_body::{Body, Frame};
+use http_body_util::Empty;
 use tower::{Layer, Service, ServiceBuilder, layer::layer_fn, util::BoxService};
 use ziggurat::{
-    Error, cache::CacheLayer, circuit_breaker::CircuitBreakerLayer, concurrency_limit::ConcurrencyLimitLayer,
-    retry::RetryLayer, timeout::TimeoutLayer,
+    Error,
+    body::{CopyBody, ReplayBody},
+    cache::CacheLayer,
+    circuit_breaker::CircuitBreakerLayer,
+    concurrency_limit::ConcurrencyLimitLayer,
+    replay::ReplayLayer,
+    retry::RetryLayer,
+    timeout::TimeoutLayer,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -176,6 +183,42 @@ fn of_the_guards_of_a_body_only_a_timer_allocates_and_only_once() {
     // The two timeouts have one each.
     assert_eq!(allocations_of_a_body(1, true), 2);
     assert_eq!(allocations_of_a_body(100_000, true), 2);
+}
+
+#[test]
+fn a_body_that_can_be_sent_again_allocates_twice_and_an_empty_one_not_at_all() {
+    assert_eq!(allocations(ReplayLayer::new(), 0, || Request::new(Empty::<Bytes>::new())), 0);
+    assert_eq!(allocations(ReplayLayer::new(), 0, || Request::new("streamed".to_owned())), 2);
+}
+
+#[test]
+fn a_million_frames_past_what_may_be_kept_take_no_more_memory() {
+    let used = allocation_counter::measure(|| {
+        let mut body = ReplayBody::new(Frames { left: 1_000_000, pends: false, pending: false });
+        let copy = body.copy_body().unwrap();
+        let mut frames = 0;
+        while let Poll::Ready(Some(frame)) = Pin::new(&mut body).poll_frame(&mut Context::from_waker(Waker::noop())) {
+            assert_eq!(frame.unwrap().into_data().unwrap(), "frame");
+            frames += 1;
+        }
+        assert_eq!((frames, copy.claim_body()), (1_000_000, false));
+    });
+    // The first thousand frames are kept, each with what it takes to keep it.
+    assert!((16 * 1024..256 * 1024).contains(&used.bytes_max), "{used:?}");
+}
+
+/// What makes a retry drain responses lies in a box, which only a failure needs.
+#[test]
+fn a_retry_that_drains_responses_is_no_larger() {
+    type Inner = tower::util::BoxCloneSyncService<Request<String>, Response<String>, Error<Infallible>>;
+    let size =
+        |service: &dyn Fn(Inner) -> usize| service(Inner::new(tower::service_fn(async |_| Ok(Response::default()))));
+    let draining = size(&|inner| size_of_val(&RetryLayer::http().layer(inner).call(Request::default())));
+    let dropping = size(&|inner| {
+        let layer = RetryLayer::http().discard(ziggurat::retry::Dropped);
+        size_of_val(&layer.layer(inner).call(Request::default()))
+    });
+    assert!(draining <= dropping + size_of::<usize>(), "{draining} {dropping}");
 }
 
 #[test]

@@ -73,7 +73,14 @@ mod mistakes {
     #[cfg(mistake = "body_that_is_not_clone")]
     fn mistake() {
         struct Upload;
-        let send = |_: Request<Upload>| async { io::Result::Ok(Response::new(())) };
+        let send = |_: Request<Upload>| async { io::Result::Ok(Response::new(String::new())) };
+        let service = ServiceBuilder::new().layer(RetryLayer::http()).map_err(Error::Service).service_fn(send);
+        BoxCloneSyncService::new(service);
+    }
+
+    #[cfg(mistake = "answer_that_has_no_body")]
+    fn mistake() {
+        let send = |_: Request<String>| async { io::Result::Ok(Response::new(7)) };
         let service = ServiceBuilder::new().layer(RetryLayer::http()).map_err(Error::Service).service_fn(send);
         BoxCloneSyncService::new(service);
     }
@@ -152,8 +159,12 @@ mod tests {
             ),
             (
                 "body_that_is_not_clone",
-                &["`Idempotent` an `http::Request` whose body is `Clone`, such as `http_body_util::Full<Bytes>`"],
+                &[
+                    "`Idempotent` an `http::Request` whose body is `Clone`, such as `http_body_util::Full<Bytes>`",
+                    "with any other body put ziggurat's `ReplayLayer::new()` right outside of the retry",
+                ],
             ),
+            ("answer_that_has_no_body", &["for any other response write `.discard(ziggurat::retry::Dropped)`"]),
         ] {
             let (compiles, said) = compile(mistake);
             assert!(!compiles, "{mistake} compiles");

@@ -1,20 +1,36 @@
 //! How a request is copied, so that it can be sent once more.
 
+use std::{any::type_name, fmt};
+
 use http::{HeaderMap, Method, Request};
+
+use crate::body::CopyBody;
 
 /// How a request is copied before an attempt, so that it can be sent once more if the attempt fails.
 ///
 /// Where there is no copy the request is sent once, never refused. A closure is a strategy too, so for a request type with a
-/// method like `fn try_clone(&self) -> Option<Self>` that method is one.
+/// method like `fn try_clone(&self) -> Option<Self>` that method is one. One that copies a
+/// [`ReplayBody`](crate::body::ReplayBody) itself cannot [`claim`](CopyRequest::claim) it: say which requests with [`CopyIf`].
 #[diagnostic::on_unimplemented(
     message = "a retry cannot copy a request of type `{Req}` by `{Self}`",
     label = "no way to copy this request",
     note = "`Cloned` needs a request that is `Clone`, `Idempotent` an `http::Request` whose body is `Clone`, such as `http_body_util::Full<Bytes>`",
+    note = "for an `http::Request` with any other body put ziggurat's `ReplayLayer::new()` right outside of the retry",
     note = "for any other request say how: `.copy(|req: &{Req}| -> Option<{Req}> {{ .. }})`, where `None` means that it is sent once"
 )]
 pub trait CopyRequest<Req> {
     /// A copy; `None` if this request is to be sent once.
     fn copy(&self, request: &Req) -> Option<Req>;
+
+    /// The attempt before has failed, and everything else speaks for another one: whether `copy` can still be sent. Asked
+    /// last, before the outcome of that attempt is given up.
+    ///
+    /// Always, unless the copy shares something with the request that was sent, as a
+    /// [`ReplayBody`](crate::body::ReplayBody) does; what they share belongs to the copy if the answer is yes.
+    fn claim(&self, copy: &Req) -> bool {
+        let _ = copy;
+        true
+    }
 }
 
 /// Clones every request: for services where every call may be repeated. The default of [`RetryLayer::new`](super::RetryLayer::new).
@@ -27,18 +43,63 @@ impl<Req: Clone> CopyRequest<Req> for Cloned {
     }
 }
 
-/// Clones HTTP requests that may be repeated: those with an idempotent method (RFC 9110, section 9.2.2), and those with an
+/// Copies HTTP requests that may be repeated: those with an idempotent method (RFC 9110, section 9.2.2), and those with an
 /// `Idempotency-Key`. The default of [`RetryLayer::http`](super::RetryLayer::http): another `POST` is sent once.
 ///
-/// An [`http::Request`] needs a body that is `Clone`. With the feature `reqwest` it copies a `reqwest::Request` too; one whose body is
-/// a stream is sent once.
+/// The copy of an [`http::Request`] has the same method, URI, version, headers and extensions, and a copy of the body ([`CopyBody`]).
+/// With the feature `reqwest` it copies a `reqwest::Request` too; one whose body is a stream is sent once.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Idempotent;
 
-impl<B: Clone> CopyRequest<Request<B>> for Idempotent {
+impl<B: CopyBody> CopyRequest<Request<B>> for Idempotent {
     fn copy(&self, request: &Request<B>) -> Option<Request<B>> {
-        may_be_repeated(request.method(), request.headers()).then(|| request.clone())
+        if may_be_repeated(request.method(), request.headers()) { copy_http(request) } else { None }
     }
+
+    fn claim(&self, copy: &Request<B>) -> bool {
+        copy.body().claim_body()
+    }
+}
+
+/// Copies the HTTP requests for which this function says that they may be repeated, as [`Idempotent`] does: for a service where
+/// that is known by the path, say, as in gRPC, where everything is a `POST`.
+///
+/// ```
+/// # use http::Request;
+/// # use ziggurat::retry::{CopyIf, RetryLayer};
+/// let layer = RetryLayer::http().copy(CopyIf(|req: &Request<String>| req.uri().path() == "/search"));
+/// ```
+#[derive(Clone, Copy, Default)]
+pub struct CopyIf<F>(pub F);
+
+impl<B, F> CopyRequest<Request<B>> for CopyIf<F>
+where
+    B: CopyBody,
+    F: Fn(&Request<B>) -> bool,
+{
+    fn copy(&self, request: &Request<B>) -> Option<Request<B>> {
+        if (self.0)(request) { copy_http(request) } else { None }
+    }
+
+    fn claim(&self, copy: &Request<B>) -> bool {
+        copy.body().claim_body()
+    }
+}
+
+impl<F> fmt::Debug for CopyIf<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("CopyIf").field(&type_name::<F>()).finish()
+    }
+}
+
+fn copy_http<B: CopyBody>(request: &Request<B>) -> Option<Request<B>> {
+    let mut copy = Request::new(request.body().copy_body()?);
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    *copy.extensions_mut() = request.extensions().clone();
+    Some(copy)
 }
 
 #[cfg(feature = "reqwest")]
@@ -65,33 +126,39 @@ where
 
 #[cfg(test)]
 mod tests {
+    use http::Version;
+
     use super::*;
 
-    fn copied(method: &str, key: bool) -> bool {
+    fn copied(strategy: impl CopyRequest<Request<()>>, method: &str, key: bool) -> bool {
         let mut request = Request::builder().method(method);
         if key {
             request = request.header("Idempotency-Key", "1");
         }
-        Idempotent.copy(&request.body(()).unwrap()).is_some()
+        strategy.copy(&request.body(()).unwrap()).is_some()
     }
 
     /// Shows: R5, R9
     #[test]
     fn only_what_may_be_repeated_is_copied() {
         for method in ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"] {
-            assert!(copied(method, false), "{method}");
+            assert!(copied(Idempotent, method, false), "{method}");
         }
         for method in ["POST", "PATCH", "CONNECT", "OTHER"] {
-            assert!(!copied(method, false), "{method}");
-            assert!(copied(method, true), "{method}");
+            assert!(!copied(Idempotent, method, false), "{method}");
+            assert!(copied(Idempotent, method, true), "{method}");
+            assert!(copied(CopyIf(|req: &Request<()>| req.method() == method), method, false), "{method}");
+            assert!(!copied(CopyIf(|req: &Request<()>| req.method() != method), method, true), "{method}");
         }
     }
 
     /// Shows: R9
     #[test]
     fn a_copy_is_the_same_request() {
-        let request = Request::put("/a?b").header("x", "y").extension(7_u8).body("body").unwrap();
+        let request = Request::put("/a?b").version(Version::HTTP_2).header("x", "y").header("x", "z");
+        let request = request.extension(7_u8).body("body").unwrap();
         let copy = Idempotent.copy(&request).unwrap();
+        assert_eq!((copy.method(), copy.version()), (request.method(), Version::HTTP_2));
         assert_eq!(copy.uri(), request.uri());
         assert_eq!(copy.headers(), request.headers());
         assert_eq!(copy.extensions().get::<u8>(), Some(&7));

@@ -5,7 +5,8 @@
 //!
 //! - attempts are left: three in all by default;
 //! - there is a copy of the request ([`CopyRequest`]); without one it is sent once, never refused. A request that was not sent,
-//!   because the service did not become ready, needs no copy;
+//!   because the service did not become ready, needs no copy. A streamed body can be copied inside of a
+//!   [`ReplayLayer`](crate::replay::ReplayLayer);
 //! - the next attempt can start before the [`Deadline`]; and if the service said how long to leave it alone (`Retry-After`), that is
 //!   obeyed, up to 300 s (the figure of linkerd2);
 //! - the [`Budget`], which all clones share, has one left.
@@ -17,7 +18,7 @@
 //! concurrency limit, the attempt's timeout. Outside of the total timeout it would retry what has no time left; inside of a
 //! concurrency limit it would hold a permit while it sleeps. What stands inside can read [`attempt()`](crate::attempt).
 //!
-//! **Cancellation.** Dropping the response future drops the attempt, or the pause, and starts no other; a retry that was granted
+//! **Cancellation.** Dropping the response future drops the attempt, or the pause and what is drained, and starts no other; a retry that was granted
 //! and not started goes back into the budget.
 //!
 //! It needs `S: Clone`, and is always ready: each attempt waits for the readiness of a clone of its own.
@@ -67,22 +68,31 @@ use crate::{
 
 mod budget;
 mod copy;
+mod discard;
+mod wait;
 
 pub use budget::Budget;
 use budget::Withdrawal;
-pub use copy::{Cloned, CopyRequest, Idempotent};
+pub use copy::{Cloned, CopyIf, CopyRequest, Idempotent};
+pub use discard::{Discard, Drained, Dropped};
+pub use wait::Wait;
 
 /// A service that asks for more than this is not asked again by the same call.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
 
+/// A response is drained for so long even if the pause is shorter, and no longer than that even if the pause is.
+const LINGER: Duration = Duration::from_millis(100);
+const LONGEST_LINGER: Duration = Duration::from_secs(1);
+
 /// Sends a request once more after a failure that may be gone by then: see the [module](self).
 #[derive(Clone)]
 #[must_use]
-pub struct RetryLayer<C = FailOnError, P = Cloned, B = Backoff> {
+pub struct RetryLayer<C = FailOnError, P = Cloned, B = Backoff, D = Dropped> {
     max_attempts: u32,
     classify: C,
     copy: P,
     backoff: B,
+    discard: D,
     budget: Option<Arc<Budget>>,
     site: Site,
 }
@@ -90,7 +100,7 @@ pub struct RetryLayer<C = FailOnError, P = Cloned, B = Backoff> {
 impl RetryLayer {
     /// Three attempts, for any request that is `Clone`; every error of the service is retried, no response is.
     pub fn new() -> Self {
-        Self::with(FailOnError, Cloned)
+        Self::with(FailOnError, Cloned, Dropped)
     }
 }
 
@@ -100,27 +110,28 @@ impl Default for RetryLayer {
     }
 }
 
-impl RetryLayer<HttpStatus, Idempotent> {
-    /// Three attempts, for HTTP requests that may be repeated: see [`Idempotent`] and [`HttpStatus`].
+impl RetryLayer<HttpStatus, Idempotent, Backoff, Drained> {
+    /// Three attempts, for HTTP requests that may be repeated: see [`Idempotent`], [`HttpStatus`] and [`Drained`].
     pub fn http() -> Self {
-        Self::with(HttpStatus, Idempotent)
+        Self::with(HttpStatus, Idempotent, Drained)
     }
 }
 
-impl<C, P> RetryLayer<C, P> {
-    fn with(classify: C, copy: P) -> Self {
+impl<C, P, D> RetryLayer<C, P, Backoff, D> {
+    fn with(classify: C, copy: P, discard: D) -> Self {
         Self {
             max_attempts: 3,
             classify,
             copy,
             backoff: Backoff::exponential(Duration::from_millis(100)).max(Duration::from_secs(1)).jitter(Jitter::Full),
+            discard,
             budget: Some(Arc::default()),
             site: site!("retry"),
         }
     }
 }
 
-impl<C, P, B> RetryLayer<C, P, B> {
+impl<C, P, B, D> RetryLayer<C, P, B, D> {
     /// How often a request is sent at most, the first time included; 3 if it is not set. With 1 nothing is retried, nor copied.
     ///
     /// # Panics
@@ -137,21 +148,27 @@ impl<C, P, B> RetryLayer<C, P, B> {
     /// failed and of its outcome, `|attempt: u32, outcome: Result<&_, &_>| -> Duration`.
     ///
     /// If the service says how long to leave it alone, the longer of both counts.
-    pub fn backoff<B2>(self, backoff: B2) -> RetryLayer<C, P, B2> {
-        let Self { max_attempts, classify, copy, backoff: _, budget, site } = self;
-        RetryLayer { max_attempts, classify, copy, backoff, budget, site }
+    pub fn backoff<B2>(self, backoff: B2) -> RetryLayer<C, P, B2, D> {
+        let Self { max_attempts, classify, copy, backoff: _, discard, budget, site } = self;
+        RetryLayer { max_attempts, classify, copy, backoff, discard, budget, site }
     }
 
     /// Which outcomes are retried: those that this says are transient failures.
-    pub fn classify<C2>(self, classify: C2) -> RetryLayer<C2, P, B> {
-        let Self { max_attempts, classify: _, copy, backoff, budget, site } = self;
-        RetryLayer { max_attempts, classify, copy, backoff, budget, site }
+    pub fn classify<C2>(self, classify: C2) -> RetryLayer<C2, P, B, D> {
+        let Self { max_attempts, classify: _, copy, backoff, discard, budget, site } = self;
+        RetryLayer { max_attempts, classify, copy, backoff, discard, budget, site }
     }
 
-    /// How a request is copied, and which are sent once: [`Cloned`], [`Idempotent`], or a closure `|req: &Req| -> Option<Req>`.
-    pub fn copy<P2>(self, copy: P2) -> RetryLayer<C, P2, B> {
-        let Self { max_attempts, classify, copy: _, backoff, budget, site } = self;
-        RetryLayer { max_attempts, classify, copy, backoff, budget, site }
+    /// How a request is copied, and which are sent once: [`Cloned`], [`Idempotent`], [`CopyIf`], or a closure `|req: &Req| -> Option<Req>`.
+    pub fn copy<P2>(self, copy: P2) -> RetryLayer<C, P2, B, D> {
+        let Self { max_attempts, classify, copy: _, backoff, discard, budget, site } = self;
+        RetryLayer { max_attempts, classify, copy, backoff, discard, budget, site }
+    }
+
+    /// What becomes of the response of an attempt that failed, when there is another one: [`Dropped`] or [`Drained`].
+    pub fn discard<D2>(self, discard: D2) -> RetryLayer<C, P, B, D2> {
+        let Self { max_attempts, classify, copy, backoff, discard: _, budget, site } = self;
+        RetryLayer { max_attempts, classify, copy, backoff, discard, budget, site }
     }
 
     /// How many retries all calls together may make; `None` for any number. [`Budget::default`] if it is not set.
@@ -163,88 +180,58 @@ impl<C, P, B> RetryLayer<C, P, B> {
     site_setters!();
 }
 
-impl<S, C, P, B> Layer<S> for RetryLayer<C, P, B>
+impl<S, C, P, B, D> Layer<S> for RetryLayer<C, P, B, D>
 where
     Self: Clone,
 {
-    type Service = Retry<S, C, P, B>;
+    type Service = Retry<S, C, P, B, D>;
 
     fn layer(&self, inner: S) -> Self::Service {
         Retry { inner, layer: Arc::new(self.clone()) }
     }
 }
 
-impl<C, P, B> fmt::Debug for RetryLayer<C, P, B> {
+impl<C, P, B, D> fmt::Debug for RetryLayer<C, P, B, D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RetryLayer")
             .field("max_attempts", &self.max_attempts)
             .field("classify", &type_name::<C>())
             .field("copy", &type_name::<P>())
             .field("backoff", &type_name::<B>())
+            .field("discard", &type_name::<D>())
             .field("budget", &self.budget)
             .field("site", &self.site)
             .finish()
     }
 }
 
-/// How long to wait before the next attempt: see [`RetryLayer::backoff`].
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` does not say how long to wait before the next attempt",
-    note = "give a `Backoff`, a `Duration`, or a closure `|attempt: u32, outcome: Result<&_, &_>| -> Duration {{ .. }}`"
-)]
-pub trait Wait<R, E> {
-    /// How long to wait after the attempt with this number (from 1) had this outcome; `last` is how long it was the last time.
-    fn wait(&self, attempt: u32, last: Duration, outcome: Result<&R, &E>) -> Duration;
-}
-
-impl<R, E> Wait<R, E> for Backoff {
-    fn wait(&self, attempt: u32, last: Duration, _: Result<&R, &E>) -> Duration {
-        self.nth(attempt, last)
-    }
-}
-
-impl<R, E> Wait<R, E> for Duration {
-    fn wait(&self, _: u32, _: Duration, _: Result<&R, &E>) -> Duration {
-        *self
-    }
-}
-
-#[diagnostic::do_not_recommend]
-impl<R, E, F> Wait<R, E> for F
-where
-    F: Fn(u32, Result<&R, &E>) -> Duration,
-{
-    fn wait(&self, attempt: u32, _: Duration, outcome: Result<&R, &E>) -> Duration {
-        self(attempt, outcome)
-    }
-}
-
 /// The service of [`RetryLayer`].
 #[derive(Debug)]
-pub struct Retry<S, C = FailOnError, P = Cloned, B = Backoff> /* not a Service? see ziggurat::Reject, "It does not compile" */
+pub struct Retry<S, C = FailOnError, P = Cloned, B = Backoff, D = Dropped> /* not a Service? see ziggurat::Reject, "It does not compile" */
 {
     inner: S,
     // Shared with the response futures: one counter is cheaper than a copy of it all.
-    layer: Arc<RetryLayer<C, P, B>>,
+    layer: Arc<RetryLayer<C, P, B, D>>,
 }
 
-impl<S: Clone, C, P, B> Clone for Retry<S, C, P, B> {
+impl<S: Clone, C, P, B, D> Clone for Retry<S, C, P, B, D> {
     fn clone(&self) -> Self {
         Self { inner: self.inner.clone(), layer: Arc::clone(&self.layer) }
     }
 }
 
-impl<S, C, P, B, Req> Service<Req> for Retry<S, C, P, B>
+impl<S, C, P, B, D, Req> Service<Req> for Retry<S, C, P, B, D>
 where
     S: Service<Req> + Clone,
     S::Error: Reject<S::Response>,
     C: Classify<S::Response, S::Error>,
     P: CopyRequest<Req>,
     B: Wait<S::Response, S::Error>,
+    D: Discard<S::Response>,
 {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = ResponseFuture<S, Req, C, P, B>;
+    type Future = ResponseFuture<S, Req, C, P, B, D>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         Poll::Ready(Ok(()))
@@ -269,12 +256,13 @@ where
 pin_project! {
     /// The response future of [`Retry`].
     #[must_use = "futures do nothing unless polled"]
-    pub struct ResponseFuture<S, Req, C, P, B>
+    pub struct ResponseFuture<S, Req, C, P, B, D>
     where
         S: Service<Req>,
+        D: Discard<S::Response>,
     {
         service: S,
-        layer: Arc<RetryLayer<C, P, B>>,
+        layer: Arc<RetryLayer<C, P, B, D>>,
         attempt: Attempt,
         last_wait: Duration,
         // The next attempt's place in the budget, until it is sent.
@@ -282,13 +270,13 @@ pin_project! {
         // What the next call takes; while one is under way, the copy for the one after it.
         request: Option<Req>,
         #[pin]
-        state: State<S::Future>,
+        state: State<S::Future, D::Rest>,
     }
 }
 
 pin_project! {
     #[project = StateProj]
-    enum State<F> {
+    enum State<F, R> {
         // The service of this attempt is not ready yet.
         Readying,
         Calling {
@@ -298,19 +286,22 @@ pin_project! {
         Pausing {
             #[pin]
             pause: Sleep,
+            // Of the response of the attempt before.
+            rest: Option<R>,
         },
         // It was answered.
         Done,
     }
 }
 
-impl<S, Req, C, P, B> Future for ResponseFuture<S, Req, C, P, B>
+impl<S, Req, C, P, B, D> Future for ResponseFuture<S, Req, C, P, B, D>
 where
     S: Service<Req> + Clone,
     S::Error: Reject<S::Response>,
     C: Classify<S::Response, S::Error>,
     P: CopyRequest<Req>,
     B: Wait<S::Response, S::Error>,
+    D: Discard<S::Response>,
 {
     type Output = Result<S::Response, S::Error>;
 
@@ -344,8 +335,16 @@ where
                     }
                 },
                 StateProj::Calling { response } => ready!(response.poll(cx)),
-                StateProj::Pausing { pause } => {
+                StateProj::Pausing { pause, rest } => {
+                    if let Some(left) = rest
+                        && D::poll_gone(left, cx).is_ready()
+                    {
+                        *rest = None;
+                    }
                     ready!(pause.poll(cx));
+                    if rest.is_some() {
+                        return Poll::Pending;
+                    }
                     this.attempt.0 = this.attempt.0.saturating_add(1);
                     this.state.set(State::Readying);
                     continue;
@@ -357,14 +356,14 @@ where
             let Class::Failure { transient: true, retry_after } = Class::of(&outcome, &this.layer.classify) else {
                 return Poll::Ready(outcome);
             };
-            let copied = this.request.is_some();
-            let failed = Failed { attempt: this.attempt.0, last_wait: *this.last_wait, retry_after, copied };
-            let Some((wait, granted)) = this.layer.try_again(failed, outcome.as_ref()) else {
+            let failed = Failed { attempt: this.attempt.0, last_wait: *this.last_wait, retry_after };
+            let Some(granted) = this.layer.try_again(failed, this.request.as_ref(), outcome.as_ref()) else {
                 return Poll::Ready(outcome);
             };
-            *this.last_wait = wait;
-            *this.granted = granted;
-            this.state.set(State::Pausing { pause: clock::sleep(wait) });
+            *this.last_wait = granted.wait;
+            *this.granted = granted.withdrawal;
+            let rest = outcome.ok().and_then(|response| this.layer.discard.discard(response, granted.linger));
+            this.state.set(State::Pausing { pause: clock::sleep(granted.wait), rest });
         }
     }
 }
@@ -374,21 +373,29 @@ struct Failed {
     attempt: u32,
     last_wait: Duration,
     retry_after: Option<Duration>,
-    copied: bool,
 }
 
-impl<C, P, B> RetryLayer<C, P, B> {
-    /// Whether there is another attempt, and after which wait.
+/// Another attempt.
+struct Granted {
+    wait: Duration,
+    /// How long the response of the last one may be kept.
+    linger: Duration,
+    withdrawal: Option<Withdrawal>,
+}
+
+impl<C, P, B, D> RetryLayer<C, P, B, D> {
+    /// Whether there is another attempt, with this copy of the request, and after which wait.
     #[cold]
-    fn try_again<R, E>(&self, failed: Failed, outcome: Result<&R, &E>) -> Option<(Duration, Option<Withdrawal>)>
+    fn try_again<Req, R, E>(&self, failed: Failed, copy: Option<&Req>, outcome: Result<&R, &E>) -> Option<Granted>
     where
+        P: CopyRequest<Req>,
         B: Wait<R, E>,
     {
         let attempt = failed.attempt;
-        match self.grant(failed, outcome) {
-            Ok((delay, granted)) => {
-                self.site.tell(Event::Retrying { attempt, delay });
-                Some((delay, granted))
+        match self.grant(failed, copy, outcome) {
+            Ok(granted) => {
+                self.site.tell(Event::Retrying { attempt, delay: granted.wait });
+                Some(granted)
             }
             Err(reason) => {
                 self.site.tell(Event::GaveUp { attempt, reason });
@@ -397,21 +404,21 @@ impl<C, P, B> RetryLayer<C, P, B> {
         }
     }
 
-    /// The wait before the next attempt, and its place in the budget; or why there is none.
-    fn grant<R, E>(
+    /// Another attempt; or why there is none.
+    fn grant<Req, R, E>(
         &self,
         failed: Failed,
+        copy: Option<&Req>,
         outcome: Result<&R, &E>,
-    ) -> Result<(Duration, Option<Withdrawal>), &'static str>
+    ) -> Result<Granted, &'static str>
     where
+        P: CopyRequest<Req>,
         B: Wait<R, E>,
     {
         if failed.attempt >= self.max_attempts {
             return Err("attempts");
         }
-        if !failed.copied {
-            return Err("copy");
-        }
+        let copy = copy.ok_or("copy")?;
         let left = Deadline::current().map(|deadline| deadline.remaining());
         let retry_after = failed.retry_after.unwrap_or_default();
         if retry_after > left.unwrap_or(LONGEST_RETRY_AFTER).min(LONGEST_RETRY_AFTER) {
@@ -421,15 +428,24 @@ impl<C, P, B> RetryLayer<C, P, B> {
         if left.is_some_and(|left| wait >= left) {
             return Err("deadline");
         }
-        let granted = match &self.budget {
+        let withdrawal = match &self.budget {
             Some(budget) => Some(budget.withdraw(clock::now()).ok_or("budget")?),
             None => None,
         };
-        Ok((wait, granted))
+        // Last: if the answer is yes, the attempt before cannot go on.
+        if !self.copy.claim(copy) {
+            return Err("copy");
+        }
+        let linger = left.map_or(LINGER, |left| LINGER.min(left / 10)).max(wait.min(LONGEST_LINGER));
+        Ok(Granted { wait, linger, withdrawal })
     }
 }
 
-impl<S: Service<Req>, Req, C, P, B> fmt::Debug for ResponseFuture<S, Req, C, P, B> {
+impl<S, Req, C, P, B, D> fmt::Debug for ResponseFuture<S, Req, C, P, B, D>
+where
+    S: Service<Req>,
+    D: Discard<S::Response>,
+{
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match &self.state {
             State::Readying => "readying",

@@ -225,7 +225,7 @@ async fn transport_errors_are_retried_over_http() {
     let counted = Arc::clone(&calls);
     let service = ServiceBuilder::new().layer(RetryLayer::http()).service(service_fn(move |_: Request<()>| {
         counted.fetch_add(1, Ordering::SeqCst);
-        async { Err::<Response<()>, _>(Error::Service("connection refused")) }
+        async { Err::<Response<String>, _>(Error::Service("connection refused")) }
     }));
     assert!(service.oneshot(Request::get("/").body(()).unwrap()).await.is_err());
     assert_eq!(calls.load(Ordering::SeqCst), 3);

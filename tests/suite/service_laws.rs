@@ -18,6 +18,7 @@ use ziggurat::{
     context::ContextLayer,
     identity::IdentityLayer,
     propagate::PropagateLayer,
+    replay::ReplayLayer,
     retry::{Budget, RetryLayer},
     testing::{Law, Task, laws, laws_with_gauges},
     timeout::TimeoutLayer,
@@ -69,6 +70,14 @@ these_keep_to_the_laws! {
     retry: laws(|| RetryLayer::http().budget(tight_budget())).stateful();
     retry_without_a_pause: laws(|| RetryLayer::new().max_attempts(5).backoff(Duration::ZERO));
     retry_of_what_is_sent_once: laws(|| RetryLayer::new().copy(|_: &Request<String>| None));
+    /// Shows: R9
+    replay: laws(ReplayLayer::new);
+    replay_around_a_retry: laws_with_gauges(|| {
+        let layer = ReplayLayer::new();
+        let gauge = layer.clone();
+        let retry = RetryLayer::http().budget(tight_budget());
+        (ServiceBuilder::new().layer(layer).layer(retry).into_inner(), move || gauge.bytes())
+    }).stateful();
     /// Shows: L2, L4
     concurrency_limit: laws_with_gauges(|| limited(ConcurrencyLimitLayer::new(1))).stateful();
     concurrency_limit_that_waits_a_second: laws_with_gauges(|| limited(ConcurrencyLimitLayer::new(1).max_wait(SECOND))).stateful();

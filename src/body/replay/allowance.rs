@@ -1,0 +1,48 @@
+//! How much of the requests' bodies may be kept.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use crate::telemetry::{Site, site};
+
+/// What one request may keep, and all of them together. A clone counts into the same total.
+#[derive(Debug, Clone)]
+pub(crate) struct Allowance {
+    pub(crate) max_bytes: usize,
+    pub(crate) max_total_bytes: usize,
+    pub(crate) site: Site,
+    total: Arc<AtomicUsize>,
+}
+
+impl Allowance {
+    /// How much is kept just now.
+    pub(crate) fn kept(&self) -> usize {
+        self.total.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn take(&self, bytes: usize) -> bool {
+        // Relaxed: it is a number alone, nothing is read because of it.
+        self.total
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |total| {
+                total.checked_add(bytes).filter(|total| *total <= self.max_total_bytes)
+            })
+            .is_ok()
+    }
+
+    pub(super) fn take_anyway(&self, bytes: usize) {
+        self.total.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn give_back(&self, bytes: usize) {
+        self.total.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Default for Allowance {
+    /// 64 KiB for a request, the figure of linkerd2; 64 MiB for all.
+    fn default() -> Self {
+        Self { max_bytes: 64 * 1024, max_total_bytes: 64 * 1024 * 1024, site: site!("replay"), total: Arc::default() }
+    }
+}
