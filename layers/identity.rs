@@ -23,8 +23,8 @@
 //!
 //! **Cancellation.** Dropping the response future drops the call.
 //!
-//! It needs no `S: Clone` and never rejects. A request costs the allocations of an id that is made, of an extension, and of a
-//! value in the scope; where nobody listens to the span, nothing for that.
+//! It needs no `S: Clone` and never rejects. A request costs the allocations of an id that is made, of headers, of an extension
+//! and of a value in the scope. Where nobody listens to the span, that costs one branch.
 //!
 //! ```
 //! use http::{Request, Response};
