@@ -44,6 +44,7 @@ use ziggurat::{
 
 mod bad;
 mod body_end;
+mod drain;
 mod hyper;
 mod raw;
 mod reqwest;
