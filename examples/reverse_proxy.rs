@@ -140,7 +140,7 @@ where
 }
 
 /// Serves until `stop`, and then what is under way.
-async fn serve(listener: TcpListener, upstream: Uri, stop: impl Future<Output = ()>) {
+pub(crate) async fn serve(listener: TcpListener, upstream: Uri, stop: impl Future<Output = ()>) {
     let service = TowerToHyperService::new(proxy(upstream));
     let (server, connections) = (auto::Builder::new(TokioExecutor::new()), GracefulShutdown::new());
     let mut stop = pin!(stop);
