@@ -293,6 +293,92 @@ async fn a_router_answers_with_problems_over_a_socket() {
     }
 }
 
+/// Every way in which a layer answers 429 or 503: the response to a request that comes at that moment.
+macro_rules! every_refusal {
+    ($answer:expr) => {{
+        let hangs = || service_fn(|_: Request<()>| pending::<Result<Answer, Infallible>>());
+        let fails = || {
+            service_fn(|_: Request<()>| async {
+                Ok::<_, Infallible>(Response::builder().status(500).body(String::new()).unwrap())
+            })
+        };
+        let mut answers: Vec<(&str, Answer)> = Vec::new();
+
+        let one = || ConcurrencyLimitLayer::new(1);
+        for (name, limit, others) in [
+            ("a limit without a queue", one().max_waiting(0), 1),
+            ("a limit whose queue is full", one().max_waiting(2), 3),
+            ("a limit with a longest wait", one().max_wait(SECOND), 1),
+        ] {
+            let service = ServiceBuilder::new().layer($answer).layer(limit).service(hangs());
+            let mut before: Vec<_> = (0..others).map(|_| Task::new(service.clone().oneshot(get_head("/")))).collect();
+            assert!(before.iter_mut().all(|call| call.poll().is_pending()));
+            let Ok(answer) = service.oneshot(get_head("/")).await;
+            answers.push((name, answer));
+        }
+
+        let breaker = || CircuitBreakerLayer::consecutive(1).classify(HttpStatus);
+        for (name, breaker) in [
+            ("an open circuit", breaker()),
+            ("a circuit that was opened by hand", breaker()),
+            ("a circuit whose probe is under way", breaker().open_for(SECOND)),
+            ("a circuit that never closes by itself", breaker().open_for(Duration::MAX)),
+        ] {
+            let circuit = breaker.handle();
+            let service = ServiceBuilder::new().layer($answer).layer(breaker.clone());
+            let Ok(_) = service.clone().service(fails()).oneshot(get_head("/")).await;
+            assert_eq!(circuit.state(), State::Open);
+            if name.contains("by hand") {
+                circuit.force_open();
+            }
+            let service = service.service(hangs());
+            let mut probe = Task::new(service.clone().oneshot(get_head("/")));
+            if name.contains("probe") {
+                tokio::time::sleep(SECOND).await;
+                probe = Task::new(service.clone().oneshot(get_head("/")));
+                assert!(probe.poll().is_pending());
+            }
+            let Ok(answer) = service.oneshot(get_head("/")).await;
+            answers.push((name, answer));
+            drop(probe);
+        }
+
+        for (name, reason) in [
+            ("somebody's own limit of a rate", Reason::RateLimited),
+            ("somebody's own limit", Reason::Overloaded { limit: 1 }),
+            ("a failure that was shared", shared()),
+            ("a fault that was put in", Reason::Injected),
+        ] {
+            let service = ServiceBuilder::new().layer($answer).service(rejecting::<Infallible>(rejection(reason)));
+            let Ok(answer) = service.oneshot(get_head("/")).await;
+            answers.push((name, answer));
+        }
+        answers
+    }};
+}
+
+fn number(answer: &Answer, header: &str) -> Option<u64> {
+    Some(answer.headers().get(header)?.to_str().unwrap().parse().unwrap())
+}
+
+/// Shows: B3
+#[tokio::test(start_paused = true)]
+async fn every_429_and_503_says_when_to_come_back() {
+    let plain = every_refusal!(tower::layer::util::Identity::new());
+    let problems = every_refusal!(AnswerLayer::problem_json());
+    assert_eq!((plain.len(), problems.len()), (11, 11));
+    for (name, answer) in plain.iter().chain(&problems) {
+        let status = answer.status().as_u16();
+        assert!([429, 503].contains(&status), "{name}: {status}");
+        assert!(number(answer, "retry-after") >= Some(1), "{name}: {:?}", answer.headers());
+    }
+    // What a layer knows, and what it has to guess.
+    for (name, answer) in every_refusal!(AnswerLayer::grpc()) {
+        let known = !(name.contains("somebody") || name.contains("shared") || name.contains("put in"));
+        assert_eq!(number(&answer, "grpc-retry-pushback-ms").is_some(), known, "{name}: {:?}", answer.headers());
+    }
+}
+
 /// The error of a client's stack that was made into a service of its own: a gateway, say.
 #[tokio::test]
 async fn bodies_of_the_usual_crates_can_be_answered_with() {
