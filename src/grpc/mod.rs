@@ -2,13 +2,17 @@
 //!
 //! **A server** puts [`AnswerLayer::grpc`](crate::answer::AnswerLayer::grpc) outside of the layers that reject. A rejection then is the
 //! status that clients of any language understand: see [`Rejection::grpc_code`]. With tonic, the whole stack goes into
-//! `Server::builder().layer(..)` and needs no feature of this crate: `examples/tonic_server.rs`.
+//! `Server::builder().layer(..)` and needs no feature of this crate: `examples/tonic_server.rs`. Where a timeout inside lasts to the end
+//! of the body, [its own end](crate::answer::AnswerLayer::until_body_end) is there too: a stream that is given up after its first
+//! message ends with a status.
 //!
 //! **A client** judges by [`GrpcStatus`], in every layer that takes a classifier: an HTTP status, which is 200 for almost
 //! everything, says nothing there. With tonic (feature `tonic`) it puts `.map_err(ziggurat::grpc::status)` innermost, next to the
 //! `Channel`: the stack's error is a `tonic::Status`, and the generated client takes the stack in place of the channel. Its caller gets
 //! the status of a rejection as if a server had sent it, and [`Rejection::find`] finds the rejection in it. See
-//! `examples/tonic_client.rs`.
+//! `examples/tonic_client.rs`. If a timeout lasts to the end of the body, what it ends the body with becomes such a status by
+//! `.map_response(|response: http::Response<_>| response.map(|body| body.map_err(ziggurat::grpc::status)))`, outermost (with `BodyExt`
+//! of http-body-util).
 //!
 //! **Retries.** Every gRPC call is a `POST`, so nothing tells which of them may be repeated, and the body is a stream.
 //! You have to say it, in one of two places:

@@ -1,22 +1,25 @@
 //! What a rejection is answered with.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     error::Error as StdError,
     future::pending,
     net::SocketAddr,
     panic::{AssertUnwindSafe, catch_unwind},
-    task::Poll,
+    pin::Pin,
+    task::{Context, Poll},
     time::Duration,
 };
 
 use axum::{Router, body::Body, routing::get};
 use bytes::Bytes;
 use http::{
-    HeaderMap, Method, Request, Response, StatusCode,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode,
     header::{CONTENT_TYPE, RETRY_AFTER},
     request::Parts,
 };
+use http_body::Frame;
 use http_body_util::{BodyExt, Empty, Full};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -291,6 +294,50 @@ async fn a_router_answers_with_problems_over_a_socket() {
         let detail = br#""detail":"circuit_breaker: the circuit is open"}"#;
         assert_eq!(answer.body().ends_with(detail), method != Method::HEAD);
     }
+}
+
+/// A body of these frames. After an error it would go on, but nobody is to ask.
+#[derive(Default)]
+struct Frames(VecDeque<Result<Frame<Bytes>, BoxError>>);
+
+impl http_body::Body for Frames {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Poll::Ready(self.0.pop_front())
+    }
+}
+
+#[tokio::test]
+async fn a_rejection_that_ends_a_grpc_body_comes_in_its_trailers_and_all_else_passes() {
+    async fn ended(last: Result<Frame<Bytes>, BoxError>) -> Result<Frame<Bytes>, BoxError> {
+        let data = || Ok(Frame::data(Bytes::from_static(b"message")));
+        let mut frames = Some(Frames([data(), last, data()].into()));
+        let mut service = ServiceBuilder::new().layer(AnswerLayer::grpc().until_body_end()).service(service_fn(
+            move |_: Request<()>| std::future::ready(Ok::<_, Infallible>(Response::new(frames.take().unwrap()))),
+        ));
+        let Ok(response) = service.ready().await.unwrap().call(get_head("/")).await;
+        let mut body = response.into_body();
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "message");
+        let last = body.frame().await.unwrap();
+        // What ended the body, ended it: nobody asks for more.
+        if last.as_ref().map_or(true, |last| last.trailers_ref().is_some_and(|last| last.contains_key("grpc-status"))) {
+            assert!(body.frame().await.is_none());
+        }
+        last
+    }
+    let trailers = HeaderMap::from_iter([(HeaderName::from_static("own"), HeaderValue::from_static("status"))]);
+    let own = ended(Ok(Frame::trailers(trailers.clone()))).await.unwrap();
+    assert_eq!(own.into_trailers().unwrap(), trailers);
+
+    let own = ended(Err("reset".into())).await.unwrap_err();
+    assert_eq!(own.to_string(), "reset");
+
+    let rejected: Result<(), BoxError> = Reject::reject(rejection(LIMIT).with_retry_after(SECOND));
+    let trailers = ended(Err(rejected.unwrap_err())).await.unwrap().into_trailers().unwrap();
+    let held = ["grpc-status", "grpc-message", "grpc-retry-pushback-ms"].map(|name| trailers[name].to_str().unwrap());
+    assert_eq!(held, ["4", "any: no answer in time", "1000"]);
 }
 
 /// Every way in which a layer answers 429 or 503: the response to a request that comes at that moment.

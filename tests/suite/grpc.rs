@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use http_body_util::BodyExt;
 use tokio::{
     io::AsyncReadExt,
     net::TcpListener,
@@ -363,6 +364,45 @@ async fn a_client_that_stops_watching_gives_the_permit_back() {
     drop(updates);
     sender.closed().await;
     assert_eq!(gate.in_flight(), 0);
+}
+
+/// The head has gone out with 200 when the limit passes, so the status has to come in the trailers.
+///
+/// Shows: T1
+#[tokio::test]
+async fn a_server_that_gives_up_in_the_middle_of_a_stream_answers_deadline_exceeded() {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let door = Door::default();
+    *door.watched.lock().unwrap() = Some(receiver);
+    let layers = ServiceBuilder::new()
+        .layer(AnswerLayer::grpc().until_body_end())
+        .layer(TimeoutLayer::new(FAR).until_body_end().idle(SOON))
+        .into_inner();
+    let address = serve!(door, layers);
+    sender.send(Ok(healthy(1))).unwrap();
+    let mut updates = HealthClient::new(channel(address)).watch(named("")).await.unwrap().into_inner();
+    assert_eq!(updates.message().await.unwrap(), Some(healthy(1)));
+    let status = updates.message().await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::DeadlineExceeded, "timeout: no answer in time"));
+    sender.closed().await;
+    // A status that the stream ends with passes unchanged, and so does one that comes without messages.
+    assert_eq!(ask(address, "fails").await.unwrap_err().details(), own_status().details());
+}
+
+/// Shows: T1
+#[tokio::test]
+async fn a_client_that_gives_up_in_the_middle_of_a_stream_gets_deadline_exceeded_with_the_rejection_in_it() {
+    let (address, _gate, sender) = watching().await;
+    let stack = ServiceBuilder::new()
+        .map_response(|response: http::Response<_>| response.map(|body| BodyExt::map_err(body, ziggurat::grpc::status)))
+        .layer(TimeoutLayer::new(FAR).until_body_end().idle(SOON))
+        .map_err(ziggurat::grpc::status)
+        .service(channel(address));
+    let mut updates = HealthClient::new(stack).watch(named("")).await.unwrap().into_inner();
+    let status = updates.message().await.unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert!(Rejection::find(&status).unwrap().is_timed_out());
+    sender.closed().await;
 }
 
 /// Shows: X8
