@@ -103,7 +103,27 @@ impl Rejection {
 ///
 /// An error is a transient failure, as with [`HttpStatus`](crate::HttpStatus): no response came. A `tonic::Status` as the error (feature
 /// `tonic`) is judged by its code, or, if tonic made it of an error of the transport that it has no better code for, as such.
-/// For an error type of your own, implement `Classify<Response<B>, YourError>` for `GrpcStatus` with [`GrpcStatus::judge`].
+///
+/// An error type of your own says itself what it is:
+///
+/// ```
+/// use ziggurat::{Class, Classify, GrpcStatus};
+///
+/// enum MyError {
+///     Network,
+///     NotAllowed,
+/// }
+///
+/// impl<B> Classify<http::Response<B>, MyError> for GrpcStatus {
+///     fn classify(&self, outcome: Result<&http::Response<B>, &MyError>) -> Class {
+///         match outcome {
+///             Ok(response) => self.judge(response),
+///             Err(MyError::Network) => Class::TRANSIENT,
+///             Err(MyError::NotAllowed) => Class::Ignored,
+///         }
+///     }
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct GrpcStatus;
 

@@ -276,7 +276,7 @@ async fn ask(client: &Client<HttpConnector, Empty<Bytes>>, method: Method, uri: 
     Response::from_parts(head, body.collect().await.unwrap().to_bytes())
 }
 
-/// On one connection, which a body where none may be would break.
+/// On one connection, whatever the method.
 #[tokio::test]
 async fn a_router_answers_with_problems_over_a_socket() {
     let circuit = CircuitBreakerLayer::consecutive(1);
@@ -426,7 +426,6 @@ async fn every_429_and_503_says_when_to_come_back() {
     }
 }
 
-/// The error of a client's stack that was made into a service of its own: a gateway, say.
 #[tokio::test]
 async fn bodies_of_the_usual_crates_can_be_answered_with() {
     async fn check<B: From<String> + http_body::Body<Error: StdError>>() {
