@@ -19,9 +19,9 @@
 //!
 //! - around the generated client, where a request is a message, which can be cloned: a `service_fn` that makes the call, with
 //!   `RetryLayer::new().classify(GrpcStatus)` around it, for the methods that may be repeated (the example does that);
-//! - beneath it, around the channel, with a copy strategy: `RetryLayer::new().classify(GrpcStatus).copy(CopyIf(..))`, where the
-//!   closure looks at the path (`/package.Service/Method`) and tells what may be repeated. That needs a body that can be sent
-//!   again: a [`ReplayLayer`](crate::replay::ReplayLayer) right outside of the retry.
+//! - beneath it, around the channel: `ReplayLayer::new()` outside of `RetryLayer::new().classify(GrpcStatus).copy(CopyIf(..))`, whose
+//!   function looks at the path (`/package.Service/Method`), and next to the channel
+//!   `.map_request(|request: http::Request<_>| request.map(tonic::body::Body::new))`.
 //!
 //! `RetryLayer::http()` sends every gRPC call once, for it takes a `POST` for what it is.
 

@@ -35,7 +35,8 @@ use ziggurat::{
     circuit_breaker::{CircuitBreakerLayer, State},
     concurrency_limit::{ConcurrencyLimitLayer, Gate},
     context::ContextLayer,
-    retry::RetryLayer,
+    replay::ReplayLayer,
+    retry::{CopyIf, RetryLayer},
     timeout::TimeoutLayer,
 };
 
@@ -296,6 +297,27 @@ async fn around_the_generated_client_a_message_is_sent_again() {
     assert_eq!(door.calls(), 4);
     assert_eq!(retrying.oneshot(named("down")).await.unwrap_err().message(), "not now");
     assert_eq!(door.calls(), 7);
+}
+
+/// Shows: R4, R9
+#[tokio::test]
+async fn around_the_channel_what_may_be_repeated_is_sent_again() {
+    let door = Door::default();
+    let address = serve!(door, tower::layer::util::Identity::new());
+    let stack = |method: &'static str| {
+        let may_be_repeated = CopyIf(move |request: &http::Request<_>| request.uri().path().ends_with(method));
+        ServiceBuilder::new()
+            .layer(ReplayLayer::new())
+            .layer(RetryLayer::new().classify(GrpcStatus).copy(may_be_repeated).max_attempts(3).backoff(Duration::ZERO))
+            .map_request(|request: http::Request<_>| request.map(tonic::body::Body::new))
+            .map_err(ziggurat::grpc::status)
+            .service(channel(address))
+    };
+    let sent_once = HealthClient::new(stack("/Watch")).check(named("flaky")).await;
+    assert_eq!((sent_once.unwrap_err().message(), door.calls()), ("not now", 1));
+    // The whole message comes with each attempt, or there would be no name.
+    let retried = HealthClient::new(stack("/grpc.health.v1.Health/Check")).check(named("flaky")).await;
+    assert_eq!((retried.unwrap().into_inner(), door.calls()), (healthy(1), 3));
 }
 
 /// A server that is full says when to come back, and a client comes back then.
