@@ -13,9 +13,10 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::Empty;
-use tower::{Layer, Service, ServiceBuilder, layer::layer_fn, util::BoxService};
+use tower::{Layer, Service, ServiceBuilder, layer::layer_fn, service_fn, util::BoxService};
 use ziggurat::{
     Error,
+    answer::AnswerLayer,
     body::{CopyBody, ReplayBody},
     cache::CacheLayer,
     circuit_breaker::CircuitBreakerLayer,
@@ -115,6 +116,27 @@ these_allocate_nothing! {
         .layer(ConcurrencyLimitLayer::new(64))
         .layer(TimeoutLayer::new(SECOND))
         .into_inner();
+}
+
+/// The answers that are ready-made remember nothing that has to be copied.
+#[test]
+fn an_answer_to_rejections_allocates_nothing_where_there_is_none() {
+    macro_rules! check {
+        ($layer:expr) => {{
+            let inner = service_fn(|_: Request<()>| ready(Ok::<_, Infallible>(Response::new(String::new()))));
+            let mut service = $layer.layer(inner);
+            let request = Request::get("/path?query").header("x", "y").extension(7_u8).body(()).unwrap();
+            let counted = allocation_counter::measure(|| {
+                let mut context = Context::from_waker(Waker::noop());
+                assert!(service.poll_ready(&mut context).is_ready());
+                assert!(pin!(service.call(request)).poll(&mut context).is_ready());
+            });
+            assert_eq!(counted.count_total, 0);
+        }};
+    }
+    check!(AnswerLayer::problem_json());
+    check!(AnswerLayer::grpc());
+    check!(AnswerLayer::grpc().until_body_end());
 }
 
 #[test]

@@ -1,9 +1,20 @@
 //! A rejection as a gRPC status.
 
-use http::{HeaderValue, Request, Response, header::CONTENT_TYPE};
+use std::{
+    error::Error as StdError,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use http::{HeaderMap, HeaderValue, Request, Response, header::CONTENT_TYPE};
+use http_body::{Body, Frame};
 
 use super::Respond;
-use crate::{Rejection, grpc::PUSHBACK};
+use crate::{
+    Rejection,
+    body::{Guard, PollFrame},
+    grpc::PUSHBACK,
+};
 
 /// Answers with a gRPC status that comes without messages (*trailers-only*), for `B: Default`.
 ///
@@ -25,17 +36,53 @@ impl<B: Default> Respond<B> for Grpc {
 
     fn respond(&self, (): (), rejection: &Rejection) -> Response<B> {
         let mut response = Response::new(B::default());
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert("grpc-status", HeaderValue::from(rejection.grpc_code()));
-        if let Ok(message) = HeaderValue::try_from(percent_encoded(&rejection.public_message())) {
-            headers.insert("grpc-message", message);
-        }
-        if let Some(millis) = rejection.grpc_pushback() {
-            headers.insert(PUSHBACK, HeaderValue::from(millis));
-        }
+        *response.headers_mut() = status_of(rejection);
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         response
     }
+}
+
+/// Ends a body with trailers where a rejection would end it with an error: see
+/// [`until_body_end`](super::AnswerLayer::until_body_end).
+#[derive(Debug, Default)]
+pub struct GrpcTrailers {
+    sent: bool,
+}
+
+impl<B> Guard<B> for GrpcTrailers
+where
+    B: Body,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
+    type Error = Box<dyn StdError + Send + Sync>;
+
+    fn poll_frame(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> PollFrame<B::Data, Self::Error> {
+        if self.sent {
+            return Poll::Ready(None);
+        }
+        let frame = ready!(body.poll_frame(cx)).map(|frame| {
+            let error = match frame {
+                Ok(frame) => return Ok(frame),
+                Err(error) => error.into(),
+            };
+            let Some(rejection) = Rejection::find(&*error) else { return Err(error) };
+            self.sent = true;
+            Ok(Frame::trailers(status_of(rejection)))
+        });
+        Poll::Ready(frame)
+    }
+}
+
+fn status_of(rejection: &Rejection) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert("grpc-status", HeaderValue::from(rejection.grpc_code()));
+    if let Ok(message) = HeaderValue::try_from(percent_encoded(&rejection.public_message())) {
+        headers.insert("grpc-message", message);
+    }
+    if let Some(millis) = rejection.grpc_pushback() {
+        headers.insert(PUSHBACK, HeaderValue::from(millis));
+    }
+    headers
 }
 
 /// The encoding of `grpc-message`: every byte but those from space to tilde becomes `%` and two digits, and so does `%`.

@@ -3,7 +3,8 @@
 //! Without this layer a rejection of an HTTP server is an empty response with status 504, 503 or 429 (and `Retry-After`), and one of
 //! a client an error. With it, both are what a function of the rejection and of the request's head makes of them; ready-made are
 //! [`problem_json`](AnswerLayer::problem_json) and [`grpc`](AnswerLayer::grpc). Everything else passes unchanged: responses of the
-//! service, whatever their status, and errors of its own, `poll_ready`'s too.
+//! service, whatever their status, and errors of its own, `poll_ready`'s too. What ends a body that has begun cannot become another
+//! response any more; in gRPC it can become [trailers](AnswerLayer::until_body_end).
 //!
 //! **It counts nothing, and has no clock.**
 //!
@@ -55,6 +56,7 @@ use std::{
     any::type_name,
     fmt,
     future::Future,
+    marker::PhantomData,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -64,19 +66,26 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::{Reject, Rejection};
+use crate::{
+    Reject, Rejection,
+    body::{BodyEnd, ResponseEnd, Until},
+};
 
 mod grpc;
 mod problem_json;
 mod respond;
 
-pub use self::{grpc::Grpc, problem_json::ProblemJson, respond::Respond};
+pub use self::{
+    grpc::{Grpc, GrpcTrailers},
+    problem_json::ProblemJson,
+    respond::Respond,
+};
 
 /// Turns a rejection into the response that you want: see the [module](self).
-#[derive(Clone)]
 #[must_use]
-pub struct AnswerLayer<A> {
+pub struct AnswerLayer<A, U = ResponseEnd> {
     respond: A,
+    until: PhantomData<fn() -> U>,
 }
 
 impl<A> AnswerLayer<A> {
@@ -86,7 +95,7 @@ impl<A> AnswerLayer<A> {
     /// It is called when a rejection comes, in the poll of the response future, with everything in place that surrounds the call
     /// ([`Scope::current`](crate::Scope::current), say).
     pub fn new(respond: A) -> Self {
-        Self { respond }
+        Self { respond, until: PhantomData }
     }
 }
 
@@ -102,44 +111,67 @@ impl AnswerLayer<Grpc> {
     pub fn grpc() -> Self {
         Self::new(Grpc)
     }
-}
 
-impl<S, A: Clone> Layer<S> for AnswerLayer<A> {
-    type Service = Answer<S, A>;
-
-    fn layer(&self, inner: S) -> Self::Service {
-        Answer { inner, respond: self.respond.clone() }
+    /// A rejection that ends a body which streams already (a timeout's, [until the body
+    /// ends](crate::timeout::TimeoutLayer::until_body_end)) is a gRPC status too: in the trailers.
+    ///
+    /// Without this the stream is reset, and the client learns only that something went wrong. The body becomes a
+    /// [`GuardBody`](crate::body::GuardBody). It costs nothing but a look at its errors.
+    pub fn until_body_end(self) -> AnswerLayer<Grpc, BodyEnd> {
+        AnswerLayer { respond: self.respond, until: PhantomData }
     }
 }
 
-impl<A> fmt::Debug for AnswerLayer<A> {
+// By hand, and so for the service: where a call ends need not be Clone or Debug for this.
+impl<A: Clone, U> Clone for AnswerLayer<A, U> {
+    fn clone(&self) -> Self {
+        Self { respond: self.respond.clone(), until: PhantomData }
+    }
+}
+
+impl<S, A: Clone, U> Layer<S> for AnswerLayer<A, U> {
+    type Service = Answer<S, A, U>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Answer { inner, respond: self.respond.clone(), until: PhantomData }
+    }
+}
+
+impl<A, U> fmt::Debug for AnswerLayer<A, U> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AnswerLayer").field("respond", &type_name::<A>()).finish()
+        f.debug_struct("AnswerLayer").field("respond", &type_name::<A>()).field("until", &type_name::<U>()).finish()
     }
 }
 
 /// The service of [`AnswerLayer`].
-#[derive(Clone)]
-pub struct Answer<S, A> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
+pub struct Answer<S, A, U = ResponseEnd> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
     inner: S,
     respond: A,
+    until: PhantomData<fn() -> U>,
 }
 
-impl<S: fmt::Debug, A> fmt::Debug for Answer<S, A> {
+impl<S: Clone, A: Clone, U> Clone for Answer<S, A, U> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), respond: self.respond.clone(), until: PhantomData }
+    }
+}
+
+impl<S: fmt::Debug, A, U> fmt::Debug for Answer<S, A, U> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Answer").field("inner", &self.inner).field("respond", &type_name::<A>()).finish()
     }
 }
 
-impl<S, A, T, B> Service<Request<T>> for Answer<S, A>
+impl<S, A, U, T, B> Service<Request<T>> for Answer<S, A, U>
 where
     S: Service<Request<T>, Response = Response<B>>,
     S::Error: Reject<Response<B>>,
     A: Respond<B> + Clone,
+    U: Until<Response<B>, GrpcTrailers>,
 {
-    type Response = Response<B>;
+    type Response = U::Response;
     type Error = S::Error;
-    type Future = ResponseFuture<S::Future, A, A::Memory>;
+    type Future = ResponseFuture<S::Future, A, A::Memory, U>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -147,31 +179,34 @@ where
 
     fn call(&mut self, request: Request<T>) -> Self::Future {
         let memory = self.respond.remember(&request);
-        ResponseFuture { response: Some(self.inner.call(request)), respond: self.respond.clone(), memory: Some(memory) }
+        let (response, respond) = (Some(self.inner.call(request)), self.respond.clone());
+        ResponseFuture { response, respond, memory: Some(memory), until: PhantomData }
     }
 }
 
 pin_project! {
     /// The response future of [`Answer`].
     #[must_use = "futures do nothing unless polled"]
-    pub struct ResponseFuture<F, A, M> {
+    pub struct ResponseFuture<F, A, M, U = ResponseEnd> {
         // None: it was answered.
         #[pin]
         response: Option<F>,
         respond: A,
         memory: Option<M>,
+        until: PhantomData<fn() -> U>,
     }
 }
 
-impl<F, A, B, E> Future for ResponseFuture<F, A, A::Memory>
+impl<F, A, U, B, E> Future for ResponseFuture<F, A, A::Memory, U>
 where
     F: Future<Output = Result<Response<B>, E>>,
     E: Reject<Response<B>>,
     A: Respond<B>,
+    U: Until<Response<B>, GrpcTrailers>,
 {
-    type Output = F::Output;
+    type Output = Result<U::Response, E>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         let (Some(response), Some(_)) = (this.response.as_mut().as_pin_mut(), &this.memory) else {
             panic!("answer::ResponseFuture polled after it was ready")
@@ -179,10 +214,11 @@ where
         let outcome = ready!(response.poll(cx));
         this.response.set(None);
         let memory = this.memory.take();
-        Poll::Ready(match (E::rejection(&outcome), memory) {
+        let answered = match (E::rejection(&outcome), memory) {
             (Some(rejection), Some(memory)) => Ok(answer(rejection.clone(), outcome, this.respond, memory)),
             _ => outcome,
-        })
+        };
+        Poll::Ready(answered.map(|response| U::answer(response, || Some(GrpcTrailers::default()))))
     }
 }
 
@@ -210,7 +246,7 @@ fn answer<A: Respond<B>, B, E>(
     response
 }
 
-impl<F, A, M> fmt::Debug for ResponseFuture<F, A, M> {
+impl<F, A, M, U> fmt::Debug for ResponseFuture<F, A, M, U> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("answer::ResponseFuture")
             .field("respond", &type_name::<A>())

@@ -55,7 +55,8 @@ impl Circuit {
         self.shared.machine.state()
     }
 
-    /// Opens the circuit, and keeps it open until [`close`](Circuit::close): for maintenance, say.
+    /// Opens the circuit, and keeps it open until [`close`](Circuit::close): for maintenance, say. Who is rejected meanwhile is told
+    /// to come back after the first time that the circuit would be open for.
     ///
     /// Calls that are under way go on, and what becomes of them changes nothing.
     pub fn force_open(&self) {

@@ -73,8 +73,8 @@ impl Ticket {
 /// No call is admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Refused {
-    /// After so long one will be, unless that is up to [`Machine::close`].
-    pub(super) retry_after: Option<Duration>,
+    /// After so long one will be; where that is up to [`Machine::close`], the first open time, for want of better.
+    pub(super) retry_after: Duration,
 }
 
 #[derive(Debug)]
@@ -164,7 +164,7 @@ impl Machine {
             State::Closed => Ok(()),
             State::Open => match left(episode.until) {
                 Some(Duration::ZERO) => Ok(()),
-                retry_after => Err(Refused { retry_after }),
+                left => Err(Refused { retry_after: left.unwrap_or_else(|| self.first_open_time()) }),
             },
             State::HalfOpen => {
                 let held = || {
@@ -173,7 +173,7 @@ impl Machine {
                 if held().count() < self.policy.probes {
                     return Ok(());
                 }
-                Err(Refused { retry_after: held().flatten().min() })
+                Err(Refused { retry_after: held().flatten().min().unwrap_or_else(|| self.first_open_time()) })
             }
         }
     }
@@ -324,8 +324,13 @@ impl Machine {
         self.episode().news.pop_front()
     }
 
+    #[cold]
+    fn first_open_time(&self) -> Duration {
+        next_of(&mut self.policy.open_for.waits())
+    }
+
     fn turn_open(&self, episode: &mut Episode, now: Instant) {
-        episode.open_for = episode.waits.next().unwrap_or_default().max(SHORTEST);
+        episode.open_for = next_of(&mut episode.waits);
         episode.until = now.checked_add(episode.open_for);
         self.turn(episode, State::Open);
     }
@@ -355,6 +360,10 @@ impl Machine {
     fn episode(&self) -> MutexGuard<'_, Episode> {
         self.episode.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn next_of(waits: &mut Waits) -> Duration {
+    waits.next().unwrap_or_default().max(SHORTEST)
 }
 
 impl Rate {

@@ -30,7 +30,8 @@
 //! after as long as the circuit was open, one that does not end.
 //!
 //! **When to come back.** A rejection says it exactly: the time that the circuit is still open, or, if it is half-open, that after
-//! which a probe gives up its place (they mostly end sooner). It says nothing if the circuit was opened by hand.
+//! which a probe gives up its place (they mostly end sooner). How long a circuit that was opened by hand will be open nobody knows:
+//! it says its first open time then.
 //!
 //! **Readiness.** An open circuit is ready at once, to reject; its service is neither called nor asked whether it is ready. A call
 //! that was promised only that is rejected even if the circuit half-opens between `poll_ready` and `call`. A caller that waits
@@ -451,7 +452,7 @@ where
         let admitted = match self.ready {
             true => self.circuit.admit(),
             // The circuit was open when this service was asked, even if that is over now.
-            false => Err(self.circuit.check().err().unwrap_or(Refused { retry_after: Some(Duration::ZERO) })),
+            false => Err(self.circuit.check().err().unwrap_or(Refused { retry_after: Duration::ZERO })),
         };
         let (response, admission) = match admitted {
             Ok(call) => {
@@ -526,10 +527,7 @@ where
         let outcome = match (this.response.as_mut().as_pin_mut(), &mut *this.admission) {
             (Some(response), Admission::Admitted(_)) => ready!(response.poll(cx)),
             (None, Admission::Refused(circuit, Refused { retry_after })) => {
-                let mut rejection = Rejection::new(circuit.site(), Reason::CircuitOpen);
-                if let Some(retry_after) = *retry_after {
-                    rejection = rejection.with_retry_after(retry_after);
-                }
+                let rejection = Rejection::new(circuit.site(), Reason::CircuitOpen).with_retry_after(*retry_after);
                 circuit.site().tell(Event::Rejected(&rejection));
                 return Poll::Ready(E::reject(rejection));
             }

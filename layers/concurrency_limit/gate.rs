@@ -1,13 +1,14 @@
 //! The decision of the limit: who enters, who waits, and whose turn is next.
 //!
-//! One atomic word holds how many permits are free and how many callers wait for one, so that entering a gate with
-//! room, leaving a gate where nobody waits and being turned away are each one atomic operation on it. The queue
+//! One atomic word holds how many permits are free, how many callers wait for one and how many have left, so that entering a
+//! gate with room, leaving a gate where nobody waits and being turned away are each one atomic operation on it. The queue
 //! behind a mutex is touched only by those who wait and by those who owe them a permit.
 //!
 //! Whoever leaves while others wait *hands the permit over* to the first of them instead of freeing it, so a newcomer
 //! can never overtake the queue. The word counts free permits and not those in use because a limit that is lowered
 //! beneath what is in flight then is an ordinary negative number, and because the fast path needs no second atomic:
-//! a limit that it had read could have changed before the swap.
+//! a limit that it had read could have changed before the swap. It counts those who leave because they rewrite it anyway: from
+//! that number, and two looks at the clock when somebody is turned away, comes when it is worth coming back ([`Pace`]).
 
 #[cfg(all(test, ziggurat_loom))]
 use loom::sync::{
@@ -22,12 +23,20 @@ use std::sync::{
 use std::{
     collections::BTreeMap,
     fmt, mem,
-    sync::PoisonError,
+    sync::{PoisonError, TryLockError},
     task::{Poll, Waker},
+    time::Duration,
 };
 
-/// The most permits that a gate can have: what fits into its half of the word.
-const MOST: usize = i32::MAX as usize;
+use super::pace::{LEFT_BITS, LONGEST, Pace, SHORTEST, UNKNOWN};
+use crate::clock::Instant;
+
+/// The most permits that a gate can have, and the most callers that can wait: what fits into their parts of the word.
+const MOST: usize = (1 << (AVAILABLE_BITS - 1)) - 1;
+const MOST_WAITING: u32 = (1 << WAITING_BITS) - 1;
+
+const AVAILABLE_BITS: u32 = 24;
+const WAITING_BITS: u32 = u64::BITS - AVAILABLE_BITS - LEFT_BITS;
 
 /// The live state of a concurrency limit: what it counts, and the number that may be changed while it works.
 ///
@@ -43,6 +52,10 @@ struct Shared {
     /// Written under the lock of `queue`, together with `state`.
     limit: AtomicUsize,
     queue: Mutex<Queue>,
+    /// Touched only by those who are turned away, none of whom waits for another one.
+    pace: Mutex<Pace>,
+    /// Its latest answer, in nanoseconds for each permit, for those who find somebody else asking.
+    latest_pace: AtomicU64,
 }
 
 #[derive(Default)]
@@ -55,12 +68,14 @@ struct Queue {
 /// Those whose turn it is. If one of their wakers panics, the others are woken all the same.
 struct Admitted(Vec<Waker>);
 
-/// Both numbers of the word. While somebody waits nothing is available: every transition keeps it so.
-#[derive(Clone, Copy)]
+/// The numbers of the word. While somebody waits nothing is available: every transition keeps it so.
+#[derive(Clone, Copy, Debug)]
 struct State {
     /// Permits that are free: the limit less those in flight, so negative while a lowered limit is still exceeded.
     available: i32,
     waiting: u32,
+    /// How many permits were given back since the gate was made. It wraps around.
+    left: u32,
 }
 
 /// What came of asking for a permit with the readiness to wait for it.
@@ -94,11 +109,13 @@ impl Gate {
     #[track_caller]
     pub(crate) fn new(limit: usize) -> Self {
         let limit = checked(limit);
-        let state = State { available: limit as i32, waiting: 0 };
+        let state = State { available: limit as i32, waiting: 0, left: 0 };
         let shared = Shared {
             state: AtomicU64::new(state.pack()),
             limit: AtomicUsize::new(limit),
             queue: Mutex::new(Queue::default()),
+            pace: Mutex::new(Pace::default()),
+            latest_pace: AtomicU64::new(nanos(UNKNOWN / limit as u32)),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -112,7 +129,7 @@ impl Gate {
     /// Changes how many may be in flight at once, at once and for all who share this gate.
     ///
     /// A higher limit admits those who wait, in their order. A lower one takes nothing from those who are in flight:
-    /// nobody enters until so many have left that the new limit holds. A limit above `i32::MAX` is taken as that.
+    /// nobody enters until so many have left that the new limit holds. A limit above 8,388,607 is taken as that.
     ///
     /// # Panics
     ///
@@ -122,7 +139,7 @@ impl Gate {
         let limit = checked(limit);
         let queue = self.lock();
         let before = self.shared.limit.swap(limit, Ordering::AcqRel);
-        self.settle(queue, limit as i32 - before as i32);
+        self.settle(queue, limit as i32 - before as i32, 0);
     }
 
     /// How many hold a permit, among them those who were just admitted from the queue and have not noticed yet.
@@ -161,7 +178,8 @@ impl Gate {
         let before = self.update(|state| match state {
             State { available: 1.., .. } => Some(State { available: state.available - 1, ..state }),
             State { waiting, .. } if waiting as usize >= max_waiting => None,
-            State { waiting, .. } => Some(State { waiting: waiting.checked_add(1)?, ..state }),
+            State { waiting: MOST_WAITING, .. } => None,
+            State { waiting, .. } => Some(State { waiting: waiting + 1, ..state }),
         });
         match before {
             Err(_) => Entry::Full,
@@ -175,22 +193,47 @@ impl Gate {
         }
     }
 
+    /// How long it will be, as far as one can tell from those who left lately, until a permit comes free for somebody who queues
+    /// now: for who was just turned away.
+    #[cold]
+    pub(crate) fn retry_after(&self, now: Instant) -> Duration {
+        // Read under the lock: who had it before has seen no more leave.
+        let look = |pace: &mut Pace| pace.look(now, self.state().left, self.limit() as u32);
+        let pace = match self.shared.pace.try_lock() {
+            Ok(mut pace) => look(&mut pace),
+            Err(TryLockError::Poisoned(pace)) => look(&mut pace.into_inner()),
+            Err(TryLockError::WouldBlock) => Duration::from_nanos(self.shared.latest_pace.load(Ordering::Relaxed)),
+        };
+        self.shared.latest_pace.store(nanos(pace), Ordering::Relaxed);
+        // All who wait come before; and while a lowered limit is exceeded, so many leave without admitting anybody.
+        let State { available, waiting, .. } = self.state();
+        let ahead = waiting.saturating_add(available.min(0).unsigned_abs()).saturating_add(1);
+        pace.saturating_mul(ahead).clamp(SHORTEST, LONGEST)
+    }
+
     /// Gives back one permit.
     fn leave(&self) {
-        let freed =
-            self.update(|state| (state.waiting == 0).then(|| State { available: state.available + 1, ..state }));
+        let freed = self.update(|state| {
+            let State { available, waiting, left } = state;
+            (waiting == 0).then_some(State { available: available + 1, waiting, left: left.wrapping_add(1) })
+        });
         if freed.is_err() {
-            self.settle(self.lock(), 1);
+            self.settle(self.lock(), 1, 1);
         }
     }
 
-    /// Adds `freed` permits (or takes some away) and hands what is then available to those who wait, in one step.
-    fn settle(&self, mut queue: MutexGuard<'_, Queue>, freed: i32) {
+    /// Adds `freed` permits (or takes some away), of which `left` were given back, and hands what is then available to those who
+    /// wait, in one step.
+    fn settle(&self, mut queue: MutexGuard<'_, Queue>, freed: i32, left: u32) {
         let mut granted = 0;
         let _ = self.update(|state| {
             let available = state.available + freed;
             granted = state.waiting.min(u32::try_from(available).unwrap_or(0));
-            Some(State { available: available - granted as i32, waiting: state.waiting - granted })
+            Some(State {
+                available: available - granted as i32,
+                waiting: state.waiting - granted,
+                left: state.left.wrapping_add(left),
+            })
         });
         let admitted = (0..granted).filter_map(|_| queue.waiting.pop_first()).map(|(_, waker)| waker).collect();
         drop(queue);
@@ -250,13 +293,25 @@ impl Drop for Admitted {
 // === impl State ===
 
 impl State {
+    /// `left | waiting | available`, from the highest bit to the lowest.
     fn pack(self) -> u64 {
-        u64::from(self.waiting) << 32 | u64::from(self.available as u32)
+        let available = u64::from(self.available as u32) & ((1 << AVAILABLE_BITS) - 1);
+        available | u64::from(self.waiting) << AVAILABLE_BITS | u64::from(self.left) << (AVAILABLE_BITS + WAITING_BITS)
     }
 
     fn unpack(word: u64) -> Self {
-        Self { available: word as u32 as i32, waiting: (word >> 32) as u32 }
+        // Up and down again, for the sign.
+        let unused = u32::BITS - AVAILABLE_BITS;
+        Self {
+            available: ((word as u32) << unused) as i32 >> unused,
+            waiting: (word >> AVAILABLE_BITS) as u32 & MOST_WAITING,
+            left: (word >> (AVAILABLE_BITS + WAITING_BITS)) as u32,
+        }
     }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    duration.as_nanos().try_into().unwrap_or(u64::MAX)
 }
 
 // === impl Permit ===
@@ -302,7 +357,7 @@ impl Drop for Waiter {
         let waker = queue.waiting.remove(&ticket);
         if waker.is_none() {
             // Admitted and gone before it noticed: the permit is somebody else's now.
-            return self.gate.settle(queue, 1);
+            return self.gate.settle(queue, 1, 1);
         }
         let _ = self.gate.update(|state| Some(State { waiting: state.waiting - 1, ..state }));
         drop(queue);

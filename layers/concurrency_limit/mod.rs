@@ -13,6 +13,11 @@
 //! the call is answered with [`Reason::Overloaded`]. The clock of the latter starts when the call takes its place in the queue: at its
 //! first poll.
 //!
+//! **When to come back.** A rejection says it from what the limit saw: the time in which one permit after the other came free lately,
+//! times the number of those who wait already. It learns that from rejection to rejection; as long as it knows nothing, it takes a
+//! call to last 100 ms. If no permit came free since the last rejection, it says at least so long. It never says less than a
+//! millisecond, nor more than a minute; over HTTP it is whole seconds, rounded up.
+//!
 //! **Where it belongs.** Inside of retry and circuit breaker, and outside of the attempt's timeout: then a retry that sleeps
 //! between two attempts holds no permit, an attempt's time is not spent in the queue, and a call that an open circuit refuses
 //! needs no permit. Outside of the retry, a permit would be held for all attempts and the pauses between them; inside of
@@ -51,6 +56,7 @@
 //! ```
 
 mod gate;
+mod pace;
 
 use std::{
     any::type_name,
@@ -100,7 +106,7 @@ struct Settings {
 impl ConcurrencyLimitLayer {
     /// At most `limit` calls in flight; as many wait as come, for as long as the surrounding deadline lets them.
     ///
-    /// A limit above `i32::MAX` is taken as that.
+    /// A limit above 8,388,607 is taken as that. When 1,048,575 wait, the next one is rejected.
     ///
     /// # Panics
     ///
@@ -152,7 +158,8 @@ impl Settings {
     }
 
     fn reject(&self) -> Rejection {
-        let rejection = Rejection::new(&self.site, Reason::Overloaded { limit: self.gate.limit() });
+        let rejection = Rejection::new(&self.site, Reason::Overloaded { limit: self.gate.limit() })
+            .with_retry_after(self.gate.retry_after(clock::now()));
         self.site.tell(Event::Rejected(&rejection));
         rejection
     }
@@ -408,6 +415,7 @@ impl Turn {
         }
         let Some(timer) = &mut self.timer else { return Poll::Pending };
         ready!(timer.as_mut().poll(cx));
+        self.place = None;
         Poll::Ready(Err(self.settings.reject()))
     }
 }

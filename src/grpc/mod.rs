@@ -2,22 +2,26 @@
 //!
 //! **A server** puts [`AnswerLayer::grpc`](crate::answer::AnswerLayer::grpc) outside of the layers that reject. A rejection then is the
 //! status that clients of any language understand: see [`Rejection::grpc_code`]. With tonic, the whole stack goes into
-//! `Server::builder().layer(..)` and needs no feature of this crate: `examples/tonic_server.rs`.
+//! `Server::builder().layer(..)` and needs no feature of this crate: `examples/tonic_server.rs`. Where a timeout inside lasts to the end
+//! of the body, [its own end](crate::answer::AnswerLayer::until_body_end) is there too: a stream that is given up after its first
+//! message ends with a status.
 //!
 //! **A client** judges by [`GrpcStatus`], in every layer that takes a classifier: an HTTP status, which is 200 for almost
 //! everything, says nothing there. With tonic (feature `tonic`) it puts `.map_err(ziggurat::grpc::status)` innermost, next to the
 //! `Channel`: the stack's error is a `tonic::Status`, and the generated client takes the stack in place of the channel. Its caller gets
 //! the status of a rejection as if a server had sent it, and [`Rejection::find`] finds the rejection in it. See
-//! `examples/tonic_client.rs`.
+//! `examples/tonic_client.rs`. If a timeout lasts to the end of the body, what it ends the body with becomes such a status by
+//! `.map_response(|response: http::Response<_>| response.map(|body| body.map_err(ziggurat::grpc::status)))`, outermost (with `BodyExt`
+//! of http-body-util).
 //!
 //! **Retries.** Every gRPC call is a `POST`, so nothing tells which of them may be repeated, and the body is a stream.
 //! You have to say it, in one of two places:
 //!
 //! - around the generated client, where a request is a message, which can be cloned: a `service_fn` that makes the call, with
 //!   `RetryLayer::new().classify(GrpcStatus)` around it, for the methods that may be repeated (the example does that);
-//! - beneath it, around the channel, with a copy strategy: `RetryLayer::new().classify(GrpcStatus).copy(CopyIf(..))`, where the
-//!   closure looks at the path (`/package.Service/Method`) and tells what may be repeated. That needs a body that can be sent
-//!   again: a [`ReplayLayer`](crate::replay::ReplayLayer) right outside of the retry.
+//! - beneath it, around the channel: `ReplayLayer::new()` outside of `RetryLayer::new().classify(GrpcStatus).copy(CopyIf(..))`, whose
+//!   function looks at the path (`/package.Service/Method`), and next to the channel
+//!   `.map_request(|request: http::Request<_>| request.map(tonic::body::Body::new))`.
 //!
 //! `RetryLayer::http()` sends every gRPC call once, for it takes a `POST` for what it is.
 
@@ -99,7 +103,27 @@ impl Rejection {
 ///
 /// An error is a transient failure, as with [`HttpStatus`](crate::HttpStatus): no response came. A `tonic::Status` as the error (feature
 /// `tonic`) is judged by its code, or, if tonic made it of an error of the transport that it has no better code for, as such.
-/// For an error type of your own, implement `Classify<Response<B>, YourError>` for `GrpcStatus` with [`GrpcStatus::judge`].
+///
+/// An error type of your own says itself what it is:
+///
+/// ```
+/// use ziggurat::{Class, Classify, GrpcStatus};
+///
+/// enum MyError {
+///     Network,
+///     NotAllowed,
+/// }
+///
+/// impl<B> Classify<http::Response<B>, MyError> for GrpcStatus {
+///     fn classify(&self, outcome: Result<&http::Response<B>, &MyError>) -> Class {
+///         match outcome {
+///             Ok(response) => self.judge(response),
+///             Err(MyError::Network) => Class::TRANSIENT,
+///             Err(MyError::NotAllowed) => Class::Ignored,
+///         }
+///     }
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct GrpcStatus;
 

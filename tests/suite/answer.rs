@@ -1,22 +1,25 @@
 //! What a rejection is answered with.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     error::Error as StdError,
     future::pending,
     net::SocketAddr,
     panic::{AssertUnwindSafe, catch_unwind},
-    task::Poll,
+    pin::Pin,
+    task::{Context, Poll},
     time::Duration,
 };
 
 use axum::{Router, body::Body, routing::get};
 use bytes::Bytes;
 use http::{
-    HeaderMap, Method, Request, Response, StatusCode,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode,
     header::{CONTENT_TYPE, RETRY_AFTER},
     request::Parts,
 };
+use http_body::Frame;
 use http_body_util::{BodyExt, Empty, Full};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -273,7 +276,7 @@ async fn ask(client: &Client<HttpConnector, Empty<Bytes>>, method: Method, uri: 
     Response::from_parts(head, body.collect().await.unwrap().to_bytes())
 }
 
-/// On one connection, which a body where none may be would break.
+/// On one connection, whatever the method.
 #[tokio::test]
 async fn a_router_answers_with_problems_over_a_socket() {
     let circuit = CircuitBreakerLayer::consecutive(1);
@@ -293,7 +296,136 @@ async fn a_router_answers_with_problems_over_a_socket() {
     }
 }
 
-/// The error of a client's stack that was made into a service of its own: a gateway, say.
+/// A body of these frames. After an error it would go on, but nobody is to ask.
+#[derive(Default)]
+struct Frames(VecDeque<Result<Frame<Bytes>, BoxError>>);
+
+impl http_body::Body for Frames {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Poll::Ready(self.0.pop_front())
+    }
+}
+
+#[tokio::test]
+async fn a_rejection_that_ends_a_grpc_body_comes_in_its_trailers_and_all_else_passes() {
+    async fn ended(last: Result<Frame<Bytes>, BoxError>) -> Result<Frame<Bytes>, BoxError> {
+        let data = || Ok(Frame::data(Bytes::from_static(b"message")));
+        let mut frames = Some(Frames([data(), last, data()].into()));
+        let mut service = ServiceBuilder::new().layer(AnswerLayer::grpc().until_body_end()).service(service_fn(
+            move |_: Request<()>| std::future::ready(Ok::<_, Infallible>(Response::new(frames.take().unwrap()))),
+        ));
+        let Ok(response) = service.ready().await.unwrap().call(get_head("/")).await;
+        let mut body = response.into_body();
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "message");
+        let last = body.frame().await.unwrap();
+        // What ended the body, ended it: nobody asks for more.
+        if last.as_ref().map_or(true, |last| last.trailers_ref().is_some_and(|last| last.contains_key("grpc-status"))) {
+            assert!(body.frame().await.is_none());
+        }
+        last
+    }
+    let trailers = HeaderMap::from_iter([(HeaderName::from_static("own"), HeaderValue::from_static("status"))]);
+    let own = ended(Ok(Frame::trailers(trailers.clone()))).await.unwrap();
+    assert_eq!(own.into_trailers().unwrap(), trailers);
+
+    let own = ended(Err("reset".into())).await.unwrap_err();
+    assert_eq!(own.to_string(), "reset");
+
+    let rejected: Result<(), BoxError> = Reject::reject(rejection(LIMIT).with_retry_after(SECOND));
+    let trailers = ended(Err(rejected.unwrap_err())).await.unwrap().into_trailers().unwrap();
+    let held = ["grpc-status", "grpc-message", "grpc-retry-pushback-ms"].map(|name| trailers[name].to_str().unwrap());
+    assert_eq!(held, ["4", "any: no answer in time", "1000"]);
+}
+
+/// Every way in which a layer answers 429 or 503: the response to a request that comes at that moment.
+macro_rules! every_refusal {
+    ($answer:expr) => {{
+        let hangs = || service_fn(|_: Request<()>| pending::<Result<Answer, Infallible>>());
+        let fails = || {
+            service_fn(|_: Request<()>| async {
+                Ok::<_, Infallible>(Response::builder().status(500).body(String::new()).unwrap())
+            })
+        };
+        let mut answers: Vec<(&str, Answer)> = Vec::new();
+
+        let one = || ConcurrencyLimitLayer::new(1);
+        for (name, limit, others) in [
+            ("a limit without a queue", one().max_waiting(0), 1),
+            ("a limit whose queue is full", one().max_waiting(2), 3),
+            ("a limit with a longest wait", one().max_wait(SECOND), 1),
+        ] {
+            let service = ServiceBuilder::new().layer($answer).layer(limit).service(hangs());
+            let mut before: Vec<_> = (0..others).map(|_| Task::new(service.clone().oneshot(get_head("/")))).collect();
+            assert!(before.iter_mut().all(|call| call.poll().is_pending()));
+            let Ok(answer) = service.oneshot(get_head("/")).await;
+            answers.push((name, answer));
+        }
+
+        let breaker = || CircuitBreakerLayer::consecutive(1).classify(HttpStatus);
+        for (name, breaker) in [
+            ("an open circuit", breaker()),
+            ("a circuit that was opened by hand", breaker()),
+            ("a circuit whose probe is under way", breaker().open_for(SECOND)),
+            ("a circuit that never closes by itself", breaker().open_for(Duration::MAX)),
+        ] {
+            let circuit = breaker.handle();
+            let service = ServiceBuilder::new().layer($answer).layer(breaker.clone());
+            let Ok(_) = service.clone().service(fails()).oneshot(get_head("/")).await;
+            assert_eq!(circuit.state(), State::Open);
+            if name.contains("by hand") {
+                circuit.force_open();
+            }
+            let service = service.service(hangs());
+            let mut probe = Task::new(service.clone().oneshot(get_head("/")));
+            if name.contains("probe") {
+                tokio::time::sleep(SECOND).await;
+                probe = Task::new(service.clone().oneshot(get_head("/")));
+                assert!(probe.poll().is_pending());
+            }
+            let Ok(answer) = service.oneshot(get_head("/")).await;
+            answers.push((name, answer));
+            drop(probe);
+        }
+
+        for (name, reason) in [
+            ("somebody's own limit of a rate", Reason::RateLimited),
+            ("somebody's own limit", Reason::Overloaded { limit: 1 }),
+            ("a failure that was shared", shared()),
+            ("a fault that was put in", Reason::Injected),
+        ] {
+            let service = ServiceBuilder::new().layer($answer).service(rejecting::<Infallible>(rejection(reason)));
+            let Ok(answer) = service.oneshot(get_head("/")).await;
+            answers.push((name, answer));
+        }
+        answers
+    }};
+}
+
+fn number(answer: &Answer, header: &str) -> Option<u64> {
+    Some(answer.headers().get(header)?.to_str().unwrap().parse().unwrap())
+}
+
+/// Shows: B3
+#[tokio::test(start_paused = true)]
+async fn every_429_and_503_says_when_to_come_back() {
+    let plain = every_refusal!(tower::layer::util::Identity::new());
+    let problems = every_refusal!(AnswerLayer::problem_json());
+    assert_eq!((plain.len(), problems.len()), (11, 11));
+    for (name, answer) in plain.iter().chain(&problems) {
+        let status = answer.status().as_u16();
+        assert!([429, 503].contains(&status), "{name}: {status}");
+        assert!(number(answer, "retry-after") >= Some(1), "{name}: {:?}", answer.headers());
+    }
+    // What a layer knows, and what it has to guess.
+    for (name, answer) in every_refusal!(AnswerLayer::grpc()) {
+        let known = !(name.contains("somebody") || name.contains("shared") || name.contains("put in"));
+        assert_eq!(number(&answer, "grpc-retry-pushback-ms").is_some(), known, "{name}: {:?}", answer.headers());
+    }
+}
+
 #[tokio::test]
 async fn bodies_of_the_usual_crates_can_be_answered_with() {
     async fn check<B: From<String> + http_body::Body<Error: StdError>>() {

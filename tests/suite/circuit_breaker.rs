@@ -18,7 +18,7 @@ use http::{Request, Response, header::RETRY_AFTER};
 use tokio::time::{advance, sleep};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
-    Backoff, Class, Error, Event, Reason, Rejection, Site,
+    Backoff, Class, Error, Event, Jitter, Reason, Rejection, Site,
     circuit_breaker::{Cancelled, Circuit, CircuitBreakerLayer, State},
     testing::{Strict, Task},
     timeout::TimeoutLayer,
@@ -594,7 +594,7 @@ async fn a_handle_opens_and_closes_by_hand() {
     circuit.force_open();
     advance(1_000_000 * SECOND).await;
     let outcome = call(&mut service, GOOD).await;
-    assert_eq!(refused(&outcome).unwrap().retry_after(), None, "nobody knows");
+    assert_eq!(refused(&outcome).unwrap().retry_after(), Some(5 * SECOND), "nobody knows, so the first open time");
     assert_eq!(backend.seen(), (0, 0));
     circuit.close();
     assert!(call(&mut service, GOOD).await.is_ok());
@@ -763,16 +763,14 @@ async fn an_infallible_http_service_is_judged_by_its_status_and_answered_with_on
 #[tokio::test(start_paused = true)]
 async fn open_times_at_the_edge_do_no_harm() {
     for (open_for, retry_after) in [
-        (Backoff::from(Duration::ZERO), Some(SECOND / 1000)),
-        (Backoff::from(Duration::MAX), None),
-        (Backoff::exponential(Duration::MAX), None),
+        (Backoff::from(Duration::ZERO), SECOND / 1000),
+        (Backoff::from(Duration::MAX), Duration::MAX),
+        (Backoff::exponential(Duration::MAX).jitter(Jitter::None), Duration::MAX),
     ] {
         let Setup { circuit, mut service, .. } = setup(&fragile().open_for(open_for));
         call(&mut service, BAD).await.unwrap_err();
         let outcome = call(&mut service, GOOD).await;
-        if retry_after.is_some() {
-            assert_eq!(refused(&outcome).unwrap().retry_after(), retry_after);
-        }
+        assert_eq!(refused(&outcome).unwrap().retry_after(), Some(retry_after));
         circuit.close();
         call(&mut service, GOOD).await.unwrap();
     }

@@ -10,6 +10,7 @@ mod concurrency_limit;
 mod context;
 mod drain;
 mod faulty_layers;
+mod grpc;
 mod http;
 mod identity;
 mod peers;

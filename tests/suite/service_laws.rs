@@ -99,6 +99,7 @@ these_keep_to_the_laws! {
     cache_that_revalidates: laws(|| cached().stale_while_revalidate(DAY)).stateful().except(Law::Release);
     answer_with_a_problem: laws(AnswerLayer::problem_json);
     answer_with_a_grpc_status: laws(AnswerLayer::grpc);
+    answer_with_a_grpc_status_until_the_body_ends: laws(|| AnswerLayer::grpc().until_body_end());
     answer_with_a_function: laws(|| AnswerLayer::new(|rejection: &Rejection, request: &Parts| {
         Response::new(format!("{}: {rejection}", request.uri))
     }));

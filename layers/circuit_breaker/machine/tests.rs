@@ -141,7 +141,7 @@ fn slow_calls_open_though_they_succeed() {
 fn open_until_exactly_the_time_is_over() {
     let now = Instant::now();
     let machine = opened(policy(), now);
-    let refused = |left| Err(Refused { retry_after: Some(left) });
+    let refused = |left| Err(Refused { retry_after: left });
     assert_eq!(machine.check(at(now)), refused(5 * SECOND));
     assert_eq!(machine.admit(at(now + 2 * SECOND)).map(drop), refused(3 * SECOND));
     let nearly = 5 * SECOND - Duration::from_nanos(1);
@@ -160,13 +160,13 @@ fn a_failed_probe_reopens_for_longer_and_a_success_forgets_that() {
     for seconds in [5, 10, 20] {
         now += seconds * SECOND;
         assert!(call(&machine, now, Outcome::Failure));
-        assert_eq!(machine.check(at(now)), Err(Refused { retry_after: Some(2 * seconds * SECOND) }));
+        assert_eq!(machine.check(at(now)), Err(Refused { retry_after: 2 * seconds * SECOND }));
     }
     now += 40 * SECOND;
     assert!(call(&machine, now, Outcome::Success));
     assert_eq!(machine.state(), State::Closed);
     call(&machine, now, Outcome::Failure);
-    assert_eq!(machine.check(at(now)), Err(Refused { retry_after: Some(5 * SECOND) }));
+    assert_eq!(machine.check(at(now)), Err(Refused { retry_after: 5 * SECOND }));
     use State::{Closed, HalfOpen, Open};
     let again = [(Open, HalfOpen), (HalfOpen, Open)];
     let all =
@@ -183,7 +183,7 @@ fn half_open_admits_so_many_probes_at_once_and_closes_after_so_many_successes() 
     let now = start + 5 * SECOND;
     let first = machine.admit(at(now)).unwrap();
     let second = machine.admit(at(now + SECOND)).unwrap();
-    let refused = Err(Refused { retry_after: Some(3 * SECOND) });
+    let refused = Err(Refused { retry_after: 3 * SECOND });
     assert_eq!(machine.admit(at(now + 2 * SECOND)).map(drop), refused);
     assert!(!machine.record(&first, Outcome::Success, at(now)));
     let third = machine.admit(at(now)).unwrap();
@@ -234,7 +234,7 @@ fn a_probe_that_never_ends_gives_up_its_place_after_the_open_time() {
     let machine = opened(policy(), start);
     let now = start + 5 * SECOND;
     let hung = machine.admit(at(now)).unwrap();
-    assert_eq!(machine.admit(at(now + 4 * SECOND)).map(drop), Err(Refused { retry_after: Some(SECOND) }));
+    assert_eq!(machine.admit(at(now + 4 * SECOND)).map(drop), Err(Refused { retry_after: SECOND }));
     let next = machine.admit(at(now + 5 * SECOND)).unwrap();
     assert!(machine.admit(at(now + 5 * SECOND)).is_err(), "the place was given once");
     assert!(machine.record(&next, Outcome::Success, at(now + 6 * SECOND)));
@@ -283,7 +283,7 @@ fn forced_open_stays_open_until_it_is_closed() {
     let later = at(start + 1_000_000 * SECOND);
     let machine = Machine::new(policy(), start);
     machine.force_open();
-    assert_eq!(machine.admit(later).map(drop), Err(Refused { retry_after: None }));
+    assert_eq!(machine.admit(later).map(drop), Err(Refused { retry_after: 5 * SECOND }));
     machine.close();
     assert!(machine.admit(later).is_ok());
 
@@ -292,10 +292,10 @@ fn forced_open_stays_open_until_it_is_closed() {
     let probe = machine.admit(at(start + 5 * SECOND)).unwrap();
     machine.force_open();
     assert!(!machine.record(&probe, Outcome::Success, later));
-    assert_eq!(machine.check(later), Err(Refused { retry_after: None }));
+    assert_eq!(machine.check(later), Err(Refused { retry_after: 5 * SECOND }));
     let machine = opened(policy(), start);
     machine.force_open();
-    assert_eq!(machine.check(later), Err(Refused { retry_after: None }));
+    assert_eq!(machine.check(later), Err(Refused { retry_after: 5 * SECOND }));
     assert_eq!(news(&machine), [(State::Closed, State::Open)], "told once");
 }
 
@@ -352,7 +352,7 @@ fn eight_threads_that_fail_or_probe_at_once_turn_the_circuit_once() {
     for _ in 0..500 {
         let fail = || machine.admit(at(now)).is_ok_and(|ticket| machine.record(&ticket, Outcome::Failure, at(now)));
         assert_eq!(at_once(&fail), 1, "one failure opens, the others are late");
-        assert_eq!(machine.check(at(now)), Err(Refused { retry_after: Some(5 * SECOND) }));
+        assert_eq!(machine.check(at(now)), Err(Refused { retry_after: 5 * SECOND }));
         now += 5 * SECOND;
         assert_eq!(at_once(&|| machine.admit(at(now)).is_ok()), 1, "one probe");
         machine.close();
@@ -369,7 +369,7 @@ fn no_open_time_and_an_endless_one_do_no_harm() {
     assert!(machine.admit(at(now + SHORTEST)).is_err());
 
     let machine = opened(Policy { open_for: Backoff::from(Duration::MAX), ..policy() }, now);
-    assert_eq!(machine.check(at(now + 1_000_000 * SECOND)), Err(Refused { retry_after: None }));
+    assert_eq!(machine.check(at(now + 1_000_000 * SECOND)), Err(Refused { retry_after: Duration::MAX }));
     machine.close();
     assert!(machine.check(at(now)).is_ok());
 }

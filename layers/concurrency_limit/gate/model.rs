@@ -1,7 +1,7 @@
 //! Every interleaving of the gate's atomics, as far as loom explores them.
 //! `RUSTFLAGS="--cfg ziggurat_loom" cargo test --release --lib gate`
 
-use std::{future::poll_fn, task::Poll};
+use std::{future::poll_fn, task::Poll, time::Duration};
 
 use loom::{
     future::block_on,
@@ -13,6 +13,9 @@ use loom::{
 };
 
 use super::{Entry, Gate, Permit};
+use crate::clock;
+
+const SECOND: Duration = Duration::from_secs(1);
 
 /// Three switches away from a thread that could go on: enough for every known kind of race, and soon done.
 fn explore(scenario: impl Fn() + Send + Sync + 'static) {
@@ -50,7 +53,22 @@ fn one_permit_is_never_held_twice_and_nobody_is_forgotten() {
         let other = thread::spawn(work(gate.clone(), inside.clone()));
         work(gate.clone(), inside)();
         other.join().unwrap();
-        assert_eq!((gate.in_flight(), gate.waiting()), (0, 0));
+        assert_eq!((gate.in_flight(), gate.waiting(), gate.state().left), (0, 0, 2));
+    });
+}
+
+#[test]
+fn who_is_turned_away_waits_for_nobody_and_is_told_within_bounds() {
+    explore(|| {
+        let (gate, now) = (Gate::new(1), clock::now());
+        let permit = gate.try_enter();
+        let asks = |gate: Gate, now| move || gate.retry_after(now);
+        let other = thread::spawn(asks(gate.clone(), now + SECOND));
+        let leaver = thread::spawn(move || drop(permit));
+        let said = [asks(gate.clone(), now)(), other.join().unwrap()];
+        leaver.join().unwrap();
+        assert!(said.iter().all(|said| (SECOND / 1000..=2 * SECOND).contains(said)), "{said:?}");
+        assert_eq!(gate.state().left, 1);
     });
 }
 

@@ -4,11 +4,13 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::{Poll, Wake, Waker},
+    time::Duration,
 };
 
 use proptest::{collection::vec, prelude::*};
 
-use super::{Entry, Gate, MOST, Permit, Waiter};
+use super::{AVAILABLE_BITS, Entry, Gate, LEFT_BITS, MOST, MOST_WAITING, Permit, State, Waiter};
+use crate::clock;
 
 /// Counts how often it is woken.
 #[derive(Default)]
@@ -209,6 +211,58 @@ fn the_largest_limit_is_a_limit_and_can_be_lowered_again() {
     assert!(gate.try_enter().is_none());
 }
 
+/// Shows: L1
+#[test]
+fn a_queue_that_holds_as_many_as_can_be_counted_is_full() {
+    let gate = Gate::new(1);
+    let (_, waker) = bell();
+    let _permit = enter(&gate);
+    let full = State { available: 0, waiting: MOST_WAITING, left: 7 };
+    gate.update(|_| Some(full)).unwrap();
+    assert!(matches!(gate.enter(usize::MAX, &waker), Entry::Full));
+    assert_eq!(gate.waiting(), MOST_WAITING as usize);
+    gate.update(|state| Some(State { waiting: 0, ..state })).unwrap();
+}
+
+const MILLI: Duration = Duration::from_millis(1);
+
+#[test]
+fn who_is_turned_away_is_told_when_it_would_be_their_turn() {
+    let (start, (_, waker)) = (clock::now(), bell());
+    let gate = Gate::new(2);
+    let mut inside = vec![enter(&gate), enter(&gate)];
+    // Nothing is known: a call is taken to last 100 ms, and there are two of them.
+    assert_eq!(gate.retry_after(start), 50 * MILLI);
+    let _places = [queue(&gate, &waker), queue(&gate, &waker)];
+    assert_eq!(gate.retry_after(start), 150 * MILLI, "two come before");
+    gate.set_limit(1);
+    assert_eq!(gate.retry_after(start), 400 * MILLI, "so does one that is too many inside, and there is one place now");
+    // Nobody left for so long.
+    assert!(gate.retry_after(start + 500 * MILLI) >= 4 * 500 * MILLI);
+    assert_eq!(gate.retry_after(start + 1_000_000_000 * MILLI), 60_000 * MILLI);
+    inside.clear();
+}
+
+#[test]
+fn who_is_turned_away_where_many_come_and_go_may_come_back_soon() {
+    let (start, gate) = (clock::now(), Gate::new(1));
+    gate.retry_after(start);
+    (0..999).for_each(|_| drop(enter(&gate)));
+    let _inside = enter(&gate);
+    assert_eq!(gate.retry_after(start + 500 * MILLI), MILLI, "every half millisecond, but that is the least");
+    assert!(gate.retry_after(start + 5000 * MILLI) <= 6 * MILLI);
+}
+
+proptest! {
+    #[test]
+    fn a_word_holds_all_of_its_numbers(available in -(MOST as i32) - 1..=MOST as i32, waiting in 0..=MOST_WAITING, left: u32) {
+        let state = State::unpack(State { available, waiting, left }.pack());
+        prop_assert_eq!((state.available, state.waiting), (available, waiting));
+        prop_assert_eq!(state.left, left % (1 << LEFT_BITS));
+        prop_assert_eq!(AVAILABLE_BITS + MOST_WAITING.count_ones() + LEFT_BITS, 64);
+    }
+}
+
 #[test]
 #[should_panic(expected = "`limit` must be at least 1: with no permits nothing could ever pass")]
 fn a_limit_of_zero_is_refused() {
@@ -312,6 +366,7 @@ struct Hall {
     limit: usize,
     inside: Vec<usize>,
     waiting: Vec<usize>,
+    left: u32,
 }
 
 impl Hall {
@@ -326,6 +381,7 @@ impl Hall {
                     0
                 }
                 Event::Drop { caller } => {
+                    hall.left += u32::from(hall.inside.contains(caller));
                     hall.inside.retain(|other| other != caller);
                     hall.waiting.retain(|other| other != caller);
                     0
@@ -397,6 +453,7 @@ proptest! {
             let hall = Hall::after(limit, &events[..=now]);
             prop_assert_eq!(gate.limit(), hall.limit.min(MOST));
             prop_assert_eq!(counts(&gate), (hall.inside.len(), hall.waiting.len()));
+            prop_assert_eq!(gate.state().left, hall.left);
             for (id, caller) in callers.iter().enumerate() {
                 let (inside, waiting) = (hall.inside.contains(&id), hall.waiting.contains(&id));
                 match caller {

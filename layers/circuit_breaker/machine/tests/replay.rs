@@ -227,7 +227,7 @@ proptest! {
                 Step::Ask => {
                     events.push((now, Happened::Asked));
                     let expected = replay(rules, &events).1.unwrap();
-                    let expected = expected.map_err(|left| Refused { retry_after: left.map(millis) });
+                    let expected = expected.map_err(|left| Refused { retry_after: millis(left.unwrap_or(open_time(rules, 1))) });
                     prop_assert_eq!(machine.check(clock), expected);
                     let admitted = machine.admit(clock);
                     prop_assert_eq!(admitted.as_ref().map(drop), expected.as_ref().map(drop), "{:?}", events);

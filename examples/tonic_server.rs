@@ -1,0 +1,101 @@
+//! Wraps a tonic server: a rejection is the gRPC status that clients of any language understand.
+//!
+//! All methods and connections share one limit. Methods find the request's scope in its extensions.
+
+use std::{error::Error, sync::Arc, time::Duration};
+
+use tokio::{net::TcpListener, sync::Notify};
+use tokio_stream::{Pending, pending};
+use tonic::{
+    Code, Request, Response, Status,
+    transport::{Endpoint, Server, server::TcpIncoming},
+};
+use tonic_health::pb::{
+    HealthCheckRequest, HealthCheckResponse,
+    health_client::HealthClient,
+    health_server::{Health, HealthServer},
+};
+use tower::ServiceBuilder;
+use ziggurat::{
+    Scope, answer::AnswerLayer, concurrency_limit::ConcurrencyLimitLayer, context::ContextLayer, timeout::TimeoutLayer,
+};
+
+/// What the whole program knows.
+struct Healthy(i32);
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let door = Arc::new(Door::default());
+    let layers = ServiceBuilder::new()
+        .layer(ContextLayer::new(Scope::root("app").with(Healthy(1))))
+        .layer(AnswerLayer::grpc())
+        // One call at a time, until its last message, and nobody waits: a server that is full says so at once.
+        .layer(ConcurrencyLimitLayer::new(1).max_waiting(0).until_body_end())
+        .layer(TimeoutLayer::new(Duration::from_millis(500)))
+        .into_inner();
+
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    let service = HealthServer::new(Service(Arc::clone(&door)));
+    let server = Server::builder().layer(layers).add_service(service);
+    tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
+
+    let client = HealthClient::new(Endpoint::from_shared(format!("http://{address}"))?.connect_lazy());
+    let ask = async |name: &str| {
+        let request = HealthCheckRequest { service: name.to_owned() };
+        client.clone().check(request).await.map(|answer| answer.into_inner().status)
+    };
+    let code = |outcome: Result<i32, Status>| outcome.map_err(|status| status.code());
+    assert_eq!(ask("known").await?, 1);
+    // The service's own status passes as it is.
+    assert_eq!(code(ask("unknown").await), Err(Code::NotFound));
+    assert_eq!(code(ask("hangs").await), Err(Code::DeadlineExceeded));
+
+    // While one call is inside, there is no place for another.
+    let (waits, full) = tokio::join!(ask("waits"), async {
+        door.entered.notified().await;
+        let full = ask("known").await;
+        door.leave.notify_one();
+        full
+    });
+    assert_eq!(waits?, 1);
+    let says_when = |full: &Status| full.metadata().contains_key("grpc-retry-pushback-ms");
+    assert!(full.as_ref().is_err_and(says_when), "a server that is full says when to come back");
+    assert_eq!(code(full), Err(Code::ResourceExhausted));
+
+    println!("answered OK, NOT_FOUND, DEADLINE_EXCEEDED and RESOURCE_EXHAUSTED");
+    Ok(())
+}
+
+/// Tells when a call is inside, and when it may leave.
+#[derive(Default)]
+struct Door {
+    entered: Notify,
+    leave: Notify,
+}
+
+struct Service(Arc<Door>);
+
+#[tonic::async_trait]
+impl Health for Service {
+    async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
+        let scope = request.extensions().get::<Scope>().ok_or_else(|| Status::internal("no scope"))?;
+        let Healthy(status) = *scope.require().map_err(|missing| Status::internal(missing.to_string()))?;
+        match request.get_ref().service.as_str() {
+            "hangs" => std::future::pending().await,
+            "unknown" => return Err(Status::not_found("no such service")),
+            "waits" => {
+                self.0.entered.notify_one();
+                self.0.leave.notified().await;
+            }
+            _ => {}
+        }
+        Ok(Response::new(HealthCheckResponse { status }))
+    }
+
+    type WatchStream = Pending<Result<HealthCheckResponse, Status>>;
+
+    async fn watch(&self, _: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        Ok(Response::new(pending()))
+    }
+}
