@@ -5,10 +5,10 @@
 //! rest. A body that is `Clone`, such as `Full<Bytes>`, does not need this layer.
 //!
 //! **What it counts**: bytes of bodies that are kept. A request may keep 64 KiB ([`max_bytes`](ReplayLayer::max_bytes)), all
-//! requests of a layer value together 64 MiB ([`max_total_bytes`](ReplayLayer::max_total_bytes)). Past either, what was kept is freed, the request
-//! is sent once, and [`Event::NotRepeatable`](crate::Event::NotRepeatable) says why. An upload of any size can still be retried as long as nothing of it was
-//! read: if no connection could be made, say. Nothing is kept while there is no later copy of the request: for a `POST` that is
-//! sent once, or in the last attempt. It keeps no clock.
+//! requests of a layer value together 64 MiB ([`max_total_bytes`](ReplayLayer::max_total_bytes)). Past either, what was kept is
+//! freed, the request is sent once, and [`Event::NotRepeatable`](crate::Event::NotRepeatable) says why. An upload of any size can
+//! still be retried as long as nothing of it was read: if no connection could be made, say. Nothing is kept while there is no later
+//! copy of the request: for a `POST` that is sent once, or in the last attempt. It keeps no clock.
 //!
 //! **Where it belongs**: right outside of the retry. Inside of the retry it would see only requests that were copied already.
 //! Further out there is no harm, but bodies are wrapped in vain where a cache answers.
@@ -70,12 +70,12 @@ impl ReplayLayer {
         Self::default()
     }
 
-    /// How much of one request is kept at most, in bytes; 64 KiB if it is not set. With 0 only those are sent again
-    /// of which nothing was read.
+    /// How much of one request is kept at most, in bytes; 64 KiB if it is not set. With 0 only those are sent again of which
+    /// nothing was read.
     ///
-    /// Data counts with its length and trailers with that of their names and values, not with what they take in memory: that of a
-    /// small frame can be a part of the buffer that a connection was read into. Very many
-    /// small frames (more than 64, and on average under 64 bytes for what is allowed) are too much as well.
+    /// Data counts with its length, and trailers with that of their names and values; the buffer that data was cut from, which may be
+    /// larger, lives as long. Very many small frames are too much as well: more than 64, and under 64 bytes on average if all of what
+    /// is allowed were used.
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.allowance.max_bytes = bytes;
         self

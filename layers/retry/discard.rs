@@ -20,7 +20,8 @@ use crate::clock::{self, Sleep};
 #[diagnostic::on_unimplemented(
     message = "a retry cannot get rid of a response of type `{R}` by `{Self}`",
     label = "this response has no body to drain",
-    note = "`RetryLayer::http()` drains the body of a response that is retried, which has to be an `http_body::Body`; for any other response write `.discard(ziggurat::retry::Dropped)`"
+    note = "`RetryLayer::http()` drains the body of a response that is retried, which has to be an `http_body::Body`",
+    note = "for any other response write `.discard(ziggurat::retry::Dropped)`"
 )]
 pub trait Discard<R> {
     /// What is left of the response.
@@ -52,12 +53,12 @@ impl<R> Discard<R> for Dropped {
     }
 }
 
-/// Its body is read to the end, so that an HTTP/1 connection can be used again: one whose response was dropped
-/// in the middle has to be closed. The default of [`RetryLayer::http`](super::RetryLayer::http).
+/// Its body is read to the end, so that an HTTP/1 connection can be used again: one whose response was dropped in the middle has to
+/// be closed. The default of [`RetryLayer::http`](super::RetryLayer::http).
 ///
-/// It is read while the pause before the next attempt runs, at least for 100 ms (or a tenth of what is left
-/// until the deadline, if that is less) and at most for a second, and no more than 64 KiB. Past any of these the body is dropped. The next attempt starts
-/// when the pause is over and the body is gone.
+/// It is read while the pause before the next attempt runs: for at least 100 ms (or a tenth of what is left until the deadline, if
+/// that is less), for a second at most, and no more than 64 KiB. Past any of these the body is dropped. The next attempt starts when
+/// the pause is over and the body is gone. What is held until the end of the body, a permit say, is held so long.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Drained;
 
@@ -127,10 +128,8 @@ impl<B: Body> Future for Draining<B> {
         while let Poll::Ready(frame) = this.body.as_mut().poll_frame(cx) {
             let Some(Ok(frame)) = frame else { return Poll::Ready(()) };
             let bytes = frame.data_ref().map_or(0, Buf::remaining).max(LEAST);
-            match this.left.checked_sub(bytes) {
-                Some(left) if !this.body.is_end_stream() => *this.left = left,
-                _ => return Poll::Ready(()),
-            }
+            let Some(left) = this.left.checked_sub(bytes) else { return Poll::Ready(()) };
+            *this.left = left;
         }
         this.limit.poll(cx)
     }

@@ -12,14 +12,15 @@
 //! - the [`Budget`], which all clones share, has one left.
 //!
 //! Between two attempts it waits: by default [`Backoff::exponential`] from 100 ms to 1 s with full jitter, so that callers that
-//! failed together do not come back together. **Its clock** runs only then; a call that succeeds reads none.
+//! failed together do not come back together. **Its clock** runs only then; a call that succeeds reads none. The response of the
+//! attempt that failed is dropped ([`Dropped`]), or drained meanwhile ([`Drained`], in [`RetryLayer::http`]).
 //!
 //! **Where it belongs**: inside of the total timeout and outside of everything that should see each attempt: circuit breaker,
 //! concurrency limit, the attempt's timeout. Outside of the total timeout it would retry what has no time left; inside of a
 //! concurrency limit it would hold a permit while it sleeps. What stands inside can read [`attempt()`](crate::attempt).
 //!
-//! **Cancellation.** Dropping the response future drops the attempt, or the pause and what is drained, and starts no other; a retry that was granted
-//! and not started goes back into the budget.
+//! **Cancellation.** Dropping the response future drops the attempt, or the pause and what is drained, and starts no other; a retry
+//! that was granted and not started goes back into the budget.
 //!
 //! It needs `S: Clone`, and is always ready: each attempt waits for the readiness of a clone of its own.
 //!

@@ -15,8 +15,11 @@ use axum::{Router, body::Body as AxumBody, extract::State, http::HeaderMap, rout
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyExt;
-use hyper::{body::Incoming, server::conn::http1};
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+};
 use hyper_util::{
     client::legacy::Client,
     rt::{TokioExecutor, TokioIo},
@@ -31,7 +34,7 @@ use ziggurat::{
     Error, Event, Site,
     body::{CopyBody, ReplayBody},
     replay::ReplayLayer,
-    retry::{CopyIf, RetryLayer},
+    retry::{Budget, CopyIf, RetryLayer},
 };
 
 /// Its frames come from a channel; with the sender it ends. It is not `Clone`.
@@ -207,6 +210,30 @@ async fn an_error_of_the_requests_own_body_is_not_retried() {
     assert_eq!((error.to_string().as_str(), calls.load(Ordering::SeqCst)), ("hung up", 1));
 }
 
+/// An answer that came while the request was being sent is the last one: what is left of the request is still sent.
+///
+/// Shows: R1
+#[tokio::test(start_paused = true)]
+async fn a_retry_that_is_not_granted_leaves_the_request_alone() {
+    for retries in [0, 1] {
+        let sent = Arc::new(Mutex::new(Vec::new()));
+        let sends = Arc::clone(&sent);
+        let retry = RetryLayer::http().max_attempts(2).budget(Budget::new(0.0).min_per_second(retries));
+        let service = ServiceBuilder::new().layer(ReplayLayer::new()).layer(retry).service_fn(
+            move |request: Request<ReplayBody<Streamed>>| {
+                sends.lock().unwrap().push(request.into_body());
+                async { Ok::<_, Infallible>(Response::builder().status(503).body(String::new()).unwrap()) }
+            },
+        );
+        let put = Request::put("/").body(streamed(&["one"])).unwrap();
+        assert_eq!(service.oneshot(put).await.unwrap().status(), 503);
+        let mut sent = std::mem::take(&mut *sent.lock().unwrap());
+        assert_eq!(sent.len(), 1 + retries as usize);
+        let text = sent.remove(0).collect().await.map(|body| body.to_bytes());
+        assert_eq!(text.ok(), (retries == 0).then(|| Bytes::from_static(b"one")));
+    }
+}
+
 /// Every call of gRPC is a POST.
 #[tokio::test(start_paused = true)]
 async fn any_method_can_be_retried_if_it_is_said() {
@@ -338,4 +365,50 @@ async fn an_early_answer_neither_hangs_nor_cuts_the_next_attempt() {
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "first, and the rest");
     server.await.unwrap().unwrap();
+}
+
+/// Over HTTP/2 nothing ends the request when the answer is there; linkerd2-proxy panicked. Here the first stream is ended before
+/// the second one gets the rest.
+///
+/// Shows: R5
+#[tokio::test]
+async fn an_attempt_that_is_still_being_sent_is_ended_when_the_next_one_begins() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (sender, body) = streaming();
+    sender.send("first, ");
+    let (ended, mut ends) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let calls = AtomicUsize::new(0);
+        let answer = hyper::service::service_fn(move |request: Request<Incoming>| {
+            let (number, ended) = (calls.fetch_add(1, Ordering::SeqCst), ended.clone());
+            async move {
+                let mut body = request.into_body();
+                if number > 0 {
+                    let text = body.collect().await.unwrap().to_bytes();
+                    return Ok::<_, Infallible>(Response::new(Full::new(text)));
+                }
+                assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "first, ");
+                // The answer goes out, and the body is read on.
+                tokio::spawn(async move { ended.send(body.frame().await.unwrap().is_err()).unwrap() });
+                Ok(Response::builder().status(503).body(Full::default()).unwrap())
+            }
+        });
+        http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), answer).await.unwrap();
+    });
+    let client = ServiceBuilder::new()
+        .layer(ReplayLayer::new())
+        .layer(RetryLayer::http().backoff(Duration::ZERO))
+        .map_err(Error::Service)
+        .service(Client::builder(TokioExecutor::new()).http2_only(true).build_http());
+    let put = Request::put(format!("http://{address}/")).body(body).unwrap();
+    let rest = async move {
+        assert_eq!(ends.recv().await, Some(true));
+        sender.send("and the rest");
+    };
+    let both = async { tokio::join!(client.oneshot(put), rest).0.unwrap() };
+    let response = tokio::time::timeout(Duration::from_secs(60), both).await.expect("somebody waits for ever");
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "first, and the rest");
 }

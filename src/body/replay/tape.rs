@@ -65,8 +65,8 @@ pub(super) struct Settled {
     pub(super) polled: Polled,
     /// To be woken: it has the body now.
     pub(super) wake: Option<Waker>,
-    /// To be dropped: it is of no use any more.
-    pub(super) given_up: Option<Recording>,
+    /// To be dropped: they are of no use any more.
+    pub(super) given_up: (Option<Recording>, Option<Polled>),
     /// Why, if somebody might have needed it.
     pub(super) reason: Option<&'static str>,
 }
@@ -128,15 +128,15 @@ impl<I> Tape<I> {
     /// Takes what came of polling the body, and the body if it goes on. `shared`: there is another attempt than this one.
     pub(super) fn settle(&mut self, attempt: u64, inner: Option<I>, mut polled: Polled, shared: bool) -> Settled {
         let lost = attempt < self.current;
-        let mut given_up = None;
+        let mut given_up = (None, None);
         let mut reason = None;
         if let Poll::Ready(Some(Ok(frame))) = &polled {
             self.passed += 1;
             // Only a later attempt can ever ask for it again.
             let wanted = shared && attempt < self.latest;
             if let Err(why) = if wanted { self.record(frame, lost) } else { Err(None) } {
-                given_up = self.recording.take();
-                reason = given_up.as_ref().and(why);
+                given_up.0 = self.recording.take();
+                reason = given_up.0.as_ref().and(why);
             }
         }
         if inner.is_none() {
@@ -147,14 +147,15 @@ impl<I> Tape<I> {
             // What came of it is for the attempt that has the body now.
             wake = self.reader.take();
             let taken_over = Poll::Ready(Some(Err(Unsendable::TakenOver.into())));
-            if let Poll::Ready(Some(Err(error))) = mem::replace(&mut polled, taken_over) {
-                self.end = End::Failed(Some(error));
+            match mem::replace(&mut polled, taken_over) {
+                Poll::Ready(Some(Err(error))) => self.end = End::Failed(Some(error)),
+                other => given_up.1 = Some(other),
             }
         } else if let Poll::Ready(Some(Err(_))) = &polled {
             self.end = End::Failed(None);
         }
         if let End::Failed(_) = self.end {
-            given_up = self.recording.take();
+            given_up.0 = self.recording.take();
         }
         self.inner = inner;
         Settled { polled, wake, given_up, reason }

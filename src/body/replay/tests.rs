@@ -279,10 +279,12 @@ fn what_a_poll_brings_that_was_overtaken_is_for_the_later_attempt() {
 
 #[test]
 fn an_error_is_for_the_attempt_that_met_it_and_no_copy_is_whole_after_it() {
-    let mut first = ReplayBody::new(Scripted::new([data("one"), Step::Fail]));
+    let (allowance, _) = allowing(1000, 1000);
+    let mut first = ReplayBody::within(Scripted::new([data("one"), Step::Fail]), &allowance);
     let mut second = first.copy_body().unwrap();
     assert_eq!(text(&mut first), "one");
     assert_eq!(error(&mut first), "reset");
+    assert_eq!(allowance.kept(), 0);
     assert!(first.copy_body().is_none() && !second.claim_body());
     assert_eq!(error(&mut second), FAILED);
     assert_eq!(error(&mut first), FAILED);
@@ -423,6 +425,14 @@ fn an_empty_body_is_empty_as_often_as_it_is_sent() {
         }
     }
     assert_eq!(ReplayBody::<String>::from("text".to_owned()).size_hint().exact(), Some(4));
+}
+
+/// A client wants a body that is `Send` and `Unpin`, some a `Sync` one.
+#[test]
+fn it_is_all_that_a_client_may_ask_for_whatever_the_inner_body_is() {
+    struct Awkward(std::cell::Cell<()>, std::marker::PhantomPinned);
+    fn check<B: Send + Sync + Unpin + Default>() {}
+    check::<ReplayBody<Awkward>>();
 }
 
 #[test]
