@@ -1,13 +1,14 @@
 //! Wraps an axum router: no `HandleErrorLayer`, because a layer that rejects answers with a status of its own.
 //!
-//! All routes and connections share one limit. Handlers find the request's scope in its extensions.
+//! All routes and connections share one limit. Every request has an id, which stands on every response. A handler takes the request's
+//! scope as an argument (feature `axum`).
 
 use std::{error::Error, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
-    Extension, Router,
+    Router,
     extract::{Request, State},
-    http::StatusCode,
+    http::{Response, StatusCode},
     routing::get,
 };
 use bytes::Bytes;
@@ -16,7 +17,8 @@ use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tokio::{net::TcpListener, sync::Notify};
 use tower::ServiceBuilder;
 use ziggurat::{
-    Scope, concurrency_limit::ConcurrencyLimitLayer, context::ContextLayer, scope::MissingState, timeout::TimeoutLayer,
+    Scope, answer::AnswerLayer, concurrency_limit::ConcurrencyLimitLayer, context::ContextLayer,
+    identity::IdentityLayer, scope::MissingState, timeout::TimeoutLayer,
 };
 
 /// What the whole program knows.
@@ -38,8 +40,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let app = Scope::root("app").with(Greeting("Hello"));
     let layers = ServiceBuilder::new()
         .layer(ContextLayer::new(app).state(|req: &Request<_>| Tenant::of(req)))
+        .layer(IdentityLayer::new())
+        .layer(AnswerLayer::problem_json())
         // One call at a time, and nobody waits: a server that is full says so at once.
-        .layer(ConcurrencyLimitLayer::new(1).max_waiting(0))
+        .layer(ConcurrencyLimitLayer::new(1).max_waiting(0).until_body_end())
         // A function of the request, or a plain `Duration`. None: no limit for this request.
         .layer(TimeoutLayer::new(|req: &Request<_>| {
             (req.uri().path() != "/upload").then_some(Duration::from_millis(500))
@@ -55,22 +59,27 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let address = listener.local_addr()?;
     tokio::spawn(async { axum::serve(listener, router).await });
 
-    assert_eq!(ask(address, "/hello").await?, (StatusCode::OK, "Hello acme".into()));
-    assert_eq!(ask(address, "/hangs").await?, (StatusCode::GATEWAY_TIMEOUT, Bytes::new()));
+    assert_eq!(ask(address, "/hello").await?.body(), "Hello acme");
+    let rejected = ask(address, "/hangs").await?;
+    assert_eq!(rejected.status(), StatusCode::GATEWAY_TIMEOUT);
+    assert_eq!(rejected.headers()["content-type"], "application/problem+json");
+    assert!(rejected.headers().contains_key("x-request-id"));
 
     // While the upload is inside, there is no place for another call, on whatever route or connection.
     let upload = tokio::spawn(async move { ask(address, "/upload").await.map_err(|error| error.to_string()) });
     door.entered.notified().await;
-    assert_eq!(ask(address, "/hello").await?, (StatusCode::SERVICE_UNAVAILABLE, Bytes::new()));
+    let rejected = ask(address, "/hello").await?;
+    assert_eq!(rejected.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(rejected.headers().contains_key("retry-after"));
     door.leave.notify_one();
-    assert_eq!(upload.await??, (StatusCode::OK, "uploaded".into()));
-    assert_eq!(ask(address, "/hello").await?.0, StatusCode::OK);
+    assert_eq!(upload.await??.body(), "uploaded");
+    assert_eq!(ask(address, "/hello").await?.status(), StatusCode::OK);
 
     println!("answered 200, 504 and 503, without a HandleErrorLayer");
     Ok(())
 }
 
-async fn hello(Extension(scope): Extension<Scope>) -> Result<String, (StatusCode, String)> {
+async fn hello(scope: Scope) -> Result<String, (StatusCode, String)> {
     let missing = |error: MissingState| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
     let greeting = scope.require::<Greeting>().map_err(missing)?;
     let tenant = scope.require::<Tenant>().map_err(missing)?;
@@ -91,10 +100,10 @@ async fn upload(State(door): State<Arc<Door>>) -> &'static str {
 }
 
 /// Each call comes on a connection of its own.
-async fn ask(address: SocketAddr, path: &str) -> Result<(StatusCode, Bytes), Box<dyn Error>> {
+async fn ask(address: SocketAddr, path: &str) -> Result<Response<Bytes>, Box<dyn Error>> {
     let client = Client::builder(TokioExecutor::new()).build_http();
     let request =
         Request::get(format!("http://{address}{path}")).header("x-tenant", "acme").body(Empty::<Bytes>::new())?;
     let (head, body) = client.request(request).await?.into_parts();
-    Ok((head.status, body.collect().await?.to_bytes()))
+    Ok(Response::from_parts(head, body.collect().await?.to_bytes()))
 }
