@@ -93,7 +93,7 @@ use self::{
 use crate::{
     Backoff, Class, Classify, Event, FailOnError, HttpStatus, Jitter, Observer, Reason, Reject, Rejection, Site,
     ambient::{self, Unsent},
-    body::{BodyEnd, ResponseEnd, Until},
+    body::{BodyEnd, ResponseEnd, Until, Verdict},
     telemetry::site,
 };
 
@@ -538,7 +538,7 @@ where
         let outcome = outcome.map(|response| {
             U::answer(response, || match (class, mem::replace(this.admission, Admission::Passed)) {
                 (Class::Success, Admission::Admitted(call)) => {
-                    Some(Judge::new(call, this.classify.clone(), C::classify_trailers))
+                    Some(Judge::new(call, Verdict::new(this.classify.clone())))
                 }
                 (_, judged) => {
                     *this.admission = judged;

@@ -5,9 +5,11 @@ mod copy;
 mod guard;
 mod replay;
 mod until;
+mod verdict;
 
 pub use copy::CopyBody;
 pub use guard::{End, Guard, GuardBody, PollFrame};
 pub(crate) use replay::Allowance;
 pub use replay::ReplayBody;
 pub use until::{BodyEnd, ResponseEnd, Until};
+pub(crate) use verdict::Verdict;
