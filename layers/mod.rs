@@ -6,6 +6,7 @@ pub mod circuit_breaker;
 pub mod concurrency_limit;
 pub mod context;
 pub mod identity;
+pub mod observe;
 pub mod propagate;
 pub mod replay;
 pub mod retry;

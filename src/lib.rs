@@ -34,4 +34,4 @@ pub use grpc::GrpcStatus;
 pub use rejection::{Error, Reason, Reject, Rejection, boxed, rejection};
 pub use scope::Scope;
 pub use setting::Setting;
-pub use telemetry::{Event, Observer, Site};
+pub use telemetry::{Event, Observer, Outcome, Site};

@@ -54,6 +54,22 @@ pub enum Reason {
     Injected,
 }
 
+impl Reason {
+    /// One word for it, as it stands in events, labels and metrics: `"timed_out"`, `"circuit_open"`, `"overloaded"`,
+    /// `"rate_limited"`, `"shared"` or `"injected"`.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::TimedOut { .. } => "timed_out",
+            Self::CircuitOpen => "circuit_open",
+            Self::Overloaded { .. } => "overloaded",
+            Self::RateLimited => "rate_limited",
+            Self::Shared { .. } => "shared",
+            Self::Injected => "injected",
+        }
+    }
+}
+
 impl Rejection {
     /// A rejection by the layer at `site`: for layers of your own.
     #[must_use]

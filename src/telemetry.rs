@@ -1,25 +1,41 @@
-//! Telemetry: what somebody may want to know, told to `tracing` and to observers. Only this file names `tracing`.
+//! Telemetry: what somebody may want to know, told to observers, to `tracing` and to `metrics`. Only this file names `tracing`, and
+//! only the one beneath it `metrics`.
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use tracing::field::Empty;
 
-use crate::{rejection::Rejection, wire::Identity};
+use crate::{classify::Class, rejection::Rejection, wire::Identity};
+
+#[cfg(feature = "metrics")]
+pub(crate) mod metrics;
 
 /// What happened in a layer. More kinds may be added.
 ///
-/// | event | level in `tracing` | fields there |
-/// |---|---|---|
-/// | [`Rejected`](Event::Rejected) | INFO | `rejection` |
-/// | [`Retrying`](Event::Retrying) | INFO | `attempt`, `delay` |
-/// | [`GaveUp`](Event::GaveUp) | WARN | `attempt`, `reason` |
-/// | [`Transition`](Event::Transition) | WARN | `from`, `to` |
-/// | [`Failed`](Event::Failed) | DEBUG | |
-/// | [`NotRepeatable`](Event::NotRepeatable) | DEBUG | `reason` |
-/// | all others | TRACE | |
+/// One set of names serves observers, `tracing` and, with the feature `metrics`, the metrics:
 ///
-/// The target in `tracing` is the layer's path, such as `ziggurat::timeout`; every event has the field `name`, the one that was
-/// given with `.named(..)`.
+/// | event | its name | level in `tracing` | fields there |
+/// |---|---|---|---|
+/// | [`Rejected`](Event::Rejected) | `rejected` | INFO | `reason`, `rejection` |
+/// | [`Retrying`](Event::Retrying) | `retrying` | INFO | `attempt`, `delay` |
+/// | [`GaveUp`](Event::GaveUp) | `gave_up` | WARN | `attempt`, `reason` |
+/// | [`Transition`](Event::Transition) | `transition` | WARN | `from`, `to` |
+/// | [`Failed`](Event::Failed) | `failed` | DEBUG | |
+/// | [`NotRepeatable`](Event::NotRepeatable) | `not_repeatable` | DEBUG | `reason` |
+/// | [`Ended`](Event::Ended) | `ended` | DEBUG | `outcome`, `reason`, `elapsed` |
+/// | all others | `started`, `queued`, `hit`, `miss`, `stale`, `shared`, `stored` | TRACE | |
+///
+/// In `tracing` the message is the event's name, the target the layer's path, such as `ziggurat::timeout`, and every event has the
+/// fields `policy`, the layer's kind, and `name`, the one that was given with `.named(..)`.
+///
+/// | metric | what | labels |
+/// |---|---|---|
+/// | `ziggurat_events_total` | a counter of the events of all layers, but for `started` and `ended` | `policy`, `name`, `event`, `reason` (of a transition: the new state) |
+/// | `ziggurat_calls_total` | a counter of the calls that an [`ObserveLayer`](crate::observe::ObserveLayer) saw end | `name`, `outcome`, `reason` |
+/// | `ziggurat_call_duration_seconds` | a histogram of how long they took | `name`, `outcome` |
+/// | `ziggurat_calls_in_flight` | a gauge of those that have not ended | `name` |
+///
+/// A label that does not apply is empty. The recorder of metrics has to be installed before the first service is made.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum Event<'a> {
@@ -65,6 +81,82 @@ pub enum Event<'a> {
     Shared,
     /// An answer was put into memory.
     Stored,
+    /// A call began.
+    Started,
+    /// A call ended, or was dropped.
+    Ended {
+        /// How.
+        outcome: Outcome,
+        /// Of a rejection, why: see [`Reason::as_str`](crate::Reason::as_str).
+        reason: Option<&'static str>,
+        /// How long it took.
+        elapsed: Duration,
+    },
+}
+
+impl Event<'_> {
+    /// Its name in `tracing` and in metrics, such as `"gave_up"`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Rejected(_) => "rejected",
+            Self::Retrying { .. } => "retrying",
+            Self::GaveUp { .. } => "gave_up",
+            Self::Transition { .. } => "transition",
+            Self::Failed => "failed",
+            Self::NotRepeatable { .. } => "not_repeatable",
+            Self::Queued => "queued",
+            Self::Hit => "hit",
+            Self::Miss => "miss",
+            Self::Stale => "stale",
+            Self::Shared => "shared",
+            Self::Stored => "stored",
+            Self::Started => "started",
+            Self::Ended { .. } => "ended",
+        }
+    }
+}
+
+/// How a call ended, for who counts calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// The service answered, and works.
+    Success,
+    /// It failed.
+    Failure,
+    /// What it answered says nothing about it.
+    Ignored,
+    /// A layer answered instead of the service.
+    Rejected,
+    /// The call was dropped before it ended.
+    Cancelled,
+}
+
+impl Outcome {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Success, Self::Failure, Self::Ignored, Self::Rejected, Self::Cancelled];
+
+    /// Its name in `tracing` and in metrics, such as `"success"`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Failure => "failure",
+            Self::Ignored => "ignored",
+            Self::Rejected => "rejected",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+impl From<Class> for Outcome {
+    fn from(class: Class) -> Self {
+        match class {
+            Class::Success => Self::Success,
+            Class::Failure { .. } => Self::Failure,
+            Class::Ignored => Self::Ignored,
+        }
+    }
 }
 
 /// Hears the events of the layers that it is attached to with `.observer(..)`. A closure is one too.
@@ -106,6 +198,8 @@ pub struct Site {
     name: Option<&'static str>,
     observer: Option<Arc<dyn Observer>>,
     trace: fn(&Site, &Event<'_>),
+    #[cfg(feature = "metrics")]
+    counters: metrics::Counters,
 }
 
 impl Site {
@@ -117,7 +211,14 @@ impl Site {
     }
 
     pub(crate) const fn with_trace(layer: &'static str, trace: fn(&Site, &Event<'_>)) -> Self {
-        Self { layer, name: None, observer: None, trace }
+        Self {
+            layer,
+            name: None,
+            observer: None,
+            trace,
+            #[cfg(feature = "metrics")]
+            counters: metrics::Counters::new(),
+        }
     }
 
     /// The same, with a name that tells this layer from others of its kind.
@@ -152,6 +253,48 @@ impl Site {
             observer.event(self, &event);
         }
         (self.trace)(self, &event);
+        #[cfg(feature = "metrics")]
+        self.counters.count(self, &event);
+    }
+}
+
+/// Who hears of calls: everybody who hears of events, and the meters.
+pub(crate) struct Calls {
+    site: Site,
+    #[cfg(feature = "metrics")]
+    meters: metrics::Meters,
+}
+
+impl Calls {
+    pub(crate) fn new(site: Site) -> Self {
+        Self {
+            #[cfg(feature = "metrics")]
+            meters: metrics::Meters::new(&site),
+            site,
+        }
+    }
+
+    pub(crate) fn site(&self) -> &Site {
+        &self.site
+    }
+
+    /// Whether anybody may hear when calls end.
+    pub(crate) fn are_heard(&self) -> bool {
+        cfg!(feature = "metrics")
+            || self.site.observer.is_some()
+            || tracing::enabled!(target: "ziggurat::observe", tracing::Level::DEBUG)
+    }
+
+    pub(crate) fn started(&self) {
+        #[cfg(feature = "metrics")]
+        self.meters.started();
+        self.site.tell(Event::Started);
+    }
+
+    pub(crate) fn ended(&self, outcome: Outcome, reason: Option<&'static str>, elapsed: Duration) {
+        #[cfg(feature = "metrics")]
+        self.meters.ended(outcome, reason, elapsed);
+        self.site.tell(Event::Ended { outcome, reason, elapsed });
     }
 }
 
@@ -208,35 +351,36 @@ impl Span {
 /// The guard of [`Span::enter`].
 pub(crate) struct EnteredSpan(#[expect(dead_code, reason = "it is there to be dropped")] tracing::span::EnteredSpan);
 
+/// One event in `tracing`. Its message is the event's name, which has to be a literal there.
+macro_rules! tell {
+    ($level:ident, $target:expr, $site:ident, $message:literal $(, $($fields:tt)+)?) => {
+        tracing::$level!(target: $target, policy = $site.layer(), name = $site.name(), $($($fields)+,)? $message)
+    };
+}
+
 /// Defines `fn trace(&Site, &Event)` with this target: a target of `tracing` has to be a constant at each place.
 macro_rules! trace_to {
     ($target:expr) => {
         fn trace(site: &$crate::telemetry::Site, event: &$crate::telemetry::Event<'_>) {
             use $crate::telemetry::Event;
-            let name = site.name();
+            use $crate::telemetry::tell;
             match event {
-                Event::Rejected(rejection) => {
-                    tracing::info!(target: $target, name, %rejection, "rejected");
+                Event::Rejected(rejection) => tell!(info, $target, site, "rejected", reason = rejection.reason().as_str(), %rejection),
+                Event::Retrying { attempt, delay } => tell!(info, $target, site, "retrying", attempt, ?delay),
+                Event::GaveUp { attempt, reason } => tell!(warn, $target, site, "gave_up", attempt, reason),
+                Event::Transition { from, to } => tell!(warn, $target, site, "transition", from, to),
+                Event::Failed => tell!(debug, $target, site, "failed"),
+                Event::NotRepeatable { reason } => tell!(debug, $target, site, "not_repeatable", reason),
+                Event::Queued => tell!(trace, $target, site, "queued"),
+                Event::Hit => tell!(trace, $target, site, "hit"),
+                Event::Miss => tell!(trace, $target, site, "miss"),
+                Event::Stale => tell!(trace, $target, site, "stale"),
+                Event::Shared => tell!(trace, $target, site, "shared"),
+                Event::Stored => tell!(trace, $target, site, "stored"),
+                Event::Started => tell!(trace, $target, site, "started"),
+                Event::Ended { outcome, reason, elapsed } => {
+                    tell!(debug, $target, site, "ended", outcome = outcome.as_str(), reason, ?elapsed)
                 }
-                Event::Retrying { attempt, delay } => {
-                    tracing::info!(target: $target, name, attempt, ?delay, "retrying");
-                }
-                Event::GaveUp { attempt, reason } => {
-                    tracing::warn!(target: $target, name, attempt, reason, "gave up");
-                }
-                Event::Transition { from, to } => {
-                    tracing::warn!(target: $target, name, from, to, "transition");
-                }
-                Event::Failed => tracing::debug!(target: $target, name, "failed"),
-                Event::NotRepeatable { reason } => {
-                    tracing::debug!(target: $target, name, reason, "not repeatable");
-                }
-                Event::Queued => tracing::trace!(target: $target, name, "queued"),
-                Event::Hit => tracing::trace!(target: $target, name, "hit"),
-                Event::Miss => tracing::trace!(target: $target, name, "miss"),
-                Event::Stale => tracing::trace!(target: $target, name, "stale"),
-                Event::Shared => tracing::trace!(target: $target, name, "shared"),
-                Event::Stored => tracing::trace!(target: $target, name, "stored"),
             }
         }
     };
@@ -270,4 +414,4 @@ macro_rules! site_setters {
     };
 }
 
-pub(crate) use {site, site_setters, trace_to};
+pub(crate) use {site, site_setters, tell, trace_to};

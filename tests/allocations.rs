@@ -21,6 +21,7 @@ use ziggurat::{
     cache::CacheLayer,
     circuit_breaker::CircuitBreakerLayer,
     concurrency_limit::ConcurrencyLimitLayer,
+    observe::ObserveLayer,
     replay::ReplayLayer,
     retry::RetryLayer,
     timeout::TimeoutLayer,
@@ -109,6 +110,7 @@ these_allocate_nothing! {
     circuit_breaker_by_rate_over_time: CircuitBreakerLayer::failure_rate(0.5);
     circuit_breaker_by_rate_over_calls: CircuitBreakerLayer::failure_rate(0.5).over_calls(100);
     circuit_breaker_with_slow_calls: CircuitBreakerLayer::failure_rate(0.5).slow_calls(SECOND, 0.5);
+    observe: ObserveLayer::new();
     the_stack_of_the_four: ServiceBuilder::new()
         .layer(TimeoutLayer::new(10 * SECOND))
         .layer(RetryLayer::new())

@@ -62,11 +62,11 @@ async fn every_layer_logs_under_its_own_target_with_its_name() {
     assert_eq!(
         log,
         [
-            r#"INFO ziggurat::timeout: rejected name="attempt" rejection=timeout `attempt`: no answer within 3s"#,
-            r#"INFO ziggurat::retry: retrying name="orders" attempt=1 delay=1s"#,
-            r#"INFO ziggurat::timeout: rejected name="attempt" rejection=timeout `attempt`: no answer within 3s"#,
-            r#"WARN ziggurat::circuit_breaker: transition name="orders" from="closed" to="open""#,
-            r#"WARN ziggurat::retry: gave up name="orders" attempt=2 reason="attempts""#,
+            r#"INFO ziggurat::timeout: rejected policy="timeout" name="attempt" reason="timed_out" rejection=timeout `attempt`: no answer within 3s"#,
+            r#"INFO ziggurat::retry: retrying policy="retry" name="orders" attempt=1 delay=1s"#,
+            r#"INFO ziggurat::timeout: rejected policy="timeout" name="attempt" reason="timed_out" rejection=timeout `attempt`: no answer within 3s"#,
+            r#"WARN ziggurat::circuit_breaker: transition policy="circuit_breaker" name="orders" from="closed" to="open""#,
+            r#"WARN ziggurat::retry: gave_up policy="retry" name="orders" attempt=2 reason="attempts""#,
         ]
     );
 }
@@ -76,7 +76,7 @@ async fn every_layer_logs_under_its_own_target_with_its_name() {
 async fn a_site_of_ones_own_logs_too() {
     let site = Site::new("mine").named("here");
     let log = logged(LevelFilter::TRACE, async { site.tell(Event::Hit) }).await;
-    assert_eq!(log, [r#"TRACE ziggurat: hit name="here""#]);
+    assert_eq!(log, [r#"TRACE ziggurat: hit policy="mine" name="here""#]);
 }
 
 /// Shows: T3

@@ -13,6 +13,7 @@ mod faulty_layers;
 mod grpc;
 mod http;
 mod identity;
+mod observe;
 mod peers;
 mod propagate;
 mod replay;

@@ -17,6 +17,7 @@ use ziggurat::{
     concurrency_limit::ConcurrencyLimitLayer,
     context::ContextLayer,
     identity::IdentityLayer,
+    observe::ObserveLayer,
     propagate::PropagateLayer,
     replay::ReplayLayer,
     retry::{Budget, RetryLayer},
@@ -103,6 +104,8 @@ these_keep_to_the_laws! {
     answer_with_a_function: laws(|| AnswerLayer::new(|rejection: &Rejection, request: &Parts| {
         Response::new(format!("{}: {rejection}", request.uri))
     }));
+    observe: laws(ObserveLayer::http);
+    observe_until_the_body_ends: laws(|| ObserveLayer::http().until_body_end());
     /// Shows: X7
     context: laws(|| ContextLayer::new(around()).state(|req: &Request<String>| req.uri().clone()));
     context_without_http: laws(|| ContextLayer::ambient(around())).over(|n| n, |n| n, |answer: &u64| *answer);
