@@ -6,7 +6,8 @@
 //! - in the request's extensions, so that handlers take it from there (axum: `Extension<Scope>`); it survives retries, because a
 //!   copy of a request carries the extensions of the original;
 //! - current ([`Scope::current`]) during every call and poll of the inner service's future, during every poll of the response's
-//!   body, and while either is dropped. It is not during `poll_ready`, which belongs to no request.
+//!   body, and while either is dropped (a body that is empty from the start it has left already). It is not during `poll_ready`, which
+//!   belongs to no request.
 //!
 //! A request that is made inside another scope of the same program (a handler calls a client, both stacks have this layer with the
 //! same scope) gets a child of *that* scope, so it sees the state of the request that it serves.

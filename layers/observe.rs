@@ -43,6 +43,7 @@
 
 use std::{
     any::type_name,
+    error::Error as StdError,
     fmt,
     future::Future,
     marker::PhantomData,
@@ -97,8 +98,10 @@ impl<C, U> ObserveLayer<C, U> {
         ObserveLayer { classify, site: self.site, until: PhantomData }
     }
 
-    /// For HTTP: a call whose response is a success lasts until the response's body has ended, failed (a failure) or was dropped
-    /// (cancelled).
+    /// For HTTP: a call whose response is a success lasts until the response's body has ended, failed (a failure) or was dropped:
+    /// cancelled, if its reader was waiting for it, and a success if it had given all that it was asked for.
+    ///
+    /// The body's error becomes a boxed one.
     pub fn until_body_end(self) -> ObserveLayer<C, BodyEnd> {
         ObserveLayer { classify: self.classify, site: self.site, until: PhantomData }
     }
@@ -269,11 +272,15 @@ pub struct Observed<C> {
     verdict: Verdict<C>,
 }
 
-impl<B: Body, C> Guard<B> for Observed<C> {
-    type Error = B::Error;
+impl<B, C> Guard<B> for Observed<C>
+where
+    B: Body,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
+    type Error = Box<dyn StdError + Send + Sync>;
 
-    fn poll_frame(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> PollFrame<B::Data, B::Error> {
-        let frame = ready!(body.poll_frame(cx));
+    fn poll_frame(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> PollFrame<B::Data, Self::Error> {
+        let frame = ready!(body.poll_frame(cx)).map(|frame| frame.map_err(Into::into));
         self.verdict.look(frame.as_ref());
         Poll::Ready(frame)
     }

@@ -92,11 +92,14 @@ impl Circuit {
     #[inline]
     pub(super) fn admit(&self) -> Result<Call, Refused> {
         let ticket = self.shared.machine.admit(clock::now)?;
+        let is_probe = ticket.is_probe();
+        // Before anybody is told: if who hears of it panics, the call is dropped, and its place is free again.
+        let call = Call { circuit: self.clone(), ticket: Some(ticket) };
         // It may have half-opened the circuit.
-        if ticket.is_probe() {
+        if is_probe {
             self.shared.tell_news();
         }
-        Ok(Call { circuit: self.clone(), ticket: Some(ticket) })
+        Ok(call)
     }
 }
 
@@ -151,6 +154,13 @@ pub(super) struct Call {
 }
 
 impl Call {
+    /// Its response is there, which is what its time is measured to; it goes on with the body.
+    pub(super) fn answered(&mut self) {
+        if let Some(ticket) = &mut self.ticket {
+            self.circuit.shared.machine.answered(ticket, clock::now);
+        }
+    }
+
     /// Records how the call ended.
     #[inline]
     pub(super) fn ended(&mut self, class: Class) {

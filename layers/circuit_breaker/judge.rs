@@ -1,6 +1,7 @@
 //! The end of a call that goes on with the response's body.
 
 use std::{
+    error::Error as StdError,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -18,16 +19,21 @@ pub struct Judge<C> {
 }
 
 impl<C> Judge<C> {
-    pub(super) fn new(call: Call, verdict: Verdict<C>) -> Self {
+    pub(super) fn new(mut call: Call, verdict: Verdict<C>) -> Self {
+        call.answered();
         Self { call, verdict }
     }
 }
 
-impl<B: Body, C> Guard<B> for Judge<C> {
-    type Error = B::Error;
+impl<B, C> Guard<B> for Judge<C>
+where
+    B: Body,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
+    type Error = Box<dyn StdError + Send + Sync>;
 
-    fn poll_frame(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> PollFrame<B::Data, B::Error> {
-        let frame = ready!(body.poll_frame(cx));
+    fn poll_frame(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> PollFrame<B::Data, Self::Error> {
+        let frame = ready!(body.poll_frame(cx)).map(|frame| frame.map_err(Into::into));
         self.verdict.look(frame.as_ref());
         Poll::Ready(frame)
     }

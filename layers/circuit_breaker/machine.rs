@@ -59,7 +59,7 @@ pub(super) struct Ticket {
     generation: u64,
     /// The place that it takes in a half-open circuit.
     probe: Option<NonZeroU64>,
-    /// Known only if somebody asks how long calls take.
+    /// Known only if somebody asks how long calls take, and as long as it is not known that this one was in time.
     started: Option<Instant>,
 }
 
@@ -232,6 +232,13 @@ impl Machine {
                 self.count(ticket.generation, outcome == Outcome::Failure, slow, now)
                     && self.open(ticket.generation, now())
             }
+        }
+    }
+
+    /// The answer to a call came, which goes on: from now on its time does not count.
+    pub(super) fn answered(&self, ticket: &mut Ticket, clock: impl Fn() -> Instant) {
+        if !self.is_slow(ticket, clock) {
+            ticket.started = None;
         }
     }
 

@@ -25,7 +25,8 @@
 //! it was dropped: a service that hangs opens the circuit, wherever in the stack the
 //! [`TimeoutLayer`](crate::timeout::TimeoutLayer) stands. Otherwise it is ignored: a client that hangs up says nothing about the
 //! service, nor does a call that still waited in the queue of a
-//! [`ConcurrencyLimitLayer`](crate::concurrency_limit::ConcurrencyLimitLayer). [`Cancelled`] has the other choices, for timeouts
+//! [`ConcurrencyLimitLayer`](crate::concurrency_limit::ConcurrencyLimitLayer) (of a service that calls several others at once, if any
+//! of them did). [`Cancelled`] has the other choices, for timeouts
 //! that are not this crate's and so set no deadline. A probe that is dropped, or panics, makes room for the next one; so does,
 //! after as long as the circuit was open, one that does not end.
 //!
@@ -299,9 +300,11 @@ impl<C, U> CircuitBreakerLayer<C, U> {
 
     /// For HTTP: a call whose response is a success ends with the response's body, and is a failure if that fails.
     ///
-    /// A body that is dropped before its end is a call that was [`cancelled`](Self::cancelled): whoever only looks at the head of
-    /// the response should let the breaker do so too. [Slow calls](Self::slow_calls) are timed to the end of the body. A
-    /// response that is not a success is judged at once.
+    /// A body that is dropped while its reader waits for it is a call that was [`cancelled`](Self::cancelled). Dropped otherwise, the
+    /// service had given all that it was asked for, and the call is a success: a server drops a body that it has sent whole, or that
+    /// nobody wants (HEAD), and a reader who is slow, or has had enough, is not the service's fault. For the same reason
+    /// [slow calls](Self::slow_calls) are timed to the response. An error in which a rejection lies is judged by that, any other one is
+    /// a failure. A response that is not a success is judged at once. The body's error becomes a boxed one.
     pub fn until_body_end(self) -> CircuitBreakerLayer<C, BodyEnd> {
         let Self { settings, classify, circuit, until: _ } = self;
         CircuitBreakerLayer { settings, classify, circuit, until: PhantomData }

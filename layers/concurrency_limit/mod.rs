@@ -121,7 +121,8 @@ impl ConcurrencyLimitLayer {
     /// For HTTP: a call holds its permit until the response's body has ended, failed or was dropped, and not only until the response
     /// is there. That is what a server wants, whose work is the body.
     ///
-    /// The body becomes a [`GuardBody`](crate::body::GuardBody). An empty one gives the permit back at once.
+    /// The body becomes a [`GuardBody`](crate::body::GuardBody). An empty one gives the permit back at once, also that of a 101: a
+    /// connection that was upgraded is not counted.
     pub fn until_body_end(self) -> ConcurrencyLimitLayer<BodyEnd> {
         ConcurrencyLimitLayer { settings: self.settings, until: PhantomData }
     }
@@ -235,7 +236,7 @@ where
         if settings.gate.is_full(settings.places()) {
             return ResponseFuture::new(State::Refused { settings }, None);
         }
-        let turn = Turn { settings, place: None, timer: None };
+        let turn = Turn { settings, place: None, timer: None, admitted: false };
         ResponseFuture::new(State::Waiting { turn, service, request: Some(request) }, None)
     }
 }
@@ -384,12 +385,15 @@ struct Turn {
     place: Option<Waiter>,
     // Boxed, so that a call that does not wait is not larger for it.
     timer: Option<Pin<Box<Sleep>>>,
+    admitted: bool,
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
         // If the whole call is dropped with it: so far it was nobody's but ours.
-        ambient::set(Unsent(true));
+        if !self.admitted {
+            ambient::set(Unsent(true));
+        }
     }
 }
 
@@ -411,6 +415,7 @@ impl Turn {
         };
         if let Poll::Ready(permit) = admitted {
             self.timer = None;
+            self.admitted = true;
             return Poll::Ready(Ok(permit));
         }
         let Some(timer) = &mut self.timer else { return Poll::Pending };

@@ -10,9 +10,9 @@ use std::{
 
 use http_body::Body;
 
-use super::{enter, expired};
+use super::{adopt_told, enter, expired};
 use crate::{
-    Reject, Rejection, Site,
+    Reject, Rejection, Site, ambient,
     body::{Guard, PollFrame},
     clock::{self, Sleep},
     deadline::Limit,
@@ -90,6 +90,7 @@ where
     type Error = Box<dyn StdError + Send + Sync>;
 
     fn poll_frame(&mut self, mut body: Pin<&mut B>, cx: &mut Context<'_>) -> PollFrame<B::Data, Self::Error> {
+        adopt_told(&mut self.limit, &mut self.own, ambient::get());
         let (mut own, mut inside) = (self.own, Limit::NONE);
         let entered = enter(&mut own, &mut inside);
         let polled = body.as_mut().poll_frame(cx);

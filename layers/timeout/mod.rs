@@ -210,6 +210,19 @@ fn started(before: Limit, inside: Limit) -> Option<Limit> {
     (before.is_unstarted() && !inside.is_unstarted()).then(|| inside.since(before))
 }
 
+/// Nobody else would end a call by a deadline that it was only told: so the limit does, if it would end later, and nothing outside ends
+/// sooner.
+fn adopt_told(limit: &mut Limit, own: &mut Limit, outer: Limit) -> bool {
+    let Told(told) = ambient::get();
+    let adopts = *own != Limit::NONE && told < *own && told < outer;
+    if adopts {
+        let start = own.since(*limit);
+        *limit = told.since(start);
+        *own = told;
+    }
+    adopts
+}
+
 pin_project! {
     /// The response future of [`Timeout`].
     #[must_use = "futures do nothing unless polled"]
@@ -251,13 +264,8 @@ impl<F, U> ResponseFuture<F, U> {
             *entered.outer = entered.outer.started(start);
             ambient::set((*this.own).min(*entered.outer));
         }
-        // Nobody else would end the call by a deadline that it was only told.
-        let Told(told) = ambient::get();
-        if *this.own != Limit::NONE && told < *this.own && told < *entered.outer {
-            let start = this.own.since(*this.limit);
-            *this.limit = told.since(start);
-            *this.own = told;
-            ambient::set(told);
+        if adopt_told(this.limit, this.own, *entered.outer) {
+            ambient::set(*this.own);
         }
         // Of two that end together the outer one does: its end is the request's.
         *this.own < *entered.outer
@@ -289,11 +297,17 @@ where
             return Poll::Pending;
         }
         let mut this = self.project();
-        if this.timer.is_none() {
-            this.timer.set(this.own.instant().map(clock::sleep_until));
-        }
-        if let Some(timer) = this.timer.as_mut().as_pin_mut() {
-            ready!(timer.poll(cx));
+        if let Some(end) = this.own.instant() {
+            if this.timer.is_none() {
+                this.timer.set(Some(clock::sleep_until(end)));
+            }
+            if let Some(mut timer) = this.timer.as_mut().as_pin_mut() {
+                // It was told of an earlier deadline meanwhile.
+                if timer.deadline() != end {
+                    timer.as_mut().reset(end);
+                }
+                ready!(timer.poll(cx));
+            }
         }
         // Dropped while the limit is in place, so that whatever cleans up can see that its deadline has passed.
         this.response.set(None);

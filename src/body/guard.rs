@@ -54,15 +54,18 @@ pub enum End {
     Complete,
     /// With an error: its own, or one of its guard's.
     Failed,
-    /// It was dropped before.
-    Dropped,
+    /// It was dropped before. A server does that too with a response that it has sent whole, or whose body nobody wants (HEAD).
+    Dropped {
+        /// Whether whoever reads it was waiting for it: it was asked for a frame and had none.
+        waiting: bool,
+    },
 }
 
 pin_project! {
     /// A body that keeps a [`Guard`] until it has ended, failed or was dropped; then the body is dropped, and the guard after it.
     ///
-    /// An empty body has ended from the start, and one that says so ([`Body::is_end_stream`]) with its last frame. Frames, trailers,
-    /// size and errors pass unchanged, unless the guard ends the body with an error. It allocates nothing.
+    /// An empty body has ended from the start, and its guard is gone before it; one that says so ([`Body::is_end_stream`]) has ended with
+    /// its last frame. Frames, trailers, size and errors pass unchanged, unless the guard ends the body with an error. It allocates nothing.
     ///
     /// The one that [`Default`] makes guards nothing: it is what a rejection answers with.
     pub struct GuardBody<B, G>
@@ -75,6 +78,8 @@ pin_project! {
         body: Option<B>,
         // None: there is nothing (more) to guard.
         guard: Option<G>,
+        // Whether it was asked for a frame and had none.
+        waiting: bool,
     }
 
     impl<B, G> PinnedDrop for GuardBody<B, G>
@@ -83,7 +88,8 @@ pin_project! {
         G: Guard<B>,
     {
         fn drop(this: Pin<&mut Self>) {
-            this.end(End::Dropped);
+            let waiting = this.waiting;
+            this.end(End::Dropped { waiting });
         }
     }
 }
@@ -98,7 +104,7 @@ impl<B: Body, G: Guard<B>> GuardBody<B, G> {
         {
             guard.ended(End::Complete);
         }
-        Self { body: Some(body), guard }
+        Self { body: Some(body), guard, waiting: false }
     }
 
     fn end(self: Pin<&mut Self>, end: End) {
@@ -128,8 +134,8 @@ impl<B: Body + From<String>, G: Guard<B>> From<String> for GuardBody<B, G> {
 impl<B, G> Body for GuardBody<B, G>
 where
     B: Body,
+    B::Error: Into<G::Error>,
     G: Guard<B>,
-    G::Error: From<B::Error>,
 {
     type Data = B::Data;
     type Error = G::Error;
@@ -137,10 +143,12 @@ where
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> PollFrame<B::Data, Self::Error> {
         let mut this = self.as_mut().project();
         let Some(mut body) = this.body.as_mut().as_pin_mut() else { return Poll::Ready(None) };
-        let frame = match this.guard {
-            Some(guard) => ready!(guard.poll_frame(body.as_mut(), cx)),
-            None => ready!(body.as_mut().poll_frame(cx)).map(|frame| frame.map_err(From::from)),
+        let polled = match this.guard {
+            Some(guard) => guard.poll_frame(body.as_mut(), cx),
+            None => body.as_mut().poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(Into::into))),
         };
+        *this.waiting = polled.is_pending();
+        let frame = ready!(polled);
         match frame {
             None => self.end(End::Complete),
             Some(Err(_)) => self.end(End::Failed),

@@ -34,7 +34,8 @@ use tape::{BoxError, Polled, Recording, Tape, Turn};
 ///   what nobody can ask for any more, because there is no later copy. From then on there is no copy, and one
 ///   that was made before is no more than an error. It is never empty or cut.
 /// - **Size.** Its `size_hint` is that of the inner body at the start, on each attempt, less what the attempt gave.
-/// - An inner body that fails or panics has failed for all attempts.
+/// - An inner body that fails or panics has failed for all attempts. After an error there are only errors: it never looks as if it
+///   were whole.
 ///
 /// It is not `Clone`, because there is not always a copy. An empty body costs nothing. Any other costs two allocations, and each
 /// frame a lock that only attempts of the same request share; none of the inner body's code runs under it.

@@ -12,7 +12,7 @@ use super::{Guard, GuardBody};
     message = "`.until_body_end()` is for services that answer an `http::Response` with a body, and this one answers `{R}`",
     note = "leave it out: for this layer the call is then over when the answer is there"
 )]
-pub trait Until<R, G> {
+pub trait Until<R, G>: Sealed {
     /// What the service answers then.
     type Response;
 
@@ -20,6 +20,12 @@ pub trait Until<R, G> {
     #[doc(hidden)]
     fn answer(response: R, guard: impl FnOnce() -> Option<G>) -> Self::Response;
 }
+
+/// Only the two below: a method may be added.
+pub trait Sealed {}
+
+impl Sealed for ResponseEnd {}
+impl Sealed for BodyEnd {}
 
 /// When the response is there. The default.
 #[derive(Debug, Clone, Copy)]

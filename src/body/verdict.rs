@@ -1,20 +1,20 @@
 //! What the end of a body says about a call whose response was a success.
 
-use std::{any::type_name, fmt};
+use std::{any::type_name, error::Error as StdError, fmt};
 
 use http::HeaderMap;
 use http_body::Frame;
 
 use super::End;
-use crate::{Class, Classify};
+use crate::{Class, Classify, Rejection};
 
 /// The verdict on a call whose response is a success so far: its trailers, or the way in which its body ends, may say otherwise.
 pub(crate) struct Verdict<C> {
     classify: C,
     // A function pointer, because the response and error that the classifier knows are not in the body's type.
     classify_trailers: fn(&C, &HeaderMap) -> Class,
-    // What the trailers said.
-    said: Option<Class>,
+    // What the trailers said, or the error.
+    said: Class,
 }
 
 impl<C> Verdict<C> {
@@ -22,23 +22,31 @@ impl<C> Verdict<C> {
     where
         C: Classify<R, E>,
     {
-        Self { classify, classify_trailers: C::classify_trailers, said: None }
+        Self { classify, classify_trailers: C::classify_trailers, said: Class::Success }
     }
 
     /// Looks at what the body gave.
-    pub(crate) fn look<D, E>(&mut self, frame: Option<&Result<Frame<D>, E>>) {
-        if let Some(trailers) = frame.and_then(|frame| frame.as_ref().ok()).and_then(Frame::trailers_ref) {
-            self.said = Some((self.classify_trailers)(&self.classify, trailers));
+    pub(crate) fn look<D>(&mut self, frame: Option<&Result<Frame<D>, Box<dyn StdError + Send + Sync>>>) {
+        match frame {
+            Some(Ok(frame)) => {
+                if let Some(trailers) = frame.trailers_ref() {
+                    self.said = (self.classify_trailers)(&self.classify, trailers);
+                }
+            }
+            // A layer further in may have ended it.
+            Some(Err(error)) => self.said = Rejection::find(&**error).map_or(Class::TRANSIENT, Rejection::class),
+            None => {}
         }
     }
 
     /// The class of the call, now that its body has ended; `None` if it was cancelled.
+    ///
+    /// A body that was dropped while nobody waited for it had given all that it was asked for: whether its reader had enough, is slow,
+    /// or has gone, the service has done its part.
     pub(crate) fn at(&self, end: End) -> Option<Class> {
-        match (end, self.said) {
-            (End::Failed, _) => Some(Class::TRANSIENT),
-            (_, Some(said)) => Some(said),
-            (End::Complete, None) => Some(Class::Success),
-            (End::Dropped, None) => None,
+        match end {
+            End::Dropped { waiting: true } if self.said == Class::Success => None,
+            _ => Some(self.said),
         }
     }
 }

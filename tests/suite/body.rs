@@ -11,7 +11,10 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full};
-use ziggurat::body::{End, Guard, GuardBody, PollFrame};
+use ziggurat::{
+    body::{End, Guard, GuardBody, PollFrame},
+    timeout::InTime,
+};
 
 type Step = Result<Frame<Bytes>, &'static str>;
 
@@ -101,7 +104,37 @@ async fn the_guard_goes_with_an_error_and_with_a_drop() {
     assert!(is_held(&guard));
     drop(body);
     assert!(!is_held(&guard));
-    assert_eq!(*ends.lock().unwrap(), [End::Failed, End::Dropped]);
+    assert_eq!(*ends.lock().unwrap(), [End::Failed, End::Dropped { waiting: false }]);
+}
+
+/// Whether its reader was waiting tells a service that hangs from a reader who has had enough.
+#[test]
+fn a_guard_learns_whether_the_reader_of_a_dropped_body_was_waiting() {
+    struct Hangs;
+    impl Body for Hangs {
+        type Data = Bytes;
+        type Error = &'static str;
+        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Step>> {
+            Poll::Pending
+        }
+    }
+    let (guard, ends) = Default::default();
+    let mut body = Box::pin(GuardBody::new(Hangs, Held::new(&guard, &ends)));
+    assert!(body.as_mut().poll_frame(&mut Context::from_waker(Waker::noop())).is_pending());
+    drop(body);
+    assert_eq!(*ends.lock().unwrap(), [End::Dropped { waiting: true }]);
+}
+
+#[test]
+fn the_bound_that_everybody_writes_is_enough() {
+    type BoxError = Box<dyn std::error::Error + Send + Sync>;
+    fn guarded<B>(body: GuardBody<B, InTime>) -> impl Body<Data = B::Data, Error = BoxError>
+    where
+        B: Body<Error: Into<BoxError>>,
+    {
+        body
+    }
+    assert!(guarded(GuardBody::<Full<Bytes>, _>::default()).is_end_stream());
 }
 
 /// A server does not poll a body that says that it has ended.

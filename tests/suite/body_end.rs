@@ -12,14 +12,15 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::{Body, Frame};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Empty, Full};
+use hyper_util::rt::TokioIo;
 use tokio::{
     sync::mpsc,
     time::{Instant, advance},
 };
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
-    Class, Classify, Deadline, Error, Event, HttpStatus, Rejection, Scope, Site,
+    Class, Classify, Deadline, Error, Event, HttpStatus, Reason, Reject, Rejection, Scope, Site,
     circuit_breaker::{CircuitBreakerLayer, State},
     concurrency_limit::ConcurrencyLimitLayer,
     context::ContextLayer,
@@ -324,9 +325,12 @@ async fn a_probe_lasts_to_the_end_of_its_body_and_gives_its_place_back_after_eve
     enum By {
         End,
         Error,
-        Drop,
+        HangUp,
+        Enough,
     }
-    for (by, state) in [(By::End, State::Closed), (By::Error, State::Open), (By::Drop, State::HalfOpen)] {
+    for (by, state) in
+        [(By::End, State::Closed), (By::Error, State::Open), (By::HangUp, State::HalfOpen), (By::Enough, State::Closed)]
+    {
         let origin = Origin::default();
         let layer = breaker().open_for(SECOND).until_body_end();
         let circuit = layer.handle();
@@ -349,10 +353,18 @@ async fn a_probe_lasts_to_the_end_of_its_body_and_gives_its_place_back_after_eve
                 sender.send(Err("reset".into())).unwrap();
                 assert!(body.frame().await.unwrap().is_err());
             }
-            By::Drop => drop(body),
+            By::HangUp => {
+                assert!(futures_util::poll!(body.frame()).is_pending());
+                drop(body);
+            }
+            By::Enough => {
+                sender.send(data("one")).unwrap();
+                assert!(body.frame().await.unwrap().is_ok());
+                drop(body);
+            }
         }
         assert_eq!(circuit.state(), state, "{by:?}");
-        if by == By::Drop {
+        if by == By::HangUp {
             // Its place is free: somebody else is the probe now.
             drop(origin.answers(200));
             service.oneshot(()).await.unwrap().into_body().collect().await.unwrap();
@@ -378,6 +390,7 @@ async fn a_body_that_hangs_until_the_time_is_over_is_a_failure() {
         sender.send(data("one")).unwrap();
         let mut body = service.clone().oneshot(()).await.unwrap().into_body();
         assert!(next(&mut body).await.unwrap().is_ok());
+        assert!(futures_util::poll!(body.frame()).is_pending());
         drop(body);
         assert_eq!(circuit.state(), State::Closed, "{name}: the client hung up");
 
@@ -385,6 +398,152 @@ async fn a_body_that_hangs_until_the_time_is_over_is_a_failure() {
         let mut body = service.oneshot(()).await.unwrap().into_body();
         assert!(next(&mut body).await.unwrap().unwrap_err().is_timed_out());
         assert_eq!(circuit.state(), State::Open, "{name}");
+    }
+}
+
+/// A body that always has a frame at once.
+#[derive(Default)]
+struct Ready;
+
+impl Body for Ready {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Step>> {
+        Poll::Ready(Some(data("more")))
+    }
+}
+
+/// Or a few clients who do not read could close a service for all others.
+///
+/// Shows: B6
+#[tokio::test(start_paused = true)]
+async fn a_reader_who_is_slow_says_nothing_about_the_service() {
+    for goes_on in [false, true] {
+        let layer = breaker().slow_calls(SECOND, 0.5).min_calls(1).until_body_end();
+        let circuit = layer.handle();
+        let service = ServiceBuilder::new()
+            .layer(TimeoutLayer::new(10 * SECOND).until_body_end())
+            .layer(layer)
+            .map_err(Error::Service)
+            .service(service_fn(|()| async { Ok::<_, Infallible>(Response::new(Ready)) }));
+        let mut body = service.oneshot(()).await.unwrap().into_body();
+        assert!(next(&mut body).await.unwrap().is_ok());
+        advance(11 * SECOND).await;
+        if goes_on {
+            assert!(next(&mut body).await.unwrap().is_ok());
+            assert!(next(&mut body).await.unwrap().is_err());
+        }
+        drop(body);
+        assert_eq!(circuit.state(), State::Closed, "goes on: {goes_on}");
+    }
+}
+
+/// The head is what took so long.
+#[tokio::test(start_paused = true)]
+async fn a_slow_call_is_one_whose_response_is_slow() {
+    let layer = CircuitBreakerLayer::failure_rate(0.5).min_calls(1).slow_calls(SECOND, 0.5).until_body_end();
+    let circuit = layer.handle();
+    let service = ServiceBuilder::new().layer(layer).map_err(Error::Service).service(service_fn(|()| async {
+        tokio::time::sleep(2 * SECOND).await;
+        Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"all"))))
+    }));
+    service.oneshot(()).await.unwrap().into_body().collect().await.unwrap();
+    assert_eq!(circuit.state(), State::Open);
+}
+
+/// Over HTTP/1 a server drops a body that it has sent whole, and does not look at that of a HEAD. One whose end comes on its own (as
+/// HTTP/2's may) has not said by then that it has ended.
+#[tokio::test]
+async fn what_a_server_sent_whole_is_a_success() {
+    struct Sized(Option<Bytes>);
+    impl Body for Sized {
+        type Data = Bytes;
+        type Error = BoxError;
+        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Step>> {
+            Poll::Ready(self.0.take().map(|data| Ok(Frame::data(data))))
+        }
+    }
+    for method in [http::Method::GET, http::Method::HEAD] {
+        let layer = breaker().open_for(Duration::from_millis(1)).until_body_end();
+        let circuit = layer.handle();
+        let service =
+            ServiceBuilder::new().layer(layer).map_err(Error::Service).service(service_fn(|works| async move {
+                let response = Response::builder().header("content-length", "5");
+                let response = response.status(if works { StatusCode::OK } else { StatusCode::BAD_GATEWAY });
+                Ok::<_, Infallible>(response.body(Sized(works.then(|| Bytes::from_static(b"hello")))).unwrap())
+            }));
+        service.clone().oneshot(false).await.unwrap();
+        assert_eq!(circuit.state(), State::Open);
+        // The clock is the real one: the circuit is open for a millisecond, and then until it is asked.
+        let service = tower::service_fn(move |_: Request<hyper::body::Incoming>| {
+            let service = service.clone();
+            async move {
+                loop {
+                    let outcome = service.clone().oneshot(true).await;
+                    if ziggurat::rejection(&outcome).is_none() {
+                        break outcome.map_err(|error| format!("{error:?}"));
+                    }
+                    tokio::task::yield_now().await;
+                }
+            }
+        });
+        let (client, server) = tokio::io::duplex(4096);
+        let service = hyper_util::service::TowerToHyperService::new(service);
+        let server = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(server), service);
+        let server = tokio::spawn(server);
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(client)).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let request = Request::builder().method(&method).uri("/").body(Empty::<Bytes>::new()).unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        let text = response.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(text, if method == http::Method::GET { "hello" } else { "" });
+        drop(sender);
+        connection.await.unwrap().unwrap();
+        server.await.unwrap().unwrap();
+        assert_eq!(circuit.state(), State::Closed, "{method}");
+    }
+}
+
+/// What a layer further in ended the body with is judged as if it had answered so.
+#[tokio::test]
+async fn a_rejection_that_ends_a_body_has_its_own_class() {
+    let (limit, second) = (7, SECOND);
+    for (reason, state) in
+        [(Reason::Overloaded { limit }, State::Closed), (Reason::TimedOut { limit: second }, State::Open)]
+    {
+        let origin = Origin::default();
+        let layer = breaker().until_body_end();
+        let circuit = layer.handle();
+        let service = ServiceBuilder::new().layer(layer).service(origin.service());
+        let sender = origin.answers(200);
+        let rejected: Result<(), BoxError> = Reject::reject(Rejection::new(&Site::new("inside"), reason));
+        sender.send(Err(rejected.unwrap_err())).unwrap();
+        let mut body = service.oneshot(()).await.unwrap().into_body();
+        assert!(next(&mut body).await.unwrap().is_err());
+        assert_eq!(circuit.state(), state);
+    }
+}
+
+/// Shows: T4
+#[tokio::test(start_paused = true)]
+async fn a_deadline_that_was_carried_over_ends_a_body_too() {
+    for wait in [Duration::ZERO, SECOND / 2] {
+        let origin = Origin::default();
+        let (inner, _sender) = (origin.service(), origin.answers(200));
+        let service = ServiceBuilder::new().layer(TimeoutLayer::new(30 * SECOND).until_body_end()).service(service_fn(
+            move |()| {
+                let response = inner.clone().oneshot(());
+                async move {
+                    tokio::time::sleep(wait).await;
+                    response.await
+                }
+            },
+        ));
+        let start = Instant::now();
+        let read = async { service.oneshot(()).await.unwrap().into_body().collect().await.map(drop) };
+        assert!(Deadline::after(SECOND).within(read).await.is_err());
+        assert_eq!(start.elapsed(), SECOND);
     }
 }
 

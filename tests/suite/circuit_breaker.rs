@@ -20,6 +20,7 @@ use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
     Backoff, Class, Error, Event, Jitter, Reason, Rejection, Site,
     circuit_breaker::{Cancelled, Circuit, CircuitBreakerLayer, State},
+    concurrency_limit::ConcurrencyLimitLayer,
     testing::{Strict, Task},
     timeout::TimeoutLayer,
 };
@@ -900,4 +901,78 @@ async fn a_hung_call_that_is_dropped_from_outside_after_its_deadline_is_a_failur
         drop(call);
         assert_eq!(circuit.state(), state);
     }
+}
+
+/// Shows: B5
+#[tokio::test(start_paused = true)]
+async fn a_probe_whose_observer_panics_gives_its_place_back() {
+    let panics = std::sync::atomic::AtomicBool::new(true);
+    let layer =
+        CircuitBreakerLayer::consecutive(1).open_for(10 * SECOND).observer(move |_: &Site, event: &Event<'_>| {
+            let half_open = matches!(event, Event::Transition { to: "half_open", .. });
+            assert!(!half_open || !panics.swap(false, Ordering::SeqCst));
+        });
+    let mut service = ServiceBuilder::new()
+        .layer(layer)
+        .map_err(Error::Service)
+        .service(service_fn(|works: bool| async move { if works { Ok(()) } else { Err("broken") } }));
+    service.ready().await.unwrap().call(false).await.unwrap_err();
+    advance(10 * SECOND).await;
+    let probe = service.clone();
+    assert!(tokio::spawn(probe.oneshot(true)).await.unwrap_err().is_panic());
+    service.ready().await.unwrap().call(true).await.unwrap();
+}
+
+/// A call that has its permit has been sent as far as the queue goes: a service that never gets ready then hangs.
+///
+/// Shows: B6
+#[tokio::test(start_paused = true)]
+async fn a_service_that_hangs_in_its_readiness_after_the_queue_is_a_failure() {
+    #[derive(Clone)]
+    struct ReadyTwice(Arc<AtomicUsize>);
+    impl Service<()> for ReadyTwice {
+        type Response = ();
+        type Error = Error<Infallible>;
+        type Future = std::pin::Pin<Box<dyn Future<Output = Result<(), Error<Infallible>>> + Send>>;
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+            if self.0.fetch_add(1, Ordering::SeqCst) < 2 { Poll::Ready(Ok(())) } else { Poll::Pending }
+        }
+        fn call(&mut self, (): ()) -> Self::Future {
+            Box::pin(async {
+                tokio::time::sleep(SECOND).await;
+                Ok(())
+            })
+        }
+    }
+    let breaker = CircuitBreakerLayer::consecutive(1);
+    let circuit = breaker.handle();
+    let service = ServiceBuilder::new()
+        .layer(TimeoutLayer::new(10 * SECOND))
+        .layer(breaker)
+        .layer(ConcurrencyLimitLayer::new(1))
+        .service(ReadyTwice(Arc::default()));
+    let (mut first, mut second) = (service.clone(), service);
+    let calls = (first.ready().await.unwrap().call(()), second.ready().await.unwrap().call(()));
+    let (first, second) = tokio::join!(calls.0, calls.1);
+    first.unwrap();
+    assert!(ziggurat::rejection(&second).unwrap().is_timed_out());
+    assert_eq!(circuit.state(), State::Open);
+}
+
+/// Shows: B6
+#[tokio::test(start_paused = true)]
+async fn a_breaker_around_a_breaker_knows_a_queued_call_too() {
+    let (outer, inner) = (CircuitBreakerLayer::consecutive(1), CircuitBreakerLayer::consecutive(1));
+    let circuits = [outer.handle(), inner.handle()];
+    let service = ServiceBuilder::new()
+        .layer(TimeoutLayer::new(|limit: &Option<Duration>| *limit))
+        .layer(outer)
+        .layer(inner)
+        .layer(ConcurrencyLimitLayer::new(1))
+        .map_err(Error::Service)
+        .service(service_fn(|_| std::future::pending::<Result<(), Infallible>>()));
+    let mut first = Box::pin(service.clone().oneshot(None));
+    assert!(futures_util::poll!(&mut first).is_pending());
+    service.oneshot(Some(SECOND)).await.unwrap_err();
+    assert_eq!(circuits.map(|circuit| circuit.state()), [State::Closed, State::Closed]);
 }

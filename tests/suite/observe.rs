@@ -109,8 +109,13 @@ async fn a_call_can_last_to_the_end_of_the_body() {
     assert!(body.frame().await.unwrap().is_err());
     assert_eq!(taken(&log), [Some((Outcome::Failure, None, SECOND))]);
 
+    let mut body = service.clone().oneshot(StatusCode::OK).await.unwrap().into_body();
+    assert!(futures_util::poll!(body.frame()).is_pending());
+    drop(body);
+    assert_eq!(taken(&log), [None, Some((Outcome::Cancelled, None, Duration::ZERO))], "its reader was waiting");
+
     drop(service.clone().oneshot(StatusCode::OK).await.unwrap());
-    assert_eq!(taken(&log), [None, Some((Outcome::Cancelled, None, Duration::ZERO))]);
+    assert_eq!(taken(&log), [None, Some((Outcome::Success, None, Duration::ZERO))], "nobody wanted it");
 
     let _body = service.oneshot(StatusCode::BAD_GATEWAY).await.unwrap().into_body();
     assert_eq!(taken(&log), [None, Some((Outcome::Failure, None, Duration::ZERO))], "judged before its body");

@@ -412,3 +412,11 @@ async fn an_attempt_that_is_still_being_sent_is_ended_when_the_next_one_begins()
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "first, and the rest");
 }
+
+/// A client that knows that this was all sends no frame for the end.
+#[tokio::test]
+async fn a_replayed_body_says_that_it_ends_with_its_last_frame() {
+    let mut body = ReplayBody::new(Full::new(Bytes::from_static(b"all")));
+    assert!(body.frame().await.unwrap().is_ok());
+    assert!(body.is_end_stream());
+}

@@ -391,3 +391,41 @@ async fn the_wait_for_readiness_is_not_covered_by_a_timeout_alone() {
     drop(first);
     assert!(waiting.poll().is_ready());
 }
+
+/// It may be carried over to a call that has begun already.
+///
+/// Shows: T4
+#[tokio::test(start_paused = true)]
+async fn a_deadline_that_a_call_is_told_of_later_ends_it_too() {
+    let service = ServiceBuilder::new()
+        .layer(TimeoutLayer::new(30 * SECOND))
+        .map_err(Error::Service)
+        .service(service_fn(|()| std::future::pending::<Result<(), Infallible>>()));
+    let start = Instant::now();
+    let mut call = Box::pin(service.oneshot(()));
+    assert!(futures_util::poll!(&mut call).is_pending());
+    let outcome = Deadline::after(SECOND).within(call).await;
+    assert!(ziggurat::rejection(&outcome).unwrap().is_timed_out());
+    assert_eq!(start.elapsed(), SECOND);
+}
+
+/// Beside a deadline that runs already a limit starts for `call`, to be compared with it; and anew with the first poll.
+#[tokio::test(start_paused = true)]
+async fn a_limit_beside_a_running_deadline_begins_with_its_first_poll_too() {
+    let inner = ServiceBuilder::new()
+        .layer(TimeoutLayer::new(3 * SECOND))
+        .map_err(Error::Service)
+        .service(service_fn(|()| std::future::pending::<Result<(), Infallible>>()));
+    let service = ServiceBuilder::new().layer(TimeoutLayer::new(30 * SECOND)).service(service_fn(move |()| {
+        let mut inner = inner.clone();
+        async move {
+            sleep(SECOND).await;
+            let call = inner.call(());
+            sleep(SECOND).await;
+            call.await
+        }
+    }));
+    let start = Instant::now();
+    assert!(service.oneshot(()).await.is_err());
+    assert_eq!(start.elapsed(), 5 * SECOND);
+}
