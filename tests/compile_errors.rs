@@ -151,8 +151,8 @@ mod tests {
             (
                 "request_that_is_not_clone",
                 &[
-                    "a retry cannot copy a request of type `",
-                    "Upload` by `ziggurat::retry::Cloned`",
+                    "a request of type `",
+                    "Upload` cannot be copied by `Cloned`, so that it could be sent once more",
                     ".copy(|req: &",
                     "where `None` means that it is sent once",
                 ],
@@ -161,7 +161,7 @@ mod tests {
                 "body_that_is_not_clone",
                 &[
                     "`Idempotent` an `http::Request` whose body is `Clone`, such as `http_body_util::Full<Bytes>`",
-                    "with any other body put ziggurat's `ReplayLayer::new()` right outside of the retry",
+                    "with any other body put ziggurat's `ReplayLayer::new()` right outside of this layer",
                 ],
             ),
             ("answer_that_has_no_body", &["for any other response write `.discard(ziggurat::retry::Dropped)`"]),
