@@ -5,6 +5,7 @@ use std::{
     fmt,
     future::{Future, Ready, ready},
     marker::PhantomData,
+    sync::Arc,
 };
 
 use tower_service::Service;
@@ -58,8 +59,14 @@ pub trait Alternative<Req, R, E> {
 }
 
 /// The same response for every call that failed: see [`FallbackLayer::value`](super::FallbackLayer::value).
-#[derive(Clone, Copy)]
-pub struct Value<R>(pub(super) R);
+pub struct Value<R>(pub(super) Arc<R>);
+
+// By hand, so that whoever gives a response that is not Clone reads so at the service, where it is asked for.
+impl<R> Clone for Value<R> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
 
 #[diagnostic::do_not_recommend]
 impl<Req, R: Clone, E> Alternative<Req, R, E> for Value<R> {
@@ -69,7 +76,7 @@ impl<Req, R: Clone, E> Alternative<Req, R, E> for Value<R> {
     fn remember(&self, _: &Req) {}
 
     fn answer(&self, _: Failed<'_, R, E>) -> Option<Self::Future> {
-        Some(ready(Ok(self.0.clone())))
+        Some(ready(Ok(R::clone(&self.0))))
     }
 }
 

@@ -95,7 +95,7 @@ pub struct FallbackLayer<A, C = FailOnError, N = KeepPrimary, H = Unmarked> {
 impl<R> FallbackLayer<Value<R>> {
     /// Answers with a clone of this response.
     pub fn value(response: R) -> Self {
-        Self::with(Value(response))
+        Self::with(Value(Arc::new(response)))
     }
 }
 
