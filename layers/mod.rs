@@ -2,9 +2,11 @@
 
 pub mod answer;
 pub mod cache;
+pub mod chaos;
 pub mod circuit_breaker;
 pub mod concurrency_limit;
 pub mod context;
+pub mod fallback;
 pub mod identity;
 pub mod observe;
 pub mod propagate;

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, Response, StatusCode, header::RETRY_AFTER};
+use http::{Extensions, HeaderMap, Response, StatusCode, header::RETRY_AFTER};
 
-use crate::rejection::Reject;
+use crate::{degraded::Degraded, rejection::Reject};
 
 /// What an outcome says about the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +33,11 @@ impl Class {
     #[must_use]
     pub fn is_failure(&self) -> bool {
         matches!(self, Self::Failure { .. })
+    }
+
+    /// The same, but for a success that something else than the service answered with.
+    pub(crate) fn unless_degraded(self, extensions: &Extensions) -> Self {
+        if self == Self::Success && extensions.get::<Degraded>().is_some() { Self::Ignored } else { self }
     }
 
     /// The class of an outcome: a rejection's own, and otherwise what the classifier says.
@@ -106,13 +111,18 @@ impl<R, E> Classify<R, E> for FailOnError {
 /// resilience; 500 is left out, for it may have done its work). Everything else is a success: a 404 is an answer.
 /// `Retry-After` is read as seconds and as a date; what cannot be read counts as absent.
 ///
+/// A success that is [`Degraded`] says nothing about the service, for it did not come from there: it is ignored. So a cache outside of a
+/// fallback does not keep it, and a circuit breaker there does not count it.
+///
 /// It judges an [`http::Response`], and with the feature `reqwest` a `reqwest::Response` too.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HttpStatus;
 
 impl<B, E> Classify<Response<B>, E> for HttpStatus {
     fn classify(&self, outcome: Result<&Response<B>, &E>) -> Class {
-        outcome.map_or(Class::TRANSIENT, |response| judge(response.status(), response.headers()))
+        outcome.map_or(Class::TRANSIENT, |response| {
+            judge(response.status(), response.headers()).unless_degraded(response.extensions())
+        })
     }
 }
 
@@ -120,7 +130,9 @@ impl<B, E> Classify<Response<B>, E> for HttpStatus {
 #[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))]
 impl<E> Classify<reqwest::Response, E> for HttpStatus {
     fn classify(&self, outcome: Result<&reqwest::Response, &E>) -> Class {
-        outcome.map_or(Class::TRANSIENT, |response| judge(response.status(), response.headers()))
+        outcome.map_or(Class::TRANSIENT, |response| {
+            judge(response.status(), response.headers()).unless_degraded(response.extensions())
+        })
     }
 }
 

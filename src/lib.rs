@@ -12,7 +12,9 @@ mod backoff;
 pub mod body;
 mod classify;
 mod clock;
+mod copy;
 mod deadline;
+mod degraded;
 #[cfg(feature = "axum")]
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 pub mod extract;
@@ -29,7 +31,9 @@ pub mod wire;
 pub use ambient::attempt;
 pub use backoff::{Backoff, Jitter, Waits};
 pub use classify::{Class, Classify, FailOnError, HttpStatus};
+pub use copy::{Cloned, CopyIf, CopyRequest, Idempotent};
 pub use deadline::{Deadline, WithDeadline};
+pub use degraded::Degraded;
 pub use grpc::GrpcStatus;
 pub use rejection::{Error, Reason, Reject, Rejection, boxed, rejection};
 pub use scope::Scope;

@@ -23,6 +23,7 @@ struct Inner {
     name: Option<&'static str>,
     reason: Reason,
     retry_after: Option<Duration>,
+    suppressed: Option<Arc<str>>,
 }
 
 /// Why a layer answered instead of the service.
@@ -74,7 +75,7 @@ impl Rejection {
     /// A rejection by the layer at `site`: for layers of your own.
     #[must_use]
     pub fn new(site: &Site, reason: Reason) -> Self {
-        let inner = Inner { layer: site.layer(), name: site.name(), reason, retry_after: None };
+        let inner = Inner { layer: site.layer(), name: site.name(), reason, retry_after: None, suppressed: None };
         Self { inner: Arc::new(inner) }
     }
 
@@ -102,6 +103,14 @@ impl Rejection {
         self
     }
 
+    /// The same, telling of another error that came afterwards, when something tried to make up for this one, and that is not what the
+    /// caller gets.
+    #[must_use]
+    pub fn with_suppressed(mut self, error: impl fmt::Display) -> Self {
+        Arc::make_mut(&mut self.inner).suppressed = Some(error.to_string().into());
+        self
+    }
+
     /// The layer that rejected: its module's name, such as `"timeout"`.
     #[must_use]
     pub fn layer(&self) -> &'static str {
@@ -124,6 +133,12 @@ impl Rejection {
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.inner.retry_after
+    }
+
+    /// What another error said that came afterwards: that of a fallback, which was to answer in the place of this rejection.
+    #[must_use]
+    pub fn suppressed(&self) -> Option<&str> {
+        self.inner.suppressed.as_deref()
     }
 
     /// Whether a limit of time was exceeded.
@@ -230,8 +245,11 @@ impl fmt::Display for Rejection {
             Reason::Shared { message, .. } => write!(f, ": the call that this one shared failed: {message}")?,
             Reason::Injected => write!(f, ": a fault put in on purpose")?,
         }
-        match self.inner.retry_after {
-            Some(wait) => write!(f, "; try again in {wait:?}"),
+        if let Some(wait) = self.inner.retry_after {
+            write!(f, "; try again in {wait:?}")?;
+        }
+        match &self.inner.suppressed {
+            Some(error) => write!(f, "; afterwards: {error}"),
             None => Ok(()),
         }
     }
@@ -239,12 +257,13 @@ impl fmt::Display for Rejection {
 
 impl fmt::Debug for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner { layer, name, reason, retry_after } = &*self.inner;
+        let Inner { layer, name, reason, retry_after, suppressed } = &*self.inner;
         f.debug_struct("Rejection")
             .field("layer", layer)
             .field("name", name)
             .field("reason", reason)
             .field("retry_after", retry_after)
+            .field("suppressed", suppressed)
             .finish()
     }
 }

@@ -20,6 +20,9 @@ pub(crate) mod metrics;
 /// | [`Retrying`](Event::Retrying) | `retrying` | INFO | `attempt`, `delay` |
 /// | [`GaveUp`](Event::GaveUp) | `gave_up` | WARN | `attempt`, `reason` |
 /// | [`Transition`](Event::Transition) | `transition` | WARN | `from`, `to` |
+/// | [`FellBack`](Event::FellBack) | `fell_back` | INFO | `reason` |
+/// | [`FallbackFailed`](Event::FallbackFailed) | `fallback_failed` | WARN | `reason`, `error` |
+/// | [`Injected`](Event::Injected) | `injected` | INFO | `reason` |
 /// | [`Failed`](Event::Failed) | `failed` | DEBUG | |
 /// | [`NotRepeatable`](Event::NotRepeatable) | `not_repeatable` | DEBUG | `reason` |
 /// | [`Ended`](Event::Ended) | `ended` | DEBUG | `outcome`, `reason`, `elapsed` |
@@ -62,6 +65,23 @@ pub enum Event<'a> {
         /// The state now.
         to: &'static str,
     },
+    /// A call failed, and was answered by something else.
+    FellBack {
+        /// How it failed: `"error"`, `"response"`, or of a rejection [`Reason::as_str`](crate::Reason::as_str).
+        reason: &'static str,
+    },
+    /// A call failed, and what should have answered in its place failed too.
+    FallbackFailed {
+        /// How the call failed: `"error"`, `"response"`, or of a rejection [`Reason::as_str`](crate::Reason::as_str).
+        reason: &'static str,
+        /// What the fallback failed with.
+        error: fmt::Arguments<'a>,
+    },
+    /// A fault was put in on purpose, and not an error: that is a [rejection](Self::Rejected).
+    Injected {
+        /// Which: `"delay"` or `"hang"`.
+        reason: &'static str,
+    },
     /// A call counts as a failure of the service.
     Failed,
     /// The body of a request is not kept any longer while it is sent: this attempt goes on, and there can be no other.
@@ -103,6 +123,9 @@ impl Event<'_> {
             Self::Retrying { .. } => "retrying",
             Self::GaveUp { .. } => "gave_up",
             Self::Transition { .. } => "transition",
+            Self::FellBack { .. } => "fell_back",
+            Self::FallbackFailed { .. } => "fallback_failed",
+            Self::Injected { .. } => "injected",
             Self::Failed => "failed",
             Self::NotRepeatable { .. } => "not_repeatable",
             Self::Queued => "queued",
@@ -369,6 +392,9 @@ macro_rules! trace_to {
                 Event::Retrying { attempt, delay } => tell!(info, $target, site, "retrying", attempt, ?delay),
                 Event::GaveUp { attempt, reason } => tell!(warn, $target, site, "gave_up", attempt, reason),
                 Event::Transition { from, to } => tell!(warn, $target, site, "transition", from, to),
+                Event::FellBack { reason } => tell!(info, $target, site, "fell_back", reason),
+                Event::FallbackFailed { reason, error } => tell!(warn, $target, site, "fallback_failed", reason, %error),
+                Event::Injected { reason } => tell!(info, $target, site, "injected", reason),
                 Event::Failed => tell!(debug, $target, site, "failed"),
                 Event::NotRepeatable { reason } => tell!(debug, $target, site, "not_repeatable", reason),
                 Event::Queued => tell!(trace, $target, site, "queued"),

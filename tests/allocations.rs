@@ -19,8 +19,10 @@ use ziggurat::{
     answer::AnswerLayer,
     body::{CopyBody, ReplayBody},
     cache::CacheLayer,
+    chaos::{ChaosLayer, Fault},
     circuit_breaker::CircuitBreakerLayer,
     concurrency_limit::ConcurrencyLimitLayer,
+    fallback::{Failed, FallbackLayer},
     observe::ObserveLayer,
     replay::ReplayLayer,
     retry::RetryLayer,
@@ -111,6 +113,15 @@ these_allocate_nothing! {
     circuit_breaker_by_rate_over_calls: CircuitBreakerLayer::failure_rate(0.5).over_calls(100);
     circuit_breaker_with_slow_calls: CircuitBreakerLayer::failure_rate(0.5).slow_calls(SECOND, 0.5);
     observe: ObserveLayer::new();
+    chaos_that_is_off: ChaosLayer::new(Fault::Error).rate(1.0);
+    chaos_that_strikes_nobody: {
+        let layer = ChaosLayer::new(Fault::Error).rate(0.0);
+        layer.handle().on();
+        layer
+    };
+    fallback_value: FallbackLayer::value("fallback");
+    fallback_function: FallbackLayer::new(|_: Failed<'_, _, _, u64>| "fallback").remember(|number: &u64| *number);
+    fallback_service: FallbackLayer::service(Inner { pending: 0 });
     the_stack_of_the_four: ServiceBuilder::new()
         .layer(TimeoutLayer::new(10 * SECOND))
         .layer(RetryLayer::new())

@@ -13,7 +13,14 @@ mod mistakes {
 
     use http::{Request, Response};
     use tower::{ServiceBuilder, ServiceExt, service_fn, util::BoxCloneSyncService};
-    use ziggurat::{Error, cache::CacheLayer, retry::RetryLayer, timeout::TimeoutLayer};
+    use ziggurat::{
+        Error,
+        cache::CacheLayer,
+        chaos::{ChaosLayer, Fault},
+        fallback::{Failed, FallbackLayer},
+        retry::RetryLayer,
+        timeout::TimeoutLayer,
+    };
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -85,6 +92,51 @@ mod mistakes {
         BoxCloneSyncService::new(service);
     }
 
+    #[cfg(mistake = "fallback_of_another_type")]
+    fn mistake() {
+        let layer = FallbackLayer::new(|_: Failed<'_, _, _>| 7);
+        let service = ServiceBuilder::new().layer(layer).map_err(Error::Service).service_fn(read);
+        BoxCloneSyncService::new(service);
+    }
+
+    #[cfg(mistake = "fallback_that_is_not_clone")]
+    fn mistake() {
+        struct Report;
+        let report = |_: String| async { io::Result::Ok(Report) };
+        let layer = FallbackLayer::value(Report);
+        let service = ServiceBuilder::new().layer(layer).map_err(Error::Service).service_fn(report);
+        BoxCloneSyncService::new(service);
+    }
+
+    #[cfg(mistake = "backup_with_another_error")]
+    fn mistake() {
+        let backup = service_fn(|path: String| async { Ok::<_, Infallible>(path) });
+        let layer = FallbackLayer::service(backup);
+        let service = ServiceBuilder::new().layer(layer).map_err(Error::Service).service_fn(read);
+        BoxCloneSyncService::new(service);
+    }
+
+    #[cfg(mistake = "degraded_without_extensions")]
+    fn mistake() {
+        let layer = FallbackLayer::value(String::new()).http().classify(ziggurat::FailOnError);
+        let service = ServiceBuilder::new().layer(layer).map_err(Error::Service).service_fn(read);
+        BoxCloneSyncService::new(service);
+    }
+
+    #[cfg(mistake = "fault_of_another_type")]
+    fn mistake() {
+        let layer = ChaosLayer::new(|_: &String| "an error");
+        let service = ServiceBuilder::new().layer(layer).map_err(Error::Service).service_fn(read);
+        BoxCloneSyncService::new(service);
+    }
+
+    #[cfg(mistake = "rate_of_another_type")]
+    fn mistake() {
+        let layer = ChaosLayer::new(Fault::Error).rate_by(|_: &String| 1_u32);
+        let service = ServiceBuilder::new().layer(layer).map_err(Error::Service).service_fn(read);
+        BoxCloneSyncService::new(service);
+    }
+
     #[cfg(mistake = "none")]
     fn mistake() {
         let layer = TimeoutLayer::new(|_: &String| SECOND);
@@ -151,8 +203,8 @@ mod tests {
             (
                 "request_that_is_not_clone",
                 &[
-                    "a retry cannot copy a request of type `",
-                    "Upload` by `ziggurat::retry::Cloned`",
+                    "a request of type `",
+                    "Upload` cannot be copied by `ziggurat::Cloned`, so that it could be sent once more",
                     ".copy(|req: &",
                     "where `None` means that it is sent once",
                 ],
@@ -161,8 +213,37 @@ mod tests {
                 "body_that_is_not_clone",
                 &[
                     "`Idempotent` an `http::Request` whose body is `Clone`, such as `http_body_util::Full<Bytes>`",
-                    "with any other body put ziggurat's `ReplayLayer::new()` right outside of the retry",
+                    "with any other body put ziggurat's `ReplayLayer::new()` right outside of this layer",
                 ],
+            ),
+            (
+                "fallback_of_another_type",
+                &[
+                    "this fallback has no answer of type `String` for a request of type `String`",
+                    "`FallbackLayer::new(|failed: Failed<'_, _, _>| ..)`, which returns `String` or `Option<String>`",
+                ],
+            ),
+            (
+                "fallback_that_is_not_clone",
+                &["this fallback has no answer of type `", "Report`, which has to be `Clone`"],
+            ),
+            (
+                "backup_with_another_error",
+                &[
+                    "`FallbackLayer::service(..)`, which is `Clone`, takes `String`, and has the same response and error as this one",
+                ],
+            ),
+            (
+                "degraded_without_extensions",
+                &[
+                    "a response of type `String` has no extensions, in which it could say that it is `Degraded`",
+                    "leave out `.http()`",
+                ],
+            ),
+            ("fault_of_another_type", &["is not a setting of type `Fault` for a request of type `String`"]),
+            (
+                "rate_of_another_type",
+                &["give `.rate_by(..)` a closure that names its argument's type: `|req: &String| ..`"],
             ),
             ("answer_that_has_no_body", &["for any other response write `.discard(ziggurat::retry::Dropped)`"]),
         ] {

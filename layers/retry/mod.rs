@@ -66,15 +66,15 @@ use crate::{
     clock::{self, Sleep},
     telemetry::{site, site_setters},
 };
+#[doc(no_inline)]
+pub use crate::{Cloned, CopyIf, CopyRequest, Idempotent};
 
 mod budget;
-mod copy;
 mod discard;
 mod wait;
 
 pub use budget::Budget;
 use budget::Withdrawal;
-pub use copy::{Cloned, CopyIf, CopyRequest, Idempotent};
 pub use discard::{Discard, Drained, Dropped};
 pub use wait::Wait;
 

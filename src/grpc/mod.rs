@@ -101,6 +101,8 @@ impl Rejection {
 /// [the end of the body](crate::circuit_breaker::CircuitBreakerLayer::until_body_end) judges them too. Any other HTTP status is mapped as
 /// [gRPC's table](https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md) says, and `Retry-After` counts as pushback.
 ///
+/// A success that is [`Degraded`](crate::Degraded) is ignored, as with `HttpStatus`.
+///
 /// An error is a transient failure, as with [`HttpStatus`](crate::HttpStatus): no response came. A `tonic::Status` as the error (feature
 /// `tonic`) is judged by its code, or, if tonic made it of an error of the transport that it has no better code for, as such.
 ///
@@ -131,6 +133,10 @@ impl GrpcStatus {
     /// What this response says about the service.
     #[must_use]
     pub fn judge<B>(&self, response: &Response<B>) -> Class {
+        self.judge_head(response).unless_degraded(response.extensions())
+    }
+
+    fn judge_head<B>(&self, response: &Response<B>) -> Class {
         let headers = response.headers();
         if let Some(class) = read(headers) {
             return class;

@@ -32,9 +32,11 @@ impl Counters {
             Event::Stored => 5,
             Event::Started | Event::Ended { .. } => return,
             Event::Rejected(rejection) => return of(site, event, rejection.reason().as_str()).increment(1),
-            Event::GaveUp { reason, .. } | Event::NotRepeatable { reason } => {
-                return of(site, event, reason).increment(1);
-            }
+            Event::GaveUp { reason, .. }
+            | Event::NotRepeatable { reason }
+            | Event::FellBack { reason }
+            | Event::FallbackFailed { reason, .. }
+            | Event::Injected { reason } => return of(site, event, reason).increment(1),
             Event::Transition { to, .. } => return of(site, event, to).increment(1),
             Event::Retrying { .. } | Event::Failed => return of(site, event, "").increment(1),
         };

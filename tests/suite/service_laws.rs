@@ -13,15 +13,17 @@ use ziggurat::{
     Error, HttpStatus, Rejection, Scope,
     answer::AnswerLayer,
     cache::CacheLayer,
+    chaos::{ChaosLayer, Fault, Schedule},
     circuit_breaker::CircuitBreakerLayer,
     concurrency_limit::ConcurrencyLimitLayer,
     context::ContextLayer,
+    fallback::{Backup, Failed, FallbackLayer},
     identity::IdentityLayer,
     observe::ObserveLayer,
     propagate::PropagateLayer,
     replay::ReplayLayer,
     retry::{Budget, RetryLayer},
-    testing::{Law, Task, laws, laws_with_gauges},
+    testing::{Act, Law, Script, Scripted, Task, laws, laws_with_gauges},
     timeout::TimeoutLayer,
     wire::TimeoutHeader,
 };
@@ -106,6 +108,23 @@ these_keep_to_the_laws! {
     }));
     observe: laws(ObserveLayer::http);
     observe_until_the_body_ends: laws(|| ObserveLayer::http().until_body_end());
+    /// Shows: G3
+    chaos_that_is_off: laws(|| ChaosLayer::new(Fault::Hang).rate(1.0));
+    chaos_that_leaves_calls_alone: laws(|| on(ChaosLayer::new(|_: &Request<String>| None::<Fault>).rate(1.0)));
+    chaos_delay: laws(|| on(ChaosLayer::new(Fault::Delay(SECOND)).rate(1.0)));
+    // Which call comes to the service first is not what the laws take it to be: one that was struck comes later.
+    chaos_error_beneath_a_retry: laws(|| {
+        let retry = RetryLayer::new().max_attempts(9).backoff(Duration::ZERO).budget(None);
+        (retry, on(ChaosLayer::new(Fault::Error).schedule(Schedule::every(2))))
+    }).except(Law::Wakes);
+    /// Shows: G2
+    fallback_value: laws(|| FallbackLayer::value(Response::new(String::new())).http()).except(Law::Unchanged);
+    fallback_function_without_an_answer: laws(|| {
+        FallbackLayer::new(|_: Failed<'_, _, _, String>| None::<Response<String>>).remember(|req: &Request<String>| req.body().clone())
+    });
+    fallback_service_that_answers: laws_with_gauges(|| backed_up(Act::answer())).except(Law::Unchanged);
+    fallback_service_that_fails: laws_with_gauges(|| backed_up(Act::error()));
+    fallback_service_that_is_never_ready: laws_with_gauges(|| backed_up(Act::error().at_readiness()));
     /// Shows: X7
     context: laws(|| ContextLayer::new(around()).state(|req: &Request<String>| req.uri().clone()));
     context_without_http: laws(|| ContextLayer::ambient(around())).over(|n| n, |n| n, |answer: &u64| *answer);
@@ -152,6 +171,9 @@ fn the_call_is_gone_before_its_answer_is_handed_out() {
     check("breaker", CircuitBreakerLayer::consecutive(1).layer(holding()), &held);
     check("context", ContextLayer::ambient(scope).layer(holding()), &held);
     check("retry", RetryLayer::new().layer(holding()), &held);
+    check("chaos", ChaosLayer::new(Fault::Error).layer(holding()), &held);
+    check("chaos that delays", on(ChaosLayer::new(Fault::Delay(Duration::ZERO)).rate(1.0)).layer(holding()), &held);
+    check("fallback", FallbackLayer::value(()).layer(holding()), &held);
     check("cache", CacheLayer::new(1, MINUTE, key).layer(holding()), &held);
 }
 
@@ -163,6 +185,21 @@ fn tight_budget() -> Budget {
 fn limited(limit: ConcurrencyLimitLayer) -> (ConcurrencyLimitLayer, impl Fn() -> (usize, usize)) {
     let gate = limit.handle();
     (limit, move || (gate.in_flight(), gate.waiting()))
+}
+
+fn on<F, W>(layer: ChaosLayer<F, W>) -> ChaosLayer<F, W> {
+    layer.handle().on();
+    layer
+}
+
+type Answers = fn(u64) -> Response<String>;
+
+/// A backup that does this, and what of it is in use.
+fn backed_up(act: Act) -> (FallbackLayer<Backup<Scripted<Answers>>>, impl Fn() -> (usize, usize)) {
+    let script = Script::new();
+    script.always(act.pending_at_readiness(1).pending(2));
+    let layer = FallbackLayer::service(script.service((|_| Response::new(String::new())) as Answers));
+    (layer, move || (script.in_flight(), script.ready()))
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "None would go past the cache")]

@@ -46,6 +46,7 @@ mod bad;
 mod body_end;
 mod drain;
 mod hyper;
+mod outage;
 mod proxy;
 mod raw;
 mod reqwest;

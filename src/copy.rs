@@ -1,4 +1,4 @@
-//! How a request is copied, so that it can be sent once more.
+//! How a request is copied, so that it can be sent once more: again, or to somebody else.
 
 use std::{any::type_name, fmt};
 
@@ -6,16 +6,16 @@ use http::{HeaderMap, Method, Request};
 
 use crate::body::CopyBody;
 
-/// How a request is copied before an attempt, so that it can be sent once more if the attempt fails.
+/// How a request is copied before it is sent, so that it can be sent once more if that fails: by a retry, or to a backup.
 ///
 /// Where there is no copy the request is sent once, never refused. A closure is a strategy too, so for a request type with a
 /// method like `fn try_clone(&self) -> Option<Self>` that method is one. One that copies a
 /// [`ReplayBody`](crate::body::ReplayBody) itself cannot [`claim`](CopyRequest::claim) it: say which requests with [`CopyIf`].
 #[diagnostic::on_unimplemented(
-    message = "a retry cannot copy a request of type `{Req}` by `{Self}`",
+    message = "a request of type `{Req}` cannot be copied by `{Self}`, so that it could be sent once more",
     label = "no way to copy this request",
     note = "`Cloned` needs a request that is `Clone`, `Idempotent` an `http::Request` whose body is `Clone`, such as `http_body_util::Full<Bytes>`",
-    note = "for an `http::Request` with any other body put ziggurat's `ReplayLayer::new()` right outside of the retry",
+    note = "for an `http::Request` with any other body put ziggurat's `ReplayLayer::new()` right outside of this layer",
     note = "for any other request say how: `.copy(|req: &{Req}| -> Option<{Req}> {{ .. }})`, where `None` means that it is sent once"
 )]
 pub trait CopyRequest<Req> {
@@ -33,7 +33,8 @@ pub trait CopyRequest<Req> {
     }
 }
 
-/// Clones every request: for services where every call may be repeated. The default of [`RetryLayer::new`](super::RetryLayer::new).
+/// Clones every request: for services where every call may be repeated. The default of
+/// [`RetryLayer::new`](crate::retry::RetryLayer::new).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Cloned;
 
@@ -44,7 +45,7 @@ impl<Req: Clone> CopyRequest<Req> for Cloned {
 }
 
 /// Copies HTTP requests that may be repeated: those with an idempotent method (RFC 9110, section 9.2.2), and those with an
-/// `Idempotency-Key`. The default of [`RetryLayer::http`](super::RetryLayer::http): another `POST` is sent once.
+/// `Idempotency-Key`. The default of [`RetryLayer::http`](crate::retry::RetryLayer::http): another `POST` is sent once.
 ///
 /// The copy of an [`http::Request`] has the same method, URI, version, headers and extensions, and a copy of the body ([`CopyBody`]).
 /// With the feature `reqwest` it copies a `reqwest::Request` too; one whose body is a stream is sent once.
@@ -66,7 +67,7 @@ impl<B: CopyBody> CopyRequest<Request<B>> for Idempotent {
 ///
 /// ```
 /// # use http::Request;
-/// # use ziggurat::retry::{CopyIf, RetryLayer};
+/// # use ziggurat::{CopyIf, retry::RetryLayer};
 /// let layer = RetryLayer::http().copy(CopyIf(|req: &Request<String>| req.uri().path() == "/search"));
 /// ```
 #[derive(Clone, Copy, Default)]

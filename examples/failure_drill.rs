@@ -1,0 +1,89 @@
+//! A failure drill: faults are put in on purpose, and one sees what callers get meanwhile, and that it passes.
+//!
+//! Innermost stands the chaos, which makes the backend seem slow, broken or dead while it is switched on. Outermost stands the
+//! fallback, which answers with yesterday's prices where today's are not to be had. With a seed the drill is the same every time.
+
+use std::{error::Error as StdError, io, time::Duration};
+
+use http::{Request, Response};
+use tower::{ServiceBuilder, ServiceExt, service_fn};
+use ziggurat::{
+    Degraded, Error,
+    chaos::{ChaosLayer, Fault, Schedule},
+    circuit_breaker::{CircuitBreakerLayer, State},
+    fallback::{Failed, FallbackLayer},
+    retry::RetryLayer,
+    timeout::TimeoutLayer,
+};
+
+async fn backend(request: Request<()>) -> Result<Response<String>, io::Error> {
+    Ok(Response::new(format!("today's price of {}", request.uri().path())))
+}
+
+// On a paused clock: the seconds below pass at once.
+#[tokio::main(flavor = "current_thread", start_paused = true)]
+async fn main() -> Result<(), Box<dyn StdError>> {
+    // Of all calls but those of the health check, three in ten fail.
+    let errors =
+        ChaosLayer::new(|req: &Request<()>| (req.uri().path() != "/health").then_some(Fault::Error)).rate(0.3).seed(7);
+    // Every call hangs.
+    let dead = ChaosLayer::new(Fault::Hang).schedule(Schedule::every(1));
+    let (errors_on, dead_on) = (errors.handle(), dead.handle());
+
+    let breaker = CircuitBreakerLayer::consecutive(5).open_for(Duration::from_secs(30));
+    let circuit = breaker.handle();
+    let service = ServiceBuilder::new()
+        .layer(
+            FallbackLayer::new(|failed: Failed<'_, _, _, String>| {
+                Response::new(format!("yesterday's price of {}", failed.remembered))
+            })
+            .remember(|req: &Request<()>| req.uri().path().to_owned())
+            .http(),
+        )
+        .layer(TimeoutLayer::new(Duration::from_secs(2)))
+        .layer(RetryLayer::http().budget(None))
+        .layer(breaker)
+        .layer(errors)
+        .layer(dead)
+        .map_err(Error::Service)
+        .service(service_fn(backend));
+
+    // How many of a hundred answers come from yesterday, and why the last one of them does.
+    let ask = async |path: &str| -> Result<(u32, String), Box<dyn StdError>> {
+        let (mut degraded, mut why) = (0, String::new());
+        for _ in 0..100 {
+            let response = service.clone().oneshot(Request::get(path).body(())?).await?;
+            match response.extensions().get::<Degraded>() {
+                Some(cause) => (degraded, why) = (degraded + 1, cause.to_string()),
+                None => assert!(response.body().starts_with("today's")),
+            }
+        }
+        println!("{path}: {degraded} of 100 answers are yesterday's. {why}");
+        Ok((degraded, why))
+    };
+
+    println!("Off, as every chaos is at first:");
+    assert_eq!(ask("/tea").await?.0, 0);
+
+    println!("Three calls in ten fail, and each is tried three times:");
+    errors_on.on();
+    assert_eq!(ask("/health").await?.0, 0);
+    let (degraded, why) = ask("/tea").await?;
+    // Three in a row are rare.
+    assert_eq!((degraded, why.as_str()), (1, "chaos: a fault put in on purpose"));
+    errors_on.off();
+
+    println!("The backend is dead: the first call waits for its timeout, until the circuit opens.");
+    dead_on.on();
+    let (degraded, why) = ask("/tea").await?;
+    assert_eq!((degraded, circuit.state()), (100, State::Open));
+    assert!(why.contains("the circuit is open"));
+    assert_eq!(dead_on.injected(), 5);
+
+    println!("It is back, and half a minute later a probe finds that out:");
+    dead_on.off();
+    tokio::time::advance(Duration::from_secs(30)).await;
+    assert_eq!(ask("/tea").await?.0, 0);
+    assert_eq!(circuit.state(), State::Closed);
+    Ok(())
+}

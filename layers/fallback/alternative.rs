@@ -1,0 +1,226 @@
+//! What answers when the service has failed, and what it keeps of a request.
+
+use std::{
+    any::type_name,
+    fmt,
+    future::{Future, Ready, ready},
+    marker::PhantomData,
+    sync::Arc,
+};
+
+use tower_service::Service;
+
+use super::call::Call;
+use crate::{
+    Class, Reject, Rejection,
+    copy::{Cloned, CopyRequest},
+};
+
+/// A call that failed: what a function of a [`FallbackLayer`](super::FallbackLayer) gets.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Failed<'a, R, E, M = ()> {
+    /// The outcome: an error, a rejection, or a response that was judged to be a failure.
+    pub outcome: &'a Result<R, E>,
+    /// What it says about the service.
+    pub class: Class,
+    /// What was [remembered](super::FallbackLayer::remember) of the request.
+    pub remembered: M,
+}
+
+impl<'a, R, E: Reject<R>, M> Failed<'a, R, E, M> {
+    /// The rejection, if a layer answered instead of the service.
+    pub fn rejection(&self) -> Option<&'a Rejection> {
+        E::rejection(self.outcome)
+    }
+}
+
+/// What answers in the place of a service that failed. [`FallbackLayer`](super::FallbackLayer) has a constructor for each kind.
+#[diagnostic::on_unimplemented(
+    message = "this fallback has no answer of type `{R}` for a request of type `{Req}`: `{Self}`",
+    label = "not a fallback of this service",
+    note = "a value: `FallbackLayer::value(..)`, of type `{R}`, which has to be `Clone`",
+    note = "a function: `FallbackLayer::new(|failed: Failed<'_, _, _>| ..)`, which returns `{R}` or `Option<{R}>`; `FallbackLayer::future(..)` if it returns a future of `Result<{R}, {E}>`",
+    note = "with `.remember(|req: &{Req}| ..)` the argument's type is `Failed<'_, _, _, _>`, the last one for what was remembered",
+    note = "a service: `FallbackLayer::service(..)`, which is `Clone`, takes `{Req}`, and has the same response and error as this one; a request that is not `Clone` needs `.copy(|req: &{Req}| ..)`"
+)]
+pub trait Alternative<Req, R, E> {
+    /// What it keeps of a request until the outcome is known.
+    type Memory;
+
+    /// Its answer.
+    type Future: Future<Output = Result<R, E>>;
+
+    /// Looks at a request that is about to be sent. On the happy path this is the whole cost.
+    fn remember(&self, request: &Req) -> Self::Memory;
+
+    /// Answers; `None` if it has no answer to this.
+    fn answer(&self, failed: Failed<'_, R, E, Self::Memory>) -> Option<Self::Future>;
+}
+
+/// The same response for every call that failed: see [`FallbackLayer::value`](super::FallbackLayer::value).
+pub struct Value<R>(pub(super) Arc<R>);
+
+// By hand, so that whoever gives a response that is not Clone reads so at the service, where it is asked for.
+impl<R> Clone for Value<R> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+#[diagnostic::do_not_recommend]
+impl<Req, R: Clone, E> Alternative<Req, R, E> for Value<R> {
+    type Memory = ();
+    type Future = Ready<Result<R, E>>;
+
+    fn remember(&self, _: &Req) {}
+
+    fn answer(&self, _: Failed<'_, R, E>) -> Option<Self::Future> {
+        Some(ready(Ok(R::clone(&self.0))))
+    }
+}
+
+impl<R> fmt::Debug for Value<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Value").field(&type_name::<R>()).finish()
+    }
+}
+
+/// A function of what has failed: see [`FallbackLayer::new`](super::FallbackLayer::new) and
+/// [`FallbackLayer::future`](super::FallbackLayer::future).
+pub struct Function<F, M = Nothing, K = AtOnce> {
+    pub(super) function: F,
+    pub(super) remember: M,
+    pub(super) kind: PhantomData<fn() -> K>,
+}
+
+/// The kind of function that returns a response.
+#[derive(Debug)]
+pub enum AtOnce {}
+
+/// The kind of function that returns a future.
+#[derive(Debug)]
+pub enum Later {}
+
+impl<F, K> Function<F, Nothing, K> {
+    pub(super) fn new(function: F) -> Self {
+        Self { function, remember: Nothing, kind: PhantomData }
+    }
+}
+
+#[diagnostic::do_not_recommend]
+impl<F, M, Req, R, E, O> Alternative<Req, R, E> for Function<F, M, AtOnce>
+where
+    M: Remember<Req>,
+    F: Fn(Failed<'_, R, E, M::Memory>) -> O,
+    O: Into<Option<R>>,
+{
+    type Memory = M::Memory;
+    type Future = Ready<Result<R, E>>;
+
+    fn remember(&self, request: &Req) -> M::Memory {
+        self.remember.remember(request)
+    }
+
+    fn answer(&self, failed: Failed<'_, R, E, M::Memory>) -> Option<Self::Future> {
+        (self.function)(failed).into().map(|response| ready(Ok(response)))
+    }
+}
+
+#[diagnostic::do_not_recommend]
+impl<F, M, Req, R, E, O> Alternative<Req, R, E> for Function<F, M, Later>
+where
+    M: Remember<Req>,
+    F: Fn(Failed<'_, R, E, M::Memory>) -> O,
+    O: Future<Output = Result<R, E>>,
+{
+    type Memory = M::Memory;
+    type Future = O;
+
+    fn remember(&self, request: &Req) -> M::Memory {
+        self.remember.remember(request)
+    }
+
+    fn answer(&self, failed: Failed<'_, R, E, M::Memory>) -> Option<O> {
+        Some((self.function)(failed))
+    }
+}
+
+impl<F: Clone, M: Clone, K> Clone for Function<F, M, K> {
+    fn clone(&self) -> Self {
+        Self { function: self.function.clone(), remember: self.remember.clone(), kind: PhantomData }
+    }
+}
+
+impl<F, M, K> fmt::Debug for Function<F, M, K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Function").field("function", &type_name::<F>()).field("remember", &type_name::<M>()).finish()
+    }
+}
+
+/// What is kept of a request until its outcome is known: a closure that names the request's type, `|req: &Request<_>| ..`.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not say what to remember of a request of type `{Req}`",
+    note = "write `.remember(|req: &{Req}| ..)`, with the type of the argument; what it returns must not borrow from the request"
+)]
+pub trait Remember<Req> {
+    /// What is kept.
+    type Memory;
+
+    /// Looks at the request, before it is sent.
+    fn remember(&self, request: &Req) -> Self::Memory;
+}
+
+/// Remembers nothing of a request.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Nothing;
+
+impl<Req> Remember<Req> for Nothing {
+    type Memory = ();
+
+    fn remember(&self, _: &Req) {}
+}
+
+#[diagnostic::do_not_recommend]
+impl<Req, M, F> Remember<Req> for F
+where
+    F: Fn(&Req) -> M,
+{
+    type Memory = M;
+
+    fn remember(&self, request: &Req) -> M {
+        self(request)
+    }
+}
+
+/// Another service, which gets a copy of the request: see [`FallbackLayer::service`](super::FallbackLayer::service).
+#[derive(Clone)]
+pub struct Backup<B, P = Cloned> {
+    pub(super) service: B,
+    pub(super) copy: P,
+}
+
+#[diagnostic::do_not_recommend]
+impl<B, P, Req, R, E> Alternative<Req, R, E> for Backup<B, P>
+where
+    B: Service<Req, Response = R, Error = E> + Clone,
+    P: CopyRequest<Req>,
+{
+    type Memory = Option<Req>;
+    type Future = Call<B, Req>;
+
+    fn remember(&self, request: &Req) -> Option<Req> {
+        self.copy.copy(request)
+    }
+
+    fn answer(&self, failed: Failed<'_, R, E, Option<Req>>) -> Option<Call<B, Req>> {
+        let request = failed.remembered.filter(|request| self.copy.claim(request))?;
+        Some(Call::new(self.service.clone(), request))
+    }
+}
+
+impl<B, P> fmt::Debug for Backup<B, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Backup").field("service", &type_name::<B>()).field("copy", &type_name::<P>()).finish()
+    }
+}

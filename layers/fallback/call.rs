@@ -1,0 +1,74 @@
+//! One call of a service, from its readiness on.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use pin_project_lite::pin_project;
+use tower_service::Service;
+
+pin_project! {
+    /// A call of a service that becomes ready first, inside of this future. An error of its readiness is the call's.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct Call<S, Req>
+    where
+        S: Service<Req>,
+    {
+        #[pin]
+        state: State<S, Req>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<S, Req>
+    where
+        S: Service<Req>,
+    {
+        Readying {
+            service: S,
+            request: Option<Req>,
+        },
+        Calling {
+            #[pin]
+            response: S::Future,
+        },
+    }
+}
+
+impl<S: Service<Req>, Req> Call<S, Req> {
+    pub(super) fn new(service: S, request: Req) -> Self {
+        Self { state: State::Readying { service, request: Some(request) } }
+    }
+}
+
+impl<S: Service<Req>, Req> Future for Call<S, Req> {
+    type Output = Result<S::Response, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = self.project().state;
+        if let StateProj::Readying { service, request } = state.as_mut().project() {
+            ready!(service.poll_ready(cx))?;
+            let Some(request) = request.take() else { panic!("fallback::Call polled after it panicked") };
+            let response = service.call(request);
+            state.set(State::Calling { response });
+        }
+        match state.project() {
+            StateProj::Calling { response } => response.poll(cx),
+            StateProj::Readying { .. } => Poll::Pending,
+        }
+    }
+}
+
+impl<S: Service<Req>, Req> fmt::Debug for Call<S, Req> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match &self.state {
+            State::Readying { .. } => "readying",
+            State::Calling { .. } => "calling",
+        };
+        f.debug_struct("fallback::Call").field("state", &state).finish()
+    }
+}
