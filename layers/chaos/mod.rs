@@ -364,6 +364,8 @@ impl Wait {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             match self {
+                // A timer of zero may still be pending once.
+                Self::Unstarted(Duration::ZERO) => *self = Self::Over,
                 Self::Unstarted(delay) => *self = Self::Started(Box::pin(clock::sleep(*delay))),
                 Self::Started(sleep) => {
                     ready!(sleep.as_mut().poll(cx));
