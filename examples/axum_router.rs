@@ -79,8 +79,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-async fn hello(scope: Scope) -> Result<String, (StatusCode, String)> {
-    let missing = |error: MissingState| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
+async fn hello(scope: Scope) -> Result<String, StatusCode> {
+    // What the program is made of is for the logs, and not for callers.
+    let missing = |error: MissingState| {
+        eprintln!("{error}");
+        StatusCode::INTERNAL_SERVER_ERROR
+    };
     let greeting = scope.require::<Greeting>().map_err(missing)?;
     let tenant = scope.require::<Tenant>().map_err(missing)?;
     Ok(format!("{} {}", greeting.0, tenant.0))

@@ -17,7 +17,8 @@ use tonic_health::pb::{
 };
 use tower::ServiceBuilder;
 use ziggurat::{
-    Scope, answer::AnswerLayer, concurrency_limit::ConcurrencyLimitLayer, context::ContextLayer, timeout::TimeoutLayer,
+    Scope, answer::AnswerLayer, concurrency_limit::ConcurrencyLimitLayer, context::ContextLayer, scope::MissingState,
+    timeout::TimeoutLayer,
 };
 
 /// What the whole program knows.
@@ -80,7 +81,12 @@ struct Service(Arc<Door>);
 impl Health for Service {
     async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
         let scope = request.extensions().get::<Scope>().ok_or_else(|| Status::internal("no scope"))?;
-        let Healthy(status) = *scope.require().map_err(|missing| Status::internal(missing.to_string()))?;
+        // What the program is made of is for the logs, and not for callers.
+        let missing = |error: MissingState| {
+            eprintln!("{error}");
+            Status::internal("a setting is missing")
+        };
+        let Healthy(status) = *scope.require().map_err(missing)?;
         match request.get_ref().service.as_str() {
             "hangs" => std::future::pending().await,
             "unknown" => return Err(Status::not_found("no such service")),

@@ -19,6 +19,11 @@
 //!
 //! **Cancellation.** It has no future of its own.
 //!
+//! It takes an [`http::Request`], and with the feature `reqwest` a `reqwest::Request`. Which layers take that one: all but
+//! [`ContextLayer::new`](crate::context::ContextLayer::new) ([`ambient`](crate::context::ContextLayer::ambient) does),
+//! [`IdentityLayer`](crate::identity::IdentityLayer), [`AnswerLayer`](crate::answer::AnswerLayer) and
+//! [`ReplayLayer`](crate::replay::ReplayLayer), which need the parts of an [`http::Request`] or [`http::Response`].
+//!
 //! It needs no `S: Clone`, never rejects, and allocates only what the headers take.
 //!
 //! ```
@@ -119,12 +124,40 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (mut head, body) = request.into_parts();
-        if let Some(identity) = head.extensions.get::<Identity>() {
-            identity.write(&mut head.headers);
-        } else if let Some(identity) = Scope::current().and_then(|scope| scope.get::<Identity>()) {
-            identity.write(&mut head.headers);
+        match head.extensions.get::<Identity>() {
+            Some(identity) => identity.write(&mut head.headers),
+            None => write_current(&mut head.headers),
         }
         self.layer.write_deadline(&mut head.headers);
         self.inner.call(Request::from_parts(head, body))
+    }
+}
+
+/// reqwest's own request has no extensions to look into: the identity is always that of the current scope.
+#[cfg(feature = "reqwest")]
+#[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))]
+impl<S> Service<reqwest::Request> for Propagate<S>
+where
+    S: Service<reqwest::Request>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: reqwest::Request) -> Self::Future {
+        write_current(request.headers_mut());
+        self.layer.write_deadline(request.headers_mut());
+        self.inner.call(request)
+    }
+}
+
+/// Whose request is being served by whoever makes this one.
+fn write_current(headers: &mut HeaderMap) {
+    if let Some(identity) = Scope::current().and_then(|scope| scope.get::<Identity>()) {
+        identity.write(headers);
     }
 }

@@ -22,11 +22,12 @@ use axum_core::{
 };
 use http::{StatusCode, request::Parts};
 
-use crate::{Scope, wire::Identity};
+use crate::{Scope, telemetry, wire::Identity};
 
 /// What a handler asks for, a layer should have put into the request, and no such layer stands around the handler.
 ///
-/// As a response it is a 500: the mistake is the server's.
+/// As a response it is a 500 without a body: the mistake is the server's, and nothing that strangers need to know. What is missing, and
+/// what to add, is its [`Display`](fmt::Display), and an ERROR in `tracing`, target `ziggurat::extract`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MissingLayer {
     what: &'static str,
@@ -47,7 +48,8 @@ impl Error for MissingLayer {}
 
 impl IntoResponse for MissingLayer {
     fn into_response(self) -> Response {
-        (StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()
+        telemetry::missing_layer(&self);
+        StatusCode::INTERNAL_SERVER_ERROR.into_response()
     }
 }
 

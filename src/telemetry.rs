@@ -331,6 +331,12 @@ impl fmt::Debug for Site {
     }
 }
 
+/// Tells whoever reads the logs what the program has to be changed for.
+#[cfg(feature = "axum")]
+pub(crate) fn missing_layer(error: &(dyn std::error::Error + 'static)) {
+    tracing::error!(target: "ziggurat::extract", error, "missing_layer");
+}
+
 /// The span of a scope in `tracing`, INFO, target `ziggurat::scope`: named `scope`, with the scope's `name` and `id`.
 ///
 /// What is logged while the scope is current stands in it. It ends with the scope. That of a request whose identity is known has the

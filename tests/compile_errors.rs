@@ -47,6 +47,15 @@ mod mistakes {
         service.oneshot(String::new()).await;
     }
 
+    #[cfg(mistake = "cache_of_a_stream")]
+    fn mistake() {
+        struct Stream;
+        let cache = CacheLayer::new(1, SECOND, |req: &Request<String>| Some(req.uri().clone()));
+        let send = |_: Request<String>| async { io::Result::Ok(Response::new(Stream)) };
+        let service = ServiceBuilder::new().layer(cache).map_err(Error::Service).service_fn(send);
+        BoxCloneSyncService::new(service);
+    }
+
     #[cfg(mistake = "body_without_default")]
     fn mistake() {
         struct Traced;
@@ -190,6 +199,13 @@ mod tests {
             // What follows in that line is cut where the line is long.
             ("no_map_err_and_a_call", &["not a Service? see ziggurat::Reject"]),
             ("no_map_err_and_a_call_to_a_cache", &["not a Service? see ziggurat::Reject"]),
+            (
+                "cache_of_a_stream",
+                &[
+                    "a cache cannot keep a response of type `",
+                    "a body that is streamed is to be collected inside of the cache",
+                ],
+            ),
             ("body_without_default", &["an HTTP service that is `Infallible` needs a response body that is `Default`"]),
             (
                 "setting_of_another_type",

@@ -130,3 +130,17 @@ async fn the_span_of_a_request_says_its_id_and_its_trace() {
     let with_trace = format!(r#""order-17" trace_id="{trace}"}}: service: inside"#);
     assert_eq!(fields, [with_trace.as_str(), r#""order-18"}: service: inside"#]);
 }
+
+/// A stranger is told nothing, and whoever reads the logs everything.
+#[tokio::test]
+async fn an_extractor_without_its_layer_is_told_to_the_logs() {
+    let app = axum::Router::new().route("/", axum::routing::get(|scope: Scope| async move { scope.name().to_owned() }));
+    let lines = logged(LevelFilter::ERROR, async {
+        let response = app.oneshot(Request::get("/").body(axum::body::Body::empty()).unwrap()).await.unwrap();
+        assert_eq!(response.status(), 500);
+    })
+    .await;
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].starts_with("ERROR ziggurat::extract: missing_layer"), "{lines:?}");
+    assert!(lines[0].contains("put ziggurat's `ContextLayer` around the router"), "{lines:?}");
+}

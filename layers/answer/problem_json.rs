@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use http::{
     HeaderValue, Method, Request, Response,
-    header::{CONTENT_TYPE, RETRY_AFTER},
+    header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER},
 };
 
 use super::Respond;
@@ -19,7 +19,8 @@ use crate::Rejection;
 /// - `status`;
 /// - `detail`: [`Rejection::public_message`], so neither names that you gave nor messages of errors.
 ///
-/// It has no `instance`: remembering the URI of every request is not free. The answer to a `HEAD` has the same head, and no body.
+/// It has no `instance`: remembering the URI of every request is not free. The answer to a `HEAD` has no body, and the head that that to
+/// a `GET` has on its way, with its `Content-Length`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ProblemJson;
 
@@ -33,17 +34,18 @@ impl<B: From<String>> Respond<B> for ProblemJson {
 
     fn respond(&self, head: bool, rejection: &Rejection) -> Response<B> {
         let status = rejection.status();
-        let body = if head {
-            String::new()
-        } else {
-            let title = quoted(status.canonical_reason().unwrap_or_default());
-            let detail = quoted(&rejection.public_message());
-            let status = status.as_u16();
-            format!(r#"{{"type":"about:blank","title":{title},"status":{status},"detail":{detail}}}"#)
-        };
-        let mut response = Response::new(body.into());
+        let title = quoted(status.canonical_reason().unwrap_or_default());
+        let detail = quoted(&rejection.public_message());
+        let code = status.as_u16();
+        let body = format!(r#"{{"type":"about:blank","title":{title},"status":{code},"detail":{detail}}}"#);
+        let length = body.len();
+        let mut response = Response::new(if head { String::new() } else { body }.into());
         *response.status_mut() = status;
         let headers = response.headers_mut();
+        if head {
+            // A server would say 0 otherwise (RFC 9110, section 8.6).
+            headers.insert(CONTENT_LENGTH, length.into());
+        }
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if let Some(wait) = rejection.retry_after_header() {
             headers.insert(RETRY_AFTER, wait);

@@ -29,7 +29,7 @@
 //! a call of its own, and the others wait for that one. Nobody waits for a response future that was never polled; one that
 //! was polled and is then neither polled nor dropped keeps the others waiting.
 //!
-//! It needs `S: Clone`, a response that is `Clone` (for [`http::Response`]: a body such as `Full<Bytes>`) and an error that is
+//! It needs `S: Clone`, a response that is [`Storable`] (for [`http::Response`]: a body such as `Full<Bytes>`, not one that is streamed) and an error that is
 //! [`Display`](std::fmt::Display). It is always ready, and makes a clone of the inner service ready when it has to call. To be
 //! `Send`, it needs a key and a response that are `Send + Sync`.
 //!
@@ -116,7 +116,7 @@ mod store;
 pub use self::{
     future::ResponseFuture,
     handle::{Cache, Stats},
-    policy::{Ttl, scoped_key},
+    policy::{Storable, Ttl, scoped_key},
     revalidate::{InBackground, OnDemand, Revalidate},
 };
 use self::{
@@ -270,7 +270,7 @@ impl<S, Req, K, R, F, T, C, V> Service<Req> for Cached<S, K, R, F, T, C, V>
 where
     S: Service<Req, Response = R> + Clone,
     S::Error: Reject<R> + fmt::Display,
-    R: Clone,
+    R: Storable,
     K: Hash + Eq,
     F: Fn(&Req) -> Option<K>,
     T: Ttl<K, R>,

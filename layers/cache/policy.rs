@@ -44,6 +44,19 @@ where
     }
 }
 
+/// What a cache can keep: what can be copied, because everybody who asks for it gets a copy.
+///
+/// For an [`http::Response`] that means a body such as `Full<Bytes>`. One that is streamed has to be collected inside of the cache.
+#[diagnostic::on_unimplemented(
+    message = "a cache cannot keep a response of type `{Self}`",
+    label = "not `Clone`, so it can be given to one caller only",
+    note = "a body that is streamed is to be collected inside of the cache, into an `http_body_util::Full<Bytes>` for example"
+)]
+pub trait Storable: Clone {}
+
+#[diagnostic::do_not_recommend]
+impl<R: Clone> Storable for R {}
+
 /// A key that says whose it is: the value of type `T` in the current scope, and what `key` makes of it and the request.
 ///
 /// The value is part of the key, so what one tenant was answered is never another's answer, whatever `key` returns. If the

@@ -206,11 +206,8 @@ impl Pushback {
     }
 
     fn read(value: &[u8]) -> Self {
-        let number = || std::str::from_utf8(value).ok().filter(|text| !text.starts_with('+'))?.parse::<i32>().ok();
-        match number().map(u64::try_from) {
-            Some(Ok(millis)) => Self::After(Duration::from_millis(millis)),
-            _ => Self::Never,
-        }
+        let millis = number(value).and_then(|millis| u64::try_from(millis).ok());
+        millis.map_or(Self::Never, |millis| Self::After(Duration::from_millis(millis)))
     }
 }
 
@@ -224,7 +221,13 @@ fn judge_trailers(trailers: &HeaderMap) -> Class {
 }
 
 fn read_code(status: &HeaderValue) -> i32 {
-    status.to_str().ok().and_then(|text| text.parse().ok()).unwrap_or(code::UNKNOWN)
+    number(status.as_bytes()).unwrap_or(code::UNKNOWN)
+}
+
+/// Digits, as they are written: without a sign, and no zero in front. That is how tonic reads a status.
+fn number(digits: &[u8]) -> Option<i32> {
+    let is_plain = digits.iter().all(u8::is_ascii_digit) && (digits == b"0" || !digits.starts_with(b"0"));
+    std::str::from_utf8(digits).ok().filter(|_| is_plain)?.parse().ok()
 }
 
 fn class(code: i32, pushback: impl FnOnce() -> Pushback) -> Class {

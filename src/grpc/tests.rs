@@ -48,7 +48,7 @@ fn every_code_has_a_class() {
         // Where there is a status, that of HTTP says nothing.
         assert_eq!(judged(500, &[("grpc-status", code.as_bytes())]), class, "{code}");
     }
-    for junk in [&b""[..], b"OK", b"14 ", b"99999999999", b"\xff"] {
+    for junk in [&b""[..], b"OK", b"14 ", b"+14", b"014", b"-0", b"00", b"99999999999", b"\xff"] {
         assert_eq!(judged(200, &[("grpc-status", junk)]), permanent, "{junk:?}");
     }
 }
@@ -76,7 +76,9 @@ fn a_server_says_when_to_come_back_or_not_to() {
         assert_eq!(judged(b"0"), after(0));
         assert_eq!(judged(b"250"), after(250));
         assert_eq!(judged(b"2147483647"), after(2_147_483_647));
-        for never in [&b"-1"[..], b"2147483648", b"-999999999999", b"1.5", b"+5", b" 5", b"", b"soon", b"\xc3\xb6"] {
+        for never in
+            [&b"-1"[..], b"2147483648", b"-999999999999", b"1.5", b"+5", b"-0", b"05", b" 5", b"", b"soon", b"\xc3\xb6"]
+        {
             assert_eq!(judged(never), Class::PERMANENT, "{never:?}");
         }
     }
@@ -140,12 +142,12 @@ proptest! {
         }
     }
 
-    /// Read digit by digit, it is the same number.
+    /// Read digit by digit, it is the same number; and it is written as one writes it.
     #[test]
     fn a_pushback_is_a_number_of_32_bits_or_never(text in "-?[0-9]{0,12}") {
         let digits = text.strip_prefix('-').unwrap_or(&text);
         let number = digits.bytes().fold(0_u64, |number, digit| number * 10 + u64::from(digit - b'0'));
-        let good = !digits.is_empty() && number <= 0x7fff_ffff && (number == 0 || !text.starts_with('-'));
+        let good = number <= 0x7fff_ffff && text == number.to_string();
         let expected = if good { Pushback::After(Duration::from_millis(number)) } else { Pushback::Never };
         prop_assert_eq!(Pushback::read(text.as_bytes()), expected);
     }

@@ -16,6 +16,10 @@ const PARENT_ID: Range<usize> = 36..52;
 const FLAGS: Range<usize> = 53..55;
 const LENGTH: usize = 55;
 
+/// How much of `tracestate` is kept: twice the characters that the specification asks for, and as many members as it allows.
+const STATE_LENGTH: usize = 1024;
+const STATE_MEMBERS: usize = 32;
+
 /// A valid `traceparent`, as [W3C Trace Context](https://www.w3.org/TR/trace-context/) defines it, and the `tracestate` beside
 /// it.
 ///
@@ -81,6 +85,9 @@ impl Traceparent {
     }
 
     /// What tracing systems keep beside it: `tracestate` as it came, or several of them in one.
+    ///
+    /// A caller cannot make this server pass on as much as it likes: one of more than 1024 characters or 32 members is dropped, as a
+    /// whole. (The specification asks that 512 characters be passed on at least, and allows no more than 32 members.)
     #[must_use]
     pub fn state(&self) -> Option<&HeaderValue> {
         self.state.as_ref()
@@ -125,9 +132,14 @@ fn is_hex(digits: &[u8]) -> bool {
     digits.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Several headers are one list; it is none if one of them is not text.
+/// Several headers are one list; it is none if one of them is not text, or if it is too long.
 fn state(headers: &HeaderMap) -> Option<HeaderValue> {
     let lists: Vec<_> = headers.get_all(TRACESTATE).iter().map(|list| list.to_str().ok()).collect::<Option<_>>()?;
+    let length = lists.iter().map(|list| list.len() + 1).sum::<usize>().saturating_sub(1);
+    let members = lists.iter().flat_map(|list| list.split(',')).filter(|member| !member.trim().is_empty());
+    if length > STATE_LENGTH || members.count() > STATE_MEMBERS {
+        return None;
+    }
     match lists.as_slice() {
         [] => None,
         [_] => headers.get(TRACESTATE).cloned(),

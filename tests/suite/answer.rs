@@ -16,7 +16,7 @@ use axum::{Router, body::Body, routing::get};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode,
-    header::{CONTENT_TYPE, RETRY_AFTER},
+    header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER},
     request::Parts,
 };
 use http_body::Frame;
@@ -155,7 +155,9 @@ async fn a_problem_says_what_rfc_9457_asks_for_and_nothing_internal() {
         let body = format!(r#"{{"type":"about:blank","title":"{title}","status":{status},"detail":"{detail}"}}"#);
         assert_eq!(answer.body(), &body);
 
-        let head = problem(Method::HEAD, rejection).await;
+        let mut head = problem(Method::HEAD, rejection).await;
+        let length = head.headers_mut().remove(CONTENT_LENGTH).unwrap();
+        assert_eq!(length, body.len().to_string());
         assert_eq!((head.status(), head.headers(), head.body().as_str()), (answer.status(), answer.headers(), ""));
     }
 }

@@ -11,7 +11,13 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body, extract::State, http::HeaderMap, routing::get};
+use axum::{
+    Router,
+    body::Body,
+    extract::{FromRequestParts, State},
+    http::HeaderMap,
+    routing::get,
+};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
@@ -398,7 +404,7 @@ async fn malformed_headers_are_ignored_and_the_request_is_served() {
 
 /// Shows: X8
 #[tokio::test]
-async fn an_extractor_without_its_layer_answers_500_and_says_what_to_add() {
+async fn an_extractor_without_its_layer_answers_500_and_its_error_says_what_to_add() {
     let app = Router::new()
         .route("/scope", get(|scope: Scope| async move { scope.name().to_owned() }))
         .route("/identity", get(|identity: Identity| async move { identity.request_id().to_string() }));
@@ -408,16 +414,20 @@ async fn an_extractor_without_its_layer_answers_500_and_says_what_to_add() {
         let (head, body) = response.into_parts();
         (head.status.as_u16(), String::from_utf8(body.collect().await.unwrap().to_bytes().into()).unwrap())
     };
-    let missing = |what, layer| {
-        (
-            500,
-            format!(
-                "the request has no {what}: put ziggurat's `{layer}` around the router, with `.layer({layer}::new(..))`"
-            ),
-        )
-    };
-    assert_eq!(answer(app.clone(), "/scope").await, missing("scope", "ContextLayer"));
-    assert_eq!(answer(app.clone(), "/identity").await, missing("identity", "IdentityLayer"));
+    // Strangers are not told what the program is made of.
+    for path in ["/scope", "/identity"] {
+        assert_eq!(answer(app.clone(), path).await, (500, String::new()));
+    }
+    let (mut parts, ()) = Request::new(()).into_parts();
+    for (error, what, layer) in [
+        (Scope::from_request_parts(&mut parts, &()).await.unwrap_err(), "scope", "ContextLayer"),
+        (Identity::from_request_parts(&mut parts, &()).await.unwrap_err(), "identity", "IdentityLayer"),
+    ] {
+        let said = format!(
+            "the request has no {what}: put ziggurat's `{layer}` around the router, with `.layer({layer}::new(..))`"
+        );
+        assert_eq!(error.to_string(), said);
+    }
 
     let app = app.layer(IdentityLayer::new()).layer(ContextLayer::new(Scope::root("app")).named("of this request"));
     assert_eq!(answer(app.clone(), "/scope").await, (200, "of this request".to_owned()));

@@ -100,6 +100,20 @@ fn the_tracestate_is_kept_beside_it() {
 }
 
 #[test]
+fn a_tracestate_without_measure_is_dropped_whole() {
+    let kept = |states: &[&[u8]]| Traceparent::read(&headers(&[VALID.as_bytes()], states)).unwrap().state().is_some();
+    let long = |length: usize| [&b"a="[..], &vec![b'x'; length - 2]].concat();
+    assert!(kept(&[&long(512)]) && kept(&[&long(1024)]));
+    assert!(!kept(&[&long(1025)]));
+    // The comma between them counts too.
+    assert!(kept(&[&long(512), &long(511)]));
+    assert!(!kept(&[&long(512), &long(512)]));
+    let members = |count: usize| vec!["a=1"; count].join(",").into_bytes();
+    assert!(kept(&[&members(32)]) && kept(&[&members(16), b",, ,", &members(16)]));
+    assert!(!kept(&[&members(33)]) && !kept(&[&members(16), &members(17)]));
+}
+
+#[test]
 fn it_is_written_where_no_other_is() {
     let trace = Traceparent::read(&headers(&[VALID.as_bytes()], &[b"congo=t61"])).unwrap();
     let without_state = read(VALID.as_bytes()).unwrap();

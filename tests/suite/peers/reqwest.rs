@@ -10,7 +10,11 @@ use std::{
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper::{Response, StatusCode, body::Incoming, header::LOCATION};
+use hyper::{
+    Response, StatusCode,
+    body::Incoming,
+    header::{HeaderName, LOCATION},
+};
 use reqwest::{Body, Client, Method, Request};
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
@@ -18,8 +22,10 @@ use ziggurat::{
     circuit_breaker::{CircuitBreakerLayer, State},
     concurrency_limit::ConcurrencyLimitLayer,
     context::ContextLayer,
+    propagate::PropagateLayer,
     retry::RetryLayer,
     timeout::TimeoutLayer,
+    wire::{Identity, TimeoutHeader},
 };
 
 use super::{AnyBody, FAR, Server, answer, any, nobody, serve, soon, streamed};
@@ -255,4 +261,39 @@ async fn an_empty_body_gives_the_permit_back_at_once() {
     let client = ServiceBuilder::new().layer(permits).map_err(Error::Service).service(Client::new());
     let response = soon(client.oneshot(request(Method::GET, server.address, "/nothing"))).await.unwrap();
     assert_eq!((response.status(), response.url().path(), gate.in_flight()), (StatusCode::NO_CONTENT, "/nothing", 0));
+}
+
+/// Shows: X6, X7
+#[tokio::test]
+async fn identity_and_deadline_are_passed_on_to_the_next_hop() {
+    const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let heard = Arc::clone(&seen);
+    let server = serve(service_fn(move |request: hyper::Request<Incoming>| {
+        heard.lock().unwrap().push(request.headers().clone());
+        async { Ok::<_, Infallible>(answer("hello")) }
+    }))
+    .await;
+    let client = ServiceBuilder::new()
+        .layer(TimeoutLayer::new(FAR))
+        .layer(PropagateLayer::new().deadline(TimeoutHeader::grpc()))
+        .map_err(Error::Service)
+        .service(Client::new());
+    let headers = [("x-request-id", "order-17"), ("traceparent", TRACE), ("tracestate", "congo=t61")];
+    let headers = headers.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).into_iter().collect();
+    let identity = Identity::read(&headers, HeaderName::from_static("x-request-id"));
+    let served = Scope::root("served").with(identity);
+    let get = || request(Method::GET, server.address, "/");
+    soon(served.within(client.clone().oneshot(get()))).await.unwrap();
+    let mut own = get();
+    own.headers_mut().insert("x-request-id", "own".parse().unwrap());
+    soon(served.within(client.clone().oneshot(own))).await.unwrap();
+    soon(client.oneshot(get())).await.unwrap();
+
+    let seen = seen.lock().unwrap();
+    assert!(headers.iter().all(|(name, value)| seen[0].get(name) == Some(value)), "{seen:?}");
+    let left = TimeoutHeader::grpc().read(&seen[0]).unwrap();
+    assert!(left <= FAR, "{left:?}");
+    assert_eq!((&seen[1]["x-request-id"], &seen[1]["traceparent"]), (&"own".parse().unwrap(), &TRACE.parse().unwrap()));
+    assert!(!seen[2].contains_key("x-request-id") && seen[2].contains_key("grpc-timeout"), "{seen:?}");
 }

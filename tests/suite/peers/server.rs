@@ -9,6 +9,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -16,12 +17,13 @@ use http_body_util::{BodyExt, Full};
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Body, Frame, Incoming},
-    header::RETRY_AFTER,
+    header::{CONTENT_LENGTH, DATE, RETRY_AFTER},
 };
 use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use tower::{Service, ServiceBuilder, service_fn, util::BoxCloneSyncService};
 use ziggurat::{
     HttpStatus, Scope,
+    answer::AnswerLayer,
     circuit_breaker::{Circuit, CircuitBreakerLayer, State},
     concurrency_limit::ConcurrencyLimitLayer,
     context::ContextLayer,
@@ -256,5 +258,31 @@ async fn an_answer_without_a_body_gives_everything_back() {
             watch.all_back().await;
             assert!(frames.is_closed());
         }
+    }
+}
+
+#[tokio::test]
+async fn a_problem_has_the_same_head_for_head_as_for_get() {
+    for version in BOTH {
+        let layer = ServiceBuilder::new()
+            .map_response(|response: Response<Full<Bytes>>| response.map(any))
+            .layer(AnswerLayer::problem_json())
+            .layer(TimeoutLayer::new(Duration::ZERO));
+        let never =
+            service_fn(|_: Request<Incoming>| std::future::pending::<Result<Response<Full<Bytes>>, Infallible>>());
+        let server = serve(layer.service(never)).await;
+        let client = pooled(version);
+        let problem = async |method| {
+            let (mut head, body) = get(server.address, "/").into_parts();
+            head.method = method;
+            let mut answer = ask(&client, Request::from_parts(head, body)).await;
+            answer.headers_mut().remove(DATE);
+            answer
+        };
+        let (get, head) = (problem(Method::GET).await, problem(Method::HEAD).await);
+        assert_eq!(get.headers()[CONTENT_LENGTH], get.body().len().to_string());
+        assert!(!get.body().is_empty() && head.body().is_empty());
+        assert_eq!((get.status(), get.headers()), (head.status(), head.headers()), "{version:?}");
+        assert_eq!(server.accepted(), 1);
     }
 }

@@ -1,0 +1,112 @@
+//! What a proxy owes HTTP: RFC 9110 is about what messages mean, RFC 9112 about HTTP/1.1, RFC 9113 about HTTP/2.
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header, uri::Authority,
+};
+
+/// By this name the proxy knows itself in `Via`. Of two proxies in a row each needs a name of its own.
+const NAME: &str = "ziggurat";
+
+/// Makes what was received what is sent on; or, if it is not to be sent on, tells the status of the answer.
+pub(crate) fn send_on<B>(request: &mut Request<B>) -> Result<(), StatusCode> {
+    // It makes no tunnels (9110, 9.3.6), and knows one coding (9112, 6.1).
+    if request.method() == Method::CONNECT || !is_plain(request.headers()) {
+        return Err(StatusCode::NOT_IMPLEMENTED);
+    }
+    let host = host(request)?;
+    count_forwards(request)?;
+    let via = via(request)?;
+    let headers = request.headers_mut();
+    remove_hop_by_hop(headers);
+    join_cookies(headers);
+    headers.append(header::VIA, via);
+    headers.remove(header::HOST); // the client sets the upstream's
+    // What the caller says that it was is not passed on either.
+    headers.remove("x-forwarded-host");
+    headers.extend(host.map(|host| (HeaderName::from_static("x-forwarded-host"), host)));
+    Ok(())
+}
+
+/// Makes the upstream's answer the caller's; or tells with what status to answer in its place.
+pub(crate) fn send_back<B>(response: &mut Response<B>) -> Result<(), StatusCode> {
+    // Nobody has asked for another protocol: `Upgrade` is not sent on.
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS || !is_plain(response.headers()) {
+        return Err(StatusCode::BAD_GATEWAY);
+    }
+    remove_hop_by_hop(response.headers_mut());
+    Ok(())
+}
+
+/// Whether the body came as it is, or in chunks, which hyper undoes.
+fn is_plain(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked")) && codings.next().is_none()
+}
+
+/// What the caller calls this server. HTTP/1.1 says so exactly once (9112, 3.2); the target's own authority has precedence (3.2.2).
+fn host<B>(request: &Request<B>) -> Result<Option<HeaderValue>, StatusCode> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let host = hosts.next();
+    let is_valid = |host: &HeaderValue| host.is_empty() || Authority::try_from(host.as_bytes()).is_ok();
+    if hosts.next().is_some() || !host.map_or(request.version() != Version::HTTP_11, is_valid) {
+        return Err(StatusCode::BAD_REQUEST);
+    }
+    let target = request.uri().authority().and_then(|target| HeaderValue::from_str(target.as_str()).ok());
+    Ok(target.or_else(|| host.cloned()))
+}
+
+/// `TRACE` and `OPTIONS` may say how often they are sent on (9110, 7.6.2).
+fn count_forwards<B>(request: &mut Request<B>) -> Result<(), StatusCode> {
+    let at_the_end = match *request.method() {
+        Method::OPTIONS => StatusCode::OK,
+        Method::TRACE => StatusCode::NOT_IMPLEMENTED,
+        _ => return Ok(()),
+    };
+    let left = request.headers().get(header::MAX_FORWARDS).and_then(|left| left.to_str().ok()?.parse::<u32>().ok());
+    let Some(left) = left else { return Ok(()) };
+    let left = left.checked_sub(1).ok_or(at_the_end)?;
+    request.headers_mut().insert(header::MAX_FORWARDS, left.into());
+    Ok(())
+}
+
+/// Which version the message was received in, and by whom (9110, 7.6.3). Who finds itself there already goes round in circles.
+fn via<B>(request: &Request<B>) -> Result<HeaderValue, StatusCode> {
+    for line in request.headers().get_all(header::VIA) {
+        for member in line.as_bytes().split(|byte| *byte == b',') {
+            let mut words = member.split(|byte| matches!(byte, b' ' | b'\t')).filter(|word| !word.is_empty());
+            if words.nth(1).is_some_and(|by| by.eq_ignore_ascii_case(NAME.as_bytes())) {
+                return Err(StatusCode::LOOP_DETECTED);
+            }
+        }
+    }
+    let version = match request.version() {
+        Version::HTTP_10 => "1.0",
+        Version::HTTP_2 => "2.0",
+        _ => "1.1",
+    };
+    HeaderValue::try_from(format!("{version} {NAME}")).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
+}
+
+/// What is meant for this connection alone (9110, 7.6.1). A length beside a coding is not the body's (9112, 6.3).
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    let lines = headers.get_all(header::CONNECTION).iter();
+    let names = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    let named: Vec<_> = names.filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok()).collect();
+    let known = ["connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade"];
+    for name in named.into_iter().chain(known.map(HeaderName::from_static)) {
+        headers.remove(name);
+    }
+}
+
+/// HTTP/2 may divide them among lines; the upstream, in HTTP/1.1, gets one (9113, 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let cookies: Vec<_> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if cookies.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
+    {
+        headers.insert(header::COOKIE, joined);
+    }
+}
