@@ -19,6 +19,7 @@ mod degraded;
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 pub mod extract;
 pub mod grpc;
+mod limited;
 mod rejection;
 pub mod scope;
 mod setting;
