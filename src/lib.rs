@@ -12,6 +12,7 @@ mod backoff;
 pub mod body;
 mod classify;
 mod clock;
+pub mod concurrent;
 mod copy;
 mod deadline;
 mod degraded;
@@ -23,6 +24,7 @@ mod limited;
 mod rejection;
 pub mod scope;
 mod setting;
+pub mod stream;
 mod telemetry;
 #[cfg(feature = "test-util")]
 #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]

@@ -60,8 +60,7 @@ mod in_time;
 use self::in_time::BodyLimits;
 pub use self::in_time::InTime;
 use crate::{
-    Event, Reason, Reject, Rejection, Setting, Site,
-    ambient,
+    Event, Reason, Reject, Rejection, Setting, Site, ambient,
     body::{BodyEnd, ResponseEnd, Until},
     deadline::Limit,
     limited::{Expired, Limited, enter, started},
