@@ -1,6 +1,6 @@
 //! Five items of a second each, three at a time: the same over an async function, a stream, and a service with its layers.
 
-use std::{cell::Cell, error::Error as StdError, future::IntoFuture, io, time::Duration};
+use std::{cell::Cell, error::Error as StdError, io, time::Duration};
 
 use tokio::time::{Instant, sleep};
 use tower::{ServiceBuilder, service_fn};
@@ -26,11 +26,9 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     let start = Instant::now();
 
     // The items run in the caller's task, and so in its scope.
-    let results = Scope::root("batch-processing")
-        .within(
-            process_concurrently(items.clone(), process).max_concurrency(3).timeout_per_item(5 * SECOND).into_future(),
-        )
-        .await?;
+    let run =
+        async { process_concurrently(items.clone(), process).max_concurrency(3).timeout_per_item(5 * SECOND).await };
+    let results = Scope::root("batch-processing").within(run).await?;
     assert_eq!(start.elapsed(), 2 * SECOND);
     assert_eq!(results.len(), 5);
     assert_eq!(results[4], "processed-item5 in batch-processing");

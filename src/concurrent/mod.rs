@@ -91,7 +91,7 @@ const MAX_CONCURRENCY: usize = 25;
 /// Hands each item to `handler`, some at a time: see the [module](self).
 ///
 /// `items` is anything that can be iterated over, or a [`Stream`]. The handler makes a future for each item, and is called when that is to
-/// start. Nothing happens before the result is awaited, or the stream polled.
+/// start; one that cannot fail answers `Ok::<_, Infallible>(..)`. Nothing happens before the result is awaited, or the stream polled.
 ///
 /// ```
 /// # use ziggurat::concurrent::{Cause, ItemError, process_concurrently};

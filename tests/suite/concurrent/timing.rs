@@ -251,6 +251,19 @@ async fn the_spent_coroutine_a_future_is_made_for_each_item() {
     assert_eq!(results.await.unwrap(), [(7, 1), (7, 2), (7, 3)]);
 }
 
+/// Shows: P1
+#[tokio::test(start_paused = true)]
+async fn a_run_can_be_spawned_and_so_can_its_streams() {
+    let slow = |item: u32| async move {
+        sleep(SECOND).await;
+        Ok::<_, Infallible>(item)
+    };
+    let all = tokio::spawn(process_concurrently(vec![1, 2], slow).into_future());
+    let stream = tokio::spawn(process_concurrently(vec![1, 2], slow).ordered().collect::<Vec<_>>());
+    assert_eq!(all.await.unwrap(), Ok(vec![1, 2]));
+    assert_eq!(stream.await.unwrap(), [Ok(1), Ok(2)]);
+}
+
 /// All items are ready at once, and still others get their turn.
 #[tokio::test]
 async fn a_run_that_is_never_pending_does_not_keep_the_thread_for_itself() {

@@ -10,7 +10,7 @@ use proptest::{collection::vec, prelude::*};
 use tokio::time::{Instant, sleep};
 use tokio_stream::{StreamExt as _, iter, pending};
 use ziggurat::{
-    stream::{Closed, Stream, channel, generate, merge},
+    stream::{Closed, Sender, Stream, channel, generate, merge},
     testing::Task,
 };
 
@@ -98,13 +98,23 @@ async fn a_generator_ends_with_its_producer_after_the_backlog() {
     assert_eq!(stream.collect::<Vec<_>>().await, [1, 2]);
     assert_eq!(start.elapsed(), SECOND);
 
-    let mut empty = Box::pin(generate(|_: ziggurat::stream::Sender<u32>| async {}));
+    // Without its sender it can give nothing more, and still comes to its end.
+    let ended = Cell::new(false);
+    let silent = generate(|numbers: Sender<u32>| async {
+        drop(numbers);
+        sleep(SECOND).await;
+        ended.set(true);
+    });
+    assert!(silent.collect::<Vec<_>>().await.is_empty());
+    assert!(ended.get());
+
+    let mut empty = Box::pin(generate(|_: Sender<u32>| async {}));
     assert_eq!((empty.next().await, empty.next().await), (None, None));
 }
 
 #[test]
 fn a_panic_of_a_producer_is_one_of_the_stream() {
-    let stream = generate(|_: ziggurat::stream::Sender<u32>| async { panic!("no more") });
+    let stream = generate(|_: Sender<u32>| async { panic!("no more") });
     let mut read = Task::new(stream.collect::<Vec<_>>());
     assert!(catch_unwind(AssertUnwindSafe(|| read.poll())).is_err());
 }
