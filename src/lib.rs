@@ -12,6 +12,7 @@ mod backoff;
 pub mod body;
 mod classify;
 mod clock;
+pub mod concurrent;
 mod copy;
 mod deadline;
 mod degraded;
@@ -19,9 +20,11 @@ mod degraded;
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 pub mod extract;
 pub mod grpc;
+mod limited;
 mod rejection;
 pub mod scope;
 mod setting;
+pub mod stream;
 mod telemetry;
 #[cfg(feature = "test-util")]
 #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]

@@ -10,12 +10,13 @@ use std::{
 
 use http_body::Body;
 
-use super::{adopt_told, enter, expired};
+use super::expired;
 use crate::{
     Reject, Rejection, Site, ambient,
     body::{Guard, PollFrame},
     clock::{self, Sleep},
     deadline::Limit,
+    limited::{adopt_told, enter},
 };
 
 /// What a layer has to say about bodies.

@@ -60,11 +60,10 @@ mod in_time;
 use self::in_time::BodyLimits;
 pub use self::in_time::InTime;
 use crate::{
-    Event, Reason, Reject, Rejection, Setting, Site,
-    ambient::{self, Entered},
+    Event, Reason, Reject, Rejection, Setting, Site, ambient,
     body::{BodyEnd, ResponseEnd, Until},
-    clock::{self, Sleep},
-    deadline::{Limit, Told},
+    deadline::Limit,
+    limited::{Expired, Limited, enter, started},
     telemetry::{site, site_setters},
 };
 
@@ -194,81 +193,19 @@ where
             own = limit;
         }
         let (body, site) = (self.layer.body, self.layer.site.clone());
-        ResponseFuture { response: Some(response), limit, own, timer: None, body, site, until: PhantomData }
+        ResponseFuture { response: Limited::new(response, limit, own), body, site, until: PhantomData }
     }
-}
-
-/// Puts a limit in place for everything inside, as far as it is not later than the surrounding one.
-#[inline]
-fn enter<'a>(own: &mut Limit, inside: &'a mut Limit) -> Entered<'a, Limit> {
-    ambient::enter_with(inside, |inside, outer| *inside = own.earlier(outer))
-}
-
-/// When a limit started that was put in place as `before` and now is `inside`: somebody asked for the deadline, which fixed it.
-#[inline]
-fn started(before: Limit, inside: Limit) -> Option<Limit> {
-    (before.is_unstarted() && !inside.is_unstarted()).then(|| inside.since(before))
-}
-
-/// Nobody else would end a call by a deadline that it was only told: so the limit does, if it would end later, and nothing outside ends
-/// sooner.
-fn adopt_told(limit: &mut Limit, own: &mut Limit, outer: Limit) -> bool {
-    let Told(told) = ambient::get();
-    let adopts = *own != Limit::NONE && told < *own && told < outer;
-    if adopts {
-        let start = own.since(*limit);
-        *limit = told.since(start);
-        *own = told;
-    }
-    adopts
 }
 
 pin_project! {
     /// The response future of [`Timeout`].
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F, U = ResponseEnd> {
-        // None: it was answered, or the limit has passed.
         #[pin]
-        response: Option<F>,
-        // As it was set; and, once it has started, when it ends.
-        limit: Limit,
-        own: Limit,
-        #[pin]
-        timer: Option<Sleep>,
+        response: Limited<F>,
         body: BodyLimits,
         site: Site,
         until: PhantomData<fn() -> U>,
-    }
-
-    impl<F, U> PinnedDrop for ResponseFuture<F, U> {
-        fn drop(this: Pin<&mut Self>) {
-            let mut this = this.project();
-            // Whatever cleans up can see whether its deadline has passed.
-            if this.response.is_some() && !this.own.is_unstarted() {
-                let mut inside = Limit::NONE;
-                let _entered = enter(this.own, &mut inside);
-                this.response.set(None);
-            }
-        }
-    }
-}
-
-impl<F, U> ResponseFuture<F, U> {
-    /// The call is pending: starts the clock if it does not run yet. Answers whether this limit is the one to end the call.
-    fn start(self: Pin<&mut Self>, entered: &mut Entered<'_, Limit>) -> bool {
-        let this = self.project();
-        let asked = started((*this.own).min(*entered.outer), ambient::get());
-        if asked.is_some() || this.own.is_unstarted() {
-            let start = asked.unwrap_or_else(|| Limit::at(clock::now()));
-            *this.own = this.own.started(start);
-            *entered.outer = entered.outer.started(start);
-            ambient::set((*this.own).min(*entered.outer));
-        }
-        if adopt_told(this.limit, this.own, *entered.outer) {
-            ambient::set(*this.own);
-        }
-        // Of two that end together the outer one does: its end is the request's.
-        *this.own < *entered.outer
     }
 }
 
@@ -280,39 +217,15 @@ where
 {
     type Output = Result<U::Response, E>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.as_mut().project();
-        let mut inside = Limit::NONE;
-        let mut entered = enter(this.own, &mut inside);
-        if let Some(response) = this.response.as_mut().as_pin_mut()
-            && let Poll::Ready(outcome) = response.poll(cx)
-        {
-            this.response.set(None);
-            drop(entered);
-            return Poll::Ready(outcome.map(|response| {
-                U::answer(response, || Some(InTime::new(*this.body, *this.limit, *this.own, this.site.clone())))
-            }));
-        }
-        if !self.as_mut().start(&mut entered) {
-            return Poll::Pending;
-        }
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        if let Some(end) = this.own.instant() {
-            if this.timer.is_none() {
-                this.timer.set(Some(clock::sleep_until(end)));
-            }
-            if let Some(mut timer) = this.timer.as_mut().as_pin_mut() {
-                // It was told of an earlier deadline meanwhile.
-                if timer.deadline() != end {
-                    timer.as_mut().reset(end);
-                }
-                ready!(timer.poll(cx));
-            }
-        }
-        // Dropped while the limit is in place, so that whatever cleans up can see that its deadline has passed.
-        this.response.set(None);
-        drop(entered);
-        Poll::Ready(E::reject(expired(this.site, *this.limit)))
+        Poll::Ready(match ready!(this.response.as_mut().poll(cx)) {
+            Ok(outcome) => outcome.map(|response| {
+                let (limit, own) = (this.response.limit(), this.response.own());
+                U::answer(response, || Some(InTime::new(*this.body, limit, own, this.site.clone())))
+            }),
+            Err(Expired(limit)) => E::reject(expired(this.site, limit)),
+        })
     }
 }
 
@@ -326,6 +239,6 @@ fn expired(site: &Site, limit: Limit) -> Rejection {
 
 impl<F, U> fmt::Debug for ResponseFuture<F, U> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("timeout::ResponseFuture").field("limit", &self.limit.duration()).finish()
+        f.debug_struct("timeout::ResponseFuture").field("limit", &self.response.limit().duration()).finish()
     }
 }

@@ -1,0 +1,190 @@
+//! The engine: starts items as there is room, and tells which one has ended.
+
+use std::{
+    fmt,
+    future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use futures_core::Stream;
+use futures_util::stream::FuturesUnordered;
+use pin_project_lite::pin_project;
+
+use super::{
+    error::{Cause, ItemError},
+    progress::{Batches, Progress, Summary},
+};
+use crate::{
+    deadline::Limit,
+    limited::{Expired, Limited},
+};
+
+/// So many steps are done without a pause, if none is pending; then the executor gets its turn, and with it other tasks and timers.
+const UNBROKEN: u32 = 256;
+
+/// What the user said about the run.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Settings {
+    pub(super) max_concurrency: usize,
+    /// Of each item.
+    pub(super) limit: Limit,
+    pub(super) batches: Option<Batches>,
+}
+
+pin_project! {
+    /// Pulls items from the source, and runs what the handler makes of them.
+    pub(super) struct Engine<S, F, Fut, P> {
+        // None: it has ended.
+        #[pin]
+        source: Option<S>,
+        handler: F,
+        on_progress: P,
+        settings: Settings,
+        running: FuturesUnordered<Item<Fut>>,
+        started: usize,
+        // None: it was not polled yet.
+        progress: Option<Progress>,
+        unbroken: u32,
+    }
+}
+
+/// An item that has ended: its index, and how.
+pub(super) type Ended<T, E> = (usize, Result<T, ItemError<E>>);
+
+impl<S: Stream, F, Fut, P> Engine<S, F, Fut, P> {
+    pub(super) fn new(source: S, handler: F, on_progress: P, settings: Settings) -> Self {
+        let running = FuturesUnordered::new();
+        Self { source: Some(source), handler, on_progress, settings, running, started: 0, progress: None, unbroken: 0 }
+    }
+
+    pub(super) fn settings(&self) -> Settings {
+        self.settings
+    }
+
+    /// The counts so far, and the time; nothing before the first poll.
+    pub(super) fn summary(&self) -> Summary {
+        self.progress.as_ref().map_or_else(Summary::default, Progress::summary)
+    }
+
+    /// How many results are still to come, at least and at most. `held` of them have come, and nobody got them yet.
+    pub(super) fn size_hint(&self, held: usize) -> (usize, Option<usize>) {
+        let (least, most) = self.source.as_ref().map_or((0, Some(0)), Stream::size_hint);
+        let more = self.running.len() + held;
+        (least.saturating_add(more), most.and_then(|most| most.checked_add(more)))
+    }
+}
+
+impl<S, F, Fut, P> fmt::Debug for Engine<S, F, Fut, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine")
+            .field("settings", &self.settings)
+            .field("started", &self.started)
+            .field("in_flight", &self.running.len())
+            .field("progress", &self.progress)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S, F, Fut, P, T, E> Engine<S, F, Fut, P>
+where
+    S: Stream,
+    F: FnMut(S::Item) -> Fut,
+    Fut: Future<Output = Result<T, E>>,
+    P: FnMut(&Progress),
+{
+    /// The next item that has ended, whichever it is. An item is started only if its index is below `bound`.
+    ///
+    /// What runs comes first: an item is pulled from the source only when all that run are pending. So a source is asked for no more
+    /// than what can be worked on now, and a failure is seen before anything else is started.
+    pub(super) fn poll_ended(self: Pin<&mut Self>, bound: usize, cx: &mut Context<'_>) -> Poll<Option<Ended<T, E>>> {
+        let mut this = self.project();
+        let Settings { max_concurrency, limit, batches } = *this.settings;
+        let progress = this.progress.get_or_insert_with(|| {
+            let total = this.source.as_ref().as_pin_ref().and_then(|source| match source.size_hint() {
+                (least, Some(most)) if least == most => Some(least),
+                _ => None,
+            });
+            Progress::start(total, batches)
+        });
+        let (index, outcome) = loop {
+            if *this.unbroken == UNBROKEN {
+                *this.unbroken = 0;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            *this.unbroken += 1;
+            if let Poll::Ready(Some(ended)) = Pin::new(&mut *this.running).poll_next(cx) {
+                break ended;
+            }
+            let Some(source) = this.source.as_mut().as_pin_mut() else {
+                *this.unbroken = 0;
+                return if this.running.is_empty() { Poll::Ready(None) } else { Poll::Pending };
+            };
+            let waits_for_batch = batches.is_some_and(|batches| {
+                batches.barrier && *this.started % batches.size == 0 && !this.running.is_empty()
+            });
+            if waits_for_batch || this.running.len() >= max_concurrency || *this.started >= bound {
+                *this.unbroken = 0;
+                return Poll::Pending;
+            }
+            let Poll::Ready(item) = source.poll_next(cx) else {
+                *this.unbroken = 0;
+                return Poll::Pending;
+            };
+            let Some(item) = item else {
+                this.source.set(None);
+                if progress.source_ended(*this.started) {
+                    (this.on_progress)(progress);
+                }
+                continue;
+            };
+            let index = *this.started;
+            *this.started += 1;
+            match catch_unwind(AssertUnwindSafe(|| (this.handler)(item))) {
+                Ok(future) => this.running.push(Item { index, future: Some(Limited::new(future, limit, limit)) }),
+                Err(panic) => break (index, Err(ItemError { index, cause: Cause::panicked(&*panic) })),
+            }
+        };
+        progress.count(&outcome);
+        (this.on_progress)(progress);
+        Poll::Ready(Some((index, outcome)))
+    }
+}
+
+pin_project! {
+    /// One item's future. A panic of it ends here.
+    struct Item<Fut> {
+        index: usize,
+        #[pin]
+        future: Option<Limited<Fut>>,
+    }
+}
+
+impl<Fut, T, E> Future for Item<Fut>
+where
+    Fut: Future<Output = Result<T, E>>,
+{
+    type Output = Ended<T, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let index = *this.index;
+        // Unwind safe: nobody sees the future again after it has panicked, but its own `Drop`.
+        let polled = catch_unwind(AssertUnwindSafe(|| this.future.as_mut().as_pin_mut().map(|future| future.poll(cx))));
+        let outcome = match polled {
+            Ok(polled) => match ready!(polled.unwrap_or(Poll::Pending)) {
+                Ok(outcome) => outcome.map_err(Cause::Failed),
+                Err(Expired(limit)) => Err(Cause::TimedOut { limit: limit.duration().unwrap_or(Duration::MAX) }),
+            },
+            Err(panic) => {
+                // What it says while it is cleaned up comes too late to be told.
+                let _ = catch_unwind(AssertUnwindSafe(|| this.future.set(None)));
+                Err(Cause::panicked(&*panic))
+            }
+        };
+        Poll::Ready((index, outcome.map_err(|cause| ItemError { index, cause })))
+    }
+}

@@ -1,0 +1,213 @@
+//! All results of a run: what is made of them, and the future that waits for them.
+
+use std::{
+    fmt,
+    future::Future,
+    marker::PhantomData,
+    mem,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use futures_core::Stream;
+use pin_project_lite::pin_project;
+
+use super::{
+    engine::Engine,
+    error::ItemError,
+    progress::{Progress, Summary},
+};
+
+/// What is made of the results of a run: [`StopOnError`], [`ContinueOnError`], and either [`Summarized`].
+pub trait Gather<T, E> {
+    /// What the run answers.
+    type Output;
+
+    /// Takes the result of an item. `Some` ends the run with this answer.
+    #[doc(hidden)]
+    fn add(
+        &mut self,
+        index: usize,
+        result: Result<T, ItemError<E>>,
+        summary: &impl Fn() -> Summary,
+    ) -> Option<Self::Output>;
+
+    /// All items have ended.
+    #[doc(hidden)]
+    fn finish(&mut self, summary: &impl Fn() -> Summary) -> Self::Output;
+}
+
+/// The first failure ends the run, and is its error; without one it answers all values in the order of the source. The default.
+pub struct StopOnError<T, E> {
+    values: Slots<T>,
+    error: PhantomData<fn() -> E>,
+}
+
+impl<T, E> Default for StopOnError<T, E> {
+    fn default() -> Self {
+        Self { values: Slots::default(), error: PhantomData }
+    }
+}
+
+impl<T, E> Gather<T, E> for StopOnError<T, E> {
+    type Output = Result<Vec<T>, ItemError<E>>;
+
+    fn add(&mut self, index: usize, result: Result<T, ItemError<E>>, _: &impl Fn() -> Summary) -> Option<Self::Output> {
+        match result {
+            Ok(value) => {
+                self.values.put(index, value);
+                None
+            }
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    fn finish(&mut self, _: &impl Fn() -> Summary) -> Self::Output {
+        Ok(self.values.take())
+    }
+}
+
+/// Every item is worked on, and its result stands in its place.
+pub struct ContinueOnError<T, E> {
+    results: Slots<Result<T, ItemError<E>>>,
+}
+
+impl<T, E> Default for ContinueOnError<T, E> {
+    fn default() -> Self {
+        Self { results: Slots::default() }
+    }
+}
+
+impl<T, E> Gather<T, E> for ContinueOnError<T, E> {
+    type Output = Vec<Result<T, ItemError<E>>>;
+
+    fn add(&mut self, index: usize, result: Result<T, ItemError<E>>, _: &impl Fn() -> Summary) -> Option<Self::Output> {
+        self.results.put(index, result);
+        None
+    }
+
+    fn finish(&mut self, _: &impl Fn() -> Summary) -> Self::Output {
+        self.results.take()
+    }
+}
+
+/// What `G` answers, and a [`Summary`] of it.
+pub struct Summarized<G> {
+    pub(super) inner: G,
+}
+
+impl<G: Gather<T, E>, T, E> Gather<T, E> for Summarized<G> {
+    type Output = (G::Output, Summary);
+
+    fn add(
+        &mut self,
+        index: usize,
+        result: Result<T, ItemError<E>>,
+        summary: &impl Fn() -> Summary,
+    ) -> Option<Self::Output> {
+        self.inner.add(index, result, summary).map(|output| (output, summary()))
+    }
+
+    fn finish(&mut self, summary: &impl Fn() -> Summary) -> Self::Output {
+        (self.inner.finish(summary), summary())
+    }
+}
+
+/// Values by their index. Those of items that have not ended yet are missing: as many as are in flight.
+struct Slots<T>(Vec<Option<T>>);
+
+impl<T> Default for Slots<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T> Slots<T> {
+    fn put(&mut self, index: usize, value: T) {
+        if self.0.len() <= index {
+            self.0.resize_with(index + 1, || None);
+        }
+        if let Some(slot) = self.0.get_mut(index) {
+            *slot = Some(value);
+        }
+    }
+
+    fn take(&mut self) -> Vec<T> {
+        mem::take(&mut self.0).into_iter().flatten().collect()
+    }
+}
+
+impl<T, E> fmt::Debug for StopOnError<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StopOnError")
+    }
+}
+
+impl<T, E> fmt::Debug for ContinueOnError<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ContinueOnError")
+    }
+}
+
+impl<G: fmt::Debug> fmt::Debug for Summarized<G> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Summarized").field(&self.inner).finish()
+    }
+}
+
+pin_project! {
+    /// The future of [`Process`](super::Process): all results at once.
+    ///
+    /// When it is ready, everything is dropped that it held: the source, the handler, and every item that was still running.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct Processing<S, F, Fut, G, P> {
+        // None: it has ended.
+        #[pin]
+        engine: Option<Engine<S, F, Fut, P>>,
+        gather: Option<G>,
+    }
+}
+
+impl<S, F, Fut, G, P> Processing<S, F, Fut, G, P> {
+    pub(super) fn new(engine: Engine<S, F, Fut, P>, gather: G) -> Self {
+        Self { engine: Some(engine), gather: Some(gather) }
+    }
+}
+
+impl<S, F, Fut, G, P, T, E> Future for Processing<S, F, Fut, G, P>
+where
+    S: Stream,
+    F: FnMut(S::Item) -> Fut,
+    Fut: Future<Output = Result<T, E>>,
+    G: Gather<T, E>,
+    P: FnMut(&Progress),
+{
+    type Output = G::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<G::Output> {
+        let mut this = self.project();
+        let (Some(mut engine), Some(gather)) = (this.engine.as_mut().as_pin_mut(), this.gather.as_mut()) else {
+            panic!("polled after it was done")
+        };
+        let output = loop {
+            match ready!(engine.as_mut().poll_ended(usize::MAX, cx)) {
+                Some((index, result)) => {
+                    if let Some(output) = gather.add(index, result, &|| engine.summary()) {
+                        break output;
+                    }
+                }
+                None => break gather.finish(&|| engine.summary()),
+            }
+        };
+        // Everything that is left is dropped before anybody hears of the end.
+        this.engine.set(None);
+        *this.gather = None;
+        Poll::Ready(output)
+    }
+}
+
+impl<S, F, Fut, G: fmt::Debug, P> fmt::Debug for Processing<S, F, Fut, G, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Processing").field("gather", &self.gather).field("engine", &self.engine).finish()
+    }
+}

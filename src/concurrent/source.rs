@@ -1,0 +1,82 @@
+//! Where items come from: an iterator, or a stream.
+
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use futures_core::Stream;
+
+/// Where items come from: anything that can be iterated over, or a [`Stream`].
+///
+/// `Kind` says which of the two it is, and is inferred: [`Iterated`] or [`Streamed`]. A type that is both has to be made one of them first,
+/// with `.into_iter()` in a block of its own, say.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no source of items: it is neither an iterator nor a `Stream`",
+    note = "give a collection, an iterator, or a `futures_core::Stream`"
+)]
+pub trait Source<Kind> {
+    /// What it gives.
+    type Item;
+    /// The stream that it is, or becomes.
+    type Stream: Stream<Item = Self::Item>;
+
+    /// The stream that it is, or becomes.
+    fn into_stream(self) -> Self::Stream;
+}
+
+/// A [`Source`] that can be iterated over.
+#[derive(Debug, Clone, Copy)]
+pub struct Iterated;
+
+/// A [`Source`] that is a stream.
+#[derive(Debug, Clone, Copy)]
+pub struct Streamed;
+
+#[diagnostic::do_not_recommend]
+impl<I: IntoIterator> Source<Iterated> for I {
+    type Item = I::Item;
+    type Stream = Items<I::IntoIter>;
+
+    fn into_stream(self) -> Self::Stream {
+        Items { items: self.into_iter() }
+    }
+}
+
+#[diagnostic::do_not_recommend]
+impl<S: Stream> Source<Streamed> for S {
+    type Item = S::Item;
+    type Stream = S;
+
+    fn into_stream(self) -> S {
+        self
+    }
+}
+
+/// The stream of an iterator's items: each is there when it is asked for.
+#[derive(Clone)]
+pub struct Items<I> {
+    items: I,
+}
+
+// The iterator is never pinned.
+impl<I> Unpin for Items<I> {}
+
+impl<I: Iterator> Stream for Items<I> {
+    type Item = I::Item;
+
+    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<I::Item>> {
+        Poll::Ready(self.items.next())
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.items.size_hint()
+    }
+}
+
+impl<I> fmt::Debug for Items<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Items").field("items", &std::any::type_name::<I>()).finish()
+    }
+}

@@ -1,0 +1,186 @@
+//! Batches: lists of what a stream gives.
+
+use std::{
+    any::type_name,
+    convert::Infallible,
+    fmt,
+    future::Future,
+    marker::PhantomData,
+    mem,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use futures_core::Stream;
+use pin_project_lite::pin_project;
+
+use crate::clock::{self, Sleep};
+
+/// So many items are taken without a pause; then the timer is looked at, and the executor gets its turn.
+const UNBROKEN: usize = 256;
+
+/// Items of any kind, and their batches: `Vec<Item>`.
+#[derive(Debug)]
+pub struct Plain;
+
+/// Items that are results, and their batches: `Result<Vec<T>, E>`.
+#[derive(Debug)]
+pub struct Fallible;
+
+/// How items become batches: [`Plain`] or [`Fallible`].
+pub trait Kind<Item> {
+    /// What a batch is a list of.
+    type Value;
+    /// What ends a batch before it is full, and comes after it.
+    type Error;
+    /// What the stream of batches gives.
+    type Batch;
+
+    /// Whether nothing but the end leaves a batch without its full size.
+    #[doc(hidden)]
+    const FULL: bool;
+
+    #[doc(hidden)]
+    fn sort(item: Item) -> Result<Self::Value, Self::Error>;
+
+    #[doc(hidden)]
+    fn batch(batch: Result<Vec<Self::Value>, Self::Error>) -> Self::Batch;
+}
+
+impl<Item> Kind<Item> for Plain {
+    type Value = Item;
+    type Error = Infallible;
+    type Batch = Vec<Item>;
+
+    const FULL: bool = true;
+
+    fn sort(item: Item) -> Result<Item, Infallible> {
+        Ok(item)
+    }
+
+    fn batch(batch: Result<Vec<Item>, Infallible>) -> Vec<Item> {
+        match batch {
+            Ok(batch) => batch,
+            Err(never) => match never {},
+        }
+    }
+}
+
+impl<T, E> Kind<Result<T, E>> for Fallible {
+    type Value = T;
+    type Error = E;
+    type Batch = Result<Vec<T>, E>;
+
+    const FULL: bool = false;
+
+    fn sort(item: Result<T, E>) -> Result<T, E> {
+        item
+    }
+
+    fn batch(batch: Result<Vec<T>, E>) -> Result<Vec<T>, E> {
+        batch
+    }
+}
+
+pin_project! {
+    /// The stream of [`batches`](super::StreamExt::batches) and its kin.
+    #[must_use = "streams do nothing unless polled"]
+    pub struct Batches<S, K>
+    where
+        S: Stream,
+        K: Kind<S::Item>,
+    {
+        // None: it has ended.
+        #[pin]
+        source: Option<S>,
+        size: usize,
+        within: Option<Duration>,
+        batch: Vec<K::Value>,
+        // It comes after the batch.
+        error: Option<K::Error>,
+        // It runs while the batch is begun and not full. Boxed, so that a reader need not pin the stream.
+        timer: Option<Pin<Box<Sleep>>>,
+        // As many as the batch before had, so that a list seldom has to grow.
+        capacity: usize,
+        kind: PhantomData<fn() -> K>,
+    }
+}
+
+impl<S: Stream, K: Kind<S::Item>> Batches<S, K> {
+    #[track_caller]
+    pub(super) fn new(source: S, size: usize, within: Option<Duration>) -> Self {
+        assert!(size > 0, "size must be at least 1, not 0");
+        let (batch, kind) = (Vec::new(), PhantomData);
+        Self { source: Some(source), size, within, batch, error: None, timer: None, capacity: 0, kind }
+    }
+
+    /// Takes items until the batch is complete: answers how it ended.
+    fn poll_fill(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.project();
+        for _ in 0..UNBROKEN {
+            let Some(source) = this.source.as_mut().as_pin_mut() else { return Poll::Ready(()) };
+            match source.poll_next(cx) {
+                Poll::Ready(Some(item)) => match K::sort(item) {
+                    Ok(value) => {
+                        if this.batch.is_empty() {
+                            this.batch.reserve(*this.capacity);
+                            let end = this.within.and_then(|within| clock::now().checked_add(within));
+                            *this.timer = end.map(|end| Box::pin(clock::sleep_until(end)));
+                        }
+                        this.batch.push(value);
+                        if this.batch.len() == *this.size {
+                            return Poll::Ready(());
+                        }
+                    }
+                    Err(error) => {
+                        *this.error = Some(error);
+                        return Poll::Ready(());
+                    }
+                },
+                Poll::Ready(None) => this.source.set(None),
+                Poll::Pending => return this.timer.as_mut().map_or(Poll::Pending, |timer| timer.as_mut().poll(cx)),
+            }
+        }
+        cx.waker().wake_by_ref();
+        this.timer.as_mut().map_or(Poll::Pending, |timer| timer.as_mut().poll(cx))
+    }
+}
+
+impl<S: Stream, K: Kind<S::Item>> Stream for Batches<S, K> {
+    type Item = K::Batch;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<K::Batch>> {
+        if self.error.is_none() {
+            ready!(self.as_mut().poll_fill(cx));
+        }
+        let this = self.project();
+        *this.timer = None;
+        if this.batch.is_empty() {
+            return Poll::Ready(this.error.take().map(|error| K::batch(Err(error))));
+        }
+        *this.capacity = this.batch.len();
+        Poll::Ready(Some(K::batch(Ok(mem::take(this.batch)))))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let (least, most) = self.source.as_ref().map_or((0, Some(0)), S::size_hint);
+        let held = self.batch.len();
+        let most = most.and_then(|most| most.checked_add(held));
+        if self.within.is_some() || !K::FULL {
+            return (0, most.and_then(|most| most.checked_add(1)));
+        }
+        (least.saturating_add(held).div_ceil(self.size), most.map(|most| most.div_ceil(self.size)))
+    }
+}
+
+impl<S: Stream, K: Kind<S::Item>> fmt::Debug for Batches<S, K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Batches")
+            .field("source", &type_name::<S>())
+            .field("size", &self.size)
+            .field("within", &self.within)
+            .field("begun", &self.batch.len())
+            .finish()
+    }
+}

@@ -1,0 +1,122 @@
+//! Two streams as one.
+
+use std::{
+    any::type_name,
+    fmt,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use futures_core::Stream;
+use pin_project_lite::pin_project;
+
+/// What both streams give, as it comes, until both have ended.
+///
+/// Fair: while both have something, they take turns.
+///
+/// ```
+/// use tokio_stream::{StreamExt, iter};
+/// use ziggurat::stream::merge;
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// let both: Vec<_> = merge(iter([1, 3, 5, 7]), iter([2, 4])).collect().await;
+/// assert_eq!(both, [1, 2, 3, 4, 5, 7]);
+/// # }
+/// ```
+#[doc(alias = "select")]
+pub fn merge<A, B>(left: A, right: B) -> Merge<A, B>
+where
+    A: Stream,
+    B: Stream<Item = A::Item>,
+{
+    Merge { left: Some(left), right: Some(right), right_first: false, until_either_ends: false }
+}
+
+pin_project! {
+    /// The stream of [`merge`].
+    #[must_use = "streams do nothing unless polled"]
+    pub struct Merge<A, B> {
+        // None: it has ended.
+        #[pin]
+        left: Option<A>,
+        #[pin]
+        right: Option<B>,
+        right_first: bool,
+        until_either_ends: bool,
+    }
+}
+
+impl<A, B> Merge<A, B> {
+    /// It ends when one of the two does; the other is then dropped, whatever it still had.
+    ///
+    /// ```
+    /// use tokio_stream::{StreamExt, iter, pending};
+    /// use ziggurat::stream::merge;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let some: Vec<_> = merge(iter([1, 2]), pending()).until_either_ends().collect().await;
+    /// assert_eq!(some, [1, 2]);
+    /// # }
+    /// ```
+    pub fn until_either_ends(mut self) -> Self {
+        self.until_either_ends = true;
+        self
+    }
+}
+
+/// Polls one of the two, and drops it if it has ended. None: it has nothing now, or has ended.
+fn poll_one<S: Stream>(mut stream: Pin<&mut Option<S>>, cx: &mut Context<'_>) -> Option<S::Item> {
+    match stream.as_mut().as_pin_mut()?.poll_next(cx) {
+        Poll::Ready(Some(item)) => Some(item),
+        Poll::Ready(None) => {
+            stream.set(None);
+            None
+        }
+        Poll::Pending => None,
+    }
+}
+
+impl<A, B> Stream for Merge<A, B>
+where
+    A: Stream,
+    B: Stream<Item = A::Item>,
+{
+    type Item = A::Item;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<A::Item>> {
+        let mut this = self.project();
+        for _ in 0..2 {
+            let right = *this.right_first;
+            let item = if right { poll_one(this.right.as_mut(), cx) } else { poll_one(this.left.as_mut(), cx) };
+            *this.right_first = !right;
+            if item.is_some() {
+                return Poll::Ready(item);
+            }
+            if *this.until_either_ends && (this.left.is_none() || this.right.is_none()) {
+                this.left.set(None);
+                this.right.set(None);
+            }
+        }
+        if this.left.is_none() && this.right.is_none() { Poll::Ready(None) } else { Poll::Pending }
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let (left, right) = (hint(&self.left), hint(&self.right));
+        let most = left.1.zip(right.1).and_then(|(left, right)| left.checked_add(right));
+        (if self.until_either_ends { 0 } else { left.0.saturating_add(right.0) }, most)
+    }
+}
+
+fn hint<S: Stream>(stream: &Option<S>) -> (usize, Option<usize>) {
+    stream.as_ref().map_or((0, Some(0)), S::size_hint)
+}
+
+impl<A, B> fmt::Debug for Merge<A, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Merge")
+            .field("left", &self.left.as_ref().map(|_| type_name::<A>()))
+            .field("right", &self.right.as_ref().map(|_| type_name::<B>()))
+            .field("until_either_ends", &self.until_either_ends)
+            .finish()
+    }
+}

@@ -1,0 +1,301 @@
+//! How a run ends: failures, panics, and being dropped.
+
+use std::{
+    cell::{Cell, RefCell},
+    convert::Infallible,
+    error::Error as StdError,
+    future::{IntoFuture, pending},
+    panic::{AssertUnwindSafe, catch_unwind},
+    rc::Rc,
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep};
+use tokio_stream::{StreamExt, iter};
+use ziggurat::{
+    concurrent::{Cause, ItemError, process_concurrently, split},
+    testing::Task,
+};
+
+use super::Alive;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Shows: P4
+#[tokio::test(start_paused = true)]
+async fn the_first_failure_ends_it_with_its_index_after_the_siblings_are_dropped() {
+    let alive = Alive::default();
+    let start = Instant::now();
+    let source = (0..10).map(|item| (item, alive.ticket()));
+    let outcome = process_concurrently(source, |(item, ticket)| {
+        let handled = alive.ticket();
+        async move {
+            let _held = (ticket, handled);
+            sleep(SECOND * (10 - item)).await;
+            if item == 3 { Err(format!("cannot process {item}")) } else { Ok(item) }
+        }
+    })
+    .max_concurrency(5)
+    .await;
+    assert_eq!(alive.count(), 0);
+    assert_eq!(outcome, Err(ItemError { index: 3, cause: Cause::Failed("cannot process 3".to_owned()) }));
+    assert_eq!(start.elapsed(), 7 * SECOND);
+}
+
+/// Shows: P4
+#[tokio::test(start_paused = true)]
+async fn a_failure_is_noticed_while_the_source_is_slow() {
+    let start = Instant::now();
+    let slow_source = iter([1, 2]).chain(tokio_stream::pending());
+    let outcome = process_concurrently(slow_source, |item: u32| async move {
+        sleep(SECOND).await;
+        if item == 2 { Err("two") } else { Ok(item) }
+    });
+    assert_eq!(outcome.await, Err(ItemError { index: 1, cause: Cause::Failed("two") }));
+    assert_eq!(start.elapsed(), SECOND);
+}
+
+/// Nothing is started beside an item that has failed already.
+///
+/// Shows: P4
+#[tokio::test(start_paused = true)]
+async fn a_failure_at_once_is_seen_before_anything_else_is_started() {
+    let started = Cell::new(0);
+    let outcome = process_concurrently(0.., |_| {
+        started.set(started.get() + 1);
+        async { Err::<(), _>("at once") }
+    });
+    assert_eq!(outcome.await.unwrap_err().index, 0);
+    assert_eq!(started.get(), 1);
+}
+
+/// Shows: P3
+#[tokio::test(start_paused = true)]
+async fn failures_stand_in_their_places_and_can_be_split_off() {
+    let items = ["good1", "bad_item", "good2", "good3"];
+    let results = process_concurrently(items, |item: &str| async move {
+        if item == "bad_item" {
+            return Err(format!("cannot process {item}"));
+        }
+        sleep(SECOND / 2).await;
+        Ok(format!("processed-{item}"))
+    })
+    .max_concurrency(2)
+    .continue_on_error()
+    .await;
+    let failed = ItemError { index: 1, cause: Cause::Failed("cannot process bad_item".to_owned()) };
+    assert_eq!(results[1], Err(failed.clone()));
+    let (done, failures) = split(results);
+    assert_eq!(done, ["processed-good1", "processed-good2", "processed-good3"]);
+    assert_eq!(failures, [failed]);
+}
+
+/// A guide's fault: the error of a handler cancelled the others, and what came out was the cancellation.
+///
+/// Shows: P3, P4
+#[tokio::test(start_paused = true)]
+async fn a_handlers_error_that_turns_into_a_cancellation_stays_that_items_error() {
+    // Even an error that is somebody's cancellation: that of a task which an item waited for.
+    let handler = |item: u32| async move {
+        let task = tokio::spawn(sleep(SECOND));
+        if item == 1 {
+            task.abort();
+        }
+        task.await.map(|()| item)
+    };
+    let results = process_concurrently(0..3, handler).continue_on_error().await;
+    assert!(
+        matches!(&results[..], [Ok(0), Err(ItemError { index: 1, cause: Cause::Failed(error) }), Ok(2)] if error.is_cancelled())
+    );
+
+    let first = process_concurrently(0..3, handler).await.unwrap_err();
+    assert!(first.index == 1 && first.error().unwrap().is_cancelled());
+    // Whoever waited goes on.
+    sleep(SECOND).await;
+}
+
+#[test]
+fn an_items_error_has_the_original_one_as_its_source() {
+    let original: Result<u32, _> = "x".parse();
+    let error = ItemError { index: 4, cause: Cause::Failed(original.unwrap_err()) };
+    assert_eq!(error.to_string(), "item 4 failed");
+    assert_eq!(error.source().unwrap().to_string(), "invalid digit found in string");
+    let error: ItemError<std::io::Error> = ItemError { index: 4, cause: Cause::TimedOut { limit: SECOND } };
+    assert_eq!((error.to_string().as_str(), error.source().is_none()), ("item 4 was not done within 1s", true));
+}
+
+/// Bad input: a handler that panics, in the call, in its future, with a message or without, and while it cleans up.
+///
+/// Shows: P3
+#[tokio::test(start_paused = true)]
+async fn a_panic_of_one_item_is_that_items_error() {
+    struct PanicsWhenDropped;
+    impl Drop for PanicsWhenDropped {
+        fn drop(&mut self) {
+            panic!("in the clean-up");
+        }
+    }
+    let results = process_concurrently(0..7, |item: u32| {
+        assert!(item != 1, "in the call of {item}");
+        async move {
+            match item {
+                2 => panic!("in the future"),
+                3 => std::panic::resume_unwind(Box::new(5)),
+                4 => {
+                    let _clean_up = PanicsWhenDropped;
+                    sleep(SECOND).await;
+                }
+                5 => {
+                    sleep(SECOND).await;
+                    panic!("later, in {item}");
+                }
+                _ => sleep(SECOND).await,
+            }
+            Ok::<_, Infallible>(item)
+        }
+    })
+    .continue_on_error()
+    .await;
+    let panicked =
+        |index, message: &str| Err(ItemError { index, cause: Cause::Panicked { message: message.to_owned() } });
+    assert_eq!(
+        results,
+        [
+            Ok(0),
+            panicked(1, "in the call of 1"),
+            panicked(2, "in the future"),
+            panicked(3, "it said nothing"),
+            panicked(4, "in the clean-up"),
+            panicked(5, "later, in 5"),
+            Ok(6),
+        ]
+    );
+    assert_eq!(results[1].as_ref().unwrap_err().to_string(), "item 1 panicked: in the call of 1");
+}
+
+/// Shows: P4
+#[tokio::test(start_paused = true)]
+async fn a_panic_is_a_first_failure_too_and_its_future_is_dropped() {
+    let alive = Alive::default();
+    let outcome = process_concurrently(0..3, |item: u32| {
+        let ticket = alive.ticket();
+        async move {
+            let _ticket = ticket;
+            assert!(item != 1, "one");
+            pending::<Result<(), ()>>().await
+        }
+    });
+    assert_eq!(outcome.await, Err(ItemError { index: 1, cause: Cause::Panicked { message: "one".to_owned() } }));
+    assert_eq!(alive.count(), 0);
+}
+
+/// Bad input: a source that panics. It is nobody's item, so the whole run panics.
+#[test]
+fn a_panic_of_the_source_comes_out_and_drops_every_item() {
+    let alive = Alive::default();
+    let source = (0..5).inspect(|item| assert!(*item != 3, "no more"));
+    let mut run = Task::new(
+        process_concurrently(source, |_| {
+            let ticket = alive.ticket();
+            async move {
+                let _ticket = ticket;
+                pending::<Result<(), ()>>().await
+            }
+        })
+        .into_future(),
+    );
+    let panic = catch_unwind(AssertUnwindSafe(|| run.poll())).unwrap_err();
+    assert_eq!(panic.downcast_ref::<&str>(), Some(&"no more"));
+    assert_eq!(alive.count(), 3);
+    drop(run);
+    assert_eq!(alive.count(), 0);
+}
+
+/// It is pending so many times.
+async fn steps(times: usize) {
+    for _ in 0..times {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Shows: P1, P4
+#[test]
+fn dropping_it_at_any_poll_point_drops_the_source_and_every_item() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let _entered = runtime.enter();
+    let alive = Alive::default();
+    let source = || {
+        let ticket = alive.ticket();
+        iter(0..6).then(move |item| {
+            let _ = &ticket;
+            async move {
+                steps(item % 2).await;
+                item
+            }
+        })
+    };
+    let handler = |item: usize| {
+        let ticket = alive.ticket();
+        async move {
+            let _ticket = ticket;
+            steps(item).await;
+            Ok::<_, Infallible>(item)
+        }
+    };
+    let mut points = 0;
+    for mode in 0..4 {
+        for polls in 0.. {
+            let process = process_concurrently(Box::pin(source()), handler).max_concurrency(3);
+            let ended = Rc::new(Cell::new(false));
+            let mark = Rc::clone(&ended);
+            let results: std::pin::Pin<Box<dyn Future<Output = ()> + '_>> = match mode {
+                0 => Box::pin(async { assert_eq!(process.await.unwrap().len(), 6) }),
+                1 => Box::pin(async { assert_eq!(process.in_batches(2).continue_on_error().await.len(), 6) }),
+                2 => Box::pin(async { assert_eq!(process.unordered().collect::<Vec<_>>().await.len(), 6) }),
+                _ => Box::pin(async { assert_eq!(process.ordered().collect::<Vec<_>>().await.len(), 6) }),
+            };
+            let mut run = Task::new(async move {
+                results.await;
+                mark.set(true);
+            });
+            for _ in 0..polls {
+                if run.poll().is_ready() {
+                    break;
+                }
+            }
+            if !ended.get() && polls > 0 {
+                assert!(alive.count() > 0);
+                points += 1;
+            }
+            drop(run);
+            assert_eq!(alive.count(), 0, "mode {mode}, dropped after {polls} polls");
+            if ended.get() {
+                break;
+            }
+        }
+    }
+    assert!(points > 10, "{points}");
+}
+
+/// An item's clean-up at its limit is done before anybody hears of it.
+///
+/// Shows: P2
+#[tokio::test(start_paused = true)]
+async fn what_times_out_is_dropped_before_its_error_comes_out() {
+    struct CleanUp<'a>(&'a RefCell<Vec<&'static str>>);
+    impl Drop for CleanUp<'_> {
+        fn drop(&mut self) {
+            self.0.borrow_mut().push("cleaned up");
+        }
+    }
+    let log = RefCell::new(Vec::new());
+    let mut results = process_concurrently([()], |()| async {
+        let _clean_up = CleanUp(&log);
+        pending::<Result<(), ()>>().await
+    })
+    .timeout_per_item(SECOND)
+    .unordered();
+    results.next().await.unwrap().unwrap_err();
+    log.borrow_mut().push("told");
+    assert_eq!(*log.borrow(), ["cleaned up", "told"]);
+}

@@ -1,0 +1,6 @@
+//! Streams, on a paused clock.
+
+mod batches;
+mod pipeline;
+mod scoped;
+mod sources;
