@@ -236,7 +236,8 @@ async fn the_rate_can_be_set_while_it_runs() {
 /// Shows: G3
 #[tokio::test]
 async fn a_function_of_the_request_says_who_is_left_alone() {
-    let layer = ChaosLayer::new(|number: &u64| (number % 2 == 0).then_some(Fault::Error)).schedule(Schedule::every(2));
+    let layer =
+        ChaosLayer::new(|number: &u64| number.is_multiple_of(2).then_some(Fault::Error)).schedule(Schedule::every(2));
     layer.handle().on();
     let service = ServiceBuilder::new().layer(layer).service(echo());
     // Of the even ones every second: those that are left alone do not count.
