@@ -73,7 +73,7 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     assert_eq!((degraded, why.as_str()), (1, "chaos: a fault put in on purpose"));
     errors_on.off();
 
-    println!("The backend is dead: the first call waits for its timeout, until the circuit opens.");
+    println!("The backend is dead: five calls wait for their timeout, then the circuit is open.");
     dead_on.on();
     let (degraded, why) = ask("/tea").await?;
     assert_eq!((degraded, circuit.state()), (100, State::Open));

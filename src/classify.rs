@@ -243,6 +243,19 @@ mod tests {
         }
     }
 
+    /// Shows: G2
+    #[test]
+    fn a_degraded_success_says_nothing_and_a_degraded_failure_is_one() {
+        let degraded = Degraded::new(&Err::<Response<()>, _>(crate::Error::Service("down")));
+        for (status, class) in
+            [(200, Class::Ignored), (404, Class::Ignored), (500, Class::PERMANENT), (503, Class::TRANSIENT)]
+        {
+            let mut response = Response::builder().status(status).body(()).unwrap();
+            response.extensions_mut().insert(degraded.clone());
+            assert_eq!(HttpStatus.classify(Ok::<_, &Infallible>(&response)), class, "{status}");
+        }
+    }
+
     #[test]
     fn an_error_is_a_transient_failure() {
         assert_eq!(FailOnError.classify(Err::<&(), _>(&())), Class::TRANSIENT);

@@ -11,11 +11,17 @@ use std::{
 };
 
 use http::{Request, Response};
-use tower::{ServiceBuilder, ServiceExt, service_fn};
+use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
 use tracing_subscriber::filter::LevelFilter;
 use ziggurat::{
-    Error, Event, Scope, Site, circuit_breaker::CircuitBreakerLayer, context::ContextLayer, identity::IdentityLayer,
-    retry::RetryLayer, timeout::TimeoutLayer,
+    Error, Event, Scope, Site,
+    chaos::{ChaosLayer, Fault, Schedule},
+    circuit_breaker::CircuitBreakerLayer,
+    context::ContextLayer,
+    fallback::{Failed, FallbackLayer},
+    identity::IdentityLayer,
+    retry::RetryLayer,
+    timeout::TimeoutLayer,
 };
 
 #[derive(Clone, Default)]
@@ -67,6 +73,36 @@ async fn every_layer_logs_under_its_own_target_with_its_name() {
             r#"INFO ziggurat::timeout: rejected policy="timeout" name="attempt" reason="timed_out" rejection=timeout `attempt`: no answer within 3s"#,
             r#"WARN ziggurat::circuit_breaker: transition policy="circuit_breaker" name="orders" from="closed" to="open""#,
             r#"WARN ziggurat::retry: gave_up policy="retry" name="orders" attempt=2 reason="attempts""#,
+        ]
+    );
+}
+
+/// Shows: G2, G3
+#[tokio::test(start_paused = true)]
+async fn a_fallback_and_a_chaos_log_what_they_did_and_why() {
+    let chaos = ChaosLayer::new(Fault::Hang).schedule(Schedule::first(2)).named("drill");
+    chaos.handle().on();
+    let fallback = |fails: bool| {
+        FallbackLayer::future(move |_: Failed<'_, _, _>| {
+            std::future::ready(if fails { Err(Error::Service("no backup")) } else { Ok(()) })
+        })
+        .named("orders")
+    };
+    let chaotic = chaos.layer(service_fn(|()| std::future::ready(Ok::<(), _>(()))));
+    let timed = TimeoutLayer::new(Duration::from_secs(3)).layer(chaotic);
+    let log = logged(LevelFilter::INFO, async {
+        assert!(fallback(false).layer(timed.clone()).oneshot(()).await.is_ok());
+        assert!(fallback(true).layer(timed).oneshot(()).await.is_err());
+    })
+    .await;
+    let lines: Vec<_> = log.iter().filter(|line| !line.contains("ziggurat::timeout")).collect();
+    assert_eq!(
+        lines,
+        [
+            r#"INFO ziggurat::chaos: injected policy="chaos" name="drill" reason="hang""#,
+            r#"INFO ziggurat::fallback: fell_back policy="fallback" name="orders" reason="timed_out""#,
+            r#"INFO ziggurat::chaos: injected policy="chaos" name="drill" reason="hang""#,
+            r#"WARN ziggurat::fallback: fallback_failed policy="fallback" name="orders" reason="timed_out" error=no backup"#,
         ]
     );
 }

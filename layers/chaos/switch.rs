@@ -104,3 +104,21 @@ impl fmt::Debug for Chaos {
             .finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Between the look at the switch and the count it may have been switched off, or off and on again.
+    #[test]
+    fn a_call_counts_towards_the_time_that_it_is_counted_in() {
+        let chaos = Chaos::default();
+        chaos.on();
+        assert_eq!([chaos.number(), chaos.number()], [Some(0), Some(1)]);
+        chaos.off();
+        assert_eq!(chaos.number(), None);
+        assert!(!chaos.is_on());
+        chaos.on();
+        assert_eq!(chaos.number(), Some(0));
+    }
+}

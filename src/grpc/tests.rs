@@ -87,6 +87,16 @@ fn a_server_says_when_to_come_back_or_not_to() {
     assert_eq!(judged(200, &[("grpc-status", b"5"), (PUSHBACK, b"-1")]), Class::Success);
 }
 
+/// Shows: G2
+#[test]
+fn a_degraded_success_says_nothing_and_a_degraded_failure_is_one() {
+    let degraded = crate::Degraded::new(&Err::<Response<()>, _>(Error::Service("down")));
+    for (code, class) in [("0", Class::Ignored), ("5", Class::Ignored), ("13", Class::PERMANENT)] {
+        let response = Response::builder().header(STATUS, code).extension(degraded.clone()).body(()).unwrap();
+        assert_eq!(GrpcStatus.judge(&response), class, "{code}");
+    }
+}
+
 #[test]
 fn an_error_is_a_transient_failure() {
     type Typed = Error<io::Error>;

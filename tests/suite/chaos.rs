@@ -63,6 +63,13 @@ async fn it_is_off_until_it_is_switched_on() {
     assert_eq!(chaos.injected(), 3);
 }
 
+#[tokio::test]
+async fn while_it_is_off_nobody_is_asked_for_faults_or_rates() {
+    let layer = ChaosLayer::new(|_: &u64| -> Fault { panic!("asked") }).rate_by(|_: &u64| -> f64 { panic!("asked") });
+    let service = ServiceBuilder::new().layer(layer).service(echo());
+    assert_eq!(service.oneshot(1).await.unwrap(), 1);
+}
+
 /// Shows: G3
 #[tokio::test]
 async fn an_error_is_a_rejection_that_is_a_transient_failure_and_the_service_is_not_called() {
@@ -236,7 +243,8 @@ async fn the_rate_can_be_set_while_it_runs() {
 /// Shows: G3
 #[tokio::test]
 async fn a_function_of_the_request_says_who_is_left_alone() {
-    let layer = ChaosLayer::new(|number: &u64| (number % 2 == 0).then_some(Fault::Error)).schedule(Schedule::every(2));
+    let layer =
+        ChaosLayer::new(|number: &u64| number.is_multiple_of(2).then_some(Fault::Error)).schedule(Schedule::every(2));
     layer.handle().on();
     let service = ServiceBuilder::new().layer(layer).service(echo());
     // Of the even ones every second: those that are left alone do not count.

@@ -14,14 +14,18 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
-    Class, Degraded, Error, Event, HttpStatus, Idempotent, Reason, Reject, Rejection, Site,
+    Class, Classify, Degraded, Error, Event, HttpStatus, Idempotent, Reason, Reject, Rejection, Site,
+    body::ReplayBody,
     cache::CacheLayer,
     circuit_breaker::{CircuitBreakerLayer, State},
     concurrency_limit::ConcurrencyLimitLayer,
     fallback::{Failed, FallbackLayer, RejectionsOnly},
+    replay::ReplayLayer,
     testing::{Act, Entry, Script, Strict, Task},
     timeout::TimeoutLayer,
 };
@@ -391,6 +395,45 @@ fn status(status: u16, body: String) -> Response<String> {
     let mut response = Response::new(body);
     *response.status_mut() = StatusCode::from_u16(status).unwrap();
     response
+}
+
+/// A streamed body goes to the backup whole if all of it was kept, and if not, nothing does.
+///
+/// Shows: G2, R9
+#[tokio::test]
+async fn a_body_that_was_sent_already_goes_to_the_backup_whole_or_not_at_all() {
+    type Streamed = Request<ReplayBody<Full<Bytes>>>;
+    async fn read(request: Streamed) -> String {
+        String::from_utf8(request.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+    }
+    for (max_bytes, expected) in [(100, "backup got hello"), (4, "primary")] {
+        let backup = service_fn(async |request| Ok(Response::new(format!("backup got {}", read(request).await))));
+        let service = ServiceBuilder::new()
+            .layer(ReplayLayer::new().max_bytes(max_bytes))
+            .layer(FallbackLayer::service(backup).copy(Idempotent).http())
+            .service(service_fn(async |request: Streamed| {
+                assert_eq!(read(request).await, "hello");
+                Err(Error::Service(Broken("primary")))
+            }));
+        let request = Request::put("/").body(Full::from("hello")).unwrap();
+        let said = match service.oneshot(request).await {
+            Ok(response) => response.into_body(),
+            Err(error) => error.to_string(),
+        };
+        assert_eq!(said, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_response_of_reqwest_says_that_it_is_degraded_too() {
+    let response = |code| reqwest::Response::from(status(code, String::new()));
+    let service = ServiceBuilder::new()
+        .layer(FallbackLayer::new(move |_: Failed<'_, _, _>| response(200)).http())
+        .service(service_fn(move |()| ready(Ok::<_, Error<Broken>>(response(503)))));
+    let answered = service.oneshot(()).await;
+    let why = answered.as_ref().unwrap().extensions().get::<Degraded>().unwrap();
+    assert_eq!(why.status(), Some(StatusCode::SERVICE_UNAVAILABLE));
+    assert_eq!(HttpStatus.classify(answered.as_ref()), Class::Ignored);
 }
 
 /// Fails as it is asked to: 0 hangs, 1 is an error, everything else is the status.
