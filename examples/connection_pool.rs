@@ -79,8 +79,8 @@ async fn main() -> Result<(), Box<dyn StdError + Send + Sync>> {
 
     // Closed, it says so.
     pool.close();
-    let error = workers.oneshot(0).await.unwrap_err();
-    assert_eq!(error.to_string(), "resource `db`: none to be had: Pool has been closed");
+    let error = workers.oneshot(0).await.err().map(|error| error.to_string());
+    assert_eq!(error.as_deref(), Some("resource `db`: none to be had: Pool has been closed"));
 
     std::fs::remove_file(path)?;
     println!("ten workers, five connections, {} visits, and one connection replaced", 2 * visits.len());
