@@ -11,5 +11,6 @@ pub mod identity;
 pub mod observe;
 pub mod propagate;
 pub mod replay;
+pub mod resource;
 pub mod retry;
 pub mod timeout;

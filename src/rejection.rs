@@ -53,11 +53,21 @@ pub enum Reason {
     },
     /// A fault that was put in on purpose.
     Injected,
+    /// The call needs a resource, a connection say, and none came free in time.
+    Exhausted {
+        /// How long it was allowed to wait for one.
+        max_wait: Duration,
+    },
+    /// The call needs a resource, and getting one failed.
+    Unavailable {
+        /// The error's message.
+        message: Arc<str>,
+    },
 }
 
 impl Reason {
     /// One word for it, as it stands in events, labels and metrics: `"timed_out"`, `"circuit_open"`, `"overloaded"`,
-    /// `"rate_limited"`, `"shared"` or `"injected"`.
+    /// `"rate_limited"`, `"shared"`, `"injected"`, `"exhausted"` or `"unavailable"`.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -67,6 +77,8 @@ impl Reason {
             Self::RateLimited => "rate_limited",
             Self::Shared { .. } => "shared",
             Self::Injected => "injected",
+            Self::Exhausted { .. } => "exhausted",
+            Self::Unavailable { .. } => "unavailable",
         }
     }
 }
@@ -161,16 +173,16 @@ impl Rejection {
 
     /// What this rejection says about the service beneath the layer that rejected.
     ///
-    /// Too slow is a transient failure. An open circuit is a failure that no retry helps. A local limit says nothing about the
-    /// service. A shared failure is what the original was.
+    /// Too slow is a transient failure, and so is a resource that could not be had. An open circuit is a failure that no retry
+    /// helps. A local limit says nothing about the service, nor does a pool that is empty. A shared failure is what the original was.
     #[must_use]
     pub fn class(&self) -> Class {
         match self.inner.reason {
-            Reason::TimedOut { .. } | Reason::Injected => {
+            Reason::TimedOut { .. } | Reason::Injected | Reason::Unavailable { .. } => {
                 Class::Failure { transient: true, retry_after: self.inner.retry_after }
             }
             Reason::CircuitOpen => Class::Failure { transient: false, retry_after: self.inner.retry_after },
-            Reason::Overloaded { .. } | Reason::RateLimited => Class::Ignored,
+            Reason::Overloaded { .. } | Reason::RateLimited | Reason::Exhausted { .. } => Class::Ignored,
             Reason::Shared { class, .. } => class,
         }
     }
@@ -198,6 +210,8 @@ impl Rejection {
             Reason::RateLimited => "more calls than the rate allows",
             Reason::Shared { .. } => "the call that this one shared failed",
             Reason::Injected => "a fault put in on purpose",
+            Reason::Exhausted { .. } => "what the call needs is all in use",
+            Reason::Unavailable { .. } => "what the call needs is not to be had",
         };
         format!("{}: {why}", self.inner.layer)
     }
@@ -244,6 +258,8 @@ impl fmt::Display for Rejection {
             Reason::RateLimited => write!(f, ": more calls than the rate allows")?,
             Reason::Shared { message, .. } => write!(f, ": the call that this one shared failed: {message}")?,
             Reason::Injected => write!(f, ": a fault put in on purpose")?,
+            Reason::Exhausted { max_wait } => write!(f, ": none came free within {max_wait:?}")?,
+            Reason::Unavailable { message } => write!(f, ": none to be had: {message}")?,
         }
         if let Some(wait) = self.inner.retry_after {
             write!(f, "; try again in {wait:?}")?;
@@ -518,6 +534,8 @@ mod tests {
             (Reason::CircuitOpen, Some(Duration::ZERO), 503, Some("1")),
             (Reason::Overloaded { limit: 1 }, None, 503, Some("1")),
             (Reason::Injected, None, 503, Some("1")),
+            (Reason::Exhausted { max_wait: second }, None, 503, Some("1")),
+            (Reason::Unavailable { message: "secret".into() }, None, 503, Some("1")),
             (Reason::RateLimited, Some(second), 429, Some("1")),
             (Reason::RateLimited, Some(Duration::MAX), 429, Some("18446744073709551615")),
         ] {

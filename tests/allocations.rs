@@ -3,13 +3,14 @@
 
 use std::{
     convert::Infallible,
-    future::{Future, ready},
+    future::{Future, Ready, ready},
     pin::{Pin, pin},
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use bytes::Bytes;
+use deadpool::managed::{Metrics, Pool, RecycleResult};
 use http::{Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::Empty;
@@ -25,6 +26,7 @@ use ziggurat::{
     fallback::{Failed, FallbackLayer},
     observe::ObserveLayer,
     replay::ReplayLayer,
+    resource::ResourceLayer,
     retry::RetryLayer,
     timeout::TimeoutLayer,
 };
@@ -157,6 +159,30 @@ fn of_a_retry_only_the_copy_of_the_request_allocates() {
     let request = || "a request that is copied".to_owned();
     assert_eq!(allocations(RetryLayer::new(), 0, request), 1);
     assert_eq!(allocations(RetryLayer::new().max_attempts(1), 0, request), 0);
+}
+
+/// Where it is, for all who may ask; and, of a deadpool's, the future of the pool.
+#[test]
+fn of_a_resource_only_the_loan_allocates() {
+    struct Manager;
+    impl deadpool::managed::Manager for Manager {
+        type Type = u64;
+        type Error = Infallible;
+        async fn create(&self) -> Result<u64, Infallible> {
+            Ok(7)
+        }
+        async fn recycle(&self, _: &mut u64, _: &Metrics) -> RecycleResult<Infallible> {
+            Ok(())
+        }
+    }
+    for pending in [0, 1, 2] {
+        let layer = ResourceLayer::new(|| ready(Ok::<_, Infallible>(7_u64)));
+        assert_eq!(allocations(layer, pending, || 7_u64), 1);
+        let none = ResourceLayer::by_request(|_: &u64| None::<Ready<Result<u64, Infallible>>>);
+        assert_eq!(allocations(none, pending, || 7_u64), 0);
+        let pool = Pool::<_>::builder(Manager).max_size(1).build().unwrap();
+        assert_eq!(allocations(ResourceLayer::deadpool(pool), pending, || 7_u64), 2);
+    }
 }
 
 /// Gives so many frames; each of them is pending first, if it is told so.

@@ -62,12 +62,12 @@ const STATUS: &str = "grpc-status";
 
 impl Rejection {
     /// The status code that a gRPC server answers with: 4 (`DEADLINE_EXCEEDED`) for a timeout, 8 (`RESOURCE_EXHAUSTED`) for an
-    /// overload or a rate, 14 (`UNAVAILABLE`) otherwise.
+    /// overload, a rate or an empty pool, 14 (`UNAVAILABLE`) otherwise.
     #[must_use]
     pub fn grpc_code(&self) -> i32 {
         match self.reason() {
             Reason::TimedOut { .. } => code::DEADLINE_EXCEEDED,
-            Reason::Overloaded { .. } | Reason::RateLimited => code::RESOURCE_EXHAUSTED,
+            Reason::Overloaded { .. } | Reason::RateLimited | Reason::Exhausted { .. } => code::RESOURCE_EXHAUSTED,
             _ => code::UNAVAILABLE,
         }
     }

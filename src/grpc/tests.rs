@@ -116,6 +116,8 @@ fn a_rejection_has_a_code_and_says_in_milliseconds_when_to_come_back() {
         (Reason::CircuitOpen, 14),
         (Reason::Shared { message: "secret".into(), class: Class::PERMANENT }, 14),
         (Reason::Injected, 14),
+        (Reason::Exhausted { max_wait: limit }, 8),
+        (Reason::Unavailable { message: "secret".into() }, 14),
     ] {
         let rejection = Rejection::new(&Site::new("any"), reason);
         assert_eq!((rejection.grpc_code(), rejection.grpc_pushback()), (code, None));

@@ -57,6 +57,10 @@ fn shared() -> Reason {
     Reason::Shared { message: "secret".into(), class: Class::PERMANENT }
 }
 
+fn unavailable() -> Reason {
+    Reason::Unavailable { message: "secret".into() }
+}
+
 fn get_head(uri: &str) -> Request<()> {
     Request::get(uri).body(()).unwrap()
 }
@@ -146,6 +150,8 @@ async fn a_problem_says_what_rfc_9457_asks_for_and_nothing_internal() {
         (Reason::RateLimited, 429, "Too Many Requests", "any: more calls than the rate allows"),
         (shared(), 503, "Service Unavailable", "any: the call that this one shared failed"),
         (Reason::Injected, 503, "Service Unavailable", "any: a fault put in on purpose"),
+        (Reason::Exhausted { max_wait: SECOND }, 503, "Service Unavailable", "any: what the call needs is all in use"),
+        (unavailable(), 503, "Service Unavailable", "any: what the call needs is not to be had"),
     ] {
         let rejection = rejection(reason).with_retry_after(SECOND * 5 / 2);
         let answer = problem(Method::GET, rejection.clone()).await;
@@ -185,6 +191,8 @@ async fn a_grpc_answer_is_a_status_without_messages() {
         (Reason::CircuitOpen, "14"),
         (shared(), "14"),
         (Reason::Injected, "14"),
+        (Reason::Exhausted { max_wait: SECOND }, "8"),
+        (unavailable(), "14"),
     ] {
         for (wait, pushback) in [(None, None), (Some(SECOND / 2), Some("500"))] {
             let rejection = wait.into_iter().fold(rejection(reason.clone()), Rejection::with_retry_after);
@@ -397,6 +405,8 @@ macro_rules! every_refusal {
             ("somebody's own limit", Reason::Overloaded { limit: 1 }),
             ("a failure that was shared", shared()),
             ("a fault that was put in", Reason::Injected),
+            ("an empty pool", Reason::Exhausted { max_wait: SECOND }),
+            ("a resource that is not to be had", unavailable()),
         ] {
             let service = ServiceBuilder::new().layer($answer).service(rejecting::<Infallible>(rejection(reason)));
             let Ok(answer) = service.oneshot(get_head("/")).await;
@@ -415,7 +425,7 @@ fn number(answer: &Answer, header: &str) -> Option<u64> {
 async fn every_429_and_503_says_when_to_come_back() {
     let plain = every_refusal!(tower::layer::util::Identity::new());
     let problems = every_refusal!(AnswerLayer::problem_json());
-    assert_eq!((plain.len(), problems.len()), (11, 11));
+    assert_eq!((plain.len(), problems.len()), (13, 13));
     for (name, answer) in plain.iter().chain(&problems) {
         let status = answer.status().as_u16();
         assert!([429, 503].contains(&status), "{name}: {status}");
@@ -423,7 +433,7 @@ async fn every_429_and_503_says_when_to_come_back() {
     }
     // What a layer knows, and what it has to guess.
     for (name, answer) in every_refusal!(AnswerLayer::grpc()) {
-        let known = !(name.contains("somebody") || name.contains("shared") || name.contains("put in"));
+        let known = !["somebody", "shared", "put in", "pool", "not to be had"].iter().any(|word| name.contains(word));
         assert_eq!(number(&answer, "grpc-retry-pushback-ms").is_some(), known, "{name}: {:?}", answer.headers());
     }
 }

@@ -20,6 +20,7 @@ mod observe;
 mod peers;
 mod propagate;
 mod replay;
+mod resource;
 mod retry;
 mod scope;
 mod service_laws;

@@ -8,6 +8,7 @@ use std::{
 };
 
 use http::{Request, Response, Uri, request::Parts};
+use tokio::sync::Semaphore;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
     Error, HttpStatus, Rejection, Scope,
@@ -22,6 +23,7 @@ use ziggurat::{
     observe::ObserveLayer,
     propagate::PropagateLayer,
     replay::ReplayLayer,
+    resource::{Acquire, ResourceLayer},
     retry::{Budget, RetryLayer},
     testing::{Act, Law, Script, Scripted, Task, laws, laws_with_gauges},
     timeout::TimeoutLayer,
@@ -132,6 +134,23 @@ these_keep_to_the_laws! {
     /// Shows: X8
     identity_in_a_scope: laws(|| (ContextLayer::new(around()), IdentityLayer::new()));
     propagate: laws(PropagateLayer::new);
+    /// Shows: O1, O2
+    resource: laws_with_gauges(one_resource).stateful();
+    resource_that_waits_a_second: laws_with_gauges(|| {
+        let (layer, free) = one_resource();
+        (layer.max_wait(SECOND), free)
+    }).stateful();
+    resource_that_waits_for_nobody: laws_with_gauges(|| {
+        let (layer, free) = one_resource();
+        (layer.max_wait(Duration::ZERO), free)
+    }).stateful();
+    resource_until_the_body_ends: laws_with_gauges(|| {
+        let (layer, free) = one_resource();
+        (layer.until_body_end(), free)
+    }).stateful();
+    resource_that_no_request_needs: laws(|| {
+        ResourceLayer::by_request(|_: &Request<String>| None::<std::future::Ready<Result<(), String>>>)
+    });
     propagate_the_deadline: laws(|| (TimeoutLayer::new(SECOND), PropagateLayer::new().deadline(TimeoutHeader::grpc())));
     the_recommended_stack: recommended_stack!(key);
     the_recommended_stack_past_its_cache: recommended_stack!(|_: &Request<String>| None);
@@ -170,6 +189,7 @@ fn the_call_is_gone_before_its_answer_is_handed_out() {
     check("limit", ConcurrencyLimitLayer::new(1).layer(holding()), &held);
     check("breaker", CircuitBreakerLayer::consecutive(1).layer(holding()), &held);
     check("context", ContextLayer::ambient(scope).layer(holding()), &held);
+    check("resource", ResourceLayer::new(|| std::future::ready(Ok::<_, String>(()))).layer(holding()), &held);
     check("retry", RetryLayer::new().layer(holding()), &held);
     check("chaos", ChaosLayer::new(Fault::Error).layer(holding()), &held);
     check("chaos that delays", on(ChaosLayer::new(Fault::Delay(Duration::ZERO)).rate(1.0)).layer(holding()), &held);
@@ -200,6 +220,17 @@ fn backed_up(act: Act) -> (FallbackLayer<Backup<Scripted<Answers>>>, impl Fn() -
     script.always(act.pending_at_readiness(1).pending(2));
     let layer = FallbackLayer::service(script.service((|_| Response::new(String::new())) as Answers));
     (layer, move || (script.in_flight(), script.ready()))
+}
+
+/// A layer over a pool of one, and how many are in it.
+fn one_resource() -> (
+    ResourceLayer<impl Acquire<Request<String>, Resource: Send, Future: Send> + Clone + Send + Sync>,
+    impl Fn() -> usize,
+) {
+    let pool = Arc::new(Semaphore::new(1));
+    let gauge = Arc::clone(&pool);
+    let layer = ResourceLayer::new(move || Arc::clone(&pool).acquire_owned());
+    (layer, move || gauge.available_permits())
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "None would go past the cache")]

@@ -1,0 +1,88 @@
+//! A pool of five connections to a database, and ten workers: who finds none free waits its turn, and what broke is replaced.
+//!
+//! The database is SQLite, so that it needs no server, and the pool is deadpool's. SQLite blocks, so what asks it runs on a thread
+//! of its own (`spawn_blocking`), and takes the connection there.
+
+use std::{
+    error::Error as StdError,
+    path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use deadpool::managed::{Manager, Metrics, Object, Pool, RecycleError, RecycleResult};
+use futures_util::future::try_join_all;
+use rusqlite::Connection;
+use tokio::task::spawn_blocking;
+use tower::{BoxError, ServiceBuilder, ServiceExt};
+use ziggurat::resource::{self, ResourceLayer};
+
+/// How connections are made, and looked at before they are used again.
+struct Sqlite {
+    path: PathBuf,
+    opened: AtomicU32,
+}
+
+impl Manager for Sqlite {
+    type Type = Connection;
+    type Error = rusqlite::Error;
+
+    async fn create(&self) -> rusqlite::Result<Connection> {
+        self.opened.fetch_add(1, Ordering::Relaxed);
+        let connection = Connection::open(&self.path)?;
+        connection.busy_timeout(Duration::from_secs(10))?;
+        Ok(connection)
+    }
+
+    async fn recycle(&self, connection: &mut Connection, _: &Metrics) -> RecycleResult<rusqlite::Error> {
+        // A call may have been dropped at any await.
+        if connection.is_autocommit() { Ok(()) } else { Err(RecycleError::message("a transaction was left open")) }
+    }
+}
+
+/// What a worker does with the connection that its call was lent.
+async fn visit(worker: u32) -> Result<u32, BoxError> {
+    let db = resource::current::<Object<Sqlite>>()?.get()?;
+    let row = spawn_blocking(move || {
+        db.execute("INSERT INTO visits VALUES (?1)", [worker])?;
+        db.query_row("SELECT count(*) FROM visits WHERE worker = ?1", [worker], |row| row.get(0))
+    });
+    Ok(row.await??)
+}
+
+/// A worker that finds its connection broken: out of the pool with it.
+async fn give_up(_worker: u32) -> Result<u32, BoxError> {
+    resource::current::<Object<Sqlite>>()?.get()?.discard();
+    Err("the connection broke".into())
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn StdError + Send + Sync>> {
+    let path = std::env::temp_dir().join(format!("ziggurat-connection-pool-{}.sqlite", std::process::id()));
+    Connection::open(&path)?.execute_batch("CREATE TABLE visits (worker INTEGER)")?;
+    let pool = Pool::<_>::builder(Sqlite { path: path.clone(), opened: AtomicU32::new(0) }).max_size(5).build()?;
+
+    let stack = ServiceBuilder::new()
+        .layer(ResourceLayer::deadpool(pool.clone()).max_wait(Duration::from_secs(60)).named("db"));
+
+    // Ten at once: five of them wait, and none fails.
+    let workers = stack.clone().service_fn(visit);
+    let visits = try_join_all((0..10).map(|worker| workers.clone().oneshot(worker))).await?;
+    assert_eq!(visits, [1; 10]);
+    assert_eq!((pool.status().available, pool.manager().opened.load(Ordering::Relaxed)), (5, 5));
+
+    // A connection that broke is not used again: there are four, and a fifth when it is needed.
+    assert!(stack.service_fn(give_up).oneshot(0).await.is_err());
+    assert_eq!(pool.status().size, 4);
+    try_join_all((0..10).map(|worker| workers.clone().oneshot(worker))).await?;
+    assert_eq!((pool.status().available, pool.manager().opened.load(Ordering::Relaxed)), (5, 6));
+
+    // Closed, it says so.
+    pool.close();
+    let error = workers.oneshot(0).await.err().map(|error| error.to_string());
+    assert_eq!(error.as_deref(), Some("resource `db`: none to be had: Pool has been closed"));
+
+    std::fs::remove_file(path)?;
+    println!("ten workers, five connections, {} visits, and one connection replaced", 2 * visits.len());
+    Ok(())
+}

@@ -1,0 +1,160 @@
+//! Where a call's resource comes from: a function, or a pool of deadpool's.
+
+use std::{
+    any::type_name,
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use pin_project_lite::pin_project;
+
+use crate::Reason;
+
+/// Gets the resource of a request. What [`ResourceLayer`](super::ResourceLayer)'s constructors make of their argument is one.
+#[diagnostic::on_unimplemented(
+    message = "this does not get a resource for a request of type `{Req}`",
+    note = "`ResourceLayer::new(|| ..)` takes a function that returns a future of a `Result<T, E>`, where `T: Send + 'static` and `E: Display`",
+    note = "`ResourceLayer::by_request(|req: &{Req}| ..)` takes one that returns an `Option` of such a future"
+)]
+pub trait Acquire<Req> {
+    #[doc(hidden)]
+    type Resource: Send + 'static;
+
+    #[doc(hidden)]
+    type Future: Future<Output = Result<Self::Resource, Reason>>;
+
+    /// None: the request needs none.
+    #[doc(hidden)]
+    fn acquire(&self, request: &Req) -> Option<Self::Future>;
+}
+
+/// A function that is the same for every request.
+#[derive(Clone)]
+pub struct Always<F>(pub(super) F);
+
+impl<Req, F, Fut, T, E> Acquire<Req> for Always<F>
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Result<T, E>>,
+    T: Send + 'static,
+    E: fmt::Display,
+{
+    type Resource = T;
+    type Future = Explained<Fut>;
+
+    fn acquire(&self, _: &Req) -> Option<Self::Future> {
+        Some(Explained { future: (self.0)() })
+    }
+}
+
+impl<F> fmt::Debug for Always<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Always").field(&type_name::<F>()).finish()
+    }
+}
+
+/// A function of the request.
+#[derive(Clone)]
+pub struct ByRequest<F>(pub(super) F);
+
+impl<Req, F, Fut, T, E> Acquire<Req> for ByRequest<F>
+where
+    F: Fn(&Req) -> Option<Fut>,
+    Fut: Future<Output = Result<T, E>>,
+    T: Send + 'static,
+    E: fmt::Display,
+{
+    type Resource = T;
+    type Future = Explained<Fut>;
+
+    fn acquire(&self, request: &Req) -> Option<Self::Future> {
+        (self.0)(request).map(|future| Explained { future })
+    }
+}
+
+impl<F> fmt::Debug for ByRequest<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ByRequest").field(&type_name::<F>()).finish()
+    }
+}
+
+pin_project! {
+    /// The future of a function, whose error becomes the reason of a rejection.
+    pub struct Explained<F> {
+        #[pin]
+        future: F,
+    }
+}
+
+impl<F, T, E> Future for Explained<F>
+where
+    F: Future<Output = Result<T, E>>,
+    E: fmt::Display,
+{
+    type Output = Result<T, Reason>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let polled = self.project().future.poll(cx);
+        polled.map_err(|error| unavailable(&error))
+    }
+}
+
+impl<F> fmt::Debug for Explained<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Explained").field("future", &type_name::<F>()).finish()
+    }
+}
+
+fn unavailable(error: &impl fmt::Display) -> Reason {
+    Reason::Unavailable { message: error.to_string().into() }
+}
+
+#[cfg(feature = "deadpool")]
+mod pool {
+    use deadpool::managed::{Manager, Object, Pool, PoolError, TimeoutType};
+
+    use super::{Acquire, Future, Pin, Reason, fmt, unavailable};
+
+    /// A pool of deadpool's.
+    pub struct Deadpool<M: Manager, W: From<Object<M>> = Object<M>>(pub(in super::super) Pool<M, W>);
+
+    impl<Req, M, W> Acquire<Req> for Deadpool<M, W>
+    where
+        M: Manager<Type: Send, Error: fmt::Display> + 'static,
+        W: From<Object<M>> + Send + 'static,
+    {
+        type Resource = W;
+        // Boxed, because the pool's own future has no name.
+        type Future = Pin<Box<dyn Future<Output = Result<W, Reason>> + Send>>;
+
+        fn acquire(&self, _: &Req) -> Option<Self::Future> {
+            let pool = self.0.clone();
+            Some(Box::pin(async move {
+                pool.get().await.map_err(|error| match error {
+                    PoolError::Timeout(TimeoutType::Wait) => {
+                        Reason::Exhausted { max_wait: pool.timeouts().wait.unwrap_or_default() }
+                    }
+                    error => unavailable(&error),
+                })
+            }))
+        }
+    }
+
+    impl<M: Manager, W: From<Object<M>>> Clone for Deadpool<M, W> {
+        fn clone(&self) -> Self {
+            Self(self.0.clone())
+        }
+    }
+
+    impl<M: Manager, W: From<Object<M>>> fmt::Debug for Deadpool<M, W> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.debug_tuple("Deadpool").field(&self.0.status()).finish()
+        }
+    }
+}
+
+#[cfg(feature = "deadpool")]
+#[cfg_attr(docsrs, doc(cfg(feature = "deadpool")))]
+pub use pool::Deadpool;
