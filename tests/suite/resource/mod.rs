@@ -352,8 +352,12 @@ async fn with_no_time_to_wait_nobody_waits_and_with_all_of_it_everybody_does() {
     let pool = Pool::of(1);
     let taken = Arc::clone(&pool.0).acquire_owned().await.unwrap();
     let inner = service_fn(|()| seated(ready(())));
-    let mut call = Task::new(pool.layer().max_wait(Duration::ZERO).layer(inner).oneshot(()));
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let heard = Arc::clone(&events);
+    let observer = move |_: &Site, event: &Event<'_>| heard.lock().unwrap().push(event.name());
+    let mut call = Task::new(pool.layer().max_wait(Duration::ZERO).observer(observer).layer(inner).oneshot(()));
     let Poll::Ready(outcome) = call.poll() else { panic!("it waits") };
+    assert_eq!(*events.lock().unwrap(), ["rejected"]);
     assert_eq!(ziggurat::rejection(&outcome).unwrap().reason(), &Reason::Exhausted { max_wait: Duration::ZERO });
 
     let mut call = Task::new(pool.layer().max_wait(Duration::MAX).layer(inner).oneshot(()));
