@@ -192,7 +192,6 @@ fn the_call_is_gone_before_its_answer_is_handed_out() {
     check("resource", ResourceLayer::new(|| std::future::ready(Ok::<_, String>(()))).layer(holding()), &held);
     check("retry", RetryLayer::new().layer(holding()), &held);
     check("chaos", ChaosLayer::new(Fault::Error).layer(holding()), &held);
-    check("chaos that delays", on(ChaosLayer::new(Fault::Delay(Duration::ZERO)).rate(1.0)).layer(holding()), &held);
     check("fallback", FallbackLayer::value(()).layer(holding()), &held);
     check("cache", CacheLayer::new(1, MINUTE, key).layer(holding()), &held);
 }
