@@ -11,6 +11,7 @@ mod concurrency_limit;
 mod concurrent;
 mod context;
 mod drain;
+mod events;
 mod fallback;
 mod faulty_layers;
 mod grpc;
