@@ -65,14 +65,14 @@ async fn main() {
     sleep(Duration::from_secs(1)).await;
 
     assert!(matches!(dashboard.next().await, Some(Err(Lagged::Missed(1)))));
-    assert_eq!(dashboard.next().await.unwrap().unwrap().id, 2);
+    assert!(matches!(dashboard.next().await, Some(Ok(OrderPlaced { id: 2, .. }))));
 
     // The end: what waits is still delivered, and the guards tell when all is handled.
     place_order(&bus, 4, "dave@example.com").await;
     bus.close();
     assert_eq!(place_order(&bus, 5, "nobody is there any more").await, 0);
-    assert_eq!(dashboard.next().await.unwrap().unwrap().id, 3);
-    assert_eq!(dashboard.next().await.unwrap().unwrap().id, 4);
+    assert!(matches!(dashboard.next().await, Some(Ok(OrderPlaced { id: 3, .. }))));
+    assert!(matches!(dashboard.next().await, Some(Ok(OrderPlaced { id: 4, .. }))));
     assert!(dashboard.next().await.is_none());
     welcome.finished().await;
     analytics.finished().await;

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails should say where")]
 
 mod answer;
+mod batch;
 mod body;
 mod body_end;
 mod cache;
