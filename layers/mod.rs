@@ -1,6 +1,7 @@
 // The layers, a line for each. `src/lib.rs` re-exports them, so that users write `ziggurat::timeout::TimeoutLayer`.
 
 pub mod answer;
+pub mod batch;
 pub mod cache;
 pub mod chaos;
 pub mod circuit_breaker;

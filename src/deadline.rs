@@ -84,8 +84,13 @@ impl Deadline {
         WithDeadline { future: Some(future), deadline: self }
     }
 
+    /// What is in place inside of [`within`](Self::within).
+    pub(crate) fn told(self) -> Told {
+        Told(Limit::at(self.at))
+    }
+
     fn tell<'a>(&self, told: &'a mut Told) -> ambient::Entered<'a, Told> {
-        ambient::enter_with(told, |told, outer| *told = Told(outer.0.min(Limit::at(self.at))))
+        ambient::enter_with(told, |told, outer| *told = Told(outer.0.min(self.told().0)))
     }
 }
 

@@ -10,12 +10,14 @@ pub use layers::*;
 mod ambient;
 mod backoff;
 pub mod body;
+mod caught;
 mod classify;
 mod clock;
 pub mod concurrent;
 mod copy;
 mod deadline;
 mod degraded;
+pub mod events;
 #[cfg(feature = "axum")]
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 pub mod extract;
@@ -37,6 +39,7 @@ pub use classify::{Class, Classify, FailOnError, HttpStatus};
 pub use copy::{Cloned, CopyIf, CopyRequest, Idempotent};
 pub use deadline::{Deadline, WithDeadline};
 pub use degraded::Degraded;
+pub use events::EventBus;
 pub use grpc::GrpcStatus;
 pub use rejection::{Error, Reason, Reject, Rejection, boxed, rejection};
 pub use scope::Scope;

@@ -379,6 +379,12 @@ pub enum Error<E> {
     Service(E),
 }
 
+impl<E> From<E> for Error<E> {
+    fn from(error: E) -> Self {
+        Self::Service(error)
+    }
+}
+
 impl<E: fmt::Display> fmt::Display for Error<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

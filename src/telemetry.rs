@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use tracing::field::Empty;
 
-use crate::{classify::Class, rejection::Rejection, wire::Identity};
+use crate::{classify::Class, events::Lagged, rejection::Rejection, wire::Identity};
 
 #[cfg(feature = "metrics")]
 pub(crate) mod metrics;
@@ -23,6 +23,8 @@ pub(crate) mod metrics;
 /// | [`FellBack`](Event::FellBack) | `fell_back` | INFO | `reason` |
 /// | [`FallbackFailed`](Event::FallbackFailed) | `fallback_failed` | WARN | `reason`, `error` |
 /// | [`Injected`](Event::Injected) | `injected` | INFO | `reason` |
+/// | [`HandlerFailed`](Event::HandlerFailed) | `handler_failed` | WARN | `of`, `error` |
+/// | [`HandlerLagged`](Event::HandlerLagged) | `handler_lagged` | WARN | `of`, `lagged` |
 /// | [`Failed`](Event::Failed) | `failed` | DEBUG | |
 /// | [`NotRepeatable`](Event::NotRepeatable) | `not_repeatable` | DEBUG | `reason` |
 /// | [`Ended`](Event::Ended) | `ended` | DEBUG | `outcome`, `reason`, `elapsed` |
@@ -101,6 +103,20 @@ pub enum Event<'a> {
     Shared,
     /// An answer was put into memory.
     Stored,
+    /// A handler of an [`EventBus`](crate::EventBus) failed or panicked. It goes on with the next event, and so do all others.
+    HandlerFailed {
+        /// The type of event.
+        of: &'static str,
+        /// What it said.
+        error: &'a str,
+    },
+    /// A handler of an [`EventBus`](crate::EventBus) was too slow.
+    HandlerLagged {
+        /// The type of event.
+        of: &'static str,
+        /// What that cost it.
+        lagged: Lagged,
+    },
     /// A call began.
     Started,
     /// A call ended, or was dropped.
@@ -134,6 +150,8 @@ impl Event<'_> {
             Self::Stale => "stale",
             Self::Shared => "shared",
             Self::Stored => "stored",
+            Self::HandlerFailed { .. } => "handler_failed",
+            Self::HandlerLagged { .. } => "handler_lagged",
             Self::Started => "started",
             Self::Ended { .. } => "ended",
         }
@@ -409,6 +427,8 @@ macro_rules! trace_to {
                 Event::Stale => tell!(trace, $target, site, "stale"),
                 Event::Shared => tell!(trace, $target, site, "shared"),
                 Event::Stored => tell!(trace, $target, site, "stored"),
+                Event::HandlerFailed { of, error } => tell!(warn, $target, site, "handler_failed", of, error),
+                Event::HandlerLagged { of, lagged } => tell!(warn, $target, site, "handler_lagged", of, %lagged),
                 Event::Started => tell!(trace, $target, site, "started"),
                 Event::Ended { outcome, reason, elapsed } => {
                     tell!(debug, $target, site, "ended", outcome = outcome.as_str(), reason, ?elapsed)

@@ -5,6 +5,7 @@ use std::{
     convert::Infallible,
     future::{Future, Ready, ready},
     pin::{Pin, pin},
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -14,15 +15,17 @@ use deadpool::managed::{Metrics, Pool, RecycleResult};
 use http::{Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::Empty;
+use tokio_stream::Stream;
 use tower::{Layer, Service, ServiceBuilder, layer::layer_fn, service_fn, util::BoxService};
 use ziggurat::{
-    Error,
+    Error, EventBus,
     answer::AnswerLayer,
     body::{CopyBody, ReplayBody},
     cache::CacheLayer,
     chaos::{ChaosLayer, Fault},
     circuit_breaker::CircuitBreakerLayer,
     concurrency_limit::ConcurrencyLimitLayer,
+    events::Subscription,
     fallback::{Failed, FallbackLayer},
     observe::ObserveLayer,
     replay::ReplayLayer,
@@ -286,6 +289,36 @@ fn a_retry_that_drains_responses_is_no_larger() {
 fn a_hit_of_a_cache() {
     let layer = CacheLayer::new(10, SECOND, |number: &u64| Some(*number));
     assert_eq!(allocations(layer, 0, || 7_u64), 0);
+}
+
+/// One for the event, whoever hears it and waits for it; none where nobody listens, and none for those who receive it.
+///
+/// Shows: E1, E3
+#[test]
+fn an_event_to_a_thousand_subscribers_allocates_once() {
+    let bus = EventBus::new();
+    let event = Arc::new("an event".to_owned());
+    assert_eq!(allocation_counter::measure(|| assert_eq!(bus.publish(Arc::clone(&event)), 0)).count_total, 0);
+
+    let mut all: Vec<_> = (0..1_000).map(|_| bus.subscribe::<Arc<String>>()).collect();
+    let mut context = Context::from_waker(Waker::noop());
+    let poll = |events: &mut Subscription<_>, context: &mut _| Pin::new(events).poll_next(context);
+    for _ in 0..3 {
+        assert!(all.iter_mut().all(|events| poll(events, &mut context).is_pending()));
+        let published = allocation_counter::measure(|| assert_eq!(bus.publish(Arc::clone(&event)), 1_000));
+        assert_eq!(published.count_total, 1);
+        let received = allocation_counter::measure(|| {
+            assert!(all.iter_mut().all(|events| matches!(poll(events, &mut context), Poll::Ready(Some(Ok(_))))));
+        });
+        assert_eq!(received.count_total, 0);
+    }
+    // Who reads them late, in batches of what waited.
+    let published = allocation_counter::measure(|| {
+        for _ in 0..4 {
+            bus.publish(Arc::clone(&event));
+        }
+    });
+    assert_eq!(published.count_total, 4);
 }
 
 /// What all the others compare with zero.

@@ -14,7 +14,7 @@ use http::{Request, Response};
 use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
 use tracing_subscriber::filter::LevelFilter;
 use ziggurat::{
-    Error, Event, Scope, Site,
+    Error, Event, EventBus, Scope, Site,
     chaos::{ChaosLayer, Fault, Schedule},
     circuit_breaker::CircuitBreakerLayer,
     context::ContextLayer,
@@ -104,6 +104,24 @@ async fn a_fallback_and_a_chaos_log_what_they_did_and_why() {
             r#"INFO ziggurat::chaos: injected policy="chaos" name="drill" reason="hang""#,
             r#"WARN ziggurat::fallback: fallback_failed policy="fallback" name="orders" reason="timed_out" error=no backup"#,
         ]
+    );
+}
+
+/// Shows: E2
+#[tokio::test]
+async fn a_handler_that_fails_is_logged() {
+    let log = logged(LevelFilter::INFO, async {
+        let bus = EventBus::new().named("orders");
+        let guard = bus.on(|id: u8| async move { if id == 7 { Err("no stock") } else { Ok(()) } });
+        bus.publish(7_u8);
+        bus.publish(8_u8);
+        bus.close();
+        guard.finished().await;
+    })
+    .await;
+    assert_eq!(
+        log,
+        [r#"WARN ziggurat::events: handler_failed policy="events" name="orders" of="u8" error="no stock""#]
     );
 }
 

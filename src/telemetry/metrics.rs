@@ -38,7 +38,9 @@ impl Counters {
             | Event::FallbackFailed { reason, .. }
             | Event::Injected { reason } => return of(site, event, reason).increment(1),
             Event::Transition { to, .. } => return of(site, event, to).increment(1),
-            Event::Retrying { .. } | Event::Failed => return of(site, event, "").increment(1),
+            Event::Retrying { .. } | Event::Failed | Event::HandlerFailed { .. } | Event::HandlerLagged { .. } => {
+                return of(site, event, "").increment(1);
+            }
         };
         let counters = self.frequent.get_or_init(|| Arc::new(frequent.map(|event| of(site, &event, ""))));
         counters[index].increment(1);

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails should say where")]
 
 mod answer;
+mod batch;
 mod body;
 mod body_end;
 mod cache;
@@ -11,6 +12,7 @@ mod concurrency_limit;
 mod concurrent;
 mod context;
 mod drain;
+mod events;
 mod fallback;
 mod faulty_layers;
 mod grpc;

@@ -13,6 +13,7 @@ use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
     Error, HttpStatus, Rejection, Scope,
     answer::AnswerLayer,
+    batch::BatchLayer,
     cache::CacheLayer,
     chaos::{ChaosLayer, Fault, Schedule},
     circuit_breaker::CircuitBreakerLayer,
@@ -102,6 +103,12 @@ these_keep_to_the_laws! {
     cache_that_is_passed_by: laws(|| CacheLayer::new(1, MINUTE, |_: &Request<String>| None::<Uri>));
     cache_that_answers_stale_if_error: laws(|| cached().stale_if_error(DAY)).stateful();
     cache_that_revalidates: laws(|| cached().stale_while_revalidate(DAY)).stateful().except(Law::Release);
+    /// Shows: P7
+    batch: laws(|| batched(BatchLayer::new(1, SECOND))).over(|n| n, |n| n, |answer: &u64| *answer);
+    // These share a call: where it hangs for one, it hangs for all who share it.
+    batch_of_what_comes_by_now: laws(|| batched(BatchLayer::new(10, Duration::ZERO))).over(|n| n, |n| n, |answer: &u64| *answer).except(Law::Wakes);
+    batch_that_waits: laws(|| batched(BatchLayer::new(2, SECOND))).over(|n| n, |n| n, |answer: &u64| *answer).except(Law::Wakes);
+    batch_of_all_scopes: laws(|| batched(BatchLayer::new(2, SECOND).by(|_: &u64| ()))).over(|n| n, |n| n, |answer: &u64| *answer).except(Law::Wakes);
     answer_with_a_problem: laws(AnswerLayer::problem_json);
     answer_with_a_grpc_status: laws(AnswerLayer::grpc);
     answer_with_a_grpc_status_until_the_body_ends: laws(|| AnswerLayer::grpc().until_body_end());
@@ -230,6 +237,43 @@ fn one_resource() -> (
     let gauge = Arc::clone(&pool);
     let layer = ResourceLayer::new(move || Arc::clone(&pool).acquire_owned());
     (layer, move || gauge.available_permits())
+}
+
+/// The inner service answers a number for any request; over this it answers one for each of many.
+fn batched<G, C>(layer: BatchLayer<u64, G, C>) -> (BatchLayer<u64, G, C>, ForEachLayer) {
+    (layer, ForEachLayer)
+}
+
+#[derive(Clone)]
+struct ForEachLayer;
+
+impl<S> Layer<S> for ForEachLayer {
+    type Service = ForEach<S>;
+
+    fn layer(&self, inner: S) -> ForEach<S> {
+        ForEach(inner)
+    }
+}
+
+#[derive(Clone)]
+struct ForEach<S>(S);
+
+impl<S: Service<Vec<u64>, Response = u64, Future: Send + 'static>> Service<Vec<u64>> for ForEach<S> {
+    type Response = Vec<Result<u64, S::Error>>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, requests: Vec<u64>) -> Self::Future {
+        let (many, answer) = (requests.len(), self.0.call(requests));
+        Box::pin(async move {
+            let answer = answer.await?;
+            Ok((0..many).map(|_| Ok(answer)).collect())
+        })
+    }
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "None would go past the cache")]

@@ -1,0 +1,160 @@
+//! The path of one request: into a batch, and back with its answer.
+
+use std::{
+    fmt,
+    future::Future,
+    hash::Hash,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use tokio::sync::oneshot;
+use tower_service::Service;
+
+use super::{
+    around::Around,
+    gather::Place,
+    ride::Ride,
+    send::{Item, Reply, Shared, send},
+};
+use crate::{Classify, Deadline, Event, Reject, Scope, clock};
+
+/// The response future of [`Batch`](super::Batch).
+#[must_use = "futures do nothing unless polled"]
+pub struct ResponseFuture<S, Req, R, K, C>
+where
+    S: Service<Vec<Req>>,
+    K: Hash + Eq,
+{
+    state: State<S, Req, R, K, C>,
+}
+
+enum State<S, Req, R, K, C>
+where
+    S: Service<Vec<Req>>,
+    K: Hash + Eq,
+{
+    /// It was not polled yet.
+    Arriving(Arriving<S, Req, R, K, C>),
+    /// It is in a batch.
+    Waiting(Seat<Req, R, S::Error, K, C>, oneshot::Receiver<Reply<R, S::Error>>),
+    Done,
+}
+
+pub(super) struct Arriving<S: Service<Vec<Req>>, Req, R, K, C> {
+    pub(super) service: S,
+    pub(super) request: Req,
+    pub(super) key: K,
+    pub(super) scope: Option<Scope>,
+    pub(super) shared: Arc<Shared<Req, R, S::Error, K, C>>,
+}
+
+/// A place in a batch. Dropped before the batch is sent, it takes its request back; if it was the last, the call goes with it.
+struct Seat<Req, R, E, K: Hash + Eq, C> {
+    shared: Arc<Shared<Req, R, E, K, C>>,
+    place: Place,
+    _ride: Arc<Ride>,
+}
+
+impl<Req, R, E, K: Hash + Eq, C> Drop for Seat<Req, R, E, K, C> {
+    fn drop(&mut self) {
+        let left = self.shared.gather().leave(self.place);
+        drop(left);
+    }
+}
+
+impl<S, Req, R, K, C> ResponseFuture<S, Req, R, K, C>
+where
+    S: Service<Vec<Req>>,
+    K: Hash + Eq,
+{
+    pub(super) fn new(arriving: Arriving<S, Req, R, K, C>) -> Self {
+        Self { state: State::Arriving(arriving) }
+    }
+}
+
+// Nothing in it is ever pinned.
+impl<S, Req, R, K, C> Unpin for ResponseFuture<S, Req, R, K, C>
+where
+    S: Service<Vec<Req>>,
+    K: Hash + Eq,
+{
+}
+
+impl<S, Req, R, I, K, C> Future for ResponseFuture<S, Req, R, K, C>
+where
+    S: Service<Vec<Req>, Response = Vec<Result<R, I>>> + Send + 'static,
+    S::Error: Reject<R> + fmt::Display + Send + 'static,
+    S::Future: Send + 'static,
+    Req: Send + 'static,
+    R: Send + 'static,
+    I: Into<S::Error> + Send + 'static,
+    K: Hash + Eq + Send + Sync + 'static,
+    C: Classify<R, S::Error> + Send + Sync + 'static,
+{
+    type Output = Result<R, S::Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let State::Arriving(_) = self.state
+            && let State::Arriving(arriving) = std::mem::replace(&mut self.state, State::Done)
+        {
+            self.state = arriving.join();
+        }
+        let State::Waiting(seat, reply) = &mut self.state else {
+            panic!("`batch::ResponseFuture` polled after it answered");
+        };
+        let reply = ready!(Pin::new(reply).poll(cx))
+            .unwrap_or_else(|_| Err(seat.shared.without_an_answer("its task ended without an answer")));
+        if reply.is_err() {
+            seat.shared.site.tell(Event::Shared);
+        }
+        self.state = State::Done;
+        Poll::Ready(reply.unwrap_or_else(S::Error::reject))
+    }
+}
+
+impl<S, Req, R, I, K, C> Arriving<S, Req, R, K, C>
+where
+    S: Service<Vec<Req>, Response = Vec<Result<R, I>>> + Send + 'static,
+    S::Error: Reject<R> + fmt::Display + Send + 'static,
+    S::Future: Send + 'static,
+    Req: Send + 'static,
+    R: Send + 'static,
+    I: Into<S::Error> + Send + 'static,
+    K: Hash + Eq + Send + Sync + 'static,
+    C: Classify<R, S::Error> + Send + Sync + 'static,
+{
+    fn join(self) -> State<S, Req, R, K, C> {
+        let Self { service, request, key, scope, shared } = self;
+        let (reply, answer) = oneshot::channel();
+        let around = Around { scope, deadline: Deadline::current() };
+        let item = Item { request, around, reply };
+        let joined = shared.gather().join(key, item, clock::now, Ride::new);
+        let ride = joined.kept;
+        let seat = Seat { shared, place: joined.place, _ride: Arc::clone(&ride) };
+        if joined.known.is_none() {
+            let shared = Arc::clone(&seat.shared);
+            ride.start(send(shared, joined.place.batch, ride.bell(), service));
+        }
+        if joined.is_full {
+            ride.ring();
+        }
+        State::Waiting(seat, answer)
+    }
+}
+
+impl<S, Req, R, K, C> fmt::Debug for ResponseFuture<S, Req, R, K, C>
+where
+    S: Service<Vec<Req>>,
+    K: Hash + Eq,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match &self.state {
+            State::Arriving(_) => "arriving",
+            State::Waiting(..) => "waiting",
+            State::Done => "done",
+        };
+        f.debug_struct("batch::ResponseFuture").field("state", &state).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,187 @@
+use proptest::{collection::vec, prelude::*};
+
+use super::*;
+use crate::clock;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn joined(gather: &mut Gather<u8, &'static str, ()>, key: u8, item: &'static str) -> Joined<u8, ()> {
+    gather.join(key, item, clock::now, || ())
+}
+
+fn taken(gather: &mut Gather<u8, &'static str, ()>, batch: u64) -> Vec<&'static str> {
+    gather.take(batch).into_iter().flat_map(Batch::into_items).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_is_due_when_it_is_full_or_its_first_has_waited_long_enough() {
+    let mut gather = Gather::new(2, SECOND);
+    let start = clock::now();
+    let first = joined(&mut gather, 1, "a");
+    assert!(first.known.is_none() && !first.is_full);
+    assert_eq!(gather.due(first.place.batch), Due::At(start + SECOND));
+    tokio::time::advance(SECOND / 2).await;
+    let other = joined(&mut gather, 2, "x");
+    assert_eq!(gather.due(other.place.batch), Due::At(start + SECOND * 3 / 2));
+    let second = joined(&mut gather, 1, "b");
+    assert!(second.known == Some(1) && second.is_full);
+    assert_eq!((first.place.batch, gather.due(first.place.batch)), (second.place.batch, Due::Now));
+    // Who comes now begins another one, although this one is still there.
+    assert!(joined(&mut gather, 1, "c").known.is_none());
+    assert_eq!(gather.len(), 4);
+    assert_eq!(taken(&mut gather, first.place.batch), ["a", "b"]);
+    assert_eq!(taken(&mut gather, other.place.batch), ["x"]);
+    assert_eq!((gather.len(), gather.open.len()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_delay_is_now_and_one_without_an_end_waits_until_it_is_full() {
+    let mut gather = Gather::new(2, Duration::ZERO);
+    let place = joined(&mut gather, 1, "a").place;
+    assert_eq!(gather.due(place.batch), Due::Now);
+    // Until it is taken, others may join.
+    assert!(joined(&mut gather, 1, "b").known.is_some());
+    let mut gather = Gather::new(2, Duration::MAX);
+    let place = joined(&mut gather, 1, "a").place;
+    assert_eq!(gather.due(place.batch), Due::WhenFull);
+}
+
+#[test]
+fn who_leaves_makes_room_and_the_last_takes_the_batch_along() {
+    let mut gather = Gather::new(2, Duration::MAX);
+    let (a, b) = (joined(&mut gather, 1, "a").place, joined(&mut gather, 2, "b").place);
+    let left = |gather: &mut Gather<_, _, _>, place| gather.leave(place).map(|(item, batch)| (item, batch.is_some()));
+    assert_eq!(left(&mut gather, a), Some(("a", true)));
+    assert!(gather.leave(a).is_none() && gather.take(a.batch).is_none());
+    let c = joined(&mut gather, 2, "c");
+    assert!(c.is_full);
+    assert_eq!(left(&mut gather, b), Some(("b", false)));
+    assert_eq!(gather.due(b.batch), Due::Now, "it was full");
+    assert_eq!(taken(&mut gather, c.place.batch), ["c"]);
+    assert_eq!((left(&mut gather, c.place), gather.len(), gather.open.len(), gather.batches.len()), (None, 0, 0, 0));
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Join(u8),
+    /// The one of this number, of all who ever joined, leaves.
+    Leave(usize),
+    /// So many milliseconds pass, and what is due at each of them is sent.
+    Wait(u64),
+}
+
+/// What is sent, by whom it was joined, from the list of all that happened: for each who joined it looks for the batch that it is in.
+fn expected(steps: &[Step], max_size: usize, delay: u64) -> Vec<Vec<usize>> {
+    struct Arrival {
+        key: u8,
+        at: u64,
+        left: bool,
+        sent: bool,
+    }
+    let (mut arrivals, mut batches): (Vec<Arrival>, Vec<Vec<usize>>) = (Vec::new(), Vec::new());
+    // The batches by their beginning: each with its key, and whether somebody can still join.
+    let mut begun: Vec<(u8, u64, bool)> = Vec::new();
+    let (mut now, mut sent) = (0, Vec::new());
+    for step in steps {
+        let here = |arrivals: &[Arrival], batch: &[usize]| -> Vec<usize> {
+            batch.iter().copied().filter(|who| !arrivals[*who].left && !arrivals[*who].sent).collect()
+        };
+        match *step {
+            Step::Join(key) => {
+                let who = arrivals.len();
+                arrivals.push(Arrival { key, at: now, left: false, sent: false });
+                let open = (0..batches.len()).find(|b| begun[*b].0 == key && begun[*b].2);
+                let batch = open.unwrap_or_else(|| {
+                    batches.push(vec![]);
+                    begun.push((arrivals[who].key, arrivals[who].at, true));
+                    batches.len() - 1
+                });
+                batches[batch].push(who);
+                if here(&arrivals, &batches[batch]).len() == max_size {
+                    begun[batch].2 = false;
+                    let all = here(&arrivals, &batches[batch]);
+                    all.iter().for_each(|who| arrivals[*who].sent = true);
+                    sent.push(all);
+                }
+            }
+            Step::Leave(who) => {
+                if let Some(arrival) = arrivals.get_mut(who) {
+                    arrival.left = true;
+                }
+                for batch in 0..batches.len() {
+                    if here(&arrivals, &batches[batch]).is_empty() {
+                        begun[batch].2 = false;
+                    }
+                }
+            }
+            Step::Wait(millis) => {
+                for _ in 0..millis {
+                    now += 1;
+                    for batch in 0..batches.len() {
+                        if begun[batch].2 && now == begun[batch].1 + delay {
+                            begun[batch].2 = false;
+                            let all = here(&arrivals, &batches[batch]);
+                            all.iter().for_each(|who| arrivals[*who].sent = true);
+                            sent.push(all);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    sent
+}
+
+proptest! {
+    #[test]
+    fn batches_are_those_that_a_list_of_all_who_came_says(
+        steps in vec(
+            prop_oneof![
+                6 => (0..3_u8).prop_map(Step::Join),
+                2 => (0..30_usize).prop_map(Step::Leave),
+                2 => (1..8_u64).prop_map(Step::Wait),
+            ],
+            0..60,
+        ),
+        max_size in 1_usize..5,
+        delay in 1_u64..12,
+    ) {
+        let millis = Duration::from_millis;
+        let mut gather = Gather::new(max_size, millis(delay));
+        let (mut now, mut places, mut sent, mut alive) = (clock::now(), Vec::new(), Vec::new(), Vec::new());
+        let items = |taken: Option<Batch<u8, usize, ()>>| -> Vec<usize> {
+            taken.into_iter().flat_map(Batch::into_items).collect()
+        };
+        for step in &steps {
+            match *step {
+                Step::Join(key) => {
+                    let joined = gather.join(key, places.len(), || now, || ());
+                    let batch = joined.place.batch;
+                    places.push(joined.place);
+                    if joined.known.is_none() {
+                        alive.push(batch);
+                    }
+                    prop_assert_eq!(joined.is_full, gather.due(batch) == Due::Now);
+                    if joined.is_full {
+                        sent.push(items(gather.take(batch)));
+                    }
+                }
+                Step::Leave(who) => if let Some(place) = places.get(who) {
+                    gather.leave(*place);
+                },
+                Step::Wait(passed) => for _ in 0..passed {
+                    now += millis(1);
+                    for batch in &alive {
+                        if gather.items(*batch).count() > 0 && gather.due(*batch) == Due::At(now) {
+                            sent.push(items(gather.take(*batch)));
+                        }
+                    }
+                },
+            }
+        }
+        prop_assert_eq!(sent, expected(&steps, max_size, delay));
+        let waiting: usize = alive.iter().map(|batch| gather.items(*batch).count()).sum();
+        prop_assert_eq!(gather.len(), waiting);
+        prop_assert!(gather.batches.len() >= gather.open.len());
+    }
+}

@@ -1,0 +1,143 @@
+//! From a batch to its answers: waits until it is due, makes the service ready, calls it, and gives everybody what is theirs.
+
+use std::{
+    fmt,
+    future::{Future, poll_fn},
+    hash::Hash,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Poll,
+};
+
+use tokio::sync::{Notify, oneshot};
+use tower_service::Service;
+
+use super::{
+    around::Around,
+    gather::{Due, Gather},
+    ride::Ride,
+};
+use crate::{Class, Classify, Event, Reason, Reject, Rejection, Site, caught::caught, clock};
+
+/// What all clones of a service share.
+pub(super) struct Shared<Req, R, E, K, C> {
+    pub(super) gather: Mutex<Gather<K, Item<Req, R, E>, Arc<Ride>>>,
+    pub(super) classify: C,
+    pub(super) site: Site,
+}
+
+/// A request that waits for its batch to be sent.
+pub(super) struct Item<Req, R, E> {
+    pub(super) request: Req,
+    pub(super) around: Around,
+    pub(super) reply: oneshot::Sender<Reply<R, E>>,
+}
+
+/// What a caller is told: an outcome of its own, or that the call which it shared brought none.
+pub(super) type Reply<R, E> = Result<Result<R, E>, Rejection>;
+
+type Replies<R, E> = Vec<oneshot::Sender<Reply<R, E>>>;
+
+impl<Req, R, E, K, C> Shared<Req, R, E, K, C> {
+    pub(super) fn gather(&self) -> MutexGuard<'_, Gather<K, Item<Req, R, E>, Arc<Ride>>> {
+        self.gather.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// There is no answer for anybody, and no error of the service's own that says why.
+    pub(super) fn without_an_answer(&self, why: impl Into<Arc<str>>) -> Rejection {
+        let rejection = Rejection::new(&self.site, Reason::Shared { message: why.into(), class: Class::PERMANENT });
+        self.site.tell(Event::Rejected(&rejection));
+        rejection
+    }
+}
+
+/// What runs on the task of a batch.
+pub(super) async fn send<S, Req, R, I, K, C>(
+    shared: Arc<Shared<Req, R, S::Error, K, C>>,
+    batch: u64,
+    bell: Arc<Notify>,
+    mut service: S,
+) where
+    S: Service<Vec<Req>, Response = Vec<Result<R, I>>>,
+    S::Error: Reject<R> + fmt::Display,
+    I: Into<S::Error>,
+    K: Hash + Eq,
+    C: Classify<R, S::Error>,
+{
+    until_due(&shared, batch, &bell).await;
+    // Who comes while the service is not ready yet comes in time.
+    let around = Around::all(shared.gather().items(batch).map(|item| &item.around));
+    let ready = caught(around.within(poll_fn(|cx| service.poll_ready(cx)))).await;
+    let taken = shared.gather().take(batch);
+    let items: Vec<_> = taken.into_iter().flat_map(|batch| batch.into_items()).collect();
+    let around = Around::all(items.iter().map(|item| &item.around));
+    let (requests, replies): (Vec<_>, Replies<_, _>) = items.into_iter().map(|item| (item.request, item.reply)).unzip();
+    let outcome = match ready {
+        _ if requests.is_empty() => return,
+        // The service goes with its call: what it holds is free before anybody is told.
+        Ok(Ok(())) => caught(around.within(async move { service.call(requests).await })).await,
+        Ok(Err(error)) => Ok(Err(error)),
+        Err(panic) => Err(panic),
+    };
+    match outcome {
+        Ok(Ok(answers)) if answers.len() == replies.len() => {
+            for (reply, answer) in replies.into_iter().zip(answers) {
+                // Who is gone loses nothing but its answer.
+                let _ = reply.send(Ok(answer.map_err(Into::into)));
+            }
+        }
+        Ok(Ok(answers)) => {
+            let (answers, requests) = (answers.len(), replies.len());
+            let why = format!("{answers} answers to {requests} requests: there has to be one for each, in their order");
+            tell_all(replies, &shared.without_an_answer(why));
+        }
+        Ok(Err(error)) => share(&shared, replies, error),
+        Err(panic) => tell_all(replies, &shared.without_an_answer(panic)),
+    }
+}
+
+async fn until_due<Req, R, E, K, C>(shared: &Shared<Req, R, E, K, C>, batch: u64, bell: &Notify)
+where
+    K: Hash + Eq,
+{
+    let due = shared.gather().due(batch);
+    match due {
+        Due::Now => {}
+        Due::WhenFull => bell.notified().await,
+        Due::At(due) => {
+            let (mut full, mut late) = (pin!(bell.notified()), pin!(clock::sleep_until(due)));
+            poll_fn(|cx| match full.as_mut().poll(cx) {
+                Poll::Ready(()) => Poll::Ready(()),
+                Poll::Pending => late.as_mut().poll(cx),
+            })
+            .await;
+        }
+    }
+}
+
+/// An error of the whole call goes to the first who is still there. The others learn what it said.
+fn share<Req, R, E, K, C>(shared: &Shared<Req, R, E, K, C>, replies: Replies<R, E>, error: E)
+where
+    E: Reject<R> + fmt::Display,
+    C: Classify<R, E>,
+{
+    let failed: Result<R, E> = Err(error);
+    let class = Class::of(&failed, &shared.classify);
+    let rejection = (replies.len() > 1).then(|| Rejection::shared(&shared.site, &failed, class));
+    let (mut whole, mut replies) = (Ok(failed), replies.into_iter());
+    for reply in replies.by_ref() {
+        match reply.send(whole) {
+            Ok(()) => break,
+            Err(back) => whole = back,
+        }
+    }
+    if let Some(rejection) = rejection {
+        tell_all(replies, &rejection);
+    }
+}
+
+fn tell_all<R, E>(replies: impl IntoIterator<Item = oneshot::Sender<Reply<R, E>>>, rejection: &Rejection) {
+    for reply in replies {
+        let _ = reply.send(Err(rejection.clone()));
+    }
+}

@@ -1,0 +1,68 @@
+//! A panic of code that is not ours, as a message.
+
+use std::{
+    any::Any,
+    future::{Future, poll_fn},
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
+    task::Poll,
+};
+
+/// What `future` gives, or what it said when it panicked. It is dropped before this answers; a panic in its `Drop` counts too.
+pub(crate) async fn caught<F: Future>(future: F) -> Result<F::Output, String> {
+    let mut future = pin!(Some(future));
+    poll_fn(|cx| {
+        let polled = catch_unwind(AssertUnwindSafe(|| {
+            let polled = future.as_mut().as_pin_mut().map_or(Poll::Pending, |future| future.poll(cx));
+            if polled.is_ready() {
+                future.set(None);
+            }
+            polled
+        }));
+        match polled {
+            Ok(polled) => polled.map(Ok),
+            Err(panic) => {
+                // What is left of it may panic once more, and that would say nothing new.
+                let _ = catch_unwind(AssertUnwindSafe(|| future.set(None)));
+                Poll::Ready(Err(message(panic.as_ref())))
+            }
+        }
+    })
+    .await
+}
+
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("it panicked: {}", text.unwrap_or("without a message"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct PanicsInDrop(bool);
+
+    impl Future for PanicsInDrop {
+        type Output = ();
+
+        fn poll(self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>) -> Poll<()> {
+            assert!(!self.0, "in poll");
+            Poll::Ready(())
+        }
+    }
+
+    impl Drop for PanicsInDrop {
+        fn drop(&mut self) {
+            panic!("in {}", "drop");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_becomes_its_message_wherever_it_is() {
+        assert_eq!(caught(async { 7 }).await, Ok(7));
+        assert_eq!(caught(PanicsInDrop(false)).await, Err("it panicked: in drop".into()));
+        assert_eq!(caught(PanicsInDrop(true)).await, Err("it panicked: in poll".into()));
+        let silent = caught(async { std::panic::resume_unwind(Box::new(7)) }).await;
+        assert_eq!(silent, Err::<(), _>("it panicked: without a message".into()));
+    }
+}

@@ -1,0 +1,112 @@
+//! Handlers: functions that are called for each event, on a task of their own.
+
+use std::{any::type_name, fmt, future::Future, sync::Arc};
+
+use tokio::task::JoinHandle;
+
+use super::{
+    queue::Lagged,
+    subscription::{Leave, Subscription},
+};
+use crate::{
+    caught::caught,
+    telemetry::{Event, Site},
+};
+
+/// What a handler may answer: nothing, or a [`Result`] whose error can be displayed.
+#[diagnostic::on_unimplemented(
+    message = "a handler of events cannot answer `{Self}`",
+    note = "it answers nothing, or a `Result` whose error is `Display`, which is then reported"
+)]
+pub trait Handled {
+    /// What went wrong, if something did.
+    fn failure(self) -> Option<String>;
+}
+
+impl Handled for () {
+    fn failure(self) -> Option<String> {
+        None
+    }
+}
+
+impl<T, E: fmt::Display> Handled for Result<T, E> {
+    fn failure(self) -> Option<String> {
+        self.err().map(|error| error.to_string())
+    }
+}
+
+/// Calls `handler` for one event after the other, until there will be none.
+pub(super) async fn handle<E, F, Fut>(mut events: Subscription<E>, mut handler: F, site: Site)
+where
+    E: Clone + Send + Sync + 'static,
+    F: FnMut(E) -> Fut,
+    Fut: Future<Output: Handled>,
+{
+    let of = type_name::<E>();
+    loop {
+        let step = caught(async {
+            match events.next().await {
+                Some(Ok(event)) => Step::Handled(handler(event).await.failure()),
+                Some(Err(lagged)) => Step::Lagged(lagged),
+                None => Step::End,
+            }
+        });
+        match step.await {
+            Ok(Step::Handled(None)) => {}
+            Ok(Step::Handled(Some(error))) | Err(error) => site.tell(Event::HandlerFailed { of, error: &error }),
+            Ok(Step::Lagged(lagged)) => site.tell(Event::HandlerLagged { of, lagged }),
+            Ok(Step::End) => return,
+        }
+        // A handler that never waits, and a publisher that never rests, leave room for others.
+        tokio::task::consume_budget().await;
+    }
+}
+
+enum Step {
+    Handled(Option<String>),
+    Lagged(Lagged),
+    End,
+}
+
+/// A handler that was attached with [`on`](super::EventBus::on). Dropping it detaches the handler.
+///
+/// From then on the handler is given nothing more, also nothing that waited for it. The event that it is busy with it
+/// handles to the end. No other subscriber notices.
+#[must_use = "dropping it detaches the handler; `detach` leaves the handler to the bus"]
+pub struct HandlerGuard {
+    seat: Option<Arc<dyn Leave>>,
+    task: JoinHandle<()>,
+}
+
+impl HandlerGuard {
+    pub(super) fn new(seat: Arc<dyn Leave>, task: JoinHandle<()>) -> Self {
+        Self { seat: Some(seat), task }
+    }
+
+    /// Leaves the handler to the bus: it stays until that is closed, or the last clone of it is gone.
+    pub fn detach(mut self) {
+        self.seat = None;
+    }
+
+    /// Waits until the bus is closed and the handler has handled all that waited for it.
+    ///
+    /// Dropped before, it detaches the handler, as the guard does.
+    pub async fn finished(mut self) {
+        // Its panics are caught, and nobody else can end it; only the end of the runtime does.
+        let _ = (&mut self.task).await;
+    }
+}
+
+impl Drop for HandlerGuard {
+    fn drop(&mut self) {
+        if let Some(seat) = self.seat.take() {
+            seat.leave();
+        }
+    }
+}
+
+impl fmt::Debug for HandlerGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HandlerGuard").field("is_finished", &self.task.is_finished()).finish()
+    }
+}

@@ -1,0 +1,127 @@
+//! All who subscribed to one type of event, and how an event gets to them.
+//!
+//! An event is given to all under one lock, so that all see the events in one order. It is given as an [`Arc`]: nothing of the
+//! user's runs under a lock, nobody is woken under one, and what is dropped is dropped after it.
+
+use std::{
+    any::Any,
+    iter::repeat_n,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::Notify;
+
+use super::{
+    queue::Pushed,
+    subscription::{Line, Seat},
+};
+
+type Seats<E> = Arc<Vec<Arc<Seat<E>>>>;
+
+pub(super) struct Topic<E> {
+    /// Changed in place, and copied only while somebody is still waking those who were told.
+    seats: Mutex<Seats<E>>,
+    /// Who publishes and waits does so in turn, and the one whose turn it is hears here that there may be room.
+    turn: tokio::sync::Mutex<()>,
+    room: Arc<Notify>,
+}
+
+impl<E> Default for Topic<E> {
+    fn default() -> Self {
+        Self { seats: Mutex::default(), turn: tokio::sync::Mutex::default(), room: Arc::default() }
+    }
+}
+
+impl<E> Topic<E> {
+    fn lock(&self) -> MutexGuard<'_, Seats<E>> {
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn room(&self) -> Arc<Notify> {
+        Arc::clone(&self.room)
+    }
+
+    pub(super) fn enter(&self, seat: Arc<Seat<E>>) {
+        Arc::make_mut(&mut *self.lock()).push(seat);
+    }
+
+    /// Answers whether nobody is left.
+    pub(super) fn leave(&self, seat: &Arc<Seat<E>>) -> bool {
+        let mut seats = self.lock();
+        if let Some(index) = seats.iter().position(|other| Arc::ptr_eq(other, seat)) {
+            Arc::make_mut(&mut *seats).remove(index);
+        }
+        seats.is_empty()
+    }
+
+    /// Gives the event to everybody; answers how many took it.
+    pub(super) fn publish(&self, event: E) -> usize {
+        self.give(Arc::new(event), false).unwrap_or_default()
+    }
+
+    /// The same as soon as nobody who is to be waited for is without room. Dropped before, nobody was given it.
+    pub(super) async fn publish_and_wait(&self, event: E) -> usize {
+        let mut event = Arc::new(event);
+        let _turn = self.turn.lock().await;
+        loop {
+            match self.give(event, true) {
+                Ok(heard) => return heard,
+                Err(back) => event = back,
+            }
+            self.room.notified().await;
+        }
+    }
+
+    /// # Errors
+    ///
+    /// The event: somebody who is to be waited for has no room, and nobody was given it.
+    fn give(&self, event: Arc<E>, wait: bool) -> Result<usize, Arc<E>> {
+        let (mut heard, mut is_awaited, mut is_refused) = (0, false, false);
+        // Allocates only if somebody lags.
+        let mut missed = Vec::new();
+        let mut seats = self.lock();
+        if wait && seats.iter().any(|seat| seat.line().queue.blocks()) {
+            return Err(event);
+        }
+        let copies = repeat_n(event, seats.len());
+        for (seat, event) in seats.iter().zip(copies) {
+            let Line { queue, waiting } = &mut *seat.line();
+            match queue.push(event) {
+                Pushed::Waits { instead_of } => {
+                    heard += 1;
+                    is_awaited |= waiting.is_some();
+                    missed.extend(instead_of);
+                }
+                Pushed::Refused(event) => {
+                    is_refused = true;
+                    missed.push(event);
+                }
+            }
+        }
+        let told = is_awaited.then(|| Arc::clone(&seats));
+        if is_refused {
+            Arc::make_mut(&mut *seats).retain(|seat| seat.line().queue.is_open());
+        }
+        drop(seats);
+        told.iter().flat_map(|seats| seats.iter()).for_each(|seat| seat.wake());
+        drop(missed);
+        Ok(heard)
+    }
+}
+
+/// A topic, whatever its type of event.
+pub(super) trait AnyTopic: Any + Send + Sync {
+    /// Ends the streams of all who subscribed, after what waits for them.
+    fn close(&self);
+}
+
+impl<E: Send + Sync + 'static> AnyTopic for Topic<E> {
+    fn close(&self) {
+        let seats = std::mem::take(&mut *self.lock());
+        for seat in seats.iter() {
+            seat.line().queue.close();
+            seat.wake();
+        }
+        self.room.notify_one();
+    }
+}
