@@ -1,7 +1,7 @@
-//! What an item costs above futures-util's `buffer_unordered`, on which `concurrent` is built: a million items, in the same run.
+//! What an item costs above futures-util's `buffer_unordered`: millions of items, in the same run.
 //! `cargo bench -p ziggurat-benches --bench processing`
 //!
-//! All subjects take turns, and the quickest round of each counts: noise on a shared machine only ever adds.
+//! All subjects take turns in short rounds, and the quickest round of each counts: noise on a shared machine only ever adds.
 
 use std::{
     future::poll_fn,
@@ -13,9 +13,10 @@ use std::{
 use futures_util::StreamExt;
 use ziggurat::concurrent::process_concurrently;
 
-const ITEMS: u64 = 1_000_000;
-const ROUNDS: usize = 7;
+const ITEMS: u64 = 5_000;
+const ROUNDS: usize = 400;
 const AT_ONCE: usize = 25;
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// An item that is pending so many times, each time waking itself.
 async fn item<const PENDING: usize>(item: u64) -> Result<u64, ()> {
@@ -35,6 +36,13 @@ async fn item<const PENDING: usize>(item: u64) -> Result<u64, ()> {
 async fn theirs<const PENDING: usize>() -> u64 {
     let results = futures_util::stream::iter(0..ITEMS).map(item::<PENDING>).buffer_unordered(AT_ONCE);
     results.fold(0, |sum, result| async move { sum + result.unwrap_or(0) }).await
+}
+
+/// The same with tokio's timeout around each item.
+async fn theirs_with_a_limit<const PENDING: usize>() -> u64 {
+    let item = |number| tokio::time::timeout(LIMIT, item::<PENDING>(number));
+    let results = futures_util::stream::iter(0..ITEMS).map(item).buffer_unordered(AT_ONCE);
+    results.fold(0, |sum, result| async move { sum + result.map_or(0, Result::unwrap_or_default) }).await
 }
 
 async fn ours<const PENDING: usize>(limit: Option<Duration>) -> u64 {
@@ -63,15 +71,15 @@ fn main() {
 }
 
 fn table<const PENDING: usize>(runtime: &tokio::runtime::Runtime, what: &str) {
-    let limit = Some(Duration::from_secs(30));
-    let subjects: [(&str, &dyn Fn() -> u64); 5] = [
+    let subjects: [(&str, &dyn Fn() -> u64); 6] = [
         ("futures-util, buffer_unordered", &|| runtime.block_on(theirs::<PENDING>())),
         ("ziggurat, unordered", &|| runtime.block_on(ours::<PENDING>(None))),
-        ("ziggurat, unordered, with a limit", &|| runtime.block_on(ours::<PENDING>(limit))),
+        ("futures-util, with tokio's timeout", &|| runtime.block_on(theirs_with_a_limit::<PENDING>())),
+        ("ziggurat, unordered, with a limit", &|| runtime.block_on(ours::<PENDING>(Some(LIMIT)))),
         ("ziggurat, ordered", &|| runtime.block_on(ours_in_order::<PENDING>())),
         ("ziggurat, all results", &|| runtime.block_on(ours_at_once::<PENDING>())),
     ];
-    let mut quickest = [Duration::MAX; 5];
+    let mut quickest = [Duration::MAX; 6];
     for _ in 0..ROUNDS {
         for ((_, run), quickest) in subjects.iter().zip(&mut quickest) {
             let start = Instant::now();
