@@ -11,7 +11,7 @@ const BATCH: usize = 50;
 
 /// One item of each batch takes ten times as long as the others.
 async fn process(item: u64) -> Result<u64, Infallible> {
-    let slow = item % BATCH as u64 == 0;
+    let slow = item.is_multiple_of(BATCH as u64);
     sleep(Duration::from_millis(if slow { 100 } else { 10 })).await;
     Ok(item * 2)
 }

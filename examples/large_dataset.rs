@@ -42,7 +42,7 @@ async fn run() -> Result<(u64, u64), Box<dyn StdError>> {
         process_concurrently(Box::pin(rows().batches(BATCH as usize)), process_batch)
             .max_concurrency(4)
             .on_progress(|progress: &Progress| {
-                if progress.finished() as u64 * BATCH % 100_000 == 0 {
+                if (progress.finished() as u64 * BATCH).is_multiple_of(100_000) {
                     println!("processed {} rows", progress.finished() as u64 * BATCH);
                 }
             })

@@ -57,6 +57,9 @@ pub(super) struct Joined<K, B> {
     pub(super) is_full: bool,
 }
 
+/// What is to be dropped of somebody who left, outside of any lock: the item, and the batch if it was the last one in it.
+pub(super) type Left<K, T, B> = (T, Option<Batch<K, T, B>>);
+
 impl<K: Hash + Eq, T, B: Clone> Gather<K, T, B> {
     pub(super) fn new(max_size: usize, max_delay: Duration) -> Self {
         Self { max_size, max_delay, open: HashMap::new(), batches: HashMap::new(), numbers: 0 }
@@ -116,7 +119,7 @@ impl<K: Hash + Eq, T, B: Clone> Gather<K, T, B> {
     }
 
     /// Gives a place up, if the batch was not sent yet. With the last one the batch goes too.
-    pub(super) fn leave(&mut self, place: Place) -> Option<(T, Option<Batch<K, T, B>>)> {
+    pub(super) fn leave(&mut self, place: Place) -> Option<Left<K, T, B>> {
         let batch = self.batches.get_mut(&place.batch)?;
         let index = batch.items.iter().position(|(number, _)| *number == place.number)?;
         let (_, item) = batch.items.remove(index);

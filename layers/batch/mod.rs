@@ -231,8 +231,11 @@ where
 {
     inner: S,
     by: G,
-    shared: Arc<Shared<Req, R, S::Error, G::Key, C>>,
+    shared: SharedBy<Req, R, S::Error, G, C>,
 }
+
+/// What is shared by all whose requests go together so.
+type SharedBy<Req, R, E, G, C> = Arc<Shared<Req, R, E, <G as Together<Req>>::Key, C>>;
 
 impl<S, Req, R, I, G, C> Service<Req> for Batch<S, Req, R, G, C>
 where

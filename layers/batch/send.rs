@@ -19,9 +19,12 @@ use super::{
 };
 use crate::{Class, Classify, Event, Reason, Reject, Rejection, Site, caught::caught, clock};
 
+/// The requests of a service that wait.
+pub(super) type Waiting<Req, R, E, K> = Gather<K, Item<Req, R, E>, Arc<Ride>>;
+
 /// What all clones of a service share.
 pub(super) struct Shared<Req, R, E, K, C> {
-    pub(super) gather: Mutex<Gather<K, Item<Req, R, E>, Arc<Ride>>>,
+    pub(super) gather: Mutex<Waiting<Req, R, E, K>>,
     pub(super) classify: C,
     pub(super) site: Site,
 }
@@ -39,7 +42,7 @@ pub(super) type Reply<R, E> = Result<Result<R, E>, Rejection>;
 type Replies<R, E> = Vec<oneshot::Sender<Reply<R, E>>>;
 
 impl<Req, R, E, K, C> Shared<Req, R, E, K, C> {
-    pub(super) fn gather(&self) -> MutexGuard<'_, Gather<K, Item<Req, R, E>, Arc<Ride>>> {
+    pub(super) fn gather(&self) -> MutexGuard<'_, Waiting<Req, R, E, K>> {
         self.gather.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -11,7 +11,7 @@
 //! of the service's `poll_ready` is counted like one of its answers. A call that began before the circuit last changed its state
 //! is late, and its result changes nothing. An error is taken for the service's, also where the body of the *request* broke off: a
 //! proxy, whose callers can hang up in the middle of an upload, tells the two apart with a classifier, as
-//! `examples/reverse_proxy.rs` does. Rates are judged when a call fails (or is slow), for only then can they rise.
+//! `examples/reverse_proxy` does. Rates are judged when a call fails (or is slow), for only then can they rise.
 //!
 //! A call ends with its response; with [`until_body_end`](CircuitBreakerLayer::until_body_end) a success only with the response's
 //! body, and one that fails (a connection that is reset in the middle of a download) is a failure.

@@ -124,7 +124,7 @@ where
                 return if this.running.is_empty() { Poll::Ready(None) } else { Poll::Pending };
             };
             let waits_for_batch = batches.is_some_and(|batches| {
-                batches.barrier && *this.started % batches.size == 0 && !this.running.is_empty()
+                batches.barrier && this.started.is_multiple_of(batches.size) && !this.running.is_empty()
             });
             if waits_for_batch || this.running.len() >= max_concurrency || *this.started >= bound {
                 *this.unbroken = 0;

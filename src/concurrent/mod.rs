@@ -134,6 +134,7 @@ where
 /// assert_eq!(lengths, [1, 3, 5]);
 /// # }
 /// ```
+#[expect(clippy::type_complexity, reason = "a closure has no name")]
 pub fn call_concurrently<I, Kind, S>(
     requests: I,
     service: S,

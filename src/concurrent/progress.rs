@@ -40,7 +40,7 @@ impl Progress {
     /// The source has ended, after this many items. Answers whether a batch turns out to be complete that was not known to be the last one.
     pub(super) fn source_ended(&mut self, items: usize) -> bool {
         let knew = self.total.replace(items) == Some(items);
-        !knew && self.finished() == items && self.batches.is_some_and(|batches| items % batches.size != 0)
+        !knew && self.finished() == items && self.batches.is_some_and(|batches| !items.is_multiple_of(batches.size))
     }
 
     /// How many items have ended, one way or the other.
@@ -60,7 +60,7 @@ impl Progress {
     pub fn batch(&self) -> Option<Batch> {
         let Batches { size, .. } = self.batches?;
         let finished = self.finished();
-        let complete = finished > 0 && (finished % size == 0 || self.total == Some(finished));
+        let complete = finished > 0 && (finished.is_multiple_of(size) || self.total == Some(finished));
         complete.then(|| Batch { number: finished.div_ceil(size), of: self.total.map(|total| total.div_ceil(size)) })
     }
 

@@ -40,7 +40,6 @@ use tokio::sync::mpsc;
 /// # }
 /// ```
 #[track_caller]
-#[must_use]
 pub fn channel<T>(capacity: usize) -> (Sender<T>, Receiver<T>) {
     assert!(capacity > 0, "capacity must be at least 1, not 0");
     let (sender, receiver) = mpsc::channel(capacity);
