@@ -33,7 +33,8 @@ async fn risky(item: &'static str) -> Result<String, CannotProcess> {
 #[tokio::main(flavor = "current_thread", start_paused = true)]
 async fn main() -> Result<(), Box<dyn StdError>> {
     // By default the first failure ends it: with its place, and with the original error, not with what it did to others.
-    let error = process_concurrently(["good1", "bad", "good2"], risky).max_concurrency(2).await.unwrap_err();
+    let error = process_concurrently(["good1", "bad", "good2"], risky).max_concurrency(2).await.err();
+    let error = error.ok_or("one of them failed")?;
     assert_eq!((error.index, error.error()), (1, Some(&CannotProcess("bad"))));
     println!("{error}: {}", error.source().ok_or("it has a source")?);
 

@@ -57,7 +57,7 @@ async fn a_scope_that_leaks_out_of_a_stream_is_the_streams_alone() {
         assert_eq!((name, current()), (inside.clone(), None));
     }
     // It was cleaned up when it ended, not when its reader got to drop it.
-    assert_eq!(*log.lock().unwrap(), [inside.clone()]);
+    assert_eq!(log.lock().unwrap().as_slice(), std::slice::from_ref(&inside));
     assert_eq!(stream.next().await, None);
 
     // Two at once, read by turns within a third scope: each sees its own.
