@@ -40,8 +40,8 @@ impl Scope {
     /// All of this happens once. Whoever closes a scope that is closed, or being closed, hears the same result. It happens on
     /// a task, and goes on if this future is dropped; it begins with the first poll.
     ///
-    /// A task of the scope, or of one within it, may await this: it is then no longer waited for, and goes on
-    /// afterwards in a scope that is closed. In one that is closed nothing can be spawned or set up; its values stay.
+    /// A task of the scope, or of one within it, may await this: it is then neither waited for nor aborted, and goes on
+    /// afterwards. In a scope that is closed nothing can be spawned or set up; its values stay.
     ///
     /// # Errors
     ///

@@ -215,7 +215,9 @@ impl<F: Future> Future for InTask<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let aborted = this.abort.poll(cx).is_ready();
+        // One that awaited the closing has stepped aside, and hears what came of it.
+        let waited_for = matches!(this.member, Some(Member { role: Role::Task(Some(_)), .. }));
+        let aborted = waited_for && this.abort.poll(cx).is_ready();
         let kept = this.member.as_mut().and_then(|member| member.scope.take());
         let mut scope = kept.or_else(|| this.owned.scope());
         if scope.is_none() && !aborted {

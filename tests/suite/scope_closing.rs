@@ -163,6 +163,8 @@ async fn a_task_can_close_its_own_scope_and_those_around_and_hears_the_result() 
         let log = Log::default();
         let app = Scope::root("app").disposable(stuck("a", &log)).open().await.unwrap();
         let child = app.child("child");
+        // It has to be aborted; the one who closes is not.
+        let deaf = app.spawn(pending::<()>());
         polite(&app, "other", &log);
         let task = if outer { &child } else { &app }.spawn({
             let (app, log) = (app.clone(), log.clone());
@@ -181,7 +183,8 @@ async fn a_task_can_close_its_own_scope_and_those_around_and_hears_the_result() 
         app.cancelled().await;
         // Another one who closes it hears the same.
         assert_eq!(app.close().await.unwrap_err().faults().len(), 1);
-        assert_eq!(start.elapsed(), 2 * SECOND);
+        assert_eq!(start.elapsed(), 6 * SECOND);
+        assert!(deaf.await.is_err());
         assert_eq!(task.await.unwrap().unwrap_err().faults().len(), 1);
         assert_eq!(log.take(), ["told other", "end other", "down a", "closed"]);
     }

@@ -326,7 +326,8 @@ fn check(happened: &[String], expected: &Expected) -> Result<(), TestCaseError> 
     prop_assert_eq!(happened.iter().cloned().collect::<BTreeSet<_>>(), names(&expected.events));
     prop_assert_eq!(happened.len(), expected.events.len(), "something happened twice: {:?}", happened);
     let place = |event: Event| happened.iter().position(|name| *name == format!("{event:?}"));
-    for (first, second) in &expected.order {
+    // A scope around that stays open tears nothing down.
+    for (first, second) in expected.order.iter().filter(|(_, second)| expected.events.contains(second)) {
         prop_assert!(place(*first) < place(*second), "{:?} before {:?}: {:?}", first, second, happened);
     }
     Ok(())
