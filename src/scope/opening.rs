@@ -22,24 +22,29 @@ use crate::Deadline;
 /// A value that a scope sets up when it is opened, holds in its state, and tears down when it is closed: a pool, a file, a lock.
 ///
 /// ```
-/// # use std::sync::Arc;
+/// use std::{error::Error, io, sync::Arc};
 /// use ziggurat::{Scope, scope::Disposable};
 ///
 /// # struct Pool;
 /// # impl Pool {
-/// #     async fn connect(_: &str) -> std::io::Result<Self> { Ok(Self) }
-/// #     async fn close(&self) {}
+/// #     async fn connect(_: &str) -> io::Result<Self> { Ok(Self) }
+/// #     async fn close(&self) -> io::Result<()> { Ok(()) }
 /// # }
 /// struct Config { url: String }
 ///
 /// fn pool() -> Disposable {
 ///     Disposable::new(
-///         async |scope: Scope| Pool::connect(&scope.state::<Arc<str>>()).await,
+///         async |scope: Scope| -> Result<_, Box<dyn Error + Send + Sync>> {
+///             let config = scope.require::<Config>()?;
+///             Ok(Pool::connect(&config.url).await?)
+///         },
 ///         async |pool: Arc<Pool>| pool.close().await,
 ///     )
 /// }
+///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
-/// let app = Scope::root("app").disposable(pool()).open().await.unwrap();
+/// let config = Config { url: "db.example".to_owned() };
+/// let app = Scope::root("app").with(config).disposable(pool()).open().await.unwrap();
 /// assert!(app.get::<Pool>().is_some());
 /// app.close().await.unwrap();
 /// # }
@@ -89,6 +94,10 @@ impl fmt::Debug for Disposable {
 }
 
 /// What a tear-down answers: `()`, or a `Result<(), E>`.
+#[diagnostic::on_unimplemented(
+    message = "a tear-down answers `()` or a `Result<(), E>`, and this one answers `{Self}`",
+    note = "`E` has to go into a `Box<dyn Error + Send + Sync>`"
+)]
 pub trait TornDown {
     #[doc(hidden)]
     fn into_result(self) -> Result<(), BoxError>;
@@ -203,10 +212,8 @@ impl Opening {
             Some(deadline) => runtime.spawn(deadline.within(set_up)),
             None => runtime.spawn(set_up),
         };
-        let mut faults = match outcome.await {
-            Ok(faults) => faults,
-            Err(_) => vec![FaultKind::NoRuntime],
-        };
+        // What panics in there is caught; the task ends otherwise only if its runtime does.
+        let mut faults = outcome.await.unwrap_or_else(|_| vec![FaultKind::NoRuntime]);
         if faults.is_empty() && owned.told.is_cancelled() {
             faults.push(FaultKind::Closed);
         }

@@ -70,7 +70,7 @@ pub struct Task<T> {
 enum State<T> {
     Spawned(JoinHandle<Option<T>>),
     Refused(TaskError),
-    Told,
+    Answered,
 }
 
 impl<T> Task<T> {
@@ -98,15 +98,12 @@ impl<T> Unpin for Task<T> {}
 impl<T> Future for Task<T> {
     type Output = Result<T, TaskError>;
 
-    /// # Panics
-    ///
-    /// If it is polled again after it was ready.
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let joined = match &mut self.state {
             State::Spawned(handle) => Some(ready!(Pin::new(handle).poll(cx))),
-            State::Refused(_) | State::Told => None,
+            State::Refused(_) | State::Answered => None,
         };
-        let state = mem::replace(&mut self.state, State::Told);
+        let state = mem::replace(&mut self.state, State::Answered);
         Poll::Ready(match (joined, state) {
             (Some(Ok(output)), _) => output.ok_or(TaskError::Aborted),
             (Some(Err(error)), _) => Err(match error.try_into_panic() {
@@ -114,7 +111,7 @@ impl<T> Future for Task<T> {
                 Err(_) => TaskError::Aborted,
             }),
             (None, State::Refused(error)) => Err(error),
-            (None, _) => panic!("a task was awaited again after it had answered"),
+            (None, _) => return Poll::Pending,
         })
     }
 }

@@ -337,7 +337,7 @@ async fn without_http_a_requests_scope_is_closed_with_the_answer() {
         |fails: bool| async move {
             let scope = Scope::current().unwrap();
             let told = scope.cancelled();
-            let task = scope.spawn(async move { told.await });
+            let task = scope.spawn(told);
             tokio::task::yield_now().await;
             assert!(!scope.is_cancelled());
             if fails { Err(task) } else { Ok(task) }
