@@ -12,16 +12,23 @@
 //! A request that is made inside another scope of the same program (a handler calls a client, both stacks have this layer with the
 //! same scope) gets a child of *that* scope, so it sees the state of the request that it serves.
 //!
-//! **What it counts**: one scope for each request, from `call` until the response's body has ended, failed or was dropped; then the
-//! layer lets go of it. It keeps no clock.
+//! **What it counts**: one scope for each request, from `call` until the response's body has ended, failed or was dropped, or the call
+//! has failed, panicked or was dropped. It keeps no clock.
+//!
+//! **Then the scope is closed.** What waits for [`Scope::cancelled`] is told at once; where the scope has tasks
+//! ([`Scope::spawn`]) or something set up, the rest of [`Scope::close`] happens on a task, so no response waits for it: what
+//! could not be torn down is told in `tracing`. What outlives its request (a connection after its upgrade, a cache that refreshes an
+//! entry, a task that was spawned elsewhere and given the scope) keeps the scope's values, and what it logs stands in its span; but
+//! the scope is cancelled, what was set up for it is torn down, and nothing can be spawned or set up in it. Give such work a child of
+//! the application's scope.
 //!
 //! **Where it belongs**: outermost, so that every other layer can read the scope: a limit, a cache key or a ttl by tenant. Inside
 //! of a retry each attempt would have a scope of its own; inside of a cache, a hit would have none.
 //!
-//! **Cancellation.** Dropping the response future, or the body, drops the call inside its scope.
+//! **Cancellation.** Dropping the response future, or the body, drops the call inside its scope, and then closes the scope.
 //!
 //! It needs no `S: Clone`, never rejects and leaves errors as they are. It allocates the scope, and where the request has no
-//! extensions yet, those.
+//! extensions yet, those. Closing a scope that owns nothing allocates nothing, and spawns nothing.
 //!
 //! ```
 //! use http::{Request, Response};
@@ -219,7 +226,7 @@ where
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let scope = self.layer.open(&request);
         request.extensions_mut().insert(scope.clone());
-        ResponseFuture { response: WithScope::start(scope, || self.inner.call(request)) }
+        ResponseFuture::start(scope, || self.inner.call(request))
     }
 }
 
@@ -230,7 +237,7 @@ where
 {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = WithScope<S::Future>;
+    type Future = ResponseFuture<S::Future, Ambient>;
 
     fn poll_ready(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -238,21 +245,31 @@ where
 
     fn call(&mut self, request: Req) -> Self::Future {
         let scope = self.layer.open(&request);
-        WithScope::start(scope, || self.inner.call(request))
+        ResponseFuture::start(scope, || self.inner.call(request))
     }
 }
 
 pin_project! {
-    /// The response future of [`Context`] for HTTP.
+    /// The response future of [`Context`].
     #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
-    pub struct ResponseFuture<F> {
+    pub struct ResponseFuture<F, M = Http> {
         #[pin]
         response: WithScope<F>,
+        // None: the call has ended. After the call, and so dropped after it.
+        in_scope: Option<InScope>,
+        mode: PhantomData<fn() -> M>,
     }
 }
 
-impl<F, R, E> Future for ResponseFuture<F>
+impl<F, M> ResponseFuture<F, M> {
+    fn start(scope: Scope, call: impl FnOnce() -> F) -> Self {
+        let in_scope = Some(InScope(Some(scope.clone())));
+        Self { response: WithScope::start(scope, call), in_scope, mode: PhantomData }
+    }
+}
+
+impl<F, R, E> Future for ResponseFuture<F, Http>
 where
     F: Future<Output = Result<Response<R>, E>>,
     R: Body,
@@ -260,20 +277,39 @@ where
     type Output = Result<Response<ScopeBody<R>>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        let response = ready!(this.response.as_mut().poll(cx))?;
-        let scope = this.response.scope().cloned();
-        Poll::Ready(Ok(response.map(|body| GuardBody::new(body, scope.map(|scope| InScope(Some(scope)))))))
+        let this = self.project();
+        let response = ready!(this.response.poll(cx));
+        let in_scope = this.in_scope.take();
+        Poll::Ready(response.map(|response| response.map(|body| GuardBody::new(body, in_scope))))
+    }
+}
+
+impl<F: Future> Future for ResponseFuture<F, Ambient> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let response = ready!(this.response.poll(cx));
+        *this.in_scope = None;
+        Poll::Ready(response)
     }
 }
 
 /// A response's body, in the scope of its request: the scope is current while the body is polled and when it is dropped. When the
-/// body has ended or failed, it is dropped, and the scope is let go.
+/// body has ended or failed, it is dropped, and the scope is closed.
 pub type ScopeBody<B> = GuardBody<B, InScope>;
 
-/// What [`ScopeBody`] keeps: the request's scope.
+/// What [`ScopeBody`] keeps: the request's scope, which is closed when this is dropped.
 #[derive(Debug)]
 pub struct InScope(Option<Scope>);
+
+impl Drop for InScope {
+    fn drop(&mut self) {
+        if let Some(scope) = &self.0 {
+            scope.end();
+        }
+    }
+}
 
 impl<B: Body> Guard<B> for InScope {
     type Error = B::Error;

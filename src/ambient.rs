@@ -7,7 +7,7 @@ use std::{cell::Cell, mem, thread::LocalKey};
 
 use crate::{
     deadline::{Limit, Told},
-    scope::Scope,
+    scope::{Member, Scope},
 };
 
 // Each on its own: a thread-local without a destructor, as a limit and a number are, costs a plain access.
@@ -16,6 +16,7 @@ thread_local! {
     static LIMIT: Cell<Limit> = const { Cell::new(Limit::NONE) };
     static TOLD: Cell<Told> = const { Cell::new(Told(Limit::NONE)) };
     static ATTEMPT: Cell<Attempt> = const { Cell::new(Attempt(1)) };
+    static MEMBER: Cell<Option<Member>> = const { Cell::new(None) };
     static UNSENT: Cell<Unsent> = const { Cell::new(Unsent(false)) };
 }
 
@@ -42,6 +43,13 @@ impl Slot for Told {
     #[inline]
     fn place() -> &'static LocalKey<Cell<Self>> {
         &TOLD
+    }
+}
+
+impl Slot for Option<Member> {
+    #[inline]
+    fn place() -> &'static LocalKey<Cell<Self>> {
+        &MEMBER
     }
 }
 
@@ -111,6 +119,16 @@ pub(crate) fn get<T: Slot>() -> T {
         let value = cell.take();
         cell.set(value.clone());
         value
+    })
+}
+
+/// Changes the value that is in place.
+pub(crate) fn change<T: Slot, R: Default>(f: impl FnOnce(&mut T) -> R) -> R {
+    with(|cell: &Cell<T>| {
+        let mut value = cell.take();
+        let answer = f(&mut value);
+        cell.set(value);
+        answer
     })
 }
 

@@ -4,7 +4,7 @@
 
 use std::sync::OnceLock;
 
-pub(crate) use tokio::time::{Instant, Sleep, sleep, sleep_until};
+pub(crate) use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout_at};
 
 /// The time of the runtime that this is called in; outside of a runtime, the system's monotonic clock.
 pub(crate) fn now() -> Instant {

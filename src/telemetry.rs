@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use tracing::field::Empty;
 
-use crate::{classify::Class, events::Lagged, rejection::Rejection, wire::Identity};
+use crate::{classify::Class, events::Lagged, rejection::Rejection, scope::ScopeError, wire::Identity};
 
 #[cfg(feature = "metrics")]
 pub(crate) mod metrics;
@@ -387,6 +387,21 @@ impl Span {
         if let Some(trace) = identity.trace() {
             self.0.record("trace_id", trace.trace_id());
         }
+    }
+
+    /// The tasks that the scope closes over did not end in time.
+    pub(crate) fn tasks_aborted(&self, scope: &str, tasks: usize) {
+        tracing::warn!(target: "ziggurat::scope", parent: &self.0, scope, tasks, "tasks aborted");
+    }
+
+    /// The last handle of the scope was dropped, and there is something to close.
+    pub(crate) fn dropped_open(&self, scope: &str) {
+        tracing::warn!(target: "ziggurat::scope", parent: &self.0, scope, "dropped without being closed");
+    }
+
+    /// Who closes the scope hears it too, if somebody waits.
+    pub(crate) fn not_closed_cleanly(&self, error: &ScopeError) {
+        tracing::warn!(target: "ziggurat::scope", parent: &self.0, scope = error.scope(), %error, "not closed cleanly");
     }
 
     /// It is current for as long as the guard lives.

@@ -18,13 +18,14 @@ use http_body_util::Empty;
 use tokio_stream::Stream;
 use tower::{Layer, Service, ServiceBuilder, layer::layer_fn, service_fn, util::BoxService};
 use ziggurat::{
-    Error, EventBus,
+    Error, EventBus, Scope,
     answer::AnswerLayer,
     body::{CopyBody, ReplayBody},
     cache::CacheLayer,
     chaos::{ChaosLayer, Fault},
     circuit_breaker::CircuitBreakerLayer,
     concurrency_limit::ConcurrencyLimitLayer,
+    context::ContextLayer,
     events::Subscription,
     fallback::{Failed, FallbackLayer},
     observe::ObserveLayer,
@@ -325,4 +326,25 @@ fn an_event_to_a_thousand_subscribers_allocates_once() {
 #[test]
 fn an_allocation_is_counted() {
     assert_eq!(allocations(layer_fn(BoxService::<u64, _, _>::new), 0, || 7_u64), 1);
+}
+
+/// How often a request through a context layer allocates, to the end of its body.
+fn allocations_of_a_request() -> u64 {
+    let inner = service_fn(|_: Request<()>| ready(Ok::<_, Infallible>(Response::new(String::from("body")))));
+    let mut service = ContextLayer::new(Scope::root("app")).layer(inner);
+    let mut call = || {
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(service.poll_ready(&mut context).is_ready());
+        let Poll::Ready(Ok(response)) = pin!(service.call(Request::new(()))).poll(&mut context) else { panic!() };
+        let mut body = pin!(response.into_body());
+        while let Poll::Ready(Some(_)) = body.as_mut().poll_frame(&mut context) {}
+    };
+    call();
+    allocation_counter::measure(call).count_total
+}
+
+/// Closing a scope that owns nothing costs nothing: the scope is one allocation, the body another one, and http's extensions three.
+#[test]
+fn a_requests_scope_without_tasks_allocates_itself_and_the_extensions() {
+    assert_eq!(allocations_of_a_request(), 5);
 }

@@ -21,6 +21,7 @@ use ziggurat::{
     fallback::{Failed, FallbackLayer},
     identity::IdentityLayer,
     retry::RetryLayer,
+    scope::Disposable,
     timeout::TimeoutLayer,
 };
 
@@ -197,4 +198,37 @@ async fn an_extractor_without_its_layer_is_told_to_the_logs() {
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(lines[0].starts_with("ERROR ziggurat::extract: missing_layer"), "{lines:?}");
     assert!(lines[0].contains("put ziggurat's `ContextLayer` around the router"), "{lines:?}");
+}
+
+/// Shows: X5, X6
+#[tokio::test(start_paused = true)]
+async fn a_scope_tells_what_nobody_may_hear_and_its_tasks_log_in_its_span() {
+    let mut id = 0;
+    let log = logged(LevelFilter::INFO, async {
+        let fails =
+            Disposable::new(async |_: Scope| Ok::<_, std::fmt::Error>(7_u8), async |_: Arc<u8>| Err::<(), _>("stuck"));
+        let app = Scope::root("app").disposable(fails).open().await.unwrap();
+        id = app.id();
+        drop(app.spawn(async { tracing::info!(target: "service", "inside") }));
+        drop(app.spawn(std::future::pending::<()>()));
+        tokio::task::yield_now().await;
+        drop(app);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    })
+    .await;
+    let in_span = |rest: &str| format!(r#"scope{{name="app" id={id}}}: {rest}"#);
+    assert_eq!(
+        log,
+        [
+            format!("INFO {}", in_span("service: inside")),
+            format!("WARN {}", in_span(r#"ziggurat::scope: dropped without being closed scope="app""#)),
+            format!("WARN {}", in_span(r#"ziggurat::scope: tasks aborted scope="app" tasks=1"#)),
+            format!(
+                "WARN {}",
+                in_span(
+                    r#"ziggurat::scope: not closed cleanly scope="app" error=the scope `app` could not tear down `u8`: stuck"#
+                )
+            ),
+        ]
+    );
 }

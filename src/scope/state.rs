@@ -16,6 +16,8 @@ pub(super) struct State {
 struct Value {
     type_id: TypeId,
     type_name: &'static str,
+    // Whether it was put there by name, and not made by default or by a disposable.
+    explicit: bool,
     value: Arc<dyn Any + Send + Sync>,
 }
 
@@ -26,15 +28,21 @@ impl State {
     }
 
     pub(super) fn put<T: Send + Sync + 'static>(&self, value: Arc<T>) {
-        let replaced = self.write(|values| {
-            let index = values.iter().position(|held| held.type_id == TypeId::of::<T>());
-            let value = Value::new(value);
-            match index.and_then(|index| values.get_mut(index)) {
-                Some(held) => Some(std::mem::replace(held, value)),
-                None => {
-                    values.push(value);
-                    None
-                }
+        self.set(Value::new(value, true));
+    }
+
+    /// The same for what a disposable set up: an explicit value goes before it.
+    pub(super) fn provide<T: Send + Sync + 'static>(&self, value: Arc<T>) {
+        self.set(Value::new(value, false));
+    }
+
+    fn set(&self, value: Value) {
+        let replaced = self.write(|values| match values.iter_mut().find(|held| held.type_id == value.type_id) {
+            Some(held) if held.explicit && !value.explicit => Some(value),
+            Some(held) => Some(std::mem::replace(held, value)),
+            None => {
+                values.push(value);
+                None
             }
         });
         drop(replaced);
@@ -44,7 +52,7 @@ impl State {
     pub(super) fn put_if_absent<T: Send + Sync + 'static>(&self, value: Arc<T>) -> Arc<T> {
         self.write(|values| {
             find(values).unwrap_or_else(|| {
-                values.push(Value::new(Arc::clone(&value)));
+                values.push(Value::new(Arc::clone(&value), false));
                 Arc::clone(&value)
             })
         })
@@ -78,8 +86,8 @@ fn find<T: Send + Sync + 'static>(values: &[Value]) -> Option<Arc<T>> {
 }
 
 impl Value {
-    fn new<T: Send + Sync + 'static>(value: Arc<T>) -> Self {
-        Self { type_id: TypeId::of::<T>(), type_name: type_name::<T>(), value }
+    fn new<T: Send + Sync + 'static>(value: Arc<T>, explicit: bool) -> Self {
+        Self { type_id: TypeId::of::<T>(), type_name: type_name::<T>(), explicit, value }
     }
 }
 

@@ -12,13 +12,16 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::BodyExt;
-use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+use tower::{Service, ServiceBuilder, ServiceExt, service_fn, util::BoxCloneSyncService};
 use ziggurat::{
     Error, Scope,
     context::{ContextLayer, ScopeBody},
     retry::RetryLayer,
+    scope::TaskError,
     testing::{Strict, Task},
 };
+
+use crate::scope_disposables::{Log, quick};
 
 #[derive(Debug, Clone, PartialEq)]
 struct Path(String);
@@ -259,4 +262,150 @@ async fn errors_and_rejections_pass_through() {
         .layer(ContextLayer::ambient(Scope::root("app")))
         .service(service_fn(|()| async { Err::<(), _>(Error::Service("own")) }));
     assert!(matches!(service.ready().await.unwrap().call(()).await, Err(Error::Service("own"))));
+}
+
+/// A service that spawns a task in the request's scope, then answers, fails, panics or hangs as the path says; the task notes what it sees.
+fn spawning(log: &Log) -> BoxCloneSyncService<Request<String>, Response<ScopeBody<String>>, &'static str> {
+    let log = log.clone();
+    let inner = service_fn(move |req: Request<String>| {
+        let log = log.clone();
+        async move {
+            let scope = Scope::current().unwrap();
+            let told = scope.cancelled();
+            drop(scope.spawn(async move {
+                log.note("spawned");
+                told.await;
+                log.note("told");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                log.note(format_args!("done with {}", current_path()));
+            }));
+            tokio::task::yield_now().await;
+            match req.uri().path() {
+                "/fail" => return Err("own"),
+                "/hang" => std::future::pending().await,
+                "/panic" => panic!("on purpose"),
+                _ => {}
+            }
+            Ok(Response::new(if req.uri().path() == "/empty" { String::new() } else { "body".to_owned() }))
+        }
+    });
+    let layer = ContextLayer::new(Scope::root("app")).state(|req: &Request<String>| Path(req.uri().path().to_owned()));
+    BoxCloneSyncService::new(ServiceBuilder::new().layer(layer).service(inner))
+}
+
+/// Shows: X5, X7
+#[tokio::test(start_paused = true)]
+async fn a_requests_scope_is_closed_when_the_request_ends_whatever_the_end() {
+    let second = Duration::from_secs(1);
+    let log = Log::default();
+    let service = spawning(&log);
+    let call = |path: &str| service.clone().oneshot(request(path));
+    let closed = async || {
+        tokio::time::sleep(2 * second).await;
+        log.take()
+    };
+
+    // The body's end, and not the response's.
+    let mut body = call("/body").await.unwrap().into_body();
+    tokio::time::sleep(60 * second).await;
+    assert_eq!(log.take(), ["spawned"]);
+    while body.frame().await.is_some() {}
+    assert_eq!(closed().await, ["told", "done with /body"]);
+    drop(body);
+
+    drop(call("/dropped").await.unwrap());
+    assert_eq!(closed().await, ["spawned", "told", "done with /dropped"]);
+
+    let empty = call("/empty").await.unwrap();
+    assert_eq!(closed().await, ["spawned", "told", "done with /empty"]);
+    drop(empty);
+
+    assert_eq!(call("/fail").await.unwrap_err(), "own");
+    assert_eq!(closed().await, ["spawned", "told", "done with /fail"]);
+
+    assert!(tokio::time::timeout(second, call("/hang")).await.is_err());
+    assert_eq!(closed().await, ["spawned", "told", "done with /hang"]);
+
+    assert!(tokio::spawn(call("/panic")).await.unwrap_err().is_panic());
+    assert_eq!(closed().await, ["spawned", "told", "done with /panic"]);
+}
+
+/// Shows: X5
+#[tokio::test(start_paused = true)]
+async fn without_http_a_requests_scope_is_closed_with_the_answer() {
+    let service = ServiceBuilder::new().layer(ContextLayer::ambient(Scope::root("app"))).service(service_fn(
+        |fails: bool| async move {
+            let scope = Scope::current().unwrap();
+            let told = scope.cancelled();
+            let task = scope.spawn(told);
+            tokio::task::yield_now().await;
+            assert!(!scope.is_cancelled());
+            if fails { Err(task) } else { Ok(task) }
+        },
+    ));
+    for fails in [true, false] {
+        let (Ok(task) | Err(task)) = service.clone().oneshot(fails).await;
+        task.await.unwrap();
+    }
+}
+
+/// Shows: X4
+#[tokio::test(start_paused = true)]
+async fn what_a_handler_sets_up_in_the_requests_scope_is_torn_down_with_it() {
+    let log = Log::default();
+    let set_up = log.clone();
+    let service = ServiceBuilder::new().layer(ContextLayer::new(Scope::root("app"))).service(service_fn(
+        move |req: Request<String>| {
+            let scope = req.extensions().get::<Scope>().unwrap().clone();
+            let opening = scope.disposable(quick("a", &set_up));
+            async move {
+                opening.open().await.unwrap();
+                Ok::<_, Infallible>(Response::new("body".to_owned()))
+            }
+        },
+    ));
+    let response = service.oneshot(request("/")).await.unwrap();
+    assert_eq!(log.take(), ["up a in request"]);
+    response.into_body().collect().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(log.take(), ["down a in request"]);
+}
+
+/// A connection after its upgrade, say.
+///
+/// Shows: X5, X7
+#[tokio::test(start_paused = true)]
+async fn what_outlives_its_request_keeps_the_values_of_a_scope_that_is_closed() {
+    let kept = Arc::new(Mutex::new(None));
+    let keep = Arc::clone(&kept);
+    let layer = ContextLayer::new(Scope::root("app")).state(|req: &Request<String>| Path(req.uri().path().to_owned()));
+    let service = ServiceBuilder::new().layer(layer).service(service_fn(move |_: Request<String>| {
+        *keep.lock().unwrap() = Scope::current();
+        async { Ok::<_, Infallible>(Response::new(String::new())) }
+    }));
+    drop(service.oneshot(request("/upgrade")).await.unwrap());
+    let scope = kept.lock().unwrap().take().unwrap();
+    assert_eq!(*scope.get::<Path>().unwrap(), Path("/upgrade".to_owned()));
+    assert!(scope.is_cancelled());
+    scope.cancelled().await;
+    assert!(matches!(scope.spawn(async {}).await, Err(TaskError::Closed(_))));
+    // A child of the application's scope can do what this one cannot.
+    scope.parent().unwrap().child("upgraded").spawn(async {}).await.unwrap();
+}
+
+/// The application is closed while a request is worked on.
+///
+/// Shows: X5
+#[tokio::test(start_paused = true)]
+async fn closing_the_application_tells_its_requests() {
+    let app = Scope::root("app");
+    let service = ServiceBuilder::new().layer(ContextLayer::new(app.clone())).service(service_fn(
+        |req: Request<String>| async move {
+            req.extensions().get::<Scope>().unwrap().cancelled().await;
+            Ok::<_, Infallible>(Response::new("told".to_owned()))
+        },
+    ));
+    let (response, closed) = tokio::join!(service.oneshot(request("/")), app.close());
+    assert_eq!(response.unwrap().into_body().collect().await.unwrap().to_bytes(), "told");
+    closed.unwrap();
 }

@@ -1,0 +1,191 @@
+//! What can go wrong while a scope is opened and closed. Every fault is kept: none replaces another.
+
+use std::{
+    any::Any,
+    error::Error,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+pub(super) type BoxError = Box<dyn Error + Send + Sync>;
+
+/// A scope did not open, or did not close cleanly. It keeps every [`Fault`], in the order in which they happened; never none.
+///
+/// Its [`source`](Error::source) is the error of the first one. A clone is the same error, so everybody who closes a scope hears it.
+#[derive(Debug, Clone)]
+pub struct ScopeError {
+    scope: Arc<str>,
+    faults: Arc<[Fault]>,
+}
+
+impl ScopeError {
+    /// `None` if nothing is wrong.
+    pub(super) fn of(scope: String, faults: Vec<Fault>) -> Option<Self> {
+        (!faults.is_empty()).then(|| Self { scope: scope.into(), faults: faults.into() })
+    }
+
+    pub(super) fn one(scope: String, kind: FaultKind) -> Self {
+        let fault = Fault::new(&scope, kind);
+        Self { scope: scope.into(), faults: [fault].into() }
+    }
+
+    /// The names from the outermost scope to the one that this is about, as `app/request`.
+    #[must_use]
+    pub fn scope(&self) -> &str {
+        &self.scope
+    }
+
+    /// All that went wrong, in this scope and in those within it that were closed with it; the first one first.
+    #[must_use]
+    pub fn faults(&self) -> &[Fault] {
+        &self.faults
+    }
+}
+
+impl fmt::Display for ScopeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, fault) in self.faults.iter().enumerate() {
+            write!(f, "{}{fault}", if index == 0 { "" } else { "; " })?;
+        }
+        Ok(())
+    }
+}
+
+impl Error for ScopeError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.faults.first().and_then(Error::source)
+    }
+}
+
+/// One thing that went wrong in one scope. As an error its [`source`](Error::source) is that of the user's function, if there is one.
+#[derive(Debug, Clone)]
+pub struct Fault {
+    scope: Arc<str>,
+    kind: FaultKind,
+}
+
+impl Fault {
+    pub(super) fn new(scope: &str, kind: FaultKind) -> Self {
+        Self { scope: scope.into(), kind }
+    }
+
+    /// The scope that it happened in, as `app/request`.
+    #[must_use]
+    pub fn scope(&self) -> &str {
+        &self.scope
+    }
+
+    /// What went wrong.
+    #[must_use]
+    pub fn kind(&self) -> &FaultKind {
+        &self.kind
+    }
+}
+
+/// What went wrong while a scope was opened or closed. More kinds may be added.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum FaultKind {
+    /// A value was not set up: its error, or a [`Panic`].
+    SetUp {
+        /// The value's type.
+        type_name: &'static str,
+        /// What its function answered.
+        error: Arc<dyn Error + Send + Sync>,
+    },
+    /// A value was not torn down: its error, or a [`Panic`].
+    TearDown {
+        /// The value's type.
+        type_name: &'static str,
+        /// What its function answered.
+        error: Arc<dyn Error + Send + Sync>,
+    },
+    /// The scope was closed before it was open.
+    Closed,
+    /// There is no tokio runtime, or it was shut down meanwhile: what had not been torn down by then was only dropped.
+    NoRuntime,
+    /// A tear-down awaited the closing that awaits the tear-down. The closing itself goes on.
+    AwaitsItself,
+}
+
+impl FaultKind {
+    pub(super) fn set_up(type_name: &'static str, error: BoxError) -> Self {
+        Self::SetUp { type_name, error: error.into() }
+    }
+
+    pub(super) fn tear_down(type_name: &'static str, error: BoxError) -> Self {
+        Self::TearDown { type_name, error: error.into() }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scope = &self.scope;
+        match &self.kind {
+            FaultKind::SetUp { type_name, error } => {
+                write!(f, "the scope `{scope}` could not set up `{type_name}`: {error}")
+            }
+            FaultKind::TearDown { type_name, error } => {
+                write!(f, "the scope `{scope}` could not tear down `{type_name}`: {error}")
+            }
+            FaultKind::Closed => write!(f, "the scope `{scope}` is closed"),
+            FaultKind::NoRuntime => write!(f, "the scope `{scope}` has no tokio runtime to open or close in"),
+            FaultKind::AwaitsItself => {
+                write!(f, "a tear-down in the scope `{scope}` awaits the closing that awaits it")
+            }
+        }
+    }
+}
+
+impl Error for Fault {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.kind {
+            FaultKind::SetUp { error, .. } | FaultKind::TearDown { error, .. } => Some(&**error),
+            FaultKind::Closed | FaultKind::NoRuntime | FaultKind::AwaitsItself => None,
+        }
+    }
+}
+
+/// A panic, as the error of the task or function that panicked.
+pub struct Panic {
+    message: String,
+    // Never locked: it makes the error `Sync`.
+    payload: Mutex<Box<dyn Any + Send>>,
+}
+
+impl Panic {
+    pub(super) fn new(payload: Box<dyn Any + Send>) -> Self {
+        let message = payload.downcast_ref::<&str>().map(|message| (*message).to_owned());
+        let message = message.or_else(|| payload.downcast_ref::<String>().cloned());
+        Self { message: message.unwrap_or_else(|| "no message".to_owned()), payload: Mutex::new(payload) }
+    }
+
+    /// What it panicked with, if that was a text.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// Panics with what was panicked with. The panic hook, which has heard of it already, is not called again.
+    ///
+    /// # Panics
+    ///
+    /// Always.
+    pub fn resume(self) -> ! {
+        std::panic::resume_unwind(self.payload.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl fmt::Display for Panic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "panicked: {}", self.message)
+    }
+}
+
+impl fmt::Debug for Panic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Panic").field(&self.message).finish()
+    }
+}
+
+impl Error for Panic {}

@@ -1,0 +1,268 @@
+//! Setting up what a scope owns.
+
+use std::{
+    any::type_name,
+    fmt,
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
+
+use super::{
+    Scope,
+    catch::{self, BoxFuture},
+    closing::CloseOnDrop,
+    error::{BoxError, Fault, FaultKind, ScopeError},
+    life::Owned,
+};
+use crate::Deadline;
+
+/// A value that a scope sets up when it is opened, holds in its state, and tears down when it is closed: a pool, a file, a lock.
+///
+/// ```
+/// use std::{error::Error, io, sync::Arc};
+/// use ziggurat::{Scope, scope::Disposable};
+///
+/// # struct Pool;
+/// # impl Pool {
+/// #     async fn connect(_: &str) -> io::Result<Self> { Ok(Self) }
+/// #     async fn close(&self) -> io::Result<()> { Ok(()) }
+/// # }
+/// struct Config { url: String }
+///
+/// fn pool() -> Disposable {
+///     Disposable::new(
+///         async |scope: Scope| -> Result<_, Box<dyn Error + Send + Sync>> {
+///             let config = scope.require::<Config>()?;
+///             Ok(Pool::connect(&config.url).await?)
+///         },
+///         async |pool: Arc<Pool>| pool.close().await,
+///     )
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// let config = Config { url: "db.example".to_owned() };
+/// let app = Scope::root("app").with(config).disposable(pool()).open().await.unwrap();
+/// assert!(app.get::<Pool>().is_some());
+/// app.close().await.unwrap();
+/// # }
+/// ```
+#[must_use = "it does nothing until a scope is opened with it"]
+pub struct Disposable {
+    type_name: &'static str,
+    set_up: Box<dyn FnOnce(Scope) -> BoxFuture<Result<TearDown, BoxError>> + Send>,
+}
+
+impl Disposable {
+    /// `set_up` makes the value, `tear_down` undoes it.
+    ///
+    /// Both run in the scope (it is the current one), on tasks of the scope. `set_up` is given the scope too, which
+    /// holds by then what was set up before. If the opening ends early, its future is dropped. `tear_down` is called
+    /// once if, and only if, `set_up` succeeded, and runs to its end: closing has no limit for it, so put one into it
+    /// where it might hang. It answers `()` or a `Result<(), E>`. If either of the two panics, that is its error.
+    pub fn new<T, S, D, E>(
+        set_up: impl FnOnce(Scope) -> S + Send + 'static,
+        tear_down: impl FnOnce(Arc<T>) -> D + Send + 'static,
+    ) -> Self
+    where
+        T: Send + Sync + 'static,
+        S: Future<Output = Result<T, E>> + Send,
+        D: Future<Output: TornDown> + Send,
+        E: Into<BoxError>,
+    {
+        let set_up = move |scope: Scope| -> BoxFuture<Result<TearDown, BoxError>> {
+            Box::pin(async move {
+                let value = Arc::new(set_up(scope.clone()).await.map_err(Into::into)?);
+                let undone = Arc::clone(&value);
+                let run = move || -> BoxFuture<Result<(), BoxError>> {
+                    Box::pin(async move { tear_down(undone).await.into_result() })
+                };
+                scope.inner.state.provide(value);
+                Ok(TearDown { type_name: type_name::<T>(), run: Box::new(run) })
+            })
+        };
+        Self { type_name: type_name::<T>(), set_up: Box::new(set_up) }
+    }
+}
+
+impl fmt::Debug for Disposable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Disposable").field(&self.type_name).finish()
+    }
+}
+
+/// What a tear-down answers: `()`, or a `Result<(), E>`.
+#[diagnostic::on_unimplemented(
+    message = "a tear-down answers `()` or a `Result<(), E>`, and this one answers `{Self}`",
+    note = "`E` has to go into a `Box<dyn Error + Send + Sync>`"
+)]
+pub trait TornDown {
+    #[doc(hidden)]
+    fn into_result(self) -> Result<(), BoxError>;
+}
+
+impl TornDown for () {
+    fn into_result(self) -> Result<(), BoxError> {
+        Ok(())
+    }
+}
+
+impl<E: Into<BoxError>> TornDown for Result<(), E> {
+    fn into_result(self) -> Result<(), BoxError> {
+        self.map_err(Into::into)
+    }
+}
+
+/// How a value that was set up is undone.
+pub(super) struct TearDown {
+    type_name: &'static str,
+    run: Box<dyn FnOnce() -> BoxFuture<Result<(), BoxError>> + Send>,
+}
+
+impl TearDown {
+    /// Runs it to its end.
+    pub(super) async fn run(self) -> Result<(), FaultKind> {
+        let Self { type_name, run } = self;
+        let mut future: Option<BoxFuture<_>> = Some(Box::pin(async move { run().await }));
+        let outcome = poll_fn(|cx| catch::poll(&mut future, cx)).await;
+        outcome.map_err(|error| FaultKind::tear_down(type_name, error))
+    }
+}
+
+impl Scope {
+    /// What the scope sets up when it is [opened](Opening::open).
+    pub fn disposable(self, disposable: Disposable) -> Opening {
+        self.disposables([disposable])
+    }
+
+    /// The same for several, which are set up at the same time.
+    pub fn disposables(self, disposables: impl IntoIterator<Item = Disposable>) -> Opening {
+        Opening { scope: self, stages: Vec::new() }.disposables(disposables)
+    }
+}
+
+/// A scope that is not open yet: what it sets up has been said, and nothing of it done.
+#[derive(Debug)]
+#[must_use = "nothing is set up before `open` or `run` is awaited"]
+pub struct Opening {
+    scope: Scope,
+    stages: Vec<Vec<Disposable>>,
+}
+
+impl Opening {
+    pub(super) fn nothing(scope: Scope) -> Self {
+        Self { scope, stages: Vec::new() }
+    }
+
+    /// Puts a value into the scope: see [`Scope::with`]. It goes before one of the same type that is set up.
+    pub fn with<T: Send + Sync + 'static>(mut self, value: T) -> Self {
+        self.scope = self.scope.with(value);
+        self
+    }
+
+    /// How long tasks may go on when the scope is closed: see [`Scope::grace`].
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.scope = self.scope.grace(grace);
+        self
+    }
+
+    /// Something more to set up, after what was said before.
+    pub fn disposable(self, disposable: Disposable) -> Self {
+        self.disposables([disposable])
+    }
+
+    /// Several more, after what was said before, and all of them at the same time.
+    pub fn disposables(mut self, disposables: impl IntoIterator<Item = Disposable>) -> Self {
+        self.stages.push(disposables.into_iter().collect());
+        self
+    }
+
+    /// Sets everything up, in order.
+    ///
+    /// If something fails, or the scope is closed meanwhile, what is being set up is dropped, and exactly what was set up is torn down,
+    /// in reverse; then the scope is closed. So it is, on a task, if this future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// What failed, and after it what failed while the rest was undone. Also if there is something to set up and no tokio runtime.
+    pub async fn open(self) -> Result<Scope, ScopeError> {
+        let Self { scope, stages } = self;
+        if stages.is_empty() && !scope.is_cancelled() {
+            return Ok(scope);
+        }
+        let refused = |kind| Err(ScopeError::one(scope.path(), kind));
+        let admitted = scope.owned().and_then(|owned| Some((owned, owned.admit()?)));
+        let Some((owned, token)) = admitted else { return refused(FaultKind::Closed) };
+        let Some(runtime) = owned.runtime() else { return refused(FaultKind::NoRuntime) };
+
+        // On a task of the scope, so that it ends when the scope is closed, whether or not anybody polls this future.
+        let set_up = {
+            let (within, owned) = (scope.clone(), Arc::clone(owned));
+            async move {
+                let outcome = set_up_all(&within, &owned, stages).await;
+                drop(token);
+                outcome
+            }
+        };
+        let set_up = scope.within(set_up);
+        let unless_open = CloseOnDrop::new(&scope);
+        let outcome = match Deadline::current() {
+            Some(deadline) => runtime.spawn(deadline.within(set_up)),
+            None => runtime.spawn(set_up),
+        };
+        // What panics in there is caught; the task ends otherwise only if its runtime does.
+        let mut faults = outcome.await.unwrap_or_else(|_| vec![FaultKind::NoRuntime]);
+        if faults.is_empty() && owned.told.is_cancelled() {
+            faults.push(FaultKind::Closed);
+        }
+        unless_open.defuse();
+        if faults.is_empty() {
+            return Ok(scope);
+        }
+        let path = scope.path();
+        let mut faults: Vec<_> = faults.into_iter().map(|kind| Fault::new(&path, kind)).collect();
+        if let Err(error) = scope.close().await {
+            faults.extend_from_slice(error.faults());
+        }
+        ScopeError::of(path, faults).map_or(Ok(scope), Err)
+    }
+}
+
+/// Sets up one stage after the other; answers what failed.
+async fn set_up_all(scope: &Scope, owned: &Owned, stages: Vec<Vec<Disposable>>) -> Vec<FaultKind> {
+    let mut told = pin!(owned.told.cancelled());
+    for stage in stages {
+        let mut pending: Vec<_> = stage
+            .into_iter()
+            .map(|Disposable { type_name, set_up }| {
+                let scope = scope.clone();
+                let future: BoxFuture<_> = Box::pin(async move { set_up(scope).await });
+                (type_name, Some(future))
+            })
+            .collect();
+        let mut faults = poll_fn(|cx| {
+            let mut faults = Vec::new();
+            for (type_name, future) in &mut pending {
+                match catch::poll(future, cx) {
+                    Poll::Ready(Ok(tear_down)) => owned.undo_later(tear_down),
+                    Poll::Ready(Err(error)) => faults.push(FaultKind::set_up(type_name, error)),
+                    Poll::Pending => {}
+                }
+            }
+            if !faults.is_empty() || pending.iter().all(|(_, future)| future.is_none()) {
+                return Poll::Ready(faults);
+            }
+            told.as_mut().poll(cx).map(|()| vec![FaultKind::Closed])
+        })
+        .await;
+        for (type_name, future) in pending {
+            faults.extend(catch::discard(future).map(|panic| FaultKind::set_up(type_name, panic.into())));
+        }
+        if !faults.is_empty() {
+            return faults;
+        }
+    }
+    Vec::new()
+}

@@ -1,0 +1,120 @@
+//! A piece of work in a scope of its own.
+
+use std::{error::Error, fmt, future::Future};
+
+use super::{Opening, Scope, ScopeError, WithScope, closing::CloseOnDrop};
+
+impl Scope {
+    /// Runs `body` in this scope, and closes the scope: see [`Opening::run`].
+    ///
+    /// # Errors
+    ///
+    /// If the scope is closed already; `body` is not called then.
+    pub async fn run<F>(self, body: impl FnOnce(Self) -> F) -> Result<Ran<F::Output>, ScopeError>
+    where
+        F: Future,
+    {
+        Opening::nothing(self).run(body).await
+    }
+}
+
+impl Opening {
+    /// Opens the scope, runs `body` in it, and closes it, whatever came of `body`.
+    ///
+    /// If this future is dropped, or `body` panics, the scope is closed on a task; [`Scope::close`] tells when it is.
+    ///
+    /// ```
+    /// use ziggurat::Scope;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let ran = Scope::root("batch")
+    ///     .run(async |scope: Scope| scope.spawn(async { 7 }).await)
+    ///     .await
+    ///     .unwrap();
+    /// let (output, closed) = ran.into_parts();
+    /// assert_eq!(output.unwrap(), 7);
+    /// assert!(closed.is_ok());
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If the scope could not be opened: then `body` was not called, and everything is undone.
+    pub async fn run<F>(self, body: impl FnOnce(Scope) -> F) -> Result<Ran<F::Output>, ScopeError>
+    where
+        F: Future,
+    {
+        let scope = self.open().await?;
+        let unless_done = CloseOnDrop::new(&scope);
+        let output = WithScope::start(scope.clone(), || body(scope.clone())).await;
+        unless_done.defuse();
+        let closed = scope.close().await;
+        Ok(Ran { output, closed })
+    }
+}
+
+/// What came of the work in a scope, and of closing the scope. One is not to be had without the other.
+#[derive(Debug)]
+#[must_use = "the work, or the closing of its scope, may have failed"]
+pub struct Ran<T> {
+    output: T,
+    closed: Result<(), ScopeError>,
+}
+
+impl<T> Ran<T> {
+    /// What the work answered, and what closing the scope did.
+    pub fn into_parts(self) -> (T, Result<(), ScopeError>) {
+        (self.output, self.closed)
+    }
+}
+
+impl<T, E> Ran<Result<T, E>> {
+    /// What the work answered, if nothing failed.
+    ///
+    /// # Errors
+    ///
+    /// Whatever failed. If only the closing did, the work's own answer is lost; [`into_parts`](Ran::into_parts) keeps it.
+    pub fn into_result(self) -> Result<T, RunError<E>> {
+        match (self.output, self.closed) {
+            (Ok(output), Ok(())) => Ok(output),
+            (Err(error), Ok(())) => Err(RunError::Body(error)),
+            (Ok(_), Err(closing)) => Err(RunError::Closing(closing)),
+            (Err(body), Err(closing)) => Err(RunError::Both { body, closing }),
+        }
+    }
+}
+
+/// The work in a scope failed, or its closing did, or both: see [`Ran::into_result`].
+#[derive(Debug)]
+pub enum RunError<E> {
+    /// The work failed, and the scope closed cleanly.
+    Body(E),
+    /// The work succeeded.
+    Closing(ScopeError),
+    /// Both failed.
+    Both {
+        /// The error of the work. It comes first.
+        body: E,
+        /// What failed afterwards.
+        closing: ScopeError,
+    },
+}
+
+impl<E: fmt::Display> fmt::Display for RunError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Body(body) => body.fmt(f),
+            Self::Closing(closing) => closing.fmt(f),
+            Self::Both { body, closing } => write!(f, "{body}; afterwards: {closing}"),
+        }
+    }
+}
+
+impl<E: Error + 'static> Error for RunError<E> {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Body(body) | Self::Both { body, .. } => Some(body),
+            Self::Closing(closing) => Some(closing),
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! Tasks that belong to a scope.
+
+use std::{
+    any::type_name,
+    error::Error,
+    fmt,
+    future::Future,
+    mem,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use pin_project_lite::pin_project;
+use tokio::task::JoinHandle;
+use tokio_util::{sync::WaitForCancellationFutureOwned, task::task_tracker::TaskTrackerToken};
+
+use super::{Scope, enter, error::Panic, life::Owned};
+use crate::{Deadline, ambient};
+
+impl Scope {
+    /// Runs `future` on a task that belongs to this scope: closing the scope waits for it, and aborts it when the
+    /// [grace period](Scope::grace) is over. It runs in the scope, and is told the deadline of the caller.
+    ///
+    /// The task goes on if its handle is dropped. Its failure is its own: it is the answer of the handle, and neither ends the
+    /// scope nor makes its closing fail.
+    ///
+    /// A task does not keep its scope: when the last handle of the scope is dropped, it is closed. A `Scope` that the future
+    /// holds is such a handle; take [`Scope::current`] in there, for as long as it is needed.
+    ///
+    /// In a scope that is closed, or being closed, `future` is dropped and the handle answers [`TaskError::Closed`]. It is polled on
+    /// the tokio runtime of the caller, or else on one that a task of this scope was spawned on; where there is none, the answer is
+    /// [`TaskError::NoRuntime`].
+    ///
+    /// ```
+    /// # use ziggurat::Scope;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let app = Scope::root("app");
+    /// let task = app.spawn(async { Scope::current().unwrap().name().len() });
+    /// assert_eq!(task.await.unwrap(), 3);
+    /// app.close().await.unwrap();
+    /// # }
+    /// ```
+    pub fn spawn<F>(&self, future: F) -> Task<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        let admitted = self.owned().and_then(|owned| Some((owned, owned.admit()?)));
+        let Some((owned, token)) = admitted else { return Task::refused(TaskError::Closed(self.path())) };
+        let Some(runtime) = owned.runtime() else { return Task::refused(TaskError::NoRuntime(self.path())) };
+        let future = InTask {
+            future: Some(future),
+            abort: owned.abort.clone().cancelled_owned(),
+            owned: Arc::clone(owned),
+            member: Some(Member { scope: None, role: Role::Task(Some(token)) }),
+        };
+        let handle = match Deadline::current() {
+            Some(deadline) => runtime.spawn(deadline.within(future)),
+            None => runtime.spawn(future),
+        };
+        Task { state: State::Spawned(handle) }
+    }
+}
+
+/// The handle of a task that [`Scope::spawn`] started: a future of its result. Dropping it leaves the task running.
+pub struct Task<T> {
+    state: State<T>,
+}
+
+enum State<T> {
+    Spawned(JoinHandle<Option<T>>),
+    Refused(TaskError),
+    Answered,
+}
+
+impl<T> Task<T> {
+    fn refused(error: TaskError) -> Self {
+        Self { state: State::Refused(error) }
+    }
+
+    /// Drops the task's future, in its scope, as soon as it is not being polled. Its result is then [`TaskError::Aborted`].
+    pub fn abort(&self) {
+        if let State::Spawned(handle) = &self.state {
+            handle.abort();
+        }
+    }
+
+    /// Whether the task has ended, or was never started.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        !matches!(&self.state, State::Spawned(handle) if !handle.is_finished())
+    }
+}
+
+// Nothing in it is pinned.
+impl<T> Unpin for Task<T> {}
+
+impl<T> Future for Task<T> {
+    type Output = Result<T, TaskError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let joined = match &mut self.state {
+            State::Spawned(handle) => Some(ready!(Pin::new(handle).poll(cx))),
+            State::Refused(_) | State::Answered => None,
+        };
+        let state = mem::replace(&mut self.state, State::Answered);
+        Poll::Ready(match (joined, state) {
+            (Some(Ok(output)), _) => output.ok_or(TaskError::Aborted),
+            (Some(Err(error)), _) => Err(match error.try_into_panic() {
+                Ok(payload) => TaskError::Panicked(Panic::new(payload)),
+                Err(_) => TaskError::Aborted,
+            }),
+            (None, State::Refused(error)) => Err(error),
+            (None, _) => return Poll::Pending,
+        })
+    }
+}
+
+impl<T> fmt::Debug for Task<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Task").field("output", &type_name::<T>()).field("finished", &self.is_finished()).finish()
+    }
+}
+
+/// A task gave no result. More kinds may be added.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum TaskError {
+    /// It panicked.
+    Panicked(Panic),
+    /// It was dropped before it ended: by [`Task::abort`], when the grace period of its scope was over, or with its runtime.
+    Aborted,
+    /// It was never started, because this scope, such as `app/request`, is closed or being closed.
+    Closed(String),
+    /// It was never started, because this scope knows of no tokio runtime.
+    NoRuntime(String),
+}
+
+impl fmt::Display for TaskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Panicked(panic) => write!(f, "the task {panic}"),
+            Self::Aborted => f.write_str("the task was aborted"),
+            Self::Closed(scope) => write!(f, "the task was not started: the scope `{scope}` is closed"),
+            Self::NoRuntime(scope) => {
+                write!(f, "the task was not started: the scope `{scope}` has no tokio runtime to start it on")
+            }
+        }
+    }
+}
+
+impl Error for TaskError {}
+
+/// What the running code is to the closing of scopes: a task of one, or a tear-down. Either would await itself if it awaited the
+/// closing of its own scope, or of one around it.
+#[derive(Clone)]
+pub(crate) struct Member {
+    // None between two polls of a task.
+    pub(super) scope: Option<Scope>,
+    pub(super) role: Role,
+}
+
+#[derive(Clone)]
+pub(super) enum Role {
+    /// The closing waits for the token.
+    Task(Option<TaskTrackerToken>),
+    TearDown,
+}
+
+impl Member {
+    /// Sees to it that the running code can await the closing of `scope`: a task is not waited for any longer. A tear-down has to
+    /// be: false.
+    pub(super) fn step_aside(scope: &Scope) -> bool {
+        let (awaits_itself, token) = ambient::change(|member: &mut Option<Self>| match member {
+            Some(Self { scope: Some(own), role }) if own.is_within(scope) => match role {
+                Role::Task(token) => (false, token.take()),
+                Role::TearDown => (true, None),
+            },
+            _ => (false, None),
+        });
+        // It wakes whoever waited for it.
+        drop(token);
+        !awaits_itself
+    }
+}
+
+pin_project! {
+    /// The future of a task, in its scope. `None` if it was aborted.
+    struct InTask<F> {
+        // None: it has ended.
+        #[pin]
+        future: Option<F>,
+        #[pin]
+        abort: WaitForCancellationFutureOwned,
+        owned: Arc<Owned>,
+        // After the future, and so dropped after it: then the scope may be torn down.
+        member: Option<Member>,
+    }
+
+    impl<F> PinnedDrop for InTask<F> {
+        fn drop(this: Pin<&mut Self>) {
+            let mut this = this.project();
+            let mut scope = this.owned.scope();
+            let _entered = enter(&mut scope);
+            this.future.set(None);
+        }
+    }
+}
+
+impl<F: Future> Future for InTask<F> {
+    type Output = Option<F::Output>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        // One that awaited the closing has stepped aside, and hears what came of it.
+        let waited_for = matches!(this.member, Some(Member { role: Role::Task(Some(_)), .. }));
+        let aborted = waited_for && this.abort.poll(cx).is_ready();
+        let kept = this.member.as_mut().and_then(|member| member.scope.take());
+        let mut scope = kept.or_else(|| this.owned.scope());
+        if scope.is_none() && !aborted {
+            // The last handle is being dropped, on another thread, and the scope is about to live on for its closing.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        if let Some(member) = this.member {
+            member.scope.clone_from(&scope);
+        }
+        let output = {
+            let _entered = enter(&mut scope);
+            let _member = ambient::enter(this.member);
+            let output = match this.future.as_mut().as_pin_mut() {
+                Some(future) if !aborted => future.poll(cx).map(Some),
+                _ => Poll::Ready(None),
+            };
+            if output.is_ready() {
+                this.future.set(None);
+            }
+            output
+        };
+        if let Some(Member { scope, role: Role::Task(Some(_)) }) = this.member {
+            *scope = None;
+        }
+        output
+    }
+}
