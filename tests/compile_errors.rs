@@ -256,7 +256,7 @@ mod tests {
                     "leave out `.http()`",
                 ],
             ),
-            ("fault_of_another_type", &["is not a setting of type `Fault` for a request of type `String`"]),
+            ("fault_of_another_type", &["Fault` for a request of type `String`"]),
             (
                 "rate_of_another_type",
                 &["give `.rate_by(..)` a closure that names its argument's type: `|req: &String| ..`"],
