@@ -234,6 +234,9 @@ impl Opening {
 async fn set_up_all(scope: &Scope, owned: &Owned, stages: Vec<Vec<Disposable>>) -> Vec<FaultKind> {
     let mut told = pin!(owned.told.cancelled());
     for stage in stages {
+        if owned.told.is_cancelled() {
+            return vec![FaultKind::Closed];
+        }
         let mut pending: Vec<_> = stage
             .into_iter()
             .map(|Disposable { type_name, set_up }| {
