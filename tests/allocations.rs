@@ -20,6 +20,7 @@ use tower::{Layer, Service, ServiceBuilder, layer::layer_fn, service_fn, util::B
 use ziggurat::{
     Error, EventBus, Scope,
     answer::AnswerLayer,
+    batch::BatchLayer,
     body::{CopyBody, ReplayBody},
     cache::CacheLayer,
     chaos::{ChaosLayer, Fault},
@@ -290,6 +291,35 @@ fn a_retry_that_drains_responses_is_no_larger() {
 fn a_hit_of_a_cache() {
     let layer = CacheLayer::new(10, SECOND, |number: &u64| Some(*number));
     assert_eq!(allocations(layer, 0, || 7_u64), 0);
+}
+
+/// How often the calls of a full batch allocate in all, when others came before it.
+fn allocations_of_a_batch(size: usize) -> u64 {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    // Its answers lie where the requests lay.
+    let inner = service_fn(|numbers: Vec<u64>| {
+        ready(Ok::<_, Error<Infallible>>(numbers.into_iter().map(Ok::<_, Error<Infallible>>).collect::<Vec<_>>()))
+    });
+    let service = BatchLayer::new(size, SECOND).layer(inner);
+    let mut calls = Vec::with_capacity(size);
+    let mut run = || {
+        let mut context = Context::from_waker(Waker::noop());
+        calls.extend((0..size as u64).map(|number| service.clone().call(number)));
+        assert!(calls.iter_mut().all(|call| Pin::new(call).poll(&mut context).is_pending()));
+        runtime.block_on(tokio::task::yield_now());
+        assert!(calls.drain(..).all(|mut call| Pin::new(&mut call).poll(&mut context).is_ready()));
+    };
+    let _runtime = runtime.enter();
+    (0..3).for_each(|_| run());
+    allocation_counter::measure(run).count_total
+}
+
+/// Shows: P7
+#[test]
+fn a_call_in_a_batch_allocates_once_and_the_batch_a_dozen_times() {
+    assert!(allocations_of_a_batch(1) <= 12);
+    // The list of a batch grows by doubling.
+    assert_eq!(allocations_of_a_batch(128) - allocations_of_a_batch(64), 64 + 1);
 }
 
 /// One for the event, whoever hears it and waits for it; none where nobody listens, and none for those who receive it.

@@ -87,7 +87,7 @@ impl<T> Queue<T> {
         self.lag == Lag::Block && self.is_open() && self.is_full()
     }
 
-    pub(super) fn is_open(&self) -> bool {
+    fn is_open(&self) -> bool {
         self.state == State::Open
     }
 

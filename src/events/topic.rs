@@ -76,10 +76,10 @@ impl<E> Topic<E> {
     ///
     /// The event: somebody who is to be waited for has no room, and nobody was given it.
     fn give(&self, event: Arc<E>, wait: bool) -> Result<usize, Arc<E>> {
-        let (mut heard, mut is_awaited, mut is_refused) = (0, false, false);
+        let (mut heard, mut is_awaited) = (0, false);
         // Allocates only if somebody lags.
         let mut missed = Vec::new();
-        let mut seats = self.lock();
+        let seats = self.lock();
         if wait && seats.iter().any(|seat| seat.line().queue.blocks()) {
             return Err(event);
         }
@@ -92,16 +92,11 @@ impl<E> Topic<E> {
                     is_awaited |= waiting.is_some();
                     missed.extend(instead_of);
                 }
-                Pushed::Refused(event) => {
-                    is_refused = true;
-                    missed.push(event);
-                }
+                // It stays for as long as its subscription does, and takes no more.
+                Pushed::Refused(event) => missed.push(event),
             }
         }
         let told = is_awaited.then(|| Arc::clone(&seats));
-        if is_refused {
-            Arc::make_mut(&mut *seats).retain(|seat| seat.line().queue.is_open());
-        }
         drop(seats);
         told.iter().flat_map(|seats| seats.iter()).for_each(|seat| seat.wake());
         drop(missed);

@@ -55,12 +55,12 @@ fn observed() -> (EventBus, Arc<Mutex<Vec<String>>>) {
     let told = Arc::clone(&reports);
     let bus = EventBus::new().named("orders").observer(move |site: &Site, event: &Event<'_>| {
         let report = match event {
-            Event::HandlerFailed { of, error } => format!("{of} failed: {error}"),
-            Event::HandlerLagged { of, lagged } => format!("{of} lagged: {lagged}"),
+            Event::HandlerFailed { of, error } => format!("{} failed: {error}", of.rsplit("::").next().unwrap()),
+            Event::HandlerLagged { of, lagged } => format!("{} lagged: {lagged}", of.rsplit("::").next().unwrap()),
             other => format!("{other:?}"),
         };
         let (layer, name) = (site.layer(), site.name().unwrap());
-        told.lock().unwrap().push(format!("{layer} {name}: {}", report.replace("suite::events::", "")));
+        told.lock().unwrap().push(format!("{layer} {name}: {report}"));
     });
     (bus, reports)
 }

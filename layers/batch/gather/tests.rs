@@ -6,22 +6,25 @@ use crate::clock;
 const SECOND: Duration = Duration::from_secs(1);
 
 fn joined(gather: &mut Gather<u8, &'static str, ()>, key: u8, item: &'static str) -> Joined<u8, ()> {
-    gather.join(key, item, clock::now, || ())
+    joined_at(clock::now(), gather, key, item)
+}
+
+fn joined_at(now: Instant, gather: &mut Gather<u8, &'static str, ()>, key: u8, item: &'static str) -> Joined<u8, ()> {
+    gather.join(key, item, || now, || ())
 }
 
 fn taken(gather: &mut Gather<u8, &'static str, ()>, batch: u64) -> Vec<&'static str> {
     gather.take(batch).into_iter().flat_map(Batch::into_items).collect()
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_batch_is_due_when_it_is_full_or_its_first_has_waited_long_enough() {
+#[test]
+fn a_batch_is_due_when_it_is_full_or_its_first_has_waited_long_enough() {
     let mut gather = Gather::new(2, SECOND);
     let start = clock::now();
-    let first = joined(&mut gather, 1, "a");
+    let first = joined_at(start, &mut gather, 1, "a");
     assert!(first.known.is_none() && !first.is_full);
     assert_eq!(gather.due(first.place.batch), Due::At(start + SECOND));
-    tokio::time::advance(SECOND / 2).await;
-    let other = joined(&mut gather, 2, "x");
+    let other = joined_at(start + SECOND / 2, &mut gather, 2, "x");
     assert_eq!(gather.due(other.place.batch), Due::At(start + SECOND * 3 / 2));
     let second = joined(&mut gather, 1, "b");
     assert!(second.known == Some(1) && second.is_full);
@@ -34,8 +37,8 @@ async fn a_batch_is_due_when_it_is_full_or_its_first_has_waited_long_enough() {
     assert_eq!((gather.len(), gather.open.len()), (1, 1));
 }
 
-#[tokio::test(start_paused = true)]
-async fn no_delay_is_now_and_one_without_an_end_waits_until_it_is_full() {
+#[test]
+fn no_delay_is_now_and_one_without_an_end_waits_until_it_is_full() {
     let mut gather = Gather::new(2, Duration::ZERO);
     let place = joined(&mut gather, 1, "a").place;
     assert_eq!(gather.due(place.batch), Due::Now);
