@@ -131,6 +131,13 @@ pub struct Waits {
     last: Duration,
 }
 
+impl Waits {
+    /// Goes on by another rule, from the same number.
+    pub(crate) fn follow(&mut self, backoff: Backoff) {
+        self.backoff = backoff;
+    }
+}
+
 impl Iterator for Waits {
     type Item = Duration;
 

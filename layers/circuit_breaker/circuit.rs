@@ -9,11 +9,12 @@ use std::{fmt, sync::Arc};
 use tokio::sync::broadcast;
 
 use super::{
-    Cancelled,
+    Cancelled, at_least_one,
     machine::{Machine, Outcome, Policy, Refused, Ticket},
+    part_of_one,
     state::{State, Transition},
 };
-use crate::{Class, Event, Site, clock, deadline};
+use crate::{Backoff, Class, Event, Site, clock, deadline};
 
 /// So many transitions are kept for a subscriber that is slow to take them.
 const BACKLOG: usize = 64;
@@ -76,6 +77,34 @@ impl Circuit {
     #[must_use]
     pub fn subscribe(&self) -> Transitions {
         Transitions { receiver: self.shared.transitions.subscribe() }
+    }
+
+    /// Changes the part of the calls that have to fail to open the circuit, and keeps the window that it is taken of.
+    ///
+    /// It is looked at when the next call fails. If it opened for failures in a row alone, a window begins now.
+    ///
+    /// # Panics
+    ///
+    /// If `rate` is not above 0 and at most 1.
+    #[track_caller]
+    pub fn set_failure_rate(&self, rate: f64) {
+        self.shared.machine.set_failure_rate(part_of_one("rate", rate), clock::now());
+    }
+
+    /// Changes how many calls the window has to hold before a rate opens the circuit.
+    ///
+    /// # Panics
+    ///
+    /// If `calls` is 0.
+    #[track_caller]
+    pub fn set_min_calls(&self, calls: u32) {
+        self.shared.machine.set_min_calls(at_least_one("calls", calls));
+    }
+
+    /// Changes how long the circuit will stay open, from the next time that it opens on. A [`Backoff`] goes on from where it is: it
+    /// begins anew when the circuit has been closed.
+    pub fn set_open_for(&self, open_for: impl Into<Backoff>) {
+        self.shared.machine.set_open_for(open_for.into());
     }
 
     pub(super) fn site(&self) -> &Site {

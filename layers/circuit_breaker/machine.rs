@@ -8,14 +8,20 @@
 #[cfg(all(test, ziggurat_loom))]
 use loom::sync::{
     Mutex, MutexGuard,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicU32, AtomicU64, Ordering},
 };
 #[cfg(not(all(test, ziggurat_loom)))]
 use std::sync::{
     Mutex, MutexGuard,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicU32, AtomicU64, Ordering},
 };
-use std::{cell::OnceCell, collections::VecDeque, num::NonZeroU64, sync::PoisonError, time::Duration};
+use std::{
+    cell::OnceCell,
+    collections::VecDeque,
+    num::NonZeroU64,
+    sync::{OnceLock, PoisonError},
+    time::Duration,
+};
 
 use super::{
     state::{State, Transition, Word},
@@ -81,7 +87,10 @@ pub(super) struct Refused {
 pub(super) struct Machine {
     policy: Policy,
     word: AtomicU64,
-    failures: Option<Box<Rate>>,
+    /// Fewer calls have no rate.
+    min_calls: AtomicU32,
+    // Empty: nobody has asked for a rate of failures yet.
+    failures: OnceLock<Box<Rate>>,
     slow: Option<Box<Rate>>,
     episode: Mutex<Episode>,
 }
@@ -89,18 +98,19 @@ pub(super) struct Machine {
 /// A rate that opens a circuit.
 #[derive(Debug)]
 struct Rate {
-    least: f64,
-    min_calls: u32,
+    /// The bits of a number.
+    least: AtomicU64,
     window: Window,
 }
 
 /// What is known of a circuit that is not simply closed. All turns of the state happen under its lock.
 #[derive(Debug)]
 struct Episode {
+    open_for: Backoff,
     /// How long it will be open the next times, until it is closed.
     waits: Waits,
     /// How long it is open this time; as long a probe may keep its place.
-    open_for: Duration,
+    open_time: Duration,
     /// When it may half-open; `None` if it stays open.
     until: Option<Instant>,
     probes: Vec<Probe>,
@@ -121,15 +131,16 @@ struct Probe {
 impl Machine {
     /// A closed circuit. `now` is any moment before the first call.
     pub(super) fn new(policy: Policy, now: Instant) -> Self {
-        let Policy { extent, min_calls, .. } = policy;
-        let rate = |least| Box::new(Rate { least, min_calls, window: Window::new(extent, now) });
+        let rate = |least| Box::new(Rate::new(least, policy.extent, now));
         Self {
             word: AtomicU64::new(Word::default().0),
-            failures: policy.failure_rate.map(rate),
+            min_calls: AtomicU32::new(policy.extent.at_most(policy.min_calls)),
+            failures: policy.failure_rate.map(rate).map(OnceLock::from).unwrap_or_default(),
             slow: policy.slow.map(|(_, least)| rate(least)),
             episode: Mutex::new(Episode {
+                open_for: policy.open_for,
                 waits: policy.open_for.waits(),
-                open_for: Duration::ZERO,
+                open_time: Duration::ZERO,
                 until: None,
                 probes: Vec::new(),
                 next: NonZeroU64::MIN,
@@ -164,7 +175,7 @@ impl Machine {
             State::Closed => Ok(()),
             State::Open => match left(episode.until) {
                 Some(Duration::ZERO) => Ok(()),
-                left => Err(Refused { retry_after: left.unwrap_or_else(|| self.first_open_time()) }),
+                left => Err(Refused { retry_after: left.unwrap_or_else(|| episode.first_open_time()) }),
             },
             State::HalfOpen => {
                 let held = || {
@@ -173,7 +184,7 @@ impl Machine {
                 if held().count() < self.policy.probes {
                     return Ok(());
                 }
-                Err(Refused { retry_after: held().flatten().min().unwrap_or_else(|| self.first_open_time()) })
+                Err(Refused { retry_after: held().flatten().min().unwrap_or_else(|| episode.first_open_time()) })
             }
         }
     }
@@ -213,8 +224,8 @@ impl Machine {
             if word.failures() > 0 {
                 self.count_in_a_row(ticket.generation, false);
             }
-            if let Some(rate) = &self.failures {
-                rate.count(ticket.generation, clock, false);
+            if let Some(rate) = self.failures.get() {
+                rate.window.record(ticket.generation, clock, false);
             }
             return false;
         }
@@ -251,9 +262,11 @@ impl Machine {
 
     /// Counts a call that ended while the circuit was closed, and says whether that opens it.
     fn count(&self, generation: u64, failed: bool, slow: bool, now: impl Fn() -> Instant) -> bool {
-        let over = |rate: &Option<Box<Rate>>, bad| rate.as_ref().is_some_and(|rate| rate.count(generation, &now, bad));
+        let min_calls = self.min_calls.load(Ordering::Relaxed);
+        let over =
+            |rate: Option<&Box<Rate>>, bad| rate.is_some_and(|rate| rate.count(generation, &now, bad, min_calls));
         // Each of them counts the call, whatever the others find.
-        self.count_in_a_row(generation, failed) | over(&self.failures, failed) | over(&self.slow, slow)
+        self.count_in_a_row(generation, failed) | over(self.failures.get(), failed) | over(self.slow.as_ref(), slow)
     }
 
     fn count_in_a_row(&self, generation: u64, failed: bool) -> bool {
@@ -331,19 +344,31 @@ impl Machine {
         self.episode().news.pop_front()
     }
 
-    #[cold]
-    fn first_open_time(&self) -> Duration {
-        next_of(&mut self.policy.open_for.waits())
+    /// Opens at this rate of failures from now on. If there was none, its window begins now.
+    pub(super) fn set_failure_rate(&self, least: f64, now: Instant) {
+        let rate = self.failures.get_or_init(|| Box::new(Rate::new(least, self.policy.extent, now)));
+        rate.least.store(least.to_bits(), Ordering::Relaxed);
+    }
+
+    pub(super) fn set_min_calls(&self, calls: u32) {
+        self.min_calls.store(self.policy.extent.at_most(calls), Ordering::Relaxed);
+    }
+
+    /// From the next time that it opens on. How often it opened before it was last closed counts on.
+    pub(super) fn set_open_for(&self, open_for: Backoff) {
+        let mut episode = self.episode();
+        episode.open_for = open_for;
+        episode.waits.follow(open_for);
     }
 
     fn turn_open(&self, episode: &mut Episode, now: Instant) {
-        episode.open_for = next_of(&mut episode.waits);
-        episode.until = now.checked_add(episode.open_for);
+        episode.open_time = next_of(&mut episode.waits);
+        episode.until = now.checked_add(episode.open_time);
         self.turn(episode, State::Open);
     }
 
     fn turn_closed(&self, episode: &mut Episode) {
-        episode.waits = self.policy.open_for.waits();
+        episode.waits = episode.open_for.waits();
         self.turn(episode, State::Closed);
     }
 
@@ -374,24 +399,33 @@ fn next_of(waits: &mut Waits) -> Duration {
 }
 
 impl Rate {
+    fn new(least: f64, extent: Extent, now: Instant) -> Self {
+        Self { least: AtomicU64::new(least.to_bits()), window: Window::new(extent, now) }
+    }
+
     /// Counts a call, and says whether it is one too many.
-    fn count(&self, generation: u64, now: impl Fn() -> Instant, bad: bool) -> bool {
+    fn count(&self, generation: u64, now: impl Fn() -> Instant, bad: bool, min_calls: u32) -> bool {
         let slot = self.window.record(generation, now, bad);
         if !bad {
             return false; // it can only lower the rate
         }
         let held = self.window.tally(slot);
-        held.calls >= self.min_calls && held.reaches(self.least)
+        held.calls >= min_calls && held.reaches(f64::from_bits(self.least.load(Ordering::Relaxed)))
     }
 }
 
 impl Episode {
+    #[cold]
+    fn first_open_time(&self) -> Duration {
+        next_of(&mut self.open_for.waits())
+    }
+
     /// Takes a place for a probe, which is free or overdue.
     fn probe(&mut self, now: Instant) -> NonZeroU64 {
         self.probes.retain(|probe| probe.until.is_none_or(|until| now < until));
         let number = self.next;
         self.next = self.next.saturating_add(1);
-        self.probes.push(Probe { number, until: now.checked_add(self.open_for) });
+        self.probes.push(Probe { number, until: now.checked_add(self.open_time) });
         number
     }
 }

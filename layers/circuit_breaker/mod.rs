@@ -333,10 +333,7 @@ impl<C, U> CircuitBreakerLayer<C, U> {
     #[must_use]
     pub fn handle(&self) -> Circuit {
         let made = self.circuit.get_or_init(|| {
-            let Settings { mut policy, cancelled, site } = self.settings.clone();
-            if let Extent::Calls(calls) = policy.extent {
-                policy.min_calls = policy.min_calls.min(calls);
-            }
+            let Settings { policy, cancelled, site } = self.settings.clone();
             Circuit::new(policy, cancelled, site)
         });
         made.clone()

@@ -47,6 +47,16 @@ pub(super) enum Extent {
     Calls(u32),
 }
 
+impl Extent {
+    /// So many calls, or as many as it ever holds.
+    pub(super) fn at_most(self, calls: u32) -> u32 {
+        match self {
+            Self::Time(_) => calls,
+            Self::Calls(all) => calls.min(all),
+        }
+    }
+}
+
 /// Counts of the calls that ended within an [`Extent`], shared by all threads without a lock.
 ///
 /// More than 2^20 calls in one bucket halve what it holds, which keeps its rate (to one call in half a million) and

@@ -51,6 +51,7 @@ struct Shared {
     state: AtomicU64,
     /// Written under the lock of `queue`, together with `state`.
     limit: AtomicUsize,
+    max_waiting: AtomicUsize,
     queue: Mutex<Queue>,
     /// Touched only by those who are turned away, none of whom waits for another one.
     pace: Mutex<Pace>,
@@ -113,6 +114,7 @@ impl Gate {
         let shared = Shared {
             state: AtomicU64::new(state.pack()),
             limit: AtomicUsize::new(limit),
+            max_waiting: AtomicUsize::new(usize::MAX),
             queue: Mutex::new(Queue::default()),
             pace: Mutex::new(Pace::default()),
             latest_pace: AtomicU64::new(nanos(UNKNOWN / limit as u32)),
@@ -140,6 +142,17 @@ impl Gate {
         let queue = self.lock();
         let before = self.shared.limit.swap(limit, Ordering::AcqRel);
         self.settle(queue, limit as i32 - before as i32, 0);
+    }
+
+    /// How many may wait for a permit.
+    #[must_use]
+    pub fn max_waiting(&self) -> usize {
+        self.shared.max_waiting.load(Ordering::Relaxed)
+    }
+
+    /// Changes how many may wait for a permit, for all who share this gate. Nobody who waits already is sent away.
+    pub fn set_max_waiting(&self, max_waiting: usize) {
+        self.shared.max_waiting.store(max_waiting, Ordering::Relaxed);
     }
 
     /// How many hold a permit, among them those who were just admitted from the queue and have not noticed yet.

@@ -98,7 +98,6 @@ pub struct ConcurrencyLimitLayer<U = ResponseEnd> {
 #[derive(Debug, Clone)]
 struct Settings {
     gate: Gate,
-    max_waiting: usize,
     max_wait: Option<Duration>,
     site: Site,
 }
@@ -114,7 +113,7 @@ impl ConcurrencyLimitLayer {
     #[track_caller]
     pub fn new(limit: usize) -> Self {
         let gate = Gate::new(limit);
-        let settings = Settings { gate, max_waiting: usize::MAX, max_wait: None, site: site!("concurrency_limit") };
+        let settings = Settings { gate, max_wait: None, site: site!("concurrency_limit") };
         Self { settings, until: PhantomData }
     }
 
@@ -130,8 +129,10 @@ impl ConcurrencyLimitLayer {
 
 impl<U> ConcurrencyLimitLayer<U> {
     /// At most this many calls wait for a permit; the next one is rejected at once. Zero sheds every call that finds no permit.
-    pub fn max_waiting(mut self, max_waiting: usize) -> Self {
-        self.settings.max_waiting = max_waiting;
+    ///
+    /// Like the limit it belongs to the gate that all clones of this layer share.
+    pub fn max_waiting(self, max_waiting: usize) -> Self {
+        self.settings.gate.set_max_waiting(max_waiting);
         self
     }
 
@@ -145,7 +146,7 @@ impl<U> ConcurrencyLimitLayer<U> {
 
     site_setters!(settings.site);
 
-    /// A handle to the live state, to look at and to change the limit.
+    /// A handle to the live state, to look at, and to change the limits.
     #[must_use]
     pub fn handle(&self) -> Gate {
         self.settings.gate.clone()
@@ -155,7 +156,7 @@ impl<U> ConcurrencyLimitLayer<U> {
 impl Settings {
     /// How many may wait; where no time is given to wait, nobody.
     fn places(&self) -> usize {
-        if self.max_wait == Some(Duration::ZERO) { 0 } else { self.max_waiting }
+        if self.max_wait == Some(Duration::ZERO) { 0 } else { self.gate.max_waiting() }
     }
 
     fn reject(&self) -> Rejection {

@@ -25,16 +25,22 @@ const SLOTS: u64 = WINDOW + 1;
 #[derive(Debug)]
 #[must_use]
 pub struct Budget {
-    ratio: f64,
-    min_per_second: u32,
     /// Requests since the last time that somebody asked for a retry.
     requests: AtomicU64,
     ledger: Mutex<Ledger>,
 }
 
+/// How much is granted.
+#[derive(Debug, Clone, Copy)]
+struct Share {
+    ratio: f64,
+    min_per_second: u32,
+}
+
 /// What happened in the last ten seconds.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Ledger {
+    share: Share,
     /// When the first retry was asked for: slots are counted from there.
     origin: Option<Instant>,
     /// The number of the newest slot. A slot stands at its number modulo `SLOTS`.
@@ -57,13 +63,21 @@ impl Budget {
     #[track_caller]
     pub fn new(ratio: f64) -> Self {
         assert!((0.0..=1.0).contains(&ratio), "ratio must be a number from 0 to 1, not {ratio}");
-        Self { ratio, min_per_second: 10, requests: AtomicU64::new(0), ledger: Mutex::default() }
+        let share = Share { ratio, min_per_second: 10 };
+        let ledger = Ledger { share, origin: None, newest: 0, slots: Default::default() };
+        Self { requests: AtomicU64::new(0), ledger: Mutex::new(ledger) }
     }
 
     /// So many retries for each second are always granted; zero leaves the share alone.
-    pub fn min_per_second(mut self, retries: u32) -> Self {
-        self.min_per_second = retries;
+    pub fn min_per_second(self, retries: u32) -> Self {
+        self.ledger().share.min_per_second = retries;
         self
+    }
+
+    /// Grants as `other` would from now on, and forgets nothing that happened.
+    pub(super) fn follow(&self, other: &Self) {
+        let share = other.ledger().share;
+        self.ledger().share = share;
     }
 
     /// A request has come.
@@ -82,9 +96,9 @@ impl Budget {
         }
         ledger.advance(now);
         let (requests, retries) = ledger.totals();
-        let share = (requests as f64 * self.ratio) as u64;
-        let minimum = u64::from(self.min_per_second) * WINDOW;
-        if retries >= share.max(minimum) {
+        let Share { ratio, min_per_second } = ledger.share;
+        let minimum = u64::from(min_per_second) * WINDOW;
+        if retries >= minimum.max((requests as f64 * ratio) as u64) {
             return None;
         }
         ledger.newest_slot().retries += 1;

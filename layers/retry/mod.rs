@@ -71,11 +71,13 @@ pub use crate::{Cloned, CopyIf, CopyRequest, Idempotent};
 
 mod budget;
 mod discard;
+mod handle;
 mod wait;
 
 pub use budget::Budget;
 use budget::Withdrawal;
 pub use discard::{Discard, Drained, Dropped};
+pub use handle::Retries;
 pub use wait::Wait;
 
 /// A service that asks for more than this is not asked again by the same call.
@@ -89,12 +91,11 @@ const LONGEST_LINGER: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 #[must_use]
 pub struct RetryLayer<C = FailOnError, P = Cloned, B = Backoff, D = Dropped> {
-    max_attempts: u32,
+    retries: Retries,
     classify: C,
     copy: P,
     backoff: B,
     discard: D,
-    budget: Option<Arc<Budget>>,
     site: Site,
 }
 
@@ -121,12 +122,11 @@ impl RetryLayer<HttpStatus, Idempotent, Backoff, Drained> {
 impl<C, P, D> RetryLayer<C, P, Backoff, D> {
     fn with(classify: C, copy: P, discard: D) -> Self {
         Self {
-            max_attempts: 3,
+            retries: Retries::new(3),
             classify,
             copy,
             backoff: Backoff::exponential(Duration::from_millis(100)).max(Duration::from_secs(1)).jitter(Jitter::Full),
             discard,
-            budget: Some(Arc::default()),
             site: site!("retry"),
         }
     }
@@ -140,8 +140,7 @@ impl<C, P, B, D> RetryLayer<C, P, B, D> {
     /// If `attempts` is zero.
     #[track_caller]
     pub fn max_attempts(mut self, attempts: u32) -> Self {
-        assert!(attempts > 0, "attempts must be at least 1: the first attempt counts");
-        self.max_attempts = attempts;
+        self.retries = self.retries.but_max_attempts(attempts);
         self
     }
 
@@ -150,35 +149,43 @@ impl<C, P, B, D> RetryLayer<C, P, B, D> {
     ///
     /// If the service says how long to leave it alone, the longer of both counts.
     pub fn backoff<B2>(self, backoff: B2) -> RetryLayer<C, P, B2, D> {
-        let Self { max_attempts, classify, copy, backoff: _, discard, budget, site } = self;
-        RetryLayer { max_attempts, classify, copy, backoff, discard, budget, site }
+        let Self { retries, classify, copy, backoff: _, discard, site } = self;
+        RetryLayer { retries: retries.but_no_backoff(), classify, copy, backoff, discard, site }
     }
 
     /// Which outcomes are retried: those that this says are transient failures.
     pub fn classify<C2>(self, classify: C2) -> RetryLayer<C2, P, B, D> {
-        let Self { max_attempts, classify: _, copy, backoff, discard, budget, site } = self;
-        RetryLayer { max_attempts, classify, copy, backoff, discard, budget, site }
+        let Self { retries, classify: _, copy, backoff, discard, site } = self;
+        RetryLayer { retries, classify, copy, backoff, discard, site }
     }
 
     /// How a request is copied, and which are sent once: [`Cloned`], [`Idempotent`], [`CopyIf`], or a closure `|req: &Req| -> Option<Req>`.
     pub fn copy<P2>(self, copy: P2) -> RetryLayer<C, P2, B, D> {
-        let Self { max_attempts, classify, copy: _, backoff, discard, budget, site } = self;
-        RetryLayer { max_attempts, classify, copy, backoff, discard, budget, site }
+        let Self { retries, classify, copy: _, backoff, discard, site } = self;
+        RetryLayer { retries, classify, copy, backoff, discard, site }
     }
 
     /// What becomes of the response of an attempt that failed, when there is another one: [`Dropped`] or [`Drained`].
     pub fn discard<D2>(self, discard: D2) -> RetryLayer<C, P, B, D2> {
-        let Self { max_attempts, classify, copy, backoff, discard: _, budget, site } = self;
-        RetryLayer { max_attempts, classify, copy, backoff, discard, budget, site }
+        let Self { retries, classify, copy, backoff, discard: _, site } = self;
+        RetryLayer { retries, classify, copy, backoff, discard, site }
     }
 
     /// How many retries all calls together may make; `None` for any number. [`Budget::default`] if it is not set.
     pub fn budget(mut self, budget: impl Into<Option<Budget>>) -> Self {
-        self.budget = budget.into().map(Arc::new);
+        self.retries = self.retries.but_budget(budget.into());
         self
     }
 
     site_setters!();
+
+    /// A handle to change the numbers while the services of this layer work.
+    ///
+    /// Take it last: a setting that is changed later begins a new one.
+    #[must_use]
+    pub fn handle(&self) -> Retries {
+        self.retries.clone()
+    }
 }
 
 impl<S, C, P, B, D> Layer<S> for RetryLayer<C, P, B, D>
@@ -195,12 +202,11 @@ where
 impl<C, P, B, D> fmt::Debug for RetryLayer<C, P, B, D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RetryLayer")
-            .field("max_attempts", &self.max_attempts)
+            .field("retries", &self.retries)
             .field("classify", &type_name::<C>())
             .field("copy", &type_name::<P>())
             .field("backoff", &type_name::<B>())
             .field("discard", &type_name::<D>())
-            .field("budget", &self.budget)
             .field("site", &self.site)
             .finish()
     }
@@ -239,7 +245,7 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        if let Some(budget) = &self.layer.budget {
+        if let Some(budget) = self.layer.retries.budget() {
             budget.deposit();
         }
         ResponseFuture {
@@ -322,7 +328,7 @@ where
                         if let Some(granted) = this.granted.take() {
                             granted.spend();
                         }
-                        if this.attempt.0 < this.layer.max_attempts {
+                        if this.attempt.0 < this.layer.retries.max_attempts() {
                             *this.request = this.layer.copy.copy(&request);
                         }
                         let response = this.service.call(request);
@@ -416,7 +422,7 @@ impl<C, P, B, D> RetryLayer<C, P, B, D> {
         P: CopyRequest<Req>,
         B: Wait<R, E>,
     {
-        if failed.attempt >= self.max_attempts {
+        if failed.attempt >= self.retries.max_attempts() {
             return Err("attempts");
         }
         let copy = copy.ok_or("copy")?;
@@ -425,11 +431,15 @@ impl<C, P, B, D> RetryLayer<C, P, B, D> {
         if retry_after > left.unwrap_or(LONGEST_RETRY_AFTER).min(LONGEST_RETRY_AFTER) {
             return Err("retry_after");
         }
-        let wait = self.backoff.wait(failed.attempt, failed.last_wait, outcome).max(retry_after);
+        let wait = match self.retries.backoff() {
+            Some(backoff) => backoff.wait(failed.attempt, failed.last_wait, outcome),
+            None => self.backoff.wait(failed.attempt, failed.last_wait, outcome),
+        };
+        let wait = wait.max(retry_after);
         if left.is_some_and(|left| wait >= left) {
             return Err("deadline");
         }
-        let withdrawal = match &self.budget {
+        let withdrawal = match self.retries.budget() {
             Some(budget) => Some(budget.withdraw(clock::now()).ok_or("budget")?),
             None => None,
         };

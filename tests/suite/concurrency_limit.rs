@@ -442,6 +442,24 @@ async fn a_higher_limit_wakes_those_who_wait_and_a_lower_one_lets_nobody_in_unti
     assert_eq!(counts(&gate), (1, 0));
 }
 
+/// Shows: L3
+#[tokio::test]
+async fn the_queue_can_be_made_shorter_and_longer_and_nobody_in_it_is_sent_away() {
+    let layer = ConcurrencyLimitLayer::new(1).max_waiting(2);
+    let gate = layer.handle();
+    let mut service = layer.layer(until_rung());
+    let mut calls: Vec<_> = (0..3).map(|_| start(&mut service, Bell::default())).collect();
+    assert!(calls.iter_mut().all(|call| call.poll().is_pending()));
+
+    gate.set_max_waiting(1);
+    assert_eq!((gate.max_waiting(), counts(&gate)), (1, (1, 2)));
+    assert!(start(&mut service, Bell::default()).poll().is_ready());
+    gate.set_max_waiting(3);
+    let mut fourth = start(&mut service, Bell::default());
+    assert!(fourth.poll().is_pending());
+    assert_eq!(counts(&gate), (1, 3));
+}
+
 /// The fault of tower's limit, whose clones keep a permit or a place in the queue from `poll_ready` on.
 ///
 /// Shows: L4

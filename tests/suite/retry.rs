@@ -11,7 +11,7 @@ use std::{
 
 use http::{Request, Response, StatusCode};
 use tokio::time::{Instant, sleep};
-use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
     Backoff, Class, Error, Event, Jitter, Site,
     retry::{Budget, RetryLayer},
@@ -601,4 +601,66 @@ async fn a_service_whose_readiness_failed_is_not_asked_again() {
     let outcome = ServiceBuilder::new().layer(RetryLayer::new()).service(service).oneshot(()).await;
     assert!(matches!(outcome, Err(Error::Service(()))));
     assert!(clones.load(Ordering::SeqCst) >= 3);
+}
+
+/// Shows: R1, R2
+#[tokio::test(start_paused = true)]
+async fn attempts_and_waits_can_be_changed_while_a_call_is_under_way() {
+    let layer = RetryLayer::new().max_attempts(9).backoff(SECOND);
+    let retries = layer.handle();
+    let calls = Arc::default();
+    let service = ServiceBuilder::new().layer(layer).service(counting(&calls, move |number| {
+        match number {
+            1 => retries.set_backoff(10 * SECOND),
+            3 => retries.set_max_attempts(3),
+            _ => {}
+        }
+        failing(number)
+    }));
+    let start = Instant::now();
+    assert_eq!(own(service.clone().oneshot("").await), "failure 3");
+    assert_eq!(start.elapsed(), 20 * SECOND);
+    assert_eq!(own(service.oneshot("").await), "failure 6");
+}
+
+/// Shows: R7
+#[tokio::test(start_paused = true)]
+async fn another_budget_counts_what_was_spent_before_it() {
+    let layer = RetryLayer::new().max_attempts(2).backoff(Duration::ZERO).budget(Budget::new(0.0).min_per_second(1));
+    let retries = layer.handle();
+    let calls = Arc::default();
+    let service = ServiceBuilder::new().layer(layer).service(counting(&calls, failing));
+    let sent = async |requests: u32| {
+        let before = calls.load(Ordering::SeqCst);
+        for _ in 0..requests {
+            assert!(service.clone().oneshot("").await.is_err());
+        }
+        calls.load(Ordering::SeqCst) - before - requests
+    };
+    assert_eq!(sent(20).await, 10);
+    retries.set_budget(Budget::new(0.0).min_per_second(2));
+    assert_eq!(sent(20).await, 10, "twenty in all");
+    retries.set_budget(Budget::new(0.0).min_per_second(1));
+    assert_eq!(sent(20).await, 0);
+
+    let unbounded = RetryLayer::new().max_attempts(2).backoff(Duration::ZERO).budget(None);
+    unbounded.handle().set_budget(Budget::new(0.0).min_per_second(0));
+    let calls = Arc::default();
+    assert!(unbounded.layer(counting(&calls, failing)).oneshot("").await.is_err());
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+}
+
+/// Two values share nothing, and what one is set up with later does not reach its clones.
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_is_set_up_further_leaves_its_clones_alone() {
+    let layer = RetryLayer::new().max_attempts(2);
+    let other = layer.clone().max_attempts(5);
+    assert_eq!((layer.handle().max_attempts(), other.handle().max_attempts()), (2, 5));
+    layer.handle().set_max_attempts(7);
+    assert_eq!((layer.clone().handle().max_attempts(), other.handle().max_attempts()), (7, 5));
+    let zero = std::panic::catch_unwind(|| RetryLayer::new().handle().set_max_attempts(0));
+    assert_eq!(
+        zero.unwrap_err().downcast_ref::<&str>(),
+        Some(&"attempts must be at least 1: the first attempt counts")
+    );
 }

@@ -313,6 +313,52 @@ fn closing_forgets_what_was_counted() {
     assert_eq!(news(&machine), []);
 }
 
+#[test]
+fn another_rate_is_taken_of_what_was_counted_before_it() {
+    let now = Instant::now();
+    let machine = Machine::new(Policy { failure_rate: Some(0.9), min_calls: 20, ..policy() }, now);
+    for _ in 0..10 {
+        call(&machine, now, Outcome::Success);
+        call(&machine, now, Outcome::Failure);
+    }
+    machine.set_failure_rate(0.5, now);
+    assert!(!call(&machine, now, Outcome::Success), "a rate is judged when a call fails");
+    assert!(call(&machine, now, Outcome::Failure), "11 of 22");
+
+    let machine = Machine::new(Policy { failure_rate: Some(0.5), min_calls: 20, ..policy() }, now);
+    assert!((0..5).all(|_| !call(&machine, now, Outcome::Failure)));
+    machine.set_min_calls(6);
+    assert!(call(&machine, now, Outcome::Failure), "6 of 6");
+}
+
+#[test]
+fn a_circuit_that_knew_no_rate_counts_from_when_it_is_given_one() {
+    let now = Instant::now();
+    let machine = Machine::new(Policy { extent: Extent::Calls(10), ..consecutive(100) }, now);
+    assert!((0..50).all(|_| !call(&machine, now, Outcome::Failure)));
+    machine.set_failure_rate(1.0, now);
+    assert!((0..9).all(|_| !call(&machine, now, Outcome::Failure)));
+    assert!(call(&machine, now, Outcome::Failure), "10 of 10, which is as many as there ever are");
+}
+
+#[test]
+fn another_open_time_holds_from_the_next_opening_on_and_goes_on_doubling() {
+    let start = Instant::now();
+    let machine = opened(policy(), start);
+    machine.set_open_for(Backoff::exponential(SECOND).jitter(Jitter::None));
+    let refused = |seconds: u32| Err(Refused { retry_after: seconds * SECOND });
+    assert_eq!(machine.check(at(start)), refused(5), "it is still open, and for as long");
+
+    let half_open = start + 5 * SECOND;
+    assert!(call(&machine, half_open, Outcome::Failure));
+    assert_eq!(machine.check(at(half_open)), refused(2), "the second time in a row");
+    let half_open = half_open + 2 * SECOND;
+    call(&machine, half_open, Outcome::Success);
+    assert_eq!(machine.state(), State::Closed);
+    call(&machine, half_open, Outcome::Failure);
+    assert_eq!(machine.check(at(half_open)), refused(1));
+}
+
 /// Shows: B5
 #[test]
 fn failures_of_eight_threads_are_all_counted() {

@@ -11,6 +11,8 @@ enum Happened {
     Ended(usize, Outcome),
     ForcedOpen,
     Closed,
+    /// The circuit was given another rate, and another minimum of calls.
+    Rated(f64, usize),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +54,7 @@ struct Admitted {
 type Answer = Result<(), Option<u64>>;
 
 /// The state after all these events, and the answer if the last one is a question.
-fn replay(rules: Rules, events: &[(u64, Happened)]) -> (State, Option<Answer>) {
+fn replay(mut rules: Rules, events: &[(u64, Happened)]) -> (State, Option<Answer>) {
     let mut phases = vec![Phase::Closed];
     let mut counted: Vec<Counted> = Vec::new();
     let mut admitted: Vec<Admitted> = Vec::new();
@@ -62,6 +64,10 @@ fn replay(rules: Rules, events: &[(u64, Happened)]) -> (State, Option<Answer>) {
         let opened = || Some(Phase::Open { until: Some(now + open_time(rules, openings(&phases) + 1)) });
         answer = None;
         let next = match happened {
+            Happened::Rated(rate, min_calls) => {
+                (rules.rate, rules.min_calls) = (Some(rate), min_calls);
+                None
+            }
             Happened::Closed => Some(Phase::Closed),
             Happened::ForcedOpen => Some(Phase::Open { until: None }),
             Happened::Asked => {
@@ -142,7 +148,8 @@ fn opens(rules: Rules, counted: &[Counted]) -> bool {
         counted.iter().enumerate().filter(recent).map(|(_, call)| call)
     };
     let rate = |bad: fn(&Counted) -> bool| held().filter(|call| bad(call)).count() as f64 / held().count() as f64;
-    let enough = held().count() >= rules.min_calls;
+    let most = if rules.by_calls { rules.window as usize } else { usize::MAX };
+    let enough = held().count() >= rules.min_calls.min(most);
 
     rules.consecutive.is_some_and(|limit| in_a_row >= limit as usize)
         || rules.rate.is_some_and(|limit| last.failed && enough && rate(|call| call.failed) >= limit)
@@ -182,6 +189,8 @@ enum Step {
     End(prop::sample::Index, Outcome),
     ForceOpen,
     Close,
+    /// For a circuit that has a rate already: its window has always been there.
+    Rate(f64, usize),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -192,6 +201,7 @@ fn step() -> impl Strategy<Value = Step> {
         400 => (any::<prop::sample::Index>(), outcome).prop_map(|(which, outcome)| Step::End(which, outcome)),
         4 => Just(Step::ForceOpen),
         16 => Just(Step::Close),
+        16 => (0.1..=1.0, 1..10_usize).prop_map(|(rate, min_calls)| Step::Rate(rate, min_calls)),
     ]
 }
 
@@ -249,6 +259,12 @@ proptest! {
                     events.push((now, Happened::Closed));
                     machine.close();
                 }
+                Step::Rate(rate, min_calls) if rules.rate.is_some() => {
+                    events.push((now, Happened::Rated(rate, min_calls)));
+                    machine.set_failure_rate(rate, start + millis(now));
+                    machine.set_min_calls(min_calls as u32);
+                }
+                Step::Rate(..) => {}
             }
             prop_assert_eq!(machine.state(), replay(rules, &events).0, "{:?}", events);
         }
