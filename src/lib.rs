@@ -26,6 +26,7 @@ mod limited;
 mod rejection;
 pub mod scope;
 mod setting;
+pub mod stack;
 pub mod stream;
 mod telemetry;
 #[cfg(feature = "test-util")]

@@ -87,6 +87,7 @@ mod opening;
 mod run;
 mod state;
 mod task;
+mod watch;
 
 pub use error::{Fault, FaultKind, Panic, ScopeError};
 use life::{Life, Owned};

@@ -3,7 +3,10 @@
 use std::{
     any::{Any, TypeId, type_name},
     fmt,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 /// Values by their type. Few in number, so a list is the fastest map. No lock is held while anything of a user's runs: a value
@@ -11,6 +14,8 @@ use std::{
 #[derive(Default)]
 pub(super) struct State {
     values: RwLock<Vec<Value>>,
+    /// How often the values have changed since somebody first watched them.
+    version: OnceLock<Arc<AtomicU64>>,
 }
 
 struct Value {
@@ -76,7 +81,18 @@ impl State {
     }
 
     fn write<R>(&self, f: impl FnOnce(&mut Vec<Value>) -> R) -> R {
-        f(&mut self.values.write().unwrap_or_else(PoisonError::into_inner))
+        let mut values = self.values.write().unwrap_or_else(PoisonError::into_inner);
+        let written = f(&mut values);
+        // Under the lock: who sees the new version waits for the values that belong to it.
+        if let Some(version) = self.version.get() {
+            version.fetch_add(1, Ordering::Release);
+        }
+        written
+    }
+
+    /// A number that changes with the values. Ask for it before the values that it is to be the version of.
+    pub(super) fn version(&self) -> Arc<AtomicU64> {
+        Arc::clone(self.version.get_or_init(Arc::default))
     }
 }
 

@@ -30,5 +30,6 @@ mod scope_disposables;
 mod scope_programs;
 mod scope_tasks;
 mod service_laws;
+mod stack;
 mod stream;
 mod timeout;

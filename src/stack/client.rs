@@ -1,0 +1,268 @@
+//! The recommended stack of a client.
+
+use std::fmt;
+
+use tower_layer::{Identity, Layer};
+
+use super::{
+    ClientSettings,
+    live::{LiveDuration, Look, Tuned, watching},
+};
+use crate::{
+    Backoff, HttpStatus, Idempotent, Scope,
+    body::{BodyEnd, ResponseEnd},
+    circuit_breaker::{Circuit, CircuitBreakerLayer},
+    concurrency_limit::{ConcurrencyLimitLayer, Gate},
+    retry::{Drained, Retries, RetryLayer},
+    timeout::TimeoutLayer,
+};
+
+/// What a client needs around one service that it calls: `Timeout (total) > Retry > CircuitBreaker > ConcurrencyLimit > Timeout (attempt)`.
+///
+/// The numbers and their sources are in [`ClientSettings`]. Clones of a value, and all services that it makes, share one circuit, one
+/// limit and one budget; two values share nothing. So there is one value for each service that is called, and its name is what the events
+/// of all parts carry.
+///
+/// ```
+/// use std::time::Duration;
+/// use ziggurat::{stack::{ClientSettings, ClientStack}, timeout::TimeoutLayer};
+///
+/// let stack = ClientStack::http("billing")
+///     .settings(ClientSettings::default().timeout(Duration::from_secs(5)).max_in_flight(100));
+/// let circuit = stack.circuit(); // state(), force_open(), subscribe()
+///
+/// // Any layer in the place of a part, or none.
+/// let by_size = |req: &http::Request<String>| Duration::from_millis(100 + req.body().len() as u64);
+/// let stack = stack.with_attempt_timeout(TimeoutLayer::new(by_size)).without_retry();
+/// ```
+///
+/// A part that was put in has the numbers that it was made with: settings do not reach it.
+#[derive(Clone)]
+#[must_use]
+pub struct ClientStack<
+    T = TimeoutLayer<LiveDuration>,
+    R = RetryLayer,
+    B = CircuitBreakerLayer,
+    L = ConcurrencyLimitLayer,
+    A = TimeoutLayer<LiveDuration>,
+> {
+    timeout: T,
+    retry: R,
+    circuit_breaker: B,
+    concurrency_limit: L,
+    attempt_timeout: A,
+    numbers: Numbers,
+    look: Option<Look>,
+}
+
+/// The handles by which settings reach the parts.
+#[derive(Clone)]
+struct Numbers {
+    timeout: LiveDuration,
+    retries: Retries,
+    circuit: Circuit,
+    gate: Gate,
+    attempt_timeout: LiveDuration,
+}
+
+impl Numbers {
+    fn apply(&self, settings: &ClientSettings) {
+        self.timeout.set(settings.timeout);
+        self.retries.set_max_attempts(settings.max_attempts);
+        self.retries.set_backoff(settings.waits());
+        self.retries.set_budget(settings.budget());
+        self.circuit.set_failure_rate(settings.failure_rate);
+        self.circuit.set_min_calls(settings.min_calls);
+        self.circuit.set_open_for(settings.open_times());
+        self.gate.set_limit(settings.max_in_flight);
+        self.gate.set_max_waiting(settings.max_waiting);
+        self.attempt_timeout.set(settings.attempt_timeout);
+    }
+}
+
+impl ClientStack {
+    /// For any request that is `Clone`: every error of the service is retried, and counts against it.
+    pub fn new(name: &'static str) -> Self {
+        Self::of(name, RetryLayer::new(), CircuitBreakerLayer::failure_rate(0.5))
+    }
+}
+
+/// The parts of a stack that judges outcomes by `C`, and copies requests by `P`.
+type Parts<C, P, D, U = ResponseEnd> = ClientStack<
+    TimeoutLayer<LiveDuration>,
+    RetryLayer<C, P, Backoff, D>,
+    CircuitBreakerLayer<C, U>,
+    ConcurrencyLimitLayer<U>,
+    TimeoutLayer<LiveDuration>,
+>;
+
+impl Parts<HttpStatus, Idempotent, Drained> {
+    /// For HTTP: requests that may be repeated are retried after the statuses that pass, as [`RetryLayer::http`] does it.
+    pub fn http(name: &'static str) -> Self {
+        Self::of(name, RetryLayer::http(), CircuitBreakerLayer::http())
+    }
+}
+
+impl<C, P, D> Parts<C, P, D> {
+    fn of(name: &'static str, retry: RetryLayer<C, P, Backoff, D>, breaker: CircuitBreakerLayer<C>) -> Self {
+        let settings = ClientSettings::default();
+        let (timeout, attempt_timeout) =
+            (LiveDuration::new(settings.timeout), LiveDuration::new(settings.attempt_timeout));
+        let (retry, circuit_breaker) = (retry.named(name), breaker.named(name));
+        let concurrency_limit = ConcurrencyLimitLayer::new(settings.max_in_flight).named(name);
+        let numbers = Numbers {
+            timeout: timeout.clone(),
+            retries: retry.handle(),
+            circuit: circuit_breaker.handle(),
+            gate: concurrency_limit.handle(),
+            attempt_timeout: attempt_timeout.clone(),
+        };
+        numbers.apply(&settings);
+        Self {
+            timeout: TimeoutLayer::new(timeout).named(name),
+            retry,
+            circuit_breaker,
+            concurrency_limit,
+            attempt_timeout: TimeoutLayer::new(attempt_timeout).named(name),
+            numbers,
+            look: None,
+        }
+    }
+
+    /// Judges by another classifier: what is retried if it is transient, and what counts against the service.
+    pub fn classify<C2: Clone>(self, classify: C2) -> Parts<C2, P, D> {
+        let Self { timeout, retry, circuit_breaker, concurrency_limit, attempt_timeout, numbers, look } = self;
+        let (retry, circuit_breaker) = (retry.classify(classify.clone()), circuit_breaker.classify(classify));
+        ClientStack { timeout, retry, circuit_breaker, concurrency_limit, attempt_timeout, numbers, look }
+    }
+
+    /// For HTTP: an attempt is in flight until the response's body ends, and the circuit judges it then: see
+    /// [`ConcurrencyLimitLayer::until_body_end`] and [`CircuitBreakerLayer::until_body_end`].
+    pub fn until_body_end(self) -> Parts<C, P, D, BodyEnd> {
+        let Self { timeout, retry, circuit_breaker, concurrency_limit, attempt_timeout, numbers, look } = self;
+        let (circuit_breaker, concurrency_limit) =
+            (circuit_breaker.until_body_end(), concurrency_limit.until_body_end());
+        ClientStack { timeout, retry, circuit_breaker, concurrency_limit, attempt_timeout, numbers, look }
+    }
+}
+
+impl<T, R, B, L, A> ClientStack<T, R, B, L, A> {
+    /// Other numbers.
+    pub fn settings(self, settings: ClientSettings) -> Self {
+        self.numbers.apply(&settings);
+        self
+    }
+
+    /// The [`ClientSettings`] that `scope` holds, or the nearest of its parents, now and whenever they have changed since
+    /// ([`Scope::update`]): from the next call on, and for clones of this value too. Nothing that was counted is lost.
+    ///
+    /// Where there are none, the numbers stay as they are. It does not keep the scope alive, and when that is gone nothing changes any
+    /// more. For two stacks with settings of their own, give each a child scope.
+    pub fn settings_from(mut self, scope: &Scope) -> Self {
+        let numbers = self.numbers.clone();
+        self.look = Some(watching(scope, move |settings| numbers.apply(settings)));
+        self
+    }
+
+    /// Another layer in the place of the total's timeout.
+    pub fn with_timeout<T2>(self, timeout: T2) -> ClientStack<T2, R, B, L, A> {
+        let Self { timeout: _, retry, circuit_breaker, concurrency_limit, attempt_timeout, numbers, look } = self;
+        ClientStack { timeout, retry, circuit_breaker, concurrency_limit, attempt_timeout, numbers, look }
+    }
+
+    /// Without a limit for the whole call.
+    pub fn without_timeout(self) -> ClientStack<Identity, R, B, L, A> {
+        self.with_timeout(Identity::new())
+    }
+
+    /// Another layer in the place of the retry.
+    pub fn with_retry<R2>(self, retry: R2) -> ClientStack<T, R2, B, L, A> {
+        let Self { timeout, retry: _, circuit_breaker, concurrency_limit, attempt_timeout, numbers, look } = self;
+        ClientStack { timeout, retry, circuit_breaker, concurrency_limit, attempt_timeout, numbers, look }
+    }
+
+    /// Without a retry.
+    pub fn without_retry(self) -> ClientStack<T, Identity, B, L, A> {
+        self.with_retry(Identity::new())
+    }
+
+    /// Another layer in the place of the circuit breaker.
+    pub fn with_circuit_breaker<B2>(self, circuit_breaker: B2) -> ClientStack<T, R, B2, L, A> {
+        let Self { timeout, retry, circuit_breaker: _, concurrency_limit, attempt_timeout, numbers, look } = self;
+        ClientStack { timeout, retry, circuit_breaker, concurrency_limit, attempt_timeout, numbers, look }
+    }
+
+    /// Without a circuit breaker.
+    pub fn without_circuit_breaker(self) -> ClientStack<T, R, Identity, L, A> {
+        self.with_circuit_breaker(Identity::new())
+    }
+
+    /// Another layer in the place of the concurrency limit.
+    pub fn with_concurrency_limit<L2>(self, concurrency_limit: L2) -> ClientStack<T, R, B, L2, A> {
+        let Self { timeout, retry, circuit_breaker, concurrency_limit: _, attempt_timeout, numbers, look } = self;
+        ClientStack { timeout, retry, circuit_breaker, concurrency_limit, attempt_timeout, numbers, look }
+    }
+
+    /// Without a concurrency limit.
+    pub fn without_concurrency_limit(self) -> ClientStack<T, R, B, Identity, A> {
+        self.with_concurrency_limit(Identity::new())
+    }
+
+    /// Another layer in the place of the attempt's timeout.
+    pub fn with_attempt_timeout<A2>(self, attempt_timeout: A2) -> ClientStack<T, R, B, L, A2> {
+        let Self { timeout, retry, circuit_breaker, concurrency_limit, attempt_timeout: _, numbers, look } = self;
+        ClientStack { timeout, retry, circuit_breaker, concurrency_limit, attempt_timeout, numbers, look }
+    }
+
+    /// Without a limit for each attempt.
+    pub fn without_attempt_timeout(self) -> ClientStack<T, R, B, L, Identity> {
+        self.with_attempt_timeout(Identity::new())
+    }
+}
+
+impl<T, R, C, U, L, A> ClientStack<T, R, CircuitBreakerLayer<C, U>, L, A> {
+    /// The circuit that all services of this stack share.
+    #[must_use]
+    pub fn circuit(&self) -> Circuit {
+        self.circuit_breaker.handle()
+    }
+}
+
+impl<T, R, B, U, A> ClientStack<T, R, B, ConcurrencyLimitLayer<U>, A> {
+    /// The limit's live state.
+    #[must_use]
+    pub fn gate(&self) -> Gate {
+        self.concurrency_limit.handle()
+    }
+}
+
+impl<S, T, R, B, L, A> Layer<S> for ClientStack<T, R, B, L, A>
+where
+    A: Layer<S>,
+    L: Layer<A::Service>,
+    B: Layer<L::Service>,
+    R: Layer<B::Service>,
+    T: Layer<R::Service>,
+{
+    type Service = Tuned<T::Service>;
+
+    fn layer(&self, service: S) -> Self::Service {
+        let service = self.concurrency_limit.layer(self.attempt_timeout.layer(service));
+        let service = self.retry.layer(self.circuit_breaker.layer(service));
+        Tuned::new(self.timeout.layer(service), self.look.clone())
+    }
+}
+
+impl<T: fmt::Debug, R: fmt::Debug, B: fmt::Debug, L: fmt::Debug, A: fmt::Debug> fmt::Debug
+    for ClientStack<T, R, B, L, A>
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientStack")
+            .field("timeout", &self.timeout)
+            .field("retry", &self.retry)
+            .field("circuit_breaker", &self.circuit_breaker)
+            .field("concurrency_limit", &self.concurrency_limit)
+            .field("attempt_timeout", &self.attempt_timeout)
+            .finish_non_exhaustive()
+    }
+}

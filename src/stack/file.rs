@@ -1,0 +1,225 @@
+//! Settings from outside of the program: a file, an environment variable. What is wrong with them is said by the name of the field.
+
+use std::{error::Error, fmt, marker::PhantomData, num::TryFromIntError, time::Duration};
+
+use serde_core::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use super::{ClientSettings, ServerSettings};
+
+/// A setting that cannot be right, and which.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    field: String,
+    problem: String,
+}
+
+impl ConfigError {
+    /// The name of the setting.
+    #[must_use]
+    pub fn field(&self) -> &str {
+        &self.field
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` {}", self.field, self.problem)
+    }
+}
+
+impl Error for ConfigError {}
+
+/// Settings whose fields can be set by name.
+pub(super) trait Fields: Default {
+    const NAMES: &[&str];
+
+    /// The error says what is wrong, and not with which field.
+    fn set(&mut self, field: &str, value: Value) -> Result<(), String>;
+}
+
+fn set<T: Fields>(settings: &mut T, field: String, value: Value) -> Result<(), ConfigError> {
+    settings.set(&field, value).map_err(|problem| ConfigError { field, problem })
+}
+
+macro_rules! from_outside {
+    ($settings:ty) => {
+        impl $settings {
+            /// Sets the field of this name to what the text says, as a file would: for environment variables and command lines.
+            ///
+            /// # Errors
+            ///
+            /// If there is no such field, or the text is not what it can be set to: a duration such as `250ms`, or a number.
+            pub fn set(mut self, field: &str, text: &str) -> Result<Self, ConfigError> {
+                set(&mut self, field.to_owned(), Value::Text(text.to_owned()))?;
+                Ok(self)
+            }
+        }
+
+        /// From a map of the fields, by their names; those that it leaves out have their defaults.
+        ///
+        /// Durations are text such as `"250ms"` or `"1m 30s"`. The format has to say what its values are, as TOML, JSON and YAML do.
+        #[cfg_attr(docsrs, doc(cfg(feature = "serde")))]
+        impl<'de> Deserialize<'de> for $settings {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_map(Map(PhantomData))
+            }
+        }
+    };
+}
+
+from_outside!(ClientSettings);
+from_outside!(ServerSettings);
+
+/// Reads settings field by field, so that whatever is wrong is said with the field's name.
+struct Map<T>(PhantomData<T>);
+
+impl<'de, T: Fields> Visitor<'de> for Map<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a map of settings, which are {}", T::NAMES.join(", "))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<T, A::Error> {
+        let mut settings = T::default();
+        while let Some((field, value)) = map.next_entry::<String, Value>()? {
+            set(&mut settings, field, value).map_err(A::Error::custom)?;
+        }
+        Ok(settings)
+    }
+}
+
+/// What stands in a file for a setting.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Value {
+    Text(String),
+    Whole(i128),
+    Fraction(f64),
+    /// Something that no setting is.
+    Other(&'static str),
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => write!(f, "{text:?}"),
+            Self::Whole(number) => write!(f, "{number}"),
+            Self::Fraction(number) => write!(f, "{number}"),
+            Self::Other(kind) => f.write_str(kind),
+        }
+    }
+}
+
+impl Value {
+    pub(super) fn read<T: Read>(&self) -> Result<T, String> {
+        T::read(self).ok_or_else(|| format!("must be {}, not {self}", T::WHAT))
+    }
+
+    /// A whole number, also one that is written as text.
+    fn whole<T: TryFrom<i128, Error = TryFromIntError>>(&self) -> Option<T> {
+        let number = match self {
+            Self::Whole(number) => *number,
+            Self::Text(text) => text.trim().parse().ok()?,
+            _ => return None,
+        };
+        number.try_into().ok()
+    }
+}
+
+/// What a setting can be.
+pub(super) trait Read: Sized {
+    const WHAT: &str;
+
+    fn read(value: &Value) -> Option<Self>;
+}
+
+impl Read for Duration {
+    const WHAT: &str = "a duration with its unit, such as \"250ms\" or \"1m 30s\"";
+
+    fn read(value: &Value) -> Option<Self> {
+        let Value::Text(text) = value else { return None };
+        humantime::parse_duration(text.trim()).ok()
+    }
+}
+
+impl Read for u32 {
+    const WHAT: &str = "a whole number from 0 to 4294967295";
+
+    fn read(value: &Value) -> Option<Self> {
+        value.whole()
+    }
+}
+
+impl Read for usize {
+    const WHAT: &str = "a whole number from 0 up";
+
+    fn read(value: &Value) -> Option<Self> {
+        value.whole()
+    }
+}
+
+impl Read for f64 {
+    const WHAT: &str = "a number";
+
+    fn read(value: &Value) -> Option<Self> {
+        match value {
+            Value::Fraction(number) => Some(*number),
+            Value::Whole(number) => Some(*number as f64),
+            Value::Text(text) => text.trim().parse().ok(),
+            Value::Other(_) => None,
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Value {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+
+        impl<'de> Visitor<'de> for Any {
+            type Value = Value;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a setting")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Value, E> {
+                Ok(Value::Text(text.to_owned()))
+            }
+
+            fn visit_i64<E>(self, number: i64) -> Result<Value, E> {
+                Ok(Value::Whole(number.into()))
+            }
+
+            fn visit_u64<E>(self, number: u64) -> Result<Value, E> {
+                Ok(Value::Whole(number.into()))
+            }
+
+            fn visit_f64<E>(self, number: f64) -> Result<Value, E> {
+                Ok(Value::Fraction(number))
+            }
+
+            fn visit_bool<E>(self, yes: bool) -> Result<Value, E> {
+                Ok(Value::Other(if yes { "true" } else { "false" }))
+            }
+
+            fn visit_unit<E>(self) -> Result<Value, E> {
+                Ok(Value::Other("nothing"))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
+                while list.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Value::Other("a list"))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Value::Other("a table"))
+            }
+        }
+
+        deserializer.deserialize_any(Any)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,114 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn client(file: &str) -> Result<ClientSettings, String> {
+    toml::from_str(file).map_err(|error| error.to_string())
+}
+
+/// Shows: G4
+#[test]
+fn every_field_can_be_set_by_its_name_and_those_left_out_have_their_defaults() {
+    assert_eq!(client(""), Ok(ClientSettings::default()));
+    let all = r#"
+        timeout = "1m 30s"
+        attempt_timeout = "250ms"
+        max_attempts = 5
+        backoff = "10ms"
+        max_backoff = "2s"
+        retry_ratio = 0.1
+        min_retries_per_second = 0
+        failure_rate = 1
+        min_calls = 10
+        open_for = "1s"
+        max_open_for = "1m"
+        max_in_flight = 7
+        max_waiting = 0
+    "#;
+    let (millis, seconds) = (Duration::from_millis, Duration::from_secs);
+    let expected = ClientSettings::default()
+        .timeout(seconds(90))
+        .attempt_timeout(millis(250))
+        .max_attempts(5)
+        .backoff(millis(10))
+        .max_backoff(seconds(2))
+        .retry_ratio(0.1)
+        .min_retries_per_second(0)
+        .failure_rate(1.0)
+        .min_calls(10)
+        .open_for(seconds(1))
+        .max_open_for(seconds(60))
+        .max_in_flight(7)
+        .max_waiting(0);
+    assert_eq!(client(all), Ok(expected));
+    let named = all.lines().filter_map(|line| Some(line.trim().split_once(" =")?.0));
+    assert_eq!(named.collect::<Vec<_>>(), ClientSettings::NAMES);
+
+    let server: ServerSettings = toml::from_str("timeout = \"5s\"\nmax_waiting = 3").unwrap();
+    assert_eq!(server, ServerSettings::default().timeout(seconds(5)).max_waiting(3));
+}
+
+/// Shows: G4
+#[test]
+fn a_bad_value_names_its_field_and_says_what_to_write_instead() {
+    let duration = r#"must be a duration with its unit, such as "250ms" or "1m 30s", not"#;
+    let whole = "must be a whole number from 0 to 4294967295, not";
+    for (line, said) in [
+        ("timeout = 250", format!("`timeout` {duration} 250")),
+        ("timeout = \"250\"", format!("`timeout` {duration} \"250\"")),
+        ("timeout = \"soon\"", format!("`timeout` {duration} \"soon\"")),
+        ("timeout = \"-1s\"", format!("`timeout` {duration} \"-1s\"")),
+        ("timeout = \"\"", format!("`timeout` {duration} \"\"")),
+        ("timeout = \"999999999999999999999s\"", format!("`timeout` {duration} \"999999999999999999999s\"")),
+        ("timeout = false", format!("`timeout` {duration} false")),
+        ("timeout = [\"1s\"]", format!("`timeout` {duration} a list")),
+        ("timeout = { secs = 1 }", format!("`timeout` {duration} a table")),
+        ("attempt_timeout = \"0s\"", "`attempt_timeout` must be longer than zero, not 0ns".to_owned()),
+        ("max_attempts = 0", "`max_attempts` must be at least 1, not 0".to_owned()),
+        ("max_attempts = -1", format!("`max_attempts` {whole} -1")),
+        ("max_attempts = 3.0", format!("`max_attempts` {whole} 3")),
+        ("max_attempts = 4294967296", format!("`max_attempts` {whole} 4294967296")),
+        ("max_attempts = \"three\"", format!("`max_attempts` {whole} \"three\"")),
+        ("max_in_flight = 0", "`max_in_flight` must be at least 1, not 0".to_owned()),
+        ("max_waiting = -1", "`max_waiting` must be a whole number from 0 up, not -1".to_owned()),
+        ("failure_rate = 50", "`failure_rate` must be above 0 and at most 1, not 50.0".to_owned()),
+        ("failure_rate = 0", "`failure_rate` must be above 0 and at most 1, not 0.0".to_owned()),
+        ("failure_rate = nan", "`failure_rate` must be above 0 and at most 1, not NaN".to_owned()),
+        ("failure_rate = \"half\"", "`failure_rate` must be a number, not \"half\"".to_owned()),
+        ("retry_ratio = inf", "`retry_ratio` must be a number from 0 to 1, not inf".to_owned()),
+        ("timout = \"1s\"", "`timout` is not one of the settings, which are timeout, attempt_timeout, ".to_owned()),
+    ] {
+        let error = client(line).unwrap_err();
+        assert!(error.contains(&said), "{line}: {error}");
+    }
+}
+
+#[test]
+fn text_from_elsewhere_is_read_as_a_file_would_be() {
+    let settings = ClientSettings::default().set("max_attempts", " 2 ").unwrap().set("timeout", "3s").unwrap();
+    assert_eq!(settings, ClientSettings::default().max_attempts(2).timeout(Duration::from_secs(3)));
+    assert_eq!(ServerSettings::default().set("max_in_flight", "8"), Ok(ServerSettings::default().max_in_flight(8)));
+
+    let error = ServerSettings::default().set("max_attempts", "2").unwrap_err();
+    assert_eq!(error.field(), "max_attempts");
+    assert_eq!(
+        error.to_string(),
+        "`max_attempts` is not one of the settings, which are timeout, max_in_flight, max_waiting"
+    );
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_it_panic_and_an_error_names_the_field(field in 0..ClientSettings::NAMES.len(), text in ".{0,20}") {
+        let field = ClientSettings::NAMES[field];
+        if let Err(error) = ClientSettings::default().set(field, &text) {
+            prop_assert_eq!(error.field(), field);
+        }
+    }
+
+    #[test]
+    fn a_duration_is_read_as_it_was_written(millis in 1..10_u64.pow(12)) {
+        let settings = ClientSettings::default().set("backoff", &format!("{millis}ms")).unwrap();
+        prop_assert_eq!(settings, ClientSettings::default().backoff(Duration::from_millis(millis)));
+    }
+}

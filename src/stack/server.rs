@@ -1,0 +1,174 @@
+//! The recommended stack of a server.
+
+use std::fmt;
+
+use tower_layer::{Identity, Layer};
+
+use super::{
+    ServerSettings,
+    live::{LiveDuration, Look, Tuned, watching},
+};
+use crate::{
+    Scope,
+    body::BodyEnd,
+    concurrency_limit::{ConcurrencyLimitLayer, Gate},
+    context::ContextLayer,
+    identity::IdentityLayer,
+    timeout::TimeoutLayer,
+    wire::{AtMost, TimeoutHeader},
+};
+
+/// What an HTTP server needs around all that it serves: `Context > Identity > Answer > Timeout > ConcurrencyLimit`.
+///
+/// The numbers and their sources are in [`ServerSettings`]. A request is in flight to the end of its response's body. Nothing waits unless
+/// you say so: a server that is full says so at once, and when to come back.
+///
+/// ```
+/// use axum::{Router, routing::get};
+/// use ziggurat::{Scope, answer::AnswerLayer, stack::ServerStack};
+///
+/// let app = Scope::root("app");
+/// let router: Router = Router::new()
+///     .route("/", get(|| async { "hello" }))
+///     .layer(ServerStack::new(&app).with_answer(AnswerLayer::problem_json()));
+/// ```
+///
+/// Clones of a value, and all services that it makes, share one limit; two values share nothing. A part that was put in has the
+/// numbers that it was made with: settings do not reach it.
+#[derive(Clone)]
+#[must_use]
+pub struct ServerStack<
+    C = ContextLayer,
+    I = IdentityLayer,
+    W = Identity,
+    T = TimeoutLayer<AtMost<LiveDuration>>,
+    L = ConcurrencyLimitLayer<BodyEnd>,
+> {
+    context: C,
+    identity: I,
+    answer: W,
+    timeout: T,
+    concurrency_limit: L,
+    look: Look,
+}
+
+impl ServerStack {
+    /// Around every request that `app` serves: each gets a child of this scope.
+    ///
+    /// The numbers are the [`ServerSettings`] that `app` holds, or its nearest parent, now and whenever they have changed since
+    /// ([`Scope::update`]), from the next request on; where there are none, the defaults. What is in flight stays.
+    pub fn new(app: &Scope) -> Self {
+        let settings = ServerSettings::default();
+        let timeout = LiveDuration::new(settings.timeout);
+        let concurrency_limit = ConcurrencyLimitLayer::new(settings.max_in_flight)
+            .max_waiting(settings.max_waiting)
+            .named("server")
+            .until_body_end();
+        let (time, gate) = (timeout.clone(), concurrency_limit.handle());
+        let look = watching(app, move |settings: &ServerSettings| {
+            time.set(settings.timeout);
+            gate.set_limit(settings.max_in_flight);
+            gate.set_max_waiting(settings.max_waiting);
+        });
+        Self {
+            context: ContextLayer::new(app.clone()),
+            identity: IdentityLayer::new(),
+            answer: Identity::new(),
+            timeout: TimeoutLayer::new(TimeoutHeader::grpc().at_most(timeout)).named("server"),
+            concurrency_limit,
+            look,
+        }
+    }
+}
+
+impl<C, I, W, T, L> ServerStack<C, I, W, T, L> {
+    /// Another layer in the place of the context: one that puts [state](ContextLayer::state) into each request's scope, say.
+    pub fn with_context<C2>(self, context: C2) -> ServerStack<C2, I, W, T, L> {
+        let Self { context: _, identity, answer, timeout, concurrency_limit, look } = self;
+        ServerStack { context, identity, answer, timeout, concurrency_limit, look }
+    }
+
+    /// Without a scope for each request.
+    pub fn without_context(self) -> ServerStack<Identity, I, W, T, L> {
+        self.with_context(Identity::new())
+    }
+
+    /// Another layer in the place of the identity.
+    pub fn with_identity<I2>(self, identity: I2) -> ServerStack<C, I2, W, T, L> {
+        let Self { context, identity: _, answer, timeout, concurrency_limit, look } = self;
+        ServerStack { context, identity, answer, timeout, concurrency_limit, look }
+    }
+
+    /// Without ids and traces of requests.
+    pub fn without_identity(self) -> ServerStack<C, Identity, W, T, L> {
+        self.with_identity(Identity::new())
+    }
+
+    /// A layer just outside of the timeout and the limit, which sees what they answer: an
+    /// [`AnswerLayer`](crate::answer::AnswerLayer), say. For several, take a `tower::ServiceBuilder` with them. Without it a rejection
+    /// is answered with a status alone.
+    pub fn with_answer<W2>(self, answer: W2) -> ServerStack<C, I, W2, T, L> {
+        let Self { context, identity, answer: _, timeout, concurrency_limit, look } = self;
+        ServerStack { context, identity, answer, timeout, concurrency_limit, look }
+    }
+
+    /// Another layer in the place of the timeout.
+    pub fn with_timeout<T2>(self, timeout: T2) -> ServerStack<C, I, W, T2, L> {
+        let Self { context, identity, answer, timeout: _, concurrency_limit, look } = self;
+        ServerStack { context, identity, answer, timeout, concurrency_limit, look }
+    }
+
+    /// Without a limit for a request's time.
+    pub fn without_timeout(self) -> ServerStack<C, I, W, Identity, L> {
+        self.with_timeout(Identity::new())
+    }
+
+    /// Another layer in the place of the concurrency limit.
+    pub fn with_concurrency_limit<L2>(self, concurrency_limit: L2) -> ServerStack<C, I, W, T, L2> {
+        let Self { context, identity, answer, timeout, concurrency_limit: _, look } = self;
+        ServerStack { context, identity, answer, timeout, concurrency_limit, look }
+    }
+
+    /// Without a concurrency limit.
+    pub fn without_concurrency_limit(self) -> ServerStack<C, I, W, T, Identity> {
+        self.with_concurrency_limit(Identity::new())
+    }
+}
+
+impl<C, I, W, T, U> ServerStack<C, I, W, T, ConcurrencyLimitLayer<U>> {
+    /// The limit's live state.
+    #[must_use]
+    pub fn gate(&self) -> Gate {
+        self.concurrency_limit.handle()
+    }
+}
+
+impl<S, C, I, W, T, L> Layer<S> for ServerStack<C, I, W, T, L>
+where
+    L: Layer<S>,
+    T: Layer<L::Service>,
+    W: Layer<T::Service>,
+    I: Layer<W::Service>,
+    C: Layer<I::Service>,
+{
+    type Service = Tuned<C::Service>;
+
+    fn layer(&self, service: S) -> Self::Service {
+        let service = self.answer.layer(self.timeout.layer(self.concurrency_limit.layer(service)));
+        Tuned::new(self.context.layer(self.identity.layer(service)), Some(self.look.clone()))
+    }
+}
+
+impl<C: fmt::Debug, I: fmt::Debug, W: fmt::Debug, T: fmt::Debug, L: fmt::Debug> fmt::Debug
+    for ServerStack<C, I, W, T, L>
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerStack")
+            .field("context", &self.context)
+            .field("identity", &self.identity)
+            .field("answer", &self.answer)
+            .field("timeout", &self.timeout)
+            .field("concurrency_limit", &self.concurrency_limit)
+            .finish_non_exhaustive()
+    }
+}

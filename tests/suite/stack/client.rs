@@ -1,0 +1,289 @@
+//! The client's stack, on a paused clock: what it does with its defaults, and without each of its parts.
+
+use std::{
+    future::pending,
+    panic::catch_unwind,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use http::{Request, Response, StatusCode};
+use tokio::time::Instant;
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
+use ziggurat::{
+    Class, Error, Reason,
+    circuit_breaker::{CircuitBreakerLayer, State},
+    concurrency_limit::ConcurrencyLimitLayer,
+    retry::RetryLayer,
+    stack::{ClientSettings, ClientStack},
+    timeout::TimeoutLayer,
+};
+
+type Failed = Error<&'static str>;
+
+/// What the service does with a call.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Behaviour {
+    Answers,
+    Fails,
+    Hangs,
+}
+use Behaviour::{Answers, Fails, Hangs};
+
+fn service(
+    calls: &Arc<AtomicU32>,
+) -> impl Service<Behaviour, Response = (), Error = Failed, Future: Send> + Clone + Send + use<> {
+    let calls = Arc::clone(calls);
+    service_fn(move |behaviour| {
+        calls.fetch_add(1, Ordering::SeqCst);
+        async move {
+            match behaviour {
+                Answers => Ok(()),
+                Fails => Err(Error::Service("failed")),
+                Hangs => pending().await,
+            }
+        }
+    })
+}
+
+/// How often the service was called, how long it took in seconds, and the reason of the rejection.
+async fn one_call<S>(calls: &AtomicU32, stack: S, behaviour: Behaviour) -> (u32, u64, Option<&'static str>)
+where
+    S: Service<Behaviour, Response = (), Error = Failed>,
+{
+    let (start, before) = (Instant::now(), calls.load(Ordering::SeqCst));
+    let outcome = stack.oneshot(behaviour).await;
+    assert_eq!(outcome.is_ok(), behaviour == Answers);
+    let reason = ziggurat::rejection(&outcome).map(|rejection| rejection.reason().as_str());
+    (calls.load(Ordering::SeqCst) - before, start.elapsed().as_secs(), reason)
+}
+
+/// Lets the other tasks run.
+async fn until(reached: impl Fn() -> bool) {
+    for _ in 0..10_000 {
+        if reached() {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+    panic!("it never came to that");
+}
+
+/// Shows: G4
+#[tokio::test(start_paused = true)]
+async fn by_default_there_are_three_attempts_of_ten_seconds_in_thirty() {
+    let calls = Arc::default();
+    let stack = ClientStack::new("test").layer(service(&calls));
+    assert_eq!(one_call(&calls, stack.clone(), Answers).await, (1, 0, None));
+    assert_eq!(one_call(&calls, stack.clone(), Fails).await.0, 3);
+    let (attempts, seconds, reason) = one_call(&calls, stack, Hangs).await;
+    assert_eq!((attempts, seconds, reason), (3, 30, Some("timed_out")), "the pauses take from the last attempt");
+}
+
+/// Shows: G4
+#[tokio::test(start_paused = true)]
+async fn by_default_half_of_twenty_calls_open_the_circuit_for_five_seconds() {
+    let calls = Arc::default();
+    let layer = ClientStack::new("test").without_retry();
+    let circuit = layer.circuit();
+    let stack = layer.layer(service(&calls));
+    for _ in 0..10 {
+        assert_eq!(one_call(&calls, stack.clone(), Answers).await, (1, 0, None));
+    }
+    for _ in 0..10 {
+        assert_eq!(circuit.state(), State::Closed);
+        assert_eq!(one_call(&calls, stack.clone(), Fails).await, (1, 0, None));
+    }
+    assert_eq!(circuit.state(), State::Open);
+    assert_eq!(one_call(&calls, stack.clone(), Fails).await, (0, 0, Some("circuit_open")));
+    tokio::time::advance(Duration::from_secs(5)).await;
+    assert_eq!(one_call(&calls, stack, Answers).await, (1, 0, None));
+    assert_eq!(circuit.state(), State::Closed);
+}
+
+/// Shows: G4
+#[tokio::test(start_paused = true)]
+async fn by_default_twenty_five_are_in_flight_fifty_wait_and_the_next_is_rejected() {
+    let calls = Arc::default();
+    let layer = ClientStack::new("test").without_retry();
+    let (gate, circuit) = (layer.gate(), layer.circuit());
+    let stack = layer.layer(service(&calls));
+    let hanging: Vec<_> = (0..75).map(|_| tokio::spawn(stack.clone().oneshot(Hangs))).collect();
+    until(|| gate.waiting() == 50).await;
+    assert_eq!((gate.in_flight(), calls.load(Ordering::SeqCst)), (25, 25));
+    let outcome = stack.oneshot(Answers).await;
+    assert!(matches!(ziggurat::rejection(&outcome).unwrap().reason(), Reason::Overloaded { limit: 25 }));
+    hanging.iter().for_each(|call| call.abort());
+    for call in hanging {
+        assert!(call.await.unwrap_err().is_cancelled());
+    }
+    assert_eq!((gate.in_flight(), gate.waiting()), (0, 0));
+    assert_eq!(circuit.state(), State::Closed, "who was never sent says nothing about the service");
+}
+
+/// Each part away, and what is no longer done.
+///
+/// Shows: G4
+#[tokio::test(start_paused = true)]
+async fn every_part_can_be_left_out() {
+    let calls = Arc::default();
+    let stack = || ClientStack::new("test");
+    let service = || service(&calls);
+
+    let untimed = stack().without_timeout().layer(service());
+    let (attempts, seconds, reason) = one_call(&calls, untimed, Hangs).await;
+    assert_eq!((attempts, reason), (3, Some("timed_out")));
+    assert!(seconds >= 30, "three whole attempts, and the pauses: {seconds} s");
+
+    let once = stack().without_retry().layer(service());
+    assert_eq!(one_call(&calls, once, Hangs).await, (1, 10, Some("timed_out")));
+
+    let patient = stack().without_attempt_timeout().layer(service());
+    assert_eq!(one_call(&calls, patient, Hangs).await, (1, 30, Some("timed_out")));
+
+    let unbroken = stack().without_circuit_breaker().without_retry().layer(service());
+    for _ in 0..100 {
+        assert_eq!(one_call(&calls, unbroken.clone(), Fails).await, (1, 0, None));
+    }
+
+    let unlimited = stack().without_concurrency_limit().layer(service());
+    let before = calls.load(Ordering::SeqCst);
+    let hanging: Vec<_> = (0..1000).map(|_| tokio::spawn(unlimited.clone().oneshot(Hangs))).collect();
+    until(|| calls.load(Ordering::SeqCst) - before == 1000).await;
+    hanging.iter().for_each(|call| call.abort());
+
+    let nothing = stack()
+        .without_timeout()
+        .without_retry()
+        .without_circuit_breaker()
+        .without_concurrency_limit()
+        .without_attempt_timeout();
+    assert_eq!(one_call(&calls, nothing.layer(service()), Fails).await, (1, 0, None));
+}
+
+/// Shows: G4
+#[tokio::test(start_paused = true)]
+async fn every_part_can_be_replaced_and_settings_leave_it_alone() {
+    let calls = Arc::default();
+    let breaker = CircuitBreakerLayer::consecutive(100);
+    let circuit = breaker.handle();
+    let layer = ClientStack::new("test")
+        .with_timeout(TimeoutLayer::new(Duration::from_secs(100)))
+        .with_retry(RetryLayer::new().max_attempts(5).backoff(Duration::ZERO))
+        .with_circuit_breaker(breaker)
+        .with_concurrency_limit(ConcurrencyLimitLayer::new(3))
+        .with_attempt_timeout(TimeoutLayer::new(|_: &Behaviour| Some(Duration::from_secs(1))))
+        .settings(ClientSettings::default().timeout(Duration::from_secs(2)).max_attempts(1).max_in_flight(1));
+    assert_eq!(layer.gate().limit(), 3);
+    let stack = layer.layer(service(&calls));
+    assert_eq!(one_call(&calls, stack, Hangs).await, (5, 5, Some("timed_out")));
+    circuit.force_open();
+    assert_eq!(layer.circuit().state(), State::Open, "the handle is that of the part that was put in");
+}
+
+/// Shows: G4
+#[tokio::test(start_paused = true)]
+async fn over_http_a_503_is_retried_for_a_get_and_a_post_is_sent_once() {
+    let calls = Arc::new(AtomicU32::new(0));
+    let unavailable = service_fn(|request: Request<&'static str>| {
+        calls.fetch_add(1, Ordering::SeqCst);
+        assert_eq!(*request.body(), "body");
+        async {
+            Ok::<_, Failed>(Response::builder().status(StatusCode::SERVICE_UNAVAILABLE).body(String::new()).unwrap())
+        }
+    });
+    let stack = ClientStack::http("test").layer(unavailable);
+    for (method, attempts) in [("GET", 3), ("POST", 1)] {
+        let before = calls.load(Ordering::SeqCst);
+        let request = Request::builder().method(method).body("body").unwrap();
+        assert_eq!(stack.clone().oneshot(request).await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(calls.load(Ordering::SeqCst) - before, attempts, "{method}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_classifier_serves_the_retry_and_the_breaker() {
+    let calls = Arc::default();
+    let final_failure = |outcome: Result<&(), &Failed>| match outcome {
+        Ok(()) => Class::Success,
+        Err(_) => Class::Failure { transient: false, retry_after: None },
+    };
+    let layer = ClientStack::new("test").classify(final_failure).settings(ClientSettings::default().min_calls(1));
+    let circuit = layer.circuit();
+    assert_eq!(one_call(&calls, layer.layer(service(&calls)), Fails).await, (1, 0, None));
+    assert_eq!(circuit.state(), State::Open, "the settings hold, whatever was chained when");
+}
+
+/// Rule: state belongs to the layer value.
+#[tokio::test(start_paused = true)]
+async fn clones_share_their_state_and_two_values_share_nothing() {
+    let calls = Arc::default();
+    let (one, other) = (ClientStack::new("one"), ClientStack::new("other"));
+    let clone = one.clone().without_retry();
+    one.circuit().force_open();
+    assert_eq!(one_call(&calls, clone.layer(service(&calls)), Fails).await, (0, 0, Some("circuit_open")));
+    assert_eq!(one_call(&calls, other.layer(service(&calls)), Answers).await, (1, 0, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_rejection_carries_the_name_of_the_stack() {
+    let named = |outcome: Result<(), Failed>| {
+        let rejection = ziggurat::rejection(&outcome).unwrap();
+        (rejection.layer(), rejection.name().unwrap())
+    };
+    let calls = Arc::default();
+    let layer = ClientStack::new("billing");
+    let stack = layer.layer(service(&calls));
+    assert_eq!(named(stack.clone().oneshot(Hangs).await), ("timeout", "billing"));
+    layer.circuit().force_open();
+    assert_eq!(named(stack.oneshot(Fails).await), ("circuit_breaker", "billing"));
+    let full =
+        ClientStack::new("billing").settings(ClientSettings::default().max_in_flight(1).max_waiting(0)).without_retry();
+    let stack = full.layer(service(&calls));
+    let hanging = tokio::spawn(stack.clone().oneshot(Hangs));
+    tokio::task::yield_now().await;
+    assert_eq!(named(stack.oneshot(Fails).await), ("concurrency_limit", "billing"));
+    hanging.abort();
+}
+
+#[test]
+fn a_number_that_can_never_be_right_is_refused_by_its_name() {
+    type Case = (&'static str, fn() -> ClientSettings);
+    let cases: [Case; 7] = [
+        ("`timeout` must be longer than zero, not 0ns", || ClientSettings::default().timeout(Duration::ZERO)),
+        ("`max_attempts` must be at least 1, not 0", || ClientSettings::default().max_attempts(0)),
+        ("`retry_ratio` must be a number from 0 to 1, not NaN", || ClientSettings::default().retry_ratio(f64::NAN)),
+        ("`failure_rate` must be above 0 and at most 1, not 1.5", || ClientSettings::default().failure_rate(1.5)),
+        ("`min_calls` must be at least 1, not 0", || ClientSettings::default().min_calls(0)),
+        ("`max_in_flight` must be at least 1, not 0", || ClientSettings::default().max_in_flight(0)),
+        ("`attempt_timeout` must be longer than zero, not 0ns", || {
+            ClientSettings::default().attempt_timeout(Duration::ZERO)
+        }),
+    ];
+    for (said, make) in cases {
+        assert_eq!(*catch_unwind(make).unwrap_err().downcast::<String>().unwrap(), said);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_largest_numbers_are_good() {
+    let calls = Arc::default();
+    let most = ClientSettings::default()
+        .timeout(Duration::MAX)
+        .attempt_timeout(Duration::MAX)
+        .max_attempts(u32::MAX)
+        .backoff(Duration::ZERO)
+        .max_backoff(Duration::MAX)
+        .retry_ratio(1.0)
+        .min_retries_per_second(u32::MAX)
+        .min_calls(u32::MAX)
+        .open_for(Duration::MAX)
+        .max_open_for(Duration::MAX)
+        .max_in_flight(usize::MAX)
+        .max_waiting(usize::MAX);
+    let stack = ServiceBuilder::new().layer(ClientStack::new("test").settings(most)).service(service(&calls));
+    assert_eq!(one_call(&calls, stack, Answers).await, (1, 0, None));
+}

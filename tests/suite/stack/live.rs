@@ -1,0 +1,237 @@
+//! Settings that a scope holds, and that are replaced while the stack works.
+
+use std::{
+    future::pending,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time::Instant};
+use tower::{Layer, Service, ServiceExt, service_fn};
+use ziggurat::{
+    Error, Scope,
+    circuit_breaker::State,
+    stack::{ClientSettings, ClientStack},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+type Failed = Error<&'static str>;
+
+fn failing(
+    calls: &Arc<AtomicU32>,
+) -> impl Service<(), Response = (), Error = Failed, Future: Send> + Clone + Send + use<> {
+    let calls = Arc::clone(calls);
+    service_fn(move |()| {
+        calls.fetch_add(1, Ordering::SeqCst);
+        async { Err(Error::Service("failed")) }
+    })
+}
+
+fn change(scope: &Scope, change: impl Fn(ClientSettings) -> ClientSettings) {
+    scope.update(|settings: &ClientSettings| change(*settings)).unwrap();
+}
+
+/// Shows: G4
+#[tokio::test(start_paused = true)]
+async fn limits_of_time_change_from_the_next_call_on() {
+    let app = Scope::root("app").with(ClientSettings::default().attempt_timeout(2 * SECOND).max_attempts(1));
+    let hangs = service_fn(|()| pending::<Result<(), Failed>>());
+    let stack = ClientStack::new("test").settings_from(&app).layer(hangs);
+    let took = async || {
+        let start = Instant::now();
+        assert!(stack.clone().oneshot(()).await.is_err());
+        start.elapsed()
+    };
+    assert_eq!(took().await, 2 * SECOND);
+    change(&app, |settings| settings.attempt_timeout(5 * SECOND));
+    assert_eq!(took().await, 5 * SECOND);
+    change(&app, |settings| settings.timeout(3 * SECOND));
+    assert_eq!(took().await, 3 * SECOND);
+
+    // A call that is under way has the limit that it began with.
+    let start = Instant::now();
+    let under_way = tokio::spawn(stack.clone().oneshot(()));
+    tokio::task::yield_now().await;
+    change(&app, |settings| settings.timeout(SECOND));
+    assert_eq!(took().await, SECOND);
+    assert!(under_way.await.unwrap().is_err());
+    assert_eq!(start.elapsed(), 3 * SECOND);
+}
+
+/// Shows: G4
+#[tokio::test(start_paused = true)]
+async fn other_settings_lose_neither_the_window_nor_an_open_circuit() {
+    let app = Scope::root("app").with(ClientSettings::default().max_attempts(1).failure_rate(1.0).min_calls(20));
+    let layer = ClientStack::new("test").settings_from(&app);
+    let circuit = layer.circuit();
+    let fails = Arc::new(AtomicBool::new(false));
+    let stack = layer.layer(service_fn({
+        let fails = Arc::clone(&fails);
+        move |()| {
+            let outcome = if fails.load(Ordering::SeqCst) { Err(Error::Service("failed")) } else { Ok(()) };
+            async { outcome }
+        }
+    }));
+    let call = async |failing: bool| {
+        fails.store(failing, Ordering::SeqCst);
+        stack.clone().oneshot(()).await
+    };
+    for _ in 0..10 {
+        call(false).await.unwrap();
+        call(true).await.unwrap_err();
+    }
+    assert_eq!(circuit.state(), State::Closed);
+
+    // What was counted by the old settings decides by the new ones.
+    change(&app, |settings| settings.failure_rate(0.5).open_for(7 * SECOND).max_open_for(7 * SECOND));
+    call(false).await.unwrap();
+    assert_eq!(circuit.state(), State::Closed);
+    call(true).await.unwrap_err();
+    assert_eq!(circuit.state(), State::Open, "11 of 22");
+
+    change(&app, |settings| settings.failure_rate(1.0).timeout(9 * SECOND));
+    let rejected = call(false).await;
+    assert!(ziggurat::rejection(&rejected).unwrap().is_circuit_open());
+    assert_eq!(circuit.state(), State::Open);
+    tokio::time::advance(7 * SECOND).await;
+    call(false).await.unwrap();
+    assert_eq!(circuit.state(), State::Closed);
+}
+
+/// Shows: G4
+#[tokio::test(start_paused = true)]
+async fn other_settings_lose_nothing_of_the_budget() {
+    let calls = Arc::new(AtomicU32::new(0));
+    let settings =
+        ClientSettings::default().backoff(Duration::ZERO).max_attempts(2).failure_rate(1.0).min_calls(u32::MAX);
+    let app = Scope::root("app").with(settings.retry_ratio(0.0).min_retries_per_second(1));
+    let stack = ClientStack::new("test").settings_from(&app).layer(failing(&calls));
+    let retries = async |requests: u32| {
+        let before = calls.load(Ordering::SeqCst);
+        for _ in 0..requests {
+            stack.clone().oneshot(()).await.unwrap_err();
+        }
+        calls.load(Ordering::SeqCst) - before - requests
+    };
+    assert_eq!(retries(20).await, 10);
+    change(&app, |settings| settings.timeout(SECOND));
+    assert_eq!(retries(20).await, 0, "it is spent");
+    change(&app, |settings| settings.min_retries_per_second(2));
+    assert_eq!(retries(20).await, 10, "twenty in all");
+    change(&app, |settings| settings.max_attempts(1));
+    assert_eq!(retries(1).await, 0);
+}
+
+/// Shows: G4
+#[tokio::test(start_paused = true)]
+async fn other_limits_keep_what_is_in_flight_and_who_waits() {
+    let leave = Arc::new(Notify::new());
+    let app = Scope::root("app").with(ClientSettings::default().max_in_flight(1).max_waiting(2));
+    let layer = ClientStack::new("test").settings_from(&app);
+    let gate = layer.gate();
+    let stack = layer.layer(service_fn({
+        let leave = Arc::clone(&leave);
+        move |()| {
+            let leave = Arc::clone(&leave);
+            async move {
+                leave.notified().await;
+                Ok::<_, Failed>(())
+            }
+        }
+    }));
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..3 {
+        calls.spawn(stack.clone().oneshot(()));
+    }
+    tokio::task::yield_now().await;
+    assert_eq!((gate.in_flight(), gate.waiting()), (1, 2));
+
+    // The settings are looked at by the next call, which finds room for itself and those who wait.
+    change(&app, |settings| settings.max_in_flight(4));
+    calls.spawn(stack.clone().oneshot(()));
+    tokio::task::yield_now().await;
+    tokio::task::yield_now().await;
+    assert_eq!((gate.in_flight(), gate.waiting()), (4, 0));
+
+    change(&app, |settings| settings.max_in_flight(1).max_waiting(0));
+    assert!(stack.oneshot(()).await.is_err());
+    assert_eq!(gate.in_flight(), 4);
+    for _ in 0..4 {
+        leave.notify_one();
+        calls.join_next().await.unwrap().unwrap().unwrap();
+    }
+    assert_eq!(gate.in_flight(), 0);
+}
+
+/// Shows: G4
+#[tokio::test]
+async fn settings_are_those_of_the_nearest_scope_and_its_parents_are_heard() {
+    let in_flight = |number: usize| ClientSettings::default().max_in_flight(number);
+    let app = Scope::root("app").with(in_flight(10));
+    let (billing, search) = (app.child("billing"), app.child("search").with(in_flight(20)));
+    let layers = [&billing, &search].map(|scope| ClientStack::new("test").settings_from(scope));
+    let limits = async || {
+        let mut limits = Vec::new();
+        for layer in &layers {
+            layer.layer(service_fn(|()| async { Ok::<_, Failed>(()) })).oneshot(()).await.unwrap();
+            limits.push(layer.gate().limit());
+        }
+        limits
+    };
+    assert_eq!(layers.each_ref().map(|layer| layer.gate().limit()), [10, 20], "at once");
+    change(&app, |settings| settings.max_in_flight(11));
+    assert_eq!(limits().await, [11, 20]);
+    change(&search, |settings| settings.max_in_flight(21));
+    assert_eq!(limits().await, [11, 21]);
+    let billing = billing.with(in_flight(12));
+    assert_eq!(limits().await, [12, 21], "a nearer one hides the parent's");
+
+    // Without a change, what was set by hand stays, also when something else in the scope changes.
+    layers[0].gate().set_limit(5);
+    let _billing = billing.with("something else");
+    assert_eq!(limits().await, [5, 21]);
+}
+
+/// A client that lies in the state of the very scope that it takes its settings from must not keep that alive for ever.
+#[tokio::test]
+async fn a_stack_keeps_no_scope_alive_and_its_last_settings_when_that_is_gone() {
+    let app = Scope::root("app").with(ClientSettings::default().max_in_flight(3));
+    let held = Arc::new(());
+    let alive = Arc::downgrade(&held);
+    let layer = ClientStack::new("test").settings_from(&app);
+    let app = app.with(layer.clone()).with(held);
+    drop(app);
+    assert!(alive.upgrade().is_none());
+    layer.layer(service_fn(|()| async { Ok::<_, Failed>(()) })).oneshot(()).await.unwrap();
+    assert_eq!(layer.gate().limit(), 3);
+}
+
+/// Settings are read whole: a limit of one change never stands beside one of another, however many threads look at once.
+#[test]
+fn many_threads_end_with_the_last_settings() {
+    let app = Scope::root("app").with(ClientSettings::default());
+    let layer = ClientStack::new("test").settings_from(&app);
+    let gate = layer.gate();
+    let stack = layer.layer(service_fn(|()| async { Ok::<_, Failed>(()) }));
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for round in 1..=200 {
+        std::thread::scope(|threads| {
+            for _ in 0..2 {
+                threads.spawn(|| {
+                    runtime().block_on(async {
+                        for _ in 0..20 {
+                            stack.clone().oneshot(()).await.unwrap();
+                        }
+                    });
+                });
+            }
+            change(&app, |settings| settings.max_in_flight(round).max_waiting(round));
+        });
+        runtime().block_on(stack.clone().oneshot(())).unwrap();
+        assert_eq!((gate.limit(), gate.max_waiting()), (round, round));
+    }
+}

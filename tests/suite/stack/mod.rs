@@ -1,0 +1,5 @@
+//! The recommended stacks.
+
+mod client;
+mod live;
+mod server;

@@ -1,0 +1,160 @@
+//! The server's stack around an axum router, over sockets.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{Router, routing::get};
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Empty};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use tokio::{net::TcpListener, sync::Semaphore};
+use tower::Layer;
+use ziggurat::{
+    Scope,
+    answer::AnswerLayer,
+    context::ContextLayer,
+    stack::{ServerSettings, ServerStack},
+    wire::Identity,
+};
+
+struct Tenant(String);
+
+/// Tells how many calls are inside, and how many may leave.
+struct Door {
+    entered: Semaphore,
+    leave: Semaphore,
+}
+
+async fn take(one: &Semaphore) {
+    one.acquire().await.unwrap().forget();
+}
+
+struct Served {
+    address: SocketAddr,
+    client: Client<HttpConnector, Empty<Bytes>>,
+    door: Arc<Door>,
+}
+
+impl Served {
+    async fn by(layers: impl FnOnce(Router) -> Router) -> Self {
+        let door = Arc::new(Door { entered: Semaphore::new(0), leave: Semaphore::new(0) });
+        let waiting = Arc::clone(&door);
+        let router = Router::new()
+            .route(
+                "/",
+                get(|scope: Scope| async move { scope.require::<Identity>().unwrap().request_id().to_string() }),
+            )
+            .route("/tenant", get(|scope: Scope| async move { scope.require::<Tenant>().unwrap().0.clone() }))
+            .route("/hangs", get(std::future::pending::<StatusCode>))
+            .route(
+                "/door",
+                get(|| async move {
+                    waiting.entered.add_permits(1);
+                    take(&waiting.leave).await;
+                }),
+            );
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = layers(router);
+        tokio::spawn(async { axum::serve(listener, router).await });
+        Self { address, client: Client::builder(TokioExecutor::new()).build_http(), door }
+    }
+
+    async fn ask(&self, path: &str, timeout: Option<&str>) -> Response<Bytes> {
+        let mut request = Request::get(format!("http://{}{path}", self.address));
+        if let Some(timeout) = timeout {
+            request = request.header("grpc-timeout", timeout);
+        }
+        let (head, body) = self.client.request(request.body(Empty::new()).unwrap()).await.unwrap().into_parts();
+        Response::from_parts(head, body.collect().await.unwrap().to_bytes())
+    }
+}
+
+/// Shows: G4
+#[tokio::test]
+async fn every_request_has_an_id_a_scope_and_a_limit_of_time() {
+    let app = Scope::root("app").with(ServerSettings::default().timeout(Duration::from_millis(20)));
+    let served = Served::by(|router| router.layer(ServerStack::new(&app))).await;
+    let answer = served.ask("/", None).await;
+    assert_eq!(answer.headers()["x-request-id"].as_bytes(), answer.body());
+
+    let late = served.ask("/hangs", None).await;
+    assert_eq!(late.status(), StatusCode::GATEWAY_TIMEOUT);
+    assert!(late.headers().contains_key("x-request-id"));
+
+    // The caller has less time than that, or as it is changed now: much less.
+    app.update(|settings: &ServerSettings| settings.timeout(Duration::from_secs(3600))).unwrap();
+    assert_eq!(served.ask("/hangs", Some("20m")).await.status(), StatusCode::GATEWAY_TIMEOUT);
+}
+
+/// Shows: G4
+#[tokio::test]
+async fn who_comes_when_the_server_is_full_is_told_so_at_once_and_when_to_come_back() {
+    let app = Scope::root("app").with(ServerSettings::default().max_in_flight(1));
+    let stack = ServerStack::new(&app).with_answer(AnswerLayer::problem_json());
+    let gate = stack.gate();
+    let served = Arc::new(Served::by(|router| router.layer(stack)).await);
+    let inside = tokio::spawn({
+        let served = Arc::clone(&served);
+        async move { served.ask("/door", None).await.status() }
+    });
+    take(&served.door.entered).await;
+    assert_eq!(gate.in_flight(), 1);
+    let full = served.ask("/", None).await;
+    assert_eq!(full.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(full.headers()["content-type"], "application/problem+json");
+    assert!(full.headers().contains_key("retry-after") && full.headers().contains_key("x-request-id"));
+
+    // Room for one more, while the first is still inside.
+    app.update(|settings: &ServerSettings| settings.max_in_flight(2)).unwrap();
+    assert_eq!(served.ask("/", None).await.status(), StatusCode::OK);
+    served.door.leave.add_permits(1);
+    assert_eq!(inside.await.unwrap(), StatusCode::OK);
+}
+
+/// Shows: G4
+#[tokio::test]
+async fn every_part_can_be_replaced_or_left_out() {
+    let app = Scope::root("app").with(ServerSettings::default().timeout(Duration::from_millis(20)).max_in_flight(1));
+    let tenant = |_: &Request<_>| Tenant("acme".to_owned());
+    let context = ContextLayer::new(app.clone()).state(tenant);
+    let served = Served::by(|router| {
+        router.layer(
+            ServerStack::new(&app)
+                .with_context(context)
+                .without_identity()
+                .without_timeout()
+                .without_concurrency_limit(),
+        )
+    })
+    .await;
+    let answer = served.ask("/tenant", None).await;
+    assert_eq!(answer.body(), "acme");
+    assert!(!answer.headers().contains_key("x-request-id"));
+
+    // Two at once, and neither is hurried: the door is opened after the second one has come in.
+    let served = Arc::new(served);
+    let calls = [(); 2].map(|()| {
+        let served = Arc::clone(&served);
+        tokio::spawn(async move { served.ask("/door", None).await.status() })
+    });
+    for _ in &calls {
+        take(&served.door.entered).await;
+    }
+    served.door.leave.add_permits(2);
+    for call in calls {
+        assert_eq!(call.await.unwrap(), StatusCode::OK);
+    }
+}
+
+#[tokio::test]
+async fn by_default_a_thousand_are_in_flight_and_nobody_waits() {
+    let stack = ServerStack::new(&Scope::root("app"));
+    assert_eq!((stack.gate().limit(), stack.gate().max_waiting()), (1000, 0));
+    let _service = stack.layer(tower::service_fn(|_: Request<String>| async {
+        Ok::<_, std::convert::Infallible>(Response::new(String::new()))
+    }));
+}
