@@ -6,7 +6,10 @@
 use std::{
     error::Error as StdError,
     path::PathBuf,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -15,7 +18,11 @@ use futures_util::future::try_join_all;
 use rusqlite::Connection;
 use tokio::task::spawn_blocking;
 use tower::{BoxError, ServiceBuilder, ServiceExt};
-use ziggurat::resource::{self, ResourceLayer};
+use ziggurat::{
+    Scope,
+    resource::{self, ResourceLayer},
+    scope::Disposable,
+};
 
 /// How connections are made, and looked at before they are used again.
 struct Sqlite {
@@ -40,6 +47,13 @@ impl Manager for Sqlite {
     }
 }
 
+/// The pool belongs to a scope, and is closed with it.
+fn pool(path: PathBuf) -> Disposable {
+    let manager = Sqlite { path, opened: AtomicU32::new(0) };
+    let set_up = async move |_: Scope| Pool::<_>::builder(manager).max_size(5).build();
+    Disposable::new(set_up, async |pool: Arc<Pool<Sqlite>>| pool.close())
+}
+
 /// What a worker does with the connection that its call was lent.
 async fn visit(worker: u32) -> Result<u32, BoxError> {
     let db = resource::current::<Object<Sqlite>>()?.get()?;
@@ -60,10 +74,11 @@ async fn give_up(_worker: u32) -> Result<u32, BoxError> {
 async fn main() -> Result<(), Box<dyn StdError + Send + Sync>> {
     let path = std::env::temp_dir().join(format!("ziggurat-connection-pool-{}.sqlite", std::process::id()));
     Connection::open(&path)?.execute_batch("CREATE TABLE visits (worker INTEGER)")?;
-    let pool = Pool::<_>::builder(Sqlite { path: path.clone(), opened: AtomicU32::new(0) }).max_size(5).build()?;
+    let app = Scope::root("app").disposable(pool(path.clone())).open().await?;
+    let pool = app.require::<Pool<Sqlite>>()?;
 
     let stack = ServiceBuilder::new()
-        .layer(ResourceLayer::deadpool(pool.clone()).max_wait(Duration::from_secs(60)).named("db"));
+        .layer(ResourceLayer::deadpool(Pool::clone(&pool)).max_wait(Duration::from_secs(60)).named("db"));
 
     // Ten at once: five of them wait, and none fails.
     let workers = stack.clone().service_fn(visit);
@@ -77,8 +92,8 @@ async fn main() -> Result<(), Box<dyn StdError + Send + Sync>> {
     try_join_all((0..10).map(|worker| workers.clone().oneshot(worker))).await?;
     assert_eq!((pool.status().available, pool.manager().opened.load(Ordering::Relaxed)), (5, 6));
 
-    // Closed, it says so.
-    pool.close();
+    // The scope takes the pool with it, and who comes later is told so.
+    app.close().await?;
     let error = workers.oneshot(0).await.err().map(|error| error.to_string());
     assert_eq!(error.as_deref(), Some("resource `db`: none to be had: Pool has been closed"));
 

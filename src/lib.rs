@@ -34,6 +34,11 @@ mod telemetry;
 pub mod testing;
 pub mod wire;
 
+/// Its code is compiled and run with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/guide.md")]
+mod guide {}
+
 pub use ambient::attempt;
 pub use backoff::{Backoff, Jitter, Waits};
 pub use classify::{Class, Classify, FailOnError, HttpStatus};

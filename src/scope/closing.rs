@@ -75,7 +75,7 @@ impl Scope {
     /// assert_eq!(worker.await.unwrap(), "told");
     /// # }
     /// ```
-    pub fn cancelled(&self) -> impl Future<Output = ()> + Send + Sync + 'static {
+    pub fn cancelled(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
         let told = self.owned().map(|owned| owned.told.clone());
         async move {
             if let Some(told) = told {

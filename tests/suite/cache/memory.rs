@@ -187,6 +187,8 @@ async fn a_hit_needs_neither_readiness_nor_a_healthy_backend() {
     assert_eq!(answered(miss.poll()).unwrap(), "ready");
 }
 
+/// In the guide two tenants share a cache entry: its key is what was asked, and not who did.
+///
 /// Shows: C7
 #[tokio::test(start_paused = true)]
 async fn a_scoped_key_never_answers_one_tenant_with_what_is_anothers() {

@@ -13,7 +13,11 @@ use tokio::{
     time::advance,
 };
 use tower::{Layer, ServiceBuilder};
-use ziggurat::{Class, HttpStatus, Reason, Reject, Rejection, Scope, Site, cache::CacheLayer, timeout::TimeoutLayer};
+use ziggurat::{
+    Class, HttpStatus, Reason, Reject, Rejection, Scope, Site,
+    cache::{CacheLayer, scoped_key},
+    timeout::TimeoutLayer,
+};
 
 use super::*;
 
@@ -328,6 +332,30 @@ async fn a_call_runs_in_the_scope_of_who_makes_it() {
     drop(first);
     assert!(second.poll().is_pending());
     assert_eq!(answered(second.poll()).unwrap(), "second");
+}
+
+/// Nor do two tenants share an entry that is not there yet, as in the guide they would.
+///
+/// Shows: C4, C7
+#[tokio::test(start_paused = true)]
+async fn two_tenants_that_ask_at_once_share_no_call() {
+    #[derive(PartialEq, Eq, Hash)]
+    struct Tenant(&'static str);
+    let (backend, strict) = backend();
+    let key = scoped_key(|_: &Tenant, request: &&'static str| Some(*request));
+    let service = CacheLayer::new(10, SECOND, key).layer(strict);
+    let mut calls = ["acme", "globex", "acme"].map(|name| {
+        let request = Scope::root("request").with(Tenant(name));
+        Task::new(request.within(service.clone().oneshot("/bill")))
+    });
+    for call in &mut calls {
+        assert!(call.poll().is_pending());
+    }
+    assert_eq!(backend.calls(), 2);
+    backend.answer(0, ok("the bill of acme"));
+    backend.answer(1, ok("the bill of globex"));
+    let answers = calls.map(|mut call| answered(call.poll()).unwrap());
+    assert_eq!(answers, ["the bill of acme", "the bill of globex", "the bill of acme"]);
 }
 
 /// Whoever gives up leaves neither key nor request behind, on a hot key or on one of its own.
