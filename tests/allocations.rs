@@ -33,6 +33,7 @@ use ziggurat::{
     replay::ReplayLayer,
     resource::ResourceLayer,
     retry::RetryLayer,
+    stack::{ClientSettings, ClientStack},
     timeout::TimeoutLayer,
 };
 
@@ -129,6 +130,7 @@ these_allocate_nothing! {
     fallback_value: FallbackLayer::value("fallback");
     fallback_function: FallbackLayer::new(|_: Failed<'_, _, _, u64>| "fallback").remember(|number: &u64| *number);
     fallback_service: FallbackLayer::service(Inner { pending: 0 });
+    the_clients_stack: ClientStack::new("stack").settings_from(&Scope::root("app").child("client").with(ClientSettings::default()));
     the_stack_of_the_four: ServiceBuilder::new()
         .layer(TimeoutLayer::new(10 * SECOND))
         .layer(RetryLayer::new())

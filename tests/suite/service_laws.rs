@@ -26,6 +26,7 @@ use ziggurat::{
     replay::ReplayLayer,
     resource::{Acquire, ResourceLayer},
     retry::{Budget, RetryLayer},
+    stack::{ClientSettings, ClientStack, ServerSettings, ServerStack},
     testing::{Act, Law, Script, Scripted, Task, laws, laws_with_gauges},
     timeout::TimeoutLayer,
     wire::TimeoutHeader,
@@ -34,6 +35,10 @@ use ziggurat::{
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+fn tight_settings() -> ClientSettings {
+    ClientSettings::default().max_in_flight(1).max_waiting(1).min_calls(1)
+}
 
 /// A test for each layer: a line that makes a layer value as tight as it can be, with the gauges that its handle has.
 macro_rules! these_keep_to_the_laws {
@@ -159,6 +164,22 @@ these_keep_to_the_laws! {
         ResourceLayer::by_request(|_: &Request<String>| None::<std::future::Ready<Result<(), String>>>)
     });
     propagate_the_deadline: laws(|| (TimeoutLayer::new(SECOND), PropagateLayer::new().deadline(TimeoutHeader::grpc())));
+    /// Shows: G4
+    the_clients_stack: laws_with_gauges(|| {
+        let stack = ClientStack::http("laws").settings_from(&around().with(tight_settings())).with_retry(RetryLayer::http().budget(tight_budget()));
+        let gate = stack.gate();
+        (stack, move || (gate.in_flight(), gate.waiting()))
+    }).stateful();
+    the_clients_stack_until_the_body_ends: laws_with_gauges(|| {
+        let stack = ClientStack::http("laws").until_body_end().settings(tight_settings()).without_retry();
+        let gate = stack.gate();
+        (stack, move || (gate.in_flight(), gate.waiting()))
+    }).stateful();
+    the_servers_stack: laws_with_gauges(|| {
+        let stack = ServerStack::new(&around().with(ServerSettings::default().max_in_flight(1)));
+        let gate = stack.gate();
+        (stack, move || (gate.in_flight(), gate.waiting()))
+    }).stateful();
     the_recommended_stack: recommended_stack!(key);
     the_recommended_stack_past_its_cache: recommended_stack!(|_: &Request<String>| None);
 }

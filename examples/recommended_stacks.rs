@@ -1,0 +1,91 @@
+//! The recommended stacks, in a line each: an axum server, and a client of it whose numbers come from a file and are changed while the
+//! program runs (feature `serde`).
+
+use std::{error::Error as StdError, net::SocketAddr};
+
+use axum::{
+    Router,
+    extract::{Path, Request},
+    http::StatusCode,
+    routing::get,
+};
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use tokio::net::TcpListener;
+use tower::{ServiceBuilder, ServiceExt};
+use ziggurat::{
+    Error, Scope,
+    answer::AnswerLayer,
+    circuit_breaker::State,
+    stack::{ClientSettings, ClientStack, ServerSettings, ServerStack},
+};
+
+/// What stands in a file of the program. All that is left out has its default.
+const FILE: &str = r#"
+    [server]
+    timeout = "10s"
+
+    [client]
+    timeout = "5s"
+    attempt_timeout = "1s"
+    max_attempts = 2
+    backoff = "1ms"
+    min_calls = 3
+"#;
+
+#[derive(serde::Deserialize)]
+struct File {
+    server: ServerSettings,
+    client: ClientSettings,
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn StdError>> {
+    let File { server, client } = toml::from_str(FILE)?;
+    let app = Scope::root("app").with(server).with(client);
+    let address = serve(&app).await?;
+
+    let stack = ClientStack::http("greeter").settings_from(&app);
+    let circuit = stack.circuit();
+    let service = ServiceBuilder::new()
+        .layer(stack)
+        .map_err(Error::Service)
+        .service(Client::builder(TokioExecutor::new()).build_http());
+    let ask = async |path: &str| {
+        let request = Request::get(format!("http://{address}{path}")).body(Full::<Bytes>::default());
+        service.clone().oneshot(request.expect("a good address")).await
+    };
+    assert_eq!(ask("/status/200").await?.status(), StatusCode::OK);
+
+    // Two attempts, and so two failures of three calls: the circuit opens.
+    assert_eq!(ask("/status/503").await?.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(circuit.state(), State::Open);
+    assert!(ziggurat::rejection(&ask("/status/200").await).is_some_and(|rejection| rejection.is_circuit_open()));
+
+    // In the incident, without a restart: no more retries, and more patience. The circuit stays as it is.
+    app.update(|settings: &ClientSettings| settings.max_attempts(1).failure_rate(1.0))?;
+    assert!(ask("/status/200").await.is_err());
+    assert_eq!(circuit.state(), State::Open);
+    circuit.close();
+    assert_eq!(ask("/status/503").await?.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(ask("/status/200").await?.status(), StatusCode::OK);
+
+    let mistake = toml::from_str::<ClientSettings>("timeout = 5000").map(drop).expect_err("there is no unit");
+    println!("{mistake}");
+    Ok(())
+}
+
+async fn serve(app: &Scope) -> Result<SocketAddr, Box<dyn StdError>> {
+    let router = Router::new()
+        .route("/status/{status}", get(status))
+        .layer(ServerStack::new(app).with_answer(AnswerLayer::problem_json()));
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    tokio::spawn(async { axum::serve(listener, router).await });
+    Ok(address)
+}
+
+async fn status(Path(status): Path<u16>) -> StatusCode {
+    StatusCode::from_u16(status).unwrap_or(StatusCode::NOT_FOUND)
+}
