@@ -228,7 +228,8 @@ impl Drop for Closing {
         }
         let error = ScopeError::of(scope.path(), std::mem::take(faults));
         if let Some(error) = &error {
-            scope.inner.span.not_closed_cleanly(error);
+            // It displays errors of users: one that panics must not leave those waiting who wait for the end.
+            catch::run(|| scope.inner.span.not_closed_cleanly(error));
         }
         owned.finish(error);
     }
