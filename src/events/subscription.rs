@@ -77,9 +77,10 @@ impl<E: Send + Sync + 'static> Leave for Seat<E> {
             bus.leave(&self);
         }
         let waited = self.line().queue.abandon();
-        drop(waited);
         self.wake();
         self.room.notify_one();
+        // At last: an event that panics when it is dropped is nobody else's affair.
+        drop(waited);
     }
 }
 

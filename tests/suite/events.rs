@@ -711,3 +711,54 @@ fn a_handler_needs_a_runtime() {
     assert!(panic.is_err());
     assert_eq!(bus.publish(OrderPlaced(1)), 0);
 }
+
+/// Bad input: an event that panics when it is dropped, while somebody waits for the room that it takes.
+///
+/// Shows: E3
+#[test]
+fn a_subscriber_whose_events_panic_when_they_are_dropped_still_makes_room() {
+    #[derive(Clone)]
+    struct Touchy(bool);
+    impl Drop for Touchy {
+        fn drop(&mut self) {
+            assert!(!self.0, "touched");
+        }
+    }
+    let bus = EventBus::new();
+    let blocks = bus.subscribe_with::<Touchy>(1, Lag::Block);
+    bus.publish(Touchy(true));
+    let mut waiting = Task::new(bus.publish_and_wait(Touchy(false)));
+    assert!(waiting.poll().is_pending());
+    assert!(catch_unwind(AssertUnwindSafe(|| drop(blocks))).is_err());
+    assert_eq!(waiting.times_woken(), 1);
+    assert_eq!(waiting.poll(), Poll::Ready(0));
+}
+
+/// Bad input: who is told of a handler's failure panics, and so does what the handler panicked with.
+///
+/// Shows: E2
+#[tokio::test]
+async fn a_handler_goes_on_whatever_panics_around_it() {
+    struct Touchy;
+    impl Drop for Touchy {
+        fn drop(&mut self) {
+            panic!("touched");
+        }
+    }
+    let bus = EventBus::new().observer(|_: &Site, event: &Event<'_>| panic!("told of {event:?}"));
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let guard = bus.on(move |OrderPlaced(id)| {
+        tell.send(id).unwrap();
+        async move { if id == 1 { Err::<(), _>("no such order") } else { std::panic::panic_any(Touchy) } }
+    });
+    for id in 1..=3 {
+        bus.publish(OrderPlaced(id));
+    }
+    bus.close();
+    guard.finished().await;
+    let mut heard = vec![];
+    while let Some(id) = told.recv().await {
+        heard.push(id);
+    }
+    assert_eq!(heard, [1, 2, 3]);
+}
