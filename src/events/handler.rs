@@ -94,7 +94,8 @@ impl HandlerGuard {
         Self { seat: Some(seat), task }
     }
 
-    /// Leaves the handler to the bus: it stays until that is closed, or the last clone of it is gone.
+    /// Leaves the handler to the bus: it stays until that is closed, or the last clone of it is gone. A handler that holds a clone
+    /// itself stays until the bus is closed.
     pub fn detach(mut self) {
         self.seat = None;
     }

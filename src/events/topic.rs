@@ -6,7 +6,7 @@
 use std::{
     any::Any,
     iter::repeat_n,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
 };
 
 use tokio::sync::Notify;
@@ -42,14 +42,21 @@ impl<E> Topic<E> {
     }
 
     pub(super) fn enter(&self, seat: Arc<Seat<E>>) {
-        Arc::make_mut(&mut *self.lock()).push(seat);
+        let mut seats = self.lock();
+        seat.place.store(seats.len(), Relaxed);
+        Arc::make_mut(&mut *seats).push(seat);
     }
 
     /// Answers whether nobody is left.
     pub(super) fn leave(&self, seat: &Arc<Seat<E>>) -> bool {
         let mut seats = self.lock();
-        if let Some(index) = seats.iter().position(|other| Arc::ptr_eq(other, seat)) {
-            Arc::make_mut(&mut *seats).remove(index);
+        let place = seat.place.load(Relaxed);
+        if seats.get(place).is_some_and(|other| Arc::ptr_eq(other, seat)) {
+            let seats = Arc::make_mut(&mut *seats);
+            seats.swap_remove(place);
+            if let Some(moved) = seats.get(place) {
+                moved.place.store(place, Relaxed);
+            }
         }
         seats.is_empty()
     }

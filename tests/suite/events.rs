@@ -600,6 +600,23 @@ fn no_lock_is_held_while_code_of_a_user_runs() {
     drop(late);
 }
 
+/// Shows: E1, E4
+#[test]
+fn in_whatever_order_subscribers_leave_exactly_the_others_hear() {
+    let bus = EventBus::new();
+    let mut all: Vec<_> = (0..10).map(|_| bus.subscribe()).collect();
+    // From the front, the back and the middle.
+    for place in [0, 8, 3, 0, 5, 2, 2, 0, 1, 0] {
+        drop(all.remove(place));
+        assert_eq!(bus.publish(OrderPlaced(1)), all.len());
+        for events in &mut all {
+            assert_eq!(next(events), Ok(OrderPlaced(1)));
+            assert!(now(events).is_pending());
+        }
+    }
+    assert_eq!(types(&bus), "0");
+}
+
 /// Shows: E3
 #[test]
 fn nothing_is_left_of_subscribers_that_are_gone_and_of_events_that_nobody_hears() {
