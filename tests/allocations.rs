@@ -28,7 +28,7 @@ use ziggurat::{
     concurrency_limit::ConcurrencyLimitLayer,
     concurrent::process_concurrently,
     context::ContextLayer,
-    events::Subscription,
+    events::{Lag, Subscription},
     fallback::{Failed, FallbackLayer},
     observe::ObserveLayer,
     replay::ReplayLayer,
@@ -323,7 +323,8 @@ fn a_call_in_a_batch_allocates_once_and_the_batch_a_dozen_times() {
     assert_eq!(allocations_of_a_batch(128) - allocations_of_a_batch(64), 64 + 1);
 }
 
-/// One for the event, whoever hears it and waits for it; none where nobody listens, and none for those who receive it.
+/// One for the event, whoever hears it, is dropped for its lag, or waits for it; none where nobody listens, and none for those who
+/// receive it. Only the queues double, once.
 ///
 /// Shows: E1, E3
 #[test]
@@ -351,6 +352,14 @@ fn an_event_to_a_thousand_subscribers_allocates_once() {
         }
     });
     assert_eq!(published.count_total, 4);
+    let publish = || allocation_counter::measure(|| assert_eq!(bus.publish(Arc::clone(&event)), 1_000)).count_total;
+    assert_eq!([publish(), publish(), publish(), publish()], [1_001, 1, 1, 1]);
+
+    let lag: Vec<_> = (0..1_000).map(|_| bus.subscribe_with::<Arc<String>>(1, Lag::Drop)).collect();
+    all.clear();
+    bus.publish(Arc::clone(&event));
+    let published = allocation_counter::measure(|| assert_eq!(bus.publish(Arc::clone(&event)), 0));
+    assert_eq!((published.count_total, lag.len()), (1, 1_000));
 }
 
 /// The most memory that is taken while so many items are processed, 16 at a time, each pending once.

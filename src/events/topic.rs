@@ -84,8 +84,9 @@ impl<E> Topic<E> {
     /// The event: somebody who is to be waited for has no room, and nobody was given it.
     fn give(&self, event: Arc<E>, wait: bool) -> Result<usize, Arc<E>> {
         let (mut heard, mut is_awaited) = (0, false);
-        // Allocates only if somebody lags.
+        // Allocates only if somebody lags. Of the refused, which are all the same event, one is enough to drop the others early.
         let mut missed = Vec::new();
+        let mut refused = None;
         let seats = self.lock();
         if wait && seats.iter().any(|seat| seat.line().queue.blocks()) {
             return Err(event);
@@ -100,13 +101,13 @@ impl<E> Topic<E> {
                     missed.extend(instead_of);
                 }
                 // It stays for as long as its subscription does, and takes no more.
-                Pushed::Refused(event) => missed.push(event),
+                Pushed::Refused(event) => refused = Some(event),
             }
         }
         let told = is_awaited.then(|| Arc::clone(&seats));
         drop(seats);
         told.iter().flat_map(|seats| seats.iter()).for_each(|seat| seat.wake());
-        drop(missed);
+        drop((missed, refused));
         Ok(heard)
     }
 }
