@@ -46,7 +46,8 @@ impl Scope {
     /// # Errors
     ///
     /// Everything that could not be torn down, here and in the scopes within. A tear-down that awaits the closing of its own scope, or
-    /// of one around it, gets an error at once. How tasks end is told by their handles.
+    /// of one around it, gets an error at once; one that has a task elsewhere await it is not seen to do so, and waits for ever. How
+    /// tasks end is told by their handles.
     pub async fn close(&self) -> Result<(), ScopeError> {
         let Some(owned) = self.end_since(None) else { return Ok(()) };
         if !Member::step_aside(self) {
