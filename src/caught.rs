@@ -24,16 +24,20 @@ pub(crate) async fn caught<F: Future>(future: F) -> Result<F::Output, String> {
             Err(panic) => {
                 // What is left of it may panic once more, and that would say nothing new.
                 let _ = catch_unwind(AssertUnwindSafe(|| future.set(None)));
-                Poll::Ready(Err(message(panic.as_ref())))
+                let text = text(panic).unwrap_or_else(|| "without a message".to_owned());
+                Poll::Ready(Err(format!("it panicked: {text}")))
             }
         }
     })
     .await
 }
 
-fn message(panic: &(dyn Any + Send)) -> String {
+/// What it was panicked with, if that is a text. Anything else is dropped, and may panic then: it says nothing more.
+pub(crate) fn text(panic: Box<dyn Any + Send>) -> Option<String> {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    format!("it panicked: {}", text.unwrap_or("without a message"))
+    let text = text.map(str::to_owned);
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(panic)));
+    text
 }
 
 #[cfg(test)]
@@ -64,5 +68,7 @@ mod tests {
         assert_eq!(caught(PanicsInDrop(true)).await, Err("it panicked: in poll".into()));
         let silent = caught(async { std::panic::resume_unwind(Box::new(7)) }).await;
         assert_eq!(silent, Err::<(), _>("it panicked: without a message".into()));
+        let again = caught(async { std::panic::panic_any(PanicsInDrop(false)) }).await;
+        assert_eq!(again, Err::<(), _>("it panicked: without a message".into()));
     }
 }

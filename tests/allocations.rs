@@ -15,7 +15,7 @@ use deadpool::managed::{Metrics, Pool, RecycleResult};
 use http::{Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::Empty;
-use tokio_stream::Stream;
+use tokio_stream::{Stream, StreamExt};
 use tower::{Layer, Service, ServiceBuilder, layer::layer_fn, service_fn, util::BoxService};
 use ziggurat::{
     Error, EventBus, Scope,
@@ -26,8 +26,9 @@ use ziggurat::{
     chaos::{ChaosLayer, Fault},
     circuit_breaker::CircuitBreakerLayer,
     concurrency_limit::ConcurrencyLimitLayer,
+    concurrent::process_concurrently,
     context::ContextLayer,
-    events::Subscription,
+    events::{Lag, Subscription},
     fallback::{Failed, FallbackLayer},
     observe::ObserveLayer,
     replay::ReplayLayer,
@@ -324,7 +325,8 @@ fn a_call_in_a_batch_allocates_once_and_the_batch_a_dozen_times() {
     assert_eq!(allocations_of_a_batch(128) - allocations_of_a_batch(64), 64 + 1);
 }
 
-/// One for the event, whoever hears it and waits for it; none where nobody listens, and none for those who receive it.
+/// One for the event, whoever hears it, is dropped for its lag, or waits for it; none where nobody listens, and none for those who
+/// receive it. Only the queues double, once.
 ///
 /// Shows: E1, E3
 #[test]
@@ -352,6 +354,46 @@ fn an_event_to_a_thousand_subscribers_allocates_once() {
         }
     });
     assert_eq!(published.count_total, 4);
+    let publish = || allocation_counter::measure(|| assert_eq!(bus.publish(Arc::clone(&event)), 1_000)).count_total;
+    assert_eq!([publish(), publish(), publish(), publish()], [1_001, 1, 1, 1]);
+
+    let lag: Vec<_> = (0..1_000).map(|_| bus.subscribe_with::<Arc<String>>(1, Lag::Drop)).collect();
+    all.clear();
+    bus.publish(Arc::clone(&event));
+    let published = allocation_counter::measure(|| assert_eq!(bus.publish(Arc::clone(&event)), 0));
+    assert_eq!((published.count_total, lag.len()), (1, 1_000));
+}
+
+/// The most memory that is taken while so many items are processed, 16 at a time, each pending once.
+fn memory_of_items(items: u32, ordered: bool) -> u64 {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let process = || {
+        process_concurrently(0..items, |item| async move {
+            tokio::task::yield_now().await;
+            if item % 3 == 0 { Err(vec![item; 10]) } else { Ok(vec![item; 10]) }
+        })
+        .max_concurrency(16)
+    };
+    let mut ended = 0;
+    let counted = allocation_counter::measure(|| {
+        runtime.block_on(async {
+            let mut results: Pin<Box<dyn Stream<Item = _>>> =
+                if ordered { Box::pin(process().ordered()) } else { Box::pin(process().unordered()) };
+            while let Some(result) = results.next().await {
+                ended += result.map_or_else(|error| error.error().unwrap().len(), |values| values.len()) / 10;
+            }
+        });
+    });
+    assert_eq!(ended, items as usize);
+    counted.bytes_max
+}
+
+/// Shows: P1, S3
+#[test]
+fn a_million_items_take_no_more_memory_than_those_in_flight() {
+    for ordered in [false, true] {
+        assert_eq!(memory_of_items(1_000_000, ordered), memory_of_items(1_000, ordered));
+    }
 }
 
 /// What all the others compare with zero.

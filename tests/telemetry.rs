@@ -232,3 +232,30 @@ async fn a_scope_tells_what_nobody_may_hear_and_its_tasks_log_in_its_span() {
         ]
     );
 }
+
+/// Bad input: an error that panics when it is displayed, as it is for the log.
+#[tokio::test(start_paused = true)]
+async fn an_error_that_cannot_be_displayed_does_not_keep_a_scope_from_being_closed() {
+    struct Unspeakable;
+    impl std::fmt::Display for Unspeakable {
+        fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            panic!("unspeakable")
+        }
+    }
+    impl std::fmt::Debug for Unspeakable {
+        fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            panic!("unspeakable")
+        }
+    }
+    impl std::error::Error for Unspeakable {}
+    let log = logged(LevelFilter::INFO, async {
+        let fails = Disposable::new(
+            async |_: Scope| Ok::<_, std::fmt::Error>(7_u8),
+            async |_: Arc<u8>| Err::<(), _>(Unspeakable),
+        );
+        let app = Scope::root("app").disposable(fails).open().await.unwrap();
+        let closed = tokio::time::timeout(Duration::from_secs(60), app.close()).await;
+        assert_eq!(closed.unwrap().map_err(|error| error.faults().len()), Err(1));
+    });
+    assert!(log.await.is_empty());
+}

@@ -145,7 +145,7 @@ where
             *this.started += 1;
             match catch_unwind(AssertUnwindSafe(|| (this.handler)(item))) {
                 Ok(future) => this.running.push(Item { index, future: Some(Limited::new(future, limit, limit)) }),
-                Err(panic) => break (index, Err(ItemError { index, cause: Cause::panicked(&*panic) })),
+                Err(panic) => break (index, Err(ItemError { index, cause: Cause::panicked(panic) })),
             }
         };
         progress.count(&outcome);
@@ -160,6 +160,13 @@ pin_project! {
         index: usize,
         #[pin]
         future: Option<Limited<Fut>>,
+    }
+
+    impl<Fut> PinnedDrop for Item<Fut> {
+        fn drop(this: Pin<&mut Self>) {
+            // Of several that are dropped together one that panics would leave the others, and hide why they are dropped.
+            let _ = catch_unwind(AssertUnwindSafe(|| this.project().future.set(None)));
+        }
     }
 }
 
@@ -182,7 +189,7 @@ where
             Err(panic) => {
                 // What it says while it is cleaned up comes too late to be told.
                 let _ = catch_unwind(AssertUnwindSafe(|| this.future.set(None)));
-                Err(Cause::panicked(&*panic))
+                Err(Cause::panicked(panic))
             }
         };
         Poll::Ready((index, outcome.map_err(|cause| ItemError { index, cause })))

@@ -2,6 +2,8 @@
 
 use std::{any::Any, error::Error, fmt, time::Duration};
 
+use crate::caught;
+
 /// An item that failed: which one, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ItemError<E> {
@@ -30,13 +32,8 @@ pub enum Cause<E> {
 }
 
 impl<E> Cause<E> {
-    pub(super) fn panicked(panic: &(dyn Any + Send)) -> Self {
-        let message = match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
-            (Some(message), _) => (*message).to_owned(),
-            (_, Some(message)) => message.clone(),
-            _ => "it said nothing".to_owned(),
-        };
-        Self::Panicked { message }
+    pub(super) fn panicked(panic: Box<dyn Any + Send>) -> Self {
+        Self::Panicked { message: caught::text(panic).unwrap_or_else(|| "it said nothing".to_owned()) }
     }
 }
 

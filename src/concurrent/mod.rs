@@ -41,6 +41,7 @@
 //! **Panics.** A panic of the handler, of its future, or of that future's clean-up when it has ended, is that item's
 //! [`Cause::Panicked`]; the panic hook has told of it before. The handler is called again for the items after it: one that keeps state of its
 //! own has to leave it in order (it is taken as unwind safe). A panic of the source or of the progress hook is a panic of the whole.
+//! That of a future which is dropped before its end goes to the panic hook alone: all others are dropped too.
 //!
 //! **Where it belongs.** In the caller's task: nothing is spawned, so items may borrow, and they run within the caller's scope and
 //! deadline. A program that computes in its items has to spawn inside of the handler. Items are polled only while somebody waits for the

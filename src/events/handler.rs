@@ -1,6 +1,12 @@
 //! Handlers: functions that are called for each event, on a task of their own.
 
-use std::{any::type_name, fmt, future::Future, sync::Arc};
+use std::{
+    any::type_name,
+    fmt,
+    future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 use tokio::task::JoinHandle;
 
@@ -53,13 +59,18 @@ where
         });
         match step.await {
             Ok(Step::Handled(None)) => {}
-            Ok(Step::Handled(Some(error))) | Err(error) => site.tell(Event::HandlerFailed { of, error: &error }),
-            Ok(Step::Lagged(lagged)) => site.tell(Event::HandlerLagged { of, lagged }),
+            Ok(Step::Handled(Some(error))) | Err(error) => tell(&site, Event::HandlerFailed { of, error: &error }),
+            Ok(Step::Lagged(lagged)) => tell(&site, Event::HandlerLagged { of, lagged }),
             Ok(Step::End) => return,
         }
         // A handler that never waits, and a publisher that never rests, leave room for others.
         tokio::task::consume_budget().await;
     }
+}
+
+/// An observer that panics ends no handler; the panic hook has told of it.
+fn tell(site: &Site, event: Event<'_>) {
+    let _ = catch_unwind(AssertUnwindSafe(|| site.tell(event)));
 }
 
 enum Step {
@@ -83,7 +94,8 @@ impl HandlerGuard {
         Self { seat: Some(seat), task }
     }
 
-    /// Leaves the handler to the bus: it stays until that is closed, or the last clone of it is gone.
+    /// Leaves the handler to the bus: it stays until that is closed, or the last clone of it is gone. A handler that holds a clone
+    /// itself stays until the bus is closed.
     pub fn detach(mut self) {
         self.seat = None;
     }

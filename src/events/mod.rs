@@ -15,7 +15,8 @@
 //! **Cancellation.** Dropping a [`Subscription`] or a [`HandlerGuard`] unsubscribes. [`publish`](EventBus::publish) has nothing to cancel;
 //! [`publish_and_wait`](EventBus::publish_and_wait) that is dropped while it waits has told nobody.
 //!
-//! **Cost.** Publishing allocates once, whatever the number of subscribers, and not at all where nobody listens. It takes a lock of
+//! **Cost.** Publishing allocates once, whatever the number of subscribers, and not at all where nobody listens. Beyond that only
+//! queues allocate, which double where more events wait than ever before, and evictions from those that are full. It takes a lock of
 //! the event's type, and one of each subscriber. Copies are made by those who receive: make what is large an [`Arc`].
 //!
 //! ```

@@ -5,7 +5,7 @@ use std::{
     fmt,
     future::poll_fn,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::AtomicUsize},
     task::{Context, Poll, Waker},
 };
 
@@ -23,6 +23,8 @@ pub(super) struct Seat<E> {
     /// Told when there is room again that somebody may wait for.
     room: Arc<Notify>,
     bus: Weak<Inner>,
+    /// Where it stands among those of its topic, so that who leaves need not look for it. Changed under the topic's lock.
+    pub(super) place: AtomicUsize,
 }
 
 pub(super) struct Line<E> {
@@ -33,7 +35,7 @@ pub(super) struct Line<E> {
 impl<E> Seat<E> {
     pub(super) fn new(capacity: usize, lag: Lag, room: Arc<Notify>, bus: Weak<Inner>) -> Arc<Self> {
         let line = Mutex::new(Line { queue: Queue::new(capacity, lag), waiting: None });
-        Arc::new(Self { line, room, bus })
+        Arc::new(Self { line, room, bus, place: AtomicUsize::new(0) })
     }
 
     pub(super) fn line(&self) -> MutexGuard<'_, Line<E>> {
@@ -77,9 +79,10 @@ impl<E: Send + Sync + 'static> Leave for Seat<E> {
             bus.leave(&self);
         }
         let waited = self.line().queue.abandon();
-        drop(waited);
         self.wake();
         self.room.notify_one();
+        // At last: an event that panics when it is dropped is nobody else's affair.
+        drop(waited);
     }
 }
 

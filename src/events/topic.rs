@@ -6,7 +6,7 @@
 use std::{
     any::Any,
     iter::repeat_n,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
 };
 
 use tokio::sync::Notify;
@@ -42,14 +42,21 @@ impl<E> Topic<E> {
     }
 
     pub(super) fn enter(&self, seat: Arc<Seat<E>>) {
-        Arc::make_mut(&mut *self.lock()).push(seat);
+        let mut seats = self.lock();
+        seat.place.store(seats.len(), Relaxed);
+        Arc::make_mut(&mut *seats).push(seat);
     }
 
     /// Answers whether nobody is left.
     pub(super) fn leave(&self, seat: &Arc<Seat<E>>) -> bool {
         let mut seats = self.lock();
-        if let Some(index) = seats.iter().position(|other| Arc::ptr_eq(other, seat)) {
-            Arc::make_mut(&mut *seats).remove(index);
+        let place = seat.place.load(Relaxed);
+        if seats.get(place).is_some_and(|other| Arc::ptr_eq(other, seat)) {
+            let seats = Arc::make_mut(&mut *seats);
+            seats.swap_remove(place);
+            if let Some(moved) = seats.get(place) {
+                moved.place.store(place, Relaxed);
+            }
         }
         seats.is_empty()
     }
@@ -77,8 +84,9 @@ impl<E> Topic<E> {
     /// The event: somebody who is to be waited for has no room, and nobody was given it.
     fn give(&self, event: Arc<E>, wait: bool) -> Result<usize, Arc<E>> {
         let (mut heard, mut is_awaited) = (0, false);
-        // Allocates only if somebody lags.
+        // Allocates only if somebody lags. Of the refused, which are all the same event, one is enough to drop the others early.
         let mut missed = Vec::new();
+        let mut refused = None;
         let seats = self.lock();
         if wait && seats.iter().any(|seat| seat.line().queue.blocks()) {
             return Err(event);
@@ -93,13 +101,13 @@ impl<E> Topic<E> {
                     missed.extend(instead_of);
                 }
                 // It stays for as long as its subscription does, and takes no more.
-                Pushed::Refused(event) => missed.push(event),
+                Pushed::Refused(event) => refused = Some(event),
             }
         }
         let told = is_awaited.then(|| Arc::clone(&seats));
         drop(seats);
         told.iter().flat_map(|seats| seats.iter()).for_each(|seat| seat.wake());
-        drop(missed);
+        drop((missed, refused));
         Ok(heard)
     }
 }

@@ -26,5 +26,10 @@ pub(super) fn poll<T>(
 
 /// Drops it; what it panics with is answered.
 pub(super) fn discard<T>(value: T) -> Option<Panic> {
-    catch_unwind(AssertUnwindSafe(|| drop(value))).err().map(Panic::new)
+    run(|| drop(value))
+}
+
+/// Calls it; what it panics with is answered.
+pub(super) fn run(f: impl FnOnce()) -> Option<Panic> {
+    catch_unwind(AssertUnwindSafe(f)).err().map(Panic::new)
 }

@@ -46,7 +46,8 @@ impl Scope {
     /// # Errors
     ///
     /// Everything that could not be torn down, here and in the scopes within. A tear-down that awaits the closing of its own scope, or
-    /// of one around it, gets an error at once. How tasks end is told by their handles.
+    /// of one around it, gets an error at once; one that has a task elsewhere await it is not seen to do so, and waits for ever. How
+    /// tasks end is told by their handles.
     pub async fn close(&self) -> Result<(), ScopeError> {
         let Some(owned) = self.end_since(None) else { return Ok(()) };
         if !Member::step_aside(self) {
@@ -228,7 +229,8 @@ impl Drop for Closing {
         }
         let error = ScopeError::of(scope.path(), std::mem::take(faults));
         if let Some(error) = &error {
-            scope.inner.span.not_closed_cleanly(error);
+            // It displays errors of users: one that panics must not leave those waiting who wait for the end.
+            catch::run(|| scope.inner.span.not_closed_cleanly(error));
         }
         owned.finish(error);
     }

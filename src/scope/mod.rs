@@ -191,7 +191,7 @@ impl Scope {
     /// Replaces the value of this type, in the nearest scope that holds one, by what `change` makes of it; returns the new one.
     ///
     /// It is atomic: readers see the old value or the new one, whole, and no change is lost. `change` runs without a lock, and
-    /// once more if somebody else changed the value meanwhile.
+    /// once more if somebody else changed the value meanwhile; so one that itself updates the same value never ends.
     ///
     /// # Errors
     ///
@@ -215,7 +215,8 @@ impl Scope {
     /// The scope that the caller runs in: that of the request, in the handler, in every layer and service inside the
     /// [`ContextLayer`](crate::context::ContextLayer), in response bodies, and in the `Drop` of all these.
     ///
-    /// A spawned task has none, unless it was given one with [`within`](Scope::within).
+    /// Tasks of the scope ([`spawn`](Scope::spawn)) run in it too. One that is spawned otherwise has none, unless it was given one
+    /// with [`within`](Scope::within).
     #[must_use]
     pub fn current() -> Option<Self> {
         ambient::get()

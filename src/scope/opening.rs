@@ -79,7 +79,8 @@ impl Disposable {
                 let run = move || -> BoxFuture<Result<(), BoxError>> {
                     Box::pin(async move { tear_down(undone).await.into_result() })
                 };
-                scope.inner.state.provide(value);
+                // What it replaces may panic when it is dropped; this is set up all the same.
+                catch::run(|| scope.inner.state.provide(value));
                 Ok(TearDown { type_name: type_name::<T>(), run: Box::new(run) })
             })
         };

@@ -137,8 +137,8 @@ pub trait StreamExt: Stream {
     /// Runs the stream in a scope: it is the current one whenever the stream is polled, and when it is dropped. For who reads it the
     /// scope is what it was.
     ///
-    /// The stream is dropped as soon as it has ended. What runs before its first poll, when it was made, runs in the
-    /// scope with [`Scope::enter`].
+    /// The stream is dropped as soon as it has ended, and the scope is let go after it: where nobody else holds that, it is closed. What
+    /// runs before its first poll, when the stream was made, runs in the scope with [`Scope::enter`].
     ///
     /// ```
     /// use tokio_stream::{StreamExt as _, once};

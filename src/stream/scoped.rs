@@ -19,6 +19,7 @@ pin_project! {
         // None: it has ended.
         #[pin]
         stream: Option<S>,
+        // None: so has the stream.
         scope: Option<Scope>,
     }
 
@@ -42,11 +43,13 @@ impl<S: Stream> Stream for WithinScope<S> {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
         let mut this = self.project();
-        let _entered = enter(this.scope);
+        let entered = enter(this.scope);
         let Some(stream) = this.stream.as_mut().as_pin_mut() else { return Poll::Ready(None) };
         let item = ready!(stream.poll_next(cx));
         if item.is_none() {
             this.stream.set(None);
+            drop(entered);
+            *this.scope = None;
         }
         Poll::Ready(item)
     }

@@ -600,6 +600,23 @@ fn no_lock_is_held_while_code_of_a_user_runs() {
     drop(late);
 }
 
+/// Shows: E1, E4
+#[test]
+fn in_whatever_order_subscribers_leave_exactly_the_others_hear() {
+    let bus = EventBus::new();
+    let mut all: Vec<_> = (0..10).map(|_| bus.subscribe()).collect();
+    // From the front, the back and the middle.
+    for place in [0, 8, 3, 0, 5, 2, 2, 0, 1, 0] {
+        drop(all.remove(place));
+        assert_eq!(bus.publish(OrderPlaced(1)), all.len());
+        for events in &mut all {
+            assert_eq!(next(events), Ok(OrderPlaced(1)));
+            assert!(now(events).is_pending());
+        }
+    }
+    assert_eq!(types(&bus), "0");
+}
+
 /// Shows: E3
 #[test]
 fn nothing_is_left_of_subscribers_that_are_gone_and_of_events_that_nobody_hears() {
@@ -710,4 +727,55 @@ fn a_handler_needs_a_runtime() {
     let panic = catch_unwind(AssertUnwindSafe(|| bus.on(|_: OrderPlaced| async {})));
     assert!(panic.is_err());
     assert_eq!(bus.publish(OrderPlaced(1)), 0);
+}
+
+/// Bad input: an event that panics when it is dropped, while somebody waits for the room that it takes.
+///
+/// Shows: E3
+#[test]
+fn a_subscriber_whose_events_panic_when_they_are_dropped_still_makes_room() {
+    #[derive(Clone)]
+    struct Touchy(bool);
+    impl Drop for Touchy {
+        fn drop(&mut self) {
+            assert!(!self.0, "touched");
+        }
+    }
+    let bus = EventBus::new();
+    let blocks = bus.subscribe_with::<Touchy>(1, Lag::Block);
+    bus.publish(Touchy(true));
+    let mut waiting = Task::new(bus.publish_and_wait(Touchy(false)));
+    assert!(waiting.poll().is_pending());
+    assert!(catch_unwind(AssertUnwindSafe(|| drop(blocks))).is_err());
+    assert_eq!(waiting.times_woken(), 1);
+    assert_eq!(waiting.poll(), Poll::Ready(0));
+}
+
+/// Bad input: who is told of a handler's failure panics, and so does what the handler panicked with.
+///
+/// Shows: E2
+#[tokio::test]
+async fn a_handler_goes_on_whatever_panics_around_it() {
+    struct Touchy;
+    impl Drop for Touchy {
+        fn drop(&mut self) {
+            panic!("touched");
+        }
+    }
+    let bus = EventBus::new().observer(|_: &Site, event: &Event<'_>| panic!("told of {event:?}"));
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let guard = bus.on(move |OrderPlaced(id)| {
+        tell.send(id).unwrap();
+        async move { if id == 1 { Err::<(), _>("no such order") } else { std::panic::panic_any(Touchy) } }
+    });
+    for id in 1..=3 {
+        bus.publish(OrderPlaced(id));
+    }
+    bus.close();
+    guard.finished().await;
+    let mut heard = vec![];
+    while let Some(id) = told.recv().await {
+        heard.push(id);
+    }
+    assert_eq!(heard, [1, 2, 3]);
 }

@@ -379,3 +379,28 @@ fn outside_of_a_runtime_nothing_is_set_up() {
     let opening = [].into_iter().collect::<Vec<Disposable>>();
     assert!(ziggurat::testing::Task::new(Scope::root("app").disposables(opening).open()).poll().is_ready());
 }
+
+/// Bad input: a value whose `Drop` panics, of the type that is set up.
+///
+/// Shows: X4
+#[tokio::test]
+async fn what_is_set_up_in_place_of_a_value_that_panics_when_it_is_dropped_is_torn_down() {
+    #[derive(Default)]
+    struct Touchy(bool);
+    impl Drop for Touchy {
+        fn drop(&mut self) {
+            assert!(self.0, "made by default");
+        }
+    }
+    let log = Log::default();
+    let (scope, tear_down) = (Scope::root("app"), log.clone());
+    drop(scope.state::<Touchy>());
+    let app = scope.disposable(Disposable::new(
+        async |_: Scope| Ok::<_, io::Error>(Touchy(true)),
+        async move |_: Arc<Touchy>| tear_down.note("down"),
+    ));
+    let app = app.open().await.unwrap();
+    assert!(app.get::<Touchy>().unwrap().0);
+    app.close().await.unwrap();
+    assert_eq!(log.take(), ["down"]);
+}

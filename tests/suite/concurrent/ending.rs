@@ -135,7 +135,7 @@ async fn a_panic_of_one_item_is_that_items_error() {
             panic!("in the clean-up");
         }
     }
-    let results = process_concurrently(0..7, |item: u32| {
+    let results = process_concurrently(0..8, |item: u32| {
         assert!(item != 1, "in the call of {item}");
         async move {
             match item {
@@ -149,6 +149,7 @@ async fn a_panic_of_one_item_is_that_items_error() {
                     sleep(SECOND).await;
                     panic!("later, in {item}");
                 }
+                7 => std::panic::panic_any(PanicsWhenDropped),
                 _ => sleep(SECOND).await,
             }
             Ok::<_, Infallible>(item)
@@ -168,6 +169,7 @@ async fn a_panic_of_one_item_is_that_items_error() {
             panicked(4, "in the clean-up"),
             panicked(5, "later, in 5"),
             Ok(6),
+            panicked(7, "it said nothing"),
         ]
     );
     assert_eq!(results[1].as_ref().unwrap_err().to_string(), "item 1 panicked: in the call of 1");
@@ -298,4 +300,35 @@ async fn what_times_out_is_dropped_before_its_error_comes_out() {
     results.next().await.unwrap().unwrap_err();
     log.borrow_mut().push("told");
     assert_eq!(*log.borrow(), ["cleaned up", "told"]);
+}
+
+/// Bad input: an item that panics while it is dropped beside others. Neither are these kept, nor is the reason replaced.
+///
+/// Shows: P4
+#[tokio::test(start_paused = true)]
+async fn a_sibling_that_panics_when_it_is_dropped_loses_no_other_and_no_error() {
+    struct PanicsWhenDropped(u32);
+    impl Drop for PanicsWhenDropped {
+        fn drop(&mut self) {
+            assert!(self.0 != 2, "in the clean-up");
+        }
+    }
+    let alive = Alive::default();
+    let run = || {
+        process_concurrently(0..6, |item: u32| {
+            let ticket = alive.ticket();
+            async move {
+                let _held = (ticket, PanicsWhenDropped(item));
+                sleep(SECOND * (10 - item)).await;
+                Err::<(), _>("own")
+            }
+        })
+    };
+    assert_eq!(run().await, Err(ItemError { index: 5, cause: Cause::Failed("own") }));
+    assert_eq!(alive.count(), 0);
+
+    let mut stream = Task::new(run().unordered().collect::<Vec<_>>());
+    assert!(stream.poll().is_pending() && alive.count() == 6);
+    drop(stream);
+    assert_eq!(alive.count(), 0);
 }

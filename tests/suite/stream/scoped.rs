@@ -1,6 +1,7 @@
 //! A stream that is bound to a scope.
 
 use std::{
+    convert::Infallible,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -13,6 +14,7 @@ use tokio_stream::{StreamExt as _, iter};
 use ziggurat::{
     Scope,
     concurrent::process_concurrently,
+    scope::Disposable,
     stream::{Stream, StreamExt as _, generate},
     testing::Task,
 };
@@ -88,6 +90,31 @@ async fn a_stream_that_is_dropped_early_cleans_up_inside_its_scope() {
         drop(stream);
         assert_eq!(*log.lock().unwrap(), [Some("stream".to_owned())]);
         assert_eq!(current(), None);
+    }
+}
+
+/// What was set up for a stream alone is torn down with it, whether it ends or is dropped before, and though its reader stays.
+///
+/// Shows: S1
+#[tokio::test(start_paused = true)]
+async fn a_scope_that_only_its_stream_holds_is_closed_with_the_stream() {
+    for items in 0..=4 {
+        let (log, scope) = (Arc::default(), Scope::root("stream"));
+        let held = CleanUp(Arc::clone(&log));
+        let opening = scope
+            .disposable(Disposable::new(async |_: Scope| Ok::<_, Infallible>(()), async move |_: Arc<()>| drop(held)));
+        let scope = opening.open().await.unwrap();
+        let mut stream = iter(0..3).within_scope(&scope);
+        drop(scope);
+        for _ in 0..items {
+            stream.next().await;
+        }
+        assert!(log.lock().unwrap().is_empty());
+        let stream = (items == 4).then_some(stream);
+        // It is closed on a task.
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(*log.lock().unwrap(), [Some("stream".to_owned())]);
+        drop(stream);
     }
 }
 
