@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     caught::caught,
+    scope::Task,
     telemetry::{Event, Site},
 };
 
@@ -86,11 +87,18 @@ enum Step {
 #[must_use = "dropping it detaches the handler; `detach` leaves the handler to the bus"]
 pub struct HandlerGuard {
     seat: Option<Arc<dyn Leave>>,
-    task: JoinHandle<()>,
+    /// None: it never ran, because the scope of the bus is gone.
+    task: Option<Running>,
+}
+
+/// The task of a handler.
+pub(super) enum Running {
+    Alone(JoinHandle<()>),
+    InScope(Task<()>),
 }
 
 impl HandlerGuard {
-    pub(super) fn new(seat: Arc<dyn Leave>, task: JoinHandle<()>) -> Self {
+    pub(super) fn new(seat: Arc<dyn Leave>, task: Option<Running>) -> Self {
         Self { seat: Some(seat), task }
     }
 
@@ -104,8 +112,12 @@ impl HandlerGuard {
     ///
     /// Dropped before, it detaches the handler, as the guard does.
     pub async fn finished(mut self) {
-        // Its panics are caught, and nobody else can end it; only the end of the runtime does.
-        let _ = (&mut self.task).await;
+        // Its panics are caught. Only the end of the runtime ends it before that, and the end of its scope's grace period.
+        match &mut self.task {
+            Some(Running::Alone(task)) => drop(task.await),
+            Some(Running::InScope(task)) => drop(task.await),
+            None => {}
+        }
     }
 }
 
@@ -119,6 +131,11 @@ impl Drop for HandlerGuard {
 
 impl fmt::Debug for HandlerGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HandlerGuard").field("is_finished", &self.task.is_finished()).finish()
+        let is_finished = match &self.task {
+            Some(Running::Alone(task)) => task.is_finished(),
+            Some(Running::InScope(task)) => task.is_finished(),
+            None => true,
+        };
+        f.debug_struct("HandlerGuard").field("is_finished", &is_finished).finish()
     }
 }

@@ -1,7 +1,7 @@
 //! Events: some publish, others subscribe, and neither knows of the other.
 //!
 //! An [`EventBus`] carries events of any type, and a subscriber hears those of one type. It is a value: what is published on one bus is not
-//! heard on another, and a clone is the same bus. Give it to who needs it, or put it into a [`Scope`](crate::Scope).
+//! heard on another, and a clone is the same bus. Every [`Scope`](crate::Scope::events) has one, which is closed with it.
 //!
 //! - **Order.** All subscribers of a type see its events in one and the same order.
 //! - **Only what comes after.** A subscriber hears what is published after `subscribe` has returned.
@@ -54,23 +54,26 @@ use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
+use tokio::runtime::Handle;
+
 mod handler;
 mod queue;
 mod subscription;
 mod topic;
 
-use self::{
-    handler::handle,
-    subscription::Seat,
-    topic::{AnyTopic, Topic},
-};
 pub use self::{
     handler::{Handled, HandlerGuard},
     queue::{Lag, Lagged},
     subscription::Subscription,
 };
+use self::{
+    handler::{Running, handle},
+    subscription::Seat,
+    topic::{AnyTopic, Topic},
+};
 use crate::{
     Observer,
+    scope::Home,
     telemetry::{Site, site},
 };
 
@@ -84,6 +87,8 @@ pub const DEFAULT_CAPACITY: usize = 256;
 pub struct EventBus {
     inner: Arc<Inner>,
     site: Site,
+    /// Where its handlers run.
+    home: Option<Home>,
 }
 
 /// The topics of a bus, by the type of their events.
@@ -101,7 +106,12 @@ impl EventBus {
     /// A bus that nobody has subscribed to.
     #[must_use]
     pub fn new() -> Self {
-        Self { inner: Arc::new(Inner { topics: RwLock::default() }), site: site!("events") }
+        Self { inner: Arc::new(Inner { topics: RwLock::default() }), site: site!("events"), home: None }
+    }
+
+    /// The bus of a scope.
+    pub(crate) fn of(home: Home) -> Self {
+        Self { home: Some(home), ..Self::new() }
     }
 
     /// The same bus under a name, which the reports about handlers carry that are attached through this clone.
@@ -166,8 +176,8 @@ impl EventBus {
     /// [`observer`](Self::observer)s), and is called for the next event: publisher and others never notice. One that is too slow misses
     /// events, as with [`subscribe`](Self::subscribe), which is reported too.
     ///
-    /// It may publish, subscribe and attach handlers itself. Its task has no scope and no deadline: what it needs of them, the closure
-    /// brings along ([`Scope::within`](crate::Scope::within)).
+    /// It may publish, subscribe and attach handlers itself. On a [scope's bus](crate::Scope::events) it is a task of that scope; on another
+    /// one its task has no scope and no deadline: what it needs of them, the closure brings along ([`Scope::within`](crate::Scope::within)).
     ///
     /// The event comes by value, because a future that borrows it could not go to a task.
     ///
@@ -200,7 +210,12 @@ impl EventBus {
     {
         let events = self.subscribe_with(capacity, lag);
         let seat = Arc::clone(&events.seat);
-        let task = tokio::spawn(handle(events, handler, self.site.clone()));
+        let handling = handle(events, handler, self.site.clone());
+        let runtime = Handle::current();
+        let task = match &self.home {
+            Some(home) => home.spawn(handling).map(Running::InScope),
+            None => Some(Running::Alone(runtime.spawn(handling))),
+        };
         HandlerGuard::new(seat, task)
     }
 

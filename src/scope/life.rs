@@ -17,7 +17,8 @@ use tokio_util::{
     task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
 
-use super::{Inner, Scope, error::ScopeError, opening::TearDown};
+use super::{Inner, Scope, catch, error::ScopeError, opening::TearDown};
+use crate::EventBus;
 
 /// Set once: what a scope owns, or that it was closed while it owned nothing.
 pub(super) enum Life {
@@ -33,6 +34,7 @@ pub(super) struct Owned {
     /// It is closed.
     pub(super) done: CancellationToken,
     pub(super) tasks: TaskTracker,
+    pub(super) events: OnceLock<EventBus>,
     begun: AtomicBool,
     error: OnceLock<ScopeError>,
     runtime: OnceLock<Handle>,
@@ -57,6 +59,7 @@ impl Owned {
             abort: CancellationToken::new(),
             done: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            events: OnceLock::new(),
             begun: AtomicBool::new(false),
             error: OnceLock::new(),
             runtime: OnceLock::new(),
@@ -108,7 +111,19 @@ impl Owned {
     pub(super) fn begin(&self) -> bool {
         let first = !self.begun.swap(true, Ordering::SeqCst);
         self.told.cancel();
+        if first {
+            self.end_events();
+        }
         first
+    }
+
+    /// Everything in the scope is told at once, and who listens to its events, here or within, hears it by their end.
+    fn end_events(&self) {
+        if let Some(events) = self.events.get() {
+            // It wakes who listens: their code.
+            catch::run(|| events.close());
+        }
+        self.children().iter().for_each(|child| child.end_events());
     }
 
     /// It is closed, and everybody may hear how.

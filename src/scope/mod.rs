@@ -23,8 +23,8 @@
 //! # }
 //! ```
 //!
-//! A scope can also own things: tasks ([`Scope::spawn`]) and what was set up for it ([`Scope::disposable`]). They end with it, at the latest
-//! when it is closed ([`Scope::close`]), and those within it before:
+//! A scope can also own things: tasks ([`Scope::spawn`]), what was set up for it ([`Scope::disposable`]) and an event bus
+//! ([`Scope::events`]). They end with it, at the latest when it is closed ([`Scope::close`]), and those within it before:
 //!
 //! ```
 //! use std::{io, sync::Arc, time::Duration};
@@ -82,6 +82,7 @@ use crate::{
 mod catch;
 mod closing;
 mod error;
+mod events;
 mod life;
 mod opening;
 mod run;
@@ -90,6 +91,7 @@ mod task;
 mod watch;
 
 pub use error::{Fault, FaultKind, Panic, ScopeError};
+pub(crate) use events::Home;
 use life::{Life, Owned};
 pub use opening::{Disposable, Opening, TornDown};
 pub use run::{Ran, RunError};

@@ -45,6 +45,14 @@ impl Scope {
     where
         F: Future<Output: Send> + Send + 'static,
     {
+        self.start(future, Deadline::current())
+    }
+
+    /// The same, with another deadline than the caller's.
+    pub(super) fn start<F>(&self, future: F, deadline: Option<Deadline>) -> Task<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
         let admitted = self.owned().and_then(|owned| Some((owned, owned.admit()?)));
         let Some((owned, token)) = admitted else { return Task::refused(TaskError::Closed(self.path())) };
         let Some(runtime) = owned.runtime() else { return Task::refused(TaskError::NoRuntime(self.path())) };
@@ -54,7 +62,7 @@ impl Scope {
             owned: Arc::clone(owned),
             member: Some(Member { scope: None, role: Role::Task(Some(token)) }),
         };
-        let handle = match Deadline::current() {
+        let handle = match deadline {
             Some(deadline) => runtime.spawn(deadline.within(future)),
             None => runtime.spawn(future),
         };

@@ -27,6 +27,7 @@ mod retry;
 mod scope;
 mod scope_closing;
 mod scope_disposables;
+mod scope_events;
 mod scope_programs;
 mod scope_tasks;
 mod service_laws;

@@ -1,0 +1,79 @@
+//! The event bus of a scope.
+
+use std::{
+    future::Future,
+    sync::{Arc, Weak},
+};
+
+use super::{
+    Scope,
+    life::{Life, Owned},
+    task::Task,
+};
+use crate::EventBus;
+
+impl Scope {
+    /// The event bus of this scope: that of the outermost one around it, or of the nearest that is [isolated](Self::isolated).
+    ///
+    /// It is closed when that scope is closed, as soon as everything is told: streams end after what waits for them. The handlers that are
+    /// attached to it ([`EventBus::on`]) are tasks of that scope: they run in it, and its closing waits until they have handled
+    /// what waits for them, for as long as the [grace period](Self::grace) lets them.
+    ///
+    /// ```
+    /// # use ziggurat::Scope;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// #[derive(Clone)]
+    /// struct OrderPlaced(u32);
+    ///
+    /// let app = Scope::root("app");
+    /// app.events().on(|OrderPlaced(id)| async move { println!("an e-mail about order {id}") }).detach();
+    ///
+    /// let request = app.child("request");
+    /// assert_eq!(request.events().publish(OrderPlaced(7)), 1);
+    /// app.close().await.unwrap(); // the e-mail is written
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn events(&self) -> EventBus {
+        let mut holders = self.outwards();
+        let holder = holders.find(|scope| scope.parent().is_none() || scope.has_events()).unwrap_or(self);
+        let Some(owned) = holder.owned() else {
+            let events = EventBus::new();
+            events.close();
+            return events;
+        };
+        let events = owned.events.get_or_init(|| EventBus::of(Home(Arc::downgrade(owned)))).clone();
+        // Who tells looks for a bus afterwards: one of the two sees the other.
+        if owned.told.is_cancelled() {
+            events.close();
+        }
+        events
+    }
+
+    /// Gives this scope an event bus of its own: what is published in it, or within it, is not heard outside.
+    #[must_use]
+    pub fn isolated(self) -> Self {
+        if let Some(owned) = self.owned() {
+            owned.events.get_or_init(|| EventBus::of(Home(Arc::downgrade(owned))));
+        }
+        self
+    }
+
+    fn has_events(&self) -> bool {
+        matches!(self.inner.life.get(), Some(Life::Owns(owned)) if owned.events.get().is_some())
+    }
+}
+
+/// The scope of a bus, which that does not keep.
+#[derive(Clone)]
+pub(crate) struct Home(Weak<Owned>);
+
+impl Home {
+    /// Runs it as a task of the scope, for as long as that lasts; `None` if it is gone.
+    pub(crate) fn spawn<F>(&self, future: F) -> Option<Task<F::Output>>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        Some(self.0.upgrade()?.scope()?.start(future, None))
+    }
+}
