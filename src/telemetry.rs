@@ -323,7 +323,7 @@ impl Calls {
     pub(crate) fn are_heard(&self) -> bool {
         cfg!(feature = "metrics")
             || self.site.observer.is_some()
-            || tracing::enabled!(target: concat!("ziggurat::", "observe"), tracing::Level::DEBUG)
+            || tracing::event_enabled!(target: concat!("ziggurat::", "observe"), tracing::Level::DEBUG)
     }
 
     pub(crate) fn started(&self) {
