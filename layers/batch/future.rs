@@ -16,7 +16,7 @@ use super::{
     around::Around,
     gather::Place,
     ride::Ride,
-    send::{Item, Reply, Shared, send},
+    send::{Item, Open, Reply, Shared, send},
 };
 use crate::{Classify, Deadline, Event, Reject, Scope, clock};
 
@@ -134,8 +134,8 @@ where
         let ride = joined.kept;
         let seat = Seat { shared, place: joined.place, _ride: Arc::clone(&ride) };
         if joined.known.is_none() {
-            let shared = Arc::clone(&seat.shared);
-            ride.start(send(shared, joined.place.batch, ride.bell(), service));
+            let open = Open { shared: Arc::clone(&seat.shared), batch: joined.place.batch };
+            ride.start(send(open, ride.bell(), service));
         }
         if joined.is_full {
             ride.ring();

@@ -27,7 +27,8 @@
 //!
 //! **Cost.** A batch runs on a task of its own, which ends with it: while nobody asks there is none. So it needs a tokio runtime, and
 //! an inner service, requests and responses that are `Send + 'static`, `S: Clone`, and an error that is [`Display`](std::fmt::Display). Any
-//! caller may stop polling, and the others still get their answers. Each call allocates once, for the way back of its answer, and each
+//! caller may stop polling, and the others still get their answers. The task is spawned by the first: if that one's runtime ends, the
+//! others, on another one, are answered with a [`Reason::Shared`](crate::Reason::Shared) too. Each call allocates once, for the way back of its answer, and each
 //! batch for its task and its list. It is always ready, and makes a clone of the inner service ready when a batch is due.
 //!
 //! ```

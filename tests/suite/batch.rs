@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use tokio::{
     task::{JoinSet, yield_now},
     time::{Instant, advance, sleep},
@@ -391,6 +392,38 @@ async fn a_caller_that_is_not_polled_any_more_holds_up_no_other() {
     let first = start(&service, [1]);
     assert_eq!(service.oneshot(2).await.unwrap(), 4);
     drop(first);
+}
+
+/// A service that is shared by two runtimes, of which one ends: before its batch is sent, and while the call is under way.
+///
+/// Shows: P7
+#[tokio::test(start_paused = true)]
+async fn a_runtime_that_ends_leaves_nobody_waiting_on_another() {
+    for is_sent in [false, true] {
+        let (go, under_way) = (Arc::new(AtomicBool::new(false)), Arc::<AtomicUsize>::default());
+        let max_size = if is_sent { 2 } else { 3 };
+        let service = BatchLayer::new(max_size as usize, Duration::MAX).layer(held(&go, &under_way));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let entered = runtime.enter();
+        let mut tasks = start(&service, [1]);
+        drop(entered);
+        tasks.extend(start(&service, [2]));
+        let seen = Arc::clone(&under_way);
+        let ends = std::thread::spawn(move || {
+            if is_sent {
+                runtime.block_on(settle());
+            }
+            seen.load(SeqCst)
+        });
+        assert_eq!(ends.join().unwrap(), usize::from(is_sent));
+        for task in &mut tasks {
+            assert_eq!(shared(&finished(task)).0, "its task ended without an answer");
+        }
+        assert_eq!(under_way.load(SeqCst), 0);
+        go.store(true, SeqCst);
+        let answers = join_all((0..max_size).map(|number| service.clone().oneshot(number))).await;
+        assert!(answers.into_iter().all(|answer| answer.is_ok()), "nobody joined what was left behind");
+    }
 }
 
 /// Shows: P7
