@@ -18,7 +18,11 @@ use super::{
     ride::Ride,
     send::{Item, Open, Reply, Shared, send},
 };
-use crate::{Classify, Deadline, Event, Reject, Scope, clock};
+use crate::{
+    Classify, Deadline, Event, Reject, Scope,
+    ambient::{self, Unsent},
+    clock,
+};
 
 /// The response future of [`Batch`](super::Batch).
 #[must_use = "futures do nothing unless polled"]
@@ -60,6 +64,10 @@ struct Seat<Req, R, E, K: Hash + Eq, C> {
 impl<Req, R, E, K: Hash + Eq, C> Drop for Seat<Req, R, E, K, C> {
     fn drop(&mut self) {
         let left = self.shared.gather().leave(self.place);
+        if left.is_some() {
+            // If the whole call is dropped with it: so far it was nobody's but ours.
+            ambient::set(Unsent(true));
+        }
         drop(left);
     }
 }

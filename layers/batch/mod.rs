@@ -23,7 +23,8 @@
 //! outside asks again for the one item that failed.
 //!
 //! **Cancellation.** Who is dropped before the batch is sent is not in it, and makes room for another. Who is dropped afterwards loses its
-//! answer and nothing else. With the last of them the call is dropped, there and then.
+//! answer and nothing else. With the last of them the call is dropped, there and then. A circuit breaker outside does not hold it against
+//! the service if the batch was not sent yet.
 //!
 //! **Cost.** A batch runs on a task of its own, which ends with it: while nobody asks there is none. So it needs a tokio runtime, and
 //! an inner service, requests and responses that are `Send + 'static`, `S: Clone`, and an error that is [`Display`](std::fmt::Display). Any

@@ -17,7 +17,13 @@ use tokio::{
     time::{Instant, advance, sleep},
 };
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
-use ziggurat::{Class, Deadline, Error, Reason, Scope, batch::BatchLayer, testing::Task, timeout::TimeoutLayer};
+use ziggurat::{
+    Class, Deadline, Error, Reason, Scope,
+    batch::BatchLayer,
+    circuit_breaker::{CircuitBreakerLayer, State},
+    testing::Task,
+    timeout::TimeoutLayer,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MILLI: Duration = Duration::from_millis(1);
@@ -424,6 +430,24 @@ async fn a_runtime_that_ends_leaves_nobody_waiting_on_another() {
         let answers = join_all((0..max_size).map(|number| service.clone().oneshot(number))).await;
         assert!(answers.into_iter().all(|answer| answer.is_ok()), "nobody joined what was left behind");
     }
+}
+
+/// Shows: P7
+#[tokio::test(start_paused = true)]
+async fn a_breaker_outside_does_not_count_who_gave_up_before_the_batch_was_sent() {
+    let breaker = CircuitBreakerLayer::consecutive(1);
+    let circuit = breaker.handle();
+    let service = ServiceBuilder::new()
+        .layer(TimeoutLayer::new(SECOND))
+        .layer(breaker)
+        .layer(BatchLayer::new(2, Duration::MAX))
+        .service(held(&Arc::default(), &Arc::default()));
+    assert!(service.clone().oneshot(1).await.is_err());
+    assert_eq!(circuit.state(), State::Closed);
+    // What hangs after it was sent is the service's fault.
+    let (one, two) = tokio::join!(service.clone().oneshot(1), service.clone().oneshot(2));
+    assert!(one.is_err() && two.is_err());
+    assert_eq!(circuit.state(), State::Open);
 }
 
 /// Shows: P7
