@@ -102,8 +102,9 @@ where
     match outcome {
         Ok(Ok(answers)) if answers.len() == replies.len() => {
             for (reply, answer) in replies.into_iter().zip(answers) {
+                let answer = caught(async { answer.map_err(Into::into) }).await;
                 // Who is gone loses nothing but its answer.
-                let _ = reply.send(Ok(answer.map_err(Into::into)));
+                let _ = reply.send(answer.map_err(|panic| shared.without_an_answer(panic)));
             }
         }
         Ok(Ok(answers)) => {

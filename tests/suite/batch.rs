@@ -284,6 +284,25 @@ async fn a_panic_of_the_inner_call_is_an_error_for_all_and_wedges_nothing() {
 
 /// Shows: P7
 #[tokio::test(start_paused = true)]
+async fn an_item_whose_error_cannot_be_made_the_services_own_fails_alone() {
+    struct Bad;
+    impl From<Bad> for Error<&'static str> {
+        fn from(_: Bad) -> Self {
+            panic!("in from")
+        }
+    }
+    let service = BatchLayer::new(3, SECOND).layer(service_fn(|numbers: Vec<u32>| {
+        ready(Ok::<_, Error<_>>(numbers.into_iter().map(|n| if n == 2 { Err(Bad) } else { Ok(n) }).collect::<Vec<_>>()))
+    }));
+    let mut tasks = start(&service, 1..=3);
+    settle().await;
+    let [one, two, three] = &mut tasks[..] else { panic!("three") };
+    assert_eq!((finished(one).unwrap(), finished(three).unwrap()), (1, 3));
+    assert_eq!(shared(&finished(two)).0, "it panicked: in from");
+}
+
+/// Shows: P7
+#[tokio::test(start_paused = true)]
 async fn who_is_dropped_before_the_batch_is_sent_is_skipped_and_makes_room() {
     let calls = Calls::default();
     let service = BatchLayer::new(3, SECOND).layer(doubles(&calls));
