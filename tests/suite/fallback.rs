@@ -512,10 +512,11 @@ async fn where_a_rejection_is_a_response_the_services_own_comes_back() {
     let told = Told::default();
     let service = ServiceBuilder::new()
         .layer(FallbackLayer::service(backup).http().observer(told.observer()))
+        .map_response(|response: Response<String>| response.map(|_| "worded by a layer".to_owned()))
         .layer(TimeoutLayer::new(2 * SECOND).named("primary"))
         .service(hangs);
     let Ok(response) = service.oneshot(()).await;
-    assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
+    assert_eq!((response.status(), &**response.body()), (StatusCode::GATEWAY_TIMEOUT, "worded by a layer"));
     assert_eq!(response.extensions().get::<Rejection>().unwrap().name(), Some("primary"));
     assert_eq!(told.all(), ["fallback failed: timed_out, timeout `backup`: no answer within 1s"]);
 }
