@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::Response;
+use http::{Request, Response};
 use http_body::Body;
 use http_body_util::Full;
 use tower::{Service, ServiceBuilder};
@@ -19,8 +19,17 @@ use tower_resilience::{
     timelimiter::TimeLimiterLayer,
 };
 use ziggurat::{
-    Error, cache::CacheLayer, circuit_breaker::CircuitBreakerLayer, concurrency_limit::ConcurrencyLimitLayer,
-    retry::RetryLayer, timeout::TimeoutLayer,
+    Error, Event, Site,
+    answer::AnswerLayer,
+    cache::CacheLayer,
+    chaos::{ChaosLayer, Fault},
+    circuit_breaker::CircuitBreakerLayer,
+    concurrency_limit::ConcurrencyLimitLayer,
+    fallback::FallbackLayer,
+    observe::ObserveLayer,
+    resource::ResourceLayer,
+    retry::RetryLayer,
+    timeout::TimeoutLayer,
 };
 
 use crate::{Echo, Failed, Word, call};
@@ -106,11 +115,9 @@ pub fn subjects() -> Vec<Subject> {
     let retry = || RetryLayer::new().backoff(LIMIT).budget(None);
     let breaker = || CircuitBreakerLayer::failure_rate(0.5).over_calls(100);
     let service = || ServiceBuilder::new().map_err(Error::Service).service(Echo);
-    let http = || {
-        let answer =
-            |_: Word| ready(Ok::<_, Failed>(Response::new(Full::new(Bytes::from_static(b"a small response")))));
-        ServiceBuilder::new().map_err(Error::Service).service_fn(answer)
-    };
+    let small = || ready(Ok::<_, Failed>(Response::new(Full::new(Bytes::from_static(b"a small response")))));
+    let http = || ServiceBuilder::new().map_err(Error::Service).service_fn(move |_: Word| small());
+    let asked = || ServiceBuilder::new().map_err(Error::Service).service_fn(move |_: Request<Word>| small());
     vec![
         subject("bare", "", Echo),
         subject("timeout", ours, ServiceBuilder::new().layer(TimeoutLayer::new(LIMIT)).service(service())),
@@ -145,6 +152,24 @@ pub fn subjects() -> Vec<Subject> {
             ServiceBuilder::new().layer(CacheLayer::new(1_000, LIMIT, |word: &Word| Some(*word))).service(service()),
         ),
         subject("cache, a hit", peer, ServiceBuilder::new().layer(peer_cache()).service(Echo)),
+        subject("fallback, a value", ours, ServiceBuilder::new().layer(FallbackLayer::value(7)).service(service())),
+        subject(
+            "fallback, a service",
+            ours,
+            ServiceBuilder::new().layer(FallbackLayer::service(service())).service(service()),
+        ),
+        subject("chaos, off", ours, ServiceBuilder::new().layer(ChaosLayer::new(Fault::Error)).service(service())),
+        subject("observe, unheard", ours, ServiceBuilder::new().layer(ObserveLayer::new()).service(service())),
+        subject(
+            "observe, heard",
+            ours,
+            ServiceBuilder::new().layer(ObserveLayer::new().observer(|_: &Site, _: &Event<'_>| ())).service(service()),
+        ),
+        subject(
+            "resource",
+            ours,
+            ServiceBuilder::new().layer(ResourceLayer::new(|| ready(Ok::<Word, Failed>(7)))).service(service()),
+        ),
         subject(
             "stack of the four",
             ours,
@@ -172,6 +197,11 @@ pub fn subjects() -> Vec<Subject> {
                 .service(Echo),
         ),
         http_subject("http, bare", http()),
+        http_subject("http, a request", ServiceBuilder::new().map_request(Request::new).service(asked())),
+        http_subject(
+            "http, answer",
+            ServiceBuilder::new().map_request(Request::new).layer(AnswerLayer::problem_json()).service(asked()),
+        ),
         http_subject(
             "http, the four",
             ServiceBuilder::new()

@@ -7,7 +7,8 @@
 //! [`Event`](crate::Event). What happens *in* a layer, each tells by itself, with the same names.
 //!
 //! **Its clock** starts in `call` and is read once more when the call ends: with the response, or with
-//! [`until_body_end`](ObserveLayer::until_body_end) when its body has ended. The wait for readiness is not measured.
+//! [`until_body_end`](ObserveLayer::until_body_end) when its body has ended. The wait for readiness is not measured; an error of it is a call
+//! that ended at once.
 //!
 //! **Where it belongs.** Outermost but for the context, it sees what callers see: one call with all its attempts, the answers from
 //! memory, and rejections. Next to the service it sees each attempt, and the service alone. Two of them, with different names,
@@ -173,13 +174,28 @@ where
     type Future = ResponseFuture<S::Future, C, U>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
+        let Err(error) = ready!(self.inner.poll_ready(cx)) else { return Poll::Ready(Ok(())) };
+        // The call ends here, before it was made.
+        let outcome: Result<S::Response, _> = Err(error);
+        if self.calls.are_heard() {
+            let (outcome, reason) = judge(&outcome, &self.classify);
+            Call::start(&self.calls).end(outcome, reason);
+        }
+        Poll::Ready(outcome.map(drop))
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
         let call = self.calls.are_heard().then(|| Call::start(&self.calls));
         let response = Some(self.inner.call(request));
         ResponseFuture { response, call, classify: self.classify.clone(), until: PhantomData }
+    }
+}
+
+/// How a call ended; and of a rejection, why.
+fn judge<R, E: Reject<R>>(outcome: &Result<R, E>, classify: &impl Classify<R, E>) -> (Outcome, Option<&'static str>) {
+    match E::rejection(outcome) {
+        Some(rejection) => (Outcome::Rejected, Some(rejection.reason().as_str())),
+        None => (Class::of(outcome, classify).into(), None),
     }
 }
 
@@ -243,10 +259,9 @@ where
         let Some(mut call) = this.call.take() else {
             return Poll::Ready(outcome.map(|response| U::answer(response, || None)));
         };
-        let reason = E::rejection(&outcome).map(|rejection| rejection.reason().as_str());
-        let class = Class::of(&outcome, this.classify);
-        if reason.is_some() || class != Class::Success {
-            call.end(if reason.is_some() { Outcome::Rejected } else { class.into() }, reason);
+        let (ended, reason) = judge(&outcome, this.classify);
+        if ended != Outcome::Success {
+            call.end(ended, reason);
             return Poll::Ready(outcome.map(|response| U::answer(response, || None)));
         }
         let mut call = Some(call);

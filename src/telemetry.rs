@@ -202,7 +202,8 @@ impl From<Class> for Outcome {
 
 /// Hears the events of the layers that it is attached to with `.observer(..)`. A closure is one too.
 ///
-/// It is called where the event happens, inside a request's call or poll: it must not block.
+/// It is called where the event happens, inside a request's call or poll, or while that is dropped: it must not block, and must not
+/// panic. What is dropped because of a panic tells its end too, and a second panic in there ends the program.
 ///
 /// ```
 /// use std::sync::{Arc, atomic::{AtomicUsize, Ordering}};
@@ -323,13 +324,14 @@ impl Calls {
     pub(crate) fn are_heard(&self) -> bool {
         cfg!(feature = "metrics")
             || self.site.observer.is_some()
-            || tracing::enabled!(target: concat!("ziggurat::", "observe"), tracing::Level::DEBUG)
+            || tracing::event_enabled!(target: concat!("ziggurat::", "observe"), tracing::Level::DEBUG)
     }
 
     pub(crate) fn started(&self) {
+        // An observer that panics ends the call here: then it is not in flight.
+        self.site.tell(Event::Started);
         #[cfg(feature = "metrics")]
         self.meters.started();
-        self.site.tell(Event::Started);
     }
 
     pub(crate) fn ended(&self, outcome: Outcome, reason: Option<&'static str>, elapsed: Duration) {

@@ -2,21 +2,43 @@
 //! recorder.
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
-use std::time::Duration;
+use std::{
+    future::{pending, ready},
+    sync::OnceLock,
+    time::Duration,
+};
 
-use metrics_exporter_prometheus::PrometheusBuilder;
-use tower::{ServiceBuilder, ServiceExt, service_fn};
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use tower::{BoxError, Layer, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
-    Error, cache::CacheLayer, circuit_breaker::CircuitBreakerLayer, observe::ObserveLayer, retry::RetryLayer,
+    Error, Event, EventBus, Site,
+    batch::BatchLayer,
+    body::{CopyBody, ReplayBody},
+    cache::CacheLayer,
+    chaos::{ChaosLayer, Fault},
+    circuit_breaker::CircuitBreakerLayer,
+    concurrency_limit::ConcurrencyLimitLayer,
+    fallback::FallbackLayer,
+    observe::ObserveLayer,
+    replay::ReplayLayer,
+    resource::ResourceLayer,
+    retry::RetryLayer,
     timeout::TimeoutLayer,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
 
+fn prometheus() -> &'static PrometheusHandle {
+    static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
+    RECORDER.get_or_init(|| PrometheusBuilder::new().install_recorder().unwrap())
+}
+
 /// Shows: G1
 #[tokio::test(start_paused = true)]
 async fn what_happens_is_counted_under_one_set_of_names() {
-    let prometheus = PrometheusBuilder::new().install_recorder().unwrap();
+    let prometheus = prometheus();
     let service = ServiceBuilder::new()
         .layer(ObserveLayer::new().named("orders"))
         .layer(CacheLayer::new(10, 60 * SECOND, |seconds: &u64| Some(*seconds)).named("orders"))
@@ -61,4 +83,103 @@ async fn what_happens_is_counted_under_one_set_of_names() {
 
 fn has(metrics: &str, line: &str) -> bool {
     metrics.lines().any(|one| one == line)
+}
+
+/// Makes each layer tell something, and looks at what is counted.
+///
+/// Shows: G1
+#[tokio::test(start_paused = true)]
+async fn the_events_of_every_layer_carry_the_name_that_it_was_given() {
+    let prometheus = prometheus();
+    let fails = || service_fn(|()| ready(Err::<(), _>(Error::Service("broken"))));
+    let hangs = || service_fn(|()| pending::<Result<(), Error<&str>>>());
+    let works = || service_fn(|()| ready(Ok::<_, Error<&str>>(())));
+    let chaos = |fault| {
+        let layer = ChaosLayer::new(fault).rate(1.0).named("every");
+        layer.handle().on();
+        layer
+    };
+    let attempts = RetryLayer::new().max_attempts(2).backoff(SECOND).named("every");
+    let layers = tokio::join!(
+        TimeoutLayer::new(SECOND).named("every").layer(hangs()).oneshot(()),
+        attempts.layer(fails()).oneshot(()),
+        CircuitBreakerLayer::consecutive(1).named("every").layer(fails()).oneshot(()),
+        FallbackLayer::value(()).named("every").layer(fails()).oneshot(()),
+        chaos(Fault::Error).layer(works()).oneshot(()),
+        chaos(Fault::Delay(SECOND)).layer(works()).oneshot(()),
+        CacheLayer::new(1, SECOND, |(): &()| Some(())).named("every").layer(works()).oneshot(()),
+        ResourceLayer::new(|| ready(Err::<(), _>("none"))).named("every").layer(works()).oneshot(()),
+        BatchLayer::new(1, SECOND).named("every").layer(service_fn(empty)).oneshot(()),
+        ObserveLayer::new().named("every").layer(works()).oneshot(()),
+    );
+    assert!(layers.0.is_err() && layers.3.is_ok() && layers.5.is_ok());
+    // Two calls, of which one has to wait.
+    let limited = ConcurrencyLimitLayer::new(1).max_wait(SECOND).named("every").layer(hangs());
+    let mut first = Box::pin(limited.clone().oneshot(()));
+    assert!(futures_util::poll!(&mut first).is_pending());
+    limited.oneshot(()).await.unwrap_err();
+    // An upload that is larger than what may be kept.
+    let upload = ServiceBuilder::new().layer(ReplayLayer::new().max_bytes(1).named("every")).service_fn(read);
+    upload.oneshot(Request::new("an upload".to_owned())).await.unwrap();
+    let bus = EventBus::new().named("every");
+    let handler = bus.on(async |_: u8| Err::<(), _>("broken"));
+    bus.publish(7_u8);
+    bus.close();
+    handler.finished().await;
+    Site::new("mine").named("every").tell(Event::Hit);
+
+    let metrics = prometheus.render();
+    for (policy, event, reason) in [
+        ("timeout", "rejected", "timed_out"),
+        ("retry", "retrying", ""),
+        ("retry", "gave_up", "attempts"),
+        ("circuit_breaker", "failed", ""),
+        ("circuit_breaker", "transition", "open"),
+        ("fallback", "fell_back", "error"),
+        ("chaos", "rejected", "injected"),
+        ("chaos", "injected", "delay"),
+        ("cache", "miss", ""),
+        ("cache", "stored", ""),
+        ("resource", "rejected", "unavailable"),
+        ("batch", "rejected", "shared"),
+        ("concurrency_limit", "queued", ""),
+        ("concurrency_limit", "rejected", "overloaded"),
+        ("replay", "not_repeatable", "size"),
+        ("events", "handler_failed", ""),
+        ("mine", "hit", ""),
+    ] {
+        let labels = format!(r#"policy="{policy}",name="every",event="{event}",reason="{reason}""#);
+        assert!(has(&metrics, &format!("ziggurat_events_total{{{labels}}} 1")), "{labels} is not among\n{metrics}");
+    }
+    assert!(has(&metrics, r#"ziggurat_calls_total{name="every",outcome="success",reason=""} 1"#));
+    assert!(!metrics.contains(r#"name="""#), "{metrics}");
+}
+
+async fn empty(_: Vec<()>) -> Result<Vec<Result<(), Error<&'static str>>>, Error<&'static str>> {
+    Ok(Vec::new())
+}
+
+/// Sees to it that the body could be sent again, and reads it.
+async fn read(request: Request<ReplayBody<String>>) -> Result<Response<()>, Error<BoxError>> {
+    let body = request.into_body();
+    let copy = body.copy_body();
+    body.collect().await.map_err(Error::Service)?;
+    drop(copy);
+    Ok(Response::new(()))
+}
+
+/// Shows: G1
+#[tokio::test]
+async fn a_call_whose_observer_panics_is_not_in_flight_for_ever() {
+    let prometheus = prometheus();
+    let observed = |event: &'static str| {
+        let panics = move |_: &Site, told: &Event<'_>| assert!(told.name() != event, "{event}");
+        ObserveLayer::new().named(event).observer(panics).layer(service_fn(|()| ready(Ok::<_, Error<&str>>(()))))
+    };
+    for event in ["started", "ended"] {
+        let call = tokio::spawn(observed(event).oneshot(()));
+        assert!(call.await.unwrap_err().is_panic());
+        let line = format!(r#"ziggurat_calls_in_flight{{name="{event}"}} 0"#);
+        assert!(has(&prometheus.render(), &line), "{line}");
+    }
 }

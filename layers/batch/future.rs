@@ -16,9 +16,13 @@ use super::{
     around::Around,
     gather::Place,
     ride::Ride,
-    send::{Item, Reply, Shared, send},
+    send::{Item, Open, Reply, Shared, send},
 };
-use crate::{Classify, Deadline, Event, Reject, Scope, clock};
+use crate::{
+    Classify, Deadline, Event, Reject, Scope,
+    ambient::{self, Unsent},
+    clock,
+};
 
 /// The response future of [`Batch`](super::Batch).
 #[must_use = "futures do nothing unless polled"]
@@ -60,6 +64,10 @@ struct Seat<Req, R, E, K: Hash + Eq, C> {
 impl<Req, R, E, K: Hash + Eq, C> Drop for Seat<Req, R, E, K, C> {
     fn drop(&mut self) {
         let left = self.shared.gather().leave(self.place);
+        if left.is_some() {
+            // If the whole call is dropped with it: so far it was nobody's but ours.
+            ambient::set(Unsent(true));
+        }
         drop(left);
     }
 }
@@ -134,8 +142,8 @@ where
         let ride = joined.kept;
         let seat = Seat { shared, place: joined.place, _ride: Arc::clone(&ride) };
         if joined.known.is_none() {
-            let shared = Arc::clone(&seat.shared);
-            ride.start(send(shared, joined.place.batch, ride.bell(), service));
+            let open = Open { shared: Arc::clone(&seat.shared), batch: joined.place.batch };
+            ride.start(send(open, ride.bell(), service));
         }
         if joined.is_full {
             ride.ring();

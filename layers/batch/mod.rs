@@ -23,11 +23,13 @@
 //! outside asks again for the one item that failed.
 //!
 //! **Cancellation.** Who is dropped before the batch is sent is not in it, and makes room for another. Who is dropped afterwards loses its
-//! answer and nothing else. With the last of them the call is dropped, there and then.
+//! answer and nothing else. With the last of them the call is dropped, there and then. A circuit breaker outside does not hold it against
+//! the service if the batch was not sent yet.
 //!
 //! **Cost.** A batch runs on a task of its own, which ends with it: while nobody asks there is none. So it needs a tokio runtime, and
 //! an inner service, requests and responses that are `Send + 'static`, `S: Clone`, and an error that is [`Display`](std::fmt::Display). Any
-//! caller may stop polling, and the others still get their answers. Each call allocates once, for the way back of its answer, and each
+//! caller may stop polling, and the others still get their answers. The task is spawned by the first: if that one's runtime ends, the
+//! others, on another one, are answered with a [`Reason::Shared`](crate::Reason::Shared) too. Each call allocates once, for the way back of its answer, and each
 //! batch for its task and its list. It is always ready, and makes a clone of the inner service ready when a batch is due.
 //!
 //! ```

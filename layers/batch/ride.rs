@@ -63,6 +63,14 @@ impl Drop for Ride {
 
 struct Drive(Weak<Ride>);
 
+impl Drop for Drive {
+    fn drop(&mut self) {
+        // If there is still work, the runtime has ended before it: then nobody would ever do it.
+        let abandoned = self.0.upgrade().and_then(|ride| ride.work().take());
+        drop(abandoned);
+    }
+}
+
 impl Future for Drive {
     type Output = ();
 

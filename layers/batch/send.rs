@@ -14,13 +14,15 @@ use tower_service::Service;
 
 use super::{
     around::Around,
-    gather::{Due, Gather},
+    gather::{Batch, Due, Gather},
     ride::Ride,
 };
 use crate::{Class, Classify, Event, Reason, Reject, Rejection, Site, caught::caught, clock};
 
 /// The requests of a service that wait.
 pub(super) type Waiting<Req, R, E, K> = Gather<K, Item<Req, R, E>, Arc<Ride>>;
+
+type Gathered<Req, R, E, K> = Batch<K, Item<Req, R, E>, Arc<Ride>>;
 
 /// What all clones of a service share.
 pub(super) struct Shared<Req, R, E, K, C> {
@@ -54,24 +56,39 @@ impl<Req, R, E, K, C> Shared<Req, R, E, K, C> {
     }
 }
 
+/// A batch that is to be sent. If it never will be, because its task was dropped, nobody joins it any more, and who waits learns so.
+pub(super) struct Open<Req, R, E, K: Hash + Eq, C> {
+    pub(super) shared: Arc<Shared<Req, R, E, K, C>>,
+    pub(super) batch: u64,
+}
+
+impl<Req, R, E, K: Hash + Eq, C> Open<Req, R, E, K, C> {
+    fn take(&self) -> Option<Gathered<Req, R, E, K>> {
+        self.shared.gather().take(self.batch)
+    }
+}
+
+impl<Req, R, E, K: Hash + Eq, C> Drop for Open<Req, R, E, K, C> {
+    fn drop(&mut self) {
+        drop(self.take());
+    }
+}
+
 /// What runs on the task of a batch.
-pub(super) async fn send<S, Req, R, I, K, C>(
-    shared: Arc<Shared<Req, R, S::Error, K, C>>,
-    batch: u64,
-    bell: Arc<Notify>,
-    mut service: S,
-) where
+pub(super) async fn send<S, Req, R, I, K, C>(open: Open<Req, R, S::Error, K, C>, bell: Arc<Notify>, mut service: S)
+where
     S: Service<Vec<Req>, Response = Vec<Result<R, I>>>,
     S::Error: Reject<R> + fmt::Display,
     I: Into<S::Error>,
     K: Hash + Eq,
     C: Classify<R, S::Error>,
 {
-    until_due(&shared, batch, &bell).await;
+    let (shared, batch) = (&open.shared, open.batch);
+    until_due(shared, batch, &bell).await;
     // Who comes while the service is not ready yet comes in time.
     let around = Around::all(shared.gather().items(batch).map(|item| &item.around));
     let ready = caught(around.within(poll_fn(|cx| service.poll_ready(cx)))).await;
-    let taken = shared.gather().take(batch);
+    let taken = open.take();
     let items: Vec<_> = taken.into_iter().flat_map(|batch| batch.into_items()).collect();
     let around = Around::all(items.iter().map(|item| &item.around));
     let (requests, replies): (Vec<_>, Replies<_, _>) = items.into_iter().map(|item| (item.request, item.reply)).unzip();
@@ -85,8 +102,9 @@ pub(super) async fn send<S, Req, R, I, K, C>(
     match outcome {
         Ok(Ok(answers)) if answers.len() == replies.len() => {
             for (reply, answer) in replies.into_iter().zip(answers) {
+                let answer = caught(async { answer.map_err(Into::into) }).await;
                 // Who is gone loses nothing but its answer.
-                let _ = reply.send(Ok(answer.map_err(Into::into)));
+                let _ = reply.send(answer.map_err(|panic| shared.without_an_answer(panic)));
             }
         }
         Ok(Ok(answers)) => {
@@ -94,7 +112,7 @@ pub(super) async fn send<S, Req, R, I, K, C>(
             let why = format!("{answers} answers to {requests} requests: there has to be one for each, in their order");
             tell_all(replies, &shared.without_an_answer(why));
         }
-        Ok(Err(error)) => share(&shared, replies, error),
+        Ok(Err(error)) => share(shared, replies, error),
         Err(panic) => tell_all(replies, &shared.without_an_answer(panic)),
     }
 }

@@ -6,8 +6,9 @@
 //!
 //! **Which calls** are answered so: those that [`classify`](FallbackLayer::classify) calls failures, by default every error; and every
 //! rejection of a layer inside, an overload too, which says nothing about the service: the caller has no answer all the same. An outcome
-//! that the classifier ignores goes through. [`RejectionsOnly`] leaves the service's own outcomes alone. **Over HTTP say
-//! [`.http()`](FallbackLayer::http)**: then a 503 is a failure, and the answer carries [`Degraded`](crate::Degraded) in its extensions.
+//! that the classifier ignores goes through, also to those who only shared the call ([`Reason::Shared`](crate::Reason::Shared)).
+//! [`RejectionsOnly`] leaves the service's own outcomes alone. **Over HTTP say [`.http()`](FallbackLayer::http)**: then a 503 is a
+//! failure, and the answer carries [`Degraded`](crate::Degraded) in its extensions.
 //!
 //! **Both errors are kept.** A response that was judged a failure is dropped when the fallback has seen it, before that runs, and with it what hangs on its
 //! body (a connection, a permit); an error or a rejection is kept. If the fallback fails too, with an error or a rejection, both go to
@@ -64,7 +65,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    Class, Classify, Event, FailOnError, HttpStatus, Reject, Site,
+    Class, Classify, Event, FailOnError, HttpStatus, Reason, Reject, Rejection, Site,
     copy::Cloned,
     telemetry::{site, site_setters},
 };
@@ -315,7 +316,7 @@ where
                     this.state.set(State::Done);
                     let memory = this.memory.take();
                     let class = Class::of(&outcome, &this.layer.classify);
-                    let is_lost = class.is_failure() || S::Error::rejection(&outcome).is_some();
+                    let is_lost = class.is_failure() || S::Error::rejection(&outcome).is_some_and(is_ours);
                     let (true, Some(remembered)) = (is_lost, memory) else { return Poll::Ready(outcome) };
                     let failed = Failed { outcome: &outcome, class, remembered };
                     let Some(answer) = this.layer.alternative.answer(failed) else { return Poll::Ready(outcome) };
@@ -335,6 +336,11 @@ where
             }
         }
     }
+}
+
+/// Whether a layer answered, and not the service: what others are told of a call that they shared is the service's answer.
+fn is_ours(rejection: &Rejection) -> bool {
+    !matches!(rejection.reason(), Reason::Shared { .. })
 }
 
 impl<A, C, N, H> FallbackLayer<A, C, N, H> {

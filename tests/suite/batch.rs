@@ -11,12 +11,19 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use tokio::{
     task::{JoinSet, yield_now},
     time::{Instant, advance, sleep},
 };
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
-use ziggurat::{Class, Deadline, Error, Reason, Scope, batch::BatchLayer, testing::Task, timeout::TimeoutLayer};
+use ziggurat::{
+    Class, Deadline, Error, Reason, Scope,
+    batch::BatchLayer,
+    circuit_breaker::{CircuitBreakerLayer, State},
+    testing::Task,
+    timeout::TimeoutLayer,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MILLI: Duration = Duration::from_millis(1);
@@ -277,6 +284,25 @@ async fn a_panic_of_the_inner_call_is_an_error_for_all_and_wedges_nothing() {
 
 /// Shows: P7
 #[tokio::test(start_paused = true)]
+async fn an_item_whose_error_cannot_be_made_the_services_own_fails_alone() {
+    struct Bad;
+    impl From<Bad> for Error<&'static str> {
+        fn from(_: Bad) -> Self {
+            panic!("in from")
+        }
+    }
+    let service = BatchLayer::new(3, SECOND).layer(service_fn(|numbers: Vec<u32>| {
+        ready(Ok::<_, Error<_>>(numbers.into_iter().map(|n| if n == 2 { Err(Bad) } else { Ok(n) }).collect::<Vec<_>>()))
+    }));
+    let mut tasks = start(&service, 1..=3);
+    settle().await;
+    let [one, two, three] = &mut tasks[..] else { panic!("three") };
+    assert_eq!((finished(one).unwrap(), finished(three).unwrap()), (1, 3));
+    assert_eq!(shared(&finished(two)).0, "it panicked: in from");
+}
+
+/// Shows: P7
+#[tokio::test(start_paused = true)]
 async fn who_is_dropped_before_the_batch_is_sent_is_skipped_and_makes_room() {
     let calls = Calls::default();
     let service = BatchLayer::new(3, SECOND).layer(doubles(&calls));
@@ -391,6 +417,56 @@ async fn a_caller_that_is_not_polled_any_more_holds_up_no_other() {
     let first = start(&service, [1]);
     assert_eq!(service.oneshot(2).await.unwrap(), 4);
     drop(first);
+}
+
+/// A service that is shared by two runtimes, of which one ends: before its batch is sent, and while the call is under way.
+///
+/// Shows: P7
+#[tokio::test(start_paused = true)]
+async fn a_runtime_that_ends_leaves_nobody_waiting_on_another() {
+    for is_sent in [false, true] {
+        let (go, under_way) = (Arc::new(AtomicBool::new(false)), Arc::<AtomicUsize>::default());
+        let max_size = if is_sent { 2 } else { 3 };
+        let service = BatchLayer::new(max_size as usize, Duration::MAX).layer(held(&go, &under_way));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let entered = runtime.enter();
+        let mut tasks = start(&service, [1]);
+        drop(entered);
+        tasks.extend(start(&service, [2]));
+        let seen = Arc::clone(&under_way);
+        let ends = std::thread::spawn(move || {
+            if is_sent {
+                runtime.block_on(settle());
+            }
+            seen.load(SeqCst)
+        });
+        assert_eq!(ends.join().unwrap(), usize::from(is_sent));
+        for task in &mut tasks {
+            assert_eq!(shared(&finished(task)).0, "its task ended without an answer");
+        }
+        assert_eq!(under_way.load(SeqCst), 0);
+        go.store(true, SeqCst);
+        let answers = join_all((0..max_size).map(|number| service.clone().oneshot(number))).await;
+        assert!(answers.into_iter().all(|answer| answer.is_ok()), "nobody joined what was left behind");
+    }
+}
+
+/// Shows: P7
+#[tokio::test(start_paused = true)]
+async fn a_breaker_outside_does_not_count_who_gave_up_before_the_batch_was_sent() {
+    let breaker = CircuitBreakerLayer::consecutive(1);
+    let circuit = breaker.handle();
+    let service = ServiceBuilder::new()
+        .layer(TimeoutLayer::new(SECOND))
+        .layer(breaker)
+        .layer(BatchLayer::new(2, Duration::MAX))
+        .service(held(&Arc::default(), &Arc::default()));
+    assert!(service.clone().oneshot(1).await.is_err());
+    assert_eq!(circuit.state(), State::Closed);
+    // What hangs after it was sent is the service's fault.
+    let (one, two) = tokio::join!(service.clone().oneshot(1), service.clone().oneshot(2));
+    assert!(one.is_err() && two.is_err());
+    assert_eq!(circuit.state(), State::Open);
 }
 
 /// Shows: P7

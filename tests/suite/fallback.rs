@@ -247,6 +247,25 @@ async fn what_the_classifier_ignores_goes_through() {
     assert_eq!(own(service.oneshot("").await), "primary");
 }
 
+/// One gets the error itself, and the other what it says; it says the same about the service.
+#[tokio::test(start_paused = true)]
+async fn what_is_ignored_goes_through_to_all_who_shared_the_call() {
+    let ignores = |_: Result<&u32, &Error<Broken>>| Class::Ignored;
+    let service = ServiceBuilder::new()
+        .layer(FallbackLayer::value(7).classify(ignores))
+        .layer(CacheLayer::new(1, SECOND, |(): &()| Some(())).classify(ignores))
+        .service(service_fn(async |()| {
+            tokio::time::sleep(SECOND).await;
+            Err::<u32, _>(Error::Service(Broken("not found")))
+        }));
+    let (one, other) = tokio::join!(service.clone().oneshot(()), service.oneshot(()));
+    assert!(matches!(one, Err(Error::Service(Broken("not found")))), "{one:?}");
+    assert_eq!(
+        ziggurat::rejection(&other).map(Rejection::reason),
+        Some(&Reason::Shared { message: "not found".into(), class: Class::Ignored })
+    );
+}
+
 /// Shows: G2
 #[tokio::test(start_paused = true)]
 async fn it_can_be_for_rejections_only() {
@@ -493,10 +512,11 @@ async fn where_a_rejection_is_a_response_the_services_own_comes_back() {
     let told = Told::default();
     let service = ServiceBuilder::new()
         .layer(FallbackLayer::service(backup).http().observer(told.observer()))
+        .map_response(|response: Response<String>| response.map(|_| "worded by a layer".to_owned()))
         .layer(TimeoutLayer::new(2 * SECOND).named("primary"))
         .service(hangs);
     let Ok(response) = service.oneshot(()).await;
-    assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
+    assert_eq!((response.status(), &**response.body()), (StatusCode::GATEWAY_TIMEOUT, "worded by a layer"));
     assert_eq!(response.extensions().get::<Rejection>().unwrap().name(), Some("primary"));
     assert_eq!(told.all(), ["fallback failed: timed_out, timeout `backup`: no answer within 1s"]);
 }

@@ -132,6 +132,21 @@ async fn an_empty_body_ends_with_its_response() {
     assert!(matches!(taken(&log)[..], [None, Some((Outcome::Success, None, _))]));
 }
 
+/// Shows: G1
+#[tokio::test]
+async fn an_error_of_readiness_is_a_call_that_failed() {
+    let log = Log::default();
+    let service = |act: Act| {
+        ServiceBuilder::new()
+            .layer(ObserveLayer::new().named("orders").observer(observer(&log)))
+            .service(Script::new().then(act).service(|n| n))
+    };
+    assert!(service(Act::error().at_readiness()).oneshot(1).await.is_err());
+    assert!(matches!(taken(&log)[..], [None, Some((Outcome::Failure, None, _))]));
+    assert!(service(Act::answer()).oneshot(1).await.is_ok());
+    assert!(matches!(taken(&log)[..], [None, Some((Outcome::Success, None, _))]), "once");
+}
+
 /// The call is gone before its end is told: who hears of it can take its place.
 #[test]
 fn the_call_is_gone_when_its_end_is_told() {

@@ -17,12 +17,13 @@ use deadpool::{
 };
 use futures_util::future::join_all;
 use rusqlite::Connection;
-use tokio::task::spawn_blocking;
+use tokio::{sync::oneshot, task::spawn_blocking};
 use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
     Error, Reason, Scope,
     context::ContextLayer,
     resource::{self, Held, Lent, ResourceLayer},
+    scope::Disposable,
     testing::Task,
 };
 
@@ -115,34 +116,55 @@ async fn ten_workers_on_five_connections_wait_in_order_instead_of_failing() {
     assert_eq!(count(&pool.get().await.unwrap()), 10);
 }
 
+/// As a program has it: set up by its scope, and found there.
+fn set_up_pool_of(connections: usize) -> Disposable {
+    Disposable::new(
+        async move |_: Scope| Ok::<_, Infallible>(pool_of(connections)),
+        async |pool: Arc<Pool<Database>>| pool.close(),
+    )
+}
+
 /// Shows: O3
 #[tokio::test]
-async fn a_pool_that_is_closed_while_callers_wait_tells_them_so() {
-    let pool = pool_of(1);
-    // As a program has it: in its scope.
+async fn a_pool_is_closed_with_the_scope_that_set_it_up_and_who_waits_for_it_is_told_so() {
+    let app = Scope::root("app").disposable(set_up_pool_of(2)).open().await.unwrap();
+    let pool = app.require::<Pool<Database>>().unwrap();
     let service = ServiceBuilder::new()
-        .layer(ContextLayer::ambient(Scope::root("app").with(pool.clone())))
+        .layer(ContextLayer::ambient(app.clone()))
         .layer(ResourceLayer::new(async || {
             let pool = Scope::current().unwrap().require::<Pool<Database>>().unwrap();
             pool.get().await
         }))
-        .service(service_fn(|()| pending::<Result<(), Error<Infallible>>>()));
-    let mut works = Task::new(service.clone().oneshot(()));
-    assert!(works.poll().is_pending());
-    let mut waiting = [Task::new(service.clone().oneshot(())), Task::new(service.clone().oneshot(()))];
-    assert!(waiting.iter_mut().all(|call| call.poll().is_pending()));
+        .service(service_fn(|bell: oneshot::Receiver<()>| async {
+            let db = db();
+            let _ = bell.await;
+            Ok::<_, Error<Infallible>>(count(&db))
+        }));
+    let call = || {
+        let (bell, rings) = oneshot::channel();
+        (bell, Task::new(service.clone().oneshot(rings)))
+    };
+    let (bells, mut calls): (Vec<_>, Vec<_>) = (0..4).map(|_| call()).unzip();
+    assert!(calls.iter_mut().all(|call| call.poll().is_pending()));
+    assert_eq!((free(&pool), pool.status().waiting), ((0, 2), 2));
 
-    pool.close();
+    app.close().await.unwrap();
+    let mut waiting = calls.split_off(2);
     for call in &mut waiting {
         assert_eq!(call.times_woken(), 1);
         let Poll::Ready(outcome) = call.poll() else { panic!("it waits for a pool that is closed") };
         closed(&outcome);
     }
-    closed(&service.oneshot(()).await);
-    // Who has one works on.
-    assert!(works.poll().is_pending());
-    drop(works);
-    assert_eq!(pool.status().size, 0);
+    let (_bell, mut late) = call();
+    let Poll::Ready(outcome) = late.poll() else { panic!("it waits for a pool that is closed") };
+    closed(&outcome);
+
+    // Who has one works on, to the end; then it is closed too.
+    drop(bells);
+    for (left, call) in [1, 0].into_iter().zip(&mut calls) {
+        let Poll::Ready(outcome) = call.poll() else { panic!("it was let go") };
+        assert_eq!((outcome.unwrap(), pool.status().size), (0, left));
+    }
 }
 
 fn closed<T>(outcome: &Result<T, Error<Infallible>>) {
