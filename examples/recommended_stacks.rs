@@ -6,7 +6,7 @@ use std::{error::Error as StdError, net::SocketAddr};
 use axum::{
     Router,
     extract::{Path, Request},
-    http::StatusCode,
+    http::{StatusCode, Uri},
     routing::get,
 };
 use bytes::Bytes;
@@ -53,25 +53,28 @@ async fn main() -> Result<(), Box<dyn StdError>> {
         .map_err(Error::Service)
         .service(Client::builder(TokioExecutor::new()).build_http());
     let ask = async |path: &str| {
-        let request = Request::get(format!("http://{address}{path}")).body(Full::<Bytes>::default());
-        service.clone().oneshot(request.expect("a good address")).await
+        let mut request = Request::new(Full::<Bytes>::default());
+        *request.uri_mut() = Uri::try_from(format!("http://{address}{path}"))?;
+        Ok::<_, Box<dyn StdError>>(service.clone().oneshot(request).await)
     };
-    assert_eq!(ask("/status/200").await?.status(), StatusCode::OK);
+    assert_eq!(ask("/status/200").await??.status(), StatusCode::OK);
 
     // Two attempts, and so two failures of three calls: the circuit opens.
-    assert_eq!(ask("/status/503").await?.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(ask("/status/503").await??.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(circuit.state(), State::Open);
-    assert!(ziggurat::rejection(&ask("/status/200").await).is_some_and(|rejection| rejection.is_circuit_open()));
+    assert!(ziggurat::rejection(&ask("/status/200").await?).is_some_and(|rejection| rejection.is_circuit_open()));
 
     // In the incident, without a restart: no more retries, and more patience. The circuit stays as it is.
     app.update(|settings: &ClientSettings| settings.max_attempts(1).failure_rate(1.0))?;
-    assert!(ask("/status/200").await.is_err());
+    assert!(ask("/status/200").await?.is_err());
     assert_eq!(circuit.state(), State::Open);
     circuit.close();
-    assert_eq!(ask("/status/503").await?.status(), StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(ask("/status/200").await?.status(), StatusCode::OK);
+    assert_eq!(ask("/status/503").await??.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(ask("/status/200").await??.status(), StatusCode::OK);
 
-    let mistake = toml::from_str::<ClientSettings>("timeout = 5000").map(drop).expect_err("there is no unit");
+    let Err(mistake) = toml::from_str::<ClientSettings>("timeout = 5000") else {
+        return Err("a duration without a unit was taken".into());
+    };
     println!("{mistake}");
     Ok(())
 }
