@@ -19,7 +19,7 @@ use tower_resilience::{
     timelimiter::TimeLimiterLayer,
 };
 use ziggurat::{
-    Error, Event, Site,
+    Error, Event, Scope, Site,
     answer::AnswerLayer,
     cache::CacheLayer,
     chaos::{ChaosLayer, Fault},
@@ -29,6 +29,7 @@ use ziggurat::{
     observe::ObserveLayer,
     resource::ResourceLayer,
     retry::RetryLayer,
+    stack::{ClientSettings, ClientStack},
     timeout::TimeoutLayer,
 };
 
@@ -118,6 +119,7 @@ pub fn subjects() -> Vec<Subject> {
     let small = || ready(Ok::<_, Failed>(Response::new(Full::new(Bytes::from_static(b"a small response")))));
     let http = || ServiceBuilder::new().map_err(Error::Service).service_fn(move |_: Word| small());
     let asked = || ServiceBuilder::new().map_err(Error::Service).service_fn(move |_: Request<Word>| small());
+    let app = Scope::root("app").with(ClientSettings::default());
     vec![
         subject("bare", "", Echo),
         subject("timeout", ours, ServiceBuilder::new().layer(TimeoutLayer::new(LIMIT)).service(service())),
@@ -195,6 +197,12 @@ pub fn subjects() -> Vec<Subject> {
                 .layer(peer_breaker())
                 .layer(peer_limit())
                 .service(Echo),
+        ),
+        subject("recommended client", ours, ServiceBuilder::new().layer(ClientStack::new("bench")).service(service())),
+        subject(
+            "recommended client, settings of a scope",
+            ours,
+            ServiceBuilder::new().layer(ClientStack::new("bench").settings_from(&app)).service(service()),
         ),
         http_subject("http, bare", http()),
         http_subject("http, a request", ServiceBuilder::new().map_request(Request::new).service(asked())),

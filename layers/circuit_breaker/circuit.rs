@@ -133,7 +133,8 @@ impl Circuit {
 }
 
 impl Shared {
-    #[inline]
+    // Half of what a breaker costs is the way to here and back, if it is not inlined.
+    #[inline(always)]
     fn record(&self, ticket: &Ticket, outcome: Outcome) {
         if outcome == Outcome::Failure {
             self.site.tell(Event::Failed);
@@ -147,6 +148,7 @@ impl Shared {
     ///
     /// One thread at a time, so that everybody hears them in order; and under no lock, so that who hears of one may turn the
     /// circuit again.
+    #[cold]
     fn tell_news(&self) {
         struct Telling<'a>(&'a AtomicBool);
         impl Drop for Telling<'_> {

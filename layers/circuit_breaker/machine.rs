@@ -165,6 +165,7 @@ impl Machine {
         }
     }
 
+    #[cold]
     fn check_turned(&self, now: Instant) -> Result<(), Refused> {
         self.check_at(now, &self.episode())
     }
@@ -200,6 +201,7 @@ impl Machine {
         self.admit_probe(clock())
     }
 
+    #[cold]
     fn admit_probe(&self, now: Instant) -> Result<Ticket, Refused> {
         let mut episode = self.episode();
         self.check_at(now, &episode)?;
@@ -213,7 +215,7 @@ impl Machine {
     }
 
     /// Records how an admitted call ended, and says whether that turned the state.
-    #[inline]
+    #[inline(always)] // see its caller
     pub(super) fn record(&self, ticket: &Ticket, outcome: Outcome, clock: impl Fn() -> Instant) -> bool {
         let word = self.word();
         if word.generation() != ticket.generation {
@@ -225,13 +227,15 @@ impl Machine {
                 self.count_in_a_row(ticket.generation, false);
             }
             if let Some(rate) = self.failures.get() {
-                rate.window.record(ticket.generation, clock, false);
+                rate.count(ticket.generation, clock, false, u32::MAX);
             }
             return false;
         }
         self.record_in_time(ticket, outcome, clock)
     }
 
+    // Out of the way of what succeeds, which is small enough then to stand where it is called.
+    #[cold]
     fn record_in_time(&self, ticket: &Ticket, outcome: Outcome, clock: impl Fn() -> Instant) -> bool {
         let now = OnceCell::new();
         let now = || *now.get_or_init(&clock);
