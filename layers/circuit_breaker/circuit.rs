@@ -120,10 +120,18 @@ impl Circuit {
     /// Admits a call. The clock is not read while the circuit is closed, unless slow calls are looked for.
     #[inline]
     pub(super) fn admit(&self) -> Result<Call, Refused> {
+        match self.shared.machine.admit_untimed() {
+            Some(ticket) => Ok(Call { circuit: self.clone(), ticket, is_over: false }),
+            None => self.admit_timed(),
+        }
+    }
+
+    #[inline(never)]
+    fn admit_timed(&self) -> Result<Call, Refused> {
         let ticket = self.shared.machine.admit(clock::now)?;
         let is_probe = ticket.is_probe();
         // Before anybody is told: if who hears of it panics, the call is dropped, and its place is free again.
-        let call = Call { circuit: self.clone(), ticket: Some(ticket) };
+        let call = Call { circuit: self.clone(), ticket, is_over: false };
         // It may have half-opened the circuit.
         if is_probe {
             self.shared.tell_news();
@@ -180,28 +188,32 @@ impl fmt::Debug for Circuit {
 #[derive(Debug)]
 pub(super) struct Call {
     circuit: Circuit,
-    // None: its outcome is recorded.
-    ticket: Option<Ticket>,
+    ticket: Ticket,
+    /// Its outcome is recorded.
+    is_over: bool,
 }
 
 impl Call {
     /// Its response is there, which is what its time is measured to; it goes on with the body.
     pub(super) fn answered(&mut self) {
-        if let Some(ticket) = &mut self.ticket {
-            self.circuit.shared.machine.answered(ticket, clock::now);
-        }
+        self.circuit.shared.machine.answered(&mut self.ticket, clock::now);
     }
 
     /// Records how the call ended.
     #[inline]
     pub(super) fn ended(&mut self, class: Class) {
-        if let Some(ticket) = self.ticket.take() {
-            let outcome = match class {
-                Class::Success => Outcome::Success,
-                Class::Failure { .. } => Outcome::Failure,
-                Class::Ignored => Outcome::Ignored,
-            };
-            self.circuit.shared.record(&ticket, outcome);
+        self.over(match class {
+            Class::Success => Outcome::Success,
+            Class::Failure { .. } => Outcome::Failure,
+            Class::Ignored => Outcome::Ignored,
+        });
+    }
+
+    #[inline]
+    fn over(&mut self, outcome: Outcome) {
+        if !self.is_over {
+            self.is_over = true;
+            self.circuit.shared.record(&self.ticket, outcome);
         }
     }
 }
@@ -210,22 +222,19 @@ impl Call {
     /// Records that the call was dropped; `unsent` if it still waited for its turn on this side.
     #[cold]
     pub(super) fn cancelled(&mut self, unsent: bool) {
-        if let Some(ticket) = self.ticket.take() {
-            let failed = match self.circuit.shared.cancelled {
-                Cancelled::ByDeadline => !unsent && deadline::has_passed(),
-                Cancelled::Failure => true,
-                Cancelled::Ignored => false,
-            };
-            let outcome = if failed { Outcome::Failure } else { Outcome::Ignored };
-            self.circuit.shared.record(&ticket, outcome);
-        }
+        let failed = match self.circuit.shared.cancelled {
+            Cancelled::ByDeadline => !unsent && deadline::has_passed(),
+            Cancelled::Failure => true,
+            Cancelled::Ignored => false,
+        };
+        self.over(if failed { Outcome::Failure } else { Outcome::Ignored });
     }
 }
 
 impl Drop for Call {
     #[inline]
     fn drop(&mut self) {
-        if self.ticket.is_some() {
+        if !self.is_over {
             self.cancelled(false);
         }
     }

@@ -449,27 +449,34 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        let admitted = match self.ready {
-            true => self.circuit.admit(),
-            // The circuit was open when this service was asked, even if that is over now.
-            false => Err(self.circuit.check().err().unwrap_or(Refused { retry_after: Duration::ZERO })),
-        };
-        let (response, admission) = match admitted {
-            Ok(call) => {
-                self.ready = false;
-                // If this panics, the call is dropped, and was cancelled.
-                (Some(self.inner.call(request)), Admission::Admitted(call))
-            }
+        // The circuit was open when this service was asked, even if that is over now.
+        if !self.ready {
+            let refused = self.circuit.check().err().unwrap_or(Refused { retry_after: Duration::ZERO });
+            return self.refuse(refused);
+        }
+        self.ready = false;
+        match self.circuit.admit() {
+            // If the inner call panics, this one is dropped, and was cancelled.
+            Ok(call) => ResponseFuture {
+                admission: Admission::Admitted(call),
+                response: Some(self.inner.call(request)),
+                classify: self.classify.clone(),
+                until: PhantomData,
+            },
             Err(refused) => {
-                if self.ready {
-                    self.ready = false;
-                    // The one that was made ready is dropped, and with it what it reserved for a call that it will not get.
-                    self.inner = self.inner.clone();
-                }
-                (None, Admission::Refused(self.circuit.clone(), refused))
+                // The one that was made ready is dropped, and with it what it reserved for a call that it will not get.
+                self.inner = self.inner.clone();
+                self.refuse(refused)
             }
-        };
-        ResponseFuture { response, admission, classify: self.classify.clone(), until: PhantomData }
+        }
+    }
+}
+
+impl<S, C: Clone, U> CircuitBreaker<S, C, U> {
+    #[cold]
+    fn refuse<F>(&self, refused: Refused) -> ResponseFuture<F, C, U> {
+        let admission = Admission::Refused(self.circuit.clone(), refused);
+        ResponseFuture { response: None, admission, classify: self.classify.clone(), until: PhantomData }
     }
 }
 
