@@ -8,6 +8,9 @@ use crate::{Class, Classify, Degraded, Reject};
 
 /// Judges that only a layer's rejections are failures: what the service answered, an error too, is its own affair. For
 /// [`FallbackLayer::classify`](super::FallbackLayer::classify).
+///
+/// Where callers share a call (a cache or a batch inside), its error goes to one of them, and to the others a rejection that says what it
+/// said: these get the fallback, if the error was judged a failure in there.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RejectionsOnly;
 

@@ -26,6 +26,13 @@ pub(super) enum Life {
     Closed,
 }
 
+impl Life {
+    /// Whether there may be something to close.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self, Self::Owns(owned) if !owned.done.is_cancelled())
+    }
+}
+
 pub(super) struct Owned {
     /// The scope is being closed, or one around it is.
     pub(super) told: CancellationToken,

@@ -271,10 +271,9 @@ impl Scope {
 /// The last handle of a scope that was not closed is gone. The scope lives on, with all that it has, until it is closed.
 impl Drop for Inner {
     fn drop(&mut self) {
-        let Some(Life::Owns(owned)) = self.life.take() else { return };
-        if owned.done.is_cancelled() {
-            return;
-        }
+        let Some(Life::Owns(owned)) = self.life.take().filter(Life::is_open) else {
+            return drop_parents(self.parent.take());
+        };
         let inner = Self {
             name: mem::take(&mut self.name),
             id: self.id,
@@ -289,6 +288,15 @@ impl Drop for Inner {
             scope.inner.span.dropped_open(&scope.path());
         }
         scope.end();
+    }
+}
+
+/// One after the other, and not each in the drop of the one before: there may be more of them than the stack has room for.
+fn drop_parents(mut parent: Option<Scope>) {
+    while let Some(mut inner) = parent.take().and_then(|parent| Arc::into_inner(parent.inner)) {
+        if !inner.life.get().is_some_and(Life::is_open) {
+            parent = inner.parent.take();
+        }
     }
 }
 

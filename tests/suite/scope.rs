@@ -214,3 +214,12 @@ fn nothing_keeps_a_scope_that_is_done() {
     drop(child);
     assert_eq!(Arc::strong_count(&value), 1);
 }
+
+#[test]
+fn a_hundred_thousand_scopes_within_each_other_are_dropped_without_a_stack_for_each() {
+    let mut scope = Scope::root("app");
+    for _ in 0..100_000 {
+        scope = scope.child("deeper");
+    }
+    drop(scope);
+}
