@@ -160,7 +160,7 @@ async fn explicit_state_goes_before_disposables_and_these_before_the_parents() {
 ///
 /// Shows: X4
 #[tokio::test(start_paused = true)]
-async fn of_a_scope_that_fails_to_open_exactly_what_was_set_up_is_undone() {
+async fn a_half_made_scope_does_not_leak_exactly_what_was_set_up_is_undone() {
     let log = Log::default();
     let opening = Scope::root("app")
         .disposable(quick("a", &log))
