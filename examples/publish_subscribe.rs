@@ -12,8 +12,9 @@ use std::{
 
 use tokio::time::sleep;
 use ziggurat::{
-    Event, EventBus, Site,
+    Event, EventBus, Scope, Site,
     events::{Lag, Lagged},
+    scope::ScopeError,
 };
 
 /// An event: anything that can be cloned. What is large goes into an `Arc`.
@@ -30,10 +31,12 @@ async fn place_order(bus: &EventBus, id: u32, email: &str) -> usize {
 
 // On a paused clock: the seconds below pass at once.
 #[tokio::main(flavor = "current_thread", start_paused = true)]
-async fn main() {
+async fn main() -> Result<(), ScopeError> {
     let failures = Arc::new(AtomicU32::new(0));
     let count = Arc::clone(&failures);
-    let bus = EventBus::new().named("shop").observer(move |_: &Site, event: &Event<'_>| {
+    // Every scope has a bus, which it shares with the scopes within.
+    let shop = Scope::root("shop");
+    let bus = shop.events().named("shop").observer(move |_: &Site, event: &Event<'_>| {
         if let Event::HandlerFailed { of, error } = event {
             println!("a handler of {of} failed: {error}");
             count.fetch_add(1, Ordering::Relaxed);
@@ -67,16 +70,15 @@ async fn main() {
     assert!(matches!(dashboard.next().await, Some(Err(Lagged::Missed(1)))));
     assert!(matches!(dashboard.next().await, Some(Ok(OrderPlaced { id: 2, .. }))));
 
-    // The end: what waits is still delivered, and the guards tell when all is handled.
+    // The end of the scope: what waits is still delivered, and by then handled.
     place_order(&bus, 4, "dave@example.com").await;
-    bus.close();
+    shop.close().await?;
     assert_eq!(place_order(&bus, 5, "nobody is there any more").await, 0);
     assert!(matches!(dashboard.next().await, Some(Ok(OrderPlaced { id: 3, .. }))));
     assert!(matches!(dashboard.next().await, Some(Ok(OrderPlaced { id: 4, .. }))));
     assert!(dashboard.next().await.is_none());
-    welcome.finished().await;
-    analytics.finished().await;
-
+    drop((welcome, analytics));
     assert_eq!((sum.load(Ordering::Relaxed), failures.load(Ordering::Relaxed)), (1 + 2 + 3 + 4, 1));
     println!("four orders, three kinds of listeners, one failure that nobody else noticed");
+    Ok(())
 }
