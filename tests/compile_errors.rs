@@ -19,6 +19,7 @@ mod mistakes {
         chaos::{ChaosLayer, Fault},
         fallback::{Failed, FallbackLayer},
         retry::RetryLayer,
+        stack::ClientStack,
         timeout::TimeoutLayer,
     };
 
@@ -37,6 +38,12 @@ mod mistakes {
     #[cfg(mistake = "no_map_err_and_a_call")]
     async fn mistake() {
         let service = ServiceBuilder::new().layer(RetryLayer::new()).layer(TimeoutLayer::new(SECOND)).service_fn(read);
+        service.oneshot(String::new()).await;
+    }
+
+    #[cfg(mistake = "no_map_err_in_a_recommended_stack")]
+    async fn mistake() {
+        let service = ServiceBuilder::new().layer(ClientStack::new("files")).service_fn(read);
         service.oneshot(String::new()).await;
     }
 
@@ -199,6 +206,7 @@ mod tests {
             // What follows in that line is cut where the line is long.
             ("no_map_err_and_a_call", &["not a Service? see ziggurat::Reject"]),
             ("no_map_err_and_a_call_to_a_cache", &["not a Service? see ziggurat::Reject"]),
+            ("no_map_err_in_a_recommended_stack", &["not a Service? see ziggurat::Reject"]),
             (
                 "cache_of_a_stream",
                 &[

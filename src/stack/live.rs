@@ -63,7 +63,7 @@ pub(super) fn watching<T: Send + Sync + 'static>(scope: &Scope, apply: impl Fn(&
 
 /// The service of a stack: before each call it looks whether the settings have changed.
 #[derive(Clone)]
-pub struct Tuned<S> {
+pub struct Tuned<S> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
     inner: S,
     look: Option<Look>,
 }
