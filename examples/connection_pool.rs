@@ -77,8 +77,8 @@ async fn main() -> Result<(), Box<dyn StdError + Send + Sync>> {
     let app = Scope::root("app").disposable(pool(path.clone())).open().await?;
     let pool = app.require::<Pool<Sqlite>>()?;
 
-    let stack = ServiceBuilder::new()
-        .layer(ResourceLayer::deadpool(Pool::clone(&pool)).max_wait(Duration::from_secs(60)).named("db"));
+    let stack =
+        ServiceBuilder::new().layer(ResourceLayer::deadpool(&pool).max_wait(Duration::from_secs(60)).named("db"));
 
     // Ten at once: five of them wait, and none fails.
     let workers = stack.clone().service_fn(visit);

@@ -189,7 +189,7 @@ fn of_a_resource_only_the_loan_allocates() {
         let none = ResourceLayer::by_request(|_: &u64| None::<Ready<Result<u64, Infallible>>>);
         assert_eq!(allocations(none, pending, || 7_u64), 0);
         let pool = Pool::<_>::builder(Manager).max_size(1).build().unwrap();
-        assert_eq!(allocations(ResourceLayer::deadpool(pool), pending, || 7_u64), 2);
+        assert_eq!(allocations(ResourceLayer::deadpool(&pool), pending, || 7_u64), 2);
     }
 }
 

@@ -138,8 +138,10 @@ where
     ///
     /// Those who wait for the pool when it is closed are answered with [`Reason::Unavailable`], and those who come later. A limit
     /// that the pool has for the wait is kept, as if it were [`max_wait`](Self::max_wait).
-    pub fn deadpool(pool: deadpool::managed::Pool<M, W>) -> Self {
-        Self::from_acquire(Deadpool(pool))
+    ///
+    /// The pool may be one that a scope holds, `&app.require::<Pool<_>>()?`, as a disposable that is closed with it.
+    pub fn deadpool(pool: &deadpool::managed::Pool<M, W>) -> Self {
+        Self::from_acquire(Deadpool(pool.clone()))
     }
 }
 

@@ -95,7 +95,7 @@ async fn ten_workers_on_five_connections_wait_in_order_instead_of_failing() {
     let pool = pool_of(5);
     let (order, first_five) = (Arc::new(Mutex::new(Vec::new())), Arc::new(tokio::sync::Barrier::new(5)));
     let seen = Arc::clone(&order);
-    let service = ResourceLayer::deadpool(pool.clone()).layer(service_fn(move |worker: u32| {
+    let service = ResourceLayer::deadpool(&pool).layer(service_fn(move |worker: u32| {
         seen.lock().unwrap().push(worker);
         let five = Arc::clone(&first_five);
         async move {
@@ -176,7 +176,7 @@ fn closed<T>(outcome: &Result<T, Error<Infallible>>) {
 #[tokio::test]
 async fn a_connection_that_was_left_in_a_transaction_is_replaced_and_not_used_again() {
     let pool = pool_of(1);
-    let service = ResourceLayer::deadpool(pool.clone()).layer(service_fn(|hangs: bool| async move {
+    let service = ResourceLayer::deadpool(&pool).layer(service_fn(|hangs: bool| async move {
         let db = db();
         if hangs {
             db.execute_batch("BEGIN; INSERT INTO visits VALUES (1)").unwrap();
@@ -202,7 +202,7 @@ async fn a_connection_that_was_left_in_a_transaction_is_replaced_and_not_used_ag
 #[tokio::test]
 async fn a_connection_that_is_discarded_is_replaced() {
     let pool = pool_of(1);
-    let service = ResourceLayer::deadpool(pool.clone()).layer(service_fn(|broken: bool| {
+    let service = ResourceLayer::deadpool(&pool).layer(service_fn(|broken: bool| {
         let (lent, db): (Lent<Db>, _) = (resource::current().unwrap(), db());
         if broken {
             db.discard();
@@ -221,7 +221,7 @@ async fn a_connection_that_is_discarded_is_replaced() {
 async fn a_query_that_cannot_be_stopped_keeps_its_connection_to_its_end() {
     let pool = pool_of(1);
     let barrier = Arc::new(Barrier::new(2));
-    let service = ResourceLayer::deadpool(pool.clone()).layer(service_fn(|worker: u32| {
+    let service = ResourceLayer::deadpool(&pool).layer(service_fn(|worker: u32| {
         let (db, barrier) = (db(), Arc::clone(&barrier));
         async move {
             let query = spawn_blocking(move || {
@@ -254,10 +254,8 @@ async fn a_limit_that_the_pool_itself_has_is_kept() {
     let database = Database::new();
     let pool = Pool::<_>::builder(database).max_size(1).timeouts(timeouts).runtime(Runtime::Tokio1).build().unwrap();
     let _taken = pool.get().await.unwrap();
-    let outcome = ResourceLayer::deadpool(pool.clone())
-        .layer(service_fn(|()| ready(Ok::<_, Error<Infallible>>(()))))
-        .oneshot(())
-        .await;
+    let outcome =
+        ResourceLayer::deadpool(&pool).layer(service_fn(|()| ready(Ok::<_, Error<Infallible>>(())))).oneshot(()).await;
     assert_eq!(ziggurat::rejection(&outcome).unwrap().reason(), &Reason::Exhausted { max_wait: SECOND });
 }
 
@@ -266,7 +264,7 @@ async fn a_limit_that_the_pool_itself_has_is_kept() {
 async fn a_database_that_cannot_be_opened_is_a_rejection() {
     let database = Database { path: std::env::temp_dir().join("no such directory/db"), opened: AtomicU32::new(0) };
     let pool = Pool::<_>::builder(database).max_size(1).build().unwrap();
-    let service = ResourceLayer::deadpool(pool.clone()).layer(service_fn(|()| ready(Ok::<_, Error<Infallible>>(()))));
+    let service = ResourceLayer::deadpool(&pool).layer(service_fn(|()| ready(Ok::<_, Error<Infallible>>(()))));
     for _ in 0..2 {
         let outcome = service.clone().oneshot(()).await;
         let Reason::Unavailable { message } = ziggurat::rejection(&outcome).unwrap().reason() else {
