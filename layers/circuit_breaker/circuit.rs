@@ -144,10 +144,12 @@ impl Shared {
     // Half of what a breaker costs is the way to here and back, if it is not inlined.
     #[inline(always)]
     fn record(&self, ticket: &Ticket, outcome: Outcome) {
+        // Before anybody is told: who hears of it may panic, and it counts all the same.
+        let turned = self.machine.record(ticket, outcome, clock::now);
         if outcome == Outcome::Failure {
             self.site.tell(Event::Failed);
         }
-        if self.machine.record(ticket, outcome, clock::now) {
+        if turned {
             self.tell_news();
         }
     }

@@ -923,6 +923,26 @@ async fn a_probe_whose_observer_panics_gives_its_place_back() {
     service.ready().await.unwrap().call(true).await.unwrap();
 }
 
+/// What an observer does with the news that a call failed takes neither the failure nor a probe's place away.
+///
+/// Shows: B5
+#[tokio::test(start_paused = true)]
+async fn a_failure_counts_also_if_who_is_told_of_it_panics() {
+    let layer = CircuitBreakerLayer::consecutive(1)
+        .open_for(10 * SECOND)
+        .observer(|_: &Site, event: &Event<'_>| assert!(!matches!(event, Event::Failed), "told of a failure"));
+    let circuit = layer.handle();
+    let mut service = layer.layer(Backend::default());
+    for _ in 0..2 {
+        let mut call = Task::new(service.ready().await.unwrap().call(BAD.into()));
+        assert!(catch_unwind(AssertUnwindSafe(|| call.poll())).is_err());
+        assert_eq!(circuit.state(), State::Open, "the second time it was a probe");
+        advance(10 * SECOND).await;
+    }
+    call(&mut service, GOOD).await.unwrap();
+    assert_eq!(circuit.state(), State::Closed);
+}
+
 /// A call that has its permit has been sent as far as the queue goes: a service that never gets ready then hangs.
 ///
 /// Shows: B6
