@@ -32,6 +32,13 @@ pub(crate) async fn caught<F: Future>(future: F) -> Result<F::Output, String> {
     .await
 }
 
+/// Calls code of others, which is not to disturb the caller. If it panics, the panic hook has told of it.
+pub(crate) fn undisturbed(f: impl FnOnce()) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(f)) {
+        let _ = text(panic);
+    }
+}
+
 /// What it was panicked with, if that is a text. Anything else is dropped, and may panic then: it says nothing more.
 pub(crate) fn text(panic: Box<dyn Any + Send>) -> Option<String> {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));

@@ -1,12 +1,6 @@
 //! Handlers: functions that are called for each event, on a task of their own.
 
-use std::{
-    any::type_name,
-    fmt,
-    future::Future,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-};
+use std::{any::type_name, fmt, future::Future, sync::Arc};
 
 use tokio::task::JoinHandle;
 
@@ -15,7 +9,7 @@ use super::{
     subscription::{Leave, Subscription},
 };
 use crate::{
-    caught::caught,
+    caught::{caught, undisturbed},
     scope::Task,
     telemetry::{Event, Site},
 };
@@ -69,9 +63,9 @@ where
     }
 }
 
-/// An observer that panics ends no handler; the panic hook has told of it.
+/// An observer that panics ends no handler.
 fn tell(site: &Site, event: Event<'_>) {
-    let _ = catch_unwind(AssertUnwindSafe(|| site.tell(event)));
+    undisturbed(|| site.tell(event));
 }
 
 enum Step {

@@ -16,6 +16,7 @@ use super::{
     Inner,
     queue::{Lag, Lagged, Next, Queue},
 };
+use crate::caught::undisturbed;
 
 /// A place among those who hear of events of this type.
 pub(super) struct Seat<E> {
@@ -45,7 +46,7 @@ impl<E> Seat<E> {
     pub(super) fn wake(&self) {
         let waiting = self.line().waiting.take();
         if let Some(waker) = waiting {
-            waker.wake();
+            undisturbed(|| waker.wake());
         }
     }
 
@@ -62,7 +63,7 @@ impl<E> Seat<E> {
         drop(line);
         drop(replaced);
         if has_room {
-            self.room.notify_one();
+            undisturbed(|| self.room.notify_one());
         }
         next
     }
@@ -80,7 +81,7 @@ impl<E: Send + Sync + 'static> Leave for Seat<E> {
         }
         let waited = self.line().queue.abandon();
         self.wake();
-        self.room.notify_one();
+        undisturbed(|| self.room.notify_one());
         // At last: an event that panics when it is dropped is nobody else's affair.
         drop(waited);
     }

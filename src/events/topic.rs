@@ -1,7 +1,7 @@
 //! All who subscribed to one type of event, and how an event gets to them.
 //!
 //! An event is given to all under one lock, so that all see the events in one order. It is given as an [`Arc`]: nothing of the
-//! user's runs under a lock, nobody is woken under one, and what is dropped is dropped after it.
+//! user's runs under a lock, nobody is woken under one, and what is dropped is dropped after it. Who is woken is code of others too: if it panics, nobody notices.
 
 use std::{
     any::Any,
@@ -15,6 +15,7 @@ use super::{
     queue::Pushed,
     subscription::{Line, Seat},
 };
+use crate::caught::undisturbed;
 
 type Seats<E> = Arc<Vec<Arc<Seat<E>>>>;
 
@@ -125,6 +126,6 @@ impl<E: Send + Sync + 'static> AnyTopic for Topic<E> {
             seat.line().queue.close();
             seat.wake();
         }
-        self.room.notify_one();
+        undisturbed(|| self.room.notify_one());
     }
 }

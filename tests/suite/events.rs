@@ -1,9 +1,9 @@
 //! The event bus.
 
 use std::{
-    future::pending,
+    future::{Future, pending},
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -778,4 +778,50 @@ async fn a_handler_goes_on_whatever_panics_around_it() {
         heard.push(id);
     }
     assert_eq!(heard, [1, 2, 3]);
+}
+
+/// Bad input: wakers are code of others.
+///
+/// Shows: E2
+#[test]
+fn a_waker_that_panics_keeps_nobody_else_from_hearing_the_event_or_the_end() {
+    struct Bang;
+    impl Wake for Bang {
+        fn wake(self: Arc<Self>) {
+            panic!("woken");
+        }
+    }
+    let bang = Waker::from(Arc::new(Bang));
+    let bangs = |events: &mut Subscription<OrderPlaced>| {
+        assert!(Pin::new(events).poll_next(&mut Context::from_waker(&bang)).is_pending());
+    };
+    let bus = EventBus::new();
+    let mut first = bus.subscribe::<OrderPlaced>();
+    let (mut other, mut of_another_type) = (bus.subscribe::<OrderPlaced>(), bus.subscribe::<OrderShipped>());
+    {
+        bangs(&mut first);
+        let mut heard = Task::new(other.next());
+        assert!(heard.poll().is_pending());
+        let _ = catch_unwind(AssertUnwindSafe(|| bus.publish(OrderPlaced(1))));
+        assert_eq!(heard.times_woken(), 1);
+        assert_eq!(heard.poll(), Poll::Ready(Some(Ok(OrderPlaced(1)))));
+    }
+    assert_eq!(next(&mut first), Ok(OrderPlaced(1)));
+    bangs(&mut first);
+
+    // Nor does who waits to publish something.
+    let mut slow = bus.subscribe_with::<u32>(1, Lag::Block);
+    bus.publish(1_u32);
+    let mut waits = pin!(bus.publish_and_wait(2_u32));
+    let mut waits = || waits.as_mut().poll(&mut Context::from_waker(&bang)).is_pending();
+    assert!(waits());
+    assert_eq!(next(&mut slow), Ok(1));
+    bus.publish(3_u32);
+    assert!(waits());
+
+    let (mut heard, mut shipped) = (Task::new(other.next()), Task::new(of_another_type.next()));
+    assert!(heard.poll().is_pending() && shipped.poll().is_pending());
+    let _ = catch_unwind(AssertUnwindSafe(|| bus.close()));
+    assert_eq!((heard.times_woken(), shipped.times_woken()), (1, 1));
+    assert_eq!((heard.poll(), shipped.poll()), (Poll::Ready(None), Poll::Ready(None)));
 }
