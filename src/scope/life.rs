@@ -117,7 +117,8 @@ impl Owned {
     /// Whether the caller is the one who has to close it.
     pub(super) fn begin(&self) -> bool {
         let first = !self.begun.swap(true, Ordering::SeqCst);
-        self.told.cancel();
+        // It wakes who waits for this: their code, which must not keep the one who is to close it from doing so.
+        catch::run(|| self.told.cancel());
         if first {
             self.end_events();
         }

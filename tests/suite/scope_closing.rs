@@ -1,9 +1,11 @@
 //! Closing a scope: twice, at once, from within, while it is set up, by nobody.
 
 use std::{
-    future::pending,
+    future::{Future, pending},
     io,
+    pin::pin,
     sync::{Arc, Barrier},
+    task::{Context, Wake, Waker},
     thread,
     time::Duration,
 };
@@ -396,4 +398,25 @@ fn a_scope_that_owns_nothing_is_closed_without_a_runtime() {
     let cancelled = app.child("child").cancelled();
     assert!(ziggurat::testing::Task::new(app.close()).poll().is_ready());
     assert!(ziggurat::testing::Task::new(cancelled).poll().is_ready());
+}
+
+/// Bad input: wakers are code of others.
+///
+/// Shows: X5
+#[tokio::test(start_paused = true)]
+async fn a_waker_that_panics_does_not_keep_the_scope_from_closing() {
+    struct Bang;
+    impl Wake for Bang {
+        fn wake(self: Arc<Self>) {
+            panic!("woken");
+        }
+    }
+    let bang = Waker::from(Arc::new(Bang));
+    let log = Log::default();
+    let app = Scope::root("app").disposable(quick("a", &log)).open().await.unwrap();
+    let mut told = pin!(app.cancelled());
+    assert!(told.as_mut().poll(&mut Context::from_waker(&bang)).is_pending());
+    log.take();
+    app.close().await.unwrap();
+    assert_eq!(log.take(), ["down a in app"]);
 }
