@@ -2,14 +2,10 @@
 
 use std::{
     future::Future,
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::Ordering},
 };
 
-use super::{
-    Scope,
-    life::{Life, Owned},
-    task::Task,
-};
+use super::{Scope, life::Owned, task::Task};
 use crate::EventBus;
 
 impl Scope {
@@ -35,8 +31,8 @@ impl Scope {
     /// ```
     #[must_use]
     pub fn events(&self) -> EventBus {
-        let mut holders = self.outwards();
-        let holder = holders.find(|scope| scope.parent().is_none() || scope.has_events()).unwrap_or(self);
+        let has_own = |scope: &&Self| scope.parent().is_none() || scope.inner.isolated.load(Ordering::Relaxed);
+        let holder = self.outwards().find(has_own).unwrap_or(self);
         let Some(owned) = holder.owned() else {
             let events = EventBus::new();
             events.close();
@@ -53,14 +49,8 @@ impl Scope {
     /// Gives this scope an event bus of its own: what is published in it, or within it, is not heard outside.
     #[must_use]
     pub fn isolated(self) -> Self {
-        if let Some(owned) = self.owned() {
-            owned.events.get_or_init(|| EventBus::of(Home(Arc::downgrade(owned))));
-        }
+        self.inner.isolated.store(true, Ordering::Relaxed);
         self
-    }
-
-    fn has_events(&self) -> bool {
-        matches!(self.inner.life.get(), Some(Life::Owns(owned)) if owned.events.get().is_some())
     }
 }
 

@@ -65,7 +65,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
 };
@@ -116,6 +116,8 @@ struct Inner {
     parent: Option<Scope>,
     state: State,
     span: Span,
+    /// Whether it has an event bus of its own.
+    isolated: AtomicBool,
     life: OnceLock<Life>,
 }
 
@@ -134,7 +136,8 @@ impl Scope {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let span = Span::new(&name, id, parent.as_ref().map(|parent| &parent.inner.span));
-        Self { inner: Arc::new(Inner { name, id, parent, state: State::default(), span, life: OnceLock::new() }) }
+        let (state, isolated, life) = (State::default(), AtomicBool::new(false), OnceLock::new());
+        Self { inner: Arc::new(Inner { name, id, parent, state, span, isolated, life }) }
     }
 
     /// Puts a value into this scope, in place of one of the same type, and hides one that a parent holds.
@@ -280,6 +283,7 @@ impl Drop for Inner {
             parent: self.parent.take(),
             state: mem::take(&mut self.state),
             span: self.span.clone(),
+            isolated: mem::take(&mut self.isolated),
             life: OnceLock::from(Life::Owns(Arc::clone(&owned))),
         };
         let scope = Scope { inner: Arc::new(inner) };

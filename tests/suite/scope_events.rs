@@ -13,7 +13,11 @@ use tokio::{
     sync::oneshot,
     time::{Instant, sleep},
 };
-use ziggurat::{Deadline, Scope, events::Subscription, scope::TaskError};
+use ziggurat::{
+    Deadline, Scope,
+    events::{Lag, Subscription},
+    scope::TaskError,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -60,6 +64,47 @@ async fn closing_the_scope_ends_streams_after_their_backlog() {
     closed.close().await.unwrap();
     assert!(closed.events().is_closed());
     assert!(closed.child("late").isolated().events().is_closed());
+}
+
+/// Shows: E4
+#[tokio::test]
+async fn what_is_isolated_stays_so_when_it_is_closed() {
+    let app = Scope::root("app");
+    let mut orders = app.events().subscribe::<Order>();
+    let plugin = app.child("plugin");
+    plugin.close().await.unwrap();
+    assert_eq!(plugin.events().publish(Order(1)), 1, "the bus is that of the scope around, which is open");
+    let late = plugin.child("late");
+    for isolated in [plugin.isolated(), late.isolated()] {
+        assert!(isolated.events().is_closed());
+        assert_eq!(isolated.child("inner").events().publish(Order(2)), 0);
+    }
+    assert_eq!(orders.next().await, Some(Ok(Order(1))));
+    app.close().await.unwrap();
+    assert_eq!(all(orders).await, []);
+}
+
+/// A handler that waits to publish what it handles itself waits for itself: until its scope is closed, and no longer.
+#[tokio::test(start_paused = true)]
+async fn closing_frees_a_handler_that_waits_for_itself() {
+    let app = Scope::root("app");
+    let bus = app.events();
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let own = bus.clone();
+    bus.on_with(1, Lag::Block, move |Order(number)| {
+        let (own, tell) = (own.clone(), tell.clone());
+        async move {
+            own.publish(Order(number + 1));
+            tell.send(own.publish_and_wait(Order(number + 2)).await).unwrap();
+        }
+    })
+    .detach();
+    bus.publish(Order(1));
+    tokio::task::yield_now().await;
+    assert!(told.try_recv().is_err());
+    let start = Instant::now();
+    app.close().await.unwrap();
+    assert_eq!((start.elapsed(), told.recv().await), (Duration::ZERO, Some(0)));
 }
 
 /// Shows: E4
