@@ -1,6 +1,6 @@
 //! Settings from outside of the program: a file, an environment variable. What is wrong with them is said by the name of the field.
 
-use std::{error::Error, fmt, marker::PhantomData, num::TryFromIntError, time::Duration};
+use std::{collections::HashSet, error::Error, fmt, marker::PhantomData, num::TryFromIntError, time::Duration};
 
 use serde_core::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
@@ -81,9 +81,13 @@ impl<'de, T: Fields> Visitor<'de> for Map<T> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<T, A::Error> {
-        let mut settings = T::default();
+        let (mut settings, mut seen) = (T::default(), HashSet::new());
         while let Some((field, value)) = map.next_entry::<String, Value>()? {
-            set(&mut settings, field, value).map_err(A::Error::custom)?;
+            set(&mut settings, field.clone(), value).map_err(A::Error::custom)?;
+            // Most formats would let the last one win, over what somebody wrote further up.
+            if let Some(field) = seen.replace(field) {
+                return Err(A::Error::custom(format_args!("`{field}` is set twice: leave one of them out")));
+            }
         }
         Ok(settings)
     }
@@ -104,7 +108,7 @@ impl fmt::Display for Value {
         match self {
             Self::Text(text) => write!(f, "{text:?}"),
             Self::Whole(number) => write!(f, "{number}"),
-            Self::Fraction(number) => write!(f, "{number}"),
+            Self::Fraction(number) => write!(f, "{number:?}"),
             Self::Other(kind) => f.write_str(kind),
         }
     }
@@ -194,6 +198,14 @@ impl<'de> Deserialize<'de> for Value {
                 Ok(Value::Whole(number.into()))
             }
 
+            fn visit_i128<E>(self, number: i128) -> Result<Value, E> {
+                Ok(Value::Whole(number))
+            }
+
+            fn visit_u128<E>(self, number: u128) -> Result<Value, E> {
+                Ok(i128::try_from(number).map_or(Value::Other("a number that large"), Value::Whole))
+            }
+
             fn visit_f64<E>(self, number: f64) -> Result<Value, E> {
                 Ok(Value::Fraction(number))
             }
@@ -204,6 +216,22 @@ impl<'de> Deserialize<'de> for Value {
 
             fn visit_unit<E>(self) -> Result<Value, E> {
                 Ok(Value::Other("nothing"))
+            }
+
+            fn visit_none<E>(self) -> Result<Value, E> {
+                Ok(Value::Other("nothing"))
+            }
+
+            fn visit_some<D: Deserializer<'de>>(self, value: D) -> Result<Value, D::Error> {
+                value.deserialize_any(self)
+            }
+
+            fn visit_newtype_struct<D: Deserializer<'de>>(self, value: D) -> Result<Value, D::Error> {
+                value.deserialize_any(self)
+            }
+
+            fn visit_bytes<E>(self, _: &[u8]) -> Result<Value, E> {
+                Ok(Value::Other("bytes"))
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {

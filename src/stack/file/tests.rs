@@ -1,4 +1,8 @@
 use proptest::prelude::*;
+use serde_core::de::{
+    IntoDeserializer,
+    value::{self, MapDeserializer},
+};
 
 use super::*;
 
@@ -95,6 +99,31 @@ fn text_from_elsewhere_is_read_as_a_file_would_be() {
         error.to_string(),
         "`max_attempts` is not one of the settings, which are timeout, max_in_flight, max_waiting"
     );
+}
+
+/// From a format that has more kinds of values than TOML has, and lets a field stand in it twice.
+fn one<'de, T: IntoDeserializer<'de>>(
+    fields: impl IntoIterator<Item = (&'static str, T)>,
+) -> Result<ClientSettings, String> {
+    let map = MapDeserializer::<_, value::Error>::new(fields.into_iter());
+    ClientSettings::deserialize(map).map_err(|error| error.to_string())
+}
+
+#[test]
+fn a_field_that_stands_there_twice_is_a_mistake() {
+    let twice = one([("max_attempts", 4), ("min_calls", 7), ("max_attempts", 5)]);
+    assert_eq!(twice.unwrap_err(), "`max_attempts` is set twice: leave one of them out");
+}
+
+#[test]
+fn whatever_kind_of_value_a_format_has_the_error_names_the_field() {
+    let four = Ok(ClientSettings::default().max_attempts(4));
+    assert_eq!(one([("max_attempts", 4_i128)]), four);
+    assert_eq!(one([("max_attempts", 4_u128)]), four);
+    let whole = "`max_attempts` must be a whole number from 0 to 4294967295, not";
+    assert_eq!(one([("max_attempts", u128::MAX)]).unwrap_err(), format!("{whole} a number that large"));
+    assert_eq!(one([("max_attempts", b"4".as_slice())]).unwrap_err(), format!("{whole} bytes"));
+    assert_eq!(one([("max_attempts", ())]).unwrap_err(), format!("{whole} nothing"));
 }
 
 proptest! {
