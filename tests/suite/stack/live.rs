@@ -210,7 +210,7 @@ async fn a_stack_keeps_no_scope_alive_and_its_last_settings_when_that_is_gone() 
     assert_eq!(layer.gate().limit(), 3);
 }
 
-/// Settings are read whole: a limit of one change never stands beside one of another, however many threads look at once.
+/// However many threads look at once: what stays is what was written last, whole.
 #[test]
 fn many_threads_end_with_the_last_settings() {
     let app = Scope::root("app").with(ClientSettings::default());
