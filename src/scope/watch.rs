@@ -32,16 +32,17 @@ impl Scope {
 }
 
 impl<T: Send + Sync + 'static> Watch<T> {
-    /// Tells of the value if it is another one than last time. Of several callers at once one is told, and the others go on.
+    /// Tells of the value, and of the one before it, if it is another one than last time. Of several callers at once one is told, and
+    /// the others go on.
     #[inline]
-    pub(crate) fn look(&self, tell: impl FnOnce(&T)) {
-        if self.seen.load(Ordering::Relaxed) != self.version() {
+    pub(crate) fn look(&self, tell: impl FnOnce(Option<&T>, &T)) {
+        if self.seen.load(Ordering::Acquire) != self.version() {
             self.look_closely(tell);
         }
     }
 
     #[cold]
-    fn look_closely(&self, tell: impl FnOnce(&T)) {
+    fn look_closely(&self, tell: impl FnOnce(Option<&T>, &T)) {
         let mut told = match self.told.try_lock() {
             Ok(told) => told,
             Err(TryLockError::Poisoned(told)) => told.into_inner(),
@@ -53,10 +54,10 @@ impl<T: Send + Sync + 'static> Watch<T> {
         if let Some(value) = scope.and_then(|scope| scope.get::<T>())
             && !told.as_ref().is_some_and(|told| Arc::ptr_eq(told, &value))
         {
-            tell(&value);
+            tell(told.as_deref(), &value);
             *told = Some(value);
         }
-        self.seen.store(version, Ordering::Relaxed);
+        self.seen.store(version, Ordering::Release);
     }
 
     fn version(&self) -> u64 {

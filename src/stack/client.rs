@@ -6,7 +6,7 @@ use tower_layer::{Identity, Layer};
 
 use super::{
     ClientSettings,
-    live::{LiveDuration, Look, Tuned, watching},
+    live::{LiveDuration, Look, Tuned, differs, watching},
 };
 use crate::{
     Backoff, HttpStatus, Idempotent, Scope,
@@ -66,17 +66,38 @@ struct Numbers {
 }
 
 impl Numbers {
-    fn apply(&self, settings: &ClientSettings) {
-        self.timeout.set(settings.timeout);
-        self.retries.set_max_attempts(settings.max_attempts);
-        self.retries.set_backoff(settings.waits());
-        self.retries.set_budget(settings.budget());
-        self.circuit.set_failure_rate(settings.failure_rate);
-        self.circuit.set_min_calls(settings.min_calls);
-        self.circuit.set_open_for(settings.open_times());
-        self.gate.set_limit(settings.max_in_flight);
-        self.gate.set_max_waiting(settings.max_waiting);
-        self.attempt_timeout.set(settings.attempt_timeout);
+    /// Takes over what is different from before.
+    fn apply(&self, before: Option<&ClientSettings>, now: &ClientSettings) {
+        if differs(before, now, |settings| settings.timeout) {
+            self.timeout.set(now.timeout);
+        }
+        if differs(before, now, |settings| settings.max_attempts) {
+            self.retries.set_max_attempts(now.max_attempts);
+        }
+        if differs(before, now, ClientSettings::waits) {
+            self.retries.set_backoff(now.waits());
+        }
+        if differs(before, now, |settings| (settings.retry_ratio, settings.min_retries_per_second)) {
+            self.retries.set_budget(now.budget());
+        }
+        if differs(before, now, |settings| settings.failure_rate) {
+            self.circuit.set_failure_rate(now.failure_rate);
+        }
+        if differs(before, now, |settings| settings.min_calls) {
+            self.circuit.set_min_calls(now.min_calls);
+        }
+        if differs(before, now, ClientSettings::open_times) {
+            self.circuit.set_open_for(now.open_times());
+        }
+        if differs(before, now, |settings| settings.max_in_flight) {
+            self.gate.set_limit(now.max_in_flight);
+        }
+        if differs(before, now, |settings| settings.max_waiting) {
+            self.gate.set_max_waiting(now.max_waiting);
+        }
+        if differs(before, now, |settings| settings.attempt_timeout) {
+            self.attempt_timeout.set(now.attempt_timeout);
+        }
     }
 }
 
@@ -120,7 +141,7 @@ impl<C, P, D> Parts<C, P, D> {
             gate: concurrency_limit.handle(),
             attempt_timeout: attempt_timeout.clone(),
         };
-        numbers.apply(&settings);
+        numbers.apply(None, &settings);
         Self {
             timeout: TimeoutLayer::new(timeout).named(name),
             retry,
@@ -150,20 +171,23 @@ impl<C, P, D> Parts<C, P, D> {
 }
 
 impl<T, R, B, L, A> ClientStack<T, R, B, L, A> {
-    /// Other numbers.
+    /// Other numbers. They belong to what all clones of this value share: each of them has these from then on, and its services too.
     pub fn settings(self, settings: ClientSettings) -> Self {
-        self.numbers.apply(&settings);
+        self.numbers.apply(None, &settings);
         self
     }
 
     /// The [`ClientSettings`] that `scope` holds, or the nearest of its parents, now and whenever they have changed since
-    /// ([`Scope::update`]): from the next call on, and for clones of this value too. Nothing that was counted is lost.
+    /// ([`Scope::update`]): from the next call on, and for clones of this value too. (While one call takes them over, others may still go by
+    /// the ones before.) Nothing that was counted is lost, and what was set by hand, at the [`gate`](Self::gate) say, stays until
+    /// its own field is changed.
     ///
-    /// Where there are none, the numbers stay as they are. It does not keep the scope alive, and when that is gone nothing changes any
-    /// more. For two stacks with settings of their own, give each a child scope.
+    /// Where there are none, the numbers stay as they are. It does not keep the scope alive: keep it, for when it is gone nothing changes
+    /// any more, in its parents neither. For two stacks with settings of their own, give each a child scope. Say it once, before the value is
+    /// cloned.
     pub fn settings_from(mut self, scope: &Scope) -> Self {
         let numbers = self.numbers.clone();
-        self.look = Some(watching(scope, move |settings| numbers.apply(settings)));
+        self.look = Some(watching(scope, move |before, now| numbers.apply(before, now)));
         self
     }
 

@@ -57,7 +57,8 @@ macro_rules! from_outside {
 
         /// From a map of the fields, by their names; those that it leaves out have their defaults.
         ///
-        /// Durations are text such as `"250ms"` or `"1m 30s"`. The format has to say what its values are, as TOML, JSON and YAML do.
+        /// Durations are text such as `"250ms"` or `"1m 30s"`. The format has to say what its values are, as TOML, JSON and YAML do. Give
+        /// the settings a table of their own: flattened into another one, its other fields are taken for mistakes.
         #[cfg_attr(docsrs, doc(cfg(feature = "serde")))]
         impl<'de> Deserialize<'de> for $settings {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -53,12 +53,21 @@ impl<Req> Setting<Req, Duration> for LiveDuration {
 /// Looks whether there are other settings, and takes them over.
 pub(super) type Look = Arc<dyn Fn() + Send + Sync>;
 
-/// Applies the settings that the scope holds, now and at each look after they have changed.
-pub(super) fn watching<T: Send + Sync + 'static>(scope: &Scope, apply: impl Fn(&T) + Send + Sync + 'static) -> Look {
+/// Applies the settings that the scope holds, now and at each look after they have changed: they and the ones before them, so that what
+/// was set by hand meanwhile stays unless its own field has changed.
+pub(super) fn watching<T: Send + Sync + 'static>(
+    scope: &Scope,
+    apply: impl Fn(Option<&T>, &T) + Send + Sync + 'static,
+) -> Look {
     let watch = scope.watch();
     let look = move || watch.look(&apply);
     look();
     Arc::new(look)
+}
+
+/// Whether the field is another one than before.
+pub(super) fn differs<T, V: PartialEq>(before: Option<&T>, now: &T, field: impl Fn(&T) -> V) -> bool {
+    before.map(&field) != Some(field(now))
 }
 
 /// The service of a stack: before each call it looks whether the settings have changed.

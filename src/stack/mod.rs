@@ -44,8 +44,8 @@
 //! ```
 //!
 //! **What they count, and when their clocks start**: as their layers do; the stacks add nothing but a look at whether the settings
-//! have changed, which is an atomic read for the scope and each of its parents, and is not made without
-//! [`settings_from`](ClientStack::settings_from).
+//! have changed: an atomic read for the scope and each of its parents, and one look into them after anything in these was changed. It is not
+//! made without [`settings_from`](ClientStack::settings_from).
 //!
 //! **Where they belong.** The client's stack directly around the service, and around it what else there is: a context, observing, a
 //! fallback, a cache. The server's stack outermost, around everything.

@@ -6,7 +6,7 @@ use tower_layer::{Identity, Layer};
 
 use super::{
     ServerSettings,
-    live::{LiveDuration, Look, Tuned, watching},
+    live::{LiveDuration, Look, Tuned, differs, watching},
 };
 use crate::{
     Scope,
@@ -65,10 +65,16 @@ impl ServerStack {
             .named("server")
             .until_body_end();
         let (time, gate) = (timeout.clone(), concurrency_limit.handle());
-        let look = watching(app, move |settings: &ServerSettings| {
-            time.set(settings.timeout);
-            gate.set_limit(settings.max_in_flight);
-            gate.set_max_waiting(settings.max_waiting);
+        let look = watching(app, move |before, now: &ServerSettings| {
+            if differs(before, now, |settings| settings.timeout) {
+                time.set(now.timeout);
+            }
+            if differs(before, now, |settings| settings.max_in_flight) {
+                gate.set_limit(now.max_in_flight);
+            }
+            if differs(before, now, |settings| settings.max_waiting) {
+                gate.set_max_waiting(now.max_waiting);
+            }
         });
         Self {
             context: ContextLayer::new(app.clone()),
@@ -132,6 +138,15 @@ impl<C, I, W, T, L> ServerStack<C, I, W, T, L> {
     /// Without a concurrency limit.
     pub fn without_concurrency_limit(self) -> ServerStack<C, I, W, T, Identity> {
         self.with_concurrency_limit(Identity::new())
+    }
+}
+
+impl<C, I, W, L, U> ServerStack<C, I, W, TimeoutLayer<L>, ConcurrencyLimitLayer<U>> {
+    /// Gives the timeout and the limit a name, which their events carry: for a second server in the program. `server` if it is not set.
+    pub fn named(mut self, name: &'static str) -> Self {
+        self.timeout = self.timeout.named(name);
+        self.concurrency_limit = self.concurrency_limit.named(name);
+        self
     }
 }
 

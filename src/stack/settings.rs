@@ -13,7 +13,7 @@ use crate::{Backoff, Jitter, retry::Budget};
 /// | [`max_attempts`](Self::max_attempts) | 3 | resilience4j, failsafe-go |
 /// | [`backoff`](Self::backoff), [`max_backoff`](Self::max_backoff) | 100 ms, 1 s | gRPC A6 |
 /// | [`retry_ratio`](Self::retry_ratio), [`min_retries_per_second`](Self::min_retries_per_second) | 0.2, 10 | Finagle, tower |
-/// | [`failure_rate`](Self::failure_rate), [`min_calls`](Self::min_calls) | 0.5, 20 | resilience4j, Finagle |
+/// | [`failure_rate`](Self::failure_rate), [`min_calls`](Self::min_calls) | 0.5, 20 | resilience4j, Polly, Finagle |
 /// | [`open_for`](Self::open_for), [`max_open_for`](Self::max_open_for) | 5 s, 300 s | Polly, Finagle |
 /// | [`max_in_flight`](Self::max_in_flight) | 25 | resilience4j |
 /// | [`max_waiting`](Self::max_waiting) | 50 | our choice: a full queue is two turns long |

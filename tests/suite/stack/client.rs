@@ -1,22 +1,30 @@
 //! The client's stack, on a paused clock: what it does with its defaults, and without each of its parts.
 
 use std::{
+    convert::Infallible,
     future::pending,
     panic::catch_unwind,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
+use bytes::Bytes;
 use http::{Request, Response, StatusCode};
+use http_body::{Body, Frame};
+use http_body_util::BodyExt;
 use tokio::time::Instant;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
     Class, Error, Reason,
+    body::ReplayBody,
     circuit_breaker::{CircuitBreakerLayer, State},
     concurrency_limit::ConcurrencyLimitLayer,
+    replay::ReplayLayer,
     retry::RetryLayer,
     stack::{ClientSettings, ClientStack},
     timeout::TimeoutLayer,
@@ -202,6 +210,35 @@ async fn over_http_a_503_is_retried_for_a_get_and_a_post_is_sent_once() {
         assert_eq!(stack.clone().oneshot(request).await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(calls.load(Ordering::SeqCst) - before, attempts, "{method}");
     }
+}
+
+/// A streamed body cannot be copied; what is just outside of the stack keeps it.
+#[tokio::test(start_paused = true)]
+async fn with_a_replay_around_it_a_streamed_body_is_sent_again() {
+    struct Streamed(Option<Bytes>);
+    impl Body for Streamed {
+        type Data = Bytes;
+        type Error = Infallible;
+        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            Poll::Ready(self.0.take().map(|data| Ok(Frame::data(data))))
+        }
+    }
+    let calls = Arc::new(AtomicU32::new(0));
+    let service = ServiceBuilder::new()
+        .layer(ReplayLayer::new())
+        .layer(ClientStack::http("test"))
+        .map_err(Error::Service)
+        .service_fn(|request: Request<ReplayBody<Streamed>>| {
+            let number = calls.fetch_add(1, Ordering::SeqCst);
+            async move {
+                assert_eq!(request.into_body().collect().await.unwrap().to_bytes(), "streamed");
+                let status = if number == 0 { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+                Ok::<_, Infallible>(Response::builder().status(status).body(String::new()).unwrap())
+            }
+        });
+    let request = Request::put("/").body(Streamed(Some(Bytes::from_static(b"streamed")))).unwrap();
+    assert_eq!(service.oneshot(request).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(calls.load(Ordering::SeqCst), 2);
 }
 
 #[tokio::test(start_paused = true)]

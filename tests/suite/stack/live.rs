@@ -190,10 +190,14 @@ async fn settings_are_those_of_the_nearest_scope_and_its_parents_are_heard() {
     let billing = billing.with(in_flight(12));
     assert_eq!(limits().await, [12, 21], "a nearer one hides the parent's");
 
-    // Without a change, what was set by hand stays, also when something else in the scope changes.
+    // What was set by hand stays, also when something else in the scope or in the settings changes.
     layers[0].gate().set_limit(5);
-    let _billing = billing.with("something else");
+    let billing = billing.with("something else");
     assert_eq!(limits().await, [5, 21]);
+    change(&billing, |settings| settings.timeout(SECOND));
+    assert_eq!(limits().await, [5, 21]);
+    change(&billing, |settings| settings.max_in_flight(13));
+    assert_eq!(limits().await, [13, 21]);
 }
 
 /// A client that lies in the state of the very scope that it takes its settings from must not keep that alive for ever.
@@ -234,4 +238,40 @@ fn many_threads_end_with_the_last_settings() {
         runtime().block_on(stack.clone().oneshot(())).unwrap();
         assert_eq!((gate.limit(), gate.max_waiting()), (round, round));
     }
+}
+
+/// Shows: G4
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_is_under_way_decides_whatever_the_settings_are_by_then() {
+    let app = Scope::root("app").with(ClientSettings::default().max_attempts(1).min_calls(1));
+    let layer = ClientStack::new("test").settings_from(&app);
+    let circuit = layer.circuit();
+    let (answer, answered) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(false)));
+    let stack = layer.layer(service_fn({
+        let (answer, works) = (Arc::clone(&answer), Arc::clone(&answered));
+        move |()| {
+            let (answer, works) = (Arc::clone(&answer), works.load(Ordering::SeqCst));
+            async move {
+                if !works {
+                    return Err(Error::Service("failed"));
+                }
+                answer.notified().await;
+                Ok(())
+            }
+        }
+    }));
+    stack.clone().oneshot(()).await.unwrap_err();
+    assert_eq!(circuit.state(), State::Open);
+    tokio::time::advance(5 * SECOND).await;
+    answered.store(true, Ordering::SeqCst);
+    let probe = tokio::spawn(stack.clone().oneshot(()));
+    tokio::task::yield_now().await;
+    assert_eq!(circuit.state(), State::HalfOpen);
+
+    change(&app, |settings| settings.failure_rate(0.9).open_for(60 * SECOND).timeout(20 * SECOND));
+    assert!(ziggurat::rejection(&stack.oneshot(()).await).unwrap().is_circuit_open(), "its place is taken");
+    assert_eq!(circuit.state(), State::HalfOpen);
+    answer.notify_one();
+    probe.await.unwrap().unwrap();
+    assert_eq!(circuit.state(), State::Closed);
 }

@@ -1,6 +1,6 @@
 //! The server's stack around an axum router, over sockets.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Router, routing::get};
 use bytes::Bytes;
@@ -11,7 +11,7 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use tokio::{net::TcpListener, sync::Semaphore};
-use tower::Layer;
+use tower::{Layer, ServiceExt};
 use ziggurat::{
     Scope,
     answer::AnswerLayer,
@@ -154,7 +154,14 @@ async fn every_part_can_be_replaced_or_left_out() {
 async fn by_default_a_thousand_are_in_flight_and_nobody_waits() {
     let stack = ServerStack::new(&Scope::root("app"));
     assert_eq!((stack.gate().limit(), stack.gate().max_waiting()), (1000, 0));
-    let _service = stack.layer(tower::service_fn(|_: Request<String>| async {
-        Ok::<_, std::convert::Infallible>(Response::new(String::new()))
-    }));
+}
+
+#[tokio::test]
+async fn its_rejections_carry_its_name() {
+    let scope = Scope::root("app").with(ServerSettings::default().timeout(Duration::from_millis(1)));
+    let stack = ServerStack::new(&scope).named("admin");
+    assert_eq!(stack.gate().limit(), 1000);
+    let hangs = tower::service_fn(|_: Request<String>| std::future::pending::<Result<Response<String>, Infallible>>());
+    let outcome = stack.layer(hangs).oneshot(Request::new(String::new())).await;
+    assert_eq!(ziggurat::rejection(&outcome).unwrap().name(), Some("admin"));
 }
