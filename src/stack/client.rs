@@ -120,8 +120,8 @@ type Parts<C, P, D, U = ResponseEnd> = ClientStack<
 impl Parts<HttpStatus, Idempotent, Drained> {
     /// For HTTP: requests that may be repeated are retried after the statuses that pass, as [`RetryLayer::http`] does it.
     ///
-    /// A request whose body cannot be copied, because it is streamed, is sent once. With a [`ReplayLayer`](crate::replay::ReplayLayer) just
-    /// outside of the stack it can be sent again.
+    /// The request's body has to be `Clone`, as it is where it is in memory. Around one that is streamed goes a
+    /// [`ReplayLayer`](crate::replay::ReplayLayer), just outside of the stack; or no retry within.
     pub fn http(name: &'static str) -> Self {
         Self::of(name, RetryLayer::http(), CircuitBreakerLayer::http())
     }
