@@ -1,10 +1,6 @@
 //! The end of a call that goes on with the response's body.
 
-use std::{
-    error::Error as StdError,
-    pin::Pin,
-    task::{Context, Poll, ready},
-};
+use std::{error::Error as StdError, pin::Pin, task::Context};
 
 use http_body::Body;
 
@@ -33,9 +29,7 @@ where
     type Error = Box<dyn StdError + Send + Sync>;
 
     fn poll_frame(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> PollFrame<B::Data, Self::Error> {
-        let frame = ready!(body.poll_frame(cx)).map(|frame| frame.map_err(Into::into));
-        self.verdict.look(frame.as_ref());
-        Poll::Ready(frame)
+        self.verdict.poll_frame(body, cx)
     }
 
     fn ended(mut self, end: End) {

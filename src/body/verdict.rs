@@ -1,12 +1,20 @@
 //! What the end of a body says about a call whose response was a success.
 
-use std::{any::type_name, error::Error as StdError, fmt};
+use std::{
+    any::type_name,
+    error::Error as StdError,
+    fmt,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
 
 use http::HeaderMap;
-use http_body::Frame;
+use http_body::{Body, Frame};
 
-use super::End;
+use super::{End, PollFrame};
 use crate::{Class, Classify, Rejection};
+
+type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// The verdict on a call whose response is a success so far: its trailers, or the way in which its body ends, may say otherwise.
 pub(crate) struct Verdict<C> {
@@ -25,8 +33,17 @@ impl<C> Verdict<C> {
         Self { classify, classify_trailers: C::classify_trailers, said: Class::Success }
     }
 
-    /// Looks at what the body gave.
-    pub(crate) fn look<D>(&mut self, frame: Option<&Result<Frame<D>, Box<dyn StdError + Send + Sync>>>) {
+    /// The next frame of the body, which this has looked at.
+    pub(crate) fn poll_frame<B>(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> PollFrame<B::Data, BoxError>
+    where
+        B: Body<Error: Into<BoxError>>,
+    {
+        let frame = ready!(body.poll_frame(cx)).map(|frame| frame.map_err(Into::into));
+        self.look(frame.as_ref());
+        Poll::Ready(frame)
+    }
+
+    fn look<D>(&mut self, frame: Option<&Result<Frame<D>, BoxError>>) {
         match frame {
             Some(Ok(frame)) => {
                 if let Some(trailers) = frame.trailers_ref() {
