@@ -79,6 +79,13 @@ impl Circuit {
         Transitions { receiver: self.shared.transitions.subscribe() }
     }
 
+    /// Changes the number of failures in a row that opens the circuit. With 0 no number of them does, and only rates open it.
+    ///
+    /// The new number is compared when the next call fails. A row that is counted already goes on.
+    pub fn set_consecutive_failures(&self, failures: u32) {
+        self.shared.machine.set_consecutive_failures(failures);
+    }
+
     /// Changes the part of the calls that have to fail to open the circuit, and keeps the window that it is taken of.
     ///
     /// It is looked at when the next call fails. If it opened for failures in a row alone, a window begins now.

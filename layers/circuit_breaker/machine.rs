@@ -87,6 +87,8 @@ pub(super) struct Refused {
 pub(super) struct Machine {
     policy: Policy,
     word: AtomicU64,
+    /// The number of failures in a row that opens it. Zero: no number does.
+    consecutive: AtomicU32,
     /// Fewer calls have no rate.
     min_calls: AtomicU32,
     // Empty: nobody has asked for a rate of failures yet.
@@ -134,6 +136,7 @@ impl Machine {
         let rate = |least| Box::new(Rate::new(least, policy.extent, now));
         Self {
             word: AtomicU64::new(Word::default().0),
+            consecutive: AtomicU32::new(policy.consecutive.unwrap_or_default()),
             min_calls: AtomicU32::new(policy.extent.at_most(policy.min_calls)),
             failures: policy.failure_rate.map(rate).map(OnceLock::from).unwrap_or_default(),
             slow: policy.slow.map(|(_, least)| rate(least)),
@@ -289,7 +292,11 @@ impl Machine {
     }
 
     fn count_in_a_row(&self, generation: u64, failed: bool) -> bool {
-        let Some(limit) = self.policy.consecutive else { return false };
+        let limit = self.consecutive.load(Ordering::Relaxed);
+        // A success ends the row also while nobody counts it, or a row would go on that it interrupted.
+        if failed && limit == 0 {
+            return false;
+        }
         let mut word = self.word();
         loop {
             let failures = if failed { word.failures().saturating_add(1) } else { 0 };
@@ -298,7 +305,7 @@ impl Machine {
             }
             let counted = word.with_failures(failures);
             match self.word.compare_exchange_weak(word.0, counted.0, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return failures >= limit,
+                Ok(_) => return failed && failures >= limit,
                 Err(newer) => word = Word(newer),
             }
         }
@@ -361,6 +368,11 @@ impl Machine {
     /// Takes the oldest of them.
     pub(super) fn news(&self) -> Option<Transition> {
         self.episode().news.pop_front()
+    }
+
+    /// Opens after this many failures in a row from now on; after no number of them if it is zero.
+    pub(super) fn set_consecutive_failures(&self, failures: u32) {
+        self.consecutive.store(failures, Ordering::Relaxed);
     }
 
     /// Opens at this rate of failures from now on. If there was none, its window begins now.

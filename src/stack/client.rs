@@ -86,6 +86,9 @@ impl Numbers {
         if differs(before, now, |settings| settings.min_calls) {
             self.circuit.set_min_calls(now.min_calls);
         }
+        if differs(before, now, |settings| settings.consecutive_failures) {
+            self.circuit.set_consecutive_failures(now.consecutive_failures);
+        }
         if differs(before, now, ClientSettings::open_times) {
             self.circuit.set_open_for(now.open_times());
         }

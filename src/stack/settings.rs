@@ -14,6 +14,7 @@ use crate::{Backoff, Jitter, retry::Budget};
 /// | [`backoff`](Self::backoff), [`max_backoff`](Self::max_backoff) | 100 ms, 1 s | gRPC A6 |
 /// | [`retry_ratio`](Self::retry_ratio), [`min_retries_per_second`](Self::min_retries_per_second) | 0.2, 10 | Finagle, tower |
 /// | [`failure_rate`](Self::failure_rate), [`min_calls`](Self::min_calls) | 0.5, 20 | resilience4j, Polly, Finagle |
+/// | [`consecutive_failures`](Self::consecutive_failures) | 0: off | |
 /// | [`open_for`](Self::open_for), [`max_open_for`](Self::max_open_for) | 5 s, 300 s | Polly, Finagle |
 /// | [`max_in_flight`](Self::max_in_flight) | 25 | resilience4j |
 /// | [`max_waiting`](Self::max_waiting) | 50 | our choice: a full queue is two turns long |
@@ -29,6 +30,7 @@ pub struct ClientSettings {
     pub(super) min_retries_per_second: u32,
     pub(super) failure_rate: f64,
     pub(super) min_calls: u32,
+    pub(super) consecutive_failures: u32,
     pub(super) open_for: Duration,
     pub(super) max_open_for: Duration,
     pub(super) max_in_flight: usize,
@@ -62,6 +64,7 @@ impl Default for ClientSettings {
             min_retries_per_second: 10,
             failure_rate: 0.5,
             min_calls: 20,
+            consecutive_failures: 0,
             open_for: Duration::from_secs(5),
             max_open_for: Duration::from_secs(300),
             max_in_flight: 25,
@@ -166,6 +169,9 @@ settings! { ClientSettings {
     ///
     /// If it is 0.
     min_calls: u32 => at_least_one;
+
+    /// The number of failures in a row that opens the circuit too, sooner than a rate can. With 0, the default, no number of them does.
+    consecutive_failures: u32 => anything;
 
     /// How long the circuit stays open the first time. Each further time in a row it is twice as long, with jitter.
     open_for: Duration => anything;

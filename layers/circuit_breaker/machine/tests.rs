@@ -331,6 +331,27 @@ fn another_rate_is_taken_of_what_was_counted_before_it() {
     assert!(call(&machine, now, Outcome::Failure), "6 of 6");
 }
 
+/// Shows: B1
+#[test]
+fn another_number_of_failures_in_a_row_holds_from_the_next_failure_on_and_zero_is_none() {
+    let now = Instant::now();
+    let machine = Machine::new(policy(), now);
+    assert!((0..100).all(|_| !call(&machine, now, Outcome::Failure)));
+    machine.set_consecutive_failures(3);
+    assert!((0..2).all(|_| !call(&machine, now, Outcome::Failure)), "a row begins where it is first counted");
+    machine.set_consecutive_failures(0);
+    assert!((0..100).all(|_| !call(&machine, now, Outcome::Failure)));
+    machine.set_consecutive_failures(4);
+    assert!(!call(&machine, now, Outcome::Failure), "nothing succeeded meanwhile: the row goes on");
+    machine.set_consecutive_failures(0);
+    assert!(!call(&machine, now, Outcome::Success));
+    machine.set_consecutive_failures(4);
+    assert!((0..3).all(|_| !call(&machine, now, Outcome::Failure)), "a success ends the row that nobody counts");
+    machine.set_consecutive_failures(2);
+    assert!(!call(&machine, now, Outcome::Ignored));
+    assert!(call(&machine, now, Outcome::Failure), "4 of 2");
+}
+
 #[test]
 fn a_circuit_that_knew_no_rate_counts_from_when_it_is_given_one() {
     let now = Instant::now();

@@ -24,6 +24,7 @@ fn every_field_can_be_set_by_its_name_and_those_left_out_have_their_defaults() {
         min_retries_per_second = 0
         failure_rate = 1
         min_calls = 10
+        consecutive_failures = 4
         open_for = "1s"
         max_open_for = "1m"
         max_in_flight = 7
@@ -40,6 +41,7 @@ fn every_field_can_be_set_by_its_name_and_those_left_out_have_their_defaults() {
         .min_retries_per_second(0)
         .failure_rate(1.0)
         .min_calls(10)
+        .consecutive_failures(4)
         .open_for(seconds(1))
         .max_open_for(seconds(60))
         .max_in_flight(7)

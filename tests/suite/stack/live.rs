@@ -102,6 +102,34 @@ async fn other_settings_lose_neither_the_window_nor_an_open_circuit() {
     assert_eq!(circuit.state(), State::Closed);
 }
 
+/// Shows: B1, G4
+#[tokio::test(start_paused = true)]
+async fn a_number_of_failures_in_a_row_opens_the_circuit_and_can_be_changed_and_turned_off() {
+    let calls = Arc::new(AtomicU32::new(0));
+    let settings = ClientSettings::default().max_attempts(1).min_calls(u32::MAX);
+    let app = Scope::root("app").with(settings);
+    let layer = ClientStack::new("test").settings_from(&app);
+    let (circuit, stack) = (layer.circuit(), layer.layer(failing(&calls)));
+    let fail = async |times: u32| {
+        for _ in 0..times {
+            stack.clone().oneshot(()).await.unwrap_err();
+        }
+    };
+    fail(100).await;
+    assert_eq!(circuit.state(), State::Closed, "off by default");
+
+    change(&app, |settings| settings.consecutive_failures(3));
+    fail(2).await;
+    assert_eq!(circuit.state(), State::Closed);
+    fail(1).await;
+    assert_eq!(circuit.state(), State::Open);
+
+    circuit.close();
+    change(&app, |settings| settings.consecutive_failures(0));
+    fail(100).await;
+    assert_eq!(circuit.state(), State::Closed, "and off again");
+}
+
 /// Shows: G4
 #[tokio::test(start_paused = true)]
 async fn other_settings_lose_nothing_of_the_budget() {

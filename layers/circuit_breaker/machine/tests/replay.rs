@@ -13,6 +13,8 @@ enum Happened {
     Closed,
     /// The circuit was given another rate, and another minimum of calls.
     Rated(f64, usize),
+    /// The circuit was given another number of failures in a row, or zero.
+    Rowed(u32),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -25,7 +27,8 @@ enum Phase {
 /// The numbers of a policy, in milliseconds.
 #[derive(Clone, Copy, Debug)]
 struct Rules {
-    consecutive: Option<u32>,
+    /// Zero: no number of failures in a row opens it, and none is counted.
+    consecutive: u32,
     rate: Option<f64>,
     slow: Option<(u64, f64)>,
     window: u64,
@@ -41,6 +44,8 @@ struct Counted {
     phase: usize,
     at: u64,
     failed: bool,
+    /// Whether failures in a row were counted then.
+    in_a_row: bool,
     slow: bool,
 }
 
@@ -66,6 +71,10 @@ fn replay(mut rules: Rules, events: &[(u64, Happened)]) -> (State, Option<Answer
         let next = match happened {
             Happened::Rated(rate, min_calls) => {
                 (rules.rate, rules.min_calls) = (Some(rate), min_calls);
+                None
+            }
+            Happened::Rowed(failures) => {
+                rules.consecutive = failures;
                 None
             }
             Happened::Closed => Some(Phase::Closed),
@@ -100,7 +109,7 @@ fn replay(mut rules: Rules, events: &[(u64, Happened)]) -> (State, Option<Answer
                 if call.phase != current || outcome == Outcome::Ignored {
                     None
                 } else if let Phase::Closed = phases[current] {
-                    counted.push(Counted { phase: current, at: now, failed, slow });
+                    counted.push(Counted { phase: current, at: now, failed, in_a_row: rules.consecutive > 0, slow });
                     if opens(rules, &counted) { opened() } else { None }
                 } else if failed || slow {
                     opened()
@@ -133,7 +142,8 @@ fn open_time(rules: Rules, openings: u32) -> u64 {
 /// Whether the last of these calls opens the circuit.
 fn opens(rules: Rules, counted: &[Counted]) -> bool {
     let last = counted.last().unwrap();
-    let in_a_row = counted.iter().rev().take_while(|call| call.phase == last.phase && call.failed).count();
+    let row = counted.iter().rev().take_while(|call| call.phase == last.phase && call.failed);
+    let in_a_row = row.filter(|call| call.in_a_row).count();
 
     // A window slides in steps, so that all calls of a step leave it together.
     let width = if rules.by_calls { rules.window.div_ceil(10) } else { rules.window / 10 };
@@ -151,7 +161,7 @@ fn opens(rules: Rules, counted: &[Counted]) -> bool {
     let most = if rules.by_calls { rules.window as usize } else { usize::MAX };
     let enough = held().count() >= rules.min_calls.min(most);
 
-    rules.consecutive.is_some_and(|limit| in_a_row >= limit as usize)
+    (last.failed && last.in_a_row && in_a_row >= rules.consecutive as usize)
         || rules.rate.is_some_and(|limit| last.failed && enough && rate(|call| call.failed) >= limit)
         || rules.slow.is_some_and(|(_, limit)| last.slow && enough && rate(|call| call.slow) >= limit)
 }
@@ -161,7 +171,7 @@ const LONGEST: u64 = 2_000;
 
 fn rules() -> impl Strategy<Value = Rules> {
     let conditions =
-        (prop::option::of(1..6_u32), prop::option::of(0.1..=1.0), prop::option::of((1..400_u64, 0.1..=1.0)));
+        (prop_oneof![Just(0), 1..6_u32], prop::option::of(0.1..=1.0), prop::option::of((1..400_u64, 0.1..=1.0)));
     let windows = (
         prop_oneof![(1..200_u64).prop_map(|ms| (10 * ms, false)), (1..40_u64).prop_map(|calls| (calls, true))],
         1..10_usize,
@@ -191,6 +201,7 @@ enum Step {
     Close,
     /// For a circuit that has a rate already: its window has always been there.
     Rate(f64, usize),
+    Row(u32),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -202,6 +213,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => Just(Step::ForceOpen),
         16 => Just(Step::Close),
         16 => (0.1..=1.0, 1..10_usize).prop_map(|(rate, min_calls)| Step::Rate(rate, min_calls)),
+        16 => (0..6_u32).prop_map(Step::Row),
     ]
 }
 
@@ -218,7 +230,7 @@ proptest! {
         let millis = Duration::from_millis;
         let machine = Machine::new(
             Policy {
-                consecutive: rules.consecutive,
+                consecutive: (rules.consecutive > 0).then_some(rules.consecutive),
                 failure_rate: rules.rate,
                 slow: rules.slow.map(|(limit, rate)| (millis(limit), rate)),
                 extent: if rules.by_calls { Extent::Calls(rules.window as u32) } else { Extent::Time(millis(rules.window)) },
@@ -265,6 +277,10 @@ proptest! {
                     machine.set_min_calls(min_calls as u32);
                 }
                 Step::Rate(..) => {}
+                Step::Row(failures) => {
+                    events.push((now, Happened::Rowed(failures)));
+                    machine.set_consecutive_failures(failures);
+                }
             }
             prop_assert_eq!(machine.state(), replay(rules, &events).0, "{:?}", events);
         }
