@@ -36,6 +36,11 @@ pub enum Jitter {
     Full,
     /// Anything from half of that wait to the whole of it: never at once.
     Equal,
+    /// Anything from that wait to half as much again, at most the maximum: never sooner than the rule says.
+    ///
+    /// Where the maximum leaves no room for that, the wait begins at two thirds of it, or at the base if that is longer: callers that
+    /// have reached the maximum do not come all at once either. A fixed wait is its own maximum, and leaves none.
+    Upward,
     /// Anything from the base to three times the wait before, at most the maximum; the factor is not used.
     Decorrelated,
 }
@@ -64,7 +69,14 @@ impl Backoff {
     }
 
     /// No wait is longer than this.
-    pub const fn max(mut self, max: Duration) -> Self {
+    ///
+    /// # Panics
+    ///
+    /// If `max` is shorter than the base, which no wait could then be.
+    #[track_caller]
+    pub fn max(mut self, max: Duration) -> Self {
+        let base = self.base;
+        assert!(base <= max, "max must be at least the base of the backoff, which is {base:?}, not {max:?}");
         self.max = max;
         self
     }
@@ -101,6 +113,10 @@ impl Backoff {
             Jitter::None => wait,
             Jitter::Full => between(Duration::ZERO..=wait),
             Jitter::Equal => between(wait / 2..=wait),
+            Jitter::Upward => {
+                let least = wait.min((self.max / 3).saturating_mul(2)).max(self.base);
+                between(least..=least.saturating_add(least / 2).min(self.max))
+            }
             Jitter::Decorrelated => between(self.base..=wait).min(self.max),
         }
     }
@@ -154,7 +170,7 @@ mod tests {
 
     use super::*;
 
-    const JITTERS: [Jitter; 4] = [Jitter::None, Jitter::Full, Jitter::Equal, Jitter::Decorrelated];
+    const JITTERS: [Jitter; 5] = [Jitter::None, Jitter::Full, Jitter::Equal, Jitter::Upward, Jitter::Decorrelated];
 
     /// Shows: R2
     #[test]
@@ -204,6 +220,39 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_maximum_below_the_base_is_refused_with_both() {
+        let bases: [fn() -> Backoff; 2] =
+            [|| Backoff::exponential(Duration::from_secs(5)), || Backoff::fixed(Duration::from_secs(5))];
+        for base in bases {
+            let panic = std::panic::catch_unwind(|| base().max(Duration::from_millis(4_999)));
+            let message = *panic.unwrap_err().downcast::<String>().unwrap();
+            assert_eq!(message, "max must be at least the base of the backoff, which is 5s, not 4.999s");
+            assert_eq!(
+                base().jitter(Jitter::None).max(Duration::from_secs(5)).waits().nth(9),
+                Some(Duration::from_secs(5))
+            );
+        }
+    }
+
+    /// Shows: B2
+    #[test]
+    fn upward_jitter_only_adds_and_spreads_callers_at_the_maximum_too() {
+        let seconds = Duration::from_secs;
+        let backoff = Backoff::exponential(seconds(5)).max(seconds(300)).jitter(Jitter::Upward);
+        for (number, least, most) in [(1, 5, 7), (2, 10, 15), (6, 160, 240), (7, 200, 300), (100, 200, 300)] {
+            let waits: Vec<_> = (0..1_000).map(|_| backoff.nth(number, Duration::ZERO)).collect();
+            let (shortest, longest) = (waits.iter().min().unwrap(), waits.iter().max().unwrap());
+            assert!(
+                *shortest >= seconds(least) && *longest <= seconds(most) + seconds(1) / 2,
+                "{shortest:?} {longest:?}"
+            );
+            assert!(*longest - *shortest > seconds(least) / 4, "{shortest:?} {longest:?}");
+        }
+        let exact = Backoff::exponential(seconds(5)).max(seconds(5)).jitter(Jitter::Upward);
+        assert!(exact.waits().take(10).all(|wait| wait == seconds(5)));
+    }
+
     fn any_duration() -> impl Strategy<Value = Duration> {
         prop_oneof![
             Just(Duration::ZERO),
@@ -219,9 +268,9 @@ mod tests {
         /// Shows: R3
         #[test]
         fn every_wait_lies_in_the_bounds_of_its_jitter(
-            base in 0..10_u64.pow(10), max in 0..10_u64.pow(12), number in 1..20_u32, jitter in 0..4_usize,
+            base in 0..10_u64.pow(10), more in 0..10_u64.pow(12), number in 1..20_u32, jitter in 0..JITTERS.len(),
         ) {
-            let (base, max) = (Duration::from_nanos(base), Duration::from_nanos(max));
+            let (base, max) = (Duration::from_nanos(base), Duration::from_nanos(base + more));
             let mut grown = base.as_nanos();
             for _ in 1..number {
                 grown *= 2;
@@ -235,9 +284,14 @@ mod tests {
                 Jitter::None => prop_assert!(wait.abs_diff(rule) <= rounding),
                 Jitter::Full => prop_assert!(wait <= rule + rounding),
                 Jitter::Equal => prop_assert!(wait + rounding >= rule / 2 && wait <= rule + rounding),
+                Jitter::Upward => {
+                    prop_assert!(wait >= base.as_nanos() && wait <= max.as_nanos());
+                    prop_assert!(wait + rounding >= rule.min(max.as_nanos() / 3 * 2));
+                    prop_assert!(wait <= rule + rule / 2 + rounding);
+                }
                 Jitter::Decorrelated => {
                     prop_assert!(wait <= max.as_nanos());
-                    prop_assert!(wait >= base.as_nanos().min(max.as_nanos()));
+                    prop_assert!(wait >= base.as_nanos());
                     prop_assert!(wait <= 3 * last.max(base).as_nanos());
                 }
             }
@@ -248,8 +302,9 @@ mod tests {
         fn nothing_overflows(
             base in any_duration(), max in any_duration(), last in any_duration(),
             factor in prop_oneof![Just(1.0), Just(f64::MAX), 1.0..1e9_f64],
-            number in prop_oneof![Just(0), Just(1), Just(u32::MAX), any::<u32>()], jitter in 0..4_usize,
+            number in prop_oneof![Just(0), Just(1), Just(u32::MAX), any::<u32>()], jitter in 0..JITTERS.len(),
         ) {
+            let max = base.max(max);
             let backoff = Backoff::exponential(base).factor(factor).max(max).jitter(JITTERS[jitter]);
             prop_assert!(backoff.nth(number, last) <= max);
         }

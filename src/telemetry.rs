@@ -23,6 +23,7 @@ pub(crate) mod metrics;
 /// | [`FellBack`](Event::FellBack) | `fell_back` | INFO | `reason` |
 /// | [`FallbackFailed`](Event::FallbackFailed) | `fallback_failed` | WARN | `reason`, `error` |
 /// | [`Injected`](Event::Injected) | `injected` | INFO | `reason` |
+/// | [`SettingsRefused`](Event::SettingsRefused) | `settings_refused` | WARN | `error` |
 /// | [`HandlerFailed`](Event::HandlerFailed) | `handler_failed` | WARN | `of`, `error` |
 /// | [`HandlerLagged`](Event::HandlerLagged) | `handler_lagged` | WARN | `of`, `lagged` |
 /// | [`Failed`](Event::Failed) | `failed` | DEBUG | |
@@ -103,6 +104,11 @@ pub enum Event<'a> {
     Shared,
     /// An answer was put into memory.
     Stored,
+    /// Settings of a recommended stack that were changed while it works contradict each other: the ones before them stay.
+    SettingsRefused {
+        /// Which two, and their values.
+        error: &'a str,
+    },
     /// A handler of an [`EventBus`](crate::EventBus) failed or panicked. It goes on with the next event, and so do all others.
     HandlerFailed {
         /// The type of event.
@@ -150,6 +156,7 @@ impl Event<'_> {
             Self::Stale => "stale",
             Self::Shared => "shared",
             Self::Stored => "stored",
+            Self::SettingsRefused { .. } => "settings_refused",
             Self::HandlerFailed { .. } => "handler_failed",
             Self::HandlerLagged { .. } => "handler_lagged",
             Self::Started => "started",
@@ -444,6 +451,7 @@ macro_rules! trace_to {
                 Event::Stale => tell!(trace, $target, site, "stale"),
                 Event::Shared => tell!(trace, $target, site, "shared"),
                 Event::Stored => tell!(trace, $target, site, "stored"),
+                Event::SettingsRefused { error } => tell!(warn, $target, site, "settings_refused", error),
                 Event::HandlerFailed { of, error } => tell!(warn, $target, site, "handler_failed", of, error),
                 Event::HandlerLagged { of, lagged } => tell!(warn, $target, site, "handler_lagged", of, %lagged),
                 Event::Started => tell!(trace, $target, site, "started"),

@@ -22,6 +22,7 @@ use ziggurat::{
     identity::IdentityLayer,
     retry::RetryLayer,
     scope::Disposable,
+    stack::{ClientSettings, ClientStack},
     timeout::TimeoutLayer,
 };
 
@@ -123,6 +124,26 @@ async fn a_handler_that_fails_is_logged() {
     assert_eq!(
         log,
         [r#"WARN ziggurat::events: handler_failed policy="events" name="orders" of="u8" error="no stock""#]
+    );
+}
+
+/// Shows: F7
+#[tokio::test(start_paused = true)]
+async fn settings_that_contradict_each_other_are_logged_once() {
+    let app = Scope::root("app").with(ClientSettings::default());
+    let stack = ClientStack::new("billing").settings_from(&app);
+    let service = stack.layer(service_fn(|()| async { Ok::<_, Error<&str>>(()) }));
+    app.update(|settings: &ClientSettings| settings.backoff(Duration::from_secs(2))).unwrap();
+    let log = logged(LevelFilter::WARN, async {
+        for _ in 0..3 {
+            service.clone().oneshot(()).await.unwrap();
+        }
+    })
+    .await;
+    let error = "`backoff` must be at most `max_backoff`, which is 1s, not 2s";
+    assert_eq!(
+        log,
+        [format!(r#"WARN ziggurat::stack: settings_refused policy="stack" name="billing" error="{error}""#)]
     );
 }
 

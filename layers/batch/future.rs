@@ -9,12 +9,12 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use tokio::sync::oneshot;
+use tokio::{runtime::Handle, sync::oneshot};
 use tower_service::Service;
 
 use super::{
     around::Around,
-    gather::Place,
+    gather::{Key, Place},
     ride::Ride,
     send::{Item, Open, Reply, Shared, send},
 };
@@ -23,6 +23,8 @@ use crate::{
     ambient::{self, Unsent},
     clock,
 };
+
+const NO_RUNTIME: &str = "there is no tokio runtime here to send a batch on: poll the call inside of one";
 
 /// The response future of [`Batch`](super::Batch).
 #[must_use = "futures do nothing unless polled"]
@@ -43,6 +45,8 @@ where
     Arriving(Arriving<S, Req, R, K, C>),
     /// It is in a batch.
     Waiting(Seat<Req, R, S::Error, K, C>, oneshot::Receiver<Reply<R, S::Error>>),
+    /// There is no batch that it could join, and no runtime to begin one on.
+    Refused(Arc<Shared<Req, R, S::Error, K, C>>),
     Done,
 }
 
@@ -109,14 +113,18 @@ where
         {
             self.state = arriving.join();
         }
-        let State::Waiting(seat, reply) = &mut self.state else {
-            panic!("`batch::ResponseFuture` polled after it answered");
+        let reply = match &mut self.state {
+            State::Waiting(seat, reply) => {
+                let reply = ready!(Pin::new(reply).poll(cx))
+                    .unwrap_or_else(|_| Err(seat.shared.without_an_answer("its task ended without an answer")));
+                if reply.is_err() {
+                    seat.shared.site.tell(Event::Shared);
+                }
+                reply
+            }
+            State::Refused(shared) => Err(shared.without_an_answer(NO_RUNTIME)),
+            State::Arriving(_) | State::Done => panic!("`batch::ResponseFuture` polled after it answered"),
         };
-        let reply = ready!(Pin::new(reply).poll(cx))
-            .unwrap_or_else(|_| Err(seat.shared.without_an_answer("its task ended without an answer")));
-        if reply.is_err() {
-            seat.shared.site.tell(Event::Shared);
-        }
         self.state = State::Done;
         Poll::Ready(reply.unwrap_or_else(S::Error::reject))
     }
@@ -137,11 +145,14 @@ where
         let Self { service, request, key, scope, shared } = self;
         let (reply, answer) = oneshot::channel();
         let around = Around { scope, deadline: Deadline::current() };
-        let item = Item { request, around, reply };
-        let joined = shared.gather().join(key, item, clock::now, Ride::new);
+        // Declared before the lock is taken: on every way out of here they are dropped after it is free again.
+        let (mut key, mut item) = (Some(Key::new(key, &shared.hasher)), Some(Item { request, around, reply }));
+        let keep = Handle::try_current().ok().map(|runtime| || Ride::new(runtime));
+        let joined = shared.gather().join(&mut key, &mut item, clock::now, keep);
+        let Some(joined) = joined else { return State::Refused(shared) };
         let ride = joined.kept;
         let seat = Seat { shared, place: joined.place, _ride: Arc::clone(&ride) };
-        if joined.known.is_none() {
+        if joined.is_first {
             let open = Open { shared: Arc::clone(&seat.shared), batch: joined.place.batch };
             ride.start(send(open, ride.bell(), service));
         }
@@ -161,6 +172,7 @@ where
         let state = match &self.state {
             State::Arriving(_) => "arriving",
             State::Waiting(..) => "waiting",
+            State::Refused(_) => "refused",
             State::Done => "done",
         };
         f.debug_struct("batch::ResponseFuture").field("state", &state).finish_non_exhaustive()

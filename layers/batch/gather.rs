@@ -1,6 +1,11 @@
 //! Who is gathered for which call. It knows nothing of tasks, and is told the time.
 
-use std::{collections::HashMap, hash::Hash, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    hash::{BuildHasher, Hash, Hasher},
+    sync::Arc,
+    time::Duration,
+};
 
 use crate::clock::Instant;
 
@@ -10,26 +15,52 @@ use crate::clock::Instant;
 pub(super) struct Gather<K, T, B> {
     max_size: usize,
     max_delay: Duration,
-    open: HashMap<Arc<K>, u64>,
+    open: HashMap<Arc<Key<K>>, u64>,
     batches: HashMap<u64, Batch<K, T, B>>,
     /// Of batches and places, so that none is ever taken for another.
     numbers: u64,
 }
 
+/// A key with its hash, so that `K`'s own code computes that before any lock is taken. Its `Eq` still runs under one: where two hashes
+/// are equal, to compare two keys.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Key<K> {
+    hash: u64,
+    key: K,
+}
+
+impl<K: Hash> Key<K> {
+    pub(super) fn new(key: K, hasher: &impl BuildHasher) -> Self {
+        Self { hash: hasher.hash_one(&key), key }
+    }
+}
+
+impl<K> Hash for Key<K> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
 /// One batch. Whoever gets it drops it where no lock is held, for its key and what was gathered are the user's.
 #[derive(Debug)]
 pub(super) struct Batch<K, T, B> {
-    key: Arc<K>,
-    items: Vec<(u64, T)>,
+    key: Arc<Key<K>>,
+    /// In the order of their arrival.
+    items: BTreeMap<Number, T>,
     kept: B,
     due: Due,
 }
 
 impl<K, T, B> Batch<K, T, B> {
     pub(super) fn into_items(self) -> impl Iterator<Item = T> {
-        self.items.into_iter().map(|(_, item)| item)
+        self.items.into_values()
     }
 }
+
+/// The number of a place. Tests count how often two are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(test), derive(PartialOrd, Ord))]
+pub(super) struct Number(u64);
 
 /// When a batch is to be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,15 +75,15 @@ pub(super) enum Due {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) batch: u64,
-    number: u64,
+    number: Number,
 }
 
 #[derive(Debug)]
-pub(super) struct Joined<K, B> {
+pub(super) struct Joined<B> {
     pub(super) place: Place,
     pub(super) kept: B,
-    /// The key, if there was a batch of it; otherwise the batch began with this one.
-    pub(super) known: Option<K>,
+    /// Whether the batch began with this one.
+    pub(super) is_first: bool,
     /// Whether it is full with this one, and is to be sent now.
     pub(super) is_full: bool,
 }
@@ -65,38 +96,41 @@ impl<K: Hash + Eq, T, B: Clone> Gather<K, T, B> {
         Self { max_size, max_delay, open: HashMap::new(), batches: HashMap::new(), numbers: 0 }
     }
 
-    /// Joins the batch of this key, or begins one, whose clock starts now.
+    /// Joins the batch of this key, or begins one, whose clock starts now. `keep` makes what is kept with a batch; without it none is begun.
+    ///
+    /// It takes the key and the item if it needs them. What is left stays with the caller, who drops it where no lock is held.
     pub(super) fn join(
         &mut self,
-        key: K,
-        item: T,
+        key: &mut Option<Key<K>>,
+        item: &mut Option<T>,
         now: impl FnOnce() -> Instant,
-        keep: impl FnOnce() -> B,
-    ) -> Joined<K, B> {
+        keep: Option<impl FnOnce() -> B>,
+    ) -> Option<Joined<B>> {
+        let open = self.open.get(key.as_ref()?).copied();
         self.numbers += 1;
-        let number = self.numbers;
-        let open = self.open.get(&key).copied();
+        let number = Number(self.numbers);
         if let Some((id, batch)) = open.and_then(|id| Some((id, self.batches.get_mut(&id)?))) {
-            batch.items.push((number, item));
+            batch.items.insert(number, item.take()?);
             let is_full = batch.items.len() >= self.max_size;
             if is_full {
                 batch.due = Due::Now;
                 self.open.remove(&batch.key);
             }
             let place = Place { batch: id, number };
-            return Joined { place, kept: batch.kept.clone(), known: Some(key), is_full };
+            return Some(Joined { place, kept: batch.kept.clone(), is_first: false, is_full });
         }
-        let (kept, key, is_full) = (keep(), Arc::new(key), self.max_size <= 1);
+        let (kept, is_full) = (keep?(), self.max_size <= 1);
+        let (key, items, batch) = (Arc::new(key.take()?), BTreeMap::from([(number, item.take()?)]), self.numbers);
         let due = match self.max_delay {
             _ if is_full => Due::Now,
             Duration::ZERO => Due::Now,
             delay => now().checked_add(delay).map_or(Due::WhenFull, Due::At),
         };
         if !is_full {
-            self.open.insert(Arc::clone(&key), number);
+            self.open.insert(Arc::clone(&key), batch);
         }
-        self.batches.insert(number, Batch { key, items: vec![(number, item)], kept: kept.clone(), due });
-        Joined { place: Place { batch: number, number }, kept, known: None, is_full }
+        self.batches.insert(batch, Batch { key, items, kept: kept.clone(), due });
+        Some(Joined { place: Place { batch, number }, kept, is_first: true, is_full })
     }
 
     /// When this batch is to be sent.
@@ -106,7 +140,7 @@ impl<K: Hash + Eq, T, B: Clone> Gather<K, T, B> {
 
     /// What is in this batch so far.
     pub(super) fn items(&self, batch: u64) -> impl Iterator<Item = &T> {
-        self.batches.get(&batch).into_iter().flat_map(|batch| &batch.items).map(|(_, item)| item)
+        self.batches.get(&batch).into_iter().flat_map(|batch| batch.items.values())
     }
 
     /// The batch, to be sent: nobody joins or leaves it any more.
@@ -121,8 +155,7 @@ impl<K: Hash + Eq, T, B: Clone> Gather<K, T, B> {
     /// Gives a place up, if the batch was not sent yet. With the last one the batch goes too.
     pub(super) fn leave(&mut self, place: Place) -> Option<Left<K, T, B>> {
         let batch = self.batches.get_mut(&place.batch)?;
-        let index = batch.items.iter().position(|(number, _)| *number == place.number)?;
-        let (_, item) = batch.items.remove(index);
+        let item = batch.items.remove(&place.number)?;
         let is_last = batch.items.is_empty();
         Some((item, is_last.then(|| self.take(place.batch)).flatten()))
     }

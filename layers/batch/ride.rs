@@ -22,11 +22,8 @@ pub(super) struct Ride {
 }
 
 impl Ride {
-    /// # Panics
-    ///
-    /// Outside of a tokio runtime.
-    pub(super) fn new() -> Arc<Self> {
-        let runtime = Handle::current();
+    /// Its work will run on this runtime.
+    pub(super) fn new(runtime: Handle) -> Arc<Self> {
         Arc::new(Self { runtime, work: Mutex::default(), task: OnceLock::new(), is_full: Arc::default() })
     }
 

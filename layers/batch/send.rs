@@ -17,7 +17,11 @@ use super::{
     gather::{Batch, Due, Gather},
     ride::Ride,
 };
-use crate::{Class, Classify, Event, Reason, Reject, Rejection, Site, caught::caught, clock};
+use crate::{
+    Class, Classify, Event, Reason, Reject, Rejection, Site,
+    caught::{caught, undisturbed},
+    clock,
+};
 
 /// The requests of a service that wait.
 pub(super) type Waiting<Req, R, E, K> = Gather<K, Item<Req, R, E>, Arc<Ride>>;
@@ -27,6 +31,7 @@ type Gathered<Req, R, E, K> = Batch<K, Item<Req, R, E>, Arc<Ride>>;
 /// What all clones of a service share.
 pub(super) struct Shared<Req, R, E, K, C> {
     pub(super) gather: Mutex<Waiting<Req, R, E, K>>,
+    pub(super) hasher: std::hash::RandomState,
     pub(super) classify: C,
     pub(super) site: Site,
 }
@@ -70,7 +75,10 @@ impl<Req, R, E, K: Hash + Eq, C> Open<Req, R, E, K, C> {
 
 impl<Req, R, E, K: Hash + Eq, C> Drop for Open<Req, R, E, K, C> {
     fn drop(&mut self) {
-        drop(self.take());
+        // Each on its own: a request that panics when it is dropped, or a waker, keeps no other caller from learning so.
+        for item in self.take().into_iter().flat_map(Batch::into_items) {
+            undisturbed(|| drop(item));
+        }
     }
 }
 
@@ -103,8 +111,9 @@ where
         Ok(Ok(answers)) if answers.len() == replies.len() => {
             for (reply, answer) in replies.into_iter().zip(answers) {
                 let answer = caught(async { answer.map_err(Into::into) }).await;
+                let answer = answer.map_err(|panic| shared.without_an_answer(panic));
                 // Who is gone loses nothing but its answer.
-                let _ = reply.send(answer.map_err(|panic| shared.without_an_answer(panic)));
+                undisturbed(|| drop(give(reply, answer)));
             }
         }
         Ok(Ok(answers)) => {
@@ -147,7 +156,7 @@ where
     let rejection = (replies.len() > 1).then(|| Rejection::shared(&shared.site, &failed, class));
     let (mut whole, mut replies) = (Ok(failed), replies.into_iter());
     for reply in replies.by_ref() {
-        match reply.send(whole) {
+        match give(reply, whole) {
             Ok(()) => break,
             Err(back) => whole = back,
         }
@@ -159,6 +168,13 @@ where
 
 fn tell_all<R, E>(replies: impl IntoIterator<Item = oneshot::Sender<Reply<R, E>>>, rejection: &Rejection) {
     for reply in replies {
-        let _ = reply.send(Err(rejection.clone()));
+        let _ = give(reply, Err(rejection.clone()));
     }
+}
+
+/// Answers a caller, or gives the answer back if the caller is gone. A waker that panics keeps no other caller from its answer.
+fn give<R, E>(reply: oneshot::Sender<Reply<R, E>>, answer: Reply<R, E>) -> Result<(), Reply<R, E>> {
+    let mut given = Ok(());
+    undisturbed(|| given = reply.send(answer));
+    given
 }

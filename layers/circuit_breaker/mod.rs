@@ -118,7 +118,7 @@ pub use self::{
 /// |---|---|---|
 /// | [`over`](Self::over) | 30 s | Polly |
 /// | [`min_calls`](Self::min_calls) | 20 | Finagle, Polly |
-/// | [`open_for`](Self::open_for) | 5 s, doubling to 300 s, equal jitter | Polly, Finagle |
+/// | [`open_for`](Self::open_for) | 5 s, doubling to 300 s, with [`Jitter::Upward`] | Polly, Finagle |
 /// | [`probes`](Self::probes), [`successes_to_close`](Self::successes_to_close) | 1 | Polly, Finagle, linkerd2 |
 /// | [`cancelled`](Self::cancelled) | a failure if the deadline had passed | |
 #[must_use]
@@ -175,7 +175,8 @@ impl CircuitBreakerLayer {
     }
 
     fn new(consecutive: Option<u32>, failure_rate: Option<f64>) -> Self {
-        let open_for = Backoff::exponential(Duration::from_secs(5)).max(Duration::from_secs(300)).jitter(Jitter::Equal);
+        let open_for =
+            Backoff::exponential(Duration::from_secs(5)).max(Duration::from_secs(300)).jitter(Jitter::Upward);
         let policy = Policy {
             consecutive,
             failure_rate,

@@ -5,6 +5,7 @@ use std::{
     future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -16,6 +17,7 @@ use pin_project_lite::pin_project;
 use super::{
     error::{Cause, ItemError},
     progress::{Batches, Progress, Summary},
+    turns::{Heard, Turn, Turns},
 };
 use crate::{
     deadline::Limit,
@@ -44,6 +46,7 @@ pin_project! {
         on_progress: P,
         settings: Settings,
         running: FuturesUnordered<Item<Fut>>,
+        turns: Arc<Turns>,
         started: usize,
         // None: it was not polled yet.
         progress: Option<Progress>,
@@ -56,8 +59,8 @@ pub(super) type Ended<T, E> = (usize, Result<T, ItemError<E>>);
 
 impl<S: Stream, F, Fut, P> Engine<S, F, Fut, P> {
     pub(super) fn new(source: S, handler: F, on_progress: P, settings: Settings) -> Self {
-        let running = FuturesUnordered::new();
-        Self { source: Some(source), handler, on_progress, settings, running, started: 0, progress: None, unbroken: 0 }
+        let (source, running, turns) = (Some(source), FuturesUnordered::new(), Arc::default());
+        Self { source, handler, on_progress, settings, running, turns, started: 0, progress: None, unbroken: 0 }
     }
 
     pub(super) fn settings(&self) -> Settings {
@@ -97,8 +100,8 @@ where
 {
     /// The next item that has ended, whichever it is. An item is started only if its index is below `bound`.
     ///
-    /// What runs comes first: an item is pulled from the source only when all that run are pending. So a source is asked for no more
-    /// than what can be worked on now, and a failure is seen before anything else is started.
+    /// Running items come first: an item is pulled from the source only when all of them were polled and are pending. So a source is
+    /// asked for no more than what can be worked on now, and a failure is seen before anything else is started.
     pub(super) fn poll_ended(self: Pin<&mut Self>, bound: usize, cx: &mut Context<'_>) -> Poll<Option<Ended<T, E>>> {
         let mut this = self.project();
         let Settings { max_concurrency, limit, batches } = *this.settings;
@@ -118,6 +121,14 @@ where
             *this.unbroken += 1;
             if let Poll::Ready(Some(ended)) = Pin::new(&mut *this.running).poll_next(cx) {
                 break ended;
+            }
+            match this.turns.heard(this.running.len()) {
+                Heard::All => {}
+                Heard::Some => continue,
+                Heard::NotWithoutBudget => {
+                    *this.unbroken = 0;
+                    return Poll::Pending;
+                }
             }
             let Some(source) = this.source.as_mut().as_pin_mut() else {
                 *this.unbroken = 0;
@@ -143,8 +154,12 @@ where
             };
             let index = *this.started;
             *this.started += 1;
+            this.turns.next_round();
             match catch_unwind(AssertUnwindSafe(|| (this.handler)(item))) {
-                Ok(future) => this.running.push(Item { index, future: Some(Limited::new(future, limit, limit)) }),
+                Ok(future) => {
+                    let (future, turn) = (Some(Limited::new(future, limit, limit)), Turn::new(this.turns));
+                    this.running.push(Item { index, future, turn });
+                }
                 Err(panic) => break (index, Err(ItemError { index, cause: Cause::panicked(panic) })),
             }
         };
@@ -160,6 +175,7 @@ pin_project! {
         index: usize,
         #[pin]
         future: Option<Limited<Fut>>,
+        turn: Turn,
     }
 
     impl<Fut> PinnedDrop for Item<Fut> {
@@ -179,6 +195,9 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         let index = *this.index;
+        if !this.turn.take(cx) {
+            return Poll::Pending;
+        }
         // Unwind safe: nobody sees the future again after it has panicked, but its own `Drop`.
         let polled = catch_unwind(AssertUnwindSafe(|| this.future.as_mut().as_pin_mut().map(|future| future.poll(cx))));
         let outcome = match polled {

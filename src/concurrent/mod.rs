@@ -35,7 +35,8 @@
 //! [`Summary::elapsed`] from the first poll of the whole.
 //!
 //! **Failures.** An [`ItemError`] tells which item it was and holds the original error. The first failure ends a plain `.await`: all that
-//! still runs is dropped, and the source too, before the error comes out. A source that can fail hands its `Result`s to
+//! still runs is dropped, and the source too, before the error comes out. No item is started beside one that has failed: all that are awake
+//! are polled first, across turns of the executor if the task's budget does not last. A source that can fail hands its `Result`s to
 //! the handler, which passes them on with `item?`: an error comes out like any other, with its place.
 //!
 //! **Panics.** A panic of the handler, of its future, or of that future's clean-up when it has ended, is that item's
@@ -51,8 +52,8 @@
 //!
 //! **Cancellation.** Dropping the future or the stream drops the source and every item in flight.
 //!
-//! **Cost.** An allocation for each item, as futures-util's `buffer_unordered` has it, on which this is built. After 256 steps without a
-//! pause the executor gets its turn.
+//! **Cost.** An allocation for each item, as futures-util's `buffer_unordered` has it, on which this is built. Each poll of an item takes one of
+//! the task's budget (tokio's cooperative scheduling). When that is used up, or after 256 steps without a pause, the executor gets its turn.
 
 mod engine;
 mod error;
@@ -61,6 +62,7 @@ mod progress;
 mod results;
 mod service;
 mod source;
+mod turns;
 
 use std::{
     any::type_name,

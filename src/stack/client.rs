@@ -1,6 +1,9 @@
 //! The recommended stack of a client.
 
-use std::fmt;
+use std::{
+    fmt,
+    sync::{Mutex, PoisonError},
+};
 
 use tower_layer::{Identity, Layer};
 
@@ -9,11 +12,12 @@ use super::{
     live::{LiveDuration, Look, Tuned, differs, watching},
 };
 use crate::{
-    Backoff, HttpStatus, Idempotent, Scope,
+    Backoff, Event, HttpStatus, Idempotent, Scope, Site,
     body::{BodyEnd, ResponseEnd},
     circuit_breaker::{Circuit, CircuitBreakerLayer},
     concurrency_limit::{ConcurrencyLimitLayer, Gate},
     retry::{Drained, Retries, RetryLayer},
+    telemetry::site,
     timeout::TimeoutLayer,
 };
 
@@ -63,6 +67,7 @@ struct Numbers {
     circuit: Circuit,
     gate: Gate,
     attempt_timeout: LiveDuration,
+    site: Site,
 }
 
 impl Numbers {
@@ -98,9 +103,16 @@ impl Numbers {
         if differs(before, now, |settings| settings.max_waiting) {
             self.gate.set_max_waiting(now.max_waiting);
         }
-        if differs(before, now, |settings| settings.attempt_timeout) {
-            self.attempt_timeout.set(now.attempt_timeout);
+        if differs(before, now, ClientSettings::attempt_limit) {
+            self.attempt_timeout.set(now.attempt_limit());
         }
+    }
+}
+
+#[track_caller]
+fn must_hold(settings: &ClientSettings) {
+    if let Err(error) = settings.validate() {
+        panic!("{error}");
     }
 }
 
@@ -134,7 +146,7 @@ impl<C, P, D> Parts<C, P, D> {
     fn of(name: &'static str, retry: RetryLayer<C, P, Backoff, D>, breaker: CircuitBreakerLayer<C>) -> Self {
         let settings = ClientSettings::default();
         let (timeout, attempt_timeout) =
-            (LiveDuration::new(settings.timeout), LiveDuration::new(settings.attempt_timeout));
+            (LiveDuration::new(settings.timeout), LiveDuration::new(settings.attempt_limit()));
         let (retry, circuit_breaker) = (retry.named(name), breaker.named(name));
         let concurrency_limit = ConcurrencyLimitLayer::new(settings.max_in_flight).named(name);
         let numbers = Numbers {
@@ -143,6 +155,7 @@ impl<C, P, D> Parts<C, P, D> {
             circuit: circuit_breaker.handle(),
             gate: concurrency_limit.handle(),
             attempt_timeout: attempt_timeout.clone(),
+            site: site!("stack").named(name),
         };
         numbers.apply(None, &settings);
         Self {
@@ -175,7 +188,13 @@ impl<C, P, D> Parts<C, P, D> {
 
 impl<T, R, B, L, A> ClientStack<T, R, B, L, A> {
     /// Other numbers. They belong to what all clones of this value share: each of them has these from then on, and its services too.
+    ///
+    /// # Panics
+    ///
+    /// If two settings [contradict](ClientSettings#contradictions) each other.
+    #[track_caller]
     pub fn settings(self, settings: ClientSettings) -> Self {
+        must_hold(&settings);
         self.numbers.apply(None, &settings);
         self
     }
@@ -188,9 +207,29 @@ impl<T, R, B, L, A> ClientStack<T, R, B, L, A> {
     /// Where there are none, the numbers stay as they are. It does not keep the scope alive: keep it, for when it is gone nothing changes
     /// any more, in its parents neither. For two stacks with settings of their own, give each a child scope. Say it once, before the value is
     /// cloned.
+    ///
+    /// Later settings that [contradict](ClientSettings#contradictions) each other disturb no call: the ones before them stay, and
+    /// [`Event::SettingsRefused`] tells why, in `tracing` a warning with the target `ziggurat::stack`.
+    ///
+    /// # Panics
+    ///
+    /// If the settings that the scope holds now contradict each other.
+    #[track_caller]
     pub fn settings_from(mut self, scope: &Scope) -> Self {
-        let numbers = self.numbers.clone();
-        self.look = Some(watching(scope, move |before, now| numbers.apply(before, now)));
+        if let Some(settings) = scope.get::<ClientSettings>() {
+            must_hold(&settings);
+        }
+        let (numbers, applied) = (self.numbers.clone(), Mutex::new(None));
+        self.look = Some(watching(scope, move |_, now: &ClientSettings| {
+            let mut applied = applied.lock().unwrap_or_else(PoisonError::into_inner);
+            match now.validate() {
+                Ok(()) => {
+                    numbers.apply(applied.as_ref(), now);
+                    *applied = Some(*now);
+                }
+                Err(error) => numbers.site.tell(Event::SettingsRefused { error: &error.to_string() }),
+            }
+        }));
         self
     }
 

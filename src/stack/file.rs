@@ -1,33 +1,15 @@
 //! Settings from outside of the program: a file, an environment variable. What is wrong with them is said by the name of the field.
 
-use std::{collections::HashSet, error::Error, fmt, marker::PhantomData, num::TryFromIntError, time::Duration};
+use std::{collections::HashSet, fmt, marker::PhantomData, num::TryFromIntError, time::Duration};
 
-use serde_core::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_core::de::{
+    Deserialize, DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
 
-use super::{ClientSettings, ServerSettings};
+use super::{ClientSettings, ConfigError, ServerSettings, settings::Contradiction};
 
-/// A setting that cannot be right, and which.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfigError {
-    field: String,
-    problem: String,
-}
-
-impl ConfigError {
-    /// The name of the setting.
-    #[must_use]
-    pub fn field(&self) -> &str {
-        &self.field
-    }
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`{}` {}", self.field, self.problem)
-    }
-}
-
-impl Error for ConfigError {}
+/// With its feature `arbitrary_precision`, serde_json gives a number as a map of this key to the number's text.
+const JSON_NUMBER: &str = "$serde_json::private::Number";
 
 /// Settings whose fields can be set by name.
 pub(super) trait Fields: Default {
@@ -35,10 +17,13 @@ pub(super) trait Fields: Default {
 
     /// The error says what is wrong, and not with which field.
     fn set(&mut self, field: &str, value: Value) -> Result<(), String>;
+
+    /// Two settings that contradict each other.
+    fn contradiction(&self) -> Option<Contradiction>;
 }
 
-fn set<T: Fields>(settings: &mut T, field: String, value: Value) -> Result<(), ConfigError> {
-    settings.set(&field, value).map_err(|problem| ConfigError { field, problem })
+fn set<T: Fields>(settings: &mut T, field: &str, value: Value) -> Result<(), ConfigError> {
+    settings.set(field, value).map_err(|problem| ConfigError { field: field.to_owned(), problem })
 }
 
 macro_rules! from_outside {
@@ -46,18 +31,21 @@ macro_rules! from_outside {
         impl $settings {
             /// Sets the field of this name to what the text says, as a file would: for environment variables and command lines.
             ///
+            /// Like the other setters it can be called in any order: whether two settings contradict each other is looked at later.
+            ///
             /// # Errors
             ///
             /// If there is no such field, or the text is not what it can be set to: a duration such as `250ms`, or a number.
             pub fn set(mut self, field: &str, text: &str) -> Result<Self, ConfigError> {
-                set(&mut self, field.to_owned(), Value::Text(text.to_owned()))?;
+                set(&mut self, field, Value::Text(text.to_owned()))?;
                 Ok(self)
             }
         }
 
         /// From a map of the fields, by their names; those that it leaves out have their defaults.
         ///
-        /// Durations are text such as `"250ms"` or `"1m 30s"`. The format has to say what its values are, as TOML, JSON and YAML do. Give
+        /// Durations are text such as `"250ms"` or `"1m 30s"`. A number that cannot be right, and settings that contradict each other, are errors
+        /// at the place of their field, where the format tells places. The format has to say what its values are, as TOML, JSON and YAML do. Give
         /// the settings a table of their own: flattened into another one, its other fields are taken for mistakes.
         #[cfg_attr(docsrs, doc(cfg(feature = "serde")))]
         impl<'de> Deserialize<'de> for $settings {
@@ -83,14 +71,37 @@ impl<'de, T: Fields> Visitor<'de> for Map<T> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<T, A::Error> {
         let (mut settings, mut seen) = (T::default(), HashSet::new());
-        while let Some((field, value)) = map.next_entry::<String, Value>()? {
-            set(&mut settings, field.clone(), value).map_err(A::Error::custom)?;
-            // Most formats would let the last one win, over what somebody wrote further up.
-            if let Some(field) = seen.replace(field) {
-                return Err(A::Error::custom(format_args!("`{field}` is set twice: leave one of them out")));
-            }
+        while let Some(name) = map.next_key()? {
+            map.next_value_seed(Field { name, settings: &mut settings, seen: &mut seen })?;
         }
-        Ok(settings)
+        // One of the two is a default.
+        settings.contradiction().map_or(Ok(settings), |one| Err(A::Error::custom(ConfigError::from(one))))
+    }
+}
+
+/// Reads one field, and finds all that is wrong with it while it does: a format that tells places tells that of the field.
+struct Field<'a, T> {
+    name: String,
+    settings: &'a mut T,
+    seen: &'a mut HashSet<String>,
+}
+
+impl<'de, T: Fields> DeserializeSeed<'de> for Field<'_, T> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        let Self { name, settings, seen } = self;
+        set(settings, &name, Value::deserialize(deserializer)?).map_err(D::Error::custom)?;
+        // Most formats would let the last one win, over what somebody wrote further up.
+        if let Some(name) = seen.replace(name) {
+            return Err(D::Error::custom(format_args!("`{name}` is set twice: leave one of them out")));
+        }
+        match settings.contradiction() {
+            Some(one) if seen.contains(one.field) && seen.contains(one.limit) => {
+                Err(D::Error::custom(ConfigError::from(one)))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -117,7 +128,16 @@ impl fmt::Display for Value {
 
 impl Value {
     pub(super) fn read<T: Read>(&self) -> Result<T, String> {
-        T::read(self).ok_or_else(|| format!("must be {}, not {self}", T::WHAT))
+        T::read(self).ok_or_else(|| T::problem(self))
+    }
+
+    /// A number that a format gives as its text.
+    fn number(text: &str) -> Self {
+        match (text.parse(), text.parse()) {
+            (Ok(whole), _) => Self::Whole(whole),
+            (_, Ok(fraction)) => Self::Fraction(fraction),
+            _ => Self::Other("a number"),
+        }
     }
 
     /// A whole number, also one that is written as text.
@@ -136,6 +156,11 @@ pub(super) trait Read: Sized {
     const WHAT: &str;
 
     fn read(value: &Value) -> Option<Self>;
+
+    /// Why it cannot be read.
+    fn problem(value: &Value) -> String {
+        format!("must be {}, not {value}", Self::WHAT)
+    }
 }
 
 impl Read for Duration {
@@ -143,8 +168,23 @@ impl Read for Duration {
 
     fn read(value: &Value) -> Option<Self> {
         let Value::Text(text) = value else { return None };
-        humantime::parse_duration(text.trim()).ok()
+        humantime::parse_duration(text.trim()).ok().filter(|_| !has_months(text))
     }
+
+    fn problem(value: &Value) -> String {
+        match value {
+            Value::Text(text) if has_months(text) && humantime::parse_duration(text.trim()).is_ok() => {
+                let minutes = text.replace('M', "m");
+                format!("is {text:?}, which reads as months: write {minutes:?} for minutes")
+            }
+            _ => format!("must be {}, not {value}", Self::WHAT),
+        }
+    }
+}
+
+/// Whether a duration has the unit `M`, the only one with a capital letter: few who write it mean a month.
+fn has_months(duration: &str) -> bool {
+    duration.contains('M')
 }
 
 impl Read for u32 {
@@ -241,6 +281,14 @@ impl<'de> Deserialize<'de> for Value {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+                if let Some(key) = map.next_key::<Value>()? {
+                    match (key, map.next_value::<Value>()?) {
+                        (Value::Text(key), Value::Text(number)) if key == JSON_NUMBER => {
+                            return Ok(Value::number(&number));
+                        }
+                        _ => {}
+                    }
+                }
                 while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
                 Ok(Value::Other("a table"))
             }

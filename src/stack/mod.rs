@@ -60,9 +60,6 @@ mod server;
 mod settings;
 
 pub use client::ClientStack;
-#[cfg(feature = "serde")]
-#[cfg_attr(docsrs, doc(cfg(feature = "serde")))]
-pub use file::ConfigError;
 pub use live::{LiveDuration, Tuned};
 pub use server::ServerStack;
-pub use settings::{ClientSettings, ServerSettings};
+pub use settings::{ClientSettings, ConfigError, ServerSettings};

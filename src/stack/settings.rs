@@ -1,6 +1,10 @@
 //! The numbers of the recommended stacks: all that can be changed while a program runs.
 
-use std::{fmt::Debug, time::Duration};
+use std::{
+    error::Error,
+    fmt::{self, Debug},
+    time::Duration,
+};
 
 use crate::{Backoff, Jitter, retry::Budget};
 
@@ -9,7 +13,7 @@ use crate::{Backoff, Jitter, retry::Budget};
 /// | setting | default | source of the default |
 /// |---|---|---|
 /// | [`timeout`](Self::timeout) | 30 s | Polly, Microsoft.Extensions.Http.Resilience |
-/// | [`attempt_timeout`](Self::attempt_timeout) | 10 s | Polly, Microsoft.Extensions.Http.Resilience |
+/// | [`attempt_timeout`](Self::attempt_timeout) | 10 s, or the total if that is shorter | Polly, Microsoft.Extensions.Http.Resilience |
 /// | [`max_attempts`](Self::max_attempts) | 3 | resilience4j, failsafe-go |
 /// | [`backoff`](Self::backoff), [`max_backoff`](Self::max_backoff) | 100 ms, 1 s | gRPC A6 |
 /// | [`retry_ratio`](Self::retry_ratio), [`min_retries_per_second`](Self::min_retries_per_second) | 0.2, 10 | Finagle, tower |
@@ -18,21 +22,28 @@ use crate::{Backoff, Jitter, retry::Budget};
 /// | [`open_for`](Self::open_for), [`max_open_for`](Self::max_open_for) | 5 s, 300 s | Polly, Finagle |
 /// | [`max_in_flight`](Self::max_in_flight) | 25 | resilience4j |
 /// | [`max_waiting`](Self::max_waiting) | 50 | our choice: a full queue is two turns long |
-#[derive(Debug, Clone, Copy, PartialEq)]
+///
+/// # Contradictions
+///
+/// Three settings have another one as their limit: `attempt_timeout` is at most `timeout`, `backoff` at most `max_backoff`, and `open_for` at most
+/// `max_open_for`. Setters can be called in any order; a stack that is given settings rejects those that contradict each other, with an
+/// error that names both values, and [`validate`](Self::validate) finds them before that. The default of a setting that was not set
+/// follows a lower limit: with a `timeout` of 5 s alone an attempt may take 5 s.
+#[derive(Clone, Copy, PartialEq)]
 #[must_use]
 pub struct ClientSettings {
     pub(super) timeout: Duration,
-    pub(super) attempt_timeout: Duration,
+    attempt_timeout: Option<Duration>,
     pub(super) max_attempts: u32,
-    pub(super) backoff: Duration,
-    pub(super) max_backoff: Duration,
+    backoff: Option<Duration>,
+    max_backoff: Option<Duration>,
     pub(super) retry_ratio: f64,
     pub(super) min_retries_per_second: u32,
     pub(super) failure_rate: f64,
     pub(super) min_calls: u32,
     pub(super) consecutive_failures: u32,
-    pub(super) open_for: Duration,
-    pub(super) max_open_for: Duration,
+    open_for: Option<Duration>,
+    max_open_for: Option<Duration>,
     pub(super) max_in_flight: usize,
     pub(super) max_waiting: usize,
 }
@@ -56,17 +67,17 @@ impl Default for ClientSettings {
     fn default() -> Self {
         Self {
             timeout: Duration::from_secs(30),
-            attempt_timeout: Duration::from_secs(10),
+            attempt_timeout: None,
             max_attempts: 3,
-            backoff: Duration::from_millis(100),
-            max_backoff: Duration::from_secs(1),
+            backoff: None,
+            max_backoff: None,
             retry_ratio: 0.2,
             min_retries_per_second: 10,
             failure_rate: 0.5,
             min_calls: 20,
             consecutive_failures: 0,
-            open_for: Duration::from_secs(5),
-            max_open_for: Duration::from_secs(300),
+            open_for: None,
+            max_open_for: None,
             max_in_flight: 25,
             max_waiting: 50,
         }
@@ -91,7 +102,7 @@ macro_rules! settings {
                     if let Err(broken) = $rule(&$field) {
                         panic!("`{}` {broken}", stringify!($field));
                     }
-                    self.$field = $field;
+                    self.$field = $field.into();
                     self
                 }
             )*
@@ -107,12 +118,16 @@ macro_rules! settings {
                         stringify!($field) => {
                             let value: $type = value.read()?;
                             $rule(&value)?;
-                            self.$field = value;
+                            self.$field = value.into();
                         }
                     )*
                     _ => return Err(format!("is not one of the settings, which are {}", Self::NAMES.join(", "))),
                 }
                 Ok(())
+            }
+
+            fn contradiction(&self) -> Option<Contradiction> {
+                self.contradictions().into_iter().find(Contradiction::is_one)
             }
         }
     };
@@ -126,7 +141,7 @@ settings! { ClientSettings {
     /// If it is zero.
     timeout: Duration => longer_than_zero;
 
-    /// How long one attempt may take; less if the call has less left.
+    /// How long one attempt may take, at most the [`timeout`](Self::timeout); less if the call has less left.
     ///
     /// # Panics
     ///
@@ -140,7 +155,7 @@ settings! { ClientSettings {
     /// If it is 0.
     max_attempts: u32 => at_least_one;
 
-    /// How long to wait before the first retry. Each further wait is twice as long, and each is anything from zero to that.
+    /// How long to wait before the first retry, at most [`max_backoff`](Self::max_backoff). Each further wait is twice as long, and each is anything from zero to that.
     backoff: Duration => anything;
 
     /// No wait before a retry is longer than this, unless the service asks for it.
@@ -173,7 +188,8 @@ settings! { ClientSettings {
     /// The number of failures in a row that opens the circuit too, sooner than a rate can. With 0, the default, no number of them does.
     consecutive_failures: u32 => anything;
 
-    /// How long the circuit stays open the first time. Each further time in a row it is twice as long, with jitter.
+    /// How long the circuit stays open the first time, at most [`max_open_for`](Self::max_open_for). Each further time in a row it is twice as
+    /// long. Jitter only adds, up to half as much again.
     open_for: Duration => anything;
 
     /// The circuit never stays open for longer than this.
@@ -210,18 +226,131 @@ settings! { ServerSettings {
 } }
 
 impl ClientSettings {
+    /// Whether no two settings contradict each other: see [Contradictions](Self#contradictions).
+    ///
+    /// # Errors
+    ///
+    /// If two do. The error names both, with their values.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.contradictions().into_iter().find(Contradiction::is_one).map_or(Ok(()), |one| Err(one.into()))
+    }
+
+    fn contradictions(&self) -> [Contradiction; 3] {
+        let at_most = |field, value, limit, at_most| Contradiction { field, value, limit, at_most };
+        [
+            at_most("attempt_timeout", self.attempt_limit(), "timeout", self.timeout),
+            at_most("backoff", self.first_wait(), "max_backoff", self.longest_wait()),
+            at_most("open_for", self.first_open_time(), "max_open_for", self.longest_open_time()),
+        ]
+    }
+
+    pub(super) fn attempt_limit(&self) -> Duration {
+        self.attempt_timeout.unwrap_or(self.timeout.min(Duration::from_secs(10)))
+    }
+
+    fn longest_wait(&self) -> Duration {
+        self.max_backoff.unwrap_or(Duration::from_secs(1))
+    }
+
+    fn first_wait(&self) -> Duration {
+        self.backoff.unwrap_or(self.longest_wait().min(Duration::from_millis(100)))
+    }
+
+    fn longest_open_time(&self) -> Duration {
+        self.max_open_for.unwrap_or(Duration::from_secs(300))
+    }
+
+    fn first_open_time(&self) -> Duration {
+        self.open_for.unwrap_or(self.longest_open_time().min(Duration::from_secs(5)))
+    }
+
     pub(super) fn budget(&self) -> Budget {
         Budget::new(self.retry_ratio).min_per_second(self.min_retries_per_second)
     }
 
+    /// Of settings that are valid.
     pub(super) fn waits(&self) -> Backoff {
-        Backoff::exponential(self.backoff).max(self.max_backoff).jitter(Jitter::Full)
+        Backoff::exponential(self.first_wait()).max(self.longest_wait()).jitter(Jitter::Full)
     }
 
+    /// Of settings that are valid.
     pub(super) fn open_times(&self) -> Backoff {
-        Backoff::exponential(self.open_for).max(self.max_open_for).jitter(Jitter::Equal)
+        Backoff::exponential(self.first_open_time()).max(self.longest_open_time()).jitter(Jitter::Upward)
     }
 }
+
+/// With the defaults of those that were not set.
+impl fmt::Debug for ClientSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientSettings")
+            .field("timeout", &self.timeout)
+            .field("attempt_timeout", &self.attempt_limit())
+            .field("max_attempts", &self.max_attempts)
+            .field("backoff", &self.first_wait())
+            .field("max_backoff", &self.longest_wait())
+            .field("retry_ratio", &self.retry_ratio)
+            .field("min_retries_per_second", &self.min_retries_per_second)
+            .field("failure_rate", &self.failure_rate)
+            .field("min_calls", &self.min_calls)
+            .field("consecutive_failures", &self.consecutive_failures)
+            .field("open_for", &self.first_open_time())
+            .field("max_open_for", &self.longest_open_time())
+            .field("max_in_flight", &self.max_in_flight)
+            .field("max_waiting", &self.max_waiting)
+            .finish()
+    }
+}
+
+impl ServerSettings {
+    #[cfg(feature = "serde")]
+    fn contradictions(&self) -> [Contradiction; 0] {
+        []
+    }
+}
+
+/// A setting and the one that is its limit, which it has to keep.
+pub(super) struct Contradiction {
+    pub(super) field: &'static str,
+    value: Duration,
+    pub(super) limit: &'static str,
+    at_most: Duration,
+}
+
+impl Contradiction {
+    fn is_one(&self) -> bool {
+        self.value > self.at_most
+    }
+}
+
+impl From<Contradiction> for ConfigError {
+    fn from(Contradiction { field, value, limit, at_most }: Contradiction) -> Self {
+        let problem = format!("must be at most `{limit}`, which is {at_most:?}, not {value:?}");
+        Self { field: field.to_owned(), problem }
+    }
+}
+
+/// A setting that cannot be right, and which.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    pub(super) field: String,
+    pub(super) problem: String,
+}
+
+impl ConfigError {
+    /// The name of the setting.
+    #[must_use]
+    pub fn field(&self) -> &str {
+        &self.field
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` {}", self.field, self.problem)
+    }
+}
+
+impl Error for ConfigError {}
 
 fn anything<T>(_: &T) -> Result<(), String> {
     Ok(())

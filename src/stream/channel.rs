@@ -1,16 +1,17 @@
-//! Streams that somebody writes to: a channel, and a generator that lives inside of its stream.
+//! Streams that are written to: the sender, and the channel.
 
 use std::{
     error::Error,
     fmt,
-    future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use futures_core::Stream;
-use pin_project_lite::pin_project;
 use tokio::sync::mpsc;
+
+use super::handover::Handover;
 
 /// A channel that holds at most `capacity` items, whose receiving end is a stream.
 ///
@@ -43,41 +44,63 @@ use tokio::sync::mpsc;
 pub fn channel<T>(capacity: usize) -> (Sender<T>, Receiver<T>) {
     assert!(capacity > 0, "capacity must be at least 1, not 0");
     let (sender, receiver) = mpsc::channel(capacity);
-    (Sender { sender }, Receiver { receiver })
+    (Sender { to: To::Channel(sender) }, Receiver { receiver })
 }
 
-/// The end of a [`channel`] or of a [`generate`]d stream that is written to. A clone writes to the same.
+/// The end of a [`channel`] or of a [generated](super::generate) stream that is written to. A clone writes to the same stream.
 pub struct Sender<T> {
-    sender: mpsc::Sender<T>,
+    to: To<T>,
+}
+
+enum To<T> {
+    Channel(mpsc::Sender<T>),
+    Reader(Arc<Handover<T>>),
 }
 
 impl<T> Sender<T> {
-    /// Waits until there is room, and puts an item there. Senders get their turns in order.
+    pub(super) fn to(handover: &Arc<Handover<T>>) -> Self {
+        Self { to: To::Reader(Arc::clone(handover)) }
+    }
+
+    /// Sends an item to the stream: to a [`channel`] once there is room for it, to a [generated](super::generate) stream once
+    /// its reader takes it. Senders get their turns in order.
     ///
     /// # Errors
     ///
-    /// If the stream was dropped: the item comes back.
+    /// If the stream was dropped, or its producer has ended: the item comes back.
     ///
     /// # Cancellation
     ///
-    /// If this is dropped before it has ended, the item was not sent, and its turn is lost.
+    /// If this is dropped before it has ended, its turn is lost and the item is not sent. There is one exception: the reader of a
+    /// generated stream may have taken the item since the last poll of this.
     pub async fn send(&self, item: T) -> Result<(), Closed<T>> {
-        self.sender.send(item).await.map_err(|mpsc::error::SendError(item)| Closed { item })
+        match &self.to {
+            To::Channel(sender) => sender.send(item).await.map_err(|mpsc::error::SendError(item)| Closed { item }),
+            To::Reader(handover) => handover.offer(item).await,
+        }
     }
 
-    /// Waits until the stream was dropped: for a producer that waits for something else meanwhile.
+    /// Waits until nothing can be sent any more, for a producer that waits for something else meanwhile: until the stream was dropped,
+    /// or its producer has ended.
     pub async fn closed(&self) {
-        self.sender.closed().await;
+        match &self.to {
+            To::Channel(sender) => sender.closed().await,
+            To::Reader(handover) => handover.closed().await,
+        }
     }
 }
 
 impl<T> Clone for Sender<T> {
     fn clone(&self) -> Self {
-        Self { sender: self.sender.clone() }
+        let to = match &self.to {
+            To::Channel(sender) => To::Channel(sender.clone()),
+            To::Reader(handover) => To::Reader(Arc::clone(handover)),
+        };
+        Self { to }
     }
 }
 
-/// The stream was dropped: nobody will read this.
+/// The stream was dropped or has ended: the item will not be read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Closed<T> {
     /// What was to be sent.
@@ -86,7 +109,7 @@ pub struct Closed<T> {
 
 impl<T> fmt::Display for Closed<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the stream was dropped, nobody reads what is sent to it")
+        f.write_str("the stream was dropped or has ended: what is sent to it is not read")
     }
 }
 
@@ -116,90 +139,19 @@ impl<T> Stream for Receiver<T> {
     }
 }
 
-/// A stream of what `producer` sends: an async generator.
-///
-/// The producer is part of the stream. It runs while the stream is polled and has nothing to give, so it is never more than one item
-/// ahead of who reads; it is dropped with the stream, with all that it holds; and the stream ends when it has. A panic of it
-/// is one of the stream.
-///
-/// ```
-/// use tokio_stream::StreamExt;
-/// use ziggurat::stream::generate;
-///
-/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
-/// let lines = generate(|lines| async move {
-///     for number in 0..3 {
-///         tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-///         if lines.send(format!("line {number}")).await.is_err() {
-///             break;
-///         }
-///     }
-/// });
-/// assert_eq!(lines.collect::<Vec<_>>().await, ["line 0", "line 1", "line 2"]);
-/// # }
-/// ```
-#[doc(alias = "async_stream")]
-#[doc(alias = "yield")]
-pub fn generate<T, F, Fut>(producer: F) -> Generate<T, Fut>
-where
-    F: FnOnce(Sender<T>) -> Fut,
-    Fut: Future<Output = ()>,
-{
-    let (sender, receiver) = channel(1);
-    Generate { producer: Some(producer(sender)), receiver }
-}
-
-pin_project! {
-    /// The stream of [`generate`].
-    #[must_use = "streams do nothing unless polled"]
-    pub struct Generate<T, Fut> {
-        // None: it has ended. Dropped before the receiver, so that nothing it sends meanwhile is refused.
-        #[pin]
-        producer: Option<Fut>,
-        receiver: Receiver<T>,
-    }
-}
-
-impl<T, Fut: Future<Output = ()>> Stream for Generate<T, Fut> {
-    type Item = T;
-
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
-        let mut this = self.project();
-        let mut receiver = Pin::new(this.receiver);
-        if let Poll::Ready(Some(item)) = receiver.as_mut().poll_next(cx) {
-            return Poll::Ready(Some(item));
-        }
-        // Also one that has dropped its sender is run to its end: it may have to clean up.
-        if let Some(producer) = this.producer.as_mut().as_pin_mut() {
-            if producer.poll(cx).is_pending() {
-                return match receiver.poll_next(cx) {
-                    Poll::Ready(Some(item)) => Poll::Ready(Some(item)),
-                    _ => Poll::Pending,
-                };
-            }
-            this.producer.set(None);
-        }
-        receiver.poll_next(cx)
-    }
-}
-
 impl<T> fmt::Debug for Sender<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sender").field("free", &self.sender.capacity()).finish_non_exhaustive()
+        let mut sender = f.debug_struct("Sender");
+        match &self.to {
+            To::Channel(channel) => sender.field("free", &channel.capacity()),
+            To::Reader(handover) => sender.field("waiting", &handover.len()),
+        };
+        sender.finish_non_exhaustive()
     }
 }
 
 impl<T> fmt::Debug for Receiver<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Receiver").field("waiting", &self.receiver.len()).finish_non_exhaustive()
-    }
-}
-
-impl<T, Fut> fmt::Debug for Generate<T, Fut> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Generate")
-            .field("producing", &self.producer.is_some())
-            .field("receiver", &self.receiver)
-            .finish()
     }
 }

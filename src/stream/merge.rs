@@ -49,6 +49,9 @@ pin_project! {
 impl<A, B> Merge<A, B> {
     /// It ends when one of the two does; the other is then dropped, whatever it still had.
     ///
+    /// A stream has ended when it says so: when it is polled, or before that by its [`size_hint`](Stream::size_hint), as an empty one does.
+    /// The hint is asked before each item.
+    ///
     /// ```
     /// use tokio_stream::{StreamExt, iter, pending};
     /// use ziggurat::stream::merge;
@@ -85,6 +88,10 @@ where
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<A::Item>> {
         let mut this = self.project();
+        if *this.until_either_ends && [hint(&this.left).1, hint(&this.right).1].contains(&Some(0)) {
+            this.left.set(None);
+            this.right.set(None);
+        }
         for _ in 0..2 {
             let right = *this.right_first;
             let item = if right { poll_one(this.right.as_mut(), cx) } else { poll_one(this.left.as_mut(), cx) };

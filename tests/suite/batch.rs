@@ -635,11 +635,117 @@ fn a_call_that_cannot_join_leaves_no_trace() {
     let calls = Calls::default();
     let service = BatchLayer::new(2, SECOND).by(|number: &u32| assert!(*number != 7, "no key")).layer(doubles(&calls));
     assert!(catch_unwind(AssertUnwindSafe(|| drop(service.clone().oneshot(1)))).is_ok(), "it was not polled");
-    for number in [1, 7] {
-        let mut task = Task::new(service.clone().oneshot(number));
-        assert!(catch_unwind(AssertUnwindSafe(|| task.poll())).is_err());
-    }
+    let mut task = Task::new(service.clone().oneshot(7));
+    assert!(catch_unwind(AssertUnwindSafe(|| task.poll())).is_err());
+    let mut task = Task::new(service.clone().oneshot(1));
+    let told = "there is no tokio runtime here to send a batch on: poll the call inside of one".to_owned();
+    assert_eq!(shared(&finished(&mut task)), (told, Class::PERMANENT));
     assert!(format!("{service:?}").contains("waiting: 0"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    assert_eq!(runtime.block_on(service.oneshot(2)).unwrap(), 4);
+    assert_eq!(runtime.block_on(service.clone().oneshot(2)).unwrap(), 4);
+
+    // A batch that was begun on a runtime can be joined anywhere.
+    let entered = runtime.enter();
+    let mut tasks = start(&service, [3]);
+    drop(entered);
+    tasks.extend(start(&service, [4]));
+    runtime.block_on(settle());
+    assert_eq!(tasks.iter_mut().map(|task| finished(task).unwrap()).collect::<Vec<_>>(), [6, 8]);
+    assert_eq!(seen(&calls), [vec![2], vec![3, 4]]);
+}
+
+/// Asks its service how many wait whenever its own code runs, as it could not under the lock of all callers.
+#[test]
+fn no_code_of_the_users_runs_under_the_lock_of_a_batch() {
+    type Look = Arc<dyn Fn() + Send + Sync>;
+    static LOOK: std::sync::OnceLock<Look> = std::sync::OnceLock::new();
+    static LOOKED: AtomicUsize = AtomicUsize::new(0);
+    fn look() {
+        LOOKED.fetch_add(1, SeqCst);
+        LOOK.get().unwrap()();
+    }
+    #[derive(PartialEq, Eq)]
+    struct Key;
+    impl std::hash::Hash for Key {
+        fn hash<H: std::hash::Hasher>(&self, _: &mut H) {
+            look();
+        }
+    }
+    impl Drop for Key {
+        fn drop(&mut self) {
+            look();
+        }
+    }
+    struct Request;
+    impl Drop for Request {
+        fn drop(&mut self) {
+            look();
+        }
+    }
+    let service = BatchLayer::new(2, SECOND).by(|_: &Request| Key).layer(service_fn(|requests: Vec<Request>| {
+        ready(Ok::<_, Error<&str>>(vec![Ok::<(), Error<_>>(()); requests.len()]))
+    }));
+    let look_into = Mutex::new(service.clone());
+    // Its `Debug` takes the lock.
+    let is_set = LOOK.set(Arc::new(move || drop(format!("{:?}", look_into.lock().unwrap()))));
+    assert!(is_set.is_ok());
+
+    // Without a runtime, joined and left, alone in a batch and not, and sent.
+    assert!(finished(&mut Task::new(service.clone().oneshot(Request))).is_err());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let start = || {
+            let mut task = Task::new(service.clone().oneshot(Request));
+            assert!(task.poll().is_pending());
+            task
+        };
+        drop(start());
+        let first = start();
+        drop(start());
+        drop(first);
+        let mut both = [start(), start()];
+        settle().await;
+        assert!(both.iter_mut().all(|task| finished(task).is_ok()));
+    });
+    assert!(LOOKED.load(SeqCst) >= 6 * 3, "{LOOKED:?}");
+}
+
+/// Shows: P7
+#[tokio::test(start_paused = true)]
+async fn a_waker_that_panics_keeps_no_other_caller_from_its_answer() {
+    struct Panics;
+    impl std::task::Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("in wake");
+        }
+    }
+    let waker = Arc::new(Panics).into();
+    // All are answered, all are rejected, or the task ends before the batch is sent.
+    for (answers, is_full) in [(3, true), (2, true), (3, false)] {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let service = BatchLayer::new(3, Duration::MAX).layer(service_fn(move |numbers: Vec<u32>| {
+            ready(Ok::<_, Error<&str>>(numbers.into_iter().take(answers).map(Ok::<_, Error<_>>).collect::<Vec<_>>()))
+        }));
+        let entered = runtime.enter();
+        let mut panicking = [1, 2].map(|number| Box::pin(service.clone().oneshot(number)));
+        for call in &mut panicking {
+            assert!(call.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        }
+        let mut last = is_full.then(|| start(&service, [3]).remove(0));
+        drop(entered);
+        std::thread::spawn(move || {
+            if is_full {
+                runtime.block_on(settle());
+            }
+        })
+        .join()
+        .unwrap();
+        if let Some(last) = &mut last {
+            assert_eq!((finished(last).is_ok(), last.times_woken()), (answers == 3, 1));
+        }
+        for call in &mut panicking {
+            let outcome = Task::new(call.as_mut()).poll().map(|outcome| outcome.is_ok());
+            assert_eq!(outcome, Poll::Ready(is_full && answers == 3));
+        }
+    }
 }

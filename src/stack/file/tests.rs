@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 use serde_core::de::{
     IntoDeserializer,
@@ -14,6 +16,11 @@ fn client(file: &str) -> Result<ClientSettings, String> {
 #[test]
 fn every_field_can_be_set_by_its_name_and_those_left_out_have_their_defaults() {
     assert_eq!(client(""), Ok(ClientSettings::default()));
+    // `Debug` tells the same names, with the numbers that hold.
+    let told = format!("{:#?}", ClientSettings::default().max_backoff(Duration::from_millis(50)));
+    let names = told.lines().filter_map(|line| Some(line.trim().split_once(": ")?.0));
+    assert_eq!(names.collect::<Vec<_>>(), ClientSettings::NAMES);
+    assert!(told.contains(" backoff: 50ms") && told.contains("attempt_timeout: 10s"), "{told}");
     let all = r#"
         timeout = "1m 30s"
         attempt_timeout = "250ms"
@@ -87,6 +94,85 @@ fn a_bad_value_names_its_field_and_says_what_to_write_instead() {
         let error = client(line).unwrap_err();
         assert!(error.contains(&said), "{line}: {error}");
     }
+}
+
+/// Shows: F7
+#[test]
+fn a_capital_m_is_refused_because_few_who_write_it_mean_months() {
+    for (text, minutes) in [("5M", "5m"), ("5 M", "5 m"), ("1h 5M", "1h 5m"), (" 1M30s", " 1m30s")] {
+        let error = ClientSettings::default().set("timeout", text).unwrap_err().to_string();
+        assert_eq!(error, format!("`timeout` is {text:?}, which reads as months: write {minutes:?} for minutes"));
+        assert!(ClientSettings::default().set("timeout", minutes).is_ok());
+    }
+    assert!(ClientSettings::default().set("timeout", "5months").is_ok());
+    let error = ClientSettings::default().set("timeout", "5 Minutes").unwrap_err().to_string();
+    assert!(error.starts_with("`timeout` must be a duration with its unit"), "{error}");
+}
+
+/// Shows: F7
+#[test]
+fn settings_that_contradict_each_other_are_an_error_with_both() {
+    let said = "`attempt_timeout` must be at most `timeout`, which is 5s, not 6s";
+    for lines in ["timeout = \"5s\"\nattempt_timeout = \"6s\"", "attempt_timeout = \"6s\"\ntimeout = \"5s\""] {
+        let error = client(lines).unwrap_err();
+        assert!(error.contains(said), "{error}");
+    }
+    let error = client("max_attempts = 2\nbackoff = \"2s\"").unwrap_err();
+    assert!(error.contains("`backoff` must be at most `max_backoff`, which is 1s, not 2s"), "{error}");
+    assert!(client("timeout = \"5s\"").is_ok() && client("attempt_timeout = \"1m\"\ntimeout = \"1m\"").is_ok());
+}
+
+#[test]
+fn an_error_in_a_file_points_at_the_line_of_its_field() {
+    #[derive(Debug, serde::Deserialize)]
+    struct File {
+        #[expect(dead_code, reason = "it is wrong")]
+        client: ClientSettings,
+    }
+    for bad in [
+        "timeout = \"5M\"",
+        "timeout = 5",
+        "timeout = \"0s\"",
+        "timout = \"5s\"",
+        "timeout = [\"5s\"]",
+        "timeout = { secs = 5 }",
+        // Which of the two is set later is the format's to say.
+        "max_backoff = \"5ms\"\nbackoff = \"6ms\"",
+    ] {
+        let lines = format!("# The settings.\n[client]\nmax_attempts = 2\n\n{bad}\nmin_calls = 7");
+        let error = toml::from_str::<File>(&lines).unwrap_err().to_string();
+        let is_named = bad.lines().zip(5..).any(|(field, line)| {
+            error.contains(&format!("at line {line}, column")) && error.contains(&format!("\n{line} | {field}\n"))
+        });
+        assert!(is_named, "{error}");
+    }
+}
+
+/// As serde_json has them with its feature `arbitrary_precision`.
+#[test]
+fn numbers_that_a_format_gives_as_text_are_read_as_numbers() {
+    let json = |field: &'static str, number: &'static str| one([(field, BTreeMap::from([(JSON_NUMBER, number)]))]);
+    assert_eq!(json("max_attempts", "4"), Ok(ClientSettings::default().max_attempts(4)));
+    assert_eq!(json("failure_rate", "0.25"), Ok(ClientSettings::default().failure_rate(0.25)));
+    assert_eq!(json("failure_rate", "5e-1"), Ok(ClientSettings::default().failure_rate(0.5)));
+    assert_eq!(json("retry_ratio", "1"), Ok(ClientSettings::default().retry_ratio(1.0)));
+    let whole = "`max_attempts` must be a whole number from 0 to 4294967295, not";
+    for (field, number, said) in [
+        ("max_attempts", "-1", format!("{whole} -1")),
+        ("max_attempts", "4.5", format!("{whole} 4.5")),
+        ("max_attempts", "1e99", format!("{whole} 1e99")),
+        (
+            "timeout",
+            "5",
+            "`timeout` must be a duration with its unit, such as \"250ms\" or \"1m 30s\", not 5".to_owned(),
+        ),
+        ("failure_rate", "1e999", "`failure_rate` must be above 0 and at most 1, not inf".to_owned()),
+    ] {
+        assert_eq!(json(field, number), Err(said));
+    }
+    let table = "`timeout` must be a duration with its unit, such as \"250ms\" or \"1m 30s\", not a table";
+    assert_eq!(one([("timeout", BTreeMap::from([("secs", 5)]))]), Err(table.to_owned()));
+    assert_eq!(one([("timeout", BTreeMap::<&str, u32>::new())]), Err(table.to_owned()));
 }
 
 #[test]

@@ -4,9 +4,11 @@ use std::{
     cell::{Cell, RefCell},
     convert::Infallible,
     error::Error as StdError,
-    future::{IntoFuture, pending},
+    future::{IntoFuture, pending, poll_fn},
+    mem,
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
+    task::{Poll, Waker},
     time::Duration,
 };
 
@@ -67,6 +69,96 @@ async fn a_failure_at_once_is_seen_before_anything_else_is_started() {
     });
     assert_eq!(outcome.await.unwrap_err().index, 0);
     assert_eq!(started.get(), 1);
+}
+
+/// All that run end at once, and the task's budget does not last for them: the last one has failed.
+///
+/// Shows: P4
+#[tokio::test(start_paused = true)]
+async fn no_item_is_started_beside_one_that_has_failed_though_the_budget_is_used_up() {
+    let started = Cell::new(0);
+    let outcome = process_concurrently(0..500, |item| {
+        started.set(started.get() + 1);
+        async move {
+            sleep(SECOND).await;
+            if item == 249 { Err("the last of the first 250") } else { Ok(()) }
+        }
+    });
+    assert_eq!(outcome.max_concurrency(250).await.unwrap_err().index, 249);
+    assert_eq!(started.get(), 250);
+}
+
+/// Items that wake themselves are awake all the time, and more than two of them make `FuturesUnordered` pause.
+///
+/// Shows: P4
+#[test]
+fn no_item_is_started_beside_one_that_has_failed_though_others_wake_themselves() {
+    let (started, go, wakers) = (Cell::new(0), Cell::new(false), RefCell::new(Vec::<Waker>::new()));
+    let (sender, receiver) = ziggurat::stream::channel(500);
+    let send = async |items| {
+        for item in items {
+            sender.send(item).await.unwrap();
+        }
+    };
+    let run = process_concurrently(receiver, |item| {
+        started.set(started.get() + 1);
+        let (go, wakers) = (&go, &wakers);
+        poll_fn(move |cx| {
+            if !go.get() {
+                wakers.borrow_mut().push(cx.waker().clone());
+                return Poll::Pending;
+            }
+            cx.waker().wake_by_ref();
+            if item == 249 { Poll::Ready(Err::<(), _>("the last of the first 250")) } else { Poll::Pending }
+        })
+    });
+    let mut run = Task::new(run.max_concurrency(500).into_future());
+    assert!(Task::new(send(0..250)).poll().is_ready());
+    while started.get() < 250 {
+        assert!(run.poll().is_pending());
+    }
+    assert!(Task::new(send(250..500)).poll().is_ready());
+    go.set(true);
+    wakers.take().into_iter().for_each(Waker::wake);
+    let outcome = (0..1_000).find_map(|_| match run.poll() {
+        Poll::Ready(outcome) => Some(outcome),
+        Poll::Pending => None,
+    });
+    assert_eq!(outcome.unwrap().unwrap_err().index, 249);
+    assert_eq!(started.get(), 250);
+}
+
+/// Each of the first ones goes on only when all are started: one kind wakes itself, the other uses up the task's budget.
+#[tokio::test(start_paused = true)]
+async fn items_that_never_rest_do_not_keep_others_from_being_started() {
+    const ALL: u32 = 25;
+    for uses_budget in [false, true] {
+        let started = Cell::new(0);
+        let outcome = process_concurrently(0..ALL, |item| {
+            let started = &started;
+            started.set(started.get() + 1);
+            async move {
+                while item < 5 && started.get() < ALL {
+                    if uses_budget {
+                        tokio::task::consume_budget().await;
+                    } else {
+                        wake_itself().await;
+                    }
+                }
+                Ok::<_, Infallible>(item)
+            }
+        });
+        assert_eq!(outcome.await.unwrap().len(), ALL as usize);
+    }
+}
+
+async fn wake_itself() {
+    let mut is_awake = false;
+    poll_fn(|cx| {
+        cx.waker().wake_by_ref();
+        if mem::replace(&mut is_awake, true) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
 }
 
 /// Shows: P3

@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     future::pending,
-    panic::catch_unwind,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{
         Arc,
@@ -20,7 +20,7 @@ use http_body_util::BodyExt;
 use tokio::time::Instant;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
-    Class, Error, Reason,
+    Class, Error, Reason, Scope,
     body::ReplayBody,
     circuit_breaker::{CircuitBreakerLayer, State},
     concurrency_limit::ConcurrencyLimitLayer,
@@ -93,7 +93,7 @@ async fn by_default_there_are_three_attempts_of_ten_seconds_in_thirty() {
 
 /// Shows: G4
 #[tokio::test(start_paused = true)]
-async fn by_default_half_of_twenty_calls_open_the_circuit_for_five_seconds() {
+async fn by_default_half_of_twenty_calls_open_the_circuit_for_at_least_five_seconds() {
     let calls = Arc::default();
     let layer = ClientStack::new("test").without_retry();
     let circuit = layer.circuit();
@@ -107,7 +107,10 @@ async fn by_default_half_of_twenty_calls_open_the_circuit_for_five_seconds() {
     }
     assert_eq!(circuit.state(), State::Open);
     assert_eq!(one_call(&calls, stack.clone(), Fails).await, (0, 0, Some("circuit_open")));
-    tokio::time::advance(Duration::from_secs(5)).await;
+    // Jitter only adds, up to half as much again.
+    tokio::time::advance(Duration::from_millis(4_999)).await;
+    assert_eq!(one_call(&calls, stack.clone(), Fails).await, (0, 0, Some("circuit_open")));
+    tokio::time::advance(Duration::from_millis(2_501)).await;
     assert_eq!(one_call(&calls, stack, Answers).await, (1, 0, None));
     assert_eq!(circuit.state(), State::Closed);
 }
@@ -302,6 +305,52 @@ fn a_number_that_can_never_be_right_is_refused_by_its_name() {
     ];
     for (said, make) in cases {
         assert_eq!(*catch_unwind(make).unwrap_err().downcast::<String>().unwrap(), said);
+    }
+}
+
+/// Shows: F7
+#[test]
+fn settings_that_contradict_each_other_are_refused_with_both_whatever_the_order_of_setters() {
+    let (millis, seconds) = (Duration::from_millis, Duration::from_secs);
+    let settings = ClientSettings::default;
+    for (contradicting, said) in [
+        (settings().attempt_timeout(seconds(31)), "`attempt_timeout` must be at most `timeout`, which is 30s, not 31s"),
+        (
+            settings().attempt_timeout(seconds(5)).timeout(seconds(4)),
+            "`attempt_timeout` must be at most `timeout`, which is 4s, not 5s",
+        ),
+        (settings().backoff(millis(1_001)), "`backoff` must be at most `max_backoff`, which is 1s, not 1.001s"),
+        (
+            settings().max_backoff(millis(5)).backoff(millis(6)),
+            "`backoff` must be at most `max_backoff`, which is 5ms, not 6ms",
+        ),
+        (settings().open_for(seconds(301)), "`open_for` must be at most `max_open_for`, which is 300s, not 301s"),
+        (
+            settings().open_for(seconds(2)).max_open_for(seconds(1)),
+            "`open_for` must be at most `max_open_for`, which is 1s, not 2s",
+        ),
+    ] {
+        assert_eq!(contradicting.validate().unwrap_err().to_string(), said);
+        let scope = Scope::root("app").with(contradicting);
+        for panic in [
+            catch_unwind(|| drop(ClientStack::new("test").settings(contradicting))),
+            catch_unwind(AssertUnwindSafe(|| drop(ClientStack::new("test").settings_from(&scope)))),
+        ] {
+            assert_eq!(*panic.unwrap_err().downcast::<String>().unwrap(), said);
+        }
+    }
+    for valid in [
+        settings().attempt_timeout(seconds(60)).timeout(seconds(60)),
+        settings().timeout(seconds(60)).attempt_timeout(seconds(60)),
+        settings().backoff(seconds(2)).max_backoff(seconds(2)),
+        settings().open_for(seconds(600)).max_open_for(seconds(600)),
+        // A default follows a lower limit.
+        settings().timeout(seconds(5)),
+        settings().max_backoff(millis(50)),
+        settings().max_open_for(seconds(1)),
+    ] {
+        assert_eq!(valid.validate(), Ok(()));
+        drop(ClientStack::new("test").settings(valid));
     }
 }
 

@@ -49,17 +49,38 @@ async fn limits_of_time_change_from_the_next_call_on() {
     assert_eq!(took().await, 2 * SECOND);
     change(&app, |settings| settings.attempt_timeout(5 * SECOND));
     assert_eq!(took().await, 5 * SECOND);
-    change(&app, |settings| settings.timeout(3 * SECOND));
+    change(&app, |settings| settings.timeout(3 * SECOND).attempt_timeout(3 * SECOND));
     assert_eq!(took().await, 3 * SECOND);
 
     // A call that is under way has the limit that it began with.
     let start = Instant::now();
     let under_way = tokio::spawn(stack.clone().oneshot(()));
     tokio::task::yield_now().await;
-    change(&app, |settings| settings.timeout(SECOND));
+    change(&app, |settings| settings.timeout(SECOND).attempt_timeout(SECOND));
     assert_eq!(took().await, SECOND);
     assert!(under_way.await.unwrap().is_err());
     assert_eq!(start.elapsed(), 3 * SECOND);
+}
+
+/// Shows: F7, G4
+#[tokio::test(start_paused = true)]
+async fn settings_that_contradict_each_other_disturb_no_call_and_those_before_them_stay() {
+    let app = Scope::root("app").with(ClientSettings::default().timeout(9 * SECOND).max_attempts(1).max_in_flight(7));
+    let hangs = service_fn(|()| pending::<Result<(), Failed>>());
+    let layer = ClientStack::new("test").settings_from(&app);
+    let (gate, stack) = (layer.gate(), layer.layer(hangs));
+    let took = async || {
+        let start = Instant::now();
+        assert!(ziggurat::rejection(&stack.clone().oneshot(()).await).unwrap().is_timed_out());
+        (start.elapsed(), gate.limit())
+    };
+    assert_eq!(took().await, (9 * SECOND, 7));
+    gate.set_limit(6);
+    change(&app, |settings| settings.timeout(5 * SECOND).attempt_timeout(8 * SECOND).max_in_flight(9));
+    assert_eq!(took().await, (9 * SECOND, 6), "nothing of it is taken over");
+    // What is different is so from the settings that were taken over last.
+    change(&app, |settings| settings.attempt_timeout(4 * SECOND).max_in_flight(7));
+    assert_eq!(took().await, (4 * SECOND, 6));
 }
 
 /// Shows: G4
@@ -271,7 +292,7 @@ fn many_threads_end_with_the_last_settings() {
 /// Shows: G4
 #[tokio::test(start_paused = true)]
 async fn a_probe_that_is_under_way_decides_whatever_the_settings_are_by_then() {
-    let app = Scope::root("app").with(ClientSettings::default().max_attempts(1).min_calls(1));
+    let app = Scope::root("app").with(ClientSettings::default().max_attempts(1).min_calls(1).max_open_for(5 * SECOND));
     let layer = ClientStack::new("test").settings_from(&app);
     let circuit = layer.circuit();
     let (answer, answered) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(false)));
@@ -296,7 +317,7 @@ async fn a_probe_that_is_under_way_decides_whatever_the_settings_are_by_then() {
     tokio::task::yield_now().await;
     assert_eq!(circuit.state(), State::HalfOpen);
 
-    change(&app, |settings| settings.failure_rate(0.9).open_for(60 * SECOND).timeout(20 * SECOND));
+    change(&app, |settings| settings.failure_rate(0.9).open_for(60 * SECOND).max_open_for(60 * SECOND));
     assert!(ziggurat::rejection(&stack.oneshot(()).await).unwrap().is_circuit_open(), "its place is taken");
     assert_eq!(circuit.state(), State::HalfOpen);
     answer.notify_one();

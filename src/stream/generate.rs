@@ -1,0 +1,191 @@
+//! Async generators: a producer that lives inside of its stream.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use futures_core::Stream;
+use pin_project_lite::pin_project;
+
+use super::{
+    Sender,
+    handover::{Handover, Reader},
+};
+
+/// A stream of the items that `producer` sends: an async generator.
+///
+/// The producer is part of the stream, and never ahead of its reader: it runs while the stream is polled and has nothing to give, and its
+/// [`send`](Sender::send) ends when the reader asks for the item after that one. It is dropped with the stream, with all that it holds. The
+/// stream ends when the producer does, after the items that were offered by then, even if a clone of the sender is alive elsewhere: to send
+/// is an error from then on. A panic of the producer is one of the stream.
+///
+/// Sending costs an uncontended lock, and no allocation. For a producer that can fail see [`try_generate`].
+///
+/// ```
+/// use tokio_stream::StreamExt;
+/// use ziggurat::stream::generate;
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+/// let lines = generate(|lines| async move {
+///     for number in 0..3 {
+///         tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+///         if lines.send(format!("line {number}")).await.is_err() {
+///             break;
+///         }
+///     }
+/// });
+/// assert_eq!(lines.collect::<Vec<_>>().await, ["line 0", "line 1", "line 2"]);
+/// # }
+/// ```
+#[doc(alias = "async_stream")]
+#[doc(alias = "yield")]
+pub fn generate<T, F, Fut>(producer: F) -> Generate<T, Fut>
+where
+    F: FnOnce(Sender<T>) -> Fut,
+    Fut: Future<Output = ()>,
+{
+    Generate::new(producer)
+}
+
+/// A stream of the items that `producer` sends, and of the error that it may end with: a [`generate`]d stream whose producer can use `?`.
+///
+/// Each item comes as `Ok`. An error of the producer is the last item of the stream, after all that were sent before it.
+///
+/// Inside of its own stream a producer never sees [`Closed`](super::Closed), because it is dropped with that: an error type that is not
+/// `From<Closed<T>>` loses nothing by `.await.ok()`.
+///
+/// ```
+/// use tokio_stream::StreamExt;
+/// use ziggurat::stream::{Closed, try_generate};
+///
+/// #[derive(Debug, PartialEq)]
+/// struct Unreadable(String);
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// let numbers = try_generate(|numbers| async move {
+///     for line in ["1", "2", "three", "4"] {
+///         let number: u32 = line.parse().map_err(|_| Unreadable(line.to_owned()))?;
+///         numbers.send(number).await.ok();
+///     }
+///     Ok::<_, Unreadable>(())
+/// });
+/// assert_eq!(numbers.collect::<Vec<_>>().await, [Ok(1), Ok(2), Err(Unreadable("three".to_owned()))]);
+/// # }
+/// ```
+#[doc(alias = "async_try_stream")]
+pub fn try_generate<T, E, F, Fut>(producer: F) -> Generate<T, Fut>
+where
+    F: FnOnce(Sender<T>) -> Fut,
+    Fut: Future<Output = Result<(), E>>,
+{
+    Generate::new(producer)
+}
+
+/// How a producer ends: with `()`, or with a `Result<(), E>`.
+pub trait Ending<T> {
+    /// The item of its stream: `T`, or a `Result<T, E>`.
+    type Item;
+
+    #[doc(hidden)]
+    fn sent(item: T) -> Self::Item;
+
+    /// The item that comes after all that were sent.
+    #[doc(hidden)]
+    fn last(self) -> Option<Self::Item>;
+}
+
+impl<T> Ending<T> for () {
+    type Item = T;
+
+    fn sent(item: T) -> T {
+        item
+    }
+
+    fn last(self) -> Option<T> {
+        None
+    }
+}
+
+impl<T, E> Ending<T> for Result<(), E> {
+    type Item = Result<T, E>;
+
+    fn sent(item: T) -> Self::Item {
+        Ok(item)
+    }
+
+    fn last(self) -> Option<Self::Item> {
+        self.err().map(Err)
+    }
+}
+
+pin_project! {
+    /// The stream of [`generate`] and [`try_generate`].
+    #[must_use = "streams do nothing unless polled"]
+    pub struct Generate<T, Fut>
+    where
+        Fut: Future,
+    {
+        // None: it has ended. Dropped before the reader, so that nothing is refused that it sends meanwhile.
+        #[pin]
+        producer: Option<Fut>,
+        ending: Option<Fut::Output>,
+        reader: Reader<T>,
+        // Whether the last item was taken without a poll of the producer.
+        skipped: bool,
+    }
+}
+
+impl<T, Fut: Future> Generate<T, Fut> {
+    fn new(producer: impl FnOnce(Sender<T>) -> Fut) -> Self {
+        let handover = Handover::new();
+        let reader = Reader(handover);
+        Self { producer: Some(producer(Sender::to(&reader.0))), ending: None, reader, skipped: false }
+    }
+}
+
+impl<T, Fut> Stream for Generate<T, Fut>
+where
+    Fut: Future<Output: Ending<T>>,
+{
+    type Item = <Fut::Output as Ending<T>>::Item;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let mut this = self.project();
+        // An item that waits is taken before the producer goes on, but not twice in a row: others may send without an end.
+        if !*this.skipped
+            && let Some(item) = this.reader.take()
+        {
+            *this.skipped = true;
+            return Poll::Ready(Some(Fut::Output::sent(item)));
+        }
+        *this.skipped = false;
+        // Also a producer that has dropped its sender is run to its end: it may have to clean up.
+        let ended = this.producer.as_mut().as_pin_mut().map(|producer| producer.poll(cx));
+        if let Some(Poll::Ready(ending)) = ended {
+            this.producer.set(None);
+            this.reader.end();
+            *this.ending = Some(ending);
+        }
+        let item = match &*this.producer {
+            Some(_) => this.reader.take_or_wait(cx),
+            None => this.reader.take(),
+        };
+        match item {
+            Some(item) => Poll::Ready(Some(Fut::Output::sent(item))),
+            None if this.producer.is_some() => Poll::Pending,
+            None => Poll::Ready(this.ending.take().and_then(Ending::last)),
+        }
+    }
+}
+
+impl<T, Fut: Future> fmt::Debug for Generate<T, Fut> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Generate")
+            .field("producing", &self.producer.is_some())
+            .field("waiting", &self.reader.0.len())
+            .finish_non_exhaustive()
+    }
+}

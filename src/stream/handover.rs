@@ -1,0 +1,203 @@
+//! The handing over of items one by one: an item leaves its sender's hands when the reader takes it.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    mem,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+use tokio_util::sync::CancellationToken;
+
+use super::Closed;
+use crate::caught::undisturbed;
+
+/// The state that senders and their reader share. No code of the user's runs under its lock, and nothing of theirs is dropped there.
+pub(super) struct Handover<T> {
+    state: Mutex<State<T>>,
+    /// Cancelled when nothing is accepted any more.
+    closed: CancellationToken,
+}
+
+struct State<T> {
+    /// By their numbers. (An empty map keeps its node, so that an item costs no allocation.)
+    offers: BTreeMap<u64, Offer<T>>,
+    next: u64,
+    reader: Option<Waker>,
+    phase: Phase,
+}
+
+struct Offer<T> {
+    item: T,
+    sender: Waker,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Open,
+    /// The reader takes what was offered before, and nothing else is accepted.
+    Ended,
+    /// The reader is gone. Each sender takes its item back.
+    Dropped,
+}
+
+impl<T> Handover<T> {
+    pub(super) fn new() -> Arc<Self> {
+        let state = State { offers: BTreeMap::new(), next: 0, reader: None, phase: Phase::Open };
+        Arc::new(Self { state: Mutex::new(state), closed: CancellationToken::new() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn offer(&self, item: T) -> Offering<'_, T> {
+        Offering { to: self, step: Step::Begins(item) }
+    }
+
+    pub(super) async fn closed(&self) {
+        self.closed.cancelled().await;
+    }
+
+    /// The number of items that are offered, and not taken.
+    pub(super) fn len(&self) -> usize {
+        self.state().offers.len()
+    }
+}
+
+impl<T> State<T> {
+    /// Accepts an item, or gives all of it back. Answers its number, and the reader if it waits.
+    fn accept(&mut self, offer: Offer<T>) -> Result<(u64, Option<Waker>), Offer<T>> {
+        if self.phase != Phase::Open {
+            return Err(offer);
+        }
+        let number = self.next;
+        self.next += 1;
+        self.offers.insert(number, offer);
+        Ok((number, self.reader.take()))
+    }
+
+    fn take(&mut self) -> Option<Offer<T>> {
+        Some(self.offers.pop_first()?.1)
+    }
+}
+
+/// The reader's end.
+pub(super) struct Reader<T>(pub(super) Arc<Handover<T>>);
+
+impl<T> Reader<T> {
+    /// Takes what was offered. From now on the reader is not woken: it looks for itself.
+    pub(super) fn take(&self) -> Option<T> {
+        let mut state = self.0.state();
+        let (offer, reader) = (state.take(), state.reader.take());
+        drop(state);
+        drop(reader);
+        taken(offer?)
+    }
+
+    /// Takes what was offered, or is woken by the next one who does.
+    pub(super) fn take_or_wait(&self, cx: &mut Context<'_>) -> Option<T> {
+        let waker = cx.waker().clone();
+        let mut state = self.0.state();
+        let offer = state.take();
+        let unused = if offer.is_some() { Some(waker) } else { state.reader.replace(waker) };
+        drop(state);
+        drop(unused);
+        taken(offer?)
+    }
+
+    /// Nothing else is accepted.
+    pub(super) fn end(&self) {
+        self.0.state().phase = Phase::Ended;
+        undisturbed(|| self.0.closed.cancel());
+    }
+}
+
+fn taken<T>(offer: Offer<T>) -> Option<T> {
+    let Offer { item, sender } = offer;
+    undisturbed(|| sender.wake());
+    Some(item)
+}
+
+impl<T> Drop for Reader<T> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.phase = Phase::Dropped;
+        let reader = state.reader.take();
+        let noop = Waker::noop();
+        let offers = state.offers.values_mut();
+        let senders: Vec<_> = offers.map(|offer| mem::replace(&mut offer.sender, noop.clone())).collect();
+        drop(state);
+        undisturbed(|| drop(reader));
+        for sender in senders {
+            undisturbed(|| sender.wake());
+        }
+        undisturbed(|| self.0.closed.cancel());
+    }
+}
+
+/// An item on its way to the reader. Dropped before it was taken, it takes the item back.
+pub(super) struct Offering<'a, T> {
+    to: &'a Handover<T>,
+    step: Step<T>,
+}
+
+enum Step<T> {
+    Begins(T),
+    Offered(u64),
+    Ended,
+}
+
+// Nothing in it is ever pinned.
+impl<T> Unpin for Offering<'_, T> {}
+
+impl<T> Future for Offering<'_, T> {
+    type Output = Result<(), Closed<T>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let sender = cx.waker().clone();
+        match mem::replace(&mut self.step, Step::Ended) {
+            Step::Begins(item) => {
+                let accepted = self.to.state().accept(Offer { item, sender });
+                match accepted {
+                    Ok((number, reader)) => {
+                        self.step = Step::Offered(number);
+                        if let Some(reader) = reader {
+                            undisturbed(|| reader.wake());
+                        }
+                        Poll::Pending
+                    }
+                    Err(Offer { item, .. }) => Poll::Ready(Err(Closed { item })),
+                }
+            }
+            Step::Offered(number) => {
+                let mut state = self.to.state();
+                if state.phase == Phase::Dropped {
+                    let back = state.offers.remove(&number);
+                    drop(state);
+                    return Poll::Ready(back.map_or(Ok(()), |Offer { item, .. }| Err(Closed { item })));
+                }
+                let Some(offer) = state.offers.get_mut(&number) else { return Poll::Ready(Ok(())) };
+                let before = mem::replace(&mut offer.sender, sender);
+                drop(state);
+                drop(before);
+                self.step = Step::Offered(number);
+                Poll::Pending
+            }
+            Step::Ended => panic!("`send` polled after it was done"),
+        }
+    }
+}
+
+impl<T> Drop for Offering<'_, T> {
+    fn drop(&mut self) {
+        if let Step::Offered(number) = self.step {
+            let mut state = self.to.state();
+            let back = state.offers.remove(&number);
+            drop(state);
+            drop(back);
+        }
+    }
+}
