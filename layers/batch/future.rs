@@ -67,9 +67,12 @@ struct Seat<Req, R, E, K: Hash + Eq, C> {
 
 impl<Req, R, E, K: Hash + Eq, C> Drop for Seat<Req, R, E, K, C> {
     fn drop(&mut self) {
-        let left = self.shared.gather().leave(self.place);
-        if left.is_some() {
-            // If the whole call is dropped with it: so far it was nobody's but ours.
+        let mut gather = self.shared.gather();
+        let due = gather.due(self.place.batch);
+        let left = gather.leave(self.place);
+        drop(gather);
+        // If the whole call is dropped with it: so far it waited on this side. A batch that is due waits for the service.
+        if left.is_some() && !due.has_come(clock::now) {
             ambient::set(Unsent(true));
         }
         drop(left);

@@ -71,6 +71,16 @@ pub(super) enum Due {
     WhenFull,
 }
 
+impl Due {
+    pub(super) fn has_come(self, now: impl FnOnce() -> Instant) -> bool {
+        match self {
+            Self::Now => true,
+            Self::At(due) => due <= now(),
+            Self::WhenFull => false,
+        }
+    }
+}
+
 /// A place in a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {

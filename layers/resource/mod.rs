@@ -254,7 +254,7 @@ where
                 let clone = self.inner.clone();
                 let service = mem::replace(&mut self.inner, clone);
                 let settings = Arc::clone(&self.settings);
-                let wait = Wait { settings, begun: false, timer: None };
+                let wait = Wait { settings, begun: false, timer: None, is_over: false };
                 State::Waiting { acquire: Some(acquire), wait, service, request: Some(request) }
             }
         };
@@ -372,6 +372,7 @@ where
                             Poll::Ready(Ok(resource)) => {
                                 acquire.set(None);
                                 wait.timer = None;
+                                wait.is_over = true;
                                 *lease = Some(Lease::new(resource));
                             }
                             Poll::Ready(Err(reason)) => {
@@ -413,6 +414,8 @@ struct Wait {
     begun: bool,
     // Boxed, so that a call that does not wait is not larger for it.
     timer: Option<Pin<Box<Sleep>>>,
+    // Whether it has its resource.
+    is_over: bool,
 }
 
 impl Wait {
@@ -446,8 +449,10 @@ impl Wait {
 
 impl Drop for Wait {
     fn drop(&mut self) {
-        // If the whole call is dropped with it: so far it was nobody's but ours.
-        ambient::set(Unsent(true));
+        // If the whole call is dropped with it: so far it waited on this side. With its resource it waits for the service.
+        if !self.is_over {
+            ambient::set(Unsent(true));
+        }
     }
 }
 

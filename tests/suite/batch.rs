@@ -469,6 +469,38 @@ async fn a_breaker_outside_does_not_count_who_gave_up_before_the_batch_was_sent(
     assert_eq!(circuit.state(), State::Open);
 }
 
+/// A batch that is due waits for the service alone.
+///
+/// Shows: B6
+#[tokio::test(start_paused = true)]
+async fn a_service_that_hangs_in_its_readiness_when_the_batch_is_due_is_a_failure() {
+    #[derive(Clone)]
+    struct NeverReady;
+    impl Service<Vec<u32>> for NeverReady {
+        type Response = Vec<Result<u32, &'static str>>;
+        type Error = Error<&'static str>;
+        type Future = Ready<Result<Self::Response, Self::Error>>;
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+            Poll::Pending
+        }
+        fn call(&mut self, _: Vec<u32>) -> Self::Future {
+            panic!("it was never ready")
+        }
+    }
+    for max_delay in [Duration::MAX, SECOND / 2, Duration::ZERO] {
+        let breaker = CircuitBreakerLayer::consecutive(2);
+        let circuit = breaker.handle();
+        let service = ServiceBuilder::new()
+            .layer(TimeoutLayer::new(SECOND))
+            .layer(breaker)
+            .layer(BatchLayer::new(2, max_delay))
+            .service(NeverReady);
+        let (one, two) = tokio::join!(service.clone().oneshot(1), service.clone().oneshot(2));
+        assert!(one.is_err() && two.is_err());
+        assert_eq!(circuit.state(), State::Open, "{max_delay:?}");
+    }
+}
+
 /// Shows: P7
 #[tokio::test(start_paused = true)]
 async fn who_comes_while_the_service_is_not_ready_still_joins() {

@@ -393,6 +393,43 @@ async fn a_timeout_outside_bounds_the_wait_and_a_breaker_does_not_count_it() {
     assert_eq!((circuit.state(), pool.free()), (State::Open, 1));
 }
 
+/// A call that has its resource waits for the service and for nothing on this side.
+///
+/// Shows: B6
+#[tokio::test(start_paused = true)]
+async fn a_service_that_hangs_in_its_readiness_behind_a_lent_resource_is_a_failure() {
+    /// Ready twice, and then never again.
+    #[derive(Clone)]
+    struct ReadyTwice(Arc<AtomicUsize>);
+    impl Service<()> for ReadyTwice {
+        type Response = ();
+        type Error = Error<Infallible>;
+        type Future = Pin<Box<dyn Future<Output = Result<(), Error<Infallible>>> + Send>>;
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+            if self.0.fetch_add(1, Ordering::SeqCst) < 2 { Poll::Ready(Ok(())) } else { Poll::Pending }
+        }
+        fn call(&mut self, (): ()) -> Self::Future {
+            Box::pin(async {
+                sleep(SECOND).await;
+                Ok(())
+            })
+        }
+    }
+    let breaker = CircuitBreakerLayer::consecutive(1);
+    let circuit = breaker.handle();
+    let service = ServiceBuilder::new()
+        .layer(TimeoutLayer::new(10 * SECOND))
+        .layer(breaker)
+        .layer(Pool::of(1).layer())
+        .service(ReadyTwice(Arc::default()));
+    let (mut first, mut second) = (service.clone(), service);
+    let calls = (first.ready().await.unwrap().call(()), second.ready().await.unwrap().call(()));
+    let (first, second) = tokio::join!(calls.0, calls.1);
+    first.unwrap();
+    assert!(ziggurat::rejection(&second).unwrap().is_timed_out());
+    assert_eq!(circuit.state(), State::Open);
+}
+
 /// Shows: O1
 #[tokio::test(start_paused = true)]
 async fn each_attempt_of_a_retry_has_its_own_and_none_while_it_sleeps() {
