@@ -15,3 +15,4 @@ pub mod replay;
 pub mod resource;
 pub mod retry;
 pub mod timeout;
+pub mod upload;

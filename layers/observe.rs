@@ -60,7 +60,7 @@ use tower_service::Service;
 
 use crate::{
     Class, Classify, FailOnError, HttpStatus, Outcome, Reject, Site,
-    body::{BodyEnd, End, Guard, PollFrame, ResponseEnd, Until, Verdict},
+    body::{BodyEnd, End, Guard, PollFrame, ResponseEnd, Said, Until, Verdict, without_trailers},
     clock::{self, Instant},
     telemetry::{Calls, site, site_setters},
 };
@@ -100,7 +100,7 @@ impl<C, U> ObserveLayer<C, U> {
     }
 
     /// For HTTP: a call whose response is a success lasts until the response's body has ended, failed (a failure) or was dropped:
-    /// cancelled, if its reader was waiting for it, and a success if it had given all that it was asked for.
+    /// cancelled, if its reader was waiting for it or if it panicked, and a success if it had given all that it was asked for.
     ///
     /// The body's error becomes a boxed one.
     pub fn until_body_end(self) -> ObserveLayer<C, BodyEnd> {
@@ -264,12 +264,16 @@ where
             call.end(ended, reason);
             return Poll::Ready(outcome.map(|response| U::answer(response, || None)));
         }
+        let at_end = without_trailers(Class::Success, &outcome, this.classify, U::WITH_BODY);
         let mut call = Some(call);
         let outcome = outcome.map(|response| {
-            U::answer(response, || Some(Observed { call: call.take()?, verdict: Verdict::new(this.classify.clone()) }))
+            U::answer(response, || {
+                Some(Observed { call: call.take()?, verdict: Verdict::new(this.classify.clone(), at_end) })
+            })
         });
+        // It ends here, and so does an empty body.
         if let Some(mut call) = call {
-            call.end(Outcome::Success, None);
+            call.end(at_end.into(), None);
         }
         Poll::Ready(outcome)
     }
@@ -299,10 +303,13 @@ where
     }
 
     fn ended(mut self, end: End) {
-        match self.verdict.at(end) {
-            Some(class) => self.call.end(class.into(), None),
-            None => self.call.end(Outcome::Cancelled, None),
-        }
+        self.call.end(
+            match self.verdict.at(end) {
+                Said::Class(class) => class.into(),
+                Said::Cancelled | Said::Panicked => Outcome::Cancelled,
+            },
+            None,
+        );
     }
 }
 

@@ -6,6 +6,7 @@
 use std::{cell::Cell, mem, thread::LocalKey};
 
 use crate::{
+    caller::Caller,
     deadline::{Limit, Told},
     scope::{Member, Scope},
 };
@@ -18,6 +19,7 @@ thread_local! {
     static ATTEMPT: Cell<Attempt> = const { Cell::new(Attempt(1)) };
     static MEMBER: Cell<Option<Member>> = const { Cell::new(None) };
     static UNSENT: Cell<Unsent> = const { Cell::new(Unsent(false)) };
+    static CALLER: Cell<Option<Caller>> = const { Cell::new(None) };
 }
 
 /// A value that has its place in the surroundings.
@@ -50,6 +52,13 @@ impl Slot for Option<Member> {
     #[inline]
     fn place() -> &'static LocalKey<Cell<Self>> {
         &MEMBER
+    }
+}
+
+impl Slot for Option<Caller> {
+    #[inline]
+    fn place() -> &'static LocalKey<Cell<Self>> {
+        &CALLER
     }
 }
 

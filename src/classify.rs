@@ -1,10 +1,18 @@
 //! Classes: what an outcome says about the service, said once for all layers.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    any::type_name,
+    fmt,
+    time::{Duration, SystemTime},
+};
 
 use http::{Extensions, HeaderMap, Response, StatusCode, header::RETRY_AFTER};
 
-use crate::{degraded::Degraded, rejection::Reject};
+use crate::{
+    caller,
+    degraded::Degraded,
+    rejection::{Reject, Rejection},
+};
 
 /// What an outcome says about the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,10 +48,12 @@ impl Class {
         if self == Self::Success && extensions.get::<Degraded>().is_some() { Self::Ignored } else { self }
     }
 
-    /// The class of an outcome: a rejection's own, and otherwise what the classifier says.
+    /// The class of an outcome, as the classifier judges it: a rejection with [`Classify::classify_rejection`], the service's own
+    /// answer or error with [`Classify::classify`].
     ///
-    /// Every layer judges with this, and so should yours: a rejection by a layer further in is told apart from the service's own
-    /// answer before the classifier is asked.
+    /// Every layer judges with this, and so should yours: it tells a rejection by a layer further in apart from the service's own answer
+    /// before it asks the classifier. An error is [`Class::Ignored`] where the caller failed to send the request's body, which an
+    /// [`UploadLayer`](crate::upload::UploadLayer) further out finds out.
     #[inline]
     pub fn of<R, E, C>(outcome: &Result<R, E>, classifier: &C) -> Self
     where
@@ -51,7 +61,9 @@ impl Class {
         C: Classify<R, E>,
     {
         match E::rejection(outcome) {
-            Some(rejection) => rejection.class(),
+            Some(rejection) => classifier.classify_rejection(rejection),
+            // What a service makes of a body that its caller broke off is not its fault.
+            None if outcome.is_err() && caller::failed() => Self::Ignored,
             None => classifier.classify(outcome.as_ref()),
         }
     }
@@ -69,16 +81,105 @@ impl Class {
 /// });
 /// ```
 ///
-/// It is not asked about rejections: those have a class of their own ([`Rejection::class`](crate::Rejection::class)).
+/// # Rejections
+///
+/// A closure over outcomes never sees a rejection, neither as an error (`Err(Error::Rejected(..))`) nor as a response: an arm for it
+/// compiles, and no layer ever calls it. A rejection has a class of its own ([`Rejection::class`]). Where you want another one, put
+/// [`with_rejections`] around the classifier. This layer retries errors, but not timeouts:
+///
+/// ```
+/// use ziggurat::{Class, HttpStatus, Reason, retry::RetryLayer, with_rejections};
+///
+/// let layer = RetryLayer::http().classify(with_rejections(HttpStatus, |rejection| match rejection.reason() {
+///     Reason::TimedOut { .. } => Class::PERMANENT,
+///     _ => rejection.class(),
+/// }));
+/// ```
 pub trait Classify<R, E> {
-    /// The class of this outcome.
+    /// The class of this outcome, which is not a rejection.
     fn classify(&self, outcome: Result<&R, &E>) -> Class;
+
+    /// The class of a rejection by a layer further in, in the outcome or in the error of a response's body. Its own, unless said
+    /// otherwise.
+    fn classify_rejection(&self, rejection: &Rejection) -> Class {
+        rejection.class()
+    }
 
     /// The class of a success that said otherwise after all, in the trailers of its body: as gRPC does. A success, unless said otherwise.
     ///
     /// Only layers that wait for the end of the body ask this.
     fn classify_trailers(&self, _trailers: &HeaderMap) -> Class {
         Class::Success
+    }
+
+    /// The class that a response which is a success so far has if its body ends, complete, without any trailers: in gRPC that is a
+    /// failure, unless the head has a status. A success, unless said otherwise.
+    ///
+    /// Only layers that wait for the end of the body ask this, when the response is there.
+    fn classify_without_trailers(&self, _response: &R) -> Class {
+        Class::Success
+    }
+}
+
+/// Judges rejections by a closure, and everything else by `classify`: [`HttpStatus`], a closure, or any other classifier.
+///
+/// It goes wherever a layer takes a classifier. Class by class, the closure decides for
+///
+/// - a retry: only a transient failure is tried again;
+/// - a circuit breaker: a failure counts, [`Class::Ignored`] does not;
+/// - a fallback, and a cache that has something stale: they stand in for every rejection, unless the closure says that it is a
+///   [`Class::Success`]. Then the caller gets the rejection, and no cache stores it.
+///
+/// ```
+/// use ziggurat::{Class, FailOnError, circuit_breaker::CircuitBreakerLayer, with_rejections};
+///
+/// // Timeouts do not count: the callers of this service set short deadlines.
+/// let breaker = CircuitBreakerLayer::failure_rate(0.5).classify(with_rejections(FailOnError, |rejection| {
+///     if rejection.is_timed_out() { Class::Ignored } else { rejection.class() }
+/// }));
+/// ```
+pub fn with_rejections<C, F>(classify: C, rejections: F) -> WithRejections<C, F>
+where
+    F: Fn(&Rejection) -> Class,
+{
+    WithRejections { classify, rejections }
+}
+
+/// A classifier that judges rejections by a closure: see [`with_rejections`].
+#[derive(Clone, Copy)]
+pub struct WithRejections<C, F> {
+    classify: C,
+    rejections: F,
+}
+
+impl<R, E, C, F> Classify<R, E> for WithRejections<C, F>
+where
+    C: Classify<R, E>,
+    F: Fn(&Rejection) -> Class,
+{
+    fn classify(&self, outcome: Result<&R, &E>) -> Class {
+        self.classify.classify(outcome)
+    }
+
+    fn classify_rejection(&self, rejection: &Rejection) -> Class {
+        (self.rejections)(rejection)
+    }
+
+    fn classify_trailers(&self, trailers: &HeaderMap) -> Class {
+        self.classify.classify_trailers(trailers)
+    }
+
+    fn classify_without_trailers(&self, response: &R) -> Class {
+        self.classify.classify_without_trailers(response)
+    }
+}
+
+impl<C, F> fmt::Debug for WithRejections<C, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WithRejections")
+            .field("classify", &type_name::<C>())
+            .field("rejections", &type_name::<F>())
+            .finish()
     }
 }
 

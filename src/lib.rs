@@ -10,6 +10,7 @@ pub use layers::*;
 mod ambient;
 mod backoff;
 pub mod body;
+mod caller;
 mod caught;
 mod classify;
 mod clock;
@@ -41,7 +42,7 @@ mod guide {}
 
 pub use ambient::attempt;
 pub use backoff::{Backoff, Jitter, Waits};
-pub use classify::{Class, Classify, FailOnError, HttpStatus};
+pub use classify::{Class, Classify, FailOnError, HttpStatus, WithRejections, with_rejections};
 pub use copy::{Cloned, CopyIf, CopyRequest, Idempotent};
 pub use deadline::{Deadline, WithDeadline};
 pub use degraded::Degraded;

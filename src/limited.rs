@@ -4,12 +4,14 @@ use std::{
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use pin_project_lite::pin_project;
 
 use crate::{
     ambient::{self, Entered},
+    caller,
     clock::{self, Sleep},
     deadline::{Limit, Told},
 };
@@ -54,6 +56,8 @@ pin_project! {
         own: Limit,
         #[pin]
         timer: Option<Sleep>,
+        // How long the call had waited for its caller's bytes when the limit started.
+        waited: Duration,
     }
 
     impl<F> PinnedDrop for Limited<F> {
@@ -76,7 +80,8 @@ impl<F> Limited<F> {
     /// `own` is the limit too, or when it ends if it has started already.
     #[inline]
     pub(crate) fn new(future: F, limit: Limit, own: Limit) -> Self {
-        Self { future: Some(future), limit, own, timer: None }
+        let waited = if own == Limit::NONE || own.is_unstarted() { Duration::ZERO } else { caller::waited() };
+        Self { future: Some(future), limit, own, timer: None, waited }
     }
 
     /// The limit as it was set.
@@ -96,6 +101,7 @@ impl<F> Limited<F> {
         if asked.is_some() || this.own.is_unstarted() {
             let start = asked.unwrap_or_else(|| Limit::at(clock::now()));
             *this.own = this.own.started(start);
+            *this.waited = caller::waited();
             *entered.outer = entered.outer.started(start);
             ambient::set((*this.own).min(*entered.outer));
         }
@@ -135,6 +141,18 @@ impl<F: Future> Future for Limited<F> {
                     timer.as_mut().reset(end);
                 }
                 ready!(timer.poll(cx));
+                // The time in which the service waited for its caller's bytes is not its own. If it goes on, its end wakes this task.
+                let later = match caller::put_off(*this.waited, cx.waker()) {
+                    Some(later) => later,
+                    None => return Poll::Pending,
+                };
+                if !later.is_zero() {
+                    *this.waited += later;
+                    *this.own = end.checked_add(later).map_or(Limit::NONE, Limit::at);
+                    // What is inside has to learn that it has more time, too.
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
             }
         }
         // Dropped while the limit is in place, so that whatever cleans up can see that its deadline has passed.

@@ -63,11 +63,21 @@ pub enum Reason {
         /// The error's message.
         message: Arc<str>,
     },
+    /// The caller made the service wait too long for the next part of the request's body.
+    UploadStalled {
+        /// How long it was allowed to.
+        idle: Duration,
+    },
+    /// The request's body failed: the caller broke off, or sent what is no body.
+    UploadFailed {
+        /// The error's message.
+        message: Arc<str>,
+    },
 }
 
 impl Reason {
     /// One word for it, as it stands in events, labels and metrics: `"timed_out"`, `"circuit_open"`, `"overloaded"`,
-    /// `"rate_limited"`, `"shared"`, `"injected"`, `"exhausted"` or `"unavailable"`.
+    /// `"rate_limited"`, `"shared"`, `"injected"`, `"exhausted"`, `"unavailable"`, `"upload_stalled"` or `"upload_failed"`.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -79,6 +89,8 @@ impl Reason {
             Self::Injected => "injected",
             Self::Exhausted { .. } => "exhausted",
             Self::Unavailable { .. } => "unavailable",
+            Self::UploadStalled { .. } => "upload_stalled",
+            Self::UploadFailed { .. } => "upload_failed",
         }
     }
 }
@@ -109,9 +121,11 @@ impl Rejection {
     }
 
     /// The same, telling when it is worth coming back.
+    ///
+    /// A wait of zero is no advice, and is left out: it would send every rejected caller back at once.
     #[must_use]
     pub fn with_retry_after(mut self, retry_after: Duration) -> Self {
-        Arc::make_mut(&mut self.inner).retry_after = Some(retry_after);
+        Arc::make_mut(&mut self.inner).retry_after = Some(retry_after).filter(|wait| !wait.is_zero());
         self
     }
 
@@ -141,7 +155,7 @@ impl Rejection {
         &self.inner.reason
     }
 
-    /// How long to wait before coming back, where the layer knows it.
+    /// How long to wait before coming back, where the layer knows it: never zero.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.inner.retry_after
@@ -174,7 +188,8 @@ impl Rejection {
     /// What this rejection says about the service beneath the layer that rejected.
     ///
     /// Too slow is a transient failure, and so is a resource that could not be had. An open circuit is a failure that no retry
-    /// helps. A local limit says nothing about the service, nor does a pool that is empty. A shared failure is what the original was.
+    /// helps. A local limit says nothing about the service, nor does a pool that is empty, nor a
+    /// caller that does not send what it began. A shared failure is what the original was.
     #[must_use]
     pub fn class(&self) -> Class {
         match self.inner.reason {
@@ -183,16 +198,20 @@ impl Rejection {
             }
             Reason::CircuitOpen => Class::Failure { transient: false, retry_after: self.inner.retry_after },
             Reason::Overloaded { .. } | Reason::RateLimited | Reason::Exhausted { .. } => Class::Ignored,
+            Reason::UploadStalled { .. } | Reason::UploadFailed { .. } => Class::Ignored,
             Reason::Shared { class, .. } => class,
         }
     }
 
-    /// The status that an HTTP server answers with: 504 for a timeout, 429 for a rate, 503 otherwise.
+    /// The status that an HTTP server answers with: 504 for a timeout, 429 for a rate, 408 for a request's body that stalls and 400 for one
+    /// that fails, 503 otherwise.
     #[must_use]
     pub fn status(&self) -> StatusCode {
         match self.inner.reason {
             Reason::TimedOut { .. } => StatusCode::GATEWAY_TIMEOUT,
             Reason::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+            Reason::UploadStalled { .. } => StatusCode::REQUEST_TIMEOUT,
+            Reason::UploadFailed { .. } => StatusCode::BAD_REQUEST,
             _ => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -212,6 +231,8 @@ impl Rejection {
             Reason::Injected => "a fault put in on purpose",
             Reason::Exhausted { .. } => "what the call needs is all in use",
             Reason::Unavailable { .. } => "what the call needs is not to be had",
+            Reason::UploadStalled { .. } => "the request's body did not come in time",
+            Reason::UploadFailed { .. } => "the request's body broke off",
         };
         format!("{}: {why}", self.inner.layer)
     }
@@ -221,8 +242,8 @@ impl Rejection {
     /// Every 429 and 503 has one: where the layer does not know, it is the shortest that can be said.
     pub(crate) fn retry_after_header(&self) -> Option<HeaderValue> {
         let wait = match self.status() {
-            StatusCode::GATEWAY_TIMEOUT => self.retry_after()?,
-            _ => self.retry_after().unwrap_or_default(),
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => self.retry_after().unwrap_or_default(),
+            _ => self.retry_after()?,
         };
         let seconds = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0));
         Some(HeaderValue::from(seconds.max(1)))
@@ -260,6 +281,10 @@ impl fmt::Display for Rejection {
             Reason::Injected => write!(f, ": a fault put in on purpose")?,
             Reason::Exhausted { max_wait } => write!(f, ": none came free within {max_wait:?}")?,
             Reason::Unavailable { message } => write!(f, ": none to be had: {message}")?,
+            Reason::UploadStalled { idle } => {
+                write!(f, ": the caller sent no more of the request's body for {idle:?}")?;
+            }
+            Reason::UploadFailed { message } => write!(f, ": the request's body failed: {message}")?,
         }
         if let Some(wait) = self.inner.retry_after {
             write!(f, "; try again in {wait:?}")?;
@@ -349,6 +374,18 @@ pub trait Reject<R>: Sized {
 
     /// The rejection that lies in an outcome, if it is one.
     fn rejection(outcome: &Result<R, Self>) -> Option<&Rejection>;
+
+    /// The same outcome, an error or a rejection, telling of another error that came afterwards and that the caller does not get: that of a
+    /// fallback, for example.
+    ///
+    /// A rejection tells of it ([`Rejection::suppressed`]). Any other error stays as it is, unless your error type has a place for what
+    /// the other one says: then put it there.
+    fn suppress(outcome: Result<R, Self>, error: &dyn fmt::Display) -> Result<R, Self> {
+        match Self::rejection(&outcome) {
+            Some(rejection) if outcome.is_err() => Self::reject(rejection.clone().with_suppressed(error)),
+            _ => outcome,
+        }
+    }
 }
 
 /// The rejection that lies in an outcome of a stack, if a layer answered instead of the service.
@@ -473,6 +510,16 @@ impl<B: Default> Reject<Response<B>> for Infallible {
     fn rejection(outcome: &Result<Response<B>, Self>) -> Option<&Rejection> {
         outcome.as_ref().ok()?.extensions().get()
     }
+
+    fn suppress(outcome: Result<Response<B>, Self>, error: &dyn fmt::Display) -> Result<Response<B>, Self> {
+        outcome.map(|mut response| {
+            if let Some(rejection) = response.extensions().get::<Rejection>() {
+                let rejection = rejection.clone().with_suppressed(error);
+                response.extensions_mut().insert(rejection);
+            }
+            response
+        })
+    }
 }
 
 #[cfg(test)]
@@ -490,6 +537,16 @@ mod tests {
         let rejection = Rejection::new(&site, Reason::CircuitOpen).with_retry_after(Duration::from_millis(1500));
         assert_eq!(rejection.to_string(), "circuit_breaker `payments`: the circuit is open; try again in 1.5s");
         assert_eq!(timed_out().to_string(), "timeout: no answer within 250ms");
+    }
+
+    #[test]
+    fn it_never_advises_to_come_back_in_no_time() {
+        let rejection = timed_out().with_retry_after(Duration::ZERO);
+        assert_eq!((rejection.retry_after(), rejection.grpc_pushback()), (None, None));
+        assert_eq!(rejection.to_string(), timed_out().to_string());
+        let asked = Class::Failure { transient: true, retry_after: Some(Duration::ZERO) };
+        let failed: Result<(), _> = Err(Error::Service("no such table"));
+        assert_eq!(Rejection::shared(&Site::new("cache"), &failed, asked).retry_after(), None);
     }
 
     #[test]
@@ -543,6 +600,8 @@ mod tests {
             (Reason::Exhausted { max_wait: second }, None, 503, Some("1")),
             (Reason::Unavailable { message: "secret".into() }, None, 503, Some("1")),
             (Reason::RateLimited, Some(second), 429, Some("1")),
+            (Reason::UploadStalled { idle: second }, None, 408, None),
+            (Reason::UploadFailed { message: "secret".into() }, None, 400, None),
             (Reason::RateLimited, Some(Duration::MAX), 429, Some("18446744073709551615")),
         ] {
             let rejected = Rejection::new(&site, reason.clone());

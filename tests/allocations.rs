@@ -14,7 +14,7 @@ use bytes::Bytes;
 use deadpool::managed::{Metrics, Pool, RecycleResult};
 use http::{Request, Response};
 use http_body::{Body, Frame};
-use http_body_util::Empty;
+use http_body_util::{Empty, Full};
 use tokio_stream::{Stream, StreamExt};
 use tower::{Layer, Service, ServiceBuilder, layer::layer_fn, service_fn, util::BoxService};
 use ziggurat::{
@@ -36,6 +36,7 @@ use ziggurat::{
     retry::RetryLayer,
     stack::{ClientSettings, ClientStack},
     timeout::TimeoutLayer,
+    upload::UploadLayer,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -258,6 +259,14 @@ fn of_the_guards_of_a_body_only_a_timer_allocates_and_only_once() {
 fn a_body_that_can_be_sent_again_allocates_twice_and_an_empty_one_not_at_all() {
     assert_eq!(allocations(ReplayLayer::new(), 0, || Request::new(Empty::<Bytes>::new())), 0);
     assert_eq!(allocations(ReplayLayer::new(), 0, || Request::new("streamed".to_owned())), 2);
+}
+
+#[test]
+fn an_upload_that_is_looked_after_allocates_once_and_an_empty_one_not_at_all() {
+    let layer = || UploadLayer::new(SECOND);
+    assert_eq!(allocations(layer(), 2, || Request::new(Empty::<Bytes>::new())), 0);
+    assert_eq!(allocations(layer(), 0, || Request::new(Full::new(Bytes::from_static(b"streamed")))), 1);
+    assert_eq!(allocations(layer(), 2, || Request::new(Full::new(Bytes::from_static(b"streamed")))), 1);
 }
 
 #[test]

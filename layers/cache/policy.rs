@@ -148,13 +148,15 @@ where
         C: Classify<R, E>,
     {
         let class = Class::of(&outcome, &self.classify);
+        let is_rejected = E::rejection(&outcome).is_some();
         let (outcome, waiters) = match outcome {
-            Ok(response) if class == Class::Success => {
+            Ok(response) if class == Class::Success && !is_rejected => {
                 let waiters = self.store(lead, &response);
                 (Ok(response), waiters)
             }
             outcome => {
-                let is_lost = class.is_failure() || E::rejection(&outcome).is_some();
+                // A rejection that the classifier calls a success is to be the answer.
+                let is_lost = class.is_failure() || (is_rejected && class != Class::Success);
                 // Looked up now and not before the call, so that nothing stands in that was invalidated meanwhile.
                 let (found, waiters) = lead.land(|key| self.cache.state.store.peek(&key));
                 match found.flatten().filter(|entry| is_lost && self.stands_in(entry)) {

@@ -5,7 +5,10 @@ use std::{error::Error as StdError, pin::Pin, task::Context};
 use http_body::Body;
 
 use super::circuit::Call;
-use crate::body::{End, Guard, PollFrame, Verdict};
+use crate::{
+    Class,
+    body::{End, Guard, PollFrame, Said, Verdict},
+};
 
 /// What a breaker keeps with the body of a response that is a success: the call, which ends with it.
 #[derive(Debug)]
@@ -34,8 +37,16 @@ where
 
     fn ended(mut self, end: End) {
         match self.verdict.at(end) {
-            Some(class) => self.call.ended(class),
-            None => self.call.cancelled(false),
+            Said::Class(class) => self.call.ended(class),
+            Said::Cancelled => self.call.cancelled(false),
+            Said::Panicked => self.call.ended(Class::Ignored),
         }
+    }
+}
+
+impl<C> Drop for Judge<C> {
+    fn drop(&mut self) {
+        // Unless it has ended: then the body panicked when it was dropped, which says nothing about the service.
+        self.call.ended(Class::Ignored);
     }
 }

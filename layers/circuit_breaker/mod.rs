@@ -9,9 +9,9 @@
 //! ([`failure_rate`](CircuitBreakerLayer::failure_rate)), of slow calls ([`slow_calls`](CircuitBreakerLayer::slow_calls)), or any of
 //! these together. What is ignored is not counted: an overload of a limit on this side says nothing about the service. An error
 //! of the service's `poll_ready` is counted like one of its answers. A call that began before the circuit last changed its state
-//! is late, and its result changes nothing. An error is taken for the service's, also where the body of the *request* broke off: a
-//! proxy, whose callers can hang up in the middle of an upload, tells the two apart with a classifier, as
-//! `examples/reverse_proxy` does. Rates are judged when a call fails (or is slow), for only then can they rise.
+//! is late, and its result changes nothing. An error is taken for the service's, also where the body of the *request* broke off,
+//! unless an [`UploadLayer`](crate::upload::UploadLayer) outside tells the two apart: a proxy, whose callers can hang up in the middle of an
+//! upload, needs one. Rates are judged when a call fails (or is slow), for only then can they rise.
 //!
 //! A call ends with its response; with [`until_body_end`](CircuitBreakerLayer::until_body_end) a success only with the response's
 //! body, and one that fails (a connection that is reset in the middle of a download) is a failure.
@@ -94,7 +94,8 @@ use self::{
 use crate::{
     Backoff, Class, Classify, Event, FailOnError, HttpStatus, Jitter, Observer, Reason, Reject, Rejection, Site,
     ambient::{self, Unsent},
-    body::{BodyEnd, ResponseEnd, Until, Verdict},
+    body::{BodyEnd, ResponseEnd, Until, Verdict, without_trailers},
+    caller,
     telemetry::site,
 };
 
@@ -305,7 +306,7 @@ impl<C, U> CircuitBreakerLayer<C, U> {
     /// service had given all that it was asked for, and the call is a success: a server drops a body that it has sent whole, or that
     /// nobody wants (HEAD), and a reader who is slow, or has had enough, is not the service's fault. For the same reason
     /// [slow calls](Self::slow_calls) are timed to the response. An error in which a rejection lies is judged by that, any other one is
-    /// a failure. A response that is not a success is judged at once. The body's error becomes a boxed one.
+    /// a failure. A body that panics says nothing about the service, however far it had come. A response that is not a success is judged at once. The body's error becomes a boxed one.
     pub fn until_body_end(self) -> CircuitBreakerLayer<C, BodyEnd> {
         let Self { settings, classify, circuit, until: _ } = self;
         CircuitBreakerLayer { settings, classify, circuit, until: PhantomData }
@@ -511,7 +512,7 @@ pin_project! {
                 let entered = ambient::enter(&mut unsent);
                 this.response.set(None);
                 drop(entered);
-                call.cancelled(unsent.0);
+                call.cancelled(unsent.0 || caller::is_to_blame());
                 if unsent.0 {
                     // A breaker around this one is to know it too.
                     ambient::set(unsent);
@@ -543,10 +544,11 @@ where
         };
         this.response.set(None);
         let class = Class::of(&outcome, this.classify);
+        let at_end = without_trailers(class, &outcome, this.classify, U::WITH_BODY);
         let outcome = outcome.map(|response| {
             U::answer(response, || match (class, mem::replace(this.admission, Admission::Passed)) {
                 (Class::Success, Admission::Admitted(call)) => {
-                    Some(Judge::new(call, Verdict::new(this.classify.clone())))
+                    Some(Judge::new(call, Verdict::new(this.classify.clone(), at_end)))
                 }
                 (_, judged) => {
                     *this.admission = judged;
@@ -554,8 +556,9 @@ where
                 }
             })
         });
+        // It ends here, and so does an empty body.
         if let Admission::Admitted(call) = this.admission {
-            call.ended(class);
+            call.ended(at_end);
         }
         Poll::Ready(outcome)
     }

@@ -6,14 +6,16 @@
 //!
 //! **Which calls** are answered so: those that [`classify`](FallbackLayer::classify) calls failures, by default every error; and every
 //! rejection of a layer inside, an overload too, which says nothing about the service: the caller has no answer all the same. An outcome
-//! that the classifier ignores goes through, also to those who only shared the call ([`Reason::Shared`](crate::Reason::Shared)).
+//! that the classifier ignores goes through, also to those who only shared the call ([`Reason::Shared`](crate::Reason::Shared)). With
+//! [`with_rejections`](crate::with_rejections) a rejection that is called a success goes through too.
 //! [`RejectionsOnly`] leaves the service's own outcomes alone. **Over HTTP say [`.http()`](FallbackLayer::http)**: then a 503 is a
 //! failure, and the answer carries [`Degraded`](crate::Degraded) in its extensions.
 //!
 //! **Both errors are kept.** A response that was judged a failure is dropped when the fallback has seen it, before that runs, and with it what hangs on its
 //! body (a connection, a permit); an error or a rejection is kept. If the fallback fails too, with an error or a rejection, both go to
-//! [`on_failure`](FallbackLayer::on_failure). By default the service's own comes back: its error as it is, its rejection with the
-//! fallback's message in it ([`Rejection::suppressed`](crate::Rejection::suppressed)); the event has the fallback's in any case. What the
+//! [`on_failure`](FallbackLayer::on_failure). By default the service's own comes back, and the
+//! fallback's message in it where it has a place for that: a rejection has one ([`Rejection::suppressed`](crate::Rejection::suppressed)), and an
+//! error type of yours can have one ([`Reject::suppress`](crate::Reject::suppress)). The event has the fallback's in any case. What the
 //! fallback answers *without* an error is the answer, whatever its status.
 //!
 //! **Where it belongs.** Outside of everything that can fail or reject: cache, total timeout, retry, breaker, limit. So an open circuit
@@ -316,7 +318,9 @@ where
                     this.state.set(State::Done);
                     let memory = this.memory.take();
                     let class = Class::of(&outcome, &this.layer.classify);
-                    let is_lost = class.is_failure() || S::Error::rejection(&outcome).is_some_and(is_ours);
+                    // A rejection that the classifier calls a success is to be the answer.
+                    let is_rejected = class != Class::Success && S::Error::rejection(&outcome).is_some_and(is_ours);
+                    let is_lost = class.is_failure() || is_rejected;
                     let (true, Some(remembered)) = (is_lost, memory) else { return Poll::Ready(outcome) };
                     let failed = Failed { outcome: &outcome, class, remembered };
                     let Some(answer) = this.layer.alternative.answer(failed) else { return Poll::Ready(outcome) };

@@ -37,8 +37,9 @@ pub trait OnFailure<R, E> {
 
 /// The service's own error or rejection comes back, as if there was no fallback: it is where the trouble began. The default.
 ///
-/// A rejection that is an error tells of the fallback's too ([`Rejection::suppressed`](crate::Rejection::suppressed)). If the service had
-/// answered with a response, the fallback's outcome comes back.
+/// A rejection tells of the fallback's error too ([`Rejection::suppressed`](crate::Rejection::suppressed)), and so does an error type of yours
+/// that has a place for it ([`Reject::suppress`]). Any other error of the service has none: [`Event::FallbackFailed`](crate::Event::FallbackFailed),
+/// and so the log, has the fallback's. If the service had answered with a response, the fallback's outcome comes back.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct KeepPrimary;
 
@@ -48,9 +49,9 @@ where
 {
     fn outcome(&self, primary: Option<Result<R, E>>, fallback: Result<R, E>) -> Result<R, E> {
         let Some(primary) = primary else { return fallback };
-        match (E::rejection(&primary), said(&fallback)) {
-            (Some(rejection), Some(error)) if primary.is_err() => E::reject(rejection.clone().with_suppressed(error)),
-            _ => primary,
+        match said(&fallback) {
+            Some(error) => E::suppress(primary, error),
+            None => primary,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     any::type_name,
-    fmt,
+    fmt, mem,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -54,6 +54,8 @@ pub enum End {
     Complete,
     /// With an error: its own, or one of its guard's.
     Failed,
+    /// It panicked, in a poll or when it was dropped at its end, or its guard did meanwhile; whatever came afterwards.
+    Panicked,
     /// It was dropped before. A server does that too with a response that it has sent whole, or whose body nobody wants (HEAD).
     Dropped {
         /// Whether whoever reads it was waiting for it: it was asked for a frame and had none.
@@ -80,6 +82,8 @@ pin_project! {
         guard: Option<G>,
         // Whether it was asked for a frame and had none.
         waiting: bool,
+        // The body is being polled or dropped, or panicked then.
+        panicked: bool,
     }
 
     impl<B, G> PinnedDrop for GuardBody<B, G>
@@ -104,17 +108,19 @@ impl<B: Body, G: Guard<B>> GuardBody<B, G> {
         {
             guard.ended(End::Complete);
         }
-        Self { body: Some(body), guard, waiting: false }
+        Self { body: Some(body), guard, waiting: false, panicked: false }
     }
 
     fn end(self: Pin<&mut Self>, end: End) {
         let mut this = self.project();
+        let panicked = mem::replace(this.panicked, true);
         if let Some(guard) = this.guard {
             guard.drop_body(|| this.body.set(None));
         }
         this.body.set(None);
+        *this.panicked = panicked;
         if let Some(guard) = this.guard.take() {
-            guard.ended(end);
+            guard.ended(if *this.panicked { End::Panicked } else { end });
         }
     }
 }
@@ -143,10 +149,12 @@ where
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> PollFrame<B::Data, Self::Error> {
         let mut this = self.as_mut().project();
         let Some(mut body) = this.body.as_mut().as_pin_mut() else { return Poll::Ready(None) };
+        let panicked = mem::replace(this.panicked, true);
         let polled = match this.guard {
             Some(guard) => guard.poll_frame(body.as_mut(), cx),
             None => body.as_mut().poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(Into::into))),
         };
+        *this.panicked = panicked;
         *this.waiting = polled.is_pending();
         let frame = ready!(polled);
         match frame {

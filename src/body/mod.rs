@@ -12,4 +12,4 @@ pub use guard::{End, Guard, GuardBody, PollFrame};
 pub(crate) use replay::Allowance;
 pub use replay::ReplayBody;
 pub use until::{BodyEnd, ResponseEnd, Until};
-pub(crate) use verdict::Verdict;
+pub(crate) use verdict::{Said, Verdict, without_trailers};

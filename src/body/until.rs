@@ -16,6 +16,10 @@ pub trait Until<R, G>: Sealed {
     /// What the service answers then.
     type Response;
 
+    /// Whether the call lasts to the end of the body.
+    #[doc(hidden)]
+    const WITH_BODY: bool;
+
     /// The response, its body with what `guard` makes of it. If the call is over already, `guard` is dropped and not called.
     #[doc(hidden)]
     fn answer(response: R, guard: impl FnOnce() -> Option<G>) -> Self::Response;
@@ -34,6 +38,8 @@ pub struct ResponseEnd;
 impl<R, G> Until<R, G> for ResponseEnd {
     type Response = R;
 
+    const WITH_BODY: bool = false;
+
     #[inline]
     fn answer(response: R, guard: impl FnOnce() -> Option<G>) -> R {
         drop(guard);
@@ -48,6 +54,8 @@ pub struct BodyEnd;
 
 impl<B: Body, G: Guard<B>> Until<Response<B>, G> for BodyEnd {
     type Response = Response<GuardBody<B, G>>;
+
+    const WITH_BODY: bool = true;
 
     fn answer(response: Response<B>, guard: impl FnOnce() -> Option<G>) -> Self::Response {
         // A body without frames may never be polled.
@@ -65,6 +73,8 @@ where
     G::Error: From<reqwest::Error> + Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     type Response = reqwest::Response;
+
+    const WITH_BODY: bool = true;
 
     fn answer(response: reqwest::Response, guard: impl FnOnce() -> Option<G>) -> reqwest::Response {
         let url = reqwest::ResponseBuilderExt::url(http::response::Builder::new(), response.url().clone());

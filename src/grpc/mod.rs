@@ -30,7 +30,7 @@ mod status;
 
 use std::{convert::Infallible, error::Error as StdError, time::Duration};
 
-use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 
 use crate::{
     classify::{Class, Classify, retry_after},
@@ -60,14 +60,18 @@ pub(crate) const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 const STATUS: &str = "grpc-status";
 
+const GRPC: &[u8] = b"application/grpc";
+
 impl Rejection {
     /// The status code that a gRPC server answers with: 4 (`DEADLINE_EXCEEDED`) for a timeout, 8 (`RESOURCE_EXHAUSTED`) for an
-    /// overload, a rate or an empty pool, 14 (`UNAVAILABLE`) otherwise.
+    /// overload, a rate or an empty pool, 1 (`CANCELLED`) for a caller that stopped sending, 14 (`UNAVAILABLE`) otherwise.
     #[must_use]
     pub fn grpc_code(&self) -> i32 {
         match self.reason() {
             Reason::TimedOut { .. } => code::DEADLINE_EXCEEDED,
             Reason::Overloaded { .. } | Reason::RateLimited | Reason::Exhausted { .. } => code::RESOURCE_EXHAUSTED,
+            // It is the caller who gave the call up.
+            Reason::UploadStalled { .. } | Reason::UploadFailed { .. } => code::CANCELLED,
             _ => code::UNAVAILABLE,
         }
     }
@@ -96,10 +100,15 @@ impl Rejection {
 /// it a failure that is not retried (A6 again).
 ///
 /// The status is read where the response has no messages, which is where servers put an error that came before the first message
-/// (a *trailers-only* response). If it is not there and the HTTP status is 200, the response counts as a success: what its trailers
-/// will say is not known yet. A circuit breaker that waits for
-/// [the end of the body](crate::circuit_breaker::CircuitBreakerLayer::until_body_end) judges them too. Any other HTTP status is mapped as
+/// (a *trailers-only* response). A response without it is judged by its HTTP status, as
 /// [gRPC's table](https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md) says, and `Retry-After` counts as pushback.
+/// With the status 200 it is `UNKNOWN`, a failure, unless its `content-type` is `application/grpc`: then it counts as a success, because
+/// what its trailers will say is not known yet.
+///
+/// A layer that waits for the end of the body judges the trailers too, such as a circuit breaker with
+/// [`until_body_end`](crate::circuit_breaker::CircuitBreakerLayer::until_body_end). There a body that ends without a status is `UNKNOWN`;
+/// one that its reader drops before its end is not. The status of gRPC-Web (`application/grpc-web`) lies in the last message, which
+/// no layer reads.
 ///
 /// A success that is [`Degraded`](crate::Degraded) is ignored, as with `HttpStatus`.
 ///
@@ -142,7 +151,8 @@ impl GrpcStatus {
             return class;
         }
         let code = match response.status() {
-            StatusCode::OK => return Class::Success,
+            // Its status comes at its end.
+            StatusCode::OK if Content::of(headers) != Content::Other => return Class::Success,
             StatusCode::BAD_REQUEST | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => code::INTERNAL,
             StatusCode::UNAUTHORIZED => code::UNAUTHENTICATED,
             StatusCode::FORBIDDEN => code::PERMISSION_DENIED,
@@ -170,6 +180,10 @@ impl<B> Classify<Response<B>, Infallible> for GrpcStatus {
     fn classify_trailers(&self, trailers: &HeaderMap) -> Class {
         judge_trailers(trailers)
     }
+
+    fn classify_without_trailers(&self, response: &Response<B>) -> Class {
+        judge_without_trailers(response)
+    }
 }
 
 impl<B, E> Classify<Response<B>, Error<E>> for GrpcStatus {
@@ -180,6 +194,10 @@ impl<B, E> Classify<Response<B>, Error<E>> for GrpcStatus {
     fn classify_trailers(&self, trailers: &HeaderMap) -> Class {
         judge_trailers(trailers)
     }
+
+    fn classify_without_trailers(&self, response: &Response<B>) -> Class {
+        judge_without_trailers(response)
+    }
 }
 
 impl<'a, B> Classify<Response<B>, Box<dyn StdError + Send + Sync + 'a>> for GrpcStatus {
@@ -189,6 +207,10 @@ impl<'a, B> Classify<Response<B>, Box<dyn StdError + Send + Sync + 'a>> for Grpc
 
     fn classify_trailers(&self, trailers: &HeaderMap) -> Class {
         judge_trailers(trailers)
+    }
+
+    fn classify_without_trailers(&self, response: &Response<B>) -> Class {
+        judge_without_trailers(response)
     }
 }
 
@@ -216,8 +238,39 @@ fn read(headers: &HeaderMap) -> Option<Class> {
     headers.get(STATUS).map(|status| class(read_code(status), || Pushback::of(headers)))
 }
 
+/// gRPC knows no call that ends without a status: to it the status is unknown then.
 fn judge_trailers(trailers: &HeaderMap) -> Class {
-    read(trailers).unwrap_or(Class::Success)
+    read(trailers).unwrap_or(Class::PERMANENT)
+}
+
+/// A success so far, whose body ends without trailers.
+fn judge_without_trailers<B>(response: &Response<B>) -> Class {
+    let headers = response.headers();
+    let is_unsaid = response.status() == StatusCode::OK && !headers.contains_key(STATUS);
+    if is_unsaid && Content::of(headers) == Content::Grpc { Class::PERMANENT } else { Class::Success }
+}
+
+/// What a response says that it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Content {
+    Grpc,
+    /// gRPC-Web: its trailers are in the last message of its body.
+    Web,
+    /// Not gRPC: the page of a proxy, say.
+    Other,
+}
+
+impl Content {
+    fn of(headers: &HeaderMap) -> Self {
+        let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+        let Some((name, rest)) = kind.split_at_checked(GRPC.len()) else { return Self::Other };
+        match rest.first() {
+            _ if !name.eq_ignore_ascii_case(GRPC) => Self::Other,
+            None | Some(b'+' | b';' | b' ') => Self::Grpc,
+            Some(b'-') => Self::Web,
+            Some(_) => Self::Other,
+        }
+    }
 }
 
 fn read_code(status: &HeaderValue) -> i32 {

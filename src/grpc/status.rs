@@ -5,7 +5,7 @@ use std::{error::Error as StdError, sync::Arc};
 use http::{HeaderMap, Response};
 use tonic::{Code, Status};
 
-use super::{GrpcStatus, PUSHBACK, Pushback, class, judge_trailers};
+use super::{GrpcStatus, PUSHBACK, Pushback, class, judge_trailers, judge_without_trailers};
 use crate::{
     classify::{Class, Classify},
     rejection::{Reject, Rejection},
@@ -60,6 +60,10 @@ impl<B> Classify<Response<B>, Status> for GrpcStatus {
 
     fn classify_trailers(&self, trailers: &HeaderMap) -> Class {
         judge_trailers(trailers)
+    }
+
+    fn classify_without_trailers(&self, response: &Response<B>) -> Class {
+        judge_without_trailers(response)
     }
 }
 

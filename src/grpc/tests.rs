@@ -55,7 +55,14 @@ fn every_code_has_a_class() {
 
 #[test]
 fn without_a_status_that_of_http_is_mapped() {
-    assert_eq!(judged(200, &[]), Class::Success, "its status comes in the trailers");
+    let typed = |kind: &'static str| judged(200, &[("content-type", kind.as_bytes())]);
+    for kind in ["application/grpc", "application/grpc+proto", "Application/gRPC; x=y", "application/grpc-web+proto"] {
+        assert_eq!(typed(kind), Class::Success, "{kind}: its status comes at its end");
+    }
+    for kind in ["text/html", "application/json", "application/grpcx", "application/grp", ""] {
+        assert_eq!(typed(kind), Class::PERMANENT, "{kind}: not gRPC, and so unknown");
+    }
+    assert_eq!(judged(200, &[]), Class::PERMANENT, "nothing says that it is gRPC");
     for status in [429, 502, 503, 504] {
         assert_eq!(judged(status, &[]), Class::TRANSIENT, "{status}");
     }
@@ -118,17 +125,19 @@ fn a_rejection_has_a_code_and_says_in_milliseconds_when_to_come_back() {
         (Reason::Injected, 14),
         (Reason::Exhausted { max_wait: limit }, 8),
         (Reason::Unavailable { message: "secret".into() }, 14),
+        (Reason::UploadStalled { idle: limit }, 1),
+        (Reason::UploadFailed { message: "secret".into() }, 1),
     ] {
         let rejection = Rejection::new(&Site::new("any"), reason);
         assert_eq!((rejection.grpc_code(), rejection.grpc_pushback()), (code, None));
         for (wait, millis) in [
-            (Duration::ZERO, 0),
-            (Duration::from_nanos(1), 1),
-            (Duration::from_micros(1500), 2),
-            (Duration::from_secs(3), 3000),
-            (Duration::MAX, i32::MAX),
+            (Duration::ZERO, None),
+            (Duration::from_nanos(1), Some(1)),
+            (Duration::from_micros(1500), Some(2)),
+            (Duration::from_secs(3), Some(3000)),
+            (Duration::MAX, Some(i32::MAX)),
         ] {
-            assert_eq!(rejection.clone().with_retry_after(wait).grpc_pushback(), Some(millis));
+            assert_eq!(rejection.clone().with_retry_after(wait).grpc_pushback(), millis);
         }
     }
 }
@@ -149,7 +158,7 @@ proptest! {
         }
         let judged = GrpcStatus.judge(&response);
         if !response.headers().contains_key(STATUS) {
-            let mapped = [200, 401, 403, 404].contains(&status);
+            let mapped = [401, 403, 404].contains(&status);
             prop_assert_eq!(judged == Class::Success, mapped);
         }
     }
@@ -234,5 +243,25 @@ fn trailers_are_judged_as_headers_are() {
     assert_eq!(judged("5"), Class::Success);
     assert_eq!(judged("13"), Class::PERMANENT);
     assert_eq!(judged("14"), Class::TRANSIENT);
-    assert_eq!(Classify::<Response<()>, Error<()>>::classify_trailers(&GrpcStatus, &HeaderMap::new()), Class::Success);
+    let none = Classify::<Response<()>, Error<()>>::classify_trailers(&GrpcStatus, &HeaderMap::new());
+    assert_eq!(none, Class::PERMANENT, "a call does not end without a status");
+}
+
+#[test]
+fn a_body_that_ends_without_trailers_is_unknown_unless_its_status_came_before() {
+    for (headers, class) in [
+        (&[("content-type", "application/grpc")][..], Class::PERMANENT),
+        (&[("content-type", "application/grpc+json")], Class::PERMANENT),
+        (&[("content-type", "application/grpc"), (STATUS, "0")], Class::Success),
+        (&[("content-type", "application/grpc-web-text")], Class::Success),
+    ] {
+        let response =
+            headers.iter().fold(Response::builder(), |response, (name, value)| response.header(*name, *value));
+        let response = response.body(()).unwrap();
+        assert_eq!(GrpcStatus.judge(&response), Class::Success, "{headers:?}");
+        let judged = |judge: &dyn Fn() -> Class| assert_eq!(judge(), class, "{headers:?}");
+        judged(&|| Classify::<_, Infallible>::classify_without_trailers(&GrpcStatus, &response));
+        judged(&|| Classify::<_, Error<()>>::classify_without_trailers(&GrpcStatus, &response));
+        judged(&|| Classify::<_, Box<dyn StdError + Send + Sync>>::classify_without_trailers(&GrpcStatus, &response));
+    }
 }

@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::{Body, Frame};
-use http_body_util::{BodyExt, Empty, Full};
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper_util::rt::TokioIo;
 use tokio::{
     sync::mpsc,
@@ -20,10 +20,11 @@ use tokio::{
 };
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
-    Class, Classify, Deadline, Error, Event, HttpStatus, Reason, Reject, Rejection, Scope, Site,
+    Class, Classify, Deadline, Error, Event, GrpcStatus, HttpStatus, Outcome, Reason, Reject, Rejection, Scope, Site,
     circuit_breaker::{CircuitBreakerLayer, State},
     concurrency_limit::ConcurrencyLimitLayer,
     context::ContextLayer,
+    observe::ObserveLayer,
     timeout::TimeoutLayer,
 };
 
@@ -522,6 +523,166 @@ async fn a_rejection_that_ends_a_body_has_its_own_class() {
         let mut body = service.oneshot(()).await.unwrap().into_body();
         assert!(next(&mut body).await.unwrap().is_err());
         assert_eq!(circuit.state(), state);
+    }
+}
+
+/// Where a body panics.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Panics {
+    InItsFirstPoll,
+    LaterInAPoll,
+    InADropAfterItsEnd,
+    InADropBeforeItsEnd,
+    InItsTrailers,
+}
+
+struct Panicking {
+    panics: Panics,
+    polls: usize,
+}
+
+impl Body for Panicking {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Step>> {
+        self.polls += 1;
+        match (self.panics, self.polls) {
+            (Panics::InItsFirstPoll, 1) | (Panics::LaterInAPoll, 2) => panic!("in a poll"),
+            (Panics::InItsTrailers, 2) => Poll::Ready(Some(trailers("0"))),
+            (_, 1) => Poll::Ready(Some(data("one"))),
+            _ => Poll::Ready(None),
+        }
+    }
+}
+
+impl Drop for Panicking {
+    fn drop(&mut self) {
+        if matches!(self.panics, Panics::InADropAfterItsEnd | Panics::InADropBeforeItsEnd) {
+            panic!("in its drop");
+        }
+    }
+}
+
+/// A panic says nothing about the service: it is no failure, and no success that closes a circuit.
+///
+/// Shows: B1, G1
+#[tokio::test(start_paused = true)]
+async fn a_body_that_panics_is_neither_a_success_nor_a_failure() {
+    /// Whose own code panics, at the trailers.
+    #[derive(Clone)]
+    struct PanicsAtTrailers;
+    impl<B, E> Classify<Response<B>, E> for PanicsAtTrailers {
+        fn classify(&self, outcome: Result<&Response<B>, &E>) -> Class {
+            HttpStatus.classify(outcome)
+        }
+        fn classify_trailers(&self, _: &HeaderMap) -> Class {
+            panic!("at the trailers")
+        }
+    }
+    for panics in [
+        Panics::InItsFirstPoll,
+        Panics::LaterInAPoll,
+        Panics::InADropAfterItsEnd,
+        Panics::InADropBeforeItsEnd,
+        Panics::InItsTrailers,
+    ] {
+        for late in [false, true] {
+            let breaker = breaker().classify(PanicsAtTrailers).open_for(SECOND).until_body_end();
+            let (circuit, ended) = (breaker.handle(), Arc::new(Mutex::new(Vec::new())));
+            let heard = Arc::clone(&ended);
+            let observe = ObserveLayer::new().classify(PanicsAtTrailers).until_body_end().observer(
+                move |_: &Site, event: &Event<'_>| {
+                    if let Event::Ended { outcome, .. } = event {
+                        heard.lock().unwrap().push(*outcome);
+                    }
+                },
+            );
+            let service = ServiceBuilder::new()
+                .layer(TimeoutLayer::new(SECOND).until_body_end())
+                .layer(observe)
+                .layer(breaker)
+                .map_err(Error::Service)
+                .service_fn(move |works: bool| {
+                    let status = if works { StatusCode::OK } else { StatusCode::BAD_GATEWAY };
+                    let mut response = Response::new(match works {
+                        true => Panicking { panics, polls: 0 }.boxed_unsync(),
+                        false => Empty::new().map_err(|never| match never {}).boxed_unsync(),
+                    });
+                    *response.status_mut() = status;
+                    std::future::ready(Ok::<_, Infallible>(response))
+                });
+            service.clone().oneshot(false).await.unwrap();
+            ended.lock().unwrap().clear();
+            assert_eq!(circuit.state(), State::Open);
+            advance(SECOND).await;
+
+            let mut body = service.clone().oneshot(true).await.unwrap().into_body();
+            let task = tokio::spawn(async move {
+                if late {
+                    advance(2 * SECOND).await;
+                }
+                while panics != Panics::InADropBeforeItsEnd
+                    && let Some(Ok(_)) = body.frame().await
+                {}
+            });
+            assert!(task.await.unwrap_err().is_panic(), "{panics:?}");
+            assert_eq!(circuit.state(), State::HalfOpen, "{panics:?}, late: {late}");
+            assert_eq!(*ended.lock().unwrap(), [Outcome::Cancelled], "{panics:?}, late: {late}");
+            // The probe's place is free.
+            assert!(ziggurat::rejection(&service.clone().oneshot(false).await).is_none(), "{panics:?}");
+        }
+    }
+}
+
+/// A call of gRPC ends with a status; a load balancer's page has none.
+#[tokio::test]
+async fn a_grpc_response_without_a_status_is_a_failure() {
+    let (grpc, html) = ("application/grpc", "text/html");
+    for (kind, status, frames, read, class) in [
+        (html, None, vec![data("<html>")], true, Class::PERMANENT),
+        (grpc, None, vec![data("message")], true, Class::PERMANENT),
+        (grpc, None, vec![], true, Class::PERMANENT),
+        (grpc, None, vec![data("message"), Ok(Frame::trailers(HeaderMap::new()))], true, Class::PERMANENT),
+        (grpc, None, vec![data("message"), trailers("0")], true, Class::Success),
+        (grpc, None, vec![data("message")], false, Class::Success),
+        (grpc, Some("0"), vec![], true, Class::Success),
+        (grpc, Some("0"), vec![data("message")], true, Class::Success),
+    ] {
+        let case = format!("{kind}, {status:?}, {} frames, read: {read}", frames.len());
+        let breaker = CircuitBreakerLayer::consecutive(1).classify(GrpcStatus).until_body_end();
+        let (circuit, ended) = (breaker.handle(), Arc::new(Mutex::new(None)));
+        let heard = Arc::clone(&ended);
+        let observe =
+            ObserveLayer::new().classify(GrpcStatus).until_body_end().observer(move |_: &Site, event: &Event<'_>| {
+                if let Event::Ended { outcome, .. } = event {
+                    *heard.lock().unwrap() = Some(*outcome);
+                }
+            });
+        let frames = Arc::new(Mutex::new(Some(frames)));
+        let service =
+            ServiceBuilder::new().layer(observe).layer(breaker).map_err(Error::Service).service_fn(move |()| {
+                let frames = frames.lock().unwrap().take().unwrap();
+                // Without frames it has ended from the start.
+                let body = match frames.is_empty() {
+                    true => Empty::new().map_err(|never| match never {}).boxed_unsync(),
+                    false => StreamBody::new(tokio_stream::iter(frames)).boxed_unsync(),
+                };
+                let response = Response::builder().header("content-type", kind);
+                let response =
+                    status.into_iter().fold(response, |response, status| response.header("grpc-status", status));
+                std::future::ready(Ok::<_, Infallible>(response.body(body).unwrap()))
+            });
+        let mut body = service.oneshot(()).await.unwrap().into_body();
+        if read {
+            body.collect().await.unwrap();
+        } else {
+            assert!(body.frame().await.unwrap().is_ok());
+            drop(body);
+        }
+        let (state, outcome) =
+            if class == Class::Success { (State::Closed, Outcome::Success) } else { (State::Open, Outcome::Failure) };
+        assert_eq!((circuit.state(), *ended.lock().unwrap()), (state, Some(outcome)), "{case}");
     }
 }
 

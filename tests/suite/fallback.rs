@@ -175,6 +175,40 @@ async fn a_rejection_comes_back_with_the_fallbacks_error_in_it() {
     assert_eq!(told.all(), ["fallback failed: timed_out, backup"]);
 }
 
+/// An error of the user's own that has a place for it tells of the fallback's too, without more being said at the layer.
+///
+/// Shows: G2
+#[tokio::test]
+async fn an_error_with_a_place_for_it_comes_back_with_the_fallbacks_error_in_it() {
+    #[derive(Debug)]
+    struct Told {
+        what: String,
+        suppressed: Option<String>,
+    }
+    impl fmt::Display for Told {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(&self.what)
+        }
+    }
+    impl<R> Reject<R> for Told {
+        fn reject(rejection: Rejection) -> Result<R, Self> {
+            Err(Self { what: rejection.to_string(), suppressed: None })
+        }
+        fn rejection(_: &Result<R, Self>) -> Option<&Rejection> {
+            None
+        }
+        fn suppress(outcome: Result<R, Self>, error: &dyn fmt::Display) -> Result<R, Self> {
+            outcome.map_err(|told| Self { suppressed: Some(error.to_string()), ..told })
+        }
+    }
+    let fails = |what: &'static str| Err::<(), _>(Told { what: what.to_owned(), suppressed: None });
+    let service = ServiceBuilder::new()
+        .layer(FallbackLayer::future(move |_: Failed<'_, _, _>| ready(fails("backup"))))
+        .service(service_fn(move |()| ready(fails("primary"))));
+    let error = service.oneshot(()).await.unwrap_err();
+    assert_eq!((&*error.what, error.suppressed.as_deref()), ("primary", Some("backup")));
+}
+
 /// An error of the user's own can hold both, whole.
 ///
 /// Shows: G2
@@ -517,7 +551,9 @@ async fn where_a_rejection_is_a_response_the_services_own_comes_back() {
         .service(hangs);
     let Ok(response) = service.oneshot(()).await;
     assert_eq!((response.status(), &**response.body()), (StatusCode::GATEWAY_TIMEOUT, "worded by a layer"));
-    assert_eq!(response.extensions().get::<Rejection>().unwrap().name(), Some("primary"));
+    let rejection = response.extensions().get::<Rejection>().unwrap();
+    assert_eq!(rejection.name(), Some("primary"));
+    assert_eq!(rejection.suppressed(), Some("timeout `backup`: no answer within 1s"));
     assert_eq!(told.all(), ["fallback failed: timed_out, timeout `backup`: no answer within 1s"]);
 }
 

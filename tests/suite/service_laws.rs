@@ -29,6 +29,7 @@ use ziggurat::{
     stack::{ClientSettings, ClientStack, ServerSettings, ServerStack},
     testing::{Act, Law, Script, Scripted, Task, laws, laws_with_gauges},
     timeout::TimeoutLayer,
+    upload::UploadLayer,
     wire::TimeoutHeader,
 };
 
@@ -145,6 +146,8 @@ these_keep_to_the_laws! {
     identity: laws(IdentityLayer::new);
     /// Shows: X8
     identity_in_a_scope: laws(|| (ContextLayer::new(around()), IdentityLayer::new()));
+    upload: laws(|| UploadLayer::new(SECOND));
+    upload_around_a_limit: laws(|| (UploadLayer::new(SECOND), TimeoutLayer::new(MINUTE)));
     propagate: laws(PropagateLayer::new);
     /// Shows: O1, O2
     resource: laws_with_gauges(one_resource).stateful();

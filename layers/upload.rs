@@ -1,0 +1,339 @@
+//! Looks after the bodies of HTTP requests: a caller that sends too slowly is rejected, and its time is not the service's.
+//!
+//! Where the body of a request arrives while the service works on it (a reverse proxy, an upload), two faults look like those of the
+//! service and are not: a caller that stops sending, and a caller that sends slowly. This layer
+//!
+//! - ends a body that makes the service wait longer than `idle` for a frame, drops the call and rejects it with
+//!   [`Reason::UploadStalled`] (HTTP 408);
+//! - drops and rejects the call of a body that fails, because the caller broke off, with [`Reason::UploadFailed`] (HTTP 400);
+//! - keeps the time in which the service waits for the caller's bytes out of every limit *inside* of this layer. An upload may take an
+//!   hour under an attempt's limit of 10 s, as long as it goes on. The limit still ends a service that takes its own 10 s.
+//!
+//! Both rejections are [`Class::Ignored`](crate::Class::Ignored): no retry, no circuit breaker and no budget counts them. A call that is
+//! dropped while it waits for the caller's bytes (by a total outside, by a caller that hangs up) says nothing either, and neither does an
+//! error that the service returns when the body has failed.
+//!
+//! # Order
+//!
+//! Outside of the retry, the circuit breaker and the limits that the caller's time is to be kept out of, so around a whole
+//! [`ClientStack`](crate::stack::ClientStack); inside of a total that is to stay a total. A reverse proxy puts it outermost in the stack
+//! around its client, inside of what answers its own callers
+//! (`ServerStack > AnswerLayer > UploadLayer > ReplayLayer > ClientStack > client`). A limit of a server outside of it, such as
+//! `ServerStack`'s, is a total then: leave it out, or set it to the longest upload.
+//!
+//! # What counts
+//!
+//! The service waits for the caller while it has asked the body for a frame and has none. A service that does not ask, because it
+//! is slow to take what it has, uses its own time. The response's body is not looked at, and neither is the time before the response's
+//! first poll. `idle` still ends a body that is read after the response is there: then there is no call left to reject, and the reader gets the
+//! error, in which the rejection lies ([`Rejection::find`](crate::Rejection::find)).
+//!
+//! # Cancellation safety
+//!
+//! Dropping the response future drops the call.
+//!
+//! # Cost
+//!
+//! It needs no `S: Clone`. A request without a body costs nothing. One with a body costs one allocation, and each frame that has
+//! to be waited for two clock reads, a timer and a lock that only the call's own tasks take.
+//!
+//! # Examples
+//!
+//! ```
+//! use std::{convert::Infallible, time::Duration};
+//! use bytes::Bytes;
+//! use http::{Request, Response, StatusCode};
+//! use http_body::Frame;
+//! use http_body_util::{BodyExt, StreamBody};
+//! use tower::{ServiceBuilder, ServiceExt};
+//! use ziggurat::{Error, timeout::TimeoutLayer, upload::{UploadBody, UploadLayer}};
+//!
+//! type Streamed = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+//! let service = ServiceBuilder::new()
+//!     .layer(UploadLayer::new(Duration::from_secs(10)))
+//!     .layer(TimeoutLayer::new(Duration::from_secs(5)))
+//!     .map_err(Error::Service)
+//!     .service_fn(|req: Request<UploadBody<Streamed>>| async {
+//!         Ok::<_, Box<dyn std::error::Error + Send + Sync>>(Response::new(req.into_body().collect().await?.to_bytes().len()))
+//!     });
+//! let request = |pause: u64| {
+//!     let frames = futures_util::stream::unfold(0, move |sent| async move {
+//!         tokio::time::sleep(Duration::from_secs(pause)).await;
+//!         (sent < 9).then(|| (Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"more"))), sent + 1))
+//!     });
+//!     Request::put("/").body(StreamBody::new(frames).boxed_unsync()).unwrap()
+//! };
+//!
+//! // 90 seconds, in which the service waited for its caller.
+//! assert_eq!(*service.clone().oneshot(request(9)).await.unwrap().body(), 36);
+//!
+//! let outcome = service.oneshot(request(11)).await;
+//! assert_eq!(ziggurat::rejection(&outcome).unwrap().status(), StatusCode::REQUEST_TIMEOUT);
+//! # }
+//! ```
+
+use std::{
+    any::type_name,
+    error::Error as StdError,
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use http::Request;
+use http_body::Body;
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::{
+    Event, Reason, Reject, Rejection, Setting, Site, ambient,
+    body::{Guard, GuardBody, PollFrame},
+    caller::Caller,
+    clock::{self, Sleep},
+    telemetry::{site, site_setters},
+};
+
+/// Looks after the bodies of HTTP requests: see the [module](self).
+#[derive(Clone)]
+#[must_use]
+pub struct UploadLayer<L = Duration> {
+    idle: L,
+    site: Site,
+}
+
+impl<L> UploadLayer<L> {
+    /// How long the caller may make the service wait for a frame of the request's body, each time: a [`Duration`], or a function of the
+    /// request that returns one (or an `Option` of one, where `None` means that this layer leaves the request alone).
+    ///
+    /// Any duration is valid: with zero each frame has to be there at once, and [`Duration::MAX`] never ends.
+    pub fn new(idle: L) -> Self {
+        Self { idle, site: site!("upload") }
+    }
+
+    site_setters!();
+}
+
+impl<S, L: Clone> Layer<S> for UploadLayer<L> {
+    type Service = Upload<S, L>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Upload { inner, layer: self.clone() }
+    }
+}
+
+impl<L> fmt::Debug for UploadLayer<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UploadLayer").field("idle", &type_name::<L>()).field("site", &self.site).finish()
+    }
+}
+
+/// The service of [`UploadLayer`].
+#[derive(Debug, Clone)]
+pub struct Upload<S, L = Duration> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
+    inner: S,
+    layer: UploadLayer<L>,
+}
+
+/// The body of a request that a service inside of an [`UploadLayer`] gets. Its error is a boxed one: that of the body, or one with the
+/// rejection in it.
+pub type UploadBody<B> = GuardBody<B, Uploading>;
+
+impl<S, L, B> Service<Request<B>> for Upload<S, L>
+where
+    S: Service<Request<UploadBody<B>>>,
+    S::Error: Reject<S::Response>,
+    L: Setting<Request<B>, Duration>,
+    B: Body,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let idle = if request.body().is_end_stream() { None } else { self.layer.idle.get(&request) };
+        let mut caller = idle.map(|_| Caller::default());
+        let uploading = idle.zip(caller.clone()).map(|(idle, caller)| Uploading {
+            idle,
+            caller,
+            waits: false,
+            timer: None,
+            site: self.layer.site.clone(),
+        });
+        let request = request.map(|body| GuardBody::new(body, uploading));
+        let response = match &caller {
+            Some(_) => {
+                let _entered = ambient::enter(&mut caller);
+                self.inner.call(request)
+            }
+            None => self.inner.call(request),
+        };
+        ResponseFuture { response: Some(response), caller }
+    }
+}
+
+pin_project! {
+    /// The response future of [`Upload`].
+    #[must_use = "futures do nothing unless polled"]
+    pub struct ResponseFuture<F> {
+        // None: it was answered.
+        #[pin]
+        response: Option<F>,
+        // None: the request has no body, or none that is looked after.
+        caller: Option<Caller>,
+    }
+
+    impl<F> PinnedDrop for ResponseFuture<F> {
+        fn drop(this: Pin<&mut Self>) {
+            let mut this = this.project();
+            // Whatever judges the call inside can see whom it waits for.
+            let _entered = this.caller.is_some().then(|| ambient::enter(this.caller));
+            this.response.set(None);
+        }
+    }
+}
+
+impl<F, R, E> Future for ResponseFuture<F>
+where
+    F: Future<Output = Result<R, E>>,
+    E: Reject<R>,
+{
+    type Output = Result<R, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let Some(mut response) = this.response.as_mut().as_pin_mut() else {
+            panic!("upload::ResponseFuture polled after it was ready")
+        };
+        let Some(caller) = this.caller.clone() else {
+            let outcome = ready!(response.poll(cx));
+            this.response.set(None);
+            return Poll::Ready(outcome);
+        };
+        // First of all: what the service makes of a body that failed is not to be judged inside.
+        let mut failed = caller.poll_failure(cx.waker());
+        let _entered = ambient::enter(this.caller);
+        if failed.is_none() {
+            let polled = response.as_mut().poll(cx);
+            // It may have failed meanwhile. An answer of the service's is one all the same.
+            failed = caller.poll_failure(cx.waker());
+            match polled {
+                Poll::Ready(outcome) if outcome.is_ok() || failed.is_none() => {
+                    this.response.set(None);
+                    return Poll::Ready(outcome);
+                }
+                Poll::Pending if failed.is_none() => return Poll::Pending,
+                _ => {}
+            }
+        }
+        this.response.set(None);
+        match failed {
+            Some(rejection) => Poll::Ready(E::reject(rejection)),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl<F> fmt::Debug for ResponseFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("upload::ResponseFuture").field("caller", &self.caller).finish_non_exhaustive()
+    }
+}
+
+/// What [`UploadBody`] keeps with the request's body.
+pub struct Uploading {
+    idle: Duration,
+    caller: Caller,
+    /// Whether the service waits for a frame.
+    waits: bool,
+    // Boxed, so that a body that is never pending is not larger for it.
+    timer: Option<Pin<Box<Sleep>>>,
+    site: Site,
+}
+
+impl Uploading {
+    /// The body has no frame yet. Answers whether it made the service wait too long for it.
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.waits {
+            self.waits = true;
+            let now = clock::now();
+            self.caller.is_awaited(now);
+            match now.checked_add(self.idle) {
+                Some(end) => match &mut self.timer {
+                    Some(timer) => timer.as_mut().reset(end),
+                    None => self.timer = Some(Box::pin(clock::sleep_until(end))),
+                },
+                None => self.timer = None,
+            }
+        }
+        self.timer.as_mut().map_or(Poll::Pending, |timer| timer.as_mut().poll(cx))
+    }
+
+    fn stop_waiting(&mut self) {
+        if self.waits {
+            self.waits = false;
+            self.caller.is_heard(clock::now());
+        }
+    }
+
+    #[cold]
+    fn fail(&mut self, reason: Reason) -> Rejection {
+        let rejection = Rejection::new(&self.site, reason);
+        self.caller.has_failed(rejection.clone());
+        self.site.tell(Event::Rejected(&rejection));
+        rejection
+    }
+}
+
+impl<B> Guard<B> for Uploading
+where
+    B: Body,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
+    type Error = Box<dyn StdError + Send + Sync>;
+
+    fn poll_frame(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> PollFrame<B::Data, Self::Error> {
+        match body.poll_frame(cx) {
+            Poll::Pending => {
+                ready!(self.poll_idle(cx));
+                let rejection = self.fail(Reason::UploadStalled { idle: self.idle });
+                Poll::Ready(Reject::<()>::reject(rejection).err().map(Err))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                let error = error.into();
+                // A layer further out may have ended it.
+                match Rejection::find(&*error) {
+                    Some(rejection) => self.caller.has_failed(rejection.clone()),
+                    None => drop(self.fail(Reason::UploadFailed { message: error.to_string().into() })),
+                }
+                Poll::Ready(Some(Err(error)))
+            }
+            Poll::Ready(frame) => {
+                self.stop_waiting();
+                Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+            }
+        }
+    }
+}
+
+impl Drop for Uploading {
+    fn drop(&mut self) {
+        // Nobody waits for a body that is gone, however it went.
+        self.stop_waiting();
+    }
+}
+
+impl fmt::Debug for Uploading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Uploading").field("idle", &self.idle).field("caller", &self.caller).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,141 @@
+//! What a call knows of its caller, who may still be sending the request's body.
+
+use std::{
+    fmt, mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Waker,
+    time::Duration,
+};
+
+use crate::{
+    ambient,
+    clock::{self, Instant},
+    rejection::Rejection,
+};
+
+/// The caller of one call: how long the call has waited for its bytes, and whether it failed to send them.
+///
+/// The body of the request writes it, often on another task; the call reads it, and every limit of time inside of it. A clone is the
+/// same one.
+#[derive(Clone, Default)]
+pub(crate) struct Caller(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    /// In waits that are over.
+    waited: Duration,
+    /// When the wait began that goes on.
+    since: Option<Instant>,
+    failed: Option<Rejection>,
+    /// The task of the call.
+    task: Option<Waker>,
+    /// The limits that have passed but for the wait that goes on: they look again when it is over.
+    limits: Vec<Waker>,
+}
+
+impl State {
+    fn waited(&self, now: Instant) -> Duration {
+        let goes_on = self.since.map(|since| now.saturating_duration_since(since)).unwrap_or_default();
+        self.waited.saturating_add(goes_on)
+    }
+}
+
+impl Caller {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The call waits for the caller's bytes from now on.
+    pub(crate) fn is_awaited(&self, now: Instant) {
+        self.lock().since.get_or_insert(now);
+    }
+
+    /// That wait is over, if there was one.
+    pub(crate) fn is_heard(&self, now: Instant) {
+        let mut state = self.lock();
+        state.waited = state.waited(now);
+        state.since = None;
+        let limits = mem::take(&mut state.limits);
+        drop(state);
+        limits.into_iter().for_each(Waker::wake);
+    }
+
+    /// The caller failed to send the body, which is for the call to reject.
+    pub(crate) fn has_failed(&self, rejection: Rejection) {
+        let mut state = self.lock();
+        state.failed.get_or_insert(rejection);
+        let task = state.task.take();
+        drop(state);
+        task.into_iter().for_each(Waker::wake);
+    }
+
+    /// Why the caller failed, if it did; otherwise this task is woken if it does.
+    pub(crate) fn poll_failure(&self, waker: &Waker) -> Option<Rejection> {
+        let mut state = self.lock();
+        let mut before = None;
+        if state.failed.is_none() && !state.task.as_ref().is_some_and(|task| task.will_wake(waker)) {
+            before = state.task.replace(waker.clone());
+        }
+        let failed = state.failed.clone();
+        drop(state);
+        // No code of a user's runs under the lock.
+        drop(before);
+        failed
+    }
+
+    /// How much later than `since` the wait for the caller puts a limit off that has passed now; `None` if it goes on, and the limit is
+    /// woken when it is over.
+    fn put_off(&self, since: Duration, waker: &Waker) -> Option<Duration> {
+        let mut state = self.lock();
+        if state.since.is_none() {
+            return Some(state.waited.saturating_sub(since));
+        }
+        if !state.limits.iter().any(|limit| limit.will_wake(waker)) {
+            state.limits.push(waker.clone());
+        }
+        None
+    }
+}
+
+/// How long the current call has waited for its caller's bytes so far. Zero where nothing looks after them.
+pub(crate) fn waited() -> Duration {
+    match ambient::get::<Option<Caller>>() {
+        Some(caller) => caller.lock().waited(clock::now()),
+        None => Duration::ZERO,
+    }
+}
+
+/// How much a limit is put off that has passed now, and at whose start the call had waited `since`: see [`Caller::put_off`].
+#[cold]
+pub(crate) fn put_off(since: Duration, waker: &Waker) -> Option<Duration> {
+    match ambient::get::<Option<Caller>>() {
+        Some(caller) => caller.put_off(since, waker),
+        None => Some(Duration::ZERO),
+    }
+}
+
+/// Whether the current call waits for its caller's bytes, or will never get them: then what becomes of it says nothing about the service.
+#[cold]
+pub(crate) fn is_to_blame() -> bool {
+    ambient::get::<Option<Caller>>().is_some_and(|caller| {
+        let state = caller.lock();
+        state.since.is_some() || state.failed.is_some()
+    })
+}
+
+/// Whether the caller of the current call failed to send the request's body.
+#[cold]
+pub(crate) fn failed() -> bool {
+    ambient::get::<Option<Caller>>().is_some_and(|caller| caller.lock().failed.is_some())
+}
+
+impl fmt::Debug for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.lock();
+        f.debug_struct("Caller")
+            .field("waited", &state.waited)
+            .field("awaited", &state.since.is_some())
+            .field("failed", &state.failed)
+            .finish_non_exhaustive()
+    }
+}
