@@ -17,6 +17,7 @@ mod mistakes {
         Error,
         cache::CacheLayer,
         chaos::{ChaosLayer, Fault},
+        events::{EventBus, Lag},
         fallback::{Failed, FallbackLayer},
         retry::RetryLayer,
         stack::ClientStack,
@@ -153,6 +154,54 @@ mod mistakes {
         BoxCloneSyncService::new(service);
     }
 
+    #[derive(Clone)]
+    struct UserCreated;
+
+    #[cfg(mistake = "handler_of_a_reference")]
+    fn mistake() {
+        EventBus::new().on(async |_: &UserCreated| {}).detach();
+    }
+
+    #[cfg(mistake = "bounded_handler_of_a_reference")]
+    fn mistake() {
+        let handler = |user: &'static UserCreated| async move { drop(user.clone()) };
+        EventBus::new().on_with(1, Lag::Drop, handler).detach();
+    }
+
+    #[cfg(mistake = "published_reference")]
+    fn mistake() {
+        let event = UserCreated;
+        EventBus::new().publish(&event);
+    }
+
+    #[cfg(mistake = "published_reference_to_a_static")]
+    async fn mistake() {
+        static EVENT: UserCreated = UserCreated;
+        EventBus::new().publish_and_wait(&EVENT).await;
+    }
+
+    #[cfg(mistake = "published_and_joined_reference")]
+    async fn mistake() {
+        EventBus::new().publish_and_join(&UserCreated).await;
+    }
+
+    #[cfg(mistake = "none")]
+    async fn events_of_every_other_kind<E: Clone + Send + Sync + 'static, I>(event: E, items: I)
+    where
+        I: Iterator<Item: Clone + Send + Sync + 'static>,
+    {
+        let bus = EventBus::new();
+        bus.on(async |_: UserCreated| {}).detach();
+        bus.on(|_: UserCreated| async { io::Result::Ok(()) }).detach();
+        bus.on(|_: E| async {}).detach();
+        bus.on(|_: std::sync::Arc<UserCreated>| async {}).detach();
+        bus.publish("text");
+        bus.publish((1, Some(UserCreated)));
+        bus.publish_and_wait(event.clone()).await;
+        bus.publish_and_join(event).await;
+        items.for_each(|item| drop(bus.publish(item)));
+    }
+
     #[cfg(mistake = "none")]
     fn mistake() {
         let layer = TimeoutLayer::new(|_: &String| SECOND);
@@ -195,6 +244,8 @@ mod tests {
 
     #[test]
     fn a_mistake_is_answered_with_what_to_write() {
+        let a_reference: &[_] =
+            &["pass the event by value, not a reference", "PassTheEventByValueNotAReference> for &"];
         for (mistake, sentences) in [
             (
                 "no_map_err",
@@ -269,6 +320,11 @@ mod tests {
                 "rate_of_another_type",
                 &["give `.rate_by(..)` a closure that names its argument's type: `|req: &String| ..`"],
             ),
+            ("handler_of_a_reference", a_reference),
+            ("bounded_handler_of_a_reference", a_reference),
+            ("published_reference", a_reference),
+            ("published_reference_to_a_static", a_reference),
+            ("published_and_joined_reference", a_reference),
             ("answer_that_has_no_body", &["for any other response write `.discard(ziggurat::retry::Dropped)`"]),
         ] {
             let (compiles, said) = compile(mistake);

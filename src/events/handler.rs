@@ -54,7 +54,10 @@ where
         });
         match step.await {
             Ok(Step::Handled(None)) => {}
-            Ok(Step::Handled(Some(error))) | Err(error) => tell(&site, Event::HandlerFailed { of, error: &error }),
+            Ok(Step::Handled(Some(error))) | Err(error) => {
+                events.failed(&error);
+                tell(&site, Event::HandlerFailed { of, error: &error });
+            }
             Ok(Step::Lagged(lagged)) => tell(&site, Event::HandlerLagged { of, lagged }),
             Ok(Step::End) => return,
         }

@@ -13,7 +13,8 @@
 //! - **Nothing is left behind.** An event that nobody hears is dropped, and a type that nobody subscribes to takes no memory.
 //!
 //! **Cancellation.** Dropping a [`Subscription`] or a [`HandlerGuard`] unsubscribes. [`publish`](EventBus::publish) has nothing to cancel;
-//! [`publish_and_wait`](EventBus::publish_and_wait) that is dropped while it waits has told nobody.
+//! [`publish_and_wait`](EventBus::publish_and_wait) that is dropped while it waits has told nobody, and
+//! [`publish_and_join`](EventBus::publish_and_join) leaves the handlers of what it published to themselves.
 //!
 //! **Cost.** Publishing allocates once, whatever the number of subscribers, and not at all where nobody listens. Beyond that only
 //! queues allocate, which double where more events wait than ever before, and evictions from those that are full. It takes a lock of
@@ -56,18 +57,24 @@ use std::{
 
 use tokio::runtime::Handle;
 
+mod event_type;
 mod handler;
+mod joined;
 mod queue;
 mod subscription;
 mod topic;
 
 pub use self::{
+    event_type::EventType,
     handler::{Handled, HandlerGuard},
+    joined::Joined,
     queue::{Lag, Lagged},
     subscription::Subscription,
 };
 use self::{
+    event_type::refuse_references,
     handler::{Running, handle},
+    joined::Item,
     subscription::Seat,
     topic::{AnyTopic, Topic},
 };
@@ -133,6 +140,11 @@ impl EventBus {
     /// missed, and the stream tells how many were.
     ///
     /// On a bus that is closed the stream ends at once.
+    ///
+    /// # Panics
+    ///
+    /// If `E` is a reference to a sized type: see [`EventType`].
+    #[track_caller]
     pub fn subscribe<E: Clone + Send + Sync + 'static>(&self) -> Subscription<E> {
         self.subscribe_with(DEFAULT_CAPACITY, Lag::default())
     }
@@ -143,9 +155,10 @@ impl EventBus {
     ///
     /// # Panics
     ///
-    /// If `capacity` is zero.
+    /// If `capacity` is zero, or `E` is a reference to a sized type: see [`EventType`].
     #[track_caller]
     pub fn subscribe_with<E: Clone + Send + Sync + 'static>(&self, capacity: usize, lag: Lag) -> Subscription<E> {
+        refuse_references::<E>();
         assert!(capacity > 0, "capacity must be at least 1, not 0");
         let mut topics = self.inner.write();
         let is_closed = topics.is_closed;
@@ -166,7 +179,7 @@ impl EventBus {
             topic.enter(Arc::clone(&seat));
         }
         drop(topics);
-        Subscription { seat }
+        Subscription::new(seat)
     }
 
     /// Calls `handler` for each event of this type that is published from now on, for one after the other, on a task of its own,
@@ -179,15 +192,16 @@ impl EventBus {
     /// It may publish, subscribe and attach handlers itself. On a [scope's bus](crate::Scope::events) it is a task of that scope; on another
     /// one its task has no scope and no deadline: what it needs of them, the closure brings along ([`Scope::within`](crate::Scope::within)).
     ///
-    /// The event comes by value, because a future that borrows it could not go to a task.
+    /// The event comes by value, because a future that borrows it could not go to a task. A handler of a reference does not
+    /// [compile](EventType).
     ///
     /// # Panics
     ///
     /// Outside of a tokio runtime.
     #[track_caller]
-    pub fn on<E, F, Fut>(&self, handler: F) -> HandlerGuard
+    pub fn on<E, F, Fut, Form>(&self, handler: F) -> HandlerGuard
     where
-        E: Clone + Send + Sync + 'static,
+        E: EventType<Form> + Clone, // pass the event by value, not a reference: `|event: MyEvent|`
         F: FnMut(E) -> Fut + Send + 'static,
         Fut: Future<Output: Handled> + Send + 'static,
     {
@@ -202,9 +216,9 @@ impl EventBus {
     ///
     /// If `capacity` is zero, and outside of a tokio runtime.
     #[track_caller]
-    pub fn on_with<E, F, Fut>(&self, capacity: usize, lag: Lag, handler: F) -> HandlerGuard
+    pub fn on_with<E, F, Fut, Form>(&self, capacity: usize, lag: Lag, handler: F) -> HandlerGuard
     where
-        E: Clone + Send + Sync + 'static,
+        E: EventType<Form> + Clone, // pass the event by value, not a reference: `|event: MyEvent|`
         F: FnMut(E) -> Fut + Send + 'static,
         Fut: Future<Output: Handled> + Send + 'static,
     {
@@ -223,19 +237,83 @@ impl EventBus {
     ///
     /// A subscriber that lags is dealt with as it chose ([`Lag`]); one that is dropped for it does not count. On a bus that is closed
     /// nobody hears it: the answer is 0.
-    pub fn publish<E: Send + Sync + 'static>(&self, event: E) -> usize {
+    ///
+    /// A reference to an event does not [compile](EventType).
+    ///
+    /// # Panics
+    ///
+    /// If `E` is a reference to a sized type all the same: as the argument of a type parameter of the caller.
+    #[track_caller]
+    pub fn publish<E, Form>(&self, event: E) -> usize
+    where
+        E: EventType<Form>, // pass the event by value, not a reference
+    {
+        refuse_references::<E>();
         self.inner.topic().map_or(0, |topic| topic.publish(event))
     }
 
-    /// The same, once all subscribers with [`Lag::Block`] have room. Others are not waited for.
+    /// Publishes the event once all subscribers with [`Lag::Block`] have room. Others are not waited for.
     ///
-    /// Those who wait publish in turn. Dropped while it waits, nobody has heard the event. A bus that is closed meanwhile ends the wait:
-    /// the answer is 0.
-    pub async fn publish_and_wait<E: Send + Sync + 'static>(&self, event: E) -> usize {
-        match self.inner.topic() {
-            Some(topic) => topic.publish_and_wait(event).await,
-            None => 0,
+    /// Publishers that wait publish in turn. Dropped while it waits, no subscriber has heard the event. A bus that is closed meanwhile
+    /// ends the wait: the answer is 0. [`publish_and_join`](Self::publish_and_join) also waits until the event is handled.
+    ///
+    /// # Panics
+    ///
+    /// As [`publish`](Self::publish) does.
+    pub async fn publish_and_wait<E, Form>(&self, event: E) -> usize
+    where
+        E: EventType<Form>, // pass the event by value, not a reference
+    {
+        refuse_references::<E>();
+        self.give(Item::new(event)).await
+    }
+
+    /// Publishes the event once all subscribers with [`Lag::Block`] have room, and waits until all subscribers have handled it.
+    ///
+    /// A handler has handled the event when its future has ended, whatever with: errors and panics are reported as always, and
+    /// returned. A [`Subscription`] has handled it when it asks for the next event. Subscribers that are dropped, detached, or miss the event
+    /// are not waited for.
+    ///
+    /// Dropped before the event is published, no subscriber has heard it; dropped afterwards, the handlers go on.
+    ///
+    /// A handler that joins an event of a type that it handles itself waits for itself, for ever: it handles one event after the other.
+    ///
+    /// ```
+    /// # use ziggurat::EventBus;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// #[derive(Clone)]
+    /// struct OrderPlaced(u32);
+    ///
+    /// let bus = EventBus::new();
+    /// bus.on(|OrderPlaced(id)| async move { if id == 0 { Err("there is no such order") } else { Ok(()) } }).detach();
+    ///
+    /// assert!(bus.publish_and_join(OrderPlaced(7)).await.failures().is_empty());
+    /// assert_eq!(bus.publish_and_join(OrderPlaced(0)).await.failures(), ["there is no such order"]);
+    /// # }
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// As [`publish`](Self::publish) does.
+    pub async fn publish_and_join<E, Form>(&self, event: E) -> Joined
+    where
+        E: EventType<Form>, // pass the event by value, not a reference
+    {
+        refuse_references::<E>();
+        let (item, failures) = Item::joined(event);
+        let heard = self.give(item).await;
+        Joined { heard, failures: failures.all().await }
+    }
+
+    async fn give<E: Send + Sync + 'static>(&self, mut event: Item<E>) -> usize {
+        // A subscriber that leaves and comes back may be alone in a topic of its own.
+        while let Some(topic) = self.inner.topic() {
+            match topic.publish_and_wait(event).await {
+                Ok(heard) => return heard,
+                Err(back) => event = back,
+            }
         }
+        0
     }
 
     /// Closes the bus, for all clones: streams end after what waits for them, and handlers too. Once more does nothing.

@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 
 use super::{
     Inner,
+    joined::{Item, Receipt},
     queue::{Lag, Lagged, Next, Queue},
 };
 use crate::caught::undisturbed;
@@ -29,7 +30,7 @@ pub(super) struct Seat<E> {
 }
 
 pub(super) struct Line<E> {
-    pub(super) queue: Queue<Arc<E>>,
+    pub(super) queue: Queue<Item<E>>,
     pub(super) waiting: Option<Waker>,
 }
 
@@ -51,7 +52,7 @@ impl<E> Seat<E> {
     }
 
     /// The next that is there. If nothing is, `waker` is left to be woken.
-    fn next(&self, waker: Option<Waker>) -> Next<Arc<E>> {
+    fn next(&self, waker: Option<Waker>) -> Next<Item<E>> {
         let mut line = self.line();
         let blocked = line.queue.blocks();
         let next = line.queue.pop();
@@ -92,10 +93,28 @@ impl<E: Send + Sync + 'static> Leave for Seat<E> {
 /// They come in the order in which they were published. An item is an error where the subscriber was too slow, and says what that
 /// cost: see [`Lag`]. The stream ends after its backlog when the bus is closed, or the last clone of it is gone.
 ///
+/// A publisher that [waits until its event is handled](super::EventBus::publish_and_join) takes it for handled when this subscriber asks
+/// for the next one, or is dropped.
+///
 /// Dropping it unsubscribes, and touches no other subscriber.
 #[must_use = "a subscription that is dropped hears nothing"]
 pub struct Subscription<E: Send + Sync + 'static> {
     pub(super) seat: Arc<Seat<E>>,
+    /// Of the event that was taken last.
+    receipt: Option<Receipt>,
+}
+
+impl<E: Send + Sync + 'static> Subscription<E> {
+    pub(super) fn new(seat: Arc<Seat<E>>) -> Self {
+        Self { seat, receipt: None }
+    }
+
+    /// Tells the publisher, if it waits, that the event which was taken last was not handled.
+    pub(super) fn failed(&self, error: &str) {
+        if let Some(receipt) = &self.receipt {
+            receipt.failed(error);
+        }
+    }
 }
 
 impl<E: Clone + Send + Sync + 'static> Subscription<E> {
@@ -114,14 +133,18 @@ impl<E: Clone + Send + Sync + 'static> Subscription<E> {
 impl<E: Clone + Send + Sync + 'static> Stream for Subscription<E> {
     type Item = Result<E, Lagged>;
 
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.receipt = None;
         let next = match self.seat.next(None) {
             Next::Nothing => self.seat.next(Some(cx.waker().clone())),
             next => next,
         };
         match next {
             // The copy is made here, on the time of this subscriber; the last one gets the event itself.
-            Next::Event(event) => Poll::Ready(Some(Ok(Arc::unwrap_or_clone(event)))),
+            Next::Event(Item { event, receipt }) => {
+                self.receipt = receipt;
+                Poll::Ready(Some(Ok(Arc::unwrap_or_clone(event))))
+            }
             Next::Lagged(lagged) => Poll::Ready(Some(Err(lagged))),
             Next::End => Poll::Ready(None),
             Next::Nothing => Poll::Pending,

@@ -12,6 +12,7 @@ use std::{
 use tokio::sync::Notify;
 
 use super::{
+    joined::Item,
     queue::Pushed,
     subscription::{Line, Seat},
 };
@@ -20,22 +21,37 @@ use crate::caught::undisturbed;
 type Seats<E> = Arc<Vec<Arc<Seat<E>>>>;
 
 pub(super) struct Topic<E> {
-    /// Changed in place, and copied only while somebody is still waking those who were told.
-    seats: Mutex<Seats<E>>,
+    seated: Mutex<Seated<E>>,
     /// Who publishes and waits does so in turn, and the one whose turn it is hears here that there may be room.
     turn: tokio::sync::Mutex<()>,
     room: Arc<Notify>,
 }
 
+struct Seated<E> {
+    /// Changed in place, and copied only while somebody is still waking those who were told.
+    seats: Seats<E>,
+    /// The last subscriber has left: whoever subscribes next enters another topic.
+    is_left: bool,
+}
+
+/// Nobody was given the event.
+enum Refused<E> {
+    /// A subscriber that is to be waited for has no room.
+    NoRoom(Item<E>),
+    /// All subscribers have left. The bus may have another topic for the type by now.
+    Left(Item<E>),
+}
+
 impl<E> Default for Topic<E> {
     fn default() -> Self {
-        Self { seats: Mutex::default(), turn: tokio::sync::Mutex::default(), room: Arc::default() }
+        let seated = Mutex::new(Seated { seats: Arc::default(), is_left: false });
+        Self { seated, turn: tokio::sync::Mutex::default(), room: Arc::default() }
     }
 }
 
 impl<E> Topic<E> {
-    fn lock(&self) -> MutexGuard<'_, Seats<E>> {
-        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Seated<E>> {
+        self.seated.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn room(&self) -> Arc<Notify> {
@@ -43,54 +59,64 @@ impl<E> Topic<E> {
     }
 
     pub(super) fn enter(&self, seat: Arc<Seat<E>>) {
-        let mut seats = self.lock();
+        let Seated { seats, .. } = &mut *self.lock();
         seat.place.store(seats.len(), Relaxed);
-        Arc::make_mut(&mut *seats).push(seat);
+        Arc::make_mut(seats).push(seat);
     }
 
-    /// Answers whether nobody is left.
+    /// Answers whether nobody is left. Then the bus forgets the topic.
     pub(super) fn leave(&self, seat: &Arc<Seat<E>>) -> bool {
-        let mut seats = self.lock();
+        let Seated { seats, is_left } = &mut *self.lock();
         let place = seat.place.load(Relaxed);
         if seats.get(place).is_some_and(|other| Arc::ptr_eq(other, seat)) {
-            let seats = Arc::make_mut(&mut *seats);
+            let seats = Arc::make_mut(seats);
             seats.swap_remove(place);
             if let Some(moved) = seats.get(place) {
                 moved.place.store(place, Relaxed);
             }
         }
-        seats.is_empty()
+        *is_left = seats.is_empty();
+        *is_left
     }
 
     /// Gives the event to everybody; answers how many took it.
     pub(super) fn publish(&self, event: E) -> usize {
-        self.give(Arc::new(event), false).unwrap_or_default()
+        self.give(Item::new(event), false).unwrap_or_default()
     }
 
     /// The same as soon as nobody who is to be waited for is without room. Dropped before, nobody was given it.
-    pub(super) async fn publish_and_wait(&self, event: E) -> usize {
-        let mut event = Arc::new(event);
-        let _turn = self.turn.lock().await;
+    ///
+    /// # Errors
+    ///
+    /// The event, if all subscribers have left.
+    pub(super) async fn publish_and_wait(&self, mut event: Item<E>) -> Result<usize, Item<E>> {
+        let _turn = Turn(Some(self.turn.lock().await));
         loop {
             match self.give(event, true) {
-                Ok(heard) => return heard,
-                Err(back) => event = back,
+                Ok(heard) => return Ok(heard),
+                Err(Refused::NoRoom(back)) => event = back,
+                Err(Refused::Left(back)) => return Err(back),
             }
             self.room.notified().await;
         }
     }
 
-    /// # Errors
-    ///
-    /// The event: somebody who is to be waited for has no room, and nobody was given it.
-    fn give(&self, event: Arc<E>, wait: bool) -> Result<usize, Arc<E>> {
+    fn give(&self, event: Item<E>, wait: bool) -> Result<usize, Refused<E>> {
         let (mut heard, mut is_awaited) = (0, false);
         // Allocates only if somebody lags. Of the refused, which are all the same event, one is enough to drop the others early.
         let mut missed = Vec::new();
         let mut refused = None;
-        let seats = self.lock();
+        let seated = self.lock();
+        if wait && seated.is_left {
+            return Err(Refused::Left(event));
+        }
+        let seats = &seated.seats;
+        if seats.is_empty() {
+            drop(seated);
+            return Ok(0);
+        }
         if wait && seats.iter().any(|seat| seat.line().queue.blocks()) {
-            return Err(event);
+            return Err(Refused::NoRoom(event));
         }
         let copies = repeat_n(event, seats.len());
         for (seat, event) in seats.iter().zip(copies) {
@@ -105,11 +131,21 @@ impl<E> Topic<E> {
                 Pushed::Refused(event) => refused = Some(event),
             }
         }
-        let told = is_awaited.then(|| Arc::clone(&seats));
-        drop(seats);
+        let told = is_awaited.then(|| Arc::clone(seats));
+        drop(seated);
         told.iter().flat_map(|seats| seats.iter()).for_each(|seat| seat.wake());
         drop((missed, refused));
         Ok(heard)
+    }
+}
+
+/// Its end wakes the next publisher, whose waker disturbs nobody.
+struct Turn<'a>(Option<tokio::sync::MutexGuard<'a, ()>>);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let turn = self.0.take();
+        undisturbed(|| drop(turn));
     }
 }
 
@@ -121,7 +157,7 @@ pub(super) trait AnyTopic: Any + Send + Sync {
 
 impl<E: Send + Sync + 'static> AnyTopic for Topic<E> {
     fn close(&self) {
-        let seats = std::mem::take(&mut *self.lock());
+        let seats = std::mem::take(&mut self.lock().seats);
         for seat in seats.iter() {
             seat.line().queue.close();
             seat.wake();

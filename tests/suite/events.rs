@@ -434,6 +434,55 @@ fn a_wait_for_room_ends_with_the_subscriber_that_has_none_and_with_the_bus() {
     }
 }
 
+/// The subscriber that has no room leaves and subscribes anew: the publishers that waited for it reach it, in their order.
+///
+/// Shows: E3
+#[test]
+fn who_waits_to_publish_reaches_a_subscriber_that_leaves_and_comes_back() {
+    let bus = EventBus::new();
+    let leaves = bus.subscribe_with::<OrderPlaced>(1, Lag::Block);
+    bus.publish(OrderPlaced(0));
+    let mut waiting = [1, 2].map(|id| Task::new(bus.publish_and_wait(OrderPlaced(id))));
+    assert!(waiting.iter_mut().all(|task| task.poll().is_pending()));
+    drop(leaves);
+    let mut back = bus.subscribe_with::<OrderPlaced>(1, Lag::Block);
+    assert_eq!(waiting[0].poll(), Poll::Ready(1));
+    assert!(waiting[1].poll().is_pending());
+    assert_eq!(next(&mut back), Ok(OrderPlaced(1)));
+    assert_eq!(waiting[1].poll(), Poll::Ready(1));
+    assert_eq!(next(&mut back), Ok(OrderPlaced(2)));
+    // Nobody comes back: nobody hears it, and the wait ends.
+    bus.publish(OrderPlaced(3));
+    let mut alone = Task::new(bus.publish_and_wait(OrderPlaced(4)));
+    assert!(alone.poll().is_pending());
+    drop(back);
+    assert_eq!(alone.poll(), Poll::Ready(0));
+}
+
+/// The compiler refuses a reference where it sees one. It does not where a type parameter stands for it.
+///
+/// Shows: E1
+#[test]
+fn a_reference_is_refused_behind_a_type_parameter_too() {
+    fn publish<E: Clone + Send + Sync + 'static>(bus: &EventBus, event: E) -> usize {
+        bus.publish(event)
+    }
+    static PLACED: OrderPlaced = OrderPlaced(1);
+    let bus = EventBus::new();
+    let refused = [
+        catch_unwind(AssertUnwindSafe(|| publish(&bus, &PLACED))).unwrap_err(),
+        catch_unwind(AssertUnwindSafe(|| bus.subscribe::<&OrderPlaced>())).unwrap_err(),
+    ];
+    for panic in refused {
+        let message = panic.downcast_ref::<String>().unwrap();
+        assert!(message.starts_with("pass the event by value, not a reference") && message.contains("OrderPlaced"));
+    }
+    // What contains a reference is a value, and so is a text.
+    let _texts = bus.subscribe::<&'static str>();
+    let _others = (bus.subscribe::<Option<&OrderPlaced>>(), bus.subscribe::<&'static [OrderPlaced]>());
+    assert_eq!(publish(&bus, Some(&PLACED)) + publish(&bus, "text") + publish(&bus, Box::new(1)), 2);
+}
+
 /// Shows: E4
 #[tokio::test]
 async fn streams_end_after_their_backlog_when_the_bus_is_closed() {
@@ -661,12 +710,12 @@ async fn many_publishers_are_heard_by_all_in_one_order_while_others_come_and_go(
         });
     }
     let mut tasks = JoinSet::new();
-    for publisher in 0..4 {
+    for publisher in 0..4_u32 {
         let (publishes, begin) = (bus.clone(), Arc::clone(&start));
         tasks.spawn(async move {
             begin.wait().await;
-            for number in 0..500 {
-                assert!(publishes.publish_and_wait::<(u32, u32)>((publisher, number)).await >= 4);
+            for number in 0..500_u32 {
+                assert!(publishes.publish_and_wait((publisher, number)).await >= 4);
             }
         });
         let (bus, begin) = (bus.clone(), Arc::clone(&start));
@@ -684,7 +733,7 @@ async fn many_publishers_are_heard_by_all_in_one_order_while_others_come_and_go(
         let bus = bus.clone();
         async move {
             loop {
-                bus.publish::<(u32, u32)>((4, 0));
+                bus.publish((4_u32, 0_u32));
                 tokio::task::yield_now().await;
             }
         }
@@ -698,7 +747,7 @@ async fn many_publishers_are_heard_by_all_in_one_order_while_others_come_and_go(
     let mut all = listeners.join_all().await;
     let one = all.pop().unwrap();
     assert!(all.iter().all(|other| *other == one), "in one order");
-    for publisher in 0..4 {
+    for publisher in 0..4_u32 {
         let numbers: Vec<_> = one.iter().filter(|event| event.0 == publisher).map(|event| event.1).collect();
         assert_eq!(numbers, (0..500).collect::<Vec<_>>());
     }

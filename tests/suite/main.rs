@@ -14,6 +14,7 @@ mod concurrent;
 mod context;
 mod drain;
 mod events;
+mod events_joined;
 mod fallback;
 mod faulty_layers;
 mod grpc;
