@@ -20,6 +20,7 @@ thread_local! {
     static MEMBER: Cell<Option<Member>> = const { Cell::new(None) };
     static UNSENT: Cell<Unsent> = const { Cell::new(Unsent(false)) };
     static CALLER: Cell<Option<Caller>> = const { Cell::new(None) };
+    static HAD_ITS_TIME: Cell<HadItsTime> = const { Cell::new(HadItsTime(false)) };
 }
 
 /// A value that has its place in the surroundings.
@@ -70,6 +71,17 @@ impl Slot for Unsent {
     #[inline]
     fn place() -> &'static LocalKey<Cell<Self>> {
         &UNSENT
+    }
+}
+
+/// Whether the call that was just dropped had all the time that a limit beneath gives to it: the service was given its chance.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct HadItsTime(pub(crate) bool);
+
+impl Slot for HadItsTime {
+    #[inline]
+    fn place() -> &'static LocalKey<Cell<Self>> {
+        &HAD_ITS_TIME
     }
 }
 

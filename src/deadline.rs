@@ -135,6 +135,20 @@ pub(crate) fn has_passed() -> bool {
     passed(ambient::get::<Limit>()) || passed(ambient::get::<Told>().0)
 }
 
+/// Whether work that begins now begins too late for `surrounding`, or for a deadline that is only told. Reads the clock only if one of them
+/// has started.
+///
+/// A limit that ends at this very moment is not too late: a limit of zero lets a ready response through.
+#[inline]
+pub(crate) fn is_too_late(surrounding: Limit) -> bool {
+    let told = ambient::get::<Told>().0;
+    if surrounding.is_pending() && told.is_pending() {
+        return false;
+    }
+    let now = Limit::at(clock::now());
+    (!surrounding.is_pending() && surrounding < now) || (!told.is_pending() && told <= now)
+}
+
 /// An instant that nobody ends the work by; only timeouts inside do.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Told(pub(crate) Limit);
@@ -188,6 +202,12 @@ impl Limit {
         self.0 < INSTANTS
     }
 
+    /// Whether it has not started, or is none.
+    #[inline]
+    fn is_pending(self) -> bool {
+        self.is_unstarted() || self == Self::NONE
+    }
+
     /// How long it is, if it has not started.
     pub(crate) fn duration(self) -> Option<Duration> {
         self.is_unstarted().then(|| Duration::from_nanos(self.0))
@@ -195,7 +215,7 @@ impl Limit {
 
     /// When it ends, if it has started.
     pub(crate) fn instant(self) -> Option<Instant> {
-        if self.is_unstarted() || self == Self::NONE {
+        if self.is_pending() {
             return None;
         }
         let origin = clock::first_asked();

@@ -10,7 +10,7 @@ use std::{
 use pin_project_lite::pin_project;
 
 use crate::{
-    ambient::{self, Entered},
+    ambient::{self, Entered, HadItsTime},
     caller,
     clock::{self, Sleep},
     deadline::{Limit, Told},
@@ -28,17 +28,70 @@ pub(crate) fn started(before: Limit, inside: Limit) -> Option<Limit> {
     (before.is_unstarted() && !inside.is_unstarted()).then(|| inside.since(before))
 }
 
-/// Nobody else would end a call by a deadline that it was only told: so the limit does, if it would end later, and nothing outside ends
-/// sooner.
-pub(crate) fn adopt_told(limit: &mut Limit, own: &mut Limit, outer: Limit) -> bool {
-    let Told(told) = ambient::get();
-    let adopts = *own != Limit::NONE && told < *own && told < outer;
-    if adopts {
-        let start = own.since(*limit);
-        *limit = told.since(start);
-        *own = told;
+/// A limit of time on its way: as it was set, when it ends, and whether it ends a call by a deadline that is not its own.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clock {
+    /// As it was set.
+    pub(crate) limit: Limit,
+    /// The limit too, until it has started; then when the work ends: with the limit, or with an earlier deadline that it was told of.
+    pub(crate) own: Limit,
+    /// When the limit would end, if the work ends earlier by a deadline that it was told of.
+    full: Limit,
+}
+
+impl Clock {
+    /// `own` is the limit too, or when it ends if it has started already.
+    #[inline]
+    pub(crate) fn new(limit: Limit, own: Limit) -> Self {
+        Self { limit, own, full: Limit::NONE }
     }
-    adopts
+
+    /// Nothing else ends the work by a deadline that it was only told of: so this limit does, if it ends later, and nothing outside ends
+    /// sooner.
+    pub(crate) fn adopt_told(&mut self, outer: Limit) -> bool {
+        let Told(told) = ambient::get();
+        let adopts = self.own != Limit::NONE && told < self.own && told < outer;
+        if adopts {
+            self.full = self.full.min(self.own);
+            self.own = told;
+        }
+        adopts
+    }
+
+    /// Whether the work ends with the limit itself, and not by an earlier deadline that it was told of.
+    fn is_its_own(&self) -> bool {
+        self.full == Limit::NONE
+    }
+
+    /// How the work ended, if it ends by this clock.
+    pub(crate) fn expired(&self) -> Expired {
+        if self.is_its_own() {
+            return Expired::Limit(self.limit.duration().unwrap_or(Duration::MAX));
+        }
+        let start = self.full.since(self.limit);
+        Expired::Deadline { after: Some(self.own.since(start).duration().unwrap_or_default()) }
+    }
+
+    /// While the work is dropped before it ended: notes in the surroundings whether it had all of the limit by then.
+    #[cold]
+    pub(crate) fn note_whether_it_had_its_time(&self) {
+        let end = if self.is_its_own() { self.own } else { self.full };
+        if end.instant().is_some_and(|end| end <= clock::now()) {
+            ambient::set(HadItsTime(true));
+        }
+    }
+}
+
+/// Why a future was given up. It was dropped before this was said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Expired {
+    /// It took longer than its own limit.
+    Limit(Duration),
+    /// A deadline that surrounds it passed.
+    Deadline {
+        /// How long the work had until then; `None` if the deadline had passed before the work began.
+        after: Option<Duration>,
+    },
 }
 
 pin_project! {
@@ -51,9 +104,7 @@ pin_project! {
         // None: it has ended, or the limit has passed.
         #[pin]
         future: Option<F>,
-        // As it was set; and, once it has started, when it ends.
-        limit: Limit,
-        own: Limit,
+        clock: Clock,
         #[pin]
         timer: Option<Sleep>,
         // How long the call had waited for its caller's bytes when the limit started.
@@ -64,52 +115,52 @@ pin_project! {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
             // Whatever cleans up can see whether its deadline has passed.
-            if this.future.is_some() && !this.own.is_unstarted() {
+            if this.future.is_some() && !this.clock.own.is_unstarted() {
                 let mut inside = Limit::NONE;
-                let _entered = enter(this.own, &mut inside);
+                let entered = enter(&mut this.clock.own, &mut inside);
                 this.future.set(None);
+                drop(entered);
+                this.clock.note_whether_it_had_its_time();
             }
         }
     }
 }
 
-/// The limit has passed: the future was dropped.
-pub(crate) struct Expired(pub(crate) Limit);
-
 impl<F> Limited<F> {
-    /// `own` is the limit too, or when it ends if it has started already.
     #[inline]
-    pub(crate) fn new(future: F, limit: Limit, own: Limit) -> Self {
-        let waited = if own == Limit::NONE || own.is_unstarted() { Duration::ZERO } else { caller::waited() };
-        Self { future: Some(future), limit, own, timer: None, waited }
+    pub(crate) fn new(future: F, clock: Clock) -> Self {
+        let waited =
+            if clock.own == Limit::NONE || clock.own.is_unstarted() { Duration::ZERO } else { caller::waited() };
+        Self { future: Some(future), clock, timer: None, waited }
     }
 
-    /// The limit as it was set.
-    pub(crate) fn limit(&self) -> Limit {
-        self.limit
+    /// Work that does not begin, because a deadline that surrounds it has passed.
+    pub(crate) fn too_late() -> Self {
+        Self { future: None, clock: Clock::new(Limit::NONE, Limit::NONE), timer: None, waited: Duration::ZERO }
     }
 
-    /// When it ends, if it has started.
-    pub(crate) fn own(&self) -> Limit {
-        self.own
+    /// Its limit.
+    pub(crate) fn clock(&self) -> Clock {
+        self.clock
     }
 
     /// The future is pending: starts the clock if it does not run yet. Answers whether this limit is the one to end it.
     fn start(self: Pin<&mut Self>, entered: &mut Entered<'_, Limit>) -> bool {
         let this = self.project();
-        let asked = started((*this.own).min(*entered.outer), ambient::get());
-        if asked.is_some() || this.own.is_unstarted() {
+        let own = &mut this.clock.own;
+        let asked = started((*own).min(*entered.outer), ambient::get());
+        if asked.is_some() || own.is_unstarted() {
             let start = asked.unwrap_or_else(|| Limit::at(clock::now()));
-            *this.own = this.own.started(start);
+            *own = own.started(start);
             *this.waited = caller::waited();
             *entered.outer = entered.outer.started(start);
-            ambient::set((*this.own).min(*entered.outer));
+            ambient::set((*own).min(*entered.outer));
         }
-        if adopt_told(this.limit, this.own, *entered.outer) {
-            ambient::set(*this.own);
+        if this.clock.adopt_told(*entered.outer) {
+            ambient::set(this.clock.own);
         }
         // Of two that end together the outer one does: its end is the request's.
-        *this.own < *entered.outer
+        this.clock.own < *entered.outer
     }
 }
 
@@ -120,10 +171,11 @@ impl<F: Future> Future for Limited<F> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.as_mut().project();
         let mut inside = Limit::NONE;
-        let mut entered = enter(this.own, &mut inside);
-        if let Some(future) = this.future.as_mut().as_pin_mut()
-            && let Poll::Ready(output) = future.poll(cx)
-        {
+        let mut entered = enter(&mut this.clock.own, &mut inside);
+        let Some(future) = this.future.as_mut().as_pin_mut() else {
+            return Poll::Ready(Err(Expired::Deadline { after: None }));
+        };
+        if let Poll::Ready(output) = future.poll(cx) {
             this.future.set(None);
             return Poll::Ready(Ok(output));
         }
@@ -131,7 +183,7 @@ impl<F: Future> Future for Limited<F> {
             return Poll::Pending;
         }
         let mut this = self.project();
-        if let Some(end) = this.own.instant() {
+        if let Some(end) = this.clock.own.instant() {
             if this.timer.is_none() {
                 this.timer.set(Some(clock::sleep_until(end)));
             }
@@ -141,14 +193,16 @@ impl<F: Future> Future for Limited<F> {
                     timer.as_mut().reset(end);
                 }
                 ready!(timer.poll(cx));
-                // The time in which the service waited for its caller's bytes is not its own. If it goes on, its end wakes this task.
-                let later = match caller::put_off(*this.waited, cx.waker()) {
-                    Some(later) => later,
-                    None => return Poll::Pending,
+                // The time in which the service waited for its caller's bytes is not its own, unless it is the caller's deadline that has
+                // passed. If the wait goes on, its end wakes this task.
+                let later = match this.clock.is_its_own().then(|| caller::put_off(*this.waited, cx.waker())) {
+                    Some(Some(later)) => later,
+                    Some(None) => return Poll::Pending,
+                    None => Duration::ZERO,
                 };
                 if !later.is_zero() {
                     *this.waited += later;
-                    *this.own = end.checked_add(later).map_or(Limit::NONE, Limit::at);
+                    this.clock.own = end.checked_add(later).map_or(Limit::NONE, Limit::at);
                     // What is inside has to learn that it has more time, too.
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
@@ -157,6 +211,6 @@ impl<F: Future> Future for Limited<F> {
         }
         // Dropped while the limit is in place, so that whatever cleans up can see that its deadline has passed.
         this.future.set(None);
-        Poll::Ready(Err(Expired(*this.limit)))
+        Poll::Ready(Err(this.clock.expired()))
     }
 }

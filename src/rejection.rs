@@ -35,6 +35,11 @@ pub enum Reason {
         /// The limit that was exceeded.
         limit: Duration,
     },
+    /// The deadline that surrounds the call passed: an outer limit or the caller's own, and not a limit of this layer.
+    DeadlineExceeded {
+        /// How long the service had until then; `None` if the deadline had passed before the call was sent.
+        after: Option<Duration>,
+    },
     /// A circuit breaker lets no call through at the moment.
     CircuitOpen,
     /// As many calls as allowed are in flight, and no more may wait, or this one has waited too long.
@@ -76,12 +81,13 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// One word for it, as it stands in events, labels and metrics: `"timed_out"`, `"circuit_open"`, `"overloaded"`,
+    /// One word for it, as it stands in events, labels and metrics: `"timed_out"`, `"deadline_exceeded"`, `"circuit_open"`, `"overloaded"`,
     /// `"rate_limited"`, `"shared"`, `"injected"`, `"exhausted"`, `"unavailable"`, `"upload_stalled"` or `"upload_failed"`.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::TimedOut { .. } => "timed_out",
+            Self::DeadlineExceeded { .. } => "deadline_exceeded",
             Self::CircuitOpen => "circuit_open",
             Self::Overloaded { .. } => "overloaded",
             Self::RateLimited => "rate_limited",
@@ -167,10 +173,11 @@ impl Rejection {
         self.inner.suppressed.as_deref()
     }
 
-    /// Whether a limit of time was exceeded.
+    /// Whether a limit of time ended the call: the layer's own ([`Reason::TimedOut`]), or the surrounding deadline
+    /// ([`Reason::DeadlineExceeded`]).
     #[must_use]
     pub fn is_timed_out(&self) -> bool {
-        matches!(self.inner.reason, Reason::TimedOut { .. })
+        matches!(self.inner.reason, Reason::TimedOut { .. } | Reason::DeadlineExceeded { .. })
     }
 
     /// Whether a circuit breaker was open.
@@ -188,8 +195,8 @@ impl Rejection {
     /// What this rejection says about the service beneath the layer that rejected.
     ///
     /// Too slow is a transient failure, and so is a resource that could not be had. An open circuit is a failure that no retry
-    /// helps. A local limit says nothing about the service, nor does a pool that is empty, nor a
-    /// caller that does not send what it began. A shared failure is what the original was.
+    /// helps. A local limit says nothing about the service, nor does a pool that is empty, nor a caller that does not send what it began, nor a
+    /// deadline that the caller brought: it may have left the service no time. A shared failure is what the original was.
     #[must_use]
     pub fn class(&self) -> Class {
         match self.inner.reason {
@@ -197,7 +204,10 @@ impl Rejection {
                 Class::Failure { transient: true, retry_after: self.inner.retry_after }
             }
             Reason::CircuitOpen => Class::Failure { transient: false, retry_after: self.inner.retry_after },
-            Reason::Overloaded { .. } | Reason::RateLimited | Reason::Exhausted { .. } => Class::Ignored,
+            Reason::DeadlineExceeded { .. }
+            | Reason::Overloaded { .. }
+            | Reason::RateLimited
+            | Reason::Exhausted { .. } => Class::Ignored,
             Reason::UploadStalled { .. } | Reason::UploadFailed { .. } => Class::Ignored,
             Reason::Shared { class, .. } => class,
         }
@@ -208,7 +218,7 @@ impl Rejection {
     #[must_use]
     pub fn status(&self) -> StatusCode {
         match self.inner.reason {
-            Reason::TimedOut { .. } => StatusCode::GATEWAY_TIMEOUT,
+            Reason::TimedOut { .. } | Reason::DeadlineExceeded { .. } => StatusCode::GATEWAY_TIMEOUT,
             Reason::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Reason::UploadStalled { .. } => StatusCode::REQUEST_TIMEOUT,
             Reason::UploadFailed { .. } => StatusCode::BAD_REQUEST,
@@ -224,6 +234,7 @@ impl Rejection {
     pub fn public_message(&self) -> String {
         let why = match self.inner.reason {
             Reason::TimedOut { .. } => "no answer in time",
+            Reason::DeadlineExceeded { .. } => "the caller's deadline has passed",
             Reason::CircuitOpen => "the circuit is open",
             Reason::Overloaded { .. } => "too many calls are in flight",
             Reason::RateLimited => "more calls than the rate allows",
@@ -274,6 +285,12 @@ impl fmt::Display for Rejection {
         }
         match &self.inner.reason {
             Reason::TimedOut { limit } => write!(f, ": no answer within {limit:?}")?,
+            Reason::DeadlineExceeded { after: None } => {
+                write!(f, ": the caller's deadline had passed before the call was sent")?;
+            }
+            Reason::DeadlineExceeded { after: Some(after) } => {
+                write!(f, ": the caller's deadline passed {after:?} after the call was sent")?;
+            }
             Reason::CircuitOpen => write!(f, ": the circuit is open")?,
             Reason::Overloaded { limit } => write!(f, ": {limit} calls are in flight, which is the limit")?,
             Reason::RateLimited => write!(f, ": more calls than the rate allows")?,
@@ -592,6 +609,7 @@ mod tests {
         let second = Duration::from_secs(1);
         for (reason, wait, status, header) in [
             (Reason::TimedOut { limit: second }, None, 504, None),
+            (Reason::DeadlineExceeded { after: None }, None, 504, None),
             (Reason::CircuitOpen, Some(second * 5 / 2), 503, Some("3")),
             // Sooner than in a second cannot be said, nor that nobody knows.
             (Reason::CircuitOpen, Some(Duration::ZERO), 503, Some("1")),

@@ -10,13 +10,13 @@ use std::{
 
 use http_body::Body;
 
-use super::expired;
+use super::reject;
 use crate::{
     Reject, Rejection, Site, ambient,
     body::{Guard, PollFrame},
     clock::{self, Sleep},
     deadline::Limit,
-    limited::{adopt_told, enter},
+    limited::{Clock, Expired, enter},
 };
 
 /// What a layer has to say about bodies.
@@ -30,9 +30,8 @@ pub(super) struct BodyLimits {
 
 /// What a timeout keeps with a response's body: its clocks.
 pub struct InTime {
-    /// The call's limit as it was set, and when it ends; nothing if it does not cover the body.
-    limit: Limit,
-    own: Limit,
+    /// The call's limit; none if it does not cover the body.
+    clock: Clock,
     /// Whether a frame came after that already.
     late: bool,
     /// How long one may wait for a frame, and when that ends for the frame that is being waited for.
@@ -44,11 +43,13 @@ pub struct InTime {
 }
 
 impl InTime {
-    pub(super) fn new(body: BodyLimits, limit: Limit, own: Limit, site: Site) -> Self {
-        let (limit, own) = if body.covered { (limit, own) } else { (Limit::NONE, Limit::NONE) };
-        let own = if own.is_unstarted() { own.started(Limit::at(clock::now())) } else { own };
+    pub(super) fn new(body: BodyLimits, clock: Clock, site: Site) -> Self {
+        let mut clock = if body.covered { clock } else { Clock::new(Limit::NONE, Limit::NONE) };
+        if clock.own.is_unstarted() {
+            clock.own = clock.own.started(Limit::at(clock::now()));
+        }
         let idle = body.idle.map_or(Limit::NONE, Limit::after);
-        Self { limit, own, late: false, idle, idle_end: Limit::NONE, timer: None, site }
+        Self { clock, late: false, idle, idle_end: Limit::NONE, timer: None, site }
     }
 
     /// The body is pending: answers whether it may stay so. `outer` is what surrounds the call's limit.
@@ -57,7 +58,7 @@ impl InTime {
             self.idle_end = self.idle.started(Limit::at(clock::now()));
         }
         // Of two that end together the outer one does: its end is the request's.
-        let own = if self.own < outer { self.own } else { Limit::NONE };
+        let own = if self.clock.own < outer { self.clock.own } else { Limit::NONE };
         let Some(end) = own.min(self.idle_end).instant() else { return Poll::Pending };
         let timer = match &mut self.timer {
             Some(timer) => {
@@ -69,16 +70,20 @@ impl InTime {
             None => self.timer.insert(Box::pin(clock::sleep_until(end))),
         };
         ready!(timer.as_mut().poll(cx));
-        let limit = if own <= self.idle_end { self.limit } else { self.idle };
+        let expired = if own <= self.idle_end { self.clock.expired() } else { Expired::Limit(self.idle_time()) };
         // What cleans up sees that its time is over, whichever of the two it was.
-        self.own = own.min(self.idle_end);
-        Poll::Ready(expired(&self.site, limit))
+        self.clock.own = own.min(self.idle_end);
+        Poll::Ready(reject(&self.site, expired))
+    }
+
+    fn idle_time(&self) -> Duration {
+        self.idle.duration().unwrap_or(Duration::MAX)
     }
 
     /// A frame of data came that is not the last one. Answers whether it may pass: the first that comes late may.
     fn admits(&mut self) -> bool {
         let was_late = self.late;
-        self.late = self.own.instant().is_some_and(|end| end <= clock::now());
+        self.late = self.clock.own.instant().is_some_and(|end| end <= clock::now());
         !was_late
     }
 }
@@ -91,8 +96,8 @@ where
     type Error = Box<dyn StdError + Send + Sync>;
 
     fn poll_frame(&mut self, mut body: Pin<&mut B>, cx: &mut Context<'_>) -> PollFrame<B::Data, Self::Error> {
-        adopt_told(&mut self.limit, &mut self.own, ambient::get());
-        let (mut own, mut inside) = (self.own, Limit::NONE);
+        self.clock.adopt_told(ambient::get());
+        let (mut own, mut inside) = (self.clock.own, Limit::NONE);
         let entered = enter(&mut own, &mut inside);
         let polled = body.as_mut().poll_frame(cx);
         let outer = *entered.outer;
@@ -100,7 +105,7 @@ where
         let rejection = match polled {
             Poll::Pending => ready!(self.poll_limits(outer, cx)),
             Poll::Ready(Some(Ok(frame))) if frame.is_data() && !body.is_end_stream() && !self.admits() => {
-                expired(&self.site, self.limit)
+                reject(&self.site, self.clock.expired())
             }
             Poll::Ready(frame) => {
                 self.idle_end = Limit::NONE;
@@ -113,15 +118,17 @@ where
     fn drop_body(&mut self, drop: impl FnOnce()) {
         // Whatever cleans up can see whether its deadline has passed.
         let mut inside = Limit::NONE;
-        let _entered = enter(&mut self.own, &mut inside);
+        let entered = enter(&mut self.clock.own, &mut inside);
         drop();
+        std::mem::drop(entered);
+        self.clock.note_whether_it_had_its_time();
     }
 }
 
 impl fmt::Debug for InTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("InTime")
-            .field("limit", &self.limit.duration())
+            .field("limit", &self.clock.limit.duration())
             .field("idle", &self.idle.duration())
             .finish_non_exhaustive()
     }

@@ -16,6 +16,11 @@
 //! times out is retried. The outer limit is the [`Deadline`](crate::Deadline) of everything inside: a limit that would end later than the
 //! surrounding one leaves it to that one to end the call, so that a total is never mistaken for an attempt.
 //!
+//! **A deadline from outside.** A timeout ends its call by a deadline that was carried over ([`Deadline::within`](crate::Deadline::within)) where
+//! nothing further out does, with [`Reason::DeadlineExceeded`]: its class is ignored, for the caller may have left the service no time.
+//! A call whose surrounding deadline has passed already is rejected with the same reason and never sent. The service below keeps the
+//! readiness that it was asked for until its next call.
+//!
 //! **Cancellation.** Dropping the response future drops the call.
 //!
 //! It needs no `S: Clone`. A call that is ready at once costs no clock read and no timer; nothing is ever allocated.
@@ -62,8 +67,8 @@ pub use self::in_time::InTime;
 use crate::{
     Event, Reason, Reject, Rejection, Setting, Site, ambient,
     body::{BodyEnd, ResponseEnd, Until},
-    deadline::Limit,
-    limited::{Expired, Limited, enter, started},
+    deadline::{Limit, is_too_late},
+    limited::{Clock, Expired, Limited, enter, started},
     telemetry::{site, site_setters},
 };
 
@@ -180,6 +185,9 @@ where
         let (mut own, mut inside) = (limit, Limit::NONE);
         let entered = enter(&mut own, &mut inside);
         let outer = *entered.outer;
+        if is_too_late(outer) {
+            return ResponseFuture::new(Limited::too_late(), &self.layer);
+        }
         // Beside a deadline that runs already, this limit had to start to be compared with it: for `call` alone.
         let too_early = own != limit;
         let response = self.inner.call(request);
@@ -192,8 +200,7 @@ where
         if too_early {
             own = limit;
         }
-        let (body, site) = (self.layer.body, self.layer.site.clone());
-        ResponseFuture { response: Limited::new(response, limit, own), body, site, until: PhantomData }
+        ResponseFuture::new(Limited::new(response, Clock::new(limit, own)), &self.layer)
     }
 }
 
@@ -209,6 +216,13 @@ pin_project! {
     }
 }
 
+impl<F, U> ResponseFuture<F, U> {
+    #[inline]
+    fn new<L>(response: Limited<F>, layer: &TimeoutLayer<L, U>) -> Self {
+        Self { response, body: layer.body, site: layer.site.clone(), until: PhantomData }
+    }
+}
+
 impl<F, U, R, E> Future for ResponseFuture<F, U>
 where
     F: Future<Output = Result<R, E>>,
@@ -221,24 +235,29 @@ where
         let mut this = self.project();
         Poll::Ready(match ready!(this.response.as_mut().poll(cx)) {
             Ok(outcome) => outcome.map(|response| {
-                let (limit, own) = (this.response.limit(), this.response.own());
-                U::answer(response, || Some(InTime::new(*this.body, limit, own, this.site.clone())))
+                let clock = this.response.clock();
+                U::answer(response, || Some(InTime::new(*this.body, clock, this.site.clone())))
             }),
-            Err(Expired(limit)) => E::reject(expired(this.site, limit)),
+            Err(expired) => E::reject(reject(this.site, expired)),
         })
     }
 }
 
 #[cold]
-fn expired(site: &Site, limit: Limit) -> Rejection {
-    let limit = limit.duration().unwrap_or(Duration::MAX);
-    let rejection = Rejection::new(site, Reason::TimedOut { limit });
+fn reject(site: &Site, expired: Expired) -> Rejection {
+    let rejection = Rejection::new(
+        site,
+        match expired {
+            Expired::Limit(limit) => Reason::TimedOut { limit },
+            Expired::Deadline { after } => Reason::DeadlineExceeded { after },
+        },
+    );
     site.tell(Event::Rejected(&rejection));
     rejection
 }
 
 impl<F, U> fmt::Debug for ResponseFuture<F, U> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("timeout::ResponseFuture").field("limit", &self.response.limit().duration()).finish()
+        f.debug_struct("timeout::ResponseFuture").field("limit", &self.response.clock().limit.duration()).finish()
     }
 }

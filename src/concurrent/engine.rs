@@ -7,7 +7,6 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use futures_core::Stream;
@@ -21,7 +20,7 @@ use super::{
 };
 use crate::{
     deadline::Limit,
-    limited::{Expired, Limited},
+    limited::{Clock, Expired, Limited},
 };
 
 /// So many steps are done without a pause, if none is pending; then the executor gets its turn, and with it other tasks and timers.
@@ -157,7 +156,7 @@ where
             this.turns.next_round();
             match catch_unwind(AssertUnwindSafe(|| (this.handler)(item))) {
                 Ok(future) => {
-                    let (future, turn) = (Some(Limited::new(future, limit, limit)), Turn::new(this.turns));
+                    let (future, turn) = (Some(Limited::new(future, Clock::new(limit, limit))), Turn::new(this.turns));
                     this.running.push(Item { index, future, turn });
                 }
                 Err(panic) => break (index, Err(ItemError { index, cause: Cause::panicked(panic) })),
@@ -203,7 +202,8 @@ where
         let outcome = match polled {
             Ok(polled) => match ready!(polled.unwrap_or(Poll::Pending)) {
                 Ok(outcome) => outcome.map_err(Cause::Failed),
-                Err(Expired(limit)) => Err(Cause::TimedOut { limit: limit.duration().unwrap_or(Duration::MAX) }),
+                Err(Expired::Limit(limit)) => Err(Cause::TimedOut { limit }),
+                Err(Expired::Deadline { after }) => Err(Cause::DeadlineExceeded { after: after.unwrap_or_default() }),
             },
             Err(panic) => {
                 // What it says while it is cleaned up comes too late to be told.

@@ -24,6 +24,11 @@ pub enum Cause<E> {
         /// The limit that was exceeded.
         limit: Duration,
     },
+    /// The deadline that surrounds the whole work passed before the item's own limit.
+    DeadlineExceeded {
+        /// How long the item had until then.
+        after: Duration,
+    },
     /// Its handler panicked.
     Panicked {
         /// The message of the panic.
@@ -55,6 +60,7 @@ impl<E> fmt::Display for ItemError<E> {
         match &self.cause {
             Cause::Failed(_) => write!(f, "item {index} failed"),
             Cause::TimedOut { limit } => write!(f, "item {index} was not done within {limit:?}"),
+            Cause::DeadlineExceeded { after } => write!(f, "the deadline passed {after:?} after item {index} began"),
             Cause::Panicked { message } => write!(f, "item {index} panicked: {message}"),
         }
     }

@@ -31,7 +31,9 @@ impl Progress {
         let count = match outcome {
             Ok(_) => &mut self.counts.ok,
             Err(ItemError { cause: Cause::Failed(_), .. }) => &mut self.counts.failed,
-            Err(ItemError { cause: Cause::TimedOut { .. }, .. }) => &mut self.counts.timed_out,
+            Err(ItemError { cause: Cause::TimedOut { .. } | Cause::DeadlineExceeded { .. }, .. }) => {
+                &mut self.counts.timed_out
+            }
             Err(ItemError { cause: Cause::Panicked { .. }, .. }) => &mut self.counts.panicked,
         };
         *count += 1;

@@ -68,7 +68,7 @@ impl Rejection {
     #[must_use]
     pub fn grpc_code(&self) -> i32 {
         match self.reason() {
-            Reason::TimedOut { .. } => code::DEADLINE_EXCEEDED,
+            Reason::TimedOut { .. } | Reason::DeadlineExceeded { .. } => code::DEADLINE_EXCEEDED,
             Reason::Overloaded { .. } | Reason::RateLimited | Reason::Exhausted { .. } => code::RESOURCE_EXHAUSTED,
             // It is the caller who gave the call up.
             Reason::UploadStalled { .. } | Reason::UploadFailed { .. } => code::CANCELLED,

@@ -118,6 +118,7 @@ fn a_rejection_has_a_code_and_says_in_milliseconds_when_to_come_back() {
     let limit = Duration::from_secs(1);
     for (reason, code) in [
         (Reason::TimedOut { limit }, 4),
+        (Reason::DeadlineExceeded { after: Some(limit) }, 4),
         (Reason::Overloaded { limit: 1 }, 8),
         (Reason::RateLimited, 8),
         (Reason::CircuitOpen, 14),

@@ -309,7 +309,8 @@ async fn an_observer_hears_of_it_with_the_layers_name() {
 /// Shows: T4
 #[tokio::test(start_paused = true)]
 async fn a_deadline_that_was_carried_over_ends_a_call_with_a_later_limit() {
-    for (limit, carried, expected) in [(10, 2, 2), (2, 10, 2), (2, 2, 2)] {
+    let (own, told) = (Reason::TimedOut { limit: 2 * SECOND }, Reason::DeadlineExceeded { after: Some(2 * SECOND) });
+    for (limit, carried, expected) in [(10, 2, &told), (2, 10, &own), (2, 2, &own)] {
         let service = ServiceBuilder::new()
             .layer(TimeoutLayer::new(limit * SECOND).named("outer"))
             .layer(TimeoutLayer::new(60 * SECOND).named("inner"))
@@ -317,10 +318,10 @@ async fn a_deadline_that_was_carried_over_ends_a_call_with_a_later_limit() {
         let start = Instant::now();
         let deadline = Deadline::after(carried * SECOND);
         let outcome = tokio::spawn(deadline.within(service.oneshot(Duration::MAX))).await.unwrap();
-        assert_eq!(start.elapsed(), expected * SECOND);
+        assert_eq!(start.elapsed(), 2 * SECOND);
         let rejection = ziggurat::rejection(&outcome).unwrap();
         assert_eq!(rejection.name(), Some("outer"));
-        assert_eq!(rejection.reason(), &Reason::TimedOut { limit: expected * SECOND });
+        assert_eq!(rejection.reason(), expected);
     }
 }
 
@@ -428,4 +429,44 @@ async fn a_limit_beside_a_running_deadline_begins_with_its_first_poll_too() {
     let start = Instant::now();
     assert!(service.oneshot(()).await.is_err());
     assert_eq!(start.elapsed(), 5 * SECOND);
+}
+
+/// A deadline that has passed already ends a call before it is sent, and the rejection names it.
+///
+/// Shows: F2
+#[tokio::test(start_paused = true)]
+async fn a_call_whose_surrounding_deadline_has_passed_is_not_sent() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
+    let service =
+        ServiceBuilder::new().layer(TimeoutLayer::new(10 * SECOND).named("attempt")).service(service_fn(move |()| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            std::future::ready(Ok::<_, Error<Infallible>>(()))
+        }));
+    let late = |outcome: Result<(), Error<Infallible>>| {
+        let rejection = ziggurat::rejection(&outcome).unwrap().clone();
+        assert_eq!(rejection.reason(), &Reason::DeadlineExceeded { after: None });
+        assert_eq!(
+            rejection.to_string(),
+            "timeout `attempt`: the caller's deadline had passed before the call was sent"
+        );
+        assert!(rejection.is_timed_out());
+    };
+
+    // One that is only told.
+    let told = Deadline::after(SECOND);
+    sleep(SECOND).await;
+    late(told.within(service.clone().oneshot(())).await);
+
+    // An outer limit whose timer is not polled meanwhile, because the handler is busy.
+    let busy = ServiceBuilder::new().layer(TimeoutLayer::new(SECOND)).service(service_fn(move |()| {
+        let service = service.clone();
+        async move {
+            sleep(SECOND / 2).await;
+            tokio::time::advance(SECOND).await;
+            Ok::<_, Error<Infallible>>(late(service.oneshot(()).await))
+        }
+    }));
+    busy.oneshot(()).await.unwrap();
+    assert_eq!(calls.load(Ordering::SeqCst), 0);
 }

@@ -291,3 +291,14 @@ fn without_a_limit_a_source_that_never_ends_is_not_read_for_ever_in_one_poll() {
     assert!(run.poll().is_pending());
     assert_eq!(run.times_woken(), 2);
 }
+
+/// An item that a carried deadline ends says so, and not that it had no time.
+#[tokio::test(start_paused = true)]
+async fn an_item_that_the_surrounding_deadline_ends_names_it() {
+    let run = process_concurrently([()], |()| std::future::pending::<Result<(), ()>>())
+        .timeout_per_item(Duration::from_secs(10))
+        .continue_on_error();
+    let results = Deadline::after(Duration::from_secs(2)).within(run.into_future()).await;
+    let cause = &results[0].as_ref().unwrap_err().cause;
+    assert_eq!(*cause, Cause::DeadlineExceeded { after: Duration::from_secs(2) });
+}
