@@ -20,6 +20,7 @@ thread_local! {
     static MEMBER: Cell<Option<Member>> = const { Cell::new(None) };
     static UNSENT: Cell<Unsent> = const { Cell::new(Unsent(false)) };
     static CALLER: Cell<Option<Caller>> = const { Cell::new(None) };
+    static URGENT: Cell<Urgent> = const { Cell::new(Urgent(false)) };
     static HAD_ITS_TIME: Cell<HadItsTime> = const { Cell::new(HadItsTime(false)) };
 }
 
@@ -64,6 +65,8 @@ impl Slot for Option<Caller> {
 }
 
 /// Whether the call that was just dropped had not reached the service: it waited for its turn on this side.
+/// Whether the call that was just dropped had not reached the service, or the one that was just polled still has not: it waits for its turn
+/// on this side.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Unsent(pub(crate) bool);
 
@@ -71,6 +74,17 @@ impl Slot for Unsent {
     #[inline]
     fn place() -> &'static LocalKey<Cell<Self>> {
         &UNSENT
+    }
+}
+
+/// Whether others wait for what this call finds out, so that it waits behind none of them: a circuit breaker's probe.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Urgent(pub(crate) bool);
+
+impl Slot for Urgent {
+    #[inline]
+    fn place() -> &'static LocalKey<Cell<Self>> {
+        &URGENT
     }
 }
 

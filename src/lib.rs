@@ -10,6 +10,7 @@ pub use layers::*;
 mod ambient;
 mod backoff;
 pub mod body;
+mod call;
 mod caller;
 mod caught;
 mod classify;

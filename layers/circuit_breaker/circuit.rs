@@ -14,7 +14,11 @@ use super::{
     part_of_one,
     state::{State, Transition},
 };
-use crate::{Backoff, Class, Event, Site, clock, deadline};
+use crate::{
+    Backoff, Class, Event, Reason, Reject, Rejection, Site,
+    ambient::{HadItsTime, Unsent},
+    clock, deadline,
+};
 
 /// So many transitions are kept for a subscriber that is slow to take them.
 const BACKLOG: usize = 64;
@@ -153,7 +157,7 @@ impl Shared {
     fn record(&self, ticket: &Ticket, outcome: Outcome) {
         // Before anybody is told: who hears of it may panic, and it counts all the same.
         let turned = self.machine.record(ticket, outcome, clock::now);
-        if outcome == Outcome::Failure {
+        if matches!(outcome, Outcome::Failure | Outcome::NoAnswer) {
             self.site.tell(Event::Failed);
         }
         if turned {
@@ -210,7 +214,15 @@ impl Call {
 
     /// Records how the call ended.
     #[inline]
-    pub(super) fn ended(&mut self, class: Class) {
+    pub(super) fn ended<R, E: Reject<R>>(&mut self, class: Class, outcome: &Result<R, E>) {
+        self.over(match class {
+            Class::Success => Outcome::Success,
+            Class::Failure { .. } | Class::Ignored => unsuccessful(class, E::rejection(outcome)),
+        });
+    }
+
+    /// Records how the body ended of a response that was a success.
+    pub(super) fn body_ended(&mut self, class: Class) {
         self.over(match class {
             Class::Success => Outcome::Success,
             Class::Failure { .. } => Outcome::Failure,
@@ -225,26 +237,75 @@ impl Call {
             self.circuit.shared.record(&self.ticket, outcome);
         }
     }
+
+    /// Whether it decides about a half-open circuit.
+    pub(super) fn is_probe(&self) -> bool {
+        self.ticket.is_probe()
+    }
+
+    /// The call waited on this side until now: its time begins.
+    pub(super) fn sent(&mut self) {
+        self.ticket.sent(clock::now);
+    }
+
+    /// Asks once more for a call that still waits on this side, if the circuit has turned since it was admitted.
+    pub(super) fn admit_again(&mut self) -> Result<(), Refused> {
+        if self.circuit.shared.machine.is_current(&self.ticket) {
+            return Ok(());
+        }
+        // What becomes of a call that was admitted before the turn changes nothing.
+        self.is_over = true;
+        *self = self.circuit.admit()?;
+        Ok(())
+    }
+
+    pub(super) fn circuit(&self) -> &Circuit {
+        &self.circuit
+    }
+
+    /// Records that the call panicked: a fault on this side.
+    #[cold]
+    pub(super) fn panicked(&mut self) {
+        self.over(match self.circuit.shared.cancelled {
+            Cancelled::Failure => Outcome::NoAnswer,
+            _ => Outcome::Ignored,
+        });
+    }
+
+    /// Records that the call was dropped; with what it said itself meanwhile.
+    #[cold]
+    pub(super) fn cancelled(&mut self, Unsent(unsent): Unsent, HadItsTime(had_its_time): HadItsTime) {
+        self.over(match self.circuit.shared.cancelled {
+            Cancelled::Failure => Outcome::NoAnswer,
+            Cancelled::Ignored => Outcome::Ignored,
+            _ if unsent => Outcome::Ignored,
+            Cancelled::ByDeadline if had_its_time => Outcome::NoAnswer,
+            Cancelled::After(time) if self.ticket.had(time, clock::now) => Outcome::NoAnswer,
+            _ if deadline::has_passed() => Outcome::Abandoned,
+            _ => Outcome::Ignored,
+        });
+    }
 }
 
-impl Call {
-    /// Records that the call was dropped; `unsent` if it still waited for its turn on this side.
-    #[cold]
-    pub(super) fn cancelled(&mut self, unsent: bool) {
-        let failed = match self.circuit.shared.cancelled {
-            Cancelled::ByDeadline => !unsent && deadline::has_passed(),
-            Cancelled::Failure => true,
-            Cancelled::Ignored => false,
-        };
-        self.over(if failed { Outcome::Failure } else { Outcome::Ignored });
+/// What a circuit makes of an outcome that is no success.
+#[cold]
+fn unsuccessful(class: Class, rejection: Option<&Rejection>) -> Outcome {
+    match (class.is_failure(), rejection.map(Rejection::reason)) {
+        // The service's own answer, to whoever asked.
+        (true, None | Some(Reason::Shared { .. })) => Outcome::Failure,
+        (true, Some(_)) => Outcome::NoAnswer,
+        (false, None) => Outcome::Answered,
+        (false, Some(Reason::DeadlineExceeded { after: Some(_) })) => Outcome::Abandoned,
+        (false, Some(_)) => Outcome::Ignored,
     }
 }
 
 impl Drop for Call {
     #[inline]
     fn drop(&mut self) {
+        // Whatever ends a call in order records it: this one panicked before it had a future, or its body did.
         if !self.is_over {
-            self.cancelled(false);
+            self.panicked();
         }
     }
 }

@@ -6,7 +6,7 @@ use http_body::Body;
 
 use super::circuit::Call;
 use crate::{
-    Class,
+    ambient::{self, HadItsTime, Unsent},
     body::{End, Guard, PollFrame, Said, Verdict},
 };
 
@@ -15,12 +15,14 @@ use crate::{
 pub struct Judge<C> {
     call: Call,
     verdict: Verdict<C>,
+    /// Of a body that was dropped: whether a limit beneath says that it had its time.
+    had_its_time: HadItsTime,
 }
 
 impl<C> Judge<C> {
     pub(super) fn new(mut call: Call, verdict: Verdict<C>) -> Self {
         call.answered();
-        Self { call, verdict }
+        Self { call, verdict, had_its_time: HadItsTime(false) }
     }
 }
 
@@ -35,11 +37,16 @@ where
         self.verdict.poll_frame(body, cx)
     }
 
+    fn drop_body(&mut self, drop: impl FnOnce()) {
+        let _entered = ambient::enter(&mut self.had_its_time);
+        drop();
+    }
+
     fn ended(mut self, end: End) {
         match self.verdict.at(end) {
-            Said::Class(class) => self.call.ended(class),
-            Said::Cancelled => self.call.cancelled(false),
-            Said::Panicked => self.call.ended(Class::Ignored),
+            Said::Class(class) => self.call.body_ended(class),
+            Said::Cancelled => self.call.cancelled(Unsent(false), self.had_its_time),
+            Said::Panicked => self.call.panicked(),
         }
     }
 }

@@ -8,12 +8,12 @@
 #[cfg(all(test, ziggurat_loom))]
 use loom::sync::{
     Mutex, MutexGuard,
-    atomic::{AtomicU32, AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
 };
 #[cfg(not(all(test, ziggurat_loom)))]
 use std::sync::{
     Mutex, MutexGuard,
-    atomic::{AtomicU32, AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
 };
 use std::{
     cell::OnceCell,
@@ -28,6 +28,9 @@ use super::{
     window::{Extent, Window},
 };
 use crate::{Backoff, Waits, clock::Instant};
+
+/// Of a word that counts calls of a generation: which one.
+const TAG: u64 = u64::MAX << 32;
 
 /// A shorter open time would admit everything at once, as a probe.
 const SHORTEST: Duration = Duration::from_millis(1);
@@ -48,14 +51,23 @@ pub(super) struct Policy {
     pub(super) open_for: Backoff,
     pub(super) probes: usize,
     pub(super) successes_to_close: u32,
+    /// Whether somebody asks how long a call has taken, beside the slow ones.
+    pub(super) timed: bool,
 }
 
 /// How a call ended, as far as a circuit cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     Success,
+    /// The service answered, or failed by itself, in a way that counts against it.
     Failure,
-    /// Says nothing about the service.
+    /// A failure without an answer of the service: it had its time.
+    NoAnswer,
+    /// Neutral, because the caller's deadline left the service less than its time. A failure only while nothing else comes back.
+    Abandoned,
+    /// The service answered, and the answer says nothing about it.
+    Answered,
+    /// Says nothing about the service, not even that it answers.
     Ignored,
 }
 
@@ -70,6 +82,18 @@ pub(super) struct Ticket {
 }
 
 impl Ticket {
+    /// The call waited on this side until now: its time begins.
+    pub(super) fn sent(&mut self, clock: impl FnOnce() -> Instant) {
+        if self.started.is_some() {
+            self.started = Some(clock());
+        }
+    }
+
+    /// Whether it was admitted this long ago, if that is known.
+    pub(super) fn had(&self, time: Duration, clock: impl FnOnce() -> Instant) -> bool {
+        self.started.is_some_and(|started| clock().saturating_duration_since(started) >= time)
+    }
+
     /// Whether the circuit was half-open.
     pub(super) fn is_probe(&self) -> bool {
         self.probe.is_some()
@@ -91,6 +115,8 @@ pub(super) struct Machine {
     consecutive: AtomicU32,
     /// Fewer calls have no rate.
     min_calls: AtomicU32,
+    /// `generation: 32 | calls in a row that nothing came back of: 32`.
+    unanswered: AtomicU64,
     // Empty: nobody has asked for a rate of failures yet.
     failures: OnceLock<Box<Rate>>,
     slow: Option<Box<Rate>>,
@@ -103,6 +129,8 @@ struct Rate {
     /// The bits of a number.
     least: AtomicU64,
     window: Window,
+    /// Whether a success may open the circuit, by completing the fewest calls that have a rate, or because the rate was changed.
+    awaits_more: AtomicBool,
 }
 
 /// What is known of a circuit that is not simply closed. All turns of the state happen under its lock.
@@ -138,6 +166,7 @@ impl Machine {
             word: AtomicU64::new(Word::default().0),
             consecutive: AtomicU32::new(policy.consecutive.unwrap_or_default()),
             min_calls: AtomicU32::new(policy.extent.at_most(policy.min_calls)),
+            unanswered: AtomicU64::new(0),
             failures: policy.failure_rate.map(rate).map(OnceLock::from).unwrap_or_default(),
             slow: policy.slow.map(|(_, least)| rate(least)),
             episode: Mutex::new(Episode {
@@ -152,6 +181,16 @@ impl Machine {
             }),
             policy,
         }
+    }
+
+    #[inline]
+    fn is_timed(&self) -> bool {
+        self.slow.is_some() || self.policy.timed
+    }
+
+    /// Whether the state has not turned since this call was admitted.
+    pub(super) fn is_current(&self, ticket: &Ticket) -> bool {
+        self.word().generation() == ticket.generation
     }
 
     #[inline]
@@ -201,11 +240,7 @@ impl Machine {
     pub(super) fn admit_untimed(&self) -> Option<Ticket> {
         let word = self.word();
         let generation = word.generation();
-        (word.state() == State::Closed && self.slow.is_none()).then_some(Ticket {
-            generation,
-            probe: None,
-            started: None,
-        })
+        (word.state() == State::Closed && !self.is_timed()).then_some(Ticket { generation, probe: None, started: None })
     }
 
     /// Admits a call. The clock is not read while the circuit is closed, unless slow calls are looked for.
@@ -213,7 +248,7 @@ impl Machine {
     pub(super) fn admit(&self, clock: impl FnOnce() -> Instant) -> Result<Ticket, Refused> {
         let word = self.word();
         if word.state() == State::Closed {
-            let started = self.slow.is_some().then(clock);
+            let started = self.is_timed().then(clock);
             return Ok(Ticket { generation: word.generation(), probe: None, started });
         }
         self.admit_probe(clock())
@@ -226,7 +261,7 @@ impl Machine {
         if self.state() == State::Open {
             self.turn(&mut episode, State::HalfOpen);
         }
-        let started = self.slow.is_some().then_some(now);
+        let started = self.is_timed().then_some(now);
         // Closed by another thread in the meantime, there is no need for a probe.
         let probe = (self.state() == State::HalfOpen).then(|| episode.probe(now));
         Ok(Ticket { generation: self.word().generation(), probe, started })
@@ -239,15 +274,17 @@ impl Machine {
         if word.generation() != ticket.generation {
             return false;
         }
-        // A success, and nobody looks at how long it took: nothing can turn.
+        // A success, and nobody looks at how long it took: only a rate can turn the state.
         if outcome == Outcome::Success && ticket.probe.is_none() && self.slow.is_none() {
+            self.heard();
             if word.failures() > 0 {
                 self.count_in_a_row(ticket.generation, false);
             }
-            if let Some(rate) = self.failures.get() {
-                rate.count(ticket.generation, clock, false, u32::MAX);
-            }
-            return false;
+            return self
+                .failures
+                .get()
+                .is_some_and(|rate| rate.count(ticket.generation, &clock, false, &self.min_calls))
+                && self.open(ticket.generation, clock());
         }
         self.record_in_time(ticket, outcome, clock)
     }
@@ -257,20 +294,58 @@ impl Machine {
     fn record_in_time(&self, ticket: &Ticket, outcome: Outcome, clock: impl Fn() -> Instant) -> bool {
         let now = OnceCell::new();
         let now = || *now.get_or_init(&clock);
-        let slow = outcome != Outcome::Ignored && self.is_slow(ticket, now);
-        match (ticket.probe, outcome) {
-            (Some(number), outcome) => self.probe_ended(ticket.generation, number, outcome, slow, now()),
-            (None, Outcome::Ignored) => false,
-            (None, outcome) => {
-                self.count(ticket.generation, outcome == Outcome::Failure, slow, now)
-                    && self.open(ticket.generation, now())
+        let generation = ticket.generation;
+        let counts = matches!(outcome, Outcome::Success | Outcome::Failure | Outcome::NoAnswer);
+        let slow = counts && self.is_slow(ticket, now);
+        let nothing_comes_back = match outcome {
+            Outcome::NoAnswer | Outcome::Abandoned => self.count_unanswered(generation),
+            Outcome::Success | Outcome::Failure | Outcome::Answered => {
+                self.heard();
+                false
             }
+            Outcome::Ignored => false,
+        };
+        match ticket.probe {
+            Some(number) => self.probe_ended(generation, number, outcome, slow || nothing_comes_back, now()),
+            // Counted, whatever else opens it.
+            None => {
+                (counts && self.count(generation, outcome != Outcome::Success, slow, now)) | nothing_comes_back
+                    && self.open(generation, now())
+            }
+        }
+    }
+
+    /// Counts a call that nothing came back of, and says whether that is one too many in a row.
+    fn count_unanswered(&self, generation: u64) -> bool {
+        let tag = generation << 32;
+        let more =
+            |word: u64| Some(tag | if word & TAG == tag & TAG { (word as u32).saturating_add(1).into() } else { 1 });
+        // Always there: it does not decline.
+        let before = self.unanswered.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).unwrap_or_default();
+        let in_a_row = more(before).unwrap_or_default() as u32;
+        let consecutive = match self.consecutive.load(Ordering::Relaxed) {
+            0 => u32::MAX,
+            failures => failures,
+        };
+        let min_calls = match self.failures.get() {
+            Some(_) => self.min_calls.load(Ordering::Relaxed),
+            None => u32::MAX,
+        };
+        in_a_row >= consecutive.min(min_calls)
+    }
+
+    /// Something came back from the service.
+    #[inline]
+    fn heard(&self) {
+        // Mostly it is zero already, and then the line stays shared.
+        if self.unanswered.load(Ordering::Relaxed) as u32 != 0 {
+            self.unanswered.store(0, Ordering::Relaxed);
         }
     }
 
     /// The answer to a call came, which goes on: from now on its time does not count.
     pub(super) fn answered(&self, ticket: &mut Ticket, clock: impl Fn() -> Instant) {
-        if !self.is_slow(ticket, clock) {
+        if self.slow.is_some() && !self.is_slow(ticket, clock) {
             ticket.started = None;
         }
     }
@@ -284,9 +359,8 @@ impl Machine {
 
     /// Counts a call that ended while the circuit was closed, and says whether that opens it.
     fn count(&self, generation: u64, failed: bool, slow: bool, now: impl Fn() -> Instant) -> bool {
-        let min_calls = self.min_calls.load(Ordering::Relaxed);
         let over =
-            |rate: Option<&Box<Rate>>, bad| rate.is_some_and(|rate| rate.count(generation, &now, bad, min_calls));
+            |rate: Option<&Box<Rate>>, bad| rate.is_some_and(|rate| rate.count(generation, &now, bad, &self.min_calls));
         // Each of them counts the call, whatever the others find.
         self.count_in_a_row(generation, failed) | over(self.failures.get(), failed) | over(self.slow.as_ref(), slow)
     }
@@ -312,7 +386,7 @@ impl Machine {
     }
 
     /// A probe frees its place and decides.
-    fn probe_ended(&self, generation: u64, number: NonZeroU64, outcome: Outcome, slow: bool, now: Instant) -> bool {
+    fn probe_ended(&self, generation: u64, number: NonZeroU64, outcome: Outcome, bad: bool, now: Instant) -> bool {
         let mut episode = self.episode();
         if self.word().generation() != generation {
             return false;
@@ -321,8 +395,8 @@ impl Machine {
         // never close the circuit.
         episode.probes.retain(|probe| probe.number != number);
         match outcome {
-            Outcome::Ignored => false,
-            Outcome::Success if !slow => {
+            Outcome::Ignored | Outcome::Answered | Outcome::Abandoned if !bad => false,
+            Outcome::Success if !bad => {
                 episode.successes += 1;
                 let closes = episode.successes >= self.policy.successes_to_close;
                 if closes {
@@ -379,10 +453,14 @@ impl Machine {
     pub(super) fn set_failure_rate(&self, least: f64, now: Instant) {
         let rate = self.failures.get_or_init(|| Box::new(Rate::new(least, self.policy.extent, now)));
         rate.least.store(least.to_bits(), Ordering::Relaxed);
+        rate.awaits_more.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn set_min_calls(&self, calls: u32) {
         self.min_calls.store(self.policy.extent.at_most(calls), Ordering::Relaxed);
+        for rate in self.failures.get().into_iter().chain(&self.slow) {
+            rate.awaits_more.store(true, Ordering::Relaxed);
+        }
     }
 
     /// From the next time that it opens on. How often it opened before it was last closed counts on.
@@ -431,17 +509,26 @@ fn next_of(waits: &mut Waits) -> Duration {
 
 impl Rate {
     fn new(least: f64, extent: Extent, now: Instant) -> Self {
-        Self { least: AtomicU64::new(least.to_bits()), window: Window::new(extent, now) }
+        let (least, window) = (AtomicU64::new(least.to_bits()), Window::new(extent, now));
+        Self { least, window, awaits_more: AtomicBool::new(false) }
     }
 
-    /// Counts a call, and says whether it is one too many.
-    fn count(&self, generation: u64, now: impl Fn() -> Instant, bad: bool, min_calls: u32) -> bool {
-        let slot = self.window.record(generation, now, bad);
-        if !bad {
-            return false; // it can only lower the rate
-        }
+    /// Counts a call, and says whether the circuit is to open now.
+    ///
+    /// A call that is not bad can only raise the rate where good ones leave the window with it, and it can complete the fewest calls that
+    /// have a rate: otherwise there is nothing to sum.
+    #[inline]
+    fn count(&self, generation: u64, now: impl Fn() -> Instant, bad: bool, min_calls: &AtomicU32) -> bool {
+        let (slot, slides) = self.window.record(generation, now, bad);
+        (bad || slides || self.awaits_more.load(Ordering::Relaxed)) && self.is_over(slot, min_calls)
+    }
+
+    #[cold]
+    fn is_over(&self, slot: u64, min_calls: &AtomicU32) -> bool {
         let held = self.window.tally(slot);
-        held.calls >= min_calls && held.reaches(f64::from_bits(self.least.load(Ordering::Relaxed)))
+        let enough = held.calls >= min_calls.load(Ordering::Relaxed);
+        self.awaits_more.store(!enough && held.bad > 0, Ordering::Relaxed);
+        enough && held.reaches(f64::from_bits(self.least.load(Ordering::Relaxed)))
     }
 }
 

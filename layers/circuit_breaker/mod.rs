@@ -11,7 +11,15 @@
 //! of the service's `poll_ready` is counted like one of its answers. A call that began before the circuit last changed its state
 //! is late, and its result changes nothing. An error is taken for the service's, also where the body of the *request* broke off,
 //! unless an [`UploadLayer`](crate::upload::UploadLayer) outside tells the two apart: a proxy, whose callers can hang up in the middle of an
-//! upload, needs one. Rates are judged when a call fails (or is slow), for only then can they rise.
+//! upload, needs one. Rates are judged whenever a call can raise them: one that fails, one that completes
+//! [`min_calls`](CircuitBreakerLayer::min_calls), and the first after the window has slid on.
+//!
+//! **Whose fault it is.** A limit of time counts against the service only if the service had that time: the whole limit of a
+//! [`TimeoutLayer`](crate::timeout::TimeoutLayer) beneath, or the time that [`Cancelled::After`] names. A call that a surrounding deadline ended
+//! earlier is *abandoned*, and neutral: a caller with a short deadline, or one that waited in a queue on this side, opens no circuit. The one
+//! exception: while nothing at all comes back from the service, abandoned calls count as calls without an answer. As many of these in a row as
+//! failures in a row (or [`min_calls`](CircuitBreakerLayer::min_calls) of a rate) open the circuit, or a service that hangs behind short
+//! deadlines never would. A panic of the call is a fault of this program, and neutral.
 //!
 //! A call ends with its response; with [`until_body_end`](CircuitBreakerLayer::until_body_end) a success only with the response's
 //! body, and one that fails (a connection that is reset in the middle of a download) is a failure.
@@ -21,14 +29,15 @@
 //! for all attempts. Inside of the cache, or hits would be rejected too. For each upstream one layer value: all services
 //! that a layer value makes, and their clones, share one circuit.
 //!
-//! **Cancellation.** A call that is dropped without an outcome is a failure if its [`Deadline`](crate::Deadline) had passed when
-//! it was dropped: a service that hangs opens the circuit, wherever in the stack the
-//! [`TimeoutLayer`](crate::timeout::TimeoutLayer) stands. Otherwise it is ignored: a client that hangs up says nothing about the
-//! service, nor does a call that still waited in the queue of a
+//! **Cancellation.** A call that is dropped without an outcome is a failure if the service had its time, and abandoned if its
+//! [`Deadline`](crate::Deadline) had passed when it was dropped: see above. Otherwise it is ignored: a client that hangs up says nothing about
+//! the service, nor does a call that still waited in the queue of a
 //! [`ConcurrencyLimitLayer`](crate::concurrency_limit::ConcurrencyLimitLayer) (of a service that calls several others at once, if any
-//! of them did). [`Cancelled`] has the other choices, for timeouts
-//! that are not this crate's and so set no deadline. A probe that is dropped, or panics, makes room for the next one; so does,
+//! of them did). [`Cancelled`] has the other choices. A probe that is dropped, abandoned, or panics, makes room for the next one; so does,
 //! after as long as the circuit was open, one that does not end.
+//!
+//! **A queue beneath.** A call that waits for its turn in a concurrency limit is asked about once more when it has it: if the circuit has
+//! opened meanwhile it is rejected and not sent. A probe goes to the front of that queue.
 //!
 //! **When to come back.** A rejection says it exactly: the time that the circuit is still open, or, if it is half-open, that after
 //! which a probe gives up its place (they mostly end sooner). How long a circuit that was opened by hand will be open nobody knows:
@@ -36,9 +45,9 @@
 //!
 //! **Readiness.** An open circuit is ready at once, to reject; its service is neither called nor asked whether it is ready. A call
 //! that was promised only that is rejected even if the circuit half-opens between `poll_ready` and `call`. A caller that waits
-//! for the service's readiness when the circuit opens goes on waiting for it. A service that was made ready and then not called,
-//! because the circuit opened in between or another call became the probe, is dropped and replaced by its clone: it would keep what it
-//! reserved (tower's limits do) until somebody uses or drops it.
+//! for the service's readiness when the circuit opens is told so when it next asks. A service that was asked whether it is ready and is then not
+//! called, because the circuit opened in between or another call became the probe, is dropped and replaced by its clone: it would keep its
+//! place in a queue, or what it reserved (tower's limits do), until it is used or dropped.
 //!
 //! It needs `S: Clone`, to give readiness back. A closed circuit clones nothing, and costs a call three atomic reads and a
 //! reference count (with a rate, also an atomic write): no lock, no allocation, and no clock read unless its window is one of
@@ -93,7 +102,7 @@ use self::{
 };
 use crate::{
     Backoff, Class, Classify, Event, FailOnError, HttpStatus, Jitter, Observer, Reason, Reject, Rejection, Site,
-    ambient::{self, Unsent},
+    ambient::{self, HadItsTime, Unsent, Urgent},
     body::{BodyEnd, ResponseEnd, Until, Verdict, without_trailers},
     caller,
     telemetry::site,
@@ -121,7 +130,7 @@ pub use self::{
 /// | [`min_calls`](Self::min_calls) | 20 | Finagle, Polly |
 /// | [`open_for`](Self::open_for) | 5 s, doubling to 300 s, with [`Jitter::Upward`] | Polly, Finagle |
 /// | [`probes`](Self::probes), [`successes_to_close`](Self::successes_to_close) | 1 | Polly, Finagle, linkerd2 |
-/// | [`cancelled`](Self::cancelled) | a failure if the deadline had passed | |
+/// | [`cancelled`](Self::cancelled) | a failure if the service had its time | |
 #[must_use]
 pub struct CircuitBreakerLayer<C = FailOnError, U = ResponseEnd> {
     settings: Settings,
@@ -142,9 +151,15 @@ struct Settings {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Cancelled {
-    /// A failure if the surrounding [`Deadline`](crate::Deadline) had passed by then, and else nothing.
+    /// A failure if the service had all the time of a [`TimeoutLayer`](crate::timeout::TimeoutLayer) beneath, the attempt's. If the
+    /// surrounding [`Deadline`](crate::Deadline) passed earlier the call was *abandoned*: that is a failure only while nothing at all comes back
+    /// from the service. Otherwise it says nothing.
     #[default]
     ByDeadline,
+    /// A failure if the service had at least this long, and the same as [`ByDeadline`](Self::ByDeadline) if it had less: for attempts whose limit is
+    /// not this crate's. Each call then reads the clock when it is admitted. (Beside [slow calls](CircuitBreakerLayer::slow_calls) it does
+    /// not cover the body.)
+    After(Duration),
     /// A failure, whoever dropped it and why: where a foreign timeout stands outside, say.
     Failure,
     /// Nothing.
@@ -187,6 +202,7 @@ impl CircuitBreakerLayer {
             open_for,
             probes: 1,
             successes_to_close: 1,
+            timed: false,
         };
         let settings = Settings { policy, cancelled: Cancelled::default(), site: site!("circuit_breaker") };
         Self { settings, classify: FailOnError, circuit: Arc::default(), until: PhantomData }
@@ -314,7 +330,10 @@ impl<C, U> CircuitBreakerLayer<C, U> {
 
     /// What a call says about the service if it is dropped before it ended.
     pub fn cancelled(self, cancelled: Cancelled) -> Self {
-        self.set(|settings| settings.cancelled = cancelled)
+        self.set(|settings| {
+            settings.cancelled = cancelled;
+            settings.policy.timed = matches!(cancelled, Cancelled::After(_));
+        })
     }
 
     /// Gives this layer a name, which its rejections and events carry.
@@ -373,7 +392,7 @@ impl<S, C: Clone, U> Layer<S> for CircuitBreakerLayer<C, U> {
 
     fn layer(&self, inner: S) -> Self::Service {
         let (circuit, classify) = (self.handle(), self.classify.clone());
-        CircuitBreaker { inner, circuit, classify, ready: false, until: PhantomData }
+        CircuitBreaker { inner, circuit, classify, asked: false, ready: false, until: PhantomData }
     }
 }
 
@@ -393,7 +412,9 @@ pub struct CircuitBreaker<S, C = FailOnError, U = ResponseEnd> /* not a Service?
     inner: S,
     circuit: Circuit,
     classify: C,
-    /// Whether `inner` was made ready, and not called since.
+    /// Whether `inner` was asked whether it is ready, and not called since: it may have reserved something.
+    asked: bool,
+    /// Whether it was ready then.
     ready: bool,
     until: PhantomData<fn() -> U>,
 }
@@ -404,7 +425,9 @@ impl<S: Clone, C: Clone, U> Clone for CircuitBreaker<S, C, U> {
             inner: self.inner.clone(),
             circuit: self.circuit.clone(),
             classify: self.classify.clone(),
-            ready: false, // nobody asked this one
+            // Nothing asked this one.
+            asked: false,
+            ready: false,
             until: PhantomData,
         }
     }
@@ -433,10 +456,12 @@ where
     type Future = ResponseFuture<S::Future, C, U>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.ready = false;
         if self.circuit.check().is_err() {
+            self.give_readiness_back();
             return Poll::Ready(Ok(())); // to reject
         }
-        self.ready = false;
+        self.asked = true;
         let readiness = ready!(self.inner.poll_ready(cx));
         self.ready = readiness.is_ok();
         let Err(error) = readiness else {
@@ -445,7 +470,7 @@ where
         // Admitted only now, for an instant: a service that is ready and idle holds no probe's place.
         let outcome: Result<S::Response, _> = Err(error);
         if let Ok(mut call) = self.circuit.admit() {
-            call.ended(Class::of(&outcome, &self.classify));
+            call.ended(Class::of(&outcome, &self.classify), &outcome);
         }
         Poll::Ready(outcome.map(drop))
     }
@@ -459,17 +484,36 @@ where
         self.ready = false;
         match self.circuit.admit() {
             // If the inner call panics, this one is dropped, and was cancelled.
-            Ok(call) => ResponseFuture {
-                admission: Admission::Admitted(call),
-                response: Some(self.inner.call(request)),
-                classify: self.classify.clone(),
-                until: PhantomData,
-            },
+            Ok(call) => {
+                self.asked = false;
+                let mut urgent = Urgent(true);
+                let entered = call.is_probe().then(|| ambient::enter(&mut urgent));
+                let response = self.inner.call(request);
+                drop(entered);
+                ResponseFuture {
+                    admission: Admission::Admitted(call),
+                    response: Some(response),
+                    waits: false,
+                    polling: false,
+                    classify: self.classify.clone(),
+                    until: PhantomData,
+                }
+            }
             Err(refused) => {
-                // The one that was made ready is dropped, and with it what it reserved for a call that it will not get.
-                self.inner = self.inner.clone();
+                self.give_readiness_back();
                 self.refuse(refused)
             }
+        }
+    }
+}
+
+impl<S: Clone, C, U> CircuitBreaker<S, C, U> {
+    /// The service that was asked whether it is ready is dropped, and with it what it reserved, or its place in a queue, for a call that it
+    /// will not get.
+    fn give_readiness_back(&mut self) {
+        if self.asked {
+            self.asked = false;
+            self.inner = self.inner.clone();
         }
     }
 }
@@ -478,7 +522,14 @@ impl<S, C: Clone, U> CircuitBreaker<S, C, U> {
     #[cold]
     fn refuse<F>(&self, refused: Refused) -> ResponseFuture<F, C, U> {
         let admission = Admission::Refused(self.circuit.clone(), refused);
-        ResponseFuture { response: None, admission, classify: self.classify.clone(), until: PhantomData }
+        ResponseFuture {
+            response: None,
+            admission,
+            waits: false,
+            polling: false,
+            classify: self.classify.clone(),
+            until: PhantomData,
+        }
     }
 }
 
@@ -499,6 +550,10 @@ pin_project! {
         response: Option<F>,
         // Dropped after the response: what that cleans up belongs to the call.
         admission: Admission,
+        // Whether the call waited for its turn on this side when it was last polled.
+        waits: bool,
+        // While the response is polled, and after a poll that panicked.
+        polling: bool,
         classify: C,
         until: PhantomData<fn() -> U>,
     }
@@ -508,14 +563,20 @@ pin_project! {
             let mut this = this.project();
             if let (true, Admission::Admitted(call)) = (this.response.is_some(), this.admission) {
                 // A call that a limit kept waiting on this side says nothing about the service, however late it is.
-                let mut unsent = Unsent(false);
-                let entered = ambient::enter(&mut unsent);
+                let (mut unsent, mut had_its_time) = (Unsent(false), HadItsTime(false));
+                let entered = (ambient::enter(&mut unsent), ambient::enter(&mut had_its_time));
                 this.response.set(None);
                 drop(entered);
-                call.cancelled(unsent.0 || caller::is_to_blame());
+                if *this.polling {
+                    call.panicked();
+                }
+                call.cancelled(Unsent(unsent.0 || caller::is_to_blame()), had_its_time);
+                // A breaker around this one is to know it too.
                 if unsent.0 {
-                    // A breaker around this one is to know it too.
                     ambient::set(unsent);
+                }
+                if had_its_time.0 {
+                    ambient::set(had_its_time);
                 }
             }
         }
@@ -534,17 +595,42 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         let outcome = match (this.response.as_mut().as_pin_mut(), &mut *this.admission) {
-            (Some(response), Admission::Admitted(_)) => ready!(response.poll(cx)),
-            (None, Admission::Refused(circuit, Refused { retry_after })) => {
-                let rejection = Rejection::new(circuit.site(), Reason::CircuitOpen).with_retry_after(*retry_after);
-                circuit.site().tell(Event::Rejected(&rejection));
-                return Poll::Ready(E::reject(rejection));
+            (Some(response), Admission::Admitted(call)) => {
+                if *this.waits
+                    && let Err(refused) = call.admit_again()
+                {
+                    let rejection = rejected(call.circuit(), refused);
+                    // Gives its place in the queue to the next, or the permit that it has just got.
+                    this.response.set(None);
+                    *this.admission = Admission::Passed;
+                    return Poll::Ready(E::reject(rejection));
+                }
+                let mut urgent = Urgent(true);
+                let entered = call.is_probe().then(|| ambient::enter(&mut urgent));
+                ambient::set(Unsent(false));
+                *this.polling = true;
+                let polled = response.poll(cx);
+                *this.polling = false;
+                drop(entered);
+                let waited = mem::replace(this.waits, polled.is_pending() && ambient::get::<Unsent>().0);
+                if waited && !*this.waits {
+                    call.sent();
+                }
+                ready!(polled)
+            }
+            (None, Admission::Refused(circuit, refused)) => {
+                return Poll::Ready(E::reject(rejected(circuit, *refused)));
             }
             _ => panic!("circuit_breaker::ResponseFuture polled after it was ready"),
         };
         this.response.set(None);
         let class = Class::of(&outcome, this.classify);
         let at_end = without_trailers(class, &outcome, this.classify, U::WITH_BODY);
+        if class != Class::Success
+            && let Admission::Admitted(call) = this.admission
+        {
+            call.ended(class, &outcome);
+        }
         let outcome = outcome.map(|response| {
             U::answer(response, || match (class, mem::replace(this.admission, Admission::Passed)) {
                 (Class::Success, Admission::Admitted(call)) => {
@@ -558,10 +644,18 @@ where
         });
         // It ends here, and so does an empty body.
         if let Admission::Admitted(call) = this.admission {
-            call.ended(at_end);
+            // Nothing, if that was recorded before.
+            call.body_ended(at_end);
         }
         Poll::Ready(outcome)
     }
+}
+
+#[cold]
+fn rejected(circuit: &Circuit, Refused { retry_after }: Refused) -> Rejection {
+    let rejection = Rejection::new(circuit.site(), Reason::CircuitOpen).with_retry_after(retry_after);
+    circuit.site().tell(Event::Rejected(&rejection));
+    rejection
 }
 
 impl<F, C, U> fmt::Debug for ResponseFuture<F, C, U> {

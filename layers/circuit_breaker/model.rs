@@ -30,6 +30,7 @@ fn policy() -> Policy {
         open_for: Backoff::exponential(5 * SECOND).jitter(Jitter::None),
         probes: 1,
         successes_to_close: 1,
+        timed: false,
     }
 }
 
@@ -125,7 +126,7 @@ fn two_calls_at_once_are_one_probe() {
 #[test]
 fn opened_by_hand_beats_whatever_a_probe_says() {
     let (now, later) = (clock::now(), clock::now() + 5 * SECOND);
-    for outcome in [Outcome::Success, Outcome::Failure, Outcome::Ignored] {
+    for outcome in [Outcome::Success, Outcome::Failure, Outcome::NoAnswer, Outcome::Abandoned, Outcome::Ignored] {
         loom::model(move || {
             let machine = Arc::new(opened(now));
             let (probe, other) = (machine.admit(|| later).unwrap(), Arc::clone(&machine));

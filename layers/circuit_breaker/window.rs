@@ -68,6 +68,17 @@ pub(super) struct Window {
     buckets: [AtomicU64; RING as usize],
 }
 
+/// What became of a call that was counted in a bucket.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Put {
+    /// It is the first one there: an older slot has left the window.
+    First,
+    /// It came to others, or too late to count.
+    Next,
+    /// The bucket has no room.
+    Full,
+}
+
 /// What moves the window on.
 enum Pace {
     Time {
@@ -115,34 +126,39 @@ impl Window {
         Self { pace, slots: slots.into(), buckets: Default::default() }
     }
 
-    /// Records a call of this generation, and says into which slot. Reads the clock only if the window is one of time.
+    /// Records a call of this generation, and says into which slot, and whether the window slid on with it. Reads the clock only if the
+    /// window is one of time.
     ///
     /// Generations lie far apart: whatever is recorded late for an old one lies outside the window of the current one, or
     /// finds its bucket taken.
-    pub(super) fn record(&self, generation: u64, clock: impl FnOnce() -> Instant, bad: bool) -> u64 {
+    pub(super) fn record(&self, generation: u64, clock: impl FnOnce() -> Instant, bad: bool) -> (u64, bool) {
         // The first lap stays empty, so that the window of the first slot does not reach below zero.
         let first = APART * generation + RING;
         match &self.pace {
             Pace::Time { since, nanos: width } => {
                 let slot = first + nanos(clock().saturating_duration_since(*since)) / width;
-                self.put(slot, u64::MAX, bad);
-                slot
+                (slot, self.put(slot, u64::MAX, bad) == Put::First)
             }
             Pace::Calls { open, calls } => {
                 let mut position = open.load(Ordering::Relaxed);
-                while !self.put(first + position, *calls, bad) {
-                    // Whoever finds it full opens the next one; who comes second sees that it is open.
-                    let next = open.compare_exchange(position, position + 1, Ordering::Relaxed, Ordering::Relaxed);
-                    position = next.map_or_else(|newer| newer, |full| full + 1);
+                loop {
+                    match self.put(first + position, *calls, bad) {
+                        // Whoever finds it full opens the next one; who comes second sees that it is open.
+                        Put::Full => {
+                            let next =
+                                open.compare_exchange(position, position + 1, Ordering::Relaxed, Ordering::Relaxed);
+                            position = next.map_or_else(|newer| newer, |full| full + 1);
+                        }
+                        put => return (first + position, put == Put::First),
+                    }
                 }
-                first + position
             }
         }
     }
 
-    /// Counts a call in the bucket of this slot, and says whether that had room for it.
+    /// Counts a call in the bucket of this slot.
     #[inline]
-    fn put(&self, slot: u64, room: u64, bad: bool) -> bool {
+    fn put(&self, slot: u64, room: u64, bad: bool) -> Put {
         // The counts are all there is to see, so nothing has to be ordered here; see `tally`.
         let before = self.bucket(slot).fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
             match (word >> TAG_SHIFT).wrapping_sub(tag(slot)) & TAG {
@@ -152,8 +168,13 @@ impl Window {
                 _ => Some(add(tag(slot) << TAG_SHIFT, bad)),
             }
         });
-        // A bucket that is not this slot's any more takes nothing, and never will.
-        before.map_or_else(|word| word >> TAG_SHIFT != tag(slot), |_| true)
+        match before {
+            Ok(word) if word >> TAG_SHIFT != tag(slot) => Put::First,
+            Ok(_) => Put::Next,
+            Err(word) if word >> TAG_SHIFT == tag(slot) => Put::Full,
+            // A bucket that is not this slot's any more takes nothing, and never will.
+            Err(_) => Put::Next,
+        }
     }
 
     /// What the window holds, seen from a slot into which this thread has just recorded.

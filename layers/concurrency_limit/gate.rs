@@ -59,11 +59,18 @@ struct Shared {
     latest_pace: AtomicU64,
 }
 
-#[derive(Default)]
 struct Queue {
-    next_ticket: u64,
+    /// The ticket of the next who queues at the end, and of the last who queued in front of all.
+    back: u64,
+    front: u64,
     /// Who waits, in the order of arrival. Somebody whose ticket is no longer here was admitted.
     waiting: BTreeMap<u64, Waker>,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self { back: u64::MAX / 2, front: u64::MAX / 2, waiting: BTreeMap::new() }
+    }
 }
 
 /// Those whose turn it is. If one of their wakers panics, the others are woken all the same.
@@ -183,8 +190,9 @@ impl Gate {
         state.available <= 0 && state.waiting as usize >= max_waiting
     }
 
-    /// A permit or, if fewer than `max_waiting` wait already, the last place in the queue. `waker` is told once.
-    pub(crate) fn enter(&self, max_waiting: usize, waker: &Waker) -> Entry {
+    /// A permit or, if fewer than `max_waiting` wait already, a place in the queue: the last one, or the first one if it is `urgent`. `waker` is
+    /// woken once.
+    pub(crate) fn enter(&self, max_waiting: usize, urgent: bool, waker: &Waker) -> Entry {
         // A waker is the caller's code: it is cloned, dropped and woken outside the lock.
         let waker = waker.clone();
         let mut queue = self.lock();
@@ -198,8 +206,13 @@ impl Gate {
             Err(_) => Entry::Full,
             Ok(State { available: 1.., .. }) => Entry::Admitted(Permit { gate: self.clone() }),
             Ok(_) => {
-                let ticket = queue.next_ticket;
-                queue.next_ticket += 1;
+                let ticket = if urgent {
+                    queue.front -= 1;
+                    queue.front
+                } else {
+                    queue.back += 1;
+                    queue.back
+                };
                 queue.waiting.insert(ticket, waker);
                 Entry::Queued(Waiter { gate: self.clone(), ticket: Some(ticket) })
             }

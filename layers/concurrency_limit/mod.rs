@@ -78,7 +78,7 @@ use self::gate::{Entry, Waiter};
 pub use self::gate::{Gate, Permit};
 use crate::{
     Event, Reason, Reject, Rejection, Site,
-    ambient::{self, Unsent},
+    ambient::{self, Unsent, Urgent},
     body::{BodyEnd, Guard, PollFrame, ResponseEnd, Until},
     clock::{self, Sleep},
     telemetry::{site, site_setters},
@@ -154,9 +154,10 @@ impl<U> ConcurrencyLimitLayer<U> {
 }
 
 impl Settings {
-    /// How many may wait; where no time is given to wait, nobody.
+    /// How many may wait; where no time is given to wait, none. An urgent call finds a place wherever one may wait at all.
     fn places(&self) -> usize {
-        if self.max_wait == Some(Duration::ZERO) { 0 } else { self.gate.max_waiting() }
+        let places = if self.max_wait == Some(Duration::ZERO) { 0 } else { self.gate.max_waiting() };
+        if places > 0 && ambient::get::<Urgent>().0 { usize::MAX } else { places }
     }
 
     fn reject(&self) -> Rejection {
@@ -402,7 +403,7 @@ impl Turn {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Permit, Rejection>> {
         let admitted = match &mut self.place {
             Some(place) => place.poll(cx.waker()),
-            None => match self.settings.gate.enter(self.settings.places(), cx.waker()) {
+            None => match self.settings.gate.enter(self.settings.places(), ambient::get::<Urgent>().0, cx.waker()) {
                 Entry::Admitted(permit) => Poll::Ready(permit),
                 Entry::Full => return Poll::Ready(Err(self.settings.reject())),
                 Entry::Queued(place) => {
@@ -419,6 +420,8 @@ impl Turn {
             self.admitted = true;
             return Poll::Ready(Ok(permit));
         }
+        // A circuit breaker outside looks again when the call has its turn.
+        ambient::set(Unsent(true));
         let Some(timer) = &mut self.timer else { return Poll::Pending };
         ready!(timer.as_mut().poll(cx));
         self.place = None;

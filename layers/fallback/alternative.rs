@@ -10,9 +10,9 @@ use std::{
 
 use tower_service::Service;
 
-use super::call::Call;
 use crate::{
     Class, Reject, Rejection,
+    call::Call,
     copy::{Cloned, CopyRequest},
 };
 

@@ -73,16 +73,15 @@ use crate::{
 };
 
 mod alternative;
-mod call;
 mod policy;
 
 use self::policy::said;
 
 pub use self::{
     alternative::{Alternative, AtOnce, Backup, Failed, Function, Later, Nothing, Remember, Value},
-    call::Call,
     policy::{InExtensions, KeepPrimary, Mark, OnFailure, RejectionsOnly, Unmarked},
 };
+pub use crate::call::Call;
 
 /// Answers something else when the service has failed: see the [module](self).
 #[doc(alias = "degradation")]

@@ -10,6 +10,7 @@ use tower_layer::{Identity, Layer};
 use super::{
     ClientSettings,
     live::{LiveDuration, Look, Tuned, differs, watching},
+    ready::ReadyInCall,
 };
 use crate::{
     Backoff, Event, HttpStatus, Idempotent, Scope, Site,
@@ -307,7 +308,7 @@ impl<T, R, B, U, A> ClientStack<T, R, B, ConcurrencyLimitLayer<U>, A> {
 
 impl<S, T, R, B, L, A> Layer<S> for ClientStack<T, R, B, L, A>
 where
-    A: Layer<S>,
+    A: Layer<ReadyInCall<S>>,
     L: Layer<A::Service>,
     B: Layer<L::Service>,
     R: Layer<B::Service>,
@@ -316,7 +317,7 @@ where
     type Service = Tuned<T::Service>;
 
     fn layer(&self, service: S) -> Self::Service {
-        let service = self.concurrency_limit.layer(self.attempt_timeout.layer(service));
+        let service = self.concurrency_limit.layer(self.attempt_timeout.layer(ReadyInCall::new(service)));
         let service = self.retry.layer(self.circuit_breaker.layer(service));
         Tuned::new(self.timeout.layer(service), self.look.clone())
     }

@@ -47,6 +47,9 @@
 //! have changed: an atomic read for the scope and each of its parents, and one look into them after anything in these was changed. It is not
 //! made without [`settings_from`](ClientStack::settings_from).
 //!
+//! **Readiness.** A stack is always ready. The service's readiness is part of each attempt: bounded by its limit of time, counted in flight, and
+//! judged. So the service has to be `Clone`.
+//!
 //! **Where they belong.** The client's stack directly around the service, and around it what else there is: a context, observing, a
 //! fallback, a cache. The server's stack outermost, around everything.
 //!
@@ -56,10 +59,12 @@ mod client;
 #[cfg(feature = "serde")]
 mod file;
 mod live;
+mod ready;
 mod server;
 mod settings;
 
 pub use client::ClientStack;
 pub use live::{LiveDuration, Tuned};
+pub use ready::ReadyInCall;
 pub use server::ServerStack;
 pub use settings::{ClientSettings, ConfigError, ServerSettings};

@@ -7,6 +7,7 @@ use tower_layer::{Identity, Layer};
 use super::{
     ServerSettings,
     live::{LiveDuration, Look, Tuned, differs, watching},
+    ready::ReadyInCall,
 };
 use crate::{
     Scope,
@@ -160,7 +161,7 @@ impl<C, I, W, T, U> ServerStack<C, I, W, T, ConcurrencyLimitLayer<U>> {
 
 impl<S, C, I, W, T, L> Layer<S> for ServerStack<C, I, W, T, L>
 where
-    L: Layer<S>,
+    L: Layer<ReadyInCall<S>>,
     T: Layer<L::Service>,
     W: Layer<T::Service>,
     I: Layer<W::Service>,
@@ -169,7 +170,7 @@ where
     type Service = Tuned<C::Service>;
 
     fn layer(&self, service: S) -> Self::Service {
-        let service = self.answer.layer(self.timeout.layer(self.concurrency_limit.layer(service)));
+        let service = self.answer.layer(self.timeout.layer(self.concurrency_limit.layer(ReadyInCall::new(service))));
         Tuned::new(self.context.layer(self.identity.layer(service)), Some(self.look.clone()))
     }
 }

@@ -472,14 +472,16 @@ async fn a_backend_that_hangs_behind_an_outer_timeout_opens_the_circuit() {
     }
     assert_eq!(circuit.state(), State::Open);
 
-    // A probe that hangs opens it again.
+    // Probes that hang open it again, when as many in a row did.
     advance(5 * SECOND).await;
-    let outcome = call(&mut service, Do::Hang).await;
-    assert!(ziggurat::rejection(&outcome).unwrap().is_timed_out());
+    for _ in 0..3 {
+        let outcome = call(&mut service, Do::Hang).await;
+        assert!(ziggurat::rejection(&outcome).unwrap().is_timed_out());
+    }
     assert_eq!(circuit.state(), State::Open);
     let outcome = call(&mut service, GOOD).await;
     assert_eq!(refused(&outcome).unwrap().retry_after(), Some(5 * SECOND));
-    assert_eq!(backend.seen().1, 4);
+    assert_eq!(backend.seen().1, 6);
 }
 
 /// Shows: B6

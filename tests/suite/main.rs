@@ -3,6 +3,7 @@
 
 mod answer;
 mod batch;
+mod blame;
 mod body;
 mod body_end;
 mod cache;

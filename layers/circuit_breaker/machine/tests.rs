@@ -17,6 +17,7 @@ fn policy() -> Policy {
         open_for: Backoff::exponential(5 * SECOND).jitter(Jitter::None),
         probes: 1,
         successes_to_close: 1,
+        timed: false,
     }
 }
 
@@ -350,6 +351,37 @@ fn another_number_of_failures_in_a_row_holds_from_the_next_failure_on_and_zero_i
     machine.set_consecutive_failures(2);
     assert!(!call(&machine, now, Outcome::Ignored));
     assert!(call(&machine, now, Outcome::Failure), "4 of 2");
+}
+
+/// Shows: B1
+#[test]
+fn a_success_opens_where_it_completes_the_fewest_calls_that_have_a_rate_or_the_window_has_slid_on() {
+    let start = Instant::now();
+    let rated = Policy { failure_rate: Some(0.5), min_calls: 25, ..policy() };
+    let machine = Machine::new(rated.clone(), start);
+    assert!((0..19).all(|_| !call(&machine, start, Outcome::Failure)));
+    assert!((0..5).all(|_| !call(&machine, start, Outcome::Success)));
+    assert!(call(&machine, start, Outcome::Success), "19 of 25");
+
+    // 20 successes and 15 failures later; then the successes leave the window.
+    let machine = Machine::new(Policy { min_calls: 15, ..rated }, start);
+    assert!((0..20).all(|_| !call(&machine, start, Outcome::Success)));
+    assert!((0..15).all(|_| !call(&machine, start + 15 * SECOND, Outcome::Failure)));
+    assert!(call(&machine, start + 31 * SECOND, Outcome::Success), "15 of 16");
+}
+
+/// Shows: F2
+#[test]
+fn calls_that_nothing_came_back_of_open_in_a_row_and_any_answer_ends_the_row() {
+    let now = Instant::now();
+    let machine = Machine::new(Policy { failure_rate: Some(0.5), min_calls: 3, ..policy() }, now);
+    for answer in [Outcome::Success, Outcome::Answered] {
+        assert!((0..2).all(|_| !call(&machine, now, Outcome::Abandoned)));
+        assert!(!call(&machine, now, answer), "{answer:?}");
+    }
+    assert!((0..2).all(|_| !call(&machine, now, Outcome::Abandoned)));
+    assert!(!call(&machine, now, Outcome::Ignored), "that one says nothing, not even that the service answers");
+    assert!(call(&machine, now, Outcome::Abandoned));
 }
 
 #[test]

@@ -8,7 +8,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// Records at a moment and answers what the window then holds.
 fn record(window: &Window, at: Instant, bad: bool) -> Tally {
-    let slot = window.record(0, || at, bad);
+    let (slot, _) = window.record(0, || at, bad);
     window.tally(slot)
 }
 
@@ -81,7 +81,7 @@ fn a_late_record_of_an_older_generation_changes_nothing() {
         let window = Window::new(extent, start);
         for second in 0..300 {
             let now = start + second * SECOND / 10;
-            let slot = window.record(7, || now, true);
+            let (slot, _) = window.record(7, || now, true);
             let before = window.tally(slot);
             for _ in 0..30 {
                 window.record(6, || now, true);
@@ -99,7 +99,7 @@ fn a_new_generation_starts_from_nothing() {
         let window = Window::new(extent, start);
         for generation in 0..100 {
             for calls in 1..=20 {
-                let slot = window.record(generation, || start, true);
+                let (slot, _) = window.record(generation, || start, true);
                 let most = if extent == Extent::Calls(10) { 10 } else { 20 };
                 assert_eq!(window.tally(slot).calls, calls.min(most), "{extent:?}");
             }
@@ -111,7 +111,7 @@ fn a_new_generation_starts_from_nothing() {
 fn a_record_that_is_a_whole_window_late_is_dropped() {
     let start = Instant::now();
     let window = Window::new(Extent::Time(10 * SECOND), start);
-    let slot = window.record(0, || start + 25 * SECOND, false);
+    let (slot, _) = window.record(0, || start + 25 * SECOND, false);
     window.record(0, || start + 15 * SECOND, true); // too old
     window.record(0, || start + 9 * SECOND, true); // so old that its bucket is taken
     window.record(0, || start, true); // older still
@@ -166,7 +166,7 @@ fn bad_calls_of_eight_threads_are_all_counted() {
                 });
             }
         });
-        let slot = window.record(0, || now, false);
+        let (slot, _) = window.record(0, || now, false);
         assert_eq!(window.tally(slot), Tally { calls: 80_001, bad: 80_000 });
     }
 }
@@ -179,7 +179,7 @@ fn of_two_bad_calls_at_once_one_sees_both() {
     let barrier = Barrier::new(2);
     let round = |generation| {
         barrier.wait();
-        let slot = window.record(generation, || now, true);
+        let (slot, _) = window.record(generation, || now, true);
         window.tally(slot).bad
     };
     let rounds = || (0..20_000).map(round).collect::<Vec<_>>();
@@ -223,7 +223,7 @@ proptest! {
             // At most two windows late, which is as long as a bucket remembers whose it is.
             let at = if turn < 5 { now.saturating_sub(late) } else { now };
             let call = Call { generation: generation - u64::from(turn == 1 && generation > 0), step: at / 100, bad };
-            let slot = window.record(call.generation, || start + Duration::from_millis(at), bad);
+            let (slot, _) = window.record(call.generation, || start + Duration::from_millis(at), bad);
             calls.push(call);
             let newest = calls.iter().filter(|c| c.generation == generation).map(|c| c.step).max();
             if call.generation == generation && newest.unwrap() - call.step < 10 {
@@ -246,7 +246,7 @@ proptest! {
             generation += u64::from(turn == 0);
             let before = calls.iter().filter(|call| call.generation == generation).count() as u64;
             let call = Call { generation, step: before / width, bad };
-            let slot = window.record(generation, || now, bad);
+            let (slot, _) = window.record(generation, || now, bad);
             calls.push(call);
             prop_assert_eq!(window.tally(slot), naive(&calls, buckets, &call));
         }

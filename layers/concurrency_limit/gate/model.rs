@@ -28,7 +28,7 @@ fn explore(scenario: impl Fn() + Send + Sync + 'static) {
 fn enter(gate: &Gate) -> Permit {
     let mut place = None;
     block_on(poll_fn(|cx| match &mut place {
-        None => match gate.enter(usize::MAX, cx.waker()) {
+        None => match gate.enter(usize::MAX, false, cx.waker()) {
             Entry::Admitted(permit) => Poll::Ready(permit),
             Entry::Queued(waiter) => place.insert(waiter).poll(cx.waker()),
             Entry::Full => unreachable!("the queue has no bound"),
@@ -79,7 +79,7 @@ fn a_waiter_that_gives_up_while_it_is_admitted_loses_no_permit() {
         let permit = gate.try_enter();
         let quitter = {
             let gate = gate.clone();
-            thread::spawn(move || drop(gate.enter(usize::MAX, std::task::Waker::noop())))
+            thread::spawn(move || drop(gate.enter(usize::MAX, false, std::task::Waker::noop())))
         };
         let waiter = {
             let gate = gate.clone();
@@ -122,7 +122,7 @@ fn a_full_queue_refuses_only_while_the_gate_is_full() {
         let gate = Gate::new(1);
         let permit = gate.try_enter();
         let leaver = thread::spawn(move || drop(permit));
-        let refused = matches!(gate.enter(0, std::task::Waker::noop()), Entry::Full);
+        let refused = matches!(gate.enter(0, false, std::task::Waker::noop()), Entry::Full);
         leaver.join().unwrap();
         // Refused or not, what remains is a gate with room.
         assert!(gate.try_enter().is_some(), "refused: {refused}");

@@ -35,7 +35,7 @@ fn bell() -> (Arc<Bell>, Waker) {
 }
 
 fn queue(gate: &Gate, waker: &Waker) -> Waiter {
-    match gate.enter(usize::MAX, waker) {
+    match gate.enter(usize::MAX, false, waker) {
         Entry::Queued(waiter) => waiter,
         other => panic!("expected a place in the queue, got {other:?}"),
     }
@@ -94,21 +94,21 @@ fn a_queue_that_is_full_refuses_and_a_queue_without_places_always_does() {
     let (_, waker) = bell();
     assert!(!gate.is_full(0));
     let permit = enter(&gate);
-    assert!(matches!(gate.enter(0, &waker), Entry::Full));
+    assert!(matches!(gate.enter(0, false, &waker), Entry::Full));
     assert!(gate.is_full(0));
     assert!(!gate.is_full(1));
-    let Entry::Queued(_waiter) = gate.enter(1, &waker) else { panic!("the queue had a place") };
-    assert!(matches!(gate.enter(1, &waker), Entry::Full));
+    let Entry::Queued(_waiter) = gate.enter(1, false, &waker) else { panic!("the queue had a place") };
+    assert!(matches!(gate.enter(1, false, &waker), Entry::Full));
     assert!(gate.is_full(1));
     drop(permit);
-    assert!(matches!(gate.enter(1, &waker), Entry::Queued(_)));
+    assert!(matches!(gate.enter(1, false, &waker), Entry::Queued(_)));
 }
 
 #[test]
 fn asking_to_wait_at_a_gate_with_room_admits_at_once() {
     let gate = Gate::new(1);
     let (bell, waker) = bell();
-    let Entry::Admitted(_permit) = gate.enter(0, &waker) else { panic!("there was room") };
+    let Entry::Admitted(_permit) = gate.enter(0, false, &waker) else { panic!("there was room") };
     assert_eq!(counts(&gate), (1, 0));
     assert_eq!(bell.rung(), 0);
 }
@@ -219,7 +219,7 @@ fn a_queue_that_holds_as_many_as_can_be_counted_is_full() {
     let _permit = enter(&gate);
     let full = State { available: 0, waiting: MOST_WAITING, left: 7 };
     gate.update(|_| Some(full)).unwrap();
-    assert!(matches!(gate.enter(usize::MAX, &waker), Entry::Full));
+    assert!(matches!(gate.enter(usize::MAX, false, &waker), Entry::Full));
     assert_eq!(gate.waiting(), MOST_WAITING as usize);
     gate.update(|state| Some(State { waiting: 0, ..state })).unwrap();
 }
@@ -307,7 +307,7 @@ fn threads_never_exceed_the_limit_and_leave_nothing_behind() {
             scope.spawn(move || {
                 let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
                 for turn in 0..500 {
-                    match gate.enter(4, &waker) {
+                    match gate.enter(4, false, &waker) {
                         Entry::Admitted(permit) => work(permit),
                         Entry::Full => std::thread::yield_now(),
                         Entry::Queued(waiter) if (thread + turn) % 3 == 0 => drop(waiter),
@@ -429,7 +429,7 @@ proptest! {
                 }
                 Event::Enter { max_waiting } => {
                     let full = gate.is_full(max_waiting);
-                    callers[now] = match gate.enter(max_waiting, &waker) {
+                    callers[now] = match gate.enter(max_waiting, false, &waker) {
                         Entry::Admitted(permit) => Some(Caller::Inside { _permit: permit }),
                         Entry::Queued(waiter) => Some(Caller::Place { waiter, bell: ring }),
                         Entry::Full => None,

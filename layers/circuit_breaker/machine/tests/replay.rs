@@ -63,6 +63,7 @@ fn replay(mut rules: Rules, events: &[(u64, Happened)]) -> (State, Option<Answer
     let mut phases = vec![Phase::Closed];
     let mut counted: Vec<Counted> = Vec::new();
     let mut admitted: Vec<Admitted> = Vec::new();
+    let mut endings = Vec::new();
     let mut answer = None;
     for (event, &(now, happened)) in events.iter().enumerate() {
         let current = phases.len() - 1;
@@ -104,14 +105,22 @@ fn replay(mut rules: Rules, events: &[(u64, Happened)]) -> (State, Option<Answer
             Happened::Ended(asked, outcome) => {
                 let call = admitted.iter_mut().find(|call| call.event == asked).unwrap();
                 call.ended = Some(outcome);
-                let failed = outcome == Outcome::Failure;
-                let slow = rules.slow.is_some_and(|(limit, _)| now - call.at > limit);
-                if call.phase != current || outcome == Outcome::Ignored {
+                let (phase, began) = (call.phase, call.at);
+                if phase == current {
+                    endings.push((phase, outcome));
+                }
+                let failed = matches!(outcome, Outcome::Failure | Outcome::NoAnswer);
+                let counts = failed || outcome == Outcome::Success;
+                let slow = counts && rules.slow.is_some_and(|(limit, _)| now - began > limit);
+                if phase != current || outcome == Outcome::Ignored {
                     None
                 } else if let Phase::Closed = phases[current] {
-                    counted.push(Counted { phase: current, at: now, failed, in_a_row: rules.consecutive > 0, slow });
-                    if opens(rules, &counted) { opened() } else { None }
-                } else if failed || slow {
+                    if counts {
+                        counted.push(Counted { phase, at: now, failed, in_a_row: rules.consecutive > 0, slow });
+                    }
+                    let opens = nothing_comes_back(rules, &endings) || (counts && opens(rules, &counted));
+                    if opens { opened() } else { None }
+                } else if failed || slow || nothing_comes_back(rules, &endings) {
                     opened()
                 } else {
                     let successes = admitted.iter().filter(|c| c.phase == current && c.ended == Some(Outcome::Success));
@@ -139,6 +148,19 @@ fn open_time(rules: Rules, openings: u32) -> u64 {
     (rules.open_for << (openings - 1).min(20)).min(LONGEST)
 }
 
+/// Whether the last call ended without an answer, as too many before it did since the state turned.
+fn nothing_comes_back(rules: Rules, endings: &[(usize, Outcome)]) -> bool {
+    let unanswered = |outcome: &Outcome| matches!(outcome, Outcome::NoAnswer | Outcome::Abandoned);
+    let &(phase, last) = endings.last().unwrap();
+    let of_this_phase = endings.iter().rev().take_while(|(other, _)| *other == phase).map(|(_, outcome)| outcome);
+    let in_a_row =
+        of_this_phase.filter(|outcome| **outcome != Outcome::Ignored).take_while(|outcome| unanswered(outcome));
+    let most = if rules.by_calls { rules.window as usize } else { usize::MAX };
+    let by_row = if rules.consecutive > 0 { rules.consecutive as usize } else { usize::MAX };
+    let by_rate = if rules.rate.is_some() { rules.min_calls.min(most) } else { usize::MAX };
+    unanswered(&last) && in_a_row.count() >= by_row.min(by_rate)
+}
+
 /// Whether the last of these calls opens the circuit.
 fn opens(rules: Rules, counted: &[Counted]) -> bool {
     let last = counted.last().unwrap();
@@ -162,8 +184,8 @@ fn opens(rules: Rules, counted: &[Counted]) -> bool {
     let enough = held().count() >= rules.min_calls.min(most);
 
     (last.failed && last.in_a_row && in_a_row >= rules.consecutive as usize)
-        || rules.rate.is_some_and(|limit| last.failed && enough && rate(|call| call.failed) >= limit)
-        || rules.slow.is_some_and(|(_, limit)| last.slow && enough && rate(|call| call.slow) >= limit)
+        || rules.rate.is_some_and(|limit| enough && rate(|call| call.failed) >= limit)
+        || rules.slow.is_some_and(|(_, limit)| enough && rate(|call| call.slow) >= limit)
 }
 
 /// No opening is longer, in milliseconds.
@@ -205,7 +227,14 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let outcome = prop_oneof![4 => Just(Outcome::Success), 4 => Just(Outcome::Failure), 1 => Just(Outcome::Ignored)];
+    let outcome = prop_oneof![
+        4 => Just(Outcome::Success),
+        3 => Just(Outcome::Failure),
+        2 => Just(Outcome::NoAnswer),
+        2 => Just(Outcome::Abandoned),
+        1 => Just(Outcome::Answered),
+        1 => Just(Outcome::Ignored),
+    ];
     prop_oneof![
         200 => prop_oneof![4 => 1..20_u64, 1 => 1..600_u64].prop_map(Step::Pass),
         400 => Just(Step::Ask),
@@ -238,6 +267,7 @@ proptest! {
                 open_for: Backoff::exponential(millis(rules.open_for)).max(millis(LONGEST)).jitter(Jitter::None),
                 probes: rules.probes,
                 successes_to_close: rules.successes as u32,
+                timed: false,
             },
             start,
         );

@@ -40,7 +40,7 @@ pin_project! {
 }
 
 impl<S: Service<Req>, Req> Call<S, Req> {
-    pub(super) fn new(service: S, request: Req) -> Self {
+    pub(crate) fn new(service: S, request: Req) -> Self {
         Self { state: State::Readying { service, request: Some(request) } }
     }
 }
@@ -52,7 +52,7 @@ impl<S: Service<Req>, Req> Future for Call<S, Req> {
         let mut state = self.project().state;
         if let StateProj::Readying { service, request } = state.as_mut().project() {
             ready!(service.poll_ready(cx))?;
-            let Some(request) = request.take() else { panic!("fallback::Call polled after it panicked") };
+            let Some(request) = request.take() else { panic!("Call polled after it panicked") };
             let response = service.call(request);
             state.set(State::Calling { response });
         }
@@ -69,6 +69,6 @@ impl<S: Service<Req>, Req> fmt::Debug for Call<S, Req> {
             State::Readying { .. } => "readying",
             State::Calling { .. } => "calling",
         };
-        f.debug_struct("fallback::Call").field("state", &state).finish()
+        f.debug_struct("Call").field("state", &state).finish()
     }
 }

@@ -1,0 +1,39 @@
+//! A service whose readiness is part of each call.
+
+use std::task::{Context, Poll};
+
+use tower_service::Service;
+
+use crate::call::Call;
+
+/// The innermost service of a recommended stack: it is always ready, and waits for its service's readiness inside of each call.
+///
+/// So a service that hangs before it is ready (a full buffer, a channel that reconnects) is bounded by the attempt's limit, counts as a call in
+/// flight, and is judged by the circuit breaker. It costs a clone of the service for each call.
+#[derive(Debug, Clone)]
+pub struct ReadyInCall<S> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
+    inner: S,
+}
+
+impl<S> ReadyInCall<S> {
+    pub(super) fn new(inner: S) -> Self {
+        Self { inner }
+    }
+}
+
+impl<S, Req> Service<Req> for ReadyInCall<S>
+where
+    S: Service<Req> + Clone,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Call<S, Req>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Req) -> Self::Future {
+        Call::new(self.inner.clone(), request)
+    }
+}
