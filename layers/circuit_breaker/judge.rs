@@ -54,6 +54,6 @@ where
 impl<C> Drop for Judge<C> {
     fn drop(&mut self) {
         // Unless it has ended: then the body panicked when it was dropped, which says nothing about the service.
-        self.call.ended(Class::Ignored);
+        self.call.panicked();
     }
 }
