@@ -2,11 +2,9 @@
 
 use std::{
     fmt,
-    future::{Future, poll_fn},
+    future::poll_fn,
     hash::Hash,
-    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::Poll,
 };
 
 use tokio::sync::{Notify, oneshot};
@@ -135,12 +133,7 @@ where
         Due::Now => {}
         Due::WhenFull => bell.notified().await,
         Due::At(due) => {
-            let (mut full, mut late) = (pin!(bell.notified()), pin!(clock::sleep_until(due)));
-            poll_fn(|cx| match full.as_mut().poll(cx) {
-                Poll::Ready(()) => Poll::Ready(()),
-                Poll::Pending => late.as_mut().poll(cx),
-            })
-            .await;
+            clock::timeout_at(due, bell.notified()).await;
         }
     }
 }

@@ -168,7 +168,7 @@ impl Closing {
         // Without tasks no timer is needed, and the runtime may have none.
         if let Some(until) = until
             && !owned.tasks.is_empty()
-            && clock::timeout_at(until, owned.tasks.wait()).await.is_err()
+            && clock::timeout_at(until, owned.tasks.wait()).await.is_none()
         {
             scope.inner.span.tasks_aborted(&scope.path(), owned.tasks.len());
             owned.abort.cancel();

@@ -35,5 +35,6 @@ mod scope_tasks;
 mod service_laws;
 mod stack;
 mod stream;
+mod time_limits;
 mod timeout;
 mod upload;
