@@ -67,12 +67,17 @@ impl Future for Sleep {
     }
 }
 
-/// What `future` answers, unless it is still pending at `end`.
+/// What `future` answers, unless it is still pending at `end`. If it is ready at once, or `end` has passed, there is no timer.
 pub(crate) async fn timeout_at<F: Future>(end: Instant, future: F) -> Option<F::Output> {
-    let (mut future, mut end) = (pin!(future), pin!(sleep_until(end)));
-    poll_fn(|cx| match future.as_mut().poll(cx) {
-        Poll::Ready(output) => Poll::Ready(Some(output)),
-        Poll::Pending => end.as_mut().poll(cx).map(|()| None),
+    let (mut future, mut timer) = (pin!(future), pin!(None));
+    poll_fn(|cx| {
+        if let Poll::Ready(output) = future.as_mut().poll(cx) {
+            return Poll::Ready(Some(output));
+        }
+        if timer.is_none() && now() < end {
+            timer.set(Some(sleep_until(end)));
+        }
+        timer.as_mut().as_pin_mut().map_or(Poll::Ready(None), |timer| timer.poll(cx).map(|()| None))
     })
     .await
 }

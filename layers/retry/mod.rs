@@ -87,6 +87,9 @@ const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
 const LINGER: Duration = Duration::from_millis(100);
 const LONGEST_LINGER: Duration = Duration::from_secs(1);
 
+/// The most attempts without a pause that are made in one poll; then the executor gets its turn.
+const UNBROKEN: u32 = 64;
+
 /// Sends a request once more after a failure that may be gone by then: see the [module](self).
 #[derive(Clone)]
 #[must_use]
@@ -147,7 +150,8 @@ impl<C, P, B, D> RetryLayer<C, P, B, D> {
     /// How long to wait before the next attempt: a [`Backoff`], a [`Duration`], or a function of the number of the attempt that
     /// failed and of its outcome, `|attempt: u32, outcome: Result<&_, &_>| -> Duration`.
     ///
-    /// If the service says how long to leave it alone, the longer of both counts.
+    /// If the service says how long to leave it alone, the longer of both counts. A wait of zero makes no timer, and needs no clock in the
+    /// runtime.
     pub fn backoff<B2>(self, backoff: B2) -> RetryLayer<C, P, B2, D> {
         let Self { retries, classify, copy, backoff: _, discard, site } = self;
         RetryLayer { retries: retries.but_no_backoff(), classify, copy, backoff, discard, site }
@@ -291,8 +295,9 @@ pin_project! {
             response: F,
         },
         Pausing {
+            // None: there is nothing to wait for but the rest.
             #[pin]
-            pause: Sleep,
+            pause: Option<Sleep>,
             // Of the response of the attempt before.
             rest: Option<R>,
         },
@@ -314,6 +319,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
+        let mut unbroken = 0;
         loop {
             // The first attempt mostly is what is in place already: no need to put it there.
             let mut attempt = *this.attempt;
@@ -348,9 +354,19 @@ where
                     {
                         *rest = None;
                     }
-                    ready!(pause.poll(cx));
+                    let waits = pause.is_some();
+                    if let Some(pause) = pause.as_pin_mut() {
+                        ready!(pause.poll(cx));
+                    }
                     if rest.is_some() {
                         return Poll::Pending;
+                    }
+                    if !waits {
+                        unbroken += 1;
+                        if unbroken > UNBROKEN {
+                            cx.waker().wake_by_ref();
+                            return Poll::Pending;
+                        }
                     }
                     this.attempt.0 = this.attempt.0.saturating_add(1);
                     this.state.set(State::Readying);
@@ -370,7 +386,8 @@ where
             *this.last_wait = granted.wait;
             *this.granted = granted.withdrawal;
             let rest = outcome.ok().and_then(|response| this.layer.discard.discard(response, granted.linger));
-            this.state.set(State::Pausing { pause: clock::sleep(granted.wait), rest });
+            let pause = (!granted.wait.is_zero()).then(|| clock::sleep(granted.wait));
+            this.state.set(State::Pausing { pause, rest });
         }
     }
 }

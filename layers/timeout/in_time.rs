@@ -10,7 +10,7 @@ use std::{
 
 use http_body::Body;
 
-use super::expired;
+use super::{expired, idle::Idle};
 use crate::{
     Reject, Rejection, Site, ambient,
     body::{Guard, PollFrame},
@@ -35,9 +35,7 @@ pub struct InTime {
     own: Limit,
     /// Whether a frame came after that already.
     late: bool,
-    /// How long one may wait for a frame, and when that ends for the frame that is being waited for.
-    idle: Limit,
-    idle_end: Limit,
+    idle: Idle,
     // Boxed, so that a body that is never pending is not larger for it.
     timer: Option<Pin<Box<Sleep>>>,
     site: Site,
@@ -47,31 +45,31 @@ impl InTime {
     pub(super) fn new(body: BodyLimits, limit: Limit, own: Limit, site: Site) -> Self {
         let (limit, own) = if body.covered { (limit, own) } else { (Limit::NONE, Limit::NONE) };
         let own = if own.is_unstarted() { own.started(Limit::at(clock::now())) } else { own };
-        let idle = body.idle.map_or(Limit::NONE, Limit::after);
-        Self { limit, own, late: false, idle, idle_end: Limit::NONE, timer: None, site }
+        let idle = Idle::new(body.idle.map_or(Limit::NONE, Limit::after));
+        Self { limit, own, late: false, idle, timer: None, site }
     }
 
     /// The body is pending: answers whether it may stay so. `outer` is what surrounds the call's limit.
     fn poll_limits(&mut self, outer: Limit, cx: &mut Context<'_>) -> Poll<Rejection> {
-        if self.idle_end == Limit::NONE && self.idle != Limit::NONE {
-            self.idle_end = self.idle.started(Limit::at(clock::now()));
-        }
         // Of two that end together the outer one does: its end is the request's.
         let own = if self.own < outer { self.own } else { Limit::NONE };
-        let Some(end) = own.min(self.idle_end).instant() else { return Poll::Pending };
-        let timer = match &mut self.timer {
-            Some(timer) => {
-                if timer.deadline() != end {
-                    timer.as_mut().reset(end);
+        let (limit, sooner) = if own <= self.idle.end { (self.limit, own) } else { (self.idle.limit, self.idle.end) };
+        let Some(end) = sooner.instant() else { return Poll::Pending };
+        // A limit of zero needs no timer to have passed.
+        if limit != Limit::ZERO {
+            let timer = match &mut self.timer {
+                Some(timer) => {
+                    if timer.deadline() != end {
+                        timer.as_mut().reset(end);
+                    }
+                    timer
                 }
-                timer
-            }
-            None => self.timer.insert(Box::pin(clock::sleep_until(end))),
-        };
-        ready!(timer.as_mut().poll(cx));
-        let limit = if own <= self.idle_end { self.limit } else { self.idle };
+                None => self.timer.insert(Box::pin(clock::sleep_until(end))),
+            };
+            ready!(timer.as_mut().poll(cx));
+        }
         // What cleans up sees that its time is over, whichever of the two it was.
-        self.own = own.min(self.idle_end);
+        self.own = sooner;
         Poll::Ready(expired(&self.site, limit))
     }
 
@@ -94,7 +92,7 @@ where
         adopt_told(&mut self.limit, &mut self.own, ambient::get());
         let (mut own, mut inside) = (self.own, Limit::NONE);
         let entered = enter(&mut own, &mut inside);
-        let polled = body.as_mut().poll_frame(cx);
+        let polled = self.idle.poll_frame(body.as_mut(), cx);
         let outer = *entered.outer;
         drop(entered);
         let rejection = match polled {
@@ -102,10 +100,7 @@ where
             Poll::Ready(Some(Ok(frame))) if frame.is_data() && !body.is_end_stream() && !self.admits() => {
                 expired(&self.site, self.limit)
             }
-            Poll::Ready(frame) => {
-                self.idle_end = Limit::NONE;
-                return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
-            }
+            Poll::Ready(frame) => return Poll::Ready(frame.map(|frame| frame.map_err(Into::into))),
         };
         Poll::Ready(Reject::<()>::reject(rejection).err().map(Err))
     }
@@ -122,7 +117,7 @@ impl fmt::Debug for InTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("InTime")
             .field("limit", &self.limit.duration())
-            .field("idle", &self.idle.duration())
+            .field("idle", &self.idle.limit.duration())
             .finish_non_exhaustive()
     }
 }

@@ -20,7 +20,10 @@ use crate::{Deadline, ambient};
 
 impl Scope {
     /// Runs `future` on a task that belongs to this scope: closing the scope waits for it, and aborts it when the
-    /// [grace period](Scope::grace) is over. It runs in the scope, and is told the deadline of the caller.
+    /// [grace period](Scope::grace) is over. It runs in the scope.
+    ///
+    /// A task of the [current](Scope::current) scope, or of a scope within it, is told the deadline of the caller. A task of any other scope
+    /// may outlive the caller's request, and has no deadline; [`Deadline::within`] gives it one.
     ///
     /// The task goes on if its handle is dropped. Its failure is its own: it is the answer of the handle, and neither ends the
     /// scope nor makes its closing fail.
@@ -45,7 +48,8 @@ impl Scope {
     where
         F: Future<Output: Send> + Send + 'static,
     {
-        self.start(future, Deadline::current())
+        let deadline = Deadline::current().filter(|_| Self::current().is_some_and(|current| self.is_within(&current)));
+        self.start(future, deadline)
     }
 
     /// The same, with another deadline than the caller's.

@@ -16,7 +16,7 @@ use futures_util::{
 };
 use http::{Request, Response, StatusCode};
 use http_body::{Body, Frame};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Full};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy, repeat, sink},
     net::{TcpListener, TcpStream},
@@ -26,6 +26,8 @@ use tokio::{
 use tower::{Layer, Service, ServiceExt, service_fn};
 use ziggurat::{
     Error, Rejection, Scope,
+    batch::BatchLayer,
+    chaos::{ChaosLayer, Fault},
     concurrency_limit::ConcurrencyLimitLayer,
     concurrent::{Cause, process_concurrently},
     resource::ResourceLayer,
@@ -221,6 +223,62 @@ async fn every_limit_of_an_item_a_batch_and_a_task_ends_what_never_yields() {
         scope.close().await.is_ok() && task.is_finished()
     })
     .await;
+}
+
+/// It fails whatever it is asked.
+fn failing()
+-> impl Service<Request<String>, Response = Response<Full<Bytes>>, Error = Error<&'static str>, Future: Send> + Clone {
+    service_fn(|_| async { Err(Error::Service("failed")) })
+}
+
+/// A runtime without time, where every timer panics.
+///
+/// Shows: F1
+#[test]
+fn no_duration_of_zero_makes_a_timer() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let zero = Duration::ZERO;
+        let request = || Request::new(String::new());
+        let retry = || RetryLayer::new().max_attempts(200).budget(None).backoff(zero);
+        assert!(retry().layer(failing()).oneshot(request()).await.is_err());
+
+        let unavailable = service_fn(|_: Request<String>| async {
+            let mut response = Response::new(Full::new(Bytes::from_static(b"busy")));
+            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            Ok::<_, Failed>(response)
+        });
+        let response = RetryLayer::http().backoff(zero).layer(unavailable).oneshot(request()).await;
+        assert_eq!(response.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+
+        assert!(times_out(TimeoutLayer::new(zero).layer(busy_service())).await);
+        assert!(body_times_out(TimeoutLayer::new(zero).until_body_end().layer(busy_body())).await);
+        assert!(body_times_out(TimeoutLayer::new(Duration::MAX).idle(zero).layer(busy_body())).await);
+
+        let limit = ConcurrencyLimitLayer::new(1).max_wait(zero).layer(busy_service());
+        let mut first = limit.clone();
+        let _running = first.ready().await.unwrap().call(request());
+        assert!(is_overloaded(limit).await);
+        let resource = ResourceLayer::new(busy::<Result<(), Infallible>>).max_wait(zero).layer(busy_service());
+        assert!(resource.oneshot(request()).await.is_err());
+
+        let chaos = ChaosLayer::new(Fault::Delay(zero)).rate(1.0);
+        chaos.handle().on();
+        assert!(chaos.layer(busy_body()).oneshot(request()).await.is_ok());
+        let batch = BatchLayer::new(10, zero).layer(service_fn(|numbers: Vec<u32>| async {
+            Ok::<_, Error<Infallible>>(numbers.into_iter().map(Ok::<_, Infallible>).collect::<Vec<_>>())
+        }));
+        assert_eq!(batch.oneshot(1_u32).await.unwrap(), 1);
+
+        let item = process_concurrently([1], |_| busy::<Result<(), Infallible>>()).timeout_per_item(zero).await;
+        assert!(matches!(item.unwrap_err().cause, Cause::TimedOut { .. }));
+        let mut batches = pin!(iter([1, 2]).chain(once(busy())).batches_within(10, zero));
+        assert_eq!(batches.next().await, Some(vec![1, 2]));
+
+        let scope = Scope::root("busy").grace(zero);
+        let _task = scope.spawn(busy::<()>());
+        scope.close().await.unwrap();
+    });
 }
 
 /// A peer that sends without a pause, to a reader that takes 16 bytes at a time.
