@@ -95,7 +95,7 @@ where
     let around = Around::all(shared.gather().items(batch).map(|item| &item.around));
     let ready = caught(around.within(poll_fn(|cx| service.poll_ready(cx)))).await;
     let taken = open.take();
-    let items: Vec<_> = taken.into_iter().flat_map(|batch| batch.into_items()).collect();
+    let items = taken.map(Batch::into_items).unwrap_or_default();
     let around = Around::all(items.iter().map(|item| &item.around));
     let (requests, replies): (Vec<_>, Replies<_, _>) = items.into_iter().map(|item| (item.request, item.reply)).unzip();
     let outcome = match ready {
