@@ -42,7 +42,7 @@ mod guide {}
 
 pub use ambient::attempt;
 pub use backoff::{Backoff, Jitter, Waits};
-pub use classify::{Class, Classify, FailOnError, HttpStatus, WithRejections, with_rejections};
+pub use classify::{Class, Classify, FailOnError, HttpStatus, HttpStatusMillis, WithRejections, with_rejections};
 pub use copy::{Cloned, CopyIf, CopyRequest, Idempotent};
 pub use deadline::{Deadline, WithDeadline};
 pub use degraded::Degraded;

@@ -114,9 +114,9 @@ impl Rejection {
         }
         let message = outcome.as_ref().err().map(E::to_string).unwrap_or_default().into();
         let shared = Self::new(site, Reason::Shared { message, class });
-        match class {
-            Class::Failure { retry_after: Some(wait), .. } => shared.with_retry_after(wait),
-            _ => shared,
+        match class.retry_after() {
+            Some(wait) => shared.with_retry_after(wait),
+            None => shared,
         }
     }
 

@@ -202,7 +202,7 @@ impl From<Class> for Outcome {
         match class {
             Class::Success => Self::Success,
             Class::Failure { .. } => Self::Failure,
-            Class::Ignored => Self::Ignored,
+            Class::Declined { .. } | Class::Ignored => Self::Ignored,
         }
     }
 }

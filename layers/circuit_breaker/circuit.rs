@@ -153,7 +153,7 @@ impl Shared {
     fn record(&self, ticket: &Ticket, outcome: Outcome) {
         // Before anybody is told: who hears of it may panic, and it counts all the same.
         let turned = self.machine.record(ticket, outcome, clock::now);
-        if outcome == Outcome::Failure {
+        if outcome.is_failure() {
             self.site.tell(Event::Failed);
         }
         if turned {
@@ -213,8 +213,9 @@ impl Call {
     pub(super) fn ended(&mut self, class: Class) {
         self.over(match class {
             Class::Success => Outcome::Success,
-            Class::Failure { .. } => Outcome::Failure,
-            Class::Ignored => Outcome::Ignored,
+            Class::Failure { retry_after: Some(wait), .. } => Outcome::LeaveAlone(wait),
+            Class::Failure { retry_after: None, .. } => Outcome::Failure,
+            Class::Declined { .. } | Class::Ignored => Outcome::Ignored,
         });
     }
 

@@ -32,6 +32,9 @@ use crate::{Backoff, Waits, clock::Instant};
 /// A shorter open time would admit everything at once, as a probe.
 const SHORTEST: Duration = Duration::from_millis(1);
 
+/// A service that asks for more is left alone for this long, where the open time has no maximum of its own.
+const LONGEST_ASKED: Duration = Duration::from_secs(300);
+
 /// What opens a circuit, for how long, and what closes it again.
 #[derive(Clone, Debug)]
 pub(super) struct Policy {
@@ -55,8 +58,23 @@ pub(super) struct Policy {
 pub(super) enum Outcome {
     Success,
     Failure,
+    /// A failure that asks to be left alone for this long.
+    LeaveAlone(Duration),
     /// Says nothing about the service.
     Ignored,
+}
+
+impl Outcome {
+    pub(super) fn is_failure(self) -> bool {
+        matches!(self, Self::Failure | Self::LeaveAlone(_))
+    }
+
+    fn asked(self) -> Duration {
+        match self {
+            Self::LeaveAlone(wait) => wait,
+            _ => Duration::ZERO,
+        }
+    }
 }
 
 /// The admission of one call.
@@ -262,8 +280,8 @@ impl Machine {
             (Some(number), outcome) => self.probe_ended(ticket.generation, number, outcome, slow, now()),
             (None, Outcome::Ignored) => false,
             (None, outcome) => {
-                self.count(ticket.generation, outcome == Outcome::Failure, slow, now)
-                    && self.open(ticket.generation, now())
+                self.count(ticket.generation, outcome.is_failure(), slow, now)
+                    && self.open(ticket.generation, outcome.asked(), now())
             }
         }
     }
@@ -331,18 +349,18 @@ impl Machine {
                 closes
             }
             _ => {
-                self.turn_open(&mut episode, now);
+                self.turn_open(&mut episode, outcome.asked(), now);
                 true
             }
         }
     }
 
     /// Opens the circuit, unless its state turned since this generation.
-    fn open(&self, generation: u64, now: Instant) -> bool {
+    fn open(&self, generation: u64, asked: Duration, now: Instant) -> bool {
         let mut episode = self.episode();
         let in_time = self.word().generation() == generation;
         if in_time {
-            self.turn_open(&mut episode, now);
+            self.turn_open(&mut episode, asked, now);
         }
         in_time
     }
@@ -392,8 +410,11 @@ impl Machine {
         episode.waits.follow(open_for);
     }
 
-    fn turn_open(&self, episode: &mut Episode, now: Instant) {
-        episode.open_time = next_of(&mut episode.waits);
+    /// Opens the circuit for the next of its times, or for as long as the service `asked` if that is longer: up to the longest of its
+    /// own, for who answers so may be wrong.
+    fn turn_open(&self, episode: &mut Episode, asked: Duration, now: Instant) {
+        let longest = Some(episode.open_for.longest()).filter(|longest| *longest < Duration::MAX);
+        episode.open_time = next_of(&mut episode.waits).max(asked.min(longest.unwrap_or(LONGEST_ASKED)));
         episode.until = now.checked_add(episode.open_time);
         self.turn(episode, State::Open);
     }

@@ -1,7 +1,8 @@
 //! Sends a request once more after a failure that may be gone by then.
 //!
 //! **What it counts**: attempts, the first one included. The last outcome comes back untouched, whether it is a response or an
-//! error. An outcome is retried if its [`Class`] is a transient failure, and
+//! error. An outcome is retried if its [`Class`] is a transient failure, or says that the service has
+//! declined the request (429), and
 //!
 //! - attempts are left: three in all by default;
 //! - there is a copy of the request ([`CopyRequest`]); without one it is sent once, never refused. A request that was not sent,
@@ -376,9 +377,11 @@ where
             };
             // The call is gone before anybody learns of its outcome, and nothing of it is held during the pause.
             this.state.set(State::Done);
-            let Class::Failure { transient: true, retry_after } = Class::of(&outcome, &this.layer.classify) else {
+            let class = Class::of(&outcome, &this.layer.classify);
+            if !class.is_transient() {
                 return Poll::Ready(outcome);
-            };
+            }
+            let retry_after = class.retry_after();
             let failed = Failed { attempt: this.attempt.0, last_wait: *this.last_wait, retry_after };
             let Some(granted) = this.layer.try_again(failed, this.request.as_ref(), outcome.as_ref()) else {
                 return Poll::Ready(outcome);

@@ -89,9 +89,9 @@ impl Rejection {
 /// | status | class |
 /// |---|---|
 /// | `UNAVAILABLE` | a transient failure |
-/// | `RESOURCE_EXHAUSTED` with `grpc-retry-pushback-ms` | a transient failure |
+/// | `RESOURCE_EXHAUSTED` with `grpc-retry-pushback-ms` from 0 up | [declined](Class::Declined): retried, and not held against the service |
 /// | `DEADLINE_EXCEEDED`, `INTERNAL`, `UNKNOWN`, `DATA_LOSS` | a failure: it may have done its work, so it is not retried |
-/// | `CANCELLED`, `RESOURCE_EXHAUSTED` without it | ignored: this caller hung up, or has used up its quota, or sent too much |
+/// | `CANCELLED`, any other `RESOURCE_EXHAUSTED` | ignored: this caller hung up, or has used up its quota, or sent too much |
 /// | all others | a success: `NOT_FOUND` or `PERMISSION_DENIED` is an answer |
 ///
 /// The failures are those of linkerd2-proxy, without `PERMISSION_DENIED`, which says more about the caller. Of them only `UNAVAILABLE`
@@ -101,7 +101,8 @@ impl Rejection {
 ///
 /// The status is read where the response has no messages, which is where servers put an error that came before the first message
 /// (a *trailers-only* response). A response without it is judged by its HTTP status, as
-/// [gRPC's table](https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md) says, and `Retry-After` counts as pushback.
+/// [gRPC's table](https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md) says, and `Retry-After` counts as pushback;
+/// a 429 is declined.
 /// With the status 200 it is `UNKNOWN`, a failure, unless its `content-type` is `application/grpc`: then it counts as a success, because
 /// what its trailers will say is not known yet.
 ///
@@ -157,10 +158,12 @@ impl GrpcStatus {
             StatusCode::UNAUTHORIZED => code::UNAUTHENTICATED,
             StatusCode::FORBIDDEN => code::PERMISSION_DENIED,
             StatusCode::NOT_FOUND => code::UNIMPLEMENTED,
-            StatusCode::TOO_MANY_REQUESTS
-            | StatusCode::BAD_GATEWAY
-            | StatusCode::SERVICE_UNAVAILABLE
-            | StatusCode::GATEWAY_TIMEOUT => code::UNAVAILABLE,
+            StatusCode::TOO_MANY_REQUESTS => {
+                return Class::Declined { retry_after: retry_after(headers) };
+            }
+            StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+                code::UNAVAILABLE
+            }
             _ => code::UNKNOWN,
         };
         class(code, || retry_after(headers).map_or(Pushback::Unsaid, Pushback::After))
@@ -285,11 +288,14 @@ fn number(digits: &[u8]) -> Option<i32> {
 
 fn class(code: i32, pushback: impl FnOnce() -> Pushback) -> Class {
     match code {
-        code::UNAVAILABLE | code::RESOURCE_EXHAUSTED => match pushback() {
+        code::UNAVAILABLE => match pushback() {
             Pushback::After(wait) => Class::Failure { transient: true, retry_after: Some(wait) },
             Pushback::Never => Class::PERMANENT,
-            Pushback::Unsaid if code == code::UNAVAILABLE => Class::TRANSIENT,
-            Pushback::Unsaid => Class::Ignored,
+            Pushback::Unsaid => Class::TRANSIENT,
+        },
+        code::RESOURCE_EXHAUSTED => match pushback() {
+            Pushback::After(wait) => Class::Declined { retry_after: Some(wait) },
+            Pushback::Never | Pushback::Unsaid => Class::Ignored,
         },
         code::CANCELLED => Class::Ignored,
         code::DEADLINE_EXCEEDED | code::INTERNAL | code::UNKNOWN | code::DATA_LOSS => Class::PERMANENT,

@@ -190,15 +190,18 @@ async fn over_http(
 /// Shows: R5
 #[tokio::test(start_paused = true)]
 async fn over_http_idempotent_requests_are_retried_on_the_statuses_that_pass() {
-    for status in [408, 429, 502, 503, 504] {
+    for status in [408, 429, 502, 503, 504, 520, 521, 522, 523, 524, 529] {
         assert_eq!(over_http(Request::get("/"), status, None).await.0, 3, "{status}");
         assert_eq!(over_http(Request::post("/"), status, None).await.0, 1, "{status}");
         let with_key = Request::post("/").header("idempotency-key", "7");
         assert_eq!(over_http(with_key, status, None).await.0, 3, "{status}");
     }
-    for status in [200, 404, 500, 501] {
+    for status in [200, 404, 500, 501, 525] {
         assert_eq!(over_http(Request::get("/"), status, None).await.0, 1, "{status}");
     }
+    // One that says when to come back expects to work then.
+    assert_eq!(over_http(Request::get("/"), 500, Some("1")).await.0, 3);
+    assert_eq!(over_http(Request::post("/"), 500, Some("1")).await.0, 1);
 }
 
 /// Shows: R5
@@ -207,6 +210,8 @@ async fn retry_after_is_obeyed_up_to_300_seconds() {
     for (asked, calls, took) in [
         ("0", 3, 2 * SECOND),
         ("10", 3, 20 * SECOND),
+        ("1.5", 3, 4 * SECOND),
+        ("9.001", 3, 20 * SECOND),
         ("300", 3, 600 * SECOND),
         ("301", 1, Duration::ZERO),
         ("999999999999999", 1, Duration::ZERO),
