@@ -33,6 +33,7 @@ mod telemetry;
 #[cfg(feature = "test-util")]
 #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
 pub mod testing;
+mod unprocessed;
 pub mod wire;
 
 /// Its code is compiled and run with the documentation's.
@@ -52,3 +53,4 @@ pub use rejection::{Error, Reason, Reject, Rejection, boxed, rejection};
 pub use scope::Scope;
 pub use setting::Setting;
 pub use telemetry::{Event, Observer, Outcome, Site};
+pub use unprocessed::is_unprocessed;

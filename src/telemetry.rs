@@ -58,7 +58,7 @@ pub enum Event<'a> {
     GaveUp {
         /// The number of the attempt that failed, from 1.
         attempt: u32,
-        /// Why there is no other: `"attempts"`, `"budget"`, `"copy"`, `"deadline"` or `"retry_after"`.
+        /// Why there is no other: `"attempts"`, `"budget"`, `"certificate"`, `"copy"`, `"deadline"` or `"retry_after"`.
         reason: &'static str,
     },
     /// A state changed.

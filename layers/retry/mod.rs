@@ -5,9 +5,11 @@
 //! declined the request (429), and
 //!
 //! - attempts are left: three in all by default;
-//! - there is a copy of the request ([`CopyRequest`]); without one it is sent once, never refused. A request that was not sent,
-//!   because the service did not become ready, needs no copy. A streamed body can be copied inside of a
+//! - there is a copy of the request ([`CopyRequest`]); without one it is sent once, never refused. Where a request may not be
+//!   repeated, its copy is sent only if [nobody processed](crate::is_unprocessed) it: a `POST` whose connection was refused. A request
+//!   that was not sent, because the service did not become ready, needs no copy. A streamed body can be copied inside of a
 //!   [`ReplayLayer`](crate::replay::ReplayLayer);
+//! - its error is not one of a certificate that does not verify (seen with the feature `rustls`);
 //! - the next attempt can start before the [`Deadline`]; and if the service said how long to leave it alone (`Retry-After`), that is
 //!   obeyed, up to 300 s (the figure of linkerd2);
 //! - the [`Budget`], which all clones share, has one left.
@@ -65,7 +67,9 @@ use crate::{
     Backoff, Class, Classify, Deadline, Event, FailOnError, HttpStatus, Jitter, Reject, Site,
     ambient::{self, Attempt},
     clock::{self, Sleep},
+    is_unprocessed,
     telemetry::{site, site_setters},
+    unprocessed::is_bad_certificate,
 };
 #[doc(no_inline)]
 pub use crate::{Cloned, CopyIf, CopyRequest, Idempotent};
@@ -260,6 +264,7 @@ where
             last_wait: Duration::ZERO,
             granted: None,
             request: Some(request),
+            may_repeat: true,
             state: State::Readying,
         }
     }
@@ -281,6 +286,8 @@ pin_project! {
         granted: Option<Withdrawal>,
         // What the next call takes; while one is under way, the copy for the one after it.
         request: Option<Req>,
+        // Whether that copy can be sent although the request was processed.
+        may_repeat: bool,
         #[pin]
         state: State<S::Future, D::Rest>,
     }
@@ -325,7 +332,7 @@ where
             // The first attempt mostly is what is in place already: no need to put it there.
             let mut attempt = *this.attempt;
             let _entered = (attempt != ambient::get()).then(|| ambient::enter(&mut attempt));
-            let outcome = match this.state.as_mut().project() {
+            let (outcome, sent) = match this.state.as_mut().project() {
                 StateProj::Readying => match ready!(this.service.poll_ready(cx)) {
                     Ok(()) => {
                         let Some(request) = this.request.take() else {
@@ -336,7 +343,9 @@ where
                             granted.spend();
                         }
                         if this.attempt.0 < this.layer.retries.max_attempts() {
-                            *this.request = this.layer.copy.copy(&request);
+                            let copy = this.layer.copy.copy(&request);
+                            *this.may_repeat = copy.is_some();
+                            *this.request = copy.or_else(|| this.layer.copy.copy_unprocessed(&request));
                         }
                         let response = this.service.call(request);
                         this.state.set(State::Calling { response });
@@ -345,10 +354,10 @@ where
                     // It was not sent: the request is still there for the next attempt, which asks another clone.
                     Err(error) => {
                         *this.service = this.service.clone();
-                        Err(error)
+                        (Err(error), false)
                     }
                 },
-                StateProj::Calling { response } => ready!(response.poll(cx)),
+                StateProj::Calling { response } => (ready!(response.poll(cx)), true),
                 StateProj::Pausing { pause, rest } => {
                     if let Some(left) = rest
                         && D::poll_gone(left, cx).is_ready()
@@ -382,8 +391,13 @@ where
                 return Poll::Ready(outcome);
             }
             let retry_after = class.retry_after();
-            let failed = Failed { attempt: this.attempt.0, last_wait: *this.last_wait, retry_after };
-            let Some(granted) = this.layer.try_again(failed, this.request.as_ref(), outcome.as_ref()) else {
+            let failed = Failed {
+                attempt: this.attempt.0,
+                last_wait: *this.last_wait,
+                retry_after,
+                may_repeat: *this.may_repeat || !sent,
+            };
+            let Some(granted) = this.layer.try_again(failed, this.request.as_ref(), &outcome) else {
                 return Poll::Ready(outcome);
             };
             *this.last_wait = granted.wait;
@@ -400,6 +414,8 @@ struct Failed {
     attempt: u32,
     last_wait: Duration,
     retry_after: Option<Duration>,
+    /// Whether the request can be sent although it was processed.
+    may_repeat: bool,
 }
 
 /// Another attempt.
@@ -413,8 +429,9 @@ struct Granted {
 impl<C, P, B, D> RetryLayer<C, P, B, D> {
     /// Whether there is another attempt, with this copy of the request, and after which wait.
     #[cold]
-    fn try_again<Req, R, E>(&self, failed: Failed, copy: Option<&Req>, outcome: Result<&R, &E>) -> Option<Granted>
+    fn try_again<Req, R, E>(&self, failed: Failed, copy: Option<&Req>, outcome: &Result<R, E>) -> Option<Granted>
     where
+        E: Reject<R>,
         P: CopyRequest<Req>,
         B: Wait<R, E>,
     {
@@ -436,24 +453,28 @@ impl<C, P, B, D> RetryLayer<C, P, B, D> {
         &self,
         failed: Failed,
         copy: Option<&Req>,
-        outcome: Result<&R, &E>,
+        outcome: &Result<R, E>,
     ) -> Result<Granted, &'static str>
     where
+        E: Reject<R>,
         P: CopyRequest<Req>,
         B: Wait<R, E>,
     {
         if failed.attempt >= self.retries.max_attempts() {
             return Err("attempts");
         }
-        let copy = copy.ok_or("copy")?;
+        if E::cause(outcome).is_some_and(is_bad_certificate) {
+            return Err("certificate");
+        }
+        let copy = copy.filter(|_| failed.may_repeat || was_unprocessed(outcome)).ok_or("copy")?;
         let left = Deadline::current().map(|deadline| deadline.remaining());
         let retry_after = failed.retry_after.unwrap_or_default();
         if retry_after > left.unwrap_or(LONGEST_RETRY_AFTER).min(LONGEST_RETRY_AFTER) {
             return Err("retry_after");
         }
         let wait = match self.retries.backoff() {
-            Some(backoff) => backoff.wait(failed.attempt, failed.last_wait, outcome),
-            None => self.backoff.wait(failed.attempt, failed.last_wait, outcome),
+            Some(backoff) => backoff.wait(failed.attempt, failed.last_wait, outcome.as_ref()),
+            None => self.backoff.wait(failed.attempt, failed.last_wait, outcome.as_ref()),
         };
         let wait = wait.max(retry_after);
         if left.is_some_and(|left| wait >= left) {
@@ -469,6 +490,14 @@ impl<C, P, B, D> RetryLayer<C, P, B, D> {
         }
         let linger = left.map_or(LINGER, |left| LINGER.min(left / 10)).max(wait.min(LONGEST_LINGER));
         Ok(Granted { wait, linger, withdrawal })
+    }
+}
+
+/// Whether it is certain that no service has processed the request that had this outcome.
+fn was_unprocessed<R, E: Reject<R>>(outcome: &Result<R, E>) -> bool {
+    match E::rejection(outcome) {
+        Some(rejection) => rejection.is_unprocessed(),
+        None => E::cause(outcome).is_some_and(is_unprocessed),
     }
 }
 

@@ -46,6 +46,10 @@ impl<R> Reject<R> for Status {
     fn rejection(outcome: &Result<R, Self>) -> Option<&Rejection> {
         outcome.as_ref().err().and_then(StdError::source).and_then(Rejection::find)
     }
+
+    fn cause(outcome: &Result<R, Self>) -> Option<&(dyn StdError + 'static)> {
+        outcome.as_ref().err().map(|status| status as _)
+    }
 }
 
 /// For a stack around a channel.

@@ -22,17 +22,15 @@ mod model {
         Dropped(u64),
         /// An attempt was polled with a right to it, or claimed it.
         Owns(u64),
-        /// The inner body gave a frame to this attempt.
-        Passed(u64, Seen),
+        /// The inner body gave a frame.
+        Passed(Seen),
         Ended,
         Failed,
     }
     use Happened::{Dropped, Ended, Failed, Made, Owns, Passed, Spare};
 
     pub(super) fn passed(past: &[Happened]) -> Vec<Seen> {
-        past.iter()
-            .filter_map(|happened| if let Passed(_, seen) = happened { Some(seen.clone()) } else { None })
-            .collect()
+        past.iter().filter_map(|happened| if let Passed(seen) = happened { Some(seen.clone()) } else { None }).collect()
     }
 
     /// The first attempt had the body from the start.
@@ -217,7 +215,7 @@ proptest! {
                             Some(Scripting::Pending) => prop_assert!(polled.is_pending()),
                             Some(Scripting::Frame(seen)) => {
                                 prop_assert_eq!(&polled, &Poll::Ready(Some(Ok(seen.clone()))));
-                                past.push(Happened::Passed(*attempt, seen));
+                                past.push(Happened::Passed(seen));
                                 if says_end && upcoming.is_empty() {
                                     past.push(Happened::Ended);
                                 }
