@@ -34,8 +34,17 @@ pub(crate) async fn caught<F: Future>(future: F) -> Result<F::Output, String> {
 
 /// Calls code of others, which is not to disturb the caller. If it panics, the panic hook has told of it.
 pub(crate) fn undisturbed(f: impl FnOnce()) {
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(f)) {
-        let _ = text(panic);
+    let _ = contained(f);
+}
+
+/// What code of others gives; `None` if it panics, of which the panic hook has told.
+pub(crate) fn contained<T>(f: impl FnOnce() -> T) -> Option<T> {
+    match catch_unwind(AssertUnwindSafe(f)) {
+        Ok(given) => Some(given),
+        Err(panic) => {
+            let _ = text(panic);
+            None
+        }
     }
 }
 

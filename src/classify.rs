@@ -149,6 +149,17 @@ pub trait Classify<R, E> {
     fn classify_without_trailers(&self, _response: &R) -> Class {
         Class::Success
     }
+
+    /// Says in a few words what speaks against this response, which was judged a failure: its status, for example. It is what events
+    /// and rejections tell; "response", unless said otherwise.
+    ///
+    /// # Errors
+    ///
+    /// If `f` cannot be written to.
+    fn describe(&self, response: &R, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let _ = response;
+        f.write_str("response")
+    }
 }
 
 /// Judges rejections by a closure, and everything else by `classify`: [`HttpStatus`], a closure, or any other classifier.
@@ -201,6 +212,10 @@ where
 
     fn classify_without_trailers(&self, response: &R) -> Class {
         self.classify.classify_without_trailers(response)
+    }
+
+    fn describe(&self, response: &R, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.classify.describe(response, f)
     }
 }
 

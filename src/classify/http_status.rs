@@ -1,5 +1,7 @@
 //! The status of an HTTP response as a class.
 
+use std::fmt::{self, Display};
+
 use http::{HeaderMap, Response, StatusCode};
 
 use super::{Class, Classify, retry_after, retry_after::retry_after_millis};
@@ -53,6 +55,10 @@ impl<B, E> Classify<Response<B>, E> for HttpStatus {
             judge(response.status(), response.headers(), retry_after).unless_degraded(response.extensions())
         })
     }
+
+    fn describe(&self, response: &Response<B>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        response.status().fmt(f)
+    }
 }
 
 impl<B, E> Classify<Response<B>, E> for HttpStatusMillis {
@@ -60,6 +66,10 @@ impl<B, E> Classify<Response<B>, E> for HttpStatusMillis {
         outcome.map_or(Class::TRANSIENT, |response| {
             judge(response.status(), response.headers(), retry_after_millis).unless_degraded(response.extensions())
         })
+    }
+
+    fn describe(&self, response: &Response<B>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        response.status().fmt(f)
     }
 }
 
@@ -71,6 +81,10 @@ impl<E> Classify<reqwest::Response, E> for HttpStatus {
             judge(response.status(), response.headers(), retry_after).unless_degraded(response.extensions())
         })
     }
+
+    fn describe(&self, response: &reqwest::Response, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        response.status().fmt(f)
+    }
 }
 
 #[cfg(feature = "reqwest")]
@@ -80,6 +94,10 @@ impl<E> Classify<reqwest::Response, E> for HttpStatusMillis {
         outcome.map_or(Class::TRANSIENT, |response| {
             judge(response.status(), response.headers(), retry_after_millis).unless_degraded(response.extensions())
         })
+    }
+
+    fn describe(&self, response: &reqwest::Response, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        response.status().fmt(f)
     }
 }
 

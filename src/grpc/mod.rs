@@ -28,7 +28,7 @@
 #[cfg(feature = "tonic")]
 mod status;
 
-use std::{convert::Infallible, error::Error as StdError, time::Duration};
+use std::{convert::Infallible, error::Error as StdError, fmt, time::Duration};
 
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 
@@ -187,6 +187,10 @@ impl<B> Classify<Response<B>, Infallible> for GrpcStatus {
     fn classify_without_trailers(&self, response: &Response<B>) -> Class {
         judge_without_trailers(response)
     }
+
+    fn describe(&self, response: &Response<B>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        describe(response, f)
+    }
 }
 
 impl<B, E> Classify<Response<B>, Error<E>> for GrpcStatus {
@@ -201,6 +205,10 @@ impl<B, E> Classify<Response<B>, Error<E>> for GrpcStatus {
     fn classify_without_trailers(&self, response: &Response<B>) -> Class {
         judge_without_trailers(response)
     }
+
+    fn describe(&self, response: &Response<B>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        describe(response, f)
+    }
 }
 
 impl<'a, B> Classify<Response<B>, Box<dyn StdError + Send + Sync + 'a>> for GrpcStatus {
@@ -214,6 +222,10 @@ impl<'a, B> Classify<Response<B>, Box<dyn StdError + Send + Sync + 'a>> for Grpc
 
     fn classify_without_trailers(&self, response: &Response<B>) -> Class {
         judge_without_trailers(response)
+    }
+
+    fn describe(&self, response: &Response<B>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        describe(response, f)
     }
 }
 
@@ -273,6 +285,14 @@ impl Content {
             Some(b'-') => Self::Web,
             Some(_) => Self::Other,
         }
+    }
+}
+
+/// The status of gRPC, or where there is none that of HTTP.
+fn describe<B>(response: &Response<B>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match response.headers().get(STATUS) {
+        Some(status) => write!(f, "{STATUS} {}", read_code(status)),
+        None => write!(f, "{}", response.status()),
     }
 }
 
