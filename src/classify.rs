@@ -28,10 +28,11 @@ pub enum Class {
         /// How long the service asks to be left alone.
         retry_after: Option<Duration>,
     },
-    /// It works, and has declined this request because of its sender: too many requests (429), or one that came too slowly (408).
+    /// It works, and has declined this request because of its sender: too many requests (429), or one that came too
+    /// slowly (408).
     ///
-    /// A retry sends it again, as after a transient failure. It never counts against the service: one tenant's 429 must not open a
-    /// circuit that it shares with others.
+    /// A retry sends it again, as after a transient failure. It never counts against the service: one tenant's 429 must
+    /// not open a circuit that it shares with others.
     Declined {
         /// How long the service asks this sender to wait.
         retry_after: Option<Duration>,

@@ -23,8 +23,8 @@ pub trait CopyRequest<Req> {
     fn copy(&self, request: &Req) -> Option<Req>;
 
     /// A copy of a request that may not be repeated, to be sent only if it turns out that nobody processed it
-    /// ([`is_unprocessed`](crate::is_unprocessed)). `None`, unless said otherwise: then it is sent once. Asked where [`copy`](Self::copy)
-    /// gave none.
+    /// ([`is_unprocessed`](crate::is_unprocessed)). `None`, unless said otherwise: then it is sent once. Asked where
+    /// [`copy`](Self::copy) gave none.
     fn copy_unprocessed(&self, request: &Req) -> Option<Req> {
         let _ = request;
         None
@@ -55,9 +55,9 @@ impl<Req: Clone> CopyRequest<Req> for Cloned {
 /// Copies HTTP requests that may be repeated: those with an idempotent method (RFC 9110, section 9.2.2), and those with an
 /// `Idempotency-Key`. The default of [`RetryLayer::http`](crate::retry::RetryLayer::http).
 ///
-/// Any other `POST` is copied too, and the copy is sent only if [nobody processed](crate::is_unprocessed) the request: the connection was
-/// refused, for example. Around a client that follows redirects, where one `POST` can be several requests, say
-/// `.copy(|req: &Request<_>| Idempotent.copy(req))`, which gives no such copy.
+/// Any other `POST` is copied too, and the copy is sent only if [nobody processed](crate::is_unprocessed) the request:
+/// the connection was refused, for example. Around a client that follows redirects, where one `POST` can be several
+/// requests, say `.copy(|req: &Request<_>| Idempotent.copy(req))`, which gives no such copy.
 ///
 /// The copy of an [`http::Request`] has the same method, URI, version, headers and extensions, and a copy of the body ([`CopyBody`]).
 /// With the feature `reqwest` it copies a `reqwest::Request` too; one whose body is a stream is sent once.
@@ -78,8 +78,9 @@ impl<B: CopyBody> CopyRequest<Request<B>> for Idempotent {
     }
 }
 
-/// Copies the HTTP requests for which this function says that they may be repeated, as [`Idempotent`] does: for a service where
-/// that is known by the path, as in gRPC, where everything is a `POST`. All others are sent again only if nobody processed them.
+/// Copies the HTTP requests for which this function says that they may be repeated, as [`Idempotent`] does: for a
+/// service where that is known by the path, as in gRPC, where everything is a `POST`. All others are sent again only if
+/// nobody processed them.
 ///
 /// ```
 /// # use http::Request;

@@ -145,7 +145,8 @@ impl Rejection {
         self
     }
 
-    /// The same, telling how an earlier attempt of the same call failed: a breaker that opens between two attempts must not hide why.
+    /// The same, telling how an earlier attempt of the same call failed: a breaker that opens between two attempts must
+    /// not hide why.
     #[must_use]
     pub fn with_previous(mut self, error: impl fmt::Display) -> Self {
         Arc::make_mut(&mut self.inner).previous = Some(error.to_string().into());
@@ -182,8 +183,8 @@ impl Rejection {
         self.inner.suppressed.as_deref()
     }
 
-    /// How an earlier attempt of the same call failed, where a retry stands outside of the layer that rejected: what its error, or the
-    /// status of its response, said.
+    /// How an earlier attempt of the same call failed, where a retry stands outside of the layer that rejected: what
+    /// its error, or the status of its response, said.
     #[must_use]
     pub fn previous(&self) -> Option<&str> {
         self.inner.previous.as_deref()
@@ -431,8 +432,8 @@ pub trait Reject<R>: Sized {
     /// The error in an outcome, or the first of its causes that can be looked into: for a layer that asks what lies behind it, as a retry
     /// does with [`is_unprocessed`](crate::is_unprocessed). `None`: that is not known.
     ///
-    /// An error type of yours gives itself if it is a `std::error::Error`, or what it wraps. [`Error`] knows it of boxed errors, of
-    /// `io::Error`, and of those of the crates that this one has features for.
+    /// An error type of yours gives itself if it is a `std::error::Error`, or what it wraps. [`Error`] knows it of
+    /// boxed errors, of `io::Error`, and of those of the crates that this one has features for.
     fn cause(outcome: &Result<R, Self>) -> Option<&(dyn StdError + 'static)> {
         let _ = outcome;
         None

@@ -55,7 +55,8 @@ pub enum Event<'a> {
         attempt: u32,
         /// How long it is until the next one.
         delay: Duration,
-        /// Why it failed: of a rejection [`Reason::as_str`](crate::Reason::as_str), what an error says, or the status of a response.
+        /// Why it failed: of a rejection [`Reason::as_str`](crate::Reason::as_str), what an error says, or the status
+        /// of a response.
         cause: fmt::Arguments<'a>,
     },
     /// An attempt succeeded after others had failed.
@@ -67,7 +68,8 @@ pub enum Event<'a> {
     GaveUp {
         /// The number of the attempt that failed, from 1.
         attempt: u32,
-        /// Why there is no other: `"attempts"`, `"backoff"`, `"budget"`, `"certificate"`, `"copy"`, `"deadline"` or `"retry_after"`.
+        /// Why there is no other: `"attempts"`, `"backoff"`, `"budget"`, `"certificate"`, `"copy"`, `"deadline"` or
+        /// `"retry_after"`.
         reason: &'static str,
         /// Why it failed: as in [`Retrying`](Self::Retrying).
         cause: fmt::Arguments<'a>,

@@ -7,17 +7,19 @@ use std::{any::Any, error::Error as StdError, io};
 /// It looks through the chain of sources, for
 ///
 /// - a connection that was refused ([`io::ErrorKind::ConnectionRefused`]);
-/// - with the feature `hyper`: a client of hyper-util that could not connect, and a request that hyper never began to write;
-/// - with the feature `http2` (and with `tonic`): a stream that the server refused (`REFUSED_STREAM`), or that came after the last one that it
-///   processes (`GOAWAY`);
+/// - with the feature `hyper`: a client of hyper-util that could not connect, and a request that hyper never began to
+///   write;
+/// - with the feature `http2` (and with `tonic`): a stream that the server refused (`REFUSED_STREAM`), or that came
+///   after the last one that it processes (`GOAWAY`);
 /// - with the feature `reqwest`: a `reqwest::Client` that could not connect;
 /// - with the feature `tonic`: a channel that could not connect.
 ///
-/// Everything else counts as sent: a connection that was reset, or closed before an answer came (hyper's `IncompleteMessage`), may have
-/// brought the request to the service. So does an error of the request's own body.
+/// Everything else counts as sent: a connection that was reset, or closed before an answer came (hyper's
+/// `IncompleteMessage`), may have brought the request to the service. So does an error of the request's own body.
 ///
-/// [`RetryLayer::http`](crate::retry::RetryLayer::http) asks this of the errors of its service. It believes what it is told: a service
-/// that sends *several* requests for one (one that follows redirects, for example) can fail to connect for the second of them.
+/// [`RetryLayer::http`](crate::retry::RetryLayer::http) asks this of the errors of its service. It believes what it is
+/// told: a service that sends *several* requests for one (one that follows redirects, for example) can fail to connect
+/// for the second of them.
 #[must_use]
 pub fn is_unprocessed(error: &(dyn StdError + 'static)) -> bool {
     for error in chain(error) {
@@ -86,7 +88,8 @@ fn is_of_the_body(error: &(dyn StdError + 'static)) -> bool {
     false
 }
 
-/// Whether this error is one of a certificate that does not verify: it will not verify the next time either. With the feature `rustls`.
+/// Whether this error is one of a certificate that does not verify: it will not verify the next time either. With the
+/// feature `rustls`.
 pub(crate) fn is_bad_certificate(error: &(dyn StdError + 'static)) -> bool {
     #[cfg(feature = "rustls")]
     if chain(error).any(|error| matches!(error.downcast_ref(), Some(rustls::Error::InvalidCertificate(_)))) {

@@ -410,8 +410,8 @@ impl Machine {
         episode.waits.follow(open_for);
     }
 
-    /// Opens the circuit for the next of its times, or for as long as the service `asked` if that is longer: up to the longest of its
-    /// own, for who answers so may be wrong.
+    /// Opens the circuit for the next of its times, or for as long as the service `asked` if that is longer: up to the
+    /// longest of its own, for who answers so may be wrong.
     fn turn_open(&self, episode: &mut Episode, asked: Duration, now: Instant) {
         let longest = Some(episode.open_for.longest()).filter(|longest| *longest < Duration::MAX);
         episode.open_time = next_of(&mut episode.waits).max(asked.min(longest.unwrap_or(LONGEST_ASKED)));

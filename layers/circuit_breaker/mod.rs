@@ -268,8 +268,9 @@ impl<C, U> CircuitBreakerLayer<C, U> {
 
     /// How long the circuit stays open: a [`Duration`], or a [`Backoff`] for each time that it opens again before it was closed.
     ///
-    /// A failure that asks to be left alone for longer (a 503 with `Retry-After`) and opens the circuit keeps it open for that long, up to
-    /// the [maximum](Backoff::max) of the backoff; a fixed time is its own maximum. One sender's 429 does not open it at all.
+    /// A failure that asks to be left alone for longer (a 503 with `Retry-After`) and opens the circuit keeps it open
+    /// for that long, up to the [maximum](Backoff::max) of the backoff; a fixed time is its own maximum. One sender's
+    /// 429 does not open it at all.
     ///
     /// Anything below a millisecond is a millisecond. What the clock cannot hold is until [`Circuit::close`].
     pub fn open_for(self, open_for: impl Into<Backoff>) -> Self {

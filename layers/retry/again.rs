@@ -93,7 +93,8 @@ impl<C, P, B, D> RetryLayer<C, P, B, D> {
             return Err("retry_after");
         }
         let own_wait = self.own_wait(over, outcome.as_ref()).ok_or("backoff")?;
-        // What an attempt before was asked for was waited for; where this one says nothing of it, as long is the safer guess.
+        // What an attempt before was asked for was waited for; where this one says nothing of it, as long is the safer
+        // guess.
         let again = over.asked_before.max(own_wait);
         let wait = match asked {
             Some(asked) => asked.max(own_wait),
@@ -170,8 +171,8 @@ enum Failure<E> {
 }
 
 impl<E> Previous<E> {
-    /// Takes over how an attempt failed, and gives its response. What the service itself said counts more than a rejection after it, and
-    /// what came of a request that was sent more than what came of one that was not.
+    /// Takes over how an attempt failed, and gives its response. What the service itself said counts more than a
+    /// rejection after it, and what came of a request that was sent more than what came of one that was not.
     pub(super) fn record<R, C>(&mut self, outcome: Result<R, E>, classify: &C, sent: bool) -> Option<R>
     where
         E: Reject<R> + fmt::Display,
@@ -195,7 +196,8 @@ impl<E> Previous<E> {
         }
     }
 
-    /// What the caller gets, where this is the outcome of the last attempt: that outcome, unless it hides how the service failed before.
+    /// What the caller gets, where this is the outcome of the last attempt: that outcome, unless it hides how the
+    /// service failed before.
     pub(super) fn last<R>(&mut self, outcome: Result<R, E>, sent: bool) -> Result<R, E>
     where
         E: Reject<R> + fmt::Display,

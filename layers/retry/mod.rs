@@ -5,24 +5,26 @@
 //! declined the request (429), and
 //!
 //! - attempts are left: three in all by default;
-//! - there is a copy of the request ([`CopyRequest`]); without one it is sent once, never refused. Where a request may not be
-//!   repeated, its copy is sent only if [nobody processed](crate::is_unprocessed) it: a `POST` whose connection was refused. A request
-//!   that was not sent, because the service did not become ready, needs no copy. A streamed body can be copied inside of a
-//!   [`ReplayLayer`](crate::replay::ReplayLayer);
+//! - there is a copy of the request ([`CopyRequest`]); without one it is sent once, never refused. Where a request may
+//!   not be repeated, its copy is sent only if [nobody processed](crate::is_unprocessed) it: a `POST` whose connection
+//!   was refused. A request that was not sent, because the service did not become ready, needs no copy. A streamed body
+//!   can be copied inside of a [`ReplayLayer`](crate::replay::ReplayLayer);
 //! - its error is not one of a certificate that does not verify (seen with the feature `rustls`);
 //! - the next attempt can start before the [`Deadline`]; and if the service said how long to leave it alone (`Retry-After`), that is
 //!   obeyed, up to 300 s (the figure of linkerd2);
 //! - the [`Budget`], which all clones share, has one left.
 //!
-//! **What its caller gets** is the outcome of the last attempt. If that is a rejection (the attempt before opened the circuit), it tells how the
-//! attempt before failed ([`Rejection::previous`](crate::Rejection::previous)); if the service did not become ready again for the last one,
-//! the error of the last request that was sent comes back. [`Event::Retrying`], [`GaveUp`](Event::GaveUp),
-//! [`NotRetried`](Event::NotRetried) and [`Recovered`](Event::Recovered) tell of each attempt, and why it failed.
+//! **What its caller gets** is the outcome of the last attempt. If that is a rejection (the attempt before opened the
+//! circuit), it tells how the attempt before failed ([`Rejection::previous`](crate::Rejection::previous)); if the
+//! service did not become ready again for the last one, the error of the last request that was sent comes back.
+//! [`Event::Retrying`], [`GaveUp`](Event::GaveUp), [`NotRetried`](Event::NotRetried) and
+//! [`Recovered`](Event::Recovered) tell of each attempt, and why it failed.
 //!
-//! Between two attempts it waits: by default [`Backoff::exponential`] from 100 ms to 1 s with full jitter, so that callers that
-//! failed together do not come back together. **Its clock** runs only then; a call that succeeds reads none. The response of the
-//! attempt that failed is dropped ([`Dropped`]), or drained meanwhile ([`Drained`], in [`RetryLayer::http`]). A body that panics while it is
-//! drained ends the draining, and not the call.
+//! Between two attempts it waits: by default [`Backoff::exponential`] from 100 ms to 1 s with full jitter, so that
+//! callers that failed together do not come back together. **Its clock** runs only then; calls that succeed read one
+//! for the budget, about eight times a second in all. The response of the attempt that failed is dropped ([`Dropped`]),
+//! or drained meanwhile ([`Drained`], in [`RetryLayer::http`]). A body that panics while it is drained ends the
+//! draining, and not the call.
 //!
 //! **Where it belongs**: inside of the total timeout and outside of everything that should see each attempt: circuit breaker,
 //! concurrency limit, the attempt's timeout. Outside of the total timeout it would retry what has no time left; inside of a
@@ -31,8 +33,8 @@
 //! **Cancellation.** Dropping the response future drops the attempt, or the pause and what is drained, and starts no other; a retry
 //! that was granted and not started goes back into the budget.
 //!
-//! It needs `S: Clone`, and is always ready: each attempt waits for the readiness of a clone of its own. The error has to be
-//! [`Display`](std::fmt::Display), for what is told of it.
+//! It needs `S: Clone`, and is always ready: each attempt waits for the readiness of a clone of its own. The error has
+//! to be [`Display`](std::fmt::Display), for what is told of it.
 //!
 //! ```
 //! use std::{io, sync::atomic::{AtomicU32, Ordering}, time::Duration};
@@ -156,9 +158,9 @@ impl<C, P, B, D> RetryLayer<C, P, B, D> {
     /// How long to wait before the next attempt: a [`Backoff`], a [`Duration`], or a function of the number of the attempt that
     /// failed and of its outcome, `|attempt: u32, outcome: Result<&_, &_>| -> Duration`.
     ///
-    /// If the service says how long to leave it alone, the longer of both counts; a later attempt that says nothing of it (a connection that
-    /// was reset) waits as long, if the deadline allows. A jitter that depends on the wait before goes by this backoff's own.
-    /// A wait of zero makes no timer, and needs no clock in the runtime.
+    /// If the service says how long to leave it alone, the longer of both counts; a later attempt that says nothing of
+    /// it (a connection that was reset) waits as long, if the deadline allows. A jitter that depends on the wait before
+    /// goes by this backoff's own. A wait of zero makes no timer, and needs no clock in the runtime.
     ///
     /// A function that panics ends the retries: the outcome of that attempt comes back, with the reason `"backoff"` in
     /// [`Event::GaveUp`].
@@ -260,7 +262,7 @@ where
 
     fn call(&mut self, request: Req) -> Self::Future {
         if let Some(budget) = self.layer.retries.budget() {
-            budget.deposit();
+            budget.deposit(clock::now);
         }
         ResponseFuture {
             service: self.inner.clone(),

@@ -28,15 +28,16 @@ use tape::{BoxError, Polled, Recording, Tape, Turn};
 /// on with the rest of the inner body: the same frames and trailers in the same order, whether the attempt before came to the
 /// end, was dropped in the middle, or never began.
 ///
-/// - **One attempt at a time.** When a copy is first polled, or [claims](CopyBody::claim_body) it, the body is its own, in whatever order
-///   the copies were made. The attempt that had it until then is woken and gets an error, unless it has had everything: a connection that
-///   still sends it is closed, and nobody waits for it.
-/// - **Bounds.** What would be more than may be kept ([`max_bytes`](crate::replay::ReplayLayer::max_bytes), over all requests
-///   [`max_total_bytes`](crate::replay::ReplayLayer::max_total_bytes)) goes through unkept, and all that was kept is freed at once; so is
-///   what nobody can ask for any more, because no copy waits for its turn. From then on there is no copy, and one
-///   that was made before is no more than an error. It is never empty or cut. What is kept is copied: it never keeps the larger buffer that
-///   a frame was cut from.
-/// - **Unread.** For [`copy_unread`](CopyBody::copy_unread) nothing is kept: that copy can be sent as long as nothing was read.
+/// - **One attempt at a time.** When a copy is first polled, or [claims](CopyBody::claim_body) it, the body is its own,
+///   in whatever order the copies were made. The attempt that had it until then is woken and gets an error, unless it
+///   has had everything: a connection that still sends it is closed, and nobody waits for it.
+/// - **Bounds.** What would be more than may be kept ([`max_bytes`](crate::replay::ReplayLayer::max_bytes), over all
+///   requests [`max_total_bytes`](crate::replay::ReplayLayer::max_total_bytes)) goes through unkept, and all that was
+///   kept is freed at once; so is what nobody can ask for any more, because no copy waits for its turn. From then on
+///   there is no copy, and one that was made before is no more than an error. It is never empty or cut. What is kept is
+///   copied: it never keeps the larger buffer that a frame was cut from.
+/// - **Unread.** For [`copy_unread`](CopyBody::copy_unread) nothing is kept: that copy can be sent as long as nothing
+///   was read.
 /// - **Size.** Its `size_hint` is that of the inner body at the start, on each attempt, less what the attempt gave.
 /// - An inner body that fails or panics has failed for all attempts. After an error there are only errors: it never looks as if it
 ///   were whole.

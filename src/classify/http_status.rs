@@ -16,12 +16,13 @@ use super::{Class, Classify, retry_after, retry_after::retry_after_millis};
 /// | any other 5xx | a transient failure if it carries `Retry-After`; otherwise one that is not retried: a 500 may have done its work |
 /// | all others | a success: a 404 is an answer |
 ///
-/// `Retry-After` is read as seconds, where a fraction is rounded up, and as a date, which is measured from the response's own `Date`
-/// (where there is an `Age`, that is the date of a stored response, and the clock here counts). A value that cannot be read counts as
-/// absent. [`with_retry_after_ms`](Self::with_retry_after_ms) reads milliseconds too.
+/// `Retry-After` is read as seconds, where a fraction is rounded up, and as a date, which is measured from the
+/// response's own `Date` (where there is an `Age`, that is the date of a stored response, and the clock here counts). A
+/// value that cannot be read counts as absent. [`with_retry_after_ms`](Self::with_retry_after_ms) reads milliseconds
+/// too.
 ///
-/// A success that is [`Degraded`](crate::Degraded) says nothing about the service, for it did not come from there: it is ignored. So a
-/// cache outside of a fallback does not keep it, and a circuit breaker there does not count it.
+/// A success that is [`Degraded`](crate::Degraded) says nothing about the service, for it did not come from there: it
+/// is ignored. So a cache outside of a fallback does not keep it, and a circuit breaker there does not count it.
 ///
 /// It judges an [`http::Response`], and with the feature `reqwest` a `reqwest::Response` too.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -35,8 +36,9 @@ pub struct HttpStatusMillis {
 }
 
 impl HttpStatus {
-    /// Reads `retry-after-ms` and `x-ms-retry-after-ms` as well, in milliseconds. Azure's services and OpenAI's send them; no standard
-    /// knows them, so it is a choice. Where one is there and can be read, it counts in the place of `Retry-After`.
+    /// Reads `retry-after-ms` and `x-ms-retry-after-ms` as well, in milliseconds. Azure's services and OpenAI's send
+    /// them; no standard knows them, so it is a choice. Where one is there and can be read, it counts in the place of
+    /// `Retry-After`.
     ///
     /// ```
     /// use ziggurat::{HttpStatus, retry::RetryLayer};

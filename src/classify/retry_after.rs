@@ -13,8 +13,9 @@ const MILLIS: [HeaderName; 2] =
 
 /// `Retry-After` (RFC 9110, section 10.2.3), as the time from now on: never less than it asks for.
 ///
-/// Seconds may have a fraction, which the RFC has not and servers send: it is rounded up. A date is one on the clock of the server, so it is
-/// measured from the response's own `Date`; where that came out of a cache (`Age`), from the clock here.
+/// Seconds may have a fraction, which the RFC has not and servers send: it is rounded up. A date is one on the clock of
+/// the server, so it is measured from the response's own `Date`; where that came out of a cache (`Age`), from the clock
+/// here.
 pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Some(seconds) = rounded_up(value) {
@@ -39,8 +40,8 @@ fn sent_at(headers: &HeaderMap) -> Option<SystemTime> {
     httpdate::parse_http_date(headers.get(DATE)?.to_str().ok()?.trim()).ok()
 }
 
-/// A number that is not negative: digits, and maybe a fraction. Rust's own parser would take a sign and an exponent too. More than a
-/// `u64` can hold is as much as can be.
+/// A number that is not negative: digits, and maybe a fraction. Rust's own parser would take a sign and an exponent
+/// too. More than a `u64` can hold is as much as can be.
 fn rounded_up(number: &str) -> Option<u64> {
     let is_digits = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));

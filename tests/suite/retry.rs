@@ -541,7 +541,8 @@ async fn a_connection_that_is_reset_does_not_forget_what_two_429s_asked_for() {
     }
 }
 
-/// A service that asks for a minute must not make decorrelated jitter, which grows from the wait before, wait for three.
+/// A service that asks for a minute must not make decorrelated jitter, which grows from the wait before, wait for
+/// three.
 ///
 /// Shows: R3
 #[tokio::test(start_paused = true)]

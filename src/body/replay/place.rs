@@ -2,10 +2,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The place of an attempt. Its turn comes when it first asks for the body, whenever it was made: who copies a request before another one
-/// does may be the last to need it.
+/// The place of an attempt. Its turn comes when it first asks for the body, whenever it was made: who copies a request
+/// before another one does may be the last to need it.
 ///
-/// It is looked at and changed under the lock of what the attempts share; the atomic is there because claiming takes a `&self`.
+/// It is looked at and changed under the lock of what the attempts share; the atomic is there because claiming takes a
+/// `&self`.
 #[derive(Debug)]
 pub(super) struct Place(AtomicU64);
 

@@ -20,7 +20,8 @@ use super::allowance::Allowance;
 
 pub(super) type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// What the attempts share, where `I` is the body that they read. It belongs to the attempt that asked for it last for the first time.
+/// What the attempts share, where `I` is the body that they read. It belongs to the attempt that asked for it last for
+/// the first time.
 pub(super) struct Tape<I> {
     // None while somebody polls it, and when it has ended.
     inner: Option<I>,
@@ -288,7 +289,8 @@ impl Drop for Recording {
     }
 }
 
-/// A frame that is kept, in memory of its own: a slice keeps all of the buffer that it was cut from, however small it is itself. Trailers come once, so they are not to make the others as large as they are.
+/// A frame that is kept, in memory of its own: a slice keeps all of the buffer that it was cut from, however small it
+/// is itself. Trailers come once, so they are not to make the others as large as they are.
 enum Kept {
     Data(Bytes),
     Trailers(Box<HeaderMap>),
