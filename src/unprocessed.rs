@@ -191,6 +191,16 @@ mod tests {
         assert!(found(crate::grpc::status(Wrapped(refused().into()))));
     }
 
+    /// Shows: F4
+    #[cfg(feature = "tonic")]
+    #[test]
+    fn a_channel_that_could_not_connect_is_seen_in_its_status() {
+        let refused = || crate::boxed("handshake failed");
+        assert!(is_unprocessed(&crate::grpc::status(tonic::ConnectError(refused()))));
+        assert!(!is_unprocessed(&crate::grpc::status(refused())));
+        assert!(!is_unprocessed(&tonic::Status::unavailable("connection refused")), "a server may have sent it");
+    }
+
     #[cfg(feature = "rustls")]
     #[test]
     fn a_certificate_that_does_not_verify_is_found() {

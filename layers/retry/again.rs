@@ -228,3 +228,33 @@ impl<E> Default for Previous<E> {
         Self { failure: None, reason: None, sent: false }
     }
 }
+
+#[cfg(all(test, feature = "rustls"))]
+mod tests {
+    use std::{
+        io,
+        sync::{Arc, Mutex},
+    };
+
+    use tower::{ServiceBuilder, ServiceExt, service_fn};
+
+    use super::*;
+    use crate::{Error, Site};
+
+    /// It will not verify the next time either.
+    #[tokio::test(start_paused = true)]
+    async fn a_certificate_that_does_not_verify_is_not_tried_again() {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let hears = Arc::clone(&told);
+        let layer = RetryLayer::new().observer(move |_: &Site, event: &Event<'_>| {
+            let Event::GaveUp { attempt, reason, .. } = event else { panic!("{event:?}") };
+            hears.lock().unwrap().push((*attempt, *reason));
+        });
+        let service = ServiceBuilder::new().layer(layer).map_err(Error::Service).service(service_fn(|()| async {
+            let expired = rustls::Error::InvalidCertificate(rustls::CertificateError::Expired);
+            Err::<(), _>(io::Error::new(io::ErrorKind::InvalidData, expired))
+        }));
+        assert!(service.oneshot(()).await.is_err());
+        assert_eq!(*told.lock().unwrap(), [(1, "certificate")]);
+    }
+}

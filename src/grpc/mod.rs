@@ -23,7 +23,8 @@
 //!   function looks at the path (`/package.Service/Method`), and next to the channel
 //!   `.map_request(|request: http::Request<_>| request.map(tonic::body::Body::new))`.
 //!
-//! `RetryLayer::http()` sends every gRPC call once, for it takes a `POST` for what it is.
+//! `RetryLayer::http()` sends every gRPC call once, for it takes a `POST` for what it is, unless
+//! [nobody processed](crate::is_unprocessed) the call: the channel could not connect, or the server refused the stream.
 
 #[cfg(feature = "tonic")]
 mod status;
