@@ -10,8 +10,8 @@
 //!   was refused. A request that was not sent, because the service did not become ready, needs no copy. A streamed body
 //!   can be copied inside of a [`ReplayLayer`](crate::replay::ReplayLayer);
 //! - its error is not one of a certificate that does not verify (seen with the feature `rustls`);
-//! - the next attempt can start before the [`Deadline`]; and if the service said how long to leave it alone (`Retry-After`), that is
-//!   obeyed, up to 300 s (the figure of linkerd2);
+//! - the next attempt can start before the [`Deadline`](crate::Deadline); and if the service said how long to leave it
+//!   alone (`Retry-After`), that is obeyed, up to 300 s (the figure of linkerd2);
 //! - the [`Budget`], which all clones share, has one left.
 //!
 //! **What its caller gets** is the outcome of the last attempt. If that is a rejection (the attempt before opened the
