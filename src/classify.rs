@@ -151,8 +151,8 @@ pub trait Classify<R, E> {
         Class::Success
     }
 
-    /// Says in a few words what speaks against this response, which was judged a failure: its status, for example. It is what events
-    /// and rejections tell; "response", unless said otherwise.
+    /// Says in a few words what speaks against this response, which was judged a failure: its status, for example. It
+    /// is what events and rejections tell; "response", unless said otherwise.
     ///
     /// # Errors
     ///

@@ -429,8 +429,8 @@ pub trait Reject<R>: Sized {
         }
     }
 
-    /// The error in an outcome, or the first of its causes that can be looked into: for a layer that asks what lies behind it, as a retry
-    /// does with [`is_unprocessed`](crate::is_unprocessed). `None`: that is not known.
+    /// The error in an outcome, or the first of its causes that can be looked into: for a layer that asks what lies
+    /// behind it, as a retry does with [`is_unprocessed`](crate::is_unprocessed). `None`: that is not known.
     ///
     /// An error type of yours gives itself if it is a `std::error::Error`, or what it wraps. [`Error`] knows it of
     /// boxed errors, of `io::Error`, and of those of the crates that this one has features for.

@@ -6,13 +6,15 @@
 //!
 //! **What it counts.** How calls end, by [class](crate::Class): failures in a row
 //! ([`consecutive`](CircuitBreakerLayer::consecutive)), the rate of failures over a window that slides
-//! ([`failure_rate`](CircuitBreakerLayer::failure_rate)), of slow calls ([`slow_calls`](CircuitBreakerLayer::slow_calls)), or any of
-//! these together. What is ignored is not counted: an overload of a limit on this side says nothing about the service. Nor is what
-//! the service [declined](crate::Class::Declined): a 429 speaks about its caller, and must not shut out all others. An error
-//! of the service's `poll_ready` is counted like one of its answers. A call that began before the circuit last changed its state
-//! is late, and its result changes nothing. An error is taken for the service's, also where the body of the *request* broke off,
-//! unless an [`UploadLayer`](crate::upload::UploadLayer) outside tells the two apart: a proxy, whose callers can hang up in the middle of an
-//! upload, needs one. Rates are judged when a call fails (or is slow), for only then can they rise.
+//! ([`failure_rate`](CircuitBreakerLayer::failure_rate)), of slow calls
+//! ([`slow_calls`](CircuitBreakerLayer::slow_calls)), or any of these together. What is ignored is not counted: an
+//! overload of a limit on this side says nothing about the service. Nor is what the service
+//! [declined](crate::Class::Declined): a 429 speaks about its caller, and must not shut out all others. An error of the
+//! service's `poll_ready` is counted like one of its answers. A call that began before the circuit last changed its
+//! state is late, and its result changes nothing. An error is taken for the service's, also where the body of the
+//! *request* broke off, unless an [`UploadLayer`](crate::upload::UploadLayer) outside tells the two apart: a proxy,
+//! whose callers can hang up in the middle of an upload, needs one. Rates are judged when a call fails (or is slow),
+//! for only then can they rise.
 //!
 //! A call ends with its response; with [`until_body_end`](CircuitBreakerLayer::until_body_end) a success only with the response's
 //! body, and one that fails (a connection that is reset in the middle of a download) is a failure.

@@ -100,12 +100,11 @@ impl Rejection {
 /// request. The pushback of a transient failure is how long to leave the service alone; one that is negative or cannot be read makes
 /// it a failure that is not retried (A6 again).
 ///
-/// The status is read where the response has no messages, which is where servers put an error that came before the first message
-/// (a *trailers-only* response). A response without it is judged by its HTTP status, as
-/// [gRPC's table](https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md) says, and `Retry-After` counts as pushback;
-/// a 429 is declined.
-/// With the status 200 it is `UNKNOWN`, a failure, unless its `content-type` is `application/grpc`: then it counts as a success, because
-/// what its trailers will say is not known yet.
+/// The status is read where the response has no messages, which is where servers put an error that came before the
+/// first message (a *trailers-only* response). A response without it is judged by its HTTP status, as [gRPC's
+/// table](https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md) says, and `Retry-After` counts as
+/// pushback; a 429 is declined. With the status 200 it is `UNKNOWN`, a failure, unless its `content-type` is
+/// `application/grpc`: then it counts as a success, because what its trailers will say is not known yet.
 ///
 /// A layer that waits for the end of the body judges the trailers too, such as a circuit breaker with
 /// [`until_body_end`](crate::circuit_breaker::CircuitBreakerLayer::until_body_end). There a body that ends without a status is `UNKNOWN`;
