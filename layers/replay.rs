@@ -64,6 +64,8 @@ use crate::{
 #[must_use]
 pub struct ReplayLayer {
     allowance: Allowance,
+    /// Whether the number for one request was set: its default follows a lower number for all.
+    is_set: bool,
 }
 
 impl ReplayLayer {
@@ -78,8 +80,13 @@ impl ReplayLayer {
     /// Data counts with its length, and is copied: the buffer that it was cut from, which may be larger, is not kept.
     /// Trailers count with the length of their names and values. Very many small frames are too much as well: more than
     /// 64, and under 64 bytes on average if all of what is allowed were used.
+    ///
+    /// # Panics
+    ///
+    /// When the layer is used, if this is more than [`max_total_bytes`](Self::max_total_bytes).
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.allowance.max_bytes = bytes;
+        self.is_set = true;
         self
     }
 
@@ -102,6 +109,8 @@ impl<S> Layer<S> for ReplayLayer {
     type Service = Replay<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
+        let (one, all) = (self.allowance.max_bytes, self.allowance.max_total_bytes);
+        assert!(!self.is_set || one <= all, "max_bytes must be at most max_total_bytes, which is {all}, not {one}");
         Replay { inner, allowance: Arc::new(self.allowance.clone()) }
     }
 }

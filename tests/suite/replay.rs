@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{
         Arc, Mutex,
@@ -473,4 +474,19 @@ async fn a_replayed_body_says_that_it_ends_with_its_last_frame() {
     let mut body = ReplayBody::new(Full::new(Bytes::from_static(b"all")));
     assert!(body.frame().await.unwrap().is_ok());
     assert!(body.is_end_stream());
+}
+
+/// Shows: F7
+#[test]
+fn one_request_may_not_be_allowed_more_than_all_together() {
+    let made = |layer: ReplayLayer| catch_unwind(AssertUnwindSafe(|| drop(layer.layer(()))));
+    for layer in
+        [ReplayLayer::new().max_bytes(10).max_total_bytes(9), ReplayLayer::new().max_total_bytes(9).max_bytes(10)]
+    {
+        let panic = made(layer).unwrap_err().downcast::<String>().unwrap();
+        assert_eq!(*panic, "max_bytes must be at most max_total_bytes, which is 9, not 10");
+    }
+    // Without a number of its own a request may have what all have.
+    assert!(made(ReplayLayer::new().max_total_bytes(9)).is_ok());
+    assert!(made(ReplayLayer::new().max_bytes(usize::MAX).max_total_bytes(usize::MAX)).is_ok());
 }
