@@ -10,6 +10,14 @@ use std::{
 
 /// What `future` gives, or what it said when it panicked. It is dropped before this answers; a panic in its `Drop` counts too.
 pub(crate) async fn caught<F: Future>(future: F) -> Result<F::Output, String> {
+    unwound(future).await.map_err(|panic| {
+        let text = text(panic).unwrap_or_else(|| "without a message".to_owned());
+        format!("it panicked: {text}")
+    })
+}
+
+/// The same, with what it panicked with.
+pub(crate) async fn unwound<F: Future>(future: F) -> Result<F::Output, Box<dyn Any + Send>> {
     let mut future = pin!(Some(future));
     poll_fn(|cx| {
         let polled = catch_unwind(AssertUnwindSafe(|| {
@@ -24,8 +32,7 @@ pub(crate) async fn caught<F: Future>(future: F) -> Result<F::Output, String> {
             Err(panic) => {
                 // What is left of it may panic once more, and that would say nothing new.
                 let _ = catch_unwind(AssertUnwindSafe(|| future.set(None)));
-                let text = text(panic).unwrap_or_else(|| "without a message".to_owned());
-                Poll::Ready(Err(format!("it panicked: {text}")))
+                Poll::Ready(Err(panic))
             }
         }
     })

@@ -4,14 +4,18 @@
 
 use std::{
     future::{Future, poll_fn},
+    panic::catch_unwind,
     pin::{Pin, pin},
-    sync::OnceLock,
+    sync::{OnceLock, mpsc},
     task::{Context, Poll},
     time::Duration,
 };
 
 use pin_project_lite::pin_project;
-use tokio::{task::unconstrained, time};
+use tokio::{
+    task::{spawn_blocking, unconstrained},
+    time,
+};
 
 pub(crate) use time::Instant;
 
@@ -78,6 +82,22 @@ pub(crate) async fn timeout_at<F: Future>(end: Instant, future: F) -> Option<F::
             timer.set(Some(sleep_until(end)));
         }
         timer.as_mut().as_pin_mut().map_or(Poll::Ready(None), |timer| timer.poll(cx).map(|()| None))
+    })
+    .await
+}
+
+/// As [`timeout_at`], and on a runtime without time too, where a thread of its blocking pool measures it.
+pub(crate) async fn within<F: Future>(end: Instant, future: F) -> Option<F::Output> {
+    // A timer panics where the runtime has no time, and there is no other way to know.
+    if now() >= end || catch_unwind(|| drop(sleep_until(end))).is_ok() {
+        return timeout_at(end, future).await;
+    }
+    let (_until_here, over) = mpsc::channel::<()>();
+    let left = end.saturating_duration_since(now());
+    let (mut future, mut late) = (pin!(future), spawn_blocking(move || over.recv_timeout(left)));
+    poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => Pin::new(&mut late).poll(cx).map(|_| None),
     })
     .await
 }

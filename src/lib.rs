@@ -27,6 +27,7 @@ mod limited;
 mod rejection;
 pub mod scope;
 mod setting;
+mod signal;
 pub mod stack;
 pub mod stream;
 mod telemetry;

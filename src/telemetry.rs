@@ -298,6 +298,11 @@ impl Site {
     #[must_use]
     pub fn named(mut self, name: &'static str) -> Self {
         self.name = Some(name);
+        // The clones that were used before go on counting under the old name.
+        #[cfg(feature = "metrics")]
+        {
+            self.counters = metrics::Counters::new();
+        }
         self
     }
 

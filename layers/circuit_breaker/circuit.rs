@@ -6,15 +6,16 @@ use loom::sync::atomic::{AtomicBool, Ordering};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::{fmt, sync::Arc};
 
-use tokio::sync::broadcast;
-
 use super::{
     Cancelled, at_least_one,
     machine::{Machine, Outcome, Policy, Refused, Ticket},
     part_of_one,
     state::{State, Transition},
 };
-use crate::{Backoff, Class, Event, Site, clock, deadline};
+use crate::{
+    Backoff, Class, Event, EventBus, Site, clock, deadline,
+    events::{Lag, Subscription},
+};
 
 /// So many transitions are kept for a subscriber that is slow to take them.
 const BACKLOG: usize = 64;
@@ -31,7 +32,7 @@ struct Shared {
     machine: Machine,
     cancelled: Cancelled,
     site: Site,
-    transitions: broadcast::Sender<Transition>,
+    transitions: EventBus,
     /// Whether somebody is telling the machine's news.
     telling: AtomicBool,
 }
@@ -42,7 +43,7 @@ impl Circuit {
             machine: Machine::new(policy, clock::now()),
             cancelled,
             site,
-            transitions: broadcast::Sender::new(BACKLOG),
+            transitions: EventBus::new(),
             telling: AtomicBool::new(false),
         };
         Self { shared: Arc::new(shared) }
@@ -76,7 +77,7 @@ impl Circuit {
     /// The transitions from now on.
     #[must_use]
     pub fn subscribe(&self) -> Transitions {
-        Transitions { receiver: self.shared.transitions.subscribe() }
+        Transitions { transitions: self.shared.transitions.subscribe_with(BACKLOG, Lag::Tell) }
     }
 
     /// Changes the number of failures in a row that opens the circuit. With 0 no number of them does, and only rates open it.
@@ -179,9 +180,9 @@ impl Shared {
             let _telling = Telling(&self.telling);
             while let Some(transition) = self.machine.news() {
                 let Transition { from, to } = transition;
+                // Subscribers first: an observer may panic.
+                self.transitions.publish(transition);
                 self.site.tell(Event::Transition { from: from.as_str(), to: to.as_str() });
-                // Nobody subscribed: nobody to tell.
-                let _ = self.transitions.send(transition);
             }
         }
     }
@@ -252,7 +253,7 @@ impl Drop for Call {
 
 /// The transitions of a circuit, from when they were [subscribed](Circuit::subscribe) to.
 pub struct Transitions {
-    receiver: broadcast::Receiver<Transition>,
+    transitions: Subscription<Transition>,
 }
 
 impl Transitions {
@@ -261,10 +262,10 @@ impl Transitions {
     /// Who is more than 64 transitions late loses the oldest. Dropping this future loses nothing.
     pub async fn next(&mut self) -> Option<Transition> {
         loop {
-            match self.receiver.recv().await {
-                Ok(transition) => return Some(transition),
-                Err(broadcast::error::RecvError::Lagged(_)) => {}
-                Err(broadcast::error::RecvError::Closed) => return None,
+            match self.transitions.next().await {
+                Some(Ok(transition)) => return Some(transition),
+                Some(Err(_lagged)) => {}
+                None => return None,
             }
         }
     }
@@ -272,6 +273,6 @@ impl Transitions {
 
 impl fmt::Debug for Transitions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Transitions").field("waiting", &self.receiver.len()).finish()
+        f.debug_struct("Transitions").finish_non_exhaustive()
     }
 }

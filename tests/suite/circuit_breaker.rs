@@ -19,7 +19,7 @@ use tokio::time::{advance, sleep};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
     Backoff, Class, Error, Event, HttpStatus, Jitter, Reason, Rejection, Site,
-    circuit_breaker::{Cancelled, Circuit, CircuitBreakerLayer, State},
+    circuit_breaker::{Cancelled, Circuit, CircuitBreakerLayer, State, Transition},
     concurrency_limit::ConcurrencyLimitLayer,
     testing::{Strict, Task},
     timeout::TimeoutLayer,
@@ -1045,4 +1045,29 @@ async fn a_breaker_around_a_breaker_knows_a_queued_call_too() {
     assert!(futures_util::poll!(&mut first).is_pending());
     service.oneshot(Some(SECOND)).await.unwrap_err();
     assert_eq!(circuits.map(|circuit| circuit.state()), [State::Closed, State::Closed]);
+}
+
+/// Bad input: an observer panics, and so does the waker of a subscriber. The others hear of the transition all the same.
+///
+/// Shows: B7
+#[tokio::test(start_paused = true)]
+async fn a_subscriber_hears_of_a_transition_also_if_an_observer_or_another_subscribers_waker_panics() {
+    struct Bang;
+    impl std::task::Wake for Bang {
+        fn wake(self: Arc<Self>) {
+            panic!("woken");
+        }
+    }
+    let layer = CircuitBreakerLayer::consecutive(1).observer(|_: &Site, event: &Event<'_>| panic!("told of {event:?}"));
+    let circuit = layer.handle();
+    let (mut panics, mut hears) = (circuit.subscribe(), circuit.subscribe());
+    let bang = std::task::Waker::from(Arc::new(Bang));
+    let mut panics = std::pin::pin!(panics.next());
+    assert!(panics.as_mut().poll(&mut std::task::Context::from_waker(&bang)).is_pending());
+    let mut heard = Task::new(hears.next());
+    assert!(heard.poll().is_pending());
+    assert!(catch_unwind(AssertUnwindSafe(|| circuit.force_open())).is_err());
+    assert_eq!(heard.times_woken(), 1);
+    assert!(matches!(heard.poll(), Poll::Ready(Some(Transition { to: State::Open, .. }))));
+    assert!(matches!(panics.as_mut().poll(&mut std::task::Context::from_waker(&bang)), Poll::Ready(Some(_))));
 }
