@@ -87,7 +87,7 @@ where
             return Poll::Ready(E::reject(rejection));
         };
         let outcome = ready!(response.poll(cx));
-        if let Class::Failure { retry_after: Some(wait), .. } = Class::of(&outcome, &HttpStatus) {
+        if let Some(wait) = Class::of(&outcome, &HttpStatus).retry_after() {
             this.layer.quiet_until.send_replace(Instant::now() + wait.min(Duration::from_secs(300)));
         }
         Poll::Ready(outcome)

@@ -46,7 +46,9 @@ async fn main() -> Result<(), Box<dyn StdError>> {
         // So many retries for all calls together in ten seconds: a tenth of the calls, or ten.
         .budget(Budget::new(0.1).min_per_second(1))
         .observer(|_: &Site, event: &Event<'_>| match event {
-            Event::Retrying { attempt, delay } => println!("attempt {attempt} failed, the next one in {delay:.1?}"),
+            Event::Retrying { attempt, delay, cause } => {
+                println!("attempt {attempt} failed ({cause}), the next one in {delay:.1?}")
+            }
             Event::GaveUp { reason, .. } => _ = count(reason, 1),
             _ => {}
         });

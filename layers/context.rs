@@ -71,7 +71,7 @@ use tower_service::Service;
 use crate::{
     Scope,
     body::{Guard, GuardBody, PollFrame},
-    scope::{self, WithScope},
+    scope::{self, Ending, WithScope},
 };
 
 /// For HTTP: the scope is in the request's extensions, and lasts until the response's body ends.
@@ -264,7 +264,7 @@ pin_project! {
 
 impl<F, M> ResponseFuture<F, M> {
     fn start(scope: Scope, call: impl FnOnce() -> F) -> Self {
-        let in_scope = Some(InScope(Some(scope.clone())));
+        let in_scope = Some(InScope { scope: Some(scope.clone()), ending: None });
         Self { response: WithScope::start(scope, call), in_scope, mode: PhantomData }
     }
 }
@@ -279,18 +279,21 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let response = ready!(this.response.poll(cx));
-        let in_scope = this.in_scope.take();
+        let in_scope = this.in_scope.take().map(|in_scope| in_scope.answered(&response));
         Poll::Ready(response.map(|response| response.map(|body| GuardBody::new(body, in_scope))))
     }
 }
 
-impl<F: Future> Future for ResponseFuture<F, Ambient> {
-    type Output = F::Output;
+impl<F, R, E> Future for ResponseFuture<F, Ambient>
+where
+    F: Future<Output = Result<R, E>>,
+{
+    type Output = Result<R, E>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<F::Output> {
+    fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Result<R, E>> {
         let this = self.project();
         let response = ready!(this.response.poll(cx));
-        *this.in_scope = None;
+        drop(this.in_scope.take().map(|in_scope| in_scope.answered(&response)));
         Poll::Ready(response)
     }
 }
@@ -301,12 +304,23 @@ pub type ScopeBody<B> = GuardBody<B, InScope>;
 
 /// What [`ScopeBody`] keeps: the request's scope, which is closed when this is dropped.
 #[derive(Debug)]
-pub struct InScope(Option<Scope>);
+pub struct InScope {
+    scope: Option<Scope>,
+    // None: there is no response yet.
+    ending: Option<Ending>,
+}
+
+impl InScope {
+    fn answered<R, E>(mut self, response: &Result<R, E>) -> Self {
+        self.ending = Some(if response.is_ok() { Ending::Completed } else { Ending::Failed });
+        self
+    }
+}
 
 impl Drop for InScope {
     fn drop(&mut self) {
-        if let Some(scope) = &self.0 {
-            scope.end();
+        if let Some(scope) = &self.scope {
+            scope.end(self.ending.unwrap_or_else(Ending::of_what_is_dropped));
         }
     }
 }
@@ -315,12 +329,16 @@ impl<B: Body> Guard<B> for InScope {
     type Error = B::Error;
 
     fn poll_frame(&mut self, body: Pin<&mut B>, cx: &mut TaskContext<'_>) -> PollFrame<B::Data, B::Error> {
-        let _entered = scope::enter(&mut self.0);
-        body.poll_frame(cx)
+        let _entered = scope::enter(&mut self.scope);
+        let frame = body.poll_frame(cx);
+        if matches!(frame, Poll::Ready(Some(Err(_)))) {
+            self.ending = Some(Ending::Failed);
+        }
+        frame
     }
 
     fn drop_body(&mut self, drop: impl FnOnce()) {
-        let _entered = scope::enter(&mut self.0);
+        let _entered = scope::enter(&mut self.scope);
         drop();
     }
 }

@@ -4,11 +4,13 @@
 //! [`ReplayBody`]: while the first attempt streams it, what passes is kept, and the next attempt gives that and goes on with the
 //! rest. A body that is `Clone`, such as `Full<Bytes>`, does not need this layer.
 //!
-//! **What it counts**: bytes of bodies that are kept. A request may keep 64 KiB ([`max_bytes`](ReplayLayer::max_bytes)), all
-//! requests of a layer value together 64 MiB ([`max_total_bytes`](ReplayLayer::max_total_bytes)). Past either, what was kept is
-//! freed, the request is sent once, and [`Event::NotRepeatable`](crate::Event::NotRepeatable) says why. An upload of any size can
-//! still be retried as long as nothing of it was read: if no connection could be made, say. Nothing is kept while there is no later
-//! copy of the request: for a `POST` that is sent once, or in the last attempt. It keeps no clock.
+//! **What it counts**: bytes of bodies that are kept. A request may keep 64 KiB
+//! ([`max_bytes`](ReplayLayer::max_bytes)), all requests of a layer value together 64 MiB
+//! ([`max_total_bytes`](ReplayLayer::max_total_bytes)). Past either, what was kept is freed, the request is sent once,
+//! and [`Event::NotRepeatable`](crate::Event::NotRepeatable) says why. An upload of any size can still be retried as
+//! long as nothing of it was read: if no connection could be made, for example. Nothing is kept while no copy of the
+//! request waits that would need it: in the last attempt, and for a `POST`, which is sent again only if it was not
+//! processed and nothing of it was read. It keeps no clock.
 //!
 //! **Where it belongs**: right outside of the retry. Inside of the retry it would see only requests that were copied already.
 //! Further out there is no harm, but bodies are wrapped in vain where a cache answers.
@@ -62,6 +64,8 @@ use crate::{
 #[must_use]
 pub struct ReplayLayer {
     allowance: Allowance,
+    /// Whether the number for one request was set: its default follows a lower number for all.
+    is_set: bool,
 }
 
 impl ReplayLayer {
@@ -73,11 +77,16 @@ impl ReplayLayer {
     /// How much of one request is kept at most, in bytes; 64 KiB if it is not set. With 0 only those are sent again of which
     /// nothing was read.
     ///
-    /// Data counts with its length, and trailers with that of their names and values; the buffer that data was cut from, which may be
-    /// larger, lives as long. Very many small frames are too much as well: more than 64, and under 64 bytes on average if all of what
-    /// is allowed were used.
+    /// Data counts with its length, and is copied: the buffer that it was cut from, which may be larger, is not kept.
+    /// Trailers count with the length of their names and values. Very many small frames are too much as well: more than
+    /// 64, and under 64 bytes on average if all of what is allowed were used.
+    ///
+    /// # Panics
+    ///
+    /// When the layer is used, if this is more than [`max_total_bytes`](Self::max_total_bytes).
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.allowance.max_bytes = bytes;
+        self.is_set = true;
         self
     }
 
@@ -100,6 +109,8 @@ impl<S> Layer<S> for ReplayLayer {
     type Service = Replay<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
+        let (one, all) = (self.allowance.max_bytes, self.allowance.max_total_bytes);
+        assert!(!self.is_set || one <= all, "max_bytes must be at most max_total_bytes, which is {all}, not {one}");
         Replay { inner, allowance: Arc::new(self.allowance.clone()) }
     }
 }

@@ -5,6 +5,8 @@
 
 use std::{cell::Cell, mem, thread::LocalKey};
 
+use tokio::task::{self, Id};
+
 use crate::{
     caller::Caller,
     deadline::{Limit, Told},
@@ -22,6 +24,7 @@ thread_local! {
     static CALLER: Cell<Option<Caller>> = const { Cell::new(None) };
     static URGENT: Cell<Urgent> = const { Cell::new(Urgent(false)) };
     static HAD_ITS_TIME: Cell<HadItsTime> = const { Cell::new(HadItsTime(false)) };
+    static TASK: Cell<Option<Id>> = const { Cell::new(None) };
 }
 
 /// A value that has its place in the surroundings.
@@ -144,6 +147,31 @@ impl<T: Slot> Drop for Entered<'_, T> {
     #[inline]
     fn drop(&mut self) {
         with(|cell| *self.outer = cell.replace(mem::take(self.outer)));
+    }
+}
+
+/// Notes, as long as the guard lives, that the surroundings are those of the running task.
+#[inline]
+pub(crate) fn enter_task() -> EnteredTask {
+    EnteredTask { outer: TASK.try_with(|cell| cell.replace(task::try_id())).unwrap_or_default() }
+}
+
+/// Whether the surroundings are those of the running task. A task that is polled by another one, as those of a `LocalSet` are, sees the
+/// other's.
+#[inline]
+pub(crate) fn are_of_this_task() -> bool {
+    TASK.try_with(Cell::get).unwrap_or_default() == task::try_id()
+}
+
+/// The guard of [`enter_task`].
+pub(crate) struct EnteredTask {
+    outer: Option<Id>,
+}
+
+impl Drop for EnteredTask {
+    #[inline]
+    fn drop(&mut self) {
+        let _no_surroundings = TASK.try_with(|cell| cell.set(self.outer));
     }
 }
 

@@ -93,6 +93,11 @@ impl Backoff {
         Waits { backoff: *self, number: 0, last: Duration::ZERO }
     }
 
+    /// No wait is longer: the maximum, where one was set.
+    pub(crate) fn longest(&self) -> Duration {
+        self.max
+    }
+
     /// The wait with this number (from 1) without jitter.
     fn rule(&self, number: u32) -> Duration {
         if number <= 1 || self.base.is_zero() {

@@ -10,6 +10,14 @@ use std::{
 
 /// What `future` gives, or what it said when it panicked. It is dropped before this answers; a panic in its `Drop` counts too.
 pub(crate) async fn caught<F: Future>(future: F) -> Result<F::Output, String> {
+    unwound(future).await.map_err(|panic| {
+        let text = text(panic).unwrap_or_else(|| "without a message".to_owned());
+        format!("it panicked: {text}")
+    })
+}
+
+/// The same, with what it panicked with.
+pub(crate) async fn unwound<F: Future>(future: F) -> Result<F::Output, Box<dyn Any + Send>> {
     let mut future = pin!(Some(future));
     poll_fn(|cx| {
         let polled = catch_unwind(AssertUnwindSafe(|| {
@@ -24,8 +32,7 @@ pub(crate) async fn caught<F: Future>(future: F) -> Result<F::Output, String> {
             Err(panic) => {
                 // What is left of it may panic once more, and that would say nothing new.
                 let _ = catch_unwind(AssertUnwindSafe(|| future.set(None)));
-                let text = text(panic).unwrap_or_else(|| "without a message".to_owned());
-                Poll::Ready(Err(format!("it panicked: {text}")))
+                Poll::Ready(Err(panic))
             }
         }
     })
@@ -34,8 +41,17 @@ pub(crate) async fn caught<F: Future>(future: F) -> Result<F::Output, String> {
 
 /// Calls code of others, which is not to disturb the caller. If it panics, the panic hook has told of it.
 pub(crate) fn undisturbed(f: impl FnOnce()) {
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(f)) {
-        let _ = text(panic);
+    let _ = contained(f);
+}
+
+/// What code of others gives; `None` if it panics, of which the panic hook has told.
+pub(crate) fn contained<T>(f: impl FnOnce() -> T) -> Option<T> {
+    match catch_unwind(AssertUnwindSafe(f)) {
+        Ok(given) => Some(given),
+        Err(panic) => {
+            let _ = text(panic);
+            None
+        }
     }
 }
 

@@ -1,18 +1,20 @@
 //! Classes: what an outcome says about the service, said once for all layers.
 
-use std::{
-    any::type_name,
-    fmt,
-    time::{Duration, SystemTime},
-};
+use std::{any::type_name, fmt, time::Duration};
 
-use http::{Extensions, HeaderMap, Response, StatusCode, header::RETRY_AFTER};
+use http::{Extensions, HeaderMap};
 
 use crate::{
     caller,
     degraded::Degraded,
     rejection::{Reject, Rejection},
 };
+
+mod http_status;
+mod retry_after;
+
+pub use http_status::{HttpStatus, HttpStatusMillis};
+pub(crate) use retry_after::retry_after;
 
 /// What an outcome says about the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +28,16 @@ pub enum Class {
         /// How long the service asks to be left alone.
         retry_after: Option<Duration>,
     },
-    /// Nothing: the caller's own mistake, say, or a limit on this side.
+    /// It works, and has declined this request because of its sender: too many requests (429), or one that came too
+    /// slowly (408).
+    ///
+    /// A retry sends it again, as after a transient failure. It never counts against the service: one tenant's 429 must
+    /// not open a circuit that it shares with others.
+    Declined {
+        /// How long the service asks this sender to wait.
+        retry_after: Option<Duration>,
+    },
+    /// Nothing: the caller's own mistake, for example, or a limit on this side.
     Ignored,
 }
 
@@ -37,10 +48,30 @@ impl Class {
     /// A failure that will be the same the next time.
     pub const PERMANENT: Self = Self::Failure { transient: false, retry_after: None };
 
-    /// Whether this is a failure, of either kind.
+    /// A request that the service declined, without saying when to come back.
+    pub const DECLINED: Self = Self::Declined { retry_after: None };
+
+    /// Whether the caller did not get what it asked for: a failure, or a request that was declined.
+    ///
+    /// Only [`Failure`](Self::Failure) counts against the service.
     #[must_use]
     pub fn is_failure(&self) -> bool {
-        matches!(self, Self::Failure { .. })
+        matches!(self, Self::Failure { .. } | Self::Declined { .. })
+    }
+
+    /// Whether another attempt may help: a transient failure, or a request that was declined.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Failure { transient: true, .. } | Self::Declined { .. })
+    }
+
+    /// How long the service asks to be left alone, or asks this sender to wait.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Failure { retry_after, .. } | Self::Declined { retry_after } => *retry_after,
+            Self::Success | Self::Ignored => None,
+        }
     }
 
     /// The same, but for a success that something else than the service answered with.
@@ -119,6 +150,17 @@ pub trait Classify<R, E> {
     fn classify_without_trailers(&self, _response: &R) -> Class {
         Class::Success
     }
+
+    /// Says in a few words what speaks against this response, which was judged a failure: its status, for example. It
+    /// is what events and rejections tell; "response", unless said otherwise.
+    ///
+    /// # Errors
+    ///
+    /// If `f` cannot be written to.
+    fn describe(&self, response: &R, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let _ = response;
+        f.write_str("response")
+    }
 }
 
 /// Judges rejections by a closure, and everything else by `classify`: [`HttpStatus`], a closure, or any other classifier.
@@ -172,6 +214,10 @@ where
     fn classify_without_trailers(&self, response: &R) -> Class {
         self.classify.classify_without_trailers(response)
     }
+
+    fn describe(&self, response: &R, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.classify.describe(response, f)
+    }
 }
 
 impl<C, F> fmt::Debug for WithRejections<C, F> {
@@ -206,160 +252,12 @@ impl<R, E> Classify<R, E> for FailOnError {
     }
 }
 
-/// Judges an HTTP response by its status; an error is a transient failure.
-///
-/// 408, 429 and 5xx are failures; of these 408, 429, 502, 503 and 504 are transient (the set of Finagle and of Microsoft's HTTP
-/// resilience; 500 is left out, for it may have done its work). Everything else is a success: a 404 is an answer.
-/// `Retry-After` is read as seconds and as a date; what cannot be read counts as absent.
-///
-/// A success that is [`Degraded`] says nothing about the service, for it did not come from there: it is ignored. So a cache outside of a
-/// fallback does not keep it, and a circuit breaker there does not count it.
-///
-/// It judges an [`http::Response`], and with the feature `reqwest` a `reqwest::Response` too.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct HttpStatus;
-
-impl<B, E> Classify<Response<B>, E> for HttpStatus {
-    fn classify(&self, outcome: Result<&Response<B>, &E>) -> Class {
-        outcome.map_or(Class::TRANSIENT, |response| {
-            judge(response.status(), response.headers()).unless_degraded(response.extensions())
-        })
-    }
-}
-
-#[cfg(feature = "reqwest")]
-#[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))]
-impl<E> Classify<reqwest::Response, E> for HttpStatus {
-    fn classify(&self, outcome: Result<&reqwest::Response, &E>) -> Class {
-        outcome.map_or(Class::TRANSIENT, |response| {
-            judge(response.status(), response.headers()).unless_degraded(response.extensions())
-        })
-    }
-}
-
-fn judge(status: StatusCode, headers: &HeaderMap) -> Class {
-    let transient = matches!(
-        status,
-        StatusCode::REQUEST_TIMEOUT
-            | StatusCode::TOO_MANY_REQUESTS
-            | StatusCode::BAD_GATEWAY
-            | StatusCode::SERVICE_UNAVAILABLE
-            | StatusCode::GATEWAY_TIMEOUT
-    );
-    if transient || status.is_server_error() {
-        Class::Failure { transient, retry_after: retry_after(headers) }
-    } else {
-        Class::Success
-    }
-}
-
-/// `Retry-After` as RFC 9110, section 10.2.3 has it: seconds, or a date (the wall clock's, as the header's is).
-pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    // Digits alone: Rust's parser would take a sign too. More than it can hold is as much as can be.
-    if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
-    }
-    let date = httpdate::parse_http_date(value).ok()?;
-    Some(date.duration_since(SystemTime::now()).unwrap_or_default())
-}
-
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-
-    use http::HeaderValue;
-    use proptest::prelude::*;
-
     use super::*;
-
-    fn judged(status: u16, retry_after: Option<&[u8]>) -> Class {
-        let mut response = Response::builder().status(status);
-        if let Some(value) = retry_after {
-            response = response.header(RETRY_AFTER, value);
-        }
-        HttpStatus.classify(Ok::<_, &Infallible>(&response.body(()).unwrap()))
-    }
-
-    /// Shows: R5
-    #[test]
-    fn a_status_has_a_class() {
-        for status in [200, 204, 301, 400, 404, 409] {
-            assert_eq!(judged(status, None), Class::Success, "{status}");
-        }
-        for status in [408, 429, 502, 503, 504] {
-            assert_eq!(judged(status, None), Class::TRANSIENT, "{status}");
-        }
-        for status in [500, 501, 505, 599] {
-            assert_eq!(judged(status, None), Class::PERMANENT, "{status}");
-        }
-    }
-
-    /// Shows: R5
-    #[test]
-    fn retry_after_is_read_and_junk_is_not() {
-        let asked = |value: &[u8]| match judged(503, Some(value)) {
-            Class::Failure { retry_after, .. } => retry_after,
-            class => panic!("{class:?}"),
-        };
-        assert_eq!(asked(b"0"), Some(Duration::ZERO));
-        assert_eq!(asked(b" 120 "), Some(Duration::from_secs(120)));
-        assert_eq!(asked(b"999999999999999"), Some(Duration::from_secs(999_999_999_999_999)));
-        assert_eq!(asked(b"Thu, 01 Jan 1970 00:00:00 GMT"), Some(Duration::ZERO));
-        assert!(asked(b"Fri, 31 Dec 9999 23:59:59 GMT").unwrap() > Duration::from_secs(1 << 32));
-        assert_eq!(asked(b"99999999999999999999999"), Some(Duration::from_secs(u64::MAX)));
-        for junk in [&b"-1"[..], b"+1", b"1.5", b"1 2", b"soon", b"", b"\xff\xfe"] {
-            assert_eq!(asked(junk), None, "{junk:?}");
-        }
-    }
-
-    fn read(value: &[u8]) -> Option<Duration> {
-        let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_bytes(value).unwrap())]);
-        retry_after(&headers)
-    }
-
-    proptest! {
-        #[test]
-        fn every_number_of_seconds_is_read(seconds: u64, zeros in 0_usize..30, beyond in "[1-9][0-9]{20,40}") {
-            let text = format!("{}{seconds}", "0".repeat(zeros));
-            prop_assert_eq!(read(text.as_bytes()), Some(Duration::from_secs(seconds)));
-            prop_assert_eq!(read(beyond.as_bytes()), Some(Duration::from_secs(u64::MAX)));
-        }
-
-        #[test]
-        fn every_date_is_read(seconds in 0_u64..253_402_300_800) {
-            let date = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-            let until = || date.duration_since(SystemTime::now()).unwrap_or_default();
-            let most = until();
-            let wait = read(httpdate::fmt_http_date(date).as_bytes()).unwrap();
-            prop_assert!((until()..=most).contains(&wait), "{wait:?}");
-        }
-
-        #[test]
-        fn what_is_no_number_and_no_date_is_absent(value in prop::collection::vec(b' '..=255, 0..40)) {
-            let is_number = value.trim_ascii().iter().all(u8::is_ascii_digit) && !value.trim_ascii().is_empty();
-            if let Ok(header) = HeaderValue::from_bytes(&value) {
-                prop_assert_eq!(read(header.as_bytes()).is_some(), is_number, "{:?}", value);
-            }
-        }
-    }
-
-    /// Shows: G2
-    #[test]
-    fn a_degraded_success_says_nothing_and_a_degraded_failure_is_one() {
-        let degraded = Degraded::new(&Err::<Response<()>, _>(crate::Error::Service("down")));
-        for (status, class) in
-            [(200, Class::Ignored), (404, Class::Ignored), (500, Class::PERMANENT), (503, Class::TRANSIENT)]
-        {
-            let mut response = Response::builder().status(status).body(()).unwrap();
-            response.extensions_mut().insert(degraded.clone());
-            assert_eq!(HttpStatus.classify(Ok::<_, &Infallible>(&response)), class, "{status}");
-        }
-    }
 
     #[test]
     fn an_error_is_a_transient_failure() {
         assert_eq!(FailOnError.classify(Err::<&(), _>(&())), Class::TRANSIENT);
-        assert_eq!(HttpStatus.classify(Err::<&Response<()>, _>(&())), Class::TRANSIENT);
     }
 }

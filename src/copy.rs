@@ -19,8 +19,16 @@ use crate::body::CopyBody;
     note = "for any other request say how: `.copy(|req: &{Req}| -> Option<{Req}> {{ .. }})`, where `None` means that it is sent once"
 )]
 pub trait CopyRequest<Req> {
-    /// A copy; `None` if this request is to be sent once.
+    /// A copy; `None` if this request may not be repeated.
     fn copy(&self, request: &Req) -> Option<Req>;
+
+    /// A copy of a request that may not be repeated, to be sent only if it turns out that nobody processed it
+    /// ([`is_unprocessed`](crate::is_unprocessed)). `None`, unless said otherwise: then it is sent once. Asked where
+    /// [`copy`](Self::copy) gave none.
+    fn copy_unprocessed(&self, request: &Req) -> Option<Req> {
+        let _ = request;
+        None
+    }
 
     /// The attempt before has failed, and everything else speaks for another one: whether `copy` can still be sent. Asked
     /// last, before the outcome of that attempt is given up.
@@ -45,7 +53,11 @@ impl<Req: Clone> CopyRequest<Req> for Cloned {
 }
 
 /// Copies HTTP requests that may be repeated: those with an idempotent method (RFC 9110, section 9.2.2), and those with an
-/// `Idempotency-Key`. The default of [`RetryLayer::http`](crate::retry::RetryLayer::http): another `POST` is sent once.
+/// `Idempotency-Key`. The default of [`RetryLayer::http`](crate::retry::RetryLayer::http).
+///
+/// Any other `POST` is copied too, and the copy is sent only if [nobody processed](crate::is_unprocessed) the request:
+/// the connection was refused, for example. Around a client that follows redirects, where one `POST` can be several
+/// requests, say `.copy(|req: &Request<_>| Idempotent.copy(req))`, which gives no such copy.
 ///
 /// The copy of an [`http::Request`] has the same method, URI, version, headers and extensions, and a copy of the body ([`CopyBody`]).
 /// With the feature `reqwest` it copies a `reqwest::Request` too; one whose body is a stream is sent once.
@@ -54,7 +66,11 @@ pub struct Idempotent;
 
 impl<B: CopyBody> CopyRequest<Request<B>> for Idempotent {
     fn copy(&self, request: &Request<B>) -> Option<Request<B>> {
-        if may_be_repeated(request.method(), request.headers()) { copy_http(request) } else { None }
+        if may_be_repeated(request.method(), request.headers()) { copy_http(request, B::copy_body) } else { None }
+    }
+
+    fn copy_unprocessed(&self, request: &Request<B>) -> Option<Request<B>> {
+        copy_http(request, B::copy_unread)
     }
 
     fn claim(&self, copy: &Request<B>) -> bool {
@@ -62,8 +78,9 @@ impl<B: CopyBody> CopyRequest<Request<B>> for Idempotent {
     }
 }
 
-/// Copies the HTTP requests for which this function says that they may be repeated, as [`Idempotent`] does: for a service where
-/// that is known by the path, say, as in gRPC, where everything is a `POST`.
+/// Copies the HTTP requests for which this function says that they may be repeated, as [`Idempotent`] does: for a
+/// service where that is known by the path, as in gRPC, where everything is a `POST`. All others are sent again only if
+/// nobody processed them.
 ///
 /// ```
 /// # use http::Request;
@@ -79,7 +96,11 @@ where
     F: Fn(&Request<B>) -> bool,
 {
     fn copy(&self, request: &Request<B>) -> Option<Request<B>> {
-        if (self.0)(request) { copy_http(request) } else { None }
+        if (self.0)(request) { copy_http(request, B::copy_body) } else { None }
+    }
+
+    fn copy_unprocessed(&self, request: &Request<B>) -> Option<Request<B>> {
+        copy_http(request, B::copy_unread)
     }
 
     fn claim(&self, copy: &Request<B>) -> bool {
@@ -93,8 +114,8 @@ impl<F> fmt::Debug for CopyIf<F> {
     }
 }
 
-fn copy_http<B: CopyBody>(request: &Request<B>) -> Option<Request<B>> {
-    let mut copy = Request::new(request.body().copy_body()?);
+fn copy_http<B>(request: &Request<B>, copy_body: impl FnOnce(&B) -> Option<B>) -> Option<Request<B>> {
+    let mut copy = Request::new(copy_body(request.body())?);
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.version_mut() = request.version();
@@ -108,6 +129,10 @@ fn copy_http<B: CopyBody>(request: &Request<B>) -> Option<Request<B>> {
 impl CopyRequest<reqwest::Request> for Idempotent {
     fn copy(&self, request: &reqwest::Request) -> Option<reqwest::Request> {
         if may_be_repeated(request.method(), request.headers()) { request.try_clone() } else { None }
+    }
+
+    fn copy_unprocessed(&self, request: &reqwest::Request) -> Option<reqwest::Request> {
+        request.try_clone()
     }
 }
 
@@ -147,6 +172,8 @@ mod tests {
         }
         for method in ["POST", "PATCH", "CONNECT", "OTHER"] {
             assert!(!copied(Idempotent, method, false), "{method}");
+            let request = Request::builder().method(method).body(()).unwrap();
+            assert!(Idempotent.copy_unprocessed(&request).is_some(), "{method}");
             assert!(copied(Idempotent, method, true), "{method}");
             assert!(copied(CopyIf(|req: &Request<()>| req.method() == method), method, false), "{method}");
             assert!(!copied(CopyIf(|req: &Request<()>| req.method() != method), method, true), "{method}");

@@ -178,6 +178,7 @@ impl Default for Limit {
 
 impl Limit {
     pub(crate) const NONE: Self = Self(u64::MAX);
+    pub(crate) const ZERO: Self = Self(0);
 
     /// A time that has not started. One that is too long for its word is none at all.
     #[inline]

@@ -28,12 +28,14 @@ mod limited;
 mod rejection;
 pub mod scope;
 mod setting;
+mod signal;
 pub mod stack;
 pub mod stream;
 mod telemetry;
 #[cfg(feature = "test-util")]
 #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
 pub mod testing;
+mod unprocessed;
 pub mod wire;
 
 /// Its code is compiled and run with the documentation's.
@@ -43,7 +45,7 @@ mod guide {}
 
 pub use ambient::attempt;
 pub use backoff::{Backoff, Jitter, Waits};
-pub use classify::{Class, Classify, FailOnError, HttpStatus, WithRejections, with_rejections};
+pub use classify::{Class, Classify, FailOnError, HttpStatus, HttpStatusMillis, WithRejections, with_rejections};
 pub use copy::{Cloned, CopyIf, CopyRequest, Idempotent};
 pub use deadline::{Deadline, WithDeadline};
 pub use degraded::Degraded;
@@ -53,3 +55,4 @@ pub use rejection::{Error, Reason, Reject, Rejection, boxed, rejection};
 pub use scope::Scope;
 pub use setting::Setting;
 pub use telemetry::{Event, Observer, Outcome, Site};
+pub use unprocessed::is_unprocessed;

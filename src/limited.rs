@@ -183,7 +183,10 @@ impl<F: Future> Future for Limited<F> {
             return Poll::Pending;
         }
         let mut this = self.project();
-        if let Some(end) = this.clock.own.instant() {
+        // A limit of zero needs no timer to have passed.
+        if this.clock.limit != Limit::ZERO
+            && let Some(end) = this.clock.own.instant()
+        {
             if this.timer.is_none() {
                 this.timer.set(Some(clock::sleep_until(end)));
             }

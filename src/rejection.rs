@@ -4,7 +4,7 @@ use std::{convert::Infallible, error::Error as StdError, fmt, sync::Arc, time::D
 
 use http::{HeaderValue, Response, StatusCode, header::RETRY_AFTER};
 
-use crate::{classify::Class, telemetry::Site};
+use crate::{classify::Class, telemetry::Site, unprocessed::known};
 
 /// A layer's answer in place of the service's: which layer, why, and when to come back.
 ///
@@ -24,6 +24,7 @@ struct Inner {
     reason: Reason,
     retry_after: Option<Duration>,
     suppressed: Option<Arc<str>>,
+    previous: Option<Arc<str>>,
 }
 
 /// Why a layer answered instead of the service.
@@ -105,7 +106,14 @@ impl Rejection {
     /// A rejection by the layer at `site`: for layers of your own.
     #[must_use]
     pub fn new(site: &Site, reason: Reason) -> Self {
-        let inner = Inner { layer: site.layer(), name: site.name(), reason, retry_after: None, suppressed: None };
+        let inner = Inner {
+            layer: site.layer(),
+            name: site.name(),
+            reason,
+            retry_after: None,
+            suppressed: None,
+            previous: None,
+        };
         Self { inner: Arc::new(inner) }
     }
 
@@ -120,9 +128,9 @@ impl Rejection {
         }
         let message = outcome.as_ref().err().map(E::to_string).unwrap_or_default().into();
         let shared = Self::new(site, Reason::Shared { message, class });
-        match class {
-            Class::Failure { retry_after: Some(wait), .. } => shared.with_retry_after(wait),
-            _ => shared,
+        match class.retry_after() {
+            Some(wait) => shared.with_retry_after(wait),
+            None => shared,
         }
     }
 
@@ -140,6 +148,14 @@ impl Rejection {
     #[must_use]
     pub fn with_suppressed(mut self, error: impl fmt::Display) -> Self {
         Arc::make_mut(&mut self.inner).suppressed = Some(error.to_string().into());
+        self
+    }
+
+    /// The same, telling how an earlier attempt of the same call failed: a breaker that opens between two attempts must
+    /// not hide why.
+    #[must_use]
+    pub fn with_previous(mut self, error: impl fmt::Display) -> Self {
+        Arc::make_mut(&mut self.inner).previous = Some(error.to_string().into());
         self
     }
 
@@ -173,6 +189,13 @@ impl Rejection {
         self.inner.suppressed.as_deref()
     }
 
+    /// How an earlier attempt of the same call failed, where a retry stands outside of the layer that rejected: what
+    /// its error, or the status of its response, said.
+    #[must_use]
+    pub fn previous(&self) -> Option<&str> {
+        self.inner.previous.as_deref()
+    }
+
     /// Whether a limit of time ended the call: the layer's own ([`Reason::TimedOut`]), or the surrounding deadline
     /// ([`Reason::DeadlineExceeded`]).
     #[must_use]
@@ -190,6 +213,21 @@ impl Rejection {
     #[must_use]
     pub fn is_overloaded(&self) -> bool {
         matches!(self.inner.reason, Reason::Overloaded { .. })
+    }
+
+    /// Whether the call went no further than the layer that rejected it, so that no service has processed the request.
+    #[must_use]
+    pub fn is_unprocessed(&self) -> bool {
+        let is_before_the_call = matches!(
+            self.inner.reason,
+            Reason::CircuitOpen
+                | Reason::Overloaded { .. }
+                | Reason::RateLimited
+                | Reason::Exhausted { .. }
+                | Reason::Unavailable { .. }
+        );
+        // A retry further in had sent it before, or a fallback to its backup after.
+        is_before_the_call && self.inner.previous.is_none() && self.inner.suppressed.is_none()
     }
 
     /// What this rejection says about the service beneath the layer that rejected.
@@ -306,6 +344,9 @@ impl fmt::Display for Rejection {
         if let Some(wait) = self.inner.retry_after {
             write!(f, "; try again in {wait:?}")?;
         }
+        if let Some(error) = &self.inner.previous {
+            write!(f, "; before: {error}")?;
+        }
         match &self.inner.suppressed {
             Some(error) => write!(f, "; afterwards: {error}"),
             None => Ok(()),
@@ -315,13 +356,14 @@ impl fmt::Display for Rejection {
 
 impl fmt::Debug for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner { layer, name, reason, retry_after, suppressed } = &*self.inner;
+        let Inner { layer, name, reason, retry_after, suppressed, previous } = &*self.inner;
         f.debug_struct("Rejection")
             .field("layer", layer)
             .field("name", name)
             .field("reason", reason)
             .field("retry_after", retry_after)
             .field("suppressed", suppressed)
+            .field("previous", previous)
             .finish()
     }
 }
@@ -403,6 +445,16 @@ pub trait Reject<R>: Sized {
             _ => outcome,
         }
     }
+
+    /// The error in an outcome, or the first of its causes that can be looked into: for a layer that asks what lies
+    /// behind it, as a retry does with [`is_unprocessed`](crate::is_unprocessed). `None`: that is not known.
+    ///
+    /// An error type of yours gives itself if it is a `std::error::Error`, or what it wraps. [`Error`] knows it of
+    /// boxed errors, of `io::Error`, and of those of the crates that this one has features for.
+    fn cause(outcome: &Result<R, Self>) -> Option<&(dyn StdError + 'static)> {
+        let _ = outcome;
+        None
+    }
 }
 
 /// The rejection that lies in an outcome of a stack, if a layer answered instead of the service.
@@ -457,7 +509,7 @@ impl<E: StdError + 'static> StdError for Error<E> {
     }
 }
 
-impl<R, E> Reject<R> for Error<E> {
+impl<R, E: 'static> Reject<R> for Error<E> {
     fn reject(rejection: Rejection) -> Result<R, Self> {
         Err(Self::Rejected(rejection))
     }
@@ -465,6 +517,13 @@ impl<R, E> Reject<R> for Error<E> {
     fn rejection(outcome: &Result<R, Self>) -> Option<&Rejection> {
         match outcome {
             Err(Self::Rejected(rejection)) => Some(rejection),
+            _ => None,
+        }
+    }
+
+    fn cause(outcome: &Result<R, Self>) -> Option<&(dyn StdError + 'static)> {
+        match outcome {
+            Err(Self::Service(error)) => known(error),
             _ => None,
         }
     }
@@ -509,6 +568,10 @@ impl<'a, R> Reject<R> for Box<dyn StdError + Send + Sync + 'a> {
 
     fn rejection(outcome: &Result<R, Self>) -> Option<&Rejection> {
         outcome.as_ref().err().and_then(|error| error.source()).and_then(Rejection::find)
+    }
+
+    fn cause(outcome: &Result<R, Self>) -> Option<&(dyn StdError + 'static)> {
+        outcome.as_ref().err().and_then(|error| error.source())
     }
 }
 

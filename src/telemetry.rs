@@ -17,8 +17,10 @@ pub(crate) mod metrics;
 /// | event | its name | level in `tracing` | fields there |
 /// |---|---|---|---|
 /// | [`Rejected`](Event::Rejected) | `rejected` | INFO | `reason`, `rejection` |
-/// | [`Retrying`](Event::Retrying) | `retrying` | INFO | `attempt`, `delay` |
-/// | [`GaveUp`](Event::GaveUp) | `gave_up` | WARN | `attempt`, `reason` |
+/// | [`Retrying`](Event::Retrying) | `retrying` | INFO | `attempt`, `delay`, `cause` |
+/// | [`Recovered`](Event::Recovered) | `recovered` | INFO | `attempt` |
+/// | [`GaveUp`](Event::GaveUp) | `gave_up` | WARN | `attempt`, `reason`, `cause` |
+/// | [`NotRetried`](Event::NotRetried) | `not_retried` | DEBUG | `attempt`, `reason`, `cause` |
 /// | [`Transition`](Event::Transition) | `transition` | WARN | `from`, `to` |
 /// | [`FellBack`](Event::FellBack) | `fell_back` | INFO | `reason` |
 /// | [`FallbackFailed`](Event::FallbackFailed) | `fallback_failed` | WARN | `reason`, `error` |
@@ -53,13 +55,33 @@ pub enum Event<'a> {
         attempt: u32,
         /// How long it is until the next one.
         delay: Duration,
+        /// Why it failed: of a rejection [`Reason::as_str`](crate::Reason::as_str), what an error says, or the status
+        /// of a response.
+        cause: fmt::Arguments<'a>,
+    },
+    /// An attempt succeeded after others had failed.
+    Recovered {
+        /// The number of the attempt that succeeded, from 2.
+        attempt: u32,
     },
     /// An attempt failed with a failure that may be retried, and there will be no other.
     GaveUp {
         /// The number of the attempt that failed, from 1.
         attempt: u32,
-        /// Why there is no other: `"attempts"`, `"budget"`, `"copy"`, `"deadline"` or `"retry_after"`.
+        /// Why there is no other: `"attempts"`, `"backoff"`, `"budget"`, `"certificate"`, `"copy"`, `"deadline"` or
+        /// `"retry_after"`.
         reason: &'static str,
+        /// Why it failed: as in [`Retrying`](Self::Retrying).
+        cause: fmt::Arguments<'a>,
+    },
+    /// An attempt failed in a way that no other attempt helps.
+    NotRetried {
+        /// The number of the attempt that failed, from 1.
+        attempt: u32,
+        /// Why there is no other: `"permanent"`, or `"ignored"` of a rejection that says nothing about the service.
+        reason: &'static str,
+        /// Why it failed: as in [`Retrying`](Self::Retrying).
+        cause: fmt::Arguments<'a>,
     },
     /// A state changed.
     Transition {
@@ -143,7 +165,9 @@ impl Event<'_> {
         match self {
             Self::Rejected(_) => "rejected",
             Self::Retrying { .. } => "retrying",
+            Self::Recovered { .. } => "recovered",
             Self::GaveUp { .. } => "gave_up",
+            Self::NotRetried { .. } => "not_retried",
             Self::Transition { .. } => "transition",
             Self::FellBack { .. } => "fell_back",
             Self::FallbackFailed { .. } => "fallback_failed",
@@ -202,7 +226,7 @@ impl From<Class> for Outcome {
         match class {
             Class::Success => Self::Success,
             Class::Failure { .. } => Self::Failure,
-            Class::Ignored => Self::Ignored,
+            Class::Declined { .. } | Class::Ignored => Self::Ignored,
         }
     }
 }
@@ -274,6 +298,11 @@ impl Site {
     #[must_use]
     pub fn named(mut self, name: &'static str) -> Self {
         self.name = Some(name);
+        // The clones that were used before go on counting under the old name.
+        #[cfg(feature = "metrics")]
+        {
+            self.counters = metrics::Counters::new();
+        }
         self
     }
 
@@ -437,8 +466,10 @@ macro_rules! trace_to {
             use $crate::telemetry::tell;
             match event {
                 Event::Rejected(rejection) => tell!(info, $target, site, "rejected", reason = rejection.reason().as_str(), %rejection),
-                Event::Retrying { attempt, delay } => tell!(info, $target, site, "retrying", attempt, ?delay),
-                Event::GaveUp { attempt, reason } => tell!(warn, $target, site, "gave_up", attempt, reason),
+                Event::Retrying { attempt, delay, cause } => tell!(info, $target, site, "retrying", attempt, ?delay, %cause),
+                Event::Recovered { attempt } => tell!(info, $target, site, "recovered", attempt),
+                Event::GaveUp { attempt, reason, cause } => tell!(warn, $target, site, "gave_up", attempt, reason, %cause),
+                Event::NotRetried { attempt, reason, cause } => tell!(debug, $target, site, "not_retried", attempt, reason, %cause),
                 Event::Transition { from, to } => tell!(warn, $target, site, "transition", from, to),
                 Event::FellBack { reason } => tell!(info, $target, site, "fell_back", reason),
                 Event::FallbackFailed { reason, error } => tell!(warn, $target, site, "fallback_failed", reason, %error),

@@ -34,6 +34,7 @@ use ziggurat::{
     replay::ReplayLayer,
     resource::ResourceLayer,
     retry::RetryLayer,
+    scope::Disposable,
     stack::{ClientSettings, ClientStack},
     timeout::TimeoutLayer,
     upload::UploadLayer,
@@ -430,4 +431,23 @@ fn allocations_of_a_request() -> u64 {
 #[test]
 fn a_requests_scope_without_tasks_allocates_itself_and_the_extensions() {
     assert_eq!(allocations_of_a_request(), 5);
+}
+
+/// How many bytes are allocated while so many scopes are closed, each within the one before.
+fn memory_to_close(depth: usize) -> u64 {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let app = Scope::root("app");
+    let innermost = (0..depth).fold(app.clone(), |scope, _| scope.child("in"));
+    let value = Disposable::new(async |_: Scope| Ok::<_, Infallible>(()), async |_: Arc<()>| {});
+    let innermost = runtime.block_on(innermost.disposable(value).open()).unwrap();
+    let measured = allocation_counter::measure(|| runtime.block_on(app.close()).unwrap());
+    drop(innermost);
+    measured.bytes_total
+}
+
+/// Twice as many scopes take twice as much, and not four times.
+#[test]
+fn closing_nested_scopes_allocates_in_proportion_to_their_number() {
+    let [half, all] = [1_000, 2_000].map(memory_to_close);
+    assert!(all < 3 * half, "{half} bytes for 1,000 and {all} for 2,000");
 }

@@ -183,3 +183,19 @@ async fn a_call_whose_observer_panics_is_not_in_flight_for_ever() {
         assert!(has(&prometheus.render(), &line), "{line}");
     }
 }
+
+/// Shows: G1
+#[test]
+fn a_site_that_was_used_and_is_renamed_counts_under_its_new_name() {
+    let prometheus = prometheus();
+    let before = Site::new("mine").named("before");
+    before.tell(Event::Stored);
+    let after = before.clone().named("after");
+    after.tell(Event::Stored);
+    after.tell(Event::Stored);
+    before.tell(Event::Stored);
+    for name in ["before", "after"] {
+        let labels = format!(r#"policy="mine",name="{name}",event="stored",reason="""#);
+        assert!(has(&prometheus.render(), &format!("ziggurat_events_total{{{labels}}} 2")), "{name}");
+    }
+}

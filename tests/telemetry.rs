@@ -65,16 +65,16 @@ async fn every_layer_logs_under_its_own_target_with_its_name() {
         .layer(RetryLayer::new().max_attempts(2).backoff(Duration::from_secs(1)).named("orders"))
         .layer(CircuitBreakerLayer::consecutive(2).named("orders"))
         .layer(TimeoutLayer::new(Duration::from_secs(3)).named("attempt"))
-        .service(service_fn(|()| std::future::pending::<Result<(), Error<()>>>()));
+        .service(service_fn(|()| std::future::pending::<Result<(), Error<String>>>()));
     let log = logged(LevelFilter::INFO, async { assert!(service.oneshot(()).await.is_err()) }).await;
     assert_eq!(
         log,
         [
             r#"INFO ziggurat::timeout: rejected policy="timeout" name="attempt" reason="timed_out" rejection=timeout `attempt`: no answer within 3s"#,
-            r#"INFO ziggurat::retry: retrying policy="retry" name="orders" attempt=1 delay=1s"#,
+            r#"INFO ziggurat::retry: retrying policy="retry" name="orders" attempt=1 delay=1s cause=timed_out"#,
             r#"INFO ziggurat::timeout: rejected policy="timeout" name="attempt" reason="timed_out" rejection=timeout `attempt`: no answer within 3s"#,
             r#"WARN ziggurat::circuit_breaker: transition policy="circuit_breaker" name="orders" from="closed" to="open""#,
-            r#"WARN ziggurat::retry: gave_up policy="retry" name="orders" attempt=2 reason="attempts""#,
+            r#"WARN ziggurat::retry: gave_up policy="retry" name="orders" attempt=2 reason="attempts" cause=timed_out"#,
         ]
     );
 }

@@ -1,13 +1,16 @@
 //! Who is gathered for which call. It knows nothing of tasks, and is told the time.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     hash::{BuildHasher, Hash, Hasher},
     sync::Arc,
     time::Duration,
 };
 
+use self::items::{Items, Number};
 use crate::clock::Instant;
+
+mod items;
 
 /// What is gathered and not sent: for each key at most one batch that others can still join, and those that are full.
 ///
@@ -45,22 +48,16 @@ impl<K> Hash for Key<K> {
 #[derive(Debug)]
 pub(super) struct Batch<K, T, B> {
     key: Arc<Key<K>>,
-    /// In the order of their arrival.
-    items: BTreeMap<Number, T>,
+    items: Items<T>,
     kept: B,
     due: Due,
 }
 
 impl<K, T, B> Batch<K, T, B> {
-    pub(super) fn into_items(self) -> impl Iterator<Item = T> {
-        self.items.into_values()
+    pub(super) fn into_items(self) -> Vec<T> {
+        self.items.into_vec()
     }
 }
-
-/// The number of a place. Tests count how often two are compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(not(test), derive(PartialOrd, Ord))]
-pub(super) struct Number(u64);
 
 /// When a batch is to be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,7 +117,7 @@ impl<K: Hash + Eq, T, B: Clone> Gather<K, T, B> {
         self.numbers += 1;
         let number = Number(self.numbers);
         if let Some((id, batch)) = open.and_then(|id| Some((id, self.batches.get_mut(&id)?))) {
-            batch.items.insert(number, item.take()?);
+            batch.items.push(number, item.take()?);
             let is_full = batch.items.len() >= self.max_size;
             if is_full {
                 batch.due = Due::Now;
@@ -130,7 +127,7 @@ impl<K: Hash + Eq, T, B: Clone> Gather<K, T, B> {
             return Some(Joined { place, kept: batch.kept.clone(), is_first: false, is_full });
         }
         let (kept, is_full) = (keep?(), self.max_size <= 1);
-        let (key, items, batch) = (Arc::new(key.take()?), BTreeMap::from([(number, item.take()?)]), self.numbers);
+        let (key, items, batch) = (Arc::new(key.take()?), Items::one(number, item.take()?), self.numbers);
         let due = match self.max_delay {
             _ if is_full => Due::Now,
             Duration::ZERO => Due::Now,
@@ -150,7 +147,7 @@ impl<K: Hash + Eq, T, B: Clone> Gather<K, T, B> {
 
     /// What is in this batch so far.
     pub(super) fn items(&self, batch: u64) -> impl Iterator<Item = &T> {
-        self.batches.get(&batch).into_iter().flat_map(|batch| batch.items.values())
+        self.batches.get(&batch).into_iter().flat_map(|batch| batch.items.iter())
     }
 
     /// The batch, to be sent: nobody joins or leaves it any more.
@@ -165,8 +162,8 @@ impl<K: Hash + Eq, T, B: Clone> Gather<K, T, B> {
     /// Gives a place up, if the batch was not sent yet. With the last one the batch goes too.
     pub(super) fn leave(&mut self, place: Place) -> Option<Left<K, T, B>> {
         let batch = self.batches.get_mut(&place.batch)?;
-        let item = batch.items.remove(&place.number)?;
-        let is_last = batch.items.is_empty();
+        let item = batch.items.remove(place.number)?;
+        let is_last = batch.items.len() == 0;
         Some((item, is_last.then(|| self.take(place.batch)).flatten()))
     }
 }

@@ -2,11 +2,9 @@
 
 use std::{
     fmt,
-    future::{Future, poll_fn},
+    future::poll_fn,
     hash::Hash,
-    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::Poll,
 };
 
 use tokio::sync::{Notify, oneshot};
@@ -97,7 +95,7 @@ where
     let around = Around::all(shared.gather().items(batch).map(|item| &item.around));
     let ready = caught(around.within(poll_fn(|cx| service.poll_ready(cx)))).await;
     let taken = open.take();
-    let items: Vec<_> = taken.into_iter().flat_map(|batch| batch.into_items()).collect();
+    let items = taken.map(Batch::into_items).unwrap_or_default();
     let around = Around::all(items.iter().map(|item| &item.around));
     let (requests, replies): (Vec<_>, Replies<_, _>) = items.into_iter().map(|item| (item.request, item.reply)).unzip();
     let outcome = match ready {
@@ -135,12 +133,7 @@ where
         Due::Now => {}
         Due::WhenFull => bell.notified().await,
         Due::At(due) => {
-            let (mut full, mut late) = (pin!(bell.notified()), pin!(clock::sleep_until(due)));
-            poll_fn(|cx| match full.as_mut().poll(cx) {
-                Poll::Ready(()) => Poll::Ready(()),
-                Poll::Pending => late.as_mut().poll(cx),
-            })
-            .await;
+            clock::timeout_at(due, bell.notified()).await;
         }
     }
 }

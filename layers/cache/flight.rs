@@ -15,6 +15,8 @@ use std::{
 
 use tokio::sync::oneshot::{self, Receiver, Sender};
 
+use crate::caught::undisturbed;
+
 /// Waiters who gave up are looked for when so many wait, and again at each doubling of those who stayed.
 const FIRST_PRUNING: usize = 16;
 
@@ -211,7 +213,8 @@ impl<K, M> Drop for Lead<K, M> {
 pub(super) struct Waiters<K, M>(VecDeque<Sender<Message<K, M>>>);
 
 impl<K, M> Waiters<K, M> {
-    /// Tells everybody who is still there. If `message` or its copy panics, the rest learn that nobody will tell them.
+    /// Tells everybody who is still there, also behind a waker that panics. If `message` or its copy panics, the rest learn that nobody
+    /// will tell them.
     pub(super) fn tell(self, message: impl FnOnce() -> M)
     where
         M: Clone,
@@ -221,9 +224,10 @@ impl<K, M> Waiters<K, M> {
         let message = message();
         for waiter in waiters {
             // Who leaves at this very moment needs no message.
-            let _ = waiter.send(Message::Landed(message.clone()));
+            let message = message.clone();
+            undisturbed(|| drop(waiter.send(Message::Landed(message))));
         }
-        let _ = first.send(Message::Landed(message));
+        undisturbed(|| drop(first.send(Message::Landed(message))));
     }
 }
 

@@ -6,8 +6,6 @@ use loom::sync::atomic::{AtomicBool, Ordering};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::{fmt, sync::Arc};
 
-use tokio::sync::broadcast;
-
 use super::{
     Cancelled, at_least_one,
     machine::{Machine, Outcome, Policy, Refused, Ticket},
@@ -15,9 +13,10 @@ use super::{
     state::{State, Transition},
 };
 use crate::{
-    Backoff, Class, Event, Reason, Reject, Rejection, Site,
+    Backoff, Class, Event, EventBus, Reason, Reject, Rejection, Site,
     ambient::{HadItsTime, Unsent},
     clock, deadline,
+    events::{Lag, Subscription},
 };
 
 /// So many transitions are kept for a subscriber that is slow to take them.
@@ -35,7 +34,7 @@ struct Shared {
     machine: Machine,
     cancelled: Cancelled,
     site: Site,
-    transitions: broadcast::Sender<Transition>,
+    transitions: EventBus,
     /// Whether somebody is telling the machine's news.
     telling: AtomicBool,
 }
@@ -46,7 +45,7 @@ impl Circuit {
             machine: Machine::new(policy, clock::now()),
             cancelled,
             site,
-            transitions: broadcast::Sender::new(BACKLOG),
+            transitions: EventBus::new(),
             telling: AtomicBool::new(false),
         };
         Self { shared: Arc::new(shared) }
@@ -80,7 +79,7 @@ impl Circuit {
     /// The transitions from now on.
     #[must_use]
     pub fn subscribe(&self) -> Transitions {
-        Transitions { receiver: self.shared.transitions.subscribe() }
+        Transitions { transitions: self.shared.transitions.subscribe_with(BACKLOG, Lag::Tell) }
     }
 
     /// Changes the number of failures in a row that opens the circuit. With 0 no number of them does, and only rates open it.
@@ -157,7 +156,7 @@ impl Shared {
     fn record(&self, ticket: &Ticket, outcome: Outcome) {
         // Before anybody is told: who hears of it may panic, and it counts all the same.
         let turned = self.machine.record(ticket, outcome, clock::now);
-        if matches!(outcome, Outcome::Failure | Outcome::NoAnswer) {
+        if outcome.is_failure() {
             self.site.tell(Event::Failed);
         }
         if turned {
@@ -183,9 +182,9 @@ impl Shared {
             let _telling = Telling(&self.telling);
             while let Some(transition) = self.machine.news() {
                 let Transition { from, to } = transition;
+                // Subscribers first: an observer may panic.
+                self.transitions.publish(transition);
                 self.site.tell(Event::Transition { from: from.as_str(), to: to.as_str() });
-                // Nobody subscribed: nobody to tell.
-                let _ = self.transitions.send(transition);
             }
         }
     }
@@ -217,7 +216,7 @@ impl Call {
     pub(super) fn ended<R, E: Reject<R>>(&mut self, class: Class, outcome: &Result<R, E>) {
         self.over(match class {
             Class::Success => Outcome::Success,
-            Class::Failure { .. } | Class::Ignored => unsuccessful(class, E::rejection(outcome)),
+            _ => unsuccessful(class, E::rejection(outcome)),
         });
     }
 
@@ -225,8 +224,9 @@ impl Call {
     pub(super) fn body_ended(&mut self, class: Class) {
         self.over(match class {
             Class::Success => Outcome::Success,
-            Class::Failure { .. } => Outcome::Failure,
-            Class::Ignored => Outcome::Ignored,
+            Class::Failure { retry_after: Some(wait), .. } => Outcome::LeaveAlone(wait),
+            Class::Failure { retry_after: None, .. } => Outcome::Failure,
+            Class::Declined { .. } | Class::Ignored => Outcome::Ignored,
         });
     }
 
@@ -290,13 +290,14 @@ impl Call {
 /// What a circuit makes of an outcome that is no success.
 #[cold]
 fn unsuccessful(class: Class, rejection: Option<&Rejection>) -> Outcome {
-    match (class.is_failure(), rejection.map(Rejection::reason)) {
-        // The service's own answer, to whoever asked.
-        (true, None | Some(Reason::Shared { .. })) => Outcome::Failure,
-        (true, Some(_)) => Outcome::NoAnswer,
-        (false, None) => Outcome::Answered,
-        (false, Some(Reason::DeadlineExceeded { after: Some(_) })) => Outcome::Abandoned,
-        (false, Some(_)) => Outcome::Ignored,
+    match (class, rejection.map(Rejection::reason)) {
+        (Class::Failure { retry_after: Some(wait), .. }, _) => Outcome::LeaveAlone(wait),
+        // The service's own answer, to whichever caller.
+        (Class::Failure { .. }, None | Some(Reason::Shared { .. })) => Outcome::Failure,
+        (Class::Failure { .. }, Some(_)) => Outcome::NoAnswer,
+        (_, None) => Outcome::Answered,
+        (_, Some(Reason::DeadlineExceeded { after: Some(_) })) => Outcome::Abandoned,
+        (_, Some(_)) => Outcome::Ignored,
     }
 }
 
@@ -312,7 +313,7 @@ impl Drop for Call {
 
 /// The transitions of a circuit, from when they were [subscribed](Circuit::subscribe) to.
 pub struct Transitions {
-    receiver: broadcast::Receiver<Transition>,
+    transitions: Subscription<Transition>,
 }
 
 impl Transitions {
@@ -321,10 +322,10 @@ impl Transitions {
     /// Who is more than 64 transitions late loses the oldest. Dropping this future loses nothing.
     pub async fn next(&mut self) -> Option<Transition> {
         loop {
-            match self.receiver.recv().await {
-                Ok(transition) => return Some(transition),
-                Err(broadcast::error::RecvError::Lagged(_)) => {}
-                Err(broadcast::error::RecvError::Closed) => return None,
+            match self.transitions.next().await {
+                Some(Ok(transition)) => return Some(transition),
+                Some(Err(_lagged)) => {}
+                None => return None,
             }
         }
     }
@@ -332,6 +333,6 @@ impl Transitions {
 
 impl fmt::Debug for Transitions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Transitions").field("waiting", &self.receiver.len()).finish()
+        f.debug_struct("Transitions").finish_non_exhaustive()
     }
 }

@@ -35,6 +35,9 @@ const TAG: u64 = u64::MAX << 32;
 /// A shorter open time would admit everything at once, as a probe.
 const SHORTEST: Duration = Duration::from_millis(1);
 
+/// A service that asks for more is left alone for this long, where the open time has no maximum of its own.
+const LONGEST_ASKED: Duration = Duration::from_secs(300);
+
 /// What opens a circuit, for how long, and what closes it again.
 #[derive(Clone, Debug)]
 pub(super) struct Policy {
@@ -61,6 +64,8 @@ pub(super) enum Outcome {
     Success,
     /// The service answered, or failed by itself, in a way that counts against it.
     Failure,
+    /// A failure that asks to be left alone for this long.
+    LeaveAlone(Duration),
     /// A failure without an answer of the service: it had its time.
     NoAnswer,
     /// Neutral, because the caller's deadline left the service less than its time. A failure only while nothing else comes back.
@@ -69,6 +74,19 @@ pub(super) enum Outcome {
     Answered,
     /// Says nothing about the service, not even that it answers.
     Ignored,
+}
+
+impl Outcome {
+    pub(super) fn is_failure(self) -> bool {
+        matches!(self, Self::Failure | Self::LeaveAlone(_) | Self::NoAnswer)
+    }
+
+    fn asked(self) -> Duration {
+        match self {
+            Self::LeaveAlone(wait) => wait,
+            _ => Duration::ZERO,
+        }
+    }
 }
 
 /// The admission of one call.
@@ -284,7 +302,7 @@ impl Machine {
                 .failures
                 .get()
                 .is_some_and(|rate| rate.count(ticket.generation, &clock, false, &self.min_calls))
-                && self.open(ticket.generation, clock());
+                && self.open(ticket.generation, Duration::ZERO, clock());
         }
         self.record_in_time(ticket, outcome, clock)
     }
@@ -295,11 +313,11 @@ impl Machine {
         let now = OnceCell::new();
         let now = || *now.get_or_init(&clock);
         let generation = ticket.generation;
-        let counts = matches!(outcome, Outcome::Success | Outcome::Failure | Outcome::NoAnswer);
+        let counts = outcome == Outcome::Success || outcome.is_failure();
         let slow = counts && self.is_slow(ticket, now);
         let nothing_comes_back = match outcome {
             Outcome::NoAnswer | Outcome::Abandoned => self.count_unanswered(generation),
-            Outcome::Success | Outcome::Failure | Outcome::Answered => {
+            Outcome::Success | Outcome::Failure | Outcome::LeaveAlone(_) | Outcome::Answered => {
                 self.heard();
                 false
             }
@@ -309,8 +327,8 @@ impl Machine {
             Some(number) => self.probe_ended(generation, number, outcome, slow || nothing_comes_back, now()),
             // Counted, whatever else opens it.
             None => {
-                (counts && self.count(generation, outcome != Outcome::Success, slow, now)) | nothing_comes_back
-                    && self.open(generation, now())
+                (counts && self.count(generation, outcome.is_failure(), slow, now)) | nothing_comes_back
+                    && self.open(generation, outcome.asked(), now())
             }
         }
     }
@@ -405,18 +423,18 @@ impl Machine {
                 closes
             }
             _ => {
-                self.turn_open(&mut episode, now);
+                self.turn_open(&mut episode, outcome.asked(), now);
                 true
             }
         }
     }
 
     /// Opens the circuit, unless its state turned since this generation.
-    fn open(&self, generation: u64, now: Instant) -> bool {
+    fn open(&self, generation: u64, asked: Duration, now: Instant) -> bool {
         let mut episode = self.episode();
         let in_time = self.word().generation() == generation;
         if in_time {
-            self.turn_open(&mut episode, now);
+            self.turn_open(&mut episode, asked, now);
         }
         in_time
     }
@@ -470,8 +488,11 @@ impl Machine {
         episode.waits.follow(open_for);
     }
 
-    fn turn_open(&self, episode: &mut Episode, now: Instant) {
-        episode.open_time = next_of(&mut episode.waits);
+    /// Opens the circuit for the next of its times, or for as long as the service `asked` if that is longer: up to the
+    /// longest of its own, for who answers so may be wrong.
+    fn turn_open(&self, episode: &mut Episode, asked: Duration, now: Instant) {
+        let longest = Some(episode.open_for.longest()).filter(|longest| *longest < Duration::MAX);
+        episode.open_time = next_of(&mut episode.waits).max(asked.min(longest.unwrap_or(LONGEST_ASKED)));
         episode.until = now.checked_add(episode.open_time);
         self.turn(episode, State::Open);
     }

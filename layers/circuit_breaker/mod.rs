@@ -6,13 +6,16 @@
 //!
 //! **What it counts.** How calls end, by [class](crate::Class): failures in a row
 //! ([`consecutive`](CircuitBreakerLayer::consecutive)), the rate of failures over a window that slides
-//! ([`failure_rate`](CircuitBreakerLayer::failure_rate)), of slow calls ([`slow_calls`](CircuitBreakerLayer::slow_calls)), or any of
-//! these together. What is ignored is not counted: an overload of a limit on this side says nothing about the service. An error
-//! of the service's `poll_ready` is counted like one of its answers. A call that began before the circuit last changed its state
-//! is late, and its result changes nothing. An error is taken for the service's, also where the body of the *request* broke off,
-//! unless an [`UploadLayer`](crate::upload::UploadLayer) outside tells the two apart: a proxy, whose callers can hang up in the middle of an
-//! upload, needs one. Rates are judged whenever a call can raise them: one that fails, one that completes
-//! [`min_calls`](CircuitBreakerLayer::min_calls), and the first after the window has slid on.
+//! ([`failure_rate`](CircuitBreakerLayer::failure_rate)), of slow calls
+//! ([`slow_calls`](CircuitBreakerLayer::slow_calls)), or any of these together. What is ignored is not counted: an
+//! overload of a limit on this side says nothing about the service. Nor is what the service
+//! [declined](crate::Class::Declined): a 429 speaks about its caller, and must not shut out all others. An error of the
+//! service's `poll_ready` is counted like one of its answers. A call that began before the circuit last changed its
+//! state is late, and its result changes nothing. An error is taken for the service's, also where the body of the
+//! *request* broke off, unless an [`UploadLayer`](crate::upload::UploadLayer) outside tells the two apart: a proxy,
+//! whose callers can hang up in the middle of an upload, needs one. Rates are judged whenever a call can raise them:
+//! one that fails, one that completes [`min_calls`](CircuitBreakerLayer::min_calls), and the first after the window has
+//! slid on.
 //!
 //! **Whose fault it is.** A limit of time counts against the service only if the service had that time: the whole limit of a
 //! [`TimeoutLayer`](crate::timeout::TimeoutLayer) beneath, or the time that [`Cancelled::After`] names. A call that a surrounding deadline ended
@@ -282,6 +285,10 @@ impl<C, U> CircuitBreakerLayer<C, U> {
     }
 
     /// How long the circuit stays open: a [`Duration`], or a [`Backoff`] for each time that it opens again before it was closed.
+    ///
+    /// A failure that asks to be left alone for longer (a 503 with `Retry-After`) and opens the circuit keeps it open
+    /// for that long, up to the [maximum](Backoff::max) of the backoff; a fixed time is its own maximum. One sender's
+    /// 429 does not open it at all.
     ///
     /// Anything below a millisecond is a millisecond. What the clock cannot hold is until [`Circuit::close`].
     pub fn open_for(self, open_for: impl Into<Backoff>) -> Self {

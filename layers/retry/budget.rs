@@ -1,8 +1,11 @@
 //! The budget: how many retries all calls together may make.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, TryLockError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use crate::clock::Instant;
@@ -13,20 +16,30 @@ const WINDOW: u64 = 10;
 /// One slot more than the window is long: its oldest second began in it, and the newest one has not ended.
 const SLOTS: u64 = WINDOW + 1;
 
+/// The clock is read for one request in so many that this is the time between two of them, and for one in this many at
+/// most.
+const TICK: Duration = Duration::from_millis(125);
+const LONGEST_STRIDE: u64 = 1 << 16;
+
 /// How many retries all calls together may make, so that retries do not bring down a service that is struggling.
 ///
 /// In any window of ten seconds: a share of the requests, but at least so many for each second. The default is 20 % and 10 for
 /// each second, that is `max(20 % of the requests, 100)` (the figures of Finagle and tower).
 ///
-/// It is exact: however many threads ask at once, never more is granted in any ten seconds. Time is counted in whole seconds, on the
-/// safe side: a retry is held against the budget for up to eleven seconds, a request counts for it for nine to ten. A request counts from the last time that somebody asked
-/// for a retry before it; so the requests of a time without failures earn nothing, and a failure after a quiet day cannot spend the
-/// day's share at once. That is why the happy path needs no clock, only one atomic addition.
+/// It is exact: however many threads ask at once, never more is granted in any ten seconds. Time is counted in whole
+/// seconds, on the safe side: a retry is held against the budget for up to eleven seconds, a request counts for it for
+/// nine to ten. A failure after a quiet day cannot spend the day's share at once.
+///
+/// A request costs one atomic addition. The clock is read about eight times a second, however many requests there are;
+/// requests between two of these count from the earlier one. So for a moment after the rate of requests has dropped,
+/// less is granted than could be.
 #[derive(Debug)]
 #[must_use]
 pub struct Budget {
-    /// Requests since the last time that somebody asked for a retry.
+    /// Requests since the clock was last read.
     requests: AtomicU64,
+    /// It is read again when there are this many.
+    stride: AtomicU64,
     ledger: Mutex<Ledger>,
 }
 
@@ -41,8 +54,10 @@ struct Share {
 #[derive(Debug)]
 struct Ledger {
     share: Share,
-    /// When the first retry was asked for: slots are counted from there.
+    /// When the clock was first read: slots are counted from there.
     origin: Option<Instant>,
+    /// When it was last read.
+    read: Option<Instant>,
     /// The number of the newest slot. A slot stands at its number modulo `SLOTS`.
     newest: u64,
     slots: [Slot; SLOTS as usize],
@@ -64,8 +79,8 @@ impl Budget {
     pub fn new(ratio: f64) -> Self {
         assert!((0.0..=1.0).contains(&ratio), "ratio must be a number from 0 to 1, not {ratio}");
         let share = Share { ratio, min_per_second: 10 };
-        let ledger = Ledger { share, origin: None, newest: 0, slots: Default::default() };
-        Self { requests: AtomicU64::new(0), ledger: Mutex::new(ledger) }
+        let ledger = Ledger { share, origin: None, read: None, newest: 0, slots: Default::default() };
+        Self { requests: AtomicU64::new(0), stride: AtomicU64::new(1), ledger: Mutex::new(ledger) }
     }
 
     /// So many retries for each second are always granted; zero leaves the share alone.
@@ -81,20 +96,54 @@ impl Budget {
     }
 
     /// A request has come.
-    pub(super) fn deposit(&self) {
-        // Relaxed: the ledger's lock orders what is counted; a request that comes at the same time may count a retry later.
-        self.requests.fetch_add(1, Ordering::Relaxed);
+    #[inline]
+    pub(super) fn deposit(&self, now: impl FnOnce() -> Instant) {
+        // Relaxed: the ledger's lock orders what is counted; a request that comes at the same time may count a moment
+        // later.
+        let requests = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
+        if requests >= self.stride.load(Ordering::Relaxed) {
+            self.tick(now);
+        }
+    }
+
+    #[cold]
+    fn tick(&self, now: impl FnOnce() -> Instant) {
+        let mut ledger = match self.ledger.try_lock() {
+            Ok(ledger) => ledger,
+            Err(TryLockError::Poisoned(ledger)) => ledger.into_inner(),
+            // Somebody else is just doing it.
+            Err(TryLockError::WouldBlock) => return,
+        };
+        let requests = self.requests.swap(0, Ordering::Relaxed);
+        // The one that brings this here comes now; those before it came at any time since.
+        let before = requests.saturating_sub(1);
+        self.note(&mut ledger, before, now());
+        ledger.newest_slot().requests += requests - before;
+    }
+
+    /// Takes over requests that came since the clock was last read, which is `now` again.
+    fn note(&self, ledger: &mut Ledger, requests: u64, now: Instant) {
+        if ledger.origin.is_some() {
+            ledger.newest_slot().requests += requests;
+        }
+        if let Some(read) = ledger.read {
+            let stride = self.stride.load(Ordering::Relaxed);
+            // It may double when it was reached, and not because a retry was asked for early.
+            let most = if requests + 1 >= stride { 2 * stride } else { stride };
+            let ticks = now.saturating_duration_since(read).as_secs_f64() / TICK.as_secs_f64();
+            // Without any time in between it would be infinite.
+            let in_a_tick = (requests + 1) as f64 / ticks;
+            self.stride.store((in_a_tick.min(most as f64) as u64).clamp(1, LONGEST_STRIDE), Ordering::Relaxed);
+        }
+        ledger.read = Some(now);
+        ledger.advance(now);
     }
 
     /// Takes one retry, if there is one to be had.
     pub(super) fn withdraw(self: &Arc<Self>, now: Instant) -> Option<Withdrawal> {
         let mut ledger = self.ledger();
-        // They came after the last question, whose slot is still the newest one.
         let requests = self.requests.swap(0, Ordering::Relaxed);
-        if ledger.origin.is_some() {
-            ledger.newest_slot().requests += requests;
-        }
-        ledger.advance(now);
+        self.note(&mut ledger, requests, now);
         let (requests, retries) = ledger.totals();
         let Share { ratio, min_per_second } = ledger.share;
         let minimum = u64::from(min_per_second) * WINDOW;
@@ -194,7 +243,7 @@ mod tests {
         let budget = Arc::new(Budget::default());
         let now = clock::now();
         assert!(spend(&budget, now));
-        (0..1000).for_each(|_| budget.deposit());
+        (0..1000).for_each(|_| budget.deposit(|| now));
         assert_eq!((0..1000).filter(|_| spend(&budget, now)).count(), 199);
 
         let budget = Arc::new(Budget::default());
@@ -218,7 +267,7 @@ mod tests {
                 barrier.wait();
                 (0..1000)
                     .filter(|_| {
-                        budget.deposit();
+                        budget.deposit(|| now);
                         spend(&budget, now)
                     })
                     .count()
@@ -248,10 +297,59 @@ mod tests {
         let budget = Arc::new(Budget::new(1.0).min_per_second(0));
         let now = clock::now();
         assert!(!spend(&budget, now));
-        (0..1000).for_each(|_| budget.deposit());
+        (0..1000).for_each(|_| budget.deposit(|| now));
         assert!(!spend(&budget, now + 2 * LATER));
-        budget.deposit();
+        budget.deposit(|| now + 2 * LATER);
         assert!(spend(&budget, now + 2 * LATER));
+    }
+
+    /// Requests count from when they came, and not from when a retry was last asked for.
+    ///
+    /// Shows: R7
+    #[test]
+    fn a_caller_that_rarely_fails_has_the_share_of_its_requests() {
+        for per_second in [1, 5, 100, 10_000] {
+            let budget = Arc::new(Budget::new(0.2).min_per_second(0));
+            let start = clock::now();
+            let mut requests = 0;
+            for second in 1..=120 {
+                for part in 0..per_second {
+                    budget.deposit(|| start + Duration::from_secs(second) + SECOND * part / per_second);
+                }
+                requests += per_second;
+                if second % 12 == 0 {
+                    let now = start + Duration::from_secs(second) + SECOND;
+                    let granted = (0..=requests).take_while(|_| spend(&budget, now)).count() as u32;
+                    // A fifth of those of the last nine to ten seconds.
+                    assert!(
+                        (2 * per_second - per_second / 3 - 1..=2 * per_second).contains(&granted),
+                        "{granted} of {per_second}/s"
+                    );
+                }
+            }
+        }
+    }
+
+    /// A thousand requests a second cost eight readings of the clock.
+    #[test]
+    fn the_clock_is_read_some_times_a_second_however_many_requests_there_are() {
+        let reads = std::cell::Cell::new(0);
+        for (per_second, most) in [(1, 1), (10, 10), (1000, 16), (100_000, 16)] {
+            let budget = Budget::default();
+            let start = clock::now();
+            for second in 0..20 {
+                if second == 10 {
+                    reads.set(0);
+                }
+                for part in 0..per_second {
+                    budget.deposit(|| {
+                        reads.set(reads.get() + 1);
+                        start + SECOND * second + SECOND * part / per_second
+                    });
+                }
+            }
+            assert!((1..=10 * most).contains(&reads.get()), "{} for {per_second}/s", reads.get());
+        }
     }
 
     #[test]
@@ -289,8 +387,9 @@ mod tests {
     }
 
     proptest! {
-        /// Against a model that keeps every event with its time in milliseconds, and knows of no slots: in no ten seconds is more
-        /// granted than allowed, and what is refused was not allowed by what is left when the oldest second is cut off.
+        /// Against a model that keeps every event with its time in milliseconds, and knows of no slots: in no ten
+        /// seconds is more granted than allowed, and what is refused was not allowed by what is left when the oldest
+        /// second is cut off, if requests count from the reading of the clock before them.
         ///
         /// Shows: R7
         #[test]
@@ -308,24 +407,29 @@ mod tests {
             let budget = Arc::new(Budget::new(ratio).min_per_second(minimum));
             let start = clock::now();
             let mut now = 0;
-            // The times of granted retries, and of requests: that of the last question before each of them.
-            let (mut requests, mut retries, mut asked) = (vec![], vec![], None);
+            // Requests by when they came, and by when the clock was read last before.
+            let (mut requests, mut counted, mut retries) = (vec![], vec![], vec![]);
+            let read = std::cell::Cell::new(0);
             for step in steps {
                 match step {
                     Step::Pass(time) => now += time,
                     Step::Request => {
-                        budget.deposit();
-                        requests.extend(asked);
+                        budget.deposit(|| {
+                            read.set(now);
+                            start + Duration::from_millis(now)
+                        });
+                        requests.push(now);
+                        counted.push(read.get());
                     }
                     Step::Retry { dropped } => {
-                        asked = Some(now);
                         let within = |times: &[u64], millis| times.iter().filter(|time| now - **time < millis).count();
                         let allowed = |requests| ((ratio * requests as f64) as usize).max(10 * minimum as usize);
+                        read.set(now);
                         let granted = budget.withdraw(start + Duration::from_millis(now));
                         if granted.is_some() {
                             prop_assert!(within(&retries, 10_000) < allowed(within(&requests, 10_000)));
                         } else {
-                            prop_assert!(within(&retries, 11_000) >= allowed(within(&requests, 9_001)));
+                            prop_assert!(within(&retries, 11_000) >= allowed(within(&counted, 9_001)));
                         }
                         if let (Some(granted), false) = (granted, dropped) {
                             granted.spend();

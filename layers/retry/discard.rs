@@ -102,15 +102,17 @@ pin_project! {
         #[pin]
         body: B,
         left: usize,
+        limit: Duration,
+        // None: it was not pending yet.
         #[pin]
-        limit: Sleep,
+        timer: Option<Sleep>,
     }
 }
 
 impl<B: Body> Draining<B> {
     fn begin(body: B, limit: Duration) -> Option<Pin<Box<Self>>> {
         let worth_it = !body.is_end_stream() && body.size_hint().lower() <= MOST as u64;
-        worth_it.then(|| Box::pin(Self { body, left: MOST, limit: clock::sleep(limit) }))
+        worth_it.then(|| Box::pin(Self { body, left: MOST, limit, timer: None }))
     }
 }
 
@@ -131,6 +133,9 @@ impl<B: Body> Future for Draining<B> {
             let Some(left) = this.left.checked_sub(bytes) else { return Poll::Ready(()) };
             *this.left = left;
         }
-        this.limit.poll(cx)
+        if this.timer.is_none() {
+            this.timer.set(Some(clock::sleep(*this.limit)));
+        }
+        this.timer.as_pin_mut().map_or(Poll::Pending, |timer| timer.poll(cx))
     }
 }

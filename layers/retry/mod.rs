@@ -1,19 +1,30 @@
 //! Sends a request once more after a failure that may be gone by then.
 //!
 //! **What it counts**: attempts, the first one included. The last outcome comes back untouched, whether it is a response or an
-//! error. An outcome is retried if its [`Class`] is a transient failure, and
+//! error. An outcome is retried if its [`Class`] is a transient failure, or says that the service has
+//! declined the request (429), and
 //!
 //! - attempts are left: three in all by default;
-//! - there is a copy of the request ([`CopyRequest`]); without one it is sent once, never refused. A request that was not sent,
-//!   because the service did not become ready, needs no copy. A streamed body can be copied inside of a
-//!   [`ReplayLayer`](crate::replay::ReplayLayer);
-//! - the next attempt can start before the [`Deadline`]; and if the service said how long to leave it alone (`Retry-After`), that is
-//!   obeyed, up to 300 s (the figure of linkerd2);
+//! - there is a copy of the request ([`CopyRequest`]); without one it is sent once, never refused. Where a request may
+//!   not be repeated, its copy is sent only if [nobody processed](crate::is_unprocessed) it: a `POST` whose connection
+//!   was refused. A request that was not sent, because the service did not become ready, needs no copy. A streamed body
+//!   can be copied inside of a [`ReplayLayer`](crate::replay::ReplayLayer);
+//! - its error is not one of a certificate that does not verify (seen with the feature `rustls`);
+//! - the next attempt can start before the [`Deadline`](crate::Deadline); and if the service said how long to leave it
+//!   alone (`Retry-After`), that is obeyed, up to 300 s (the figure of linkerd2);
 //! - the [`Budget`], which all clones share, has one left.
 //!
-//! Between two attempts it waits: by default [`Backoff::exponential`] from 100 ms to 1 s with full jitter, so that callers that
-//! failed together do not come back together. **Its clock** runs only then; a call that succeeds reads none. The response of the
-//! attempt that failed is dropped ([`Dropped`]), or drained meanwhile ([`Drained`], in [`RetryLayer::http`]).
+//! **What its caller gets** is the outcome of the last attempt. If that is a rejection (the attempt before opened the
+//! circuit), it tells how the attempt before failed ([`Rejection::previous`](crate::Rejection::previous)); if the
+//! service did not become ready again for the last one, the error of the last request that was sent comes back.
+//! [`Event::Retrying`], [`GaveUp`](Event::GaveUp), [`NotRetried`](Event::NotRetried) and
+//! [`Recovered`](Event::Recovered) tell of each attempt, and why it failed.
+//!
+//! Between two attempts it waits: by default [`Backoff::exponential`] from 100 ms to 1 s with full jitter, so that
+//! callers that failed together do not come back together. **Its clock** runs only then; calls that succeed read one
+//! for the budget, about eight times a second in all. The response of the attempt that failed is dropped ([`Dropped`]),
+//! or drained meanwhile ([`Drained`], in [`RetryLayer::http`]). A body that panics while it is drained ends the
+//! draining, and not the call.
 //!
 //! **Where it belongs**: inside of the total timeout and outside of everything that should see each attempt: circuit breaker,
 //! concurrency limit, the attempt's timeout. Outside of the total timeout it would retry what has no time left; inside of a
@@ -22,7 +33,8 @@
 //! **Cancellation.** Dropping the response future drops the attempt, or the pause and what is drained, and starts no other; a retry
 //! that was granted and not started goes back into the budget.
 //!
-//! It needs `S: Clone`, and is always ready: each attempt waits for the readiness of a clone of its own.
+//! It needs `S: Clone`, and is always ready: each attempt waits for the readiness of a clone of its own. The error has
+//! to be [`Display`](std::fmt::Display), for what is told of it.
 //!
 //! ```
 //! use std::{io, sync::atomic::{AtomicU32, Ordering}, time::Duration};
@@ -61,31 +73,30 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    Backoff, Class, Classify, Deadline, Event, FailOnError, HttpStatus, Jitter, Reject, Site,
+    Backoff, Class, Classify, Event, FailOnError, HttpStatus, Jitter, Reject, Site,
     ambient::{self, Attempt},
+    caught::{contained, undisturbed},
     clock::{self, Sleep},
     telemetry::{site, site_setters},
 };
 #[doc(no_inline)]
 pub use crate::{Cloned, CopyIf, CopyRequest, Idempotent};
 
+mod again;
 mod budget;
 mod discard;
 mod handle;
 mod wait;
 
+use again::{Over, Previous};
 pub use budget::Budget;
 use budget::Withdrawal;
 pub use discard::{Discard, Drained, Dropped};
 pub use handle::Retries;
 pub use wait::Wait;
 
-/// A service that asks for more than this is not asked again by the same call.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
-
-/// A response is drained for so long even if the pause is shorter, and no longer than that even if the pause is.
-const LINGER: Duration = Duration::from_millis(100);
-const LONGEST_LINGER: Duration = Duration::from_secs(1);
+/// The most attempts without a pause that are made in one poll; then the executor gets its turn.
+const UNBROKEN: u32 = 64;
 
 /// Sends a request once more after a failure that may be gone by then: see the [module](self).
 #[derive(Clone)]
@@ -147,7 +158,12 @@ impl<C, P, B, D> RetryLayer<C, P, B, D> {
     /// How long to wait before the next attempt: a [`Backoff`], a [`Duration`], or a function of the number of the attempt that
     /// failed and of its outcome, `|attempt: u32, outcome: Result<&_, &_>| -> Duration`.
     ///
-    /// If the service says how long to leave it alone, the longer of both counts.
+    /// If the service says how long to leave it alone, the longer of both counts; a later attempt that says nothing of
+    /// it (a connection that was reset) waits as long, if the deadline allows. A jitter that depends on the wait before
+    /// goes by this backoff's own. A wait of zero makes no timer, and needs no clock in the runtime.
+    ///
+    /// A function that panics ends the retries: the outcome of that attempt comes back, with the reason `"backoff"` in
+    /// [`Event::GaveUp`].
     pub fn backoff<B2>(self, backoff: B2) -> RetryLayer<C, P, B2, D> {
         let Self { retries, classify, copy, backoff: _, discard, site } = self;
         RetryLayer { retries: retries.but_no_backoff(), classify, copy, backoff, discard, site }
@@ -230,7 +246,7 @@ impl<S: Clone, C, P, B, D> Clone for Retry<S, C, P, B, D> {
 impl<S, C, P, B, D, Req> Service<Req> for Retry<S, C, P, B, D>
 where
     S: Service<Req> + Clone,
-    S::Error: Reject<S::Response>,
+    S::Error: Reject<S::Response> + fmt::Display,
     C: Classify<S::Response, S::Error>,
     P: CopyRequest<Req>,
     B: Wait<S::Response, S::Error>,
@@ -246,15 +262,18 @@ where
 
     fn call(&mut self, request: Req) -> Self::Future {
         if let Some(budget) = self.layer.retries.budget() {
-            budget.deposit();
+            budget.deposit(clock::now);
         }
         ResponseFuture {
             service: self.inner.clone(),
             layer: Arc::clone(&self.layer),
             attempt: Attempt(1),
             last_wait: Duration::ZERO,
+            asked: Duration::ZERO,
             granted: None,
             request: Some(request),
+            may_repeat: true,
+            previous: Previous::default(),
             state: State::Readying,
         }
     }
@@ -271,11 +290,18 @@ pin_project! {
         service: S,
         layer: Arc<RetryLayer<C, P, B, D>>,
         attempt: Attempt,
+        // What the backoff said the last time.
         last_wait: Duration,
+        // The longest time for which an attempt was asked to wait.
+        asked: Duration,
         // The next attempt's place in the budget, until it is sent.
         granted: Option<Withdrawal>,
         // What the next call takes; while one is under way, the copy for the one after it.
         request: Option<Req>,
+        // Whether that copy can be sent although the request was processed.
+        may_repeat: bool,
+        // How an attempt failed, for a caller that would not learn it from the last one.
+        previous: Previous<S::Error>,
         #[pin]
         state: State<S::Future, D::Rest>,
     }
@@ -291,8 +317,9 @@ pin_project! {
             response: F,
         },
         Pausing {
+            // None: there is nothing to wait for but the rest.
             #[pin]
-            pause: Sleep,
+            pause: Option<Sleep>,
             // Of the response of the attempt before.
             rest: Option<R>,
         },
@@ -304,7 +331,7 @@ pin_project! {
 impl<S, Req, C, P, B, D> Future for ResponseFuture<S, Req, C, P, B, D>
 where
     S: Service<Req> + Clone,
-    S::Error: Reject<S::Response>,
+    S::Error: Reject<S::Response> + fmt::Display,
     C: Classify<S::Response, S::Error>,
     P: CopyRequest<Req>,
     B: Wait<S::Response, S::Error>,
@@ -314,11 +341,12 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
+        let mut unbroken = 0;
         loop {
             // The first attempt mostly is what is in place already: no need to put it there.
             let mut attempt = *this.attempt;
             let _entered = (attempt != ambient::get()).then(|| ambient::enter(&mut attempt));
-            let outcome = match this.state.as_mut().project() {
+            let (outcome, sent) = match this.state.as_mut().project() {
                 StateProj::Readying => match ready!(this.service.poll_ready(cx)) {
                     Ok(()) => {
                         let Some(request) = this.request.take() else {
@@ -329,7 +357,9 @@ where
                             granted.spend();
                         }
                         if this.attempt.0 < this.layer.retries.max_attempts() {
-                            *this.request = this.layer.copy.copy(&request);
+                            let copy = this.layer.copy.copy(&request);
+                            *this.may_repeat = copy.is_some();
+                            *this.request = copy.or_else(|| this.layer.copy.copy_unprocessed(&request));
                         }
                         let response = this.service.call(request);
                         this.state.set(State::Calling { response });
@@ -338,19 +368,31 @@ where
                     // It was not sent: the request is still there for the next attempt, which asks another clone.
                     Err(error) => {
                         *this.service = this.service.clone();
-                        Err(error)
+                        (Err(error), false)
                     }
                 },
-                StateProj::Calling { response } => ready!(response.poll(cx)),
+                StateProj::Calling { response } => (ready!(response.poll(cx)), true),
                 StateProj::Pausing { pause, rest } => {
+                    // A body that panics has ended: the call goes on without it.
                     if let Some(left) = rest
-                        && D::poll_gone(left, cx).is_ready()
+                        && contained(|| D::poll_gone(left, cx).is_ready()).unwrap_or(true)
                     {
-                        *rest = None;
+                        let gone = rest.take();
+                        undisturbed(|| drop(gone));
                     }
-                    ready!(pause.poll(cx));
+                    let waits = pause.is_some();
+                    if let Some(pause) = pause.as_pin_mut() {
+                        ready!(pause.poll(cx));
+                    }
                     if rest.is_some() {
                         return Poll::Pending;
+                    }
+                    if !waits {
+                        unbroken += 1;
+                        if unbroken > UNBROKEN {
+                            cx.waker().wake_by_ref();
+                            return Poll::Pending;
+                        }
                     }
                     this.attempt.0 = this.attempt.0.saturating_add(1);
                     this.state.set(State::Readying);
@@ -360,95 +402,34 @@ where
             };
             // The call is gone before anybody learns of its outcome, and nothing of it is held during the pause.
             this.state.set(State::Done);
-            let Class::Failure { transient: true, retry_after } = Class::of(&outcome, &this.layer.classify) else {
+            let class = Class::of(&outcome, &this.layer.classify);
+            let attempt = this.attempt.0;
+            if class == Class::Success {
+                if attempt > 1 && S::Error::rejection(&outcome).is_none() {
+                    this.layer.site.tell(Event::Recovered { attempt });
+                }
                 return Poll::Ready(outcome);
+            }
+            let over = Over {
+                attempt,
+                class,
+                last_wait: *this.last_wait,
+                asked_before: *this.asked,
+                may_repeat: *this.may_repeat || !sent,
             };
-            let failed = Failed { attempt: this.attempt.0, last_wait: *this.last_wait, retry_after };
-            let Some(granted) = this.layer.try_again(failed, this.request.as_ref(), outcome.as_ref()) else {
-                return Poll::Ready(outcome);
+            let Some(granted) = this.layer.try_again(&over, this.request.as_ref(), &outcome) else {
+                return Poll::Ready(this.previous.last(outcome, sent));
             };
-            *this.last_wait = granted.wait;
+            *this.last_wait = granted.own_wait;
+            *this.asked = (*this.asked).max(class.retry_after().unwrap_or_default());
             *this.granted = granted.withdrawal;
-            let rest = outcome.ok().and_then(|response| this.layer.discard.discard(response, granted.linger));
-            this.state.set(State::Pausing { pause: clock::sleep(granted.wait), rest });
+            let rest = this
+                .previous
+                .record(outcome, &this.layer.classify, sent)
+                .and_then(|response| contained(|| this.layer.discard.discard(response, granted.linger)).flatten());
+            let pause = (!granted.wait.is_zero()).then(|| clock::sleep(granted.wait));
+            this.state.set(State::Pausing { pause, rest });
         }
-    }
-}
-
-/// An attempt whose outcome is a transient failure.
-struct Failed {
-    attempt: u32,
-    last_wait: Duration,
-    retry_after: Option<Duration>,
-}
-
-/// Another attempt.
-struct Granted {
-    wait: Duration,
-    /// How long the response of the last one may be kept.
-    linger: Duration,
-    withdrawal: Option<Withdrawal>,
-}
-
-impl<C, P, B, D> RetryLayer<C, P, B, D> {
-    /// Whether there is another attempt, with this copy of the request, and after which wait.
-    #[cold]
-    fn try_again<Req, R, E>(&self, failed: Failed, copy: Option<&Req>, outcome: Result<&R, &E>) -> Option<Granted>
-    where
-        P: CopyRequest<Req>,
-        B: Wait<R, E>,
-    {
-        let attempt = failed.attempt;
-        match self.grant(failed, copy, outcome) {
-            Ok(granted) => {
-                self.site.tell(Event::Retrying { attempt, delay: granted.wait });
-                Some(granted)
-            }
-            Err(reason) => {
-                self.site.tell(Event::GaveUp { attempt, reason });
-                None
-            }
-        }
-    }
-
-    /// Another attempt; or why there is none.
-    fn grant<Req, R, E>(
-        &self,
-        failed: Failed,
-        copy: Option<&Req>,
-        outcome: Result<&R, &E>,
-    ) -> Result<Granted, &'static str>
-    where
-        P: CopyRequest<Req>,
-        B: Wait<R, E>,
-    {
-        if failed.attempt >= self.retries.max_attempts() {
-            return Err("attempts");
-        }
-        let copy = copy.ok_or("copy")?;
-        let left = Deadline::current().map(|deadline| deadline.remaining());
-        let retry_after = failed.retry_after.unwrap_or_default();
-        if retry_after > left.unwrap_or(LONGEST_RETRY_AFTER).min(LONGEST_RETRY_AFTER) {
-            return Err("retry_after");
-        }
-        let wait = match self.retries.backoff() {
-            Some(backoff) => backoff.wait(failed.attempt, failed.last_wait, outcome),
-            None => self.backoff.wait(failed.attempt, failed.last_wait, outcome),
-        };
-        let wait = wait.max(retry_after);
-        if left.is_some_and(|left| wait >= left) {
-            return Err("deadline");
-        }
-        let withdrawal = match self.retries.budget() {
-            Some(budget) => Some(budget.withdraw(clock::now()).ok_or("budget")?),
-            None => None,
-        };
-        // Last: if the answer is yes, the attempt before cannot go on.
-        if !self.copy.claim(copy) {
-            return Err("copy");
-        }
-        let linger = left.map_or(LINGER, |left| LINGER.min(left / 10)).max(wait.min(LONGEST_LINGER));
-        Ok(Granted { wait, linger, withdrawal })
     }
 }
 

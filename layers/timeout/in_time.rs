@@ -10,7 +10,7 @@ use std::{
 
 use http_body::Body;
 
-use super::reject;
+use super::{idle::Idle, reject};
 use crate::{
     Reject, Rejection, Site, ambient,
     body::{Guard, PollFrame},
@@ -34,9 +34,7 @@ pub struct InTime {
     clock: Clock,
     /// Whether a frame came after that already.
     late: bool,
-    /// How long one may wait for a frame, and when that ends for the frame that is being waited for.
-    idle: Limit,
-    idle_end: Limit,
+    idle: Idle,
     // Boxed, so that a body that is never pending is not larger for it.
     timer: Option<Pin<Box<Sleep>>>,
     site: Site,
@@ -48,36 +46,35 @@ impl InTime {
         if clock.own.is_unstarted() {
             clock.own = clock.own.started(Limit::at(clock::now()));
         }
-        let idle = body.idle.map_or(Limit::NONE, Limit::after);
-        Self { clock, late: false, idle, idle_end: Limit::NONE, timer: None, site }
+        let idle = Idle::new(body.idle.map_or(Limit::NONE, Limit::after));
+        Self { clock, late: false, idle, timer: None, site }
     }
 
     /// The body is pending: answers whether it may stay so. `outer` is what surrounds the call's limit.
     fn poll_limits(&mut self, outer: Limit, cx: &mut Context<'_>) -> Poll<Rejection> {
-        if self.idle_end == Limit::NONE && self.idle != Limit::NONE {
-            self.idle_end = self.idle.started(Limit::at(clock::now()));
-        }
         // Of two that end together the outer one does: its end is the request's.
         let own = if self.clock.own < outer { self.clock.own } else { Limit::NONE };
-        let Some(end) = own.min(self.idle_end).instant() else { return Poll::Pending };
-        let timer = match &mut self.timer {
-            Some(timer) => {
-                if timer.deadline() != end {
-                    timer.as_mut().reset(end);
+        let is_own = own <= self.idle.end;
+        let (limit, sooner) = if is_own { (self.clock.limit, own) } else { (self.idle.limit, self.idle.end) };
+        let Some(end) = sooner.instant() else { return Poll::Pending };
+        // A limit of zero needs no timer to have passed.
+        if limit != Limit::ZERO {
+            let timer = match &mut self.timer {
+                Some(timer) => {
+                    if timer.deadline() != end {
+                        timer.as_mut().reset(end);
+                    }
+                    timer
                 }
-                timer
-            }
-            None => self.timer.insert(Box::pin(clock::sleep_until(end))),
-        };
-        ready!(timer.as_mut().poll(cx));
-        let expired = if own <= self.idle_end { self.clock.expired() } else { Expired::Limit(self.idle_time()) };
+                None => self.timer.insert(Box::pin(clock::sleep_until(end))),
+            };
+            ready!(timer.as_mut().poll(cx));
+        }
+        let idle = || Expired::Limit(self.idle.limit.duration().unwrap_or(Duration::MAX));
+        let expired = if is_own { self.clock.expired() } else { idle() };
         // What cleans up sees that its time is over, whichever of the two it was.
-        self.clock.own = own.min(self.idle_end);
+        self.clock.own = sooner;
         Poll::Ready(reject(&self.site, expired))
-    }
-
-    fn idle_time(&self) -> Duration {
-        self.idle.duration().unwrap_or(Duration::MAX)
     }
 
     /// A frame of data came that is not the last one. Answers whether it may pass: the first that comes late may.
@@ -99,7 +96,7 @@ where
         self.clock.adopt_told(ambient::get());
         let (mut own, mut inside) = (self.clock.own, Limit::NONE);
         let entered = enter(&mut own, &mut inside);
-        let polled = body.as_mut().poll_frame(cx);
+        let polled = self.idle.poll_frame(body.as_mut(), cx);
         let outer = *entered.outer;
         drop(entered);
         let rejection = match polled {
@@ -107,10 +104,7 @@ where
             Poll::Ready(Some(Ok(frame))) if frame.is_data() && !body.is_end_stream() && !self.admits() => {
                 reject(&self.site, self.clock.expired())
             }
-            Poll::Ready(frame) => {
-                self.idle_end = Limit::NONE;
-                return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
-            }
+            Poll::Ready(frame) => return Poll::Ready(frame.map(|frame| frame.map_err(Into::into))),
         };
         Poll::Ready(Reject::<()>::reject(rejection).err().map(Err))
     }
@@ -129,7 +123,7 @@ impl fmt::Debug for InTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("InTime")
             .field("limit", &self.clock.limit.duration())
-            .field("idle", &self.idle.duration())
+            .field("idle", &self.idle.limit.duration())
             .finish_non_exhaustive()
     }
 }

@@ -60,6 +60,7 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
+mod idle;
 mod in_time;
 
 use self::in_time::BodyLimits;
@@ -104,9 +105,10 @@ impl<L, U> TimeoutLayer<L, U> {
 
     /// For HTTP: the response's body may make its reader wait this long for a frame, each time.
     ///
-    /// The clock starts when the body is asked for a frame and has none, so a reader who is slow to ask never counts. It goes with
-    /// or without [`until_body_end`](Self::until_body_end): a download may take as long as it likes if it goes on. It costs a
-    /// clock read for each frame that has to be waited for, and one allocation for such a body.
+    /// The clock starts when the body is asked for a frame and has none. It stands still from when the body wakes its reader until the
+    /// reader asks again: the time of a reader that is slow to ask never counts. The limit goes with or without
+    /// [`until_body_end`](Self::until_body_end): a download may take as long as it likes if it goes on. For each frame that the reader has to
+    /// wait for, it costs clock reads and a second look at the body; and three allocations for such a body.
     ///
     /// Every duration is good: with zero each frame has to be ready at once, and [`Duration::MAX`] never ends.
     pub fn idle(mut self, idle: Duration) -> TimeoutLayer<L, BodyEnd> {

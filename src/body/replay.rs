@@ -15,9 +15,11 @@ use super::CopyBody;
 use crate::telemetry::Event;
 
 mod allowance;
+mod place;
 mod tape;
 
 pub(crate) use allowance::Allowance;
+use place::Place;
 use tape::{BoxError, Polled, Recording, Tape, Turn};
 
 /// A body that can be sent again, although what it streams comes only once. [`ReplayLayer`](crate::replay::ReplayLayer) makes it.
@@ -26,13 +28,16 @@ use tape::{BoxError, Polled, Recording, Tape, Turn};
 /// on with the rest of the inner body: the same frames and trailers in the same order, whether the attempt before came to the
 /// end, was dropped in the middle, or never began.
 ///
-/// - **One attempt at a time.** When a copy is polled, or [claims](CopyBody::claim_body) it, the body is its own. Attempts before
-///   it are woken and get an error, unless they have had everything: a connection that still sends one of them is closed, and
-///   nobody waits for it.
-/// - **Bounds.** What would be more than may be kept ([`max_bytes`](crate::replay::ReplayLayer::max_bytes), over all requests
-///   [`max_total_bytes`](crate::replay::ReplayLayer::max_total_bytes)) goes through unkept, and all that was kept is freed at once; so is
-///   what nobody can ask for any more, because there is no later copy. From then on there is no copy, and one
-///   that was made before is no more than an error. It is never empty or cut.
+/// - **One attempt at a time.** When a copy is first polled, or [claims](CopyBody::claim_body) it, the body is its own,
+///   in whatever order the copies were made. The attempt that had it until then is woken and gets an error, unless it
+///   has had everything: a connection that still sends it is closed, and nobody waits for it.
+/// - **Bounds.** What would be more than may be kept ([`max_bytes`](crate::replay::ReplayLayer::max_bytes), over all
+///   requests [`max_total_bytes`](crate::replay::ReplayLayer::max_total_bytes)) goes through unkept, and all that was
+///   kept is freed at once; so is what nobody can ask for any more, because no copy waits for its turn. From then on
+///   there is no copy, and one that was made before is no more than an error. It is never empty or cut. What is kept is
+///   copied: it never keeps the larger buffer that a frame was cut from.
+/// - **Unread.** For [`copy_unread`](CopyBody::copy_unread) nothing is kept: that copy can be sent as long as nothing
+///   was read.
 /// - **Size.** Its `size_hint` is that of the inner body at the start, on each attempt, less what the attempt gave.
 /// - An inner body that fails or panics has failed for all attempts. After an error there are only errors: it never looks as if it
 ///   were whole.
@@ -44,7 +49,7 @@ use tape::{BoxError, Polled, Recording, Tape, Turn};
 pub struct ReplayBody<B> {
     // None: it is empty.
     shared: Option<Arc<Shared<B>>>,
-    attempt: u64,
+    place: Place,
     // How many frames and bytes this attempt gave.
     frames: usize,
     bytes: u64,
@@ -70,13 +75,13 @@ impl<B: Body> ReplayBody<B> {
         let size = body.size_hint();
         let recording = Recording::new(allowance, size.lower());
         let tape = Mutex::new(Tape::new(Box::pin(body), recording));
-        Self::attempt(Arc::new(Shared { size, allowance: Arc::clone(allowance), tape }), 0)
+        Self::attempt(Arc::new(Shared { size, allowance: Arc::clone(allowance), tape }), Place::first())
     }
 }
 
 impl<B> ReplayBody<B> {
-    fn attempt(shared: Arc<Shared<B>>, attempt: u64) -> Self {
-        Self { shared: Some(shared), attempt, frames: 0, bytes: 0 }
+    fn attempt(shared: Arc<Shared<B>>, place: Place) -> Self {
+        Self { shared: Some(shared), place, frames: 0, bytes: 0 }
     }
 
     fn is_end(&self) -> bool {
@@ -86,7 +91,15 @@ impl<B> ReplayBody<B> {
 
 impl<B> Default for ReplayBody<B> {
     fn default() -> Self {
-        Self { shared: None, attempt: 0, frames: 0, bytes: 0 }
+        Self { shared: None, place: Place::first(), frames: 0, bytes: 0 }
+    }
+}
+
+impl<B> Drop for ReplayBody<B> {
+    fn drop(&mut self) {
+        if let Some(shared) = &self.shared {
+            shared.tape().leave(&self.place);
+        }
     }
 }
 
@@ -100,13 +113,20 @@ impl<B> CopyBody for ReplayBody<B> {
     /// A copy that begins at the start; `None` if that was not kept, or the body has failed.
     fn copy_body(&self) -> Option<Self> {
         let Some(shared) = &self.shared else { return Some(Self::default()) };
-        let attempt = shared.tape().copy()?;
-        Some(Self::attempt(Arc::clone(shared), attempt))
+        let place = shared.tape().copy()?;
+        Some(Self::attempt(Arc::clone(shared), place))
+    }
+
+    /// A copy for which nothing is kept; `None` if something was read and not kept, or the body has failed.
+    fn copy_unread(&self) -> Option<Self> {
+        let Some(shared) = &self.shared else { return Some(Self::default()) };
+        let place = shared.tape().spare()?;
+        Some(Self::attempt(Arc::clone(shared), place))
     }
 
     fn claim_body(&self) -> bool {
         let Some(shared) = &self.shared else { return true };
-        let taken = shared.tape().take_over(self.attempt, self.frames);
+        let taken = shared.tape().take_over(&self.place, self.frames);
         let Ok(before) = taken else { return false };
         if let Some(before) = before {
             before.wake();
@@ -143,7 +163,7 @@ where
     B: Body,
     B::Error: Into<BoxError>,
 {
-    fn poll_frame(&mut self, attempt: u64, cx: &mut Context<'_>) -> Polled {
+    fn poll_frame(&mut self, place: &Place, cx: &mut Context<'_>) -> Polled {
         let Some(inner) = &mut self.inner else { return Poll::Pending };
         let polled = inner.as_mut().poll_frame(cx).map(|next| {
             next.map(|frame| match frame {
@@ -157,8 +177,7 @@ where
         };
         let inner = self.inner.take();
         let (back, _ended) = if goes_on { (inner, None) } else { (None, inner) };
-        let shared = Arc::strong_count(self.shared) > 1;
-        let settled = self.shared.tape().settle(attempt, back, polled, shared);
+        let settled = self.shared.tape().settle(place, back, polled);
         if let Some(waiting) = settled.wake {
             waiting.wake();
         }
@@ -183,13 +202,13 @@ where
         let Some(shared) = &this.shared else { return Poll::Ready(None) };
         // Cloned here, and what it replaces dropped here: both may run an executor's code.
         let mut waker = Some(cx.waker().clone());
-        let (turn, before) = shared.tape().turn(this.attempt, this.frames, &mut waker);
+        let (turn, before) = shared.tape().turn(&this.place, this.frames, &mut waker);
         if let Some(before) = before {
             before.wake();
         }
         let polled = match turn {
             Turn::Frame(frame) => Poll::Ready(Some(Ok(frame))),
-            Turn::Stream(inner) => Lease { shared, inner: Some(inner) }.poll_frame(this.attempt, cx),
+            Turn::Stream(inner) => Lease { shared, inner: Some(inner) }.poll_frame(&this.place, cx),
             Turn::Wait => Poll::Pending,
             Turn::End => Poll::Ready(None),
             Turn::Fail(error) => Poll::Ready(Some(Err(error))),
@@ -221,7 +240,7 @@ impl<B> fmt::Debug for ReplayBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ReplayBody")
             .field("body", &type_name::<B>())
-            .field("attempt", &self.attempt)
+            .field("turn", &self.place.turn())
             .field("frames", &self.frames)
             .field("ended", &self.is_end())
             .finish()

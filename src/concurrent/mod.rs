@@ -172,7 +172,8 @@ impl<S, F, G, P> Process<S, F, G, P> {
         self
     }
 
-    /// An item that takes longer is dropped, and fails with [`Cause::TimedOut`]. Its clock starts when it does.
+    /// An item that takes longer is dropped, and fails with [`Cause::TimedOut`]. Its clock starts when it does, and is the
+    /// [`Deadline`](crate::Deadline) of all that the item calls: it also runs while nothing polls the stream of results.
     ///
     /// Every duration is good: with zero an item has to be ready at once, and [`Duration::MAX`] never ends.
     pub fn timeout_per_item(mut self, limit: Duration) -> Self {

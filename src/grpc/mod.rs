@@ -23,12 +23,13 @@
 //!   function looks at the path (`/package.Service/Method`), and next to the channel
 //!   `.map_request(|request: http::Request<_>| request.map(tonic::body::Body::new))`.
 //!
-//! `RetryLayer::http()` sends every gRPC call once, for it takes a `POST` for what it is.
+//! `RetryLayer::http()` sends every gRPC call once, for it takes a `POST` for what it is, unless
+//! [nobody processed](crate::is_unprocessed) the call: the channel could not connect, or the server refused the stream.
 
 #[cfg(feature = "tonic")]
 mod status;
 
-use std::{convert::Infallible, error::Error as StdError, time::Duration};
+use std::{convert::Infallible, error::Error as StdError, fmt, time::Duration};
 
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 
@@ -89,9 +90,9 @@ impl Rejection {
 /// | status | class |
 /// |---|---|
 /// | `UNAVAILABLE` | a transient failure |
-/// | `RESOURCE_EXHAUSTED` with `grpc-retry-pushback-ms` | a transient failure |
+/// | `RESOURCE_EXHAUSTED` with `grpc-retry-pushback-ms` from 0 up | [declined](Class::Declined): retried, and not held against the service |
 /// | `DEADLINE_EXCEEDED`, `INTERNAL`, `UNKNOWN`, `DATA_LOSS` | a failure: it may have done its work, so it is not retried |
-/// | `CANCELLED`, `RESOURCE_EXHAUSTED` without it | ignored: this caller hung up, or has used up its quota, or sent too much |
+/// | `CANCELLED`, any other `RESOURCE_EXHAUSTED` | ignored: this caller hung up, or has used up its quota, or sent too much |
 /// | all others | a success: `NOT_FOUND` or `PERMISSION_DENIED` is an answer |
 ///
 /// The failures are those of linkerd2-proxy, without `PERMISSION_DENIED`, which says more about the caller. Of them only `UNAVAILABLE`
@@ -99,11 +100,11 @@ impl Rejection {
 /// request. The pushback of a transient failure is how long to leave the service alone; one that is negative or cannot be read makes
 /// it a failure that is not retried (A6 again).
 ///
-/// The status is read where the response has no messages, which is where servers put an error that came before the first message
-/// (a *trailers-only* response). A response without it is judged by its HTTP status, as
-/// [gRPC's table](https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md) says, and `Retry-After` counts as pushback.
-/// With the status 200 it is `UNKNOWN`, a failure, unless its `content-type` is `application/grpc`: then it counts as a success, because
-/// what its trailers will say is not known yet.
+/// The status is read where the response has no messages, which is where servers put an error that came before the
+/// first message (a *trailers-only* response). A response without it is judged by its HTTP status, as [gRPC's
+/// table](https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md) says, and `Retry-After` counts as
+/// pushback; a 429 is declined. With the status 200 it is `UNKNOWN`, a failure, unless its `content-type` is
+/// `application/grpc`: then it counts as a success, because what its trailers will say is not known yet.
 ///
 /// A layer that waits for the end of the body judges the trailers too, such as a circuit breaker with
 /// [`until_body_end`](crate::circuit_breaker::CircuitBreakerLayer::until_body_end). There a body that ends without a status is `UNKNOWN`;
@@ -157,10 +158,12 @@ impl GrpcStatus {
             StatusCode::UNAUTHORIZED => code::UNAUTHENTICATED,
             StatusCode::FORBIDDEN => code::PERMISSION_DENIED,
             StatusCode::NOT_FOUND => code::UNIMPLEMENTED,
-            StatusCode::TOO_MANY_REQUESTS
-            | StatusCode::BAD_GATEWAY
-            | StatusCode::SERVICE_UNAVAILABLE
-            | StatusCode::GATEWAY_TIMEOUT => code::UNAVAILABLE,
+            StatusCode::TOO_MANY_REQUESTS => {
+                return Class::Declined { retry_after: retry_after(headers) };
+            }
+            StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+                code::UNAVAILABLE
+            }
             _ => code::UNKNOWN,
         };
         class(code, || retry_after(headers).map_or(Pushback::Unsaid, Pushback::After))
@@ -184,6 +187,10 @@ impl<B> Classify<Response<B>, Infallible> for GrpcStatus {
     fn classify_without_trailers(&self, response: &Response<B>) -> Class {
         judge_without_trailers(response)
     }
+
+    fn describe(&self, response: &Response<B>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        describe(response, f)
+    }
 }
 
 impl<B, E> Classify<Response<B>, Error<E>> for GrpcStatus {
@@ -198,6 +205,10 @@ impl<B, E> Classify<Response<B>, Error<E>> for GrpcStatus {
     fn classify_without_trailers(&self, response: &Response<B>) -> Class {
         judge_without_trailers(response)
     }
+
+    fn describe(&self, response: &Response<B>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        describe(response, f)
+    }
 }
 
 impl<'a, B> Classify<Response<B>, Box<dyn StdError + Send + Sync + 'a>> for GrpcStatus {
@@ -211,6 +222,10 @@ impl<'a, B> Classify<Response<B>, Box<dyn StdError + Send + Sync + 'a>> for Grpc
 
     fn classify_without_trailers(&self, response: &Response<B>) -> Class {
         judge_without_trailers(response)
+    }
+
+    fn describe(&self, response: &Response<B>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        describe(response, f)
     }
 }
 
@@ -273,6 +288,14 @@ impl Content {
     }
 }
 
+/// The status of gRPC, or where there is none that of HTTP.
+fn describe<B>(response: &Response<B>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match response.headers().get(STATUS) {
+        Some(status) => write!(f, "{STATUS} {}", read_code(status)),
+        None => write!(f, "{}", response.status()),
+    }
+}
+
 fn read_code(status: &HeaderValue) -> i32 {
     number(status.as_bytes()).unwrap_or(code::UNKNOWN)
 }
@@ -285,11 +308,14 @@ fn number(digits: &[u8]) -> Option<i32> {
 
 fn class(code: i32, pushback: impl FnOnce() -> Pushback) -> Class {
     match code {
-        code::UNAVAILABLE | code::RESOURCE_EXHAUSTED => match pushback() {
+        code::UNAVAILABLE => match pushback() {
             Pushback::After(wait) => Class::Failure { transient: true, retry_after: Some(wait) },
             Pushback::Never => Class::PERMANENT,
-            Pushback::Unsaid if code == code::UNAVAILABLE => Class::TRANSIENT,
-            Pushback::Unsaid => Class::Ignored,
+            Pushback::Unsaid => Class::TRANSIENT,
+        },
+        code::RESOURCE_EXHAUSTED => match pushback() {
+            Pushback::After(wait) => Class::Declined { retry_after: Some(wait) },
+            Pushback::Never | Pushback::Unsaid => Class::Ignored,
         },
         code::CANCELLED => Class::Ignored,
         code::DEADLINE_EXCEEDED | code::INTERNAL | code::UNKNOWN | code::DATA_LOSS => Class::PERMANENT,

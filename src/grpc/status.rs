@@ -1,11 +1,11 @@
 //! tonic's `Status` as the error of a stack.
 
-use std::{error::Error as StdError, sync::Arc};
+use std::{error::Error as StdError, fmt, sync::Arc};
 
 use http::{HeaderMap, Response};
 use tonic::{Code, Status};
 
-use super::{GrpcStatus, PUSHBACK, Pushback, class, judge_trailers, judge_without_trailers};
+use super::{GrpcStatus, PUSHBACK, Pushback, class, describe, judge_trailers, judge_without_trailers};
 use crate::{
     classify::{Class, Classify},
     rejection::{Reject, Rejection},
@@ -46,6 +46,10 @@ impl<R> Reject<R> for Status {
     fn rejection(outcome: &Result<R, Self>) -> Option<&Rejection> {
         outcome.as_ref().err().and_then(StdError::source).and_then(Rejection::find)
     }
+
+    fn cause(outcome: &Result<R, Self>) -> Option<&(dyn StdError + 'static)> {
+        outcome.as_ref().err().map(|status| status as _)
+    }
 }
 
 /// For a stack around a channel.
@@ -64,6 +68,10 @@ impl<B> Classify<Response<B>, Status> for GrpcStatus {
 
     fn classify_without_trailers(&self, response: &Response<B>) -> Class {
         judge_without_trailers(response)
+    }
+
+    fn describe(&self, response: &Response<B>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        describe(response, f)
     }
 }
 

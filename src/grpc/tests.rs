@@ -63,9 +63,10 @@ fn without_a_status_that_of_http_is_mapped() {
         assert_eq!(typed(kind), Class::PERMANENT, "{kind}: not gRPC, and so unknown");
     }
     assert_eq!(judged(200, &[]), Class::PERMANENT, "nothing says that it is gRPC");
-    for status in [429, 502, 503, 504] {
+    for status in [502, 503, 504] {
         assert_eq!(judged(status, &[]), Class::TRANSIENT, "{status}");
     }
+    assert_eq!(judged(429, &[]), Class::DECLINED);
     for status in [401, 403, 404] {
         assert_eq!(judged(status, &[]), Class::Success, "{status}");
     }
@@ -78,7 +79,11 @@ fn without_a_status_that_of_http_is_mapped() {
 
 #[test]
 fn a_server_says_when_to_come_back_or_not_to() {
-    for code in [&b"14"[..], b"8"] {
+    // `RESOURCE_EXHAUSTED` speaks about its caller, and is held against nobody else.
+    let declined = |millis| Class::Declined { retry_after: Some(Duration::from_millis(millis)) };
+    for is_declined in [false, true] {
+        let (code, given_up) = if is_declined { (&b"8"[..], Class::Ignored) } else { (&b"14"[..], Class::PERMANENT) };
+        let after = |millis| if is_declined { declined(millis) } else { after(millis) };
         let judged = |pushback| judged(200, &[("grpc-status", code), (PUSHBACK, pushback)]);
         assert_eq!(judged(b"0"), after(0));
         assert_eq!(judged(b"250"), after(250));
@@ -86,7 +91,7 @@ fn a_server_says_when_to_come_back_or_not_to() {
         for never in
             [&b"-1"[..], b"2147483648", b"-999999999999", b"1.5", b"+5", b"-0", b"05", b" 5", b"", b"soon", b"\xc3\xb6"]
         {
-            assert_eq!(judged(never), Class::PERMANENT, "{never:?}");
+            assert_eq!(judged(never), given_up, "{never:?}");
         }
     }
     // Where nothing is retried, it changes nothing.
@@ -198,7 +203,8 @@ mod tonic {
         let mut pushed_back = Status::resource_exhausted("");
         assert_eq!(judged(&pushed_back), Class::Ignored);
         pushed_back.metadata_mut().insert(PUSHBACK, 20.into());
-        assert_eq!(judged(&pushed_back), after(20));
+        let asked = Some(Duration::from_millis(20));
+        assert_eq!(judged(&pushed_back), Class::Declined { retry_after: asked });
         assert_eq!(GrpcStatus.classify(Ok::<_, &Status>(&::tonic::Response::new(()))), Class::Success);
     }
 

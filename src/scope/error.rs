@@ -7,32 +7,34 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use super::Scope;
+
 pub(super) type BoxError = Box<dyn Error + Send + Sync>;
 
 /// A scope did not open, or did not close cleanly. It keeps every [`Fault`], in the order in which they happened; never none.
 ///
 /// Its [`source`](Error::source) is the error of the first one. A clone is the same error, so everybody who closes a scope hears it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ScopeError {
-    scope: Arc<str>,
+    /// The length of its path, with which those of all faults begin: many scopes may nest, and each has a long path.
+    path_len: usize,
     faults: Arc<[Fault]>,
 }
 
 impl ScopeError {
-    /// `None` if nothing is wrong.
-    pub(super) fn of(scope: String, faults: Vec<Fault>) -> Option<Self> {
-        (!faults.is_empty()).then(|| Self { scope: scope.into(), faults: faults.into() })
+    /// `None` if nothing is wrong. All faults are those of `scope` and of scopes within it.
+    pub(super) fn of(scope: &Scope, faults: Vec<Fault>) -> Option<Self> {
+        (!faults.is_empty()).then(|| Self { path_len: scope.inner.path_len, faults: faults.into() })
     }
 
-    pub(super) fn one(scope: String, kind: FaultKind) -> Self {
-        let fault = Fault::new(&scope, kind);
-        Self { scope: scope.into(), faults: [fault].into() }
+    pub(super) fn one(scope: &Scope, kind: FaultKind) -> Self {
+        Self { path_len: scope.inner.path_len, faults: [Fault::new(&scope.path(), kind)].into() }
     }
 
     /// The names from the outermost scope to the one that this is about, as `app/request`.
     #[must_use]
     pub fn scope(&self) -> &str {
-        &self.scope
+        self.faults.first().and_then(|fault| fault.scope.get(..self.path_len)).unwrap_or_default()
     }
 
     /// All that went wrong, in this scope and in those within it that were closed with it; the first one first.
@@ -48,6 +50,12 @@ impl fmt::Display for ScopeError {
             write!(f, "{}{fault}", if index == 0 { "" } else { "; " })?;
         }
         Ok(())
+    }
+}
+
+impl fmt::Debug for ScopeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ScopeError").field("scope", &self.scope()).field("faults", &self.faults).finish()
     }
 }
 
@@ -102,10 +110,18 @@ pub enum FaultKind {
     },
     /// The scope was closed before it was open.
     Closed,
-    /// There is no tokio runtime, or it was shut down meanwhile: what had not been torn down by then was only dropped.
+    /// There is no tokio runtime, or it was shut down meanwhile. What was not torn down is told by
+    /// [`NotTornDown`](Self::NotTornDown).
     NoRuntime,
+    /// A value was not torn down to the end, because no tokio runtime is left: it was only dropped.
+    NotTornDown {
+        /// The value's type.
+        type_name: &'static str,
+    },
     /// A tear-down awaited the closing that awaits the tear-down. The closing itself goes on.
     AwaitsItself,
+    /// A tear-down awaited the closing of this scope for the whole grace period of its own. The closing itself goes on.
+    NotInTime,
 }
 
 impl FaultKind {
@@ -133,6 +149,12 @@ impl fmt::Display for Fault {
             FaultKind::AwaitsItself => {
                 write!(f, "a tear-down in the scope `{scope}` awaits the closing that awaits it")
             }
+            FaultKind::NotTornDown { type_name } => {
+                write!(f, "the scope `{scope}` has no tokio runtime to tear down `{type_name}` in: it was only dropped")
+            }
+            FaultKind::NotInTime => {
+                write!(f, "the scope `{scope}` was not closed in the grace period of a tear-down that awaits it")
+            }
         }
     }
 }
@@ -141,7 +163,11 @@ impl Error for Fault {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match &self.kind {
             FaultKind::SetUp { error, .. } | FaultKind::TearDown { error, .. } => Some(&**error),
-            FaultKind::Closed | FaultKind::NoRuntime | FaultKind::AwaitsItself => None,
+            FaultKind::Closed
+            | FaultKind::NoRuntime
+            | FaultKind::NotTornDown { .. }
+            | FaultKind::AwaitsItself
+            | FaultKind::NotInTime => None,
         }
     }
 }

@@ -40,7 +40,7 @@ impl Scope {
         };
         let events = owned.events.get_or_init(|| EventBus::of(Home(Arc::downgrade(owned)))).clone();
         // Who tells looks for a bus afterwards: one of the two sees the other.
-        if owned.told.is_cancelled() {
+        if owned.told.is_given() {
             events.close();
         }
         events

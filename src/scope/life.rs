@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    mem,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
@@ -12,13 +13,10 @@ use std::{
 };
 
 use tokio::runtime::Handle;
-use tokio_util::{
-    sync::CancellationToken,
-    task::{TaskTracker, task_tracker::TaskTrackerToken},
-};
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
-use super::{Inner, Scope, catch, error::ScopeError, opening::TearDown};
-use crate::EventBus;
+use super::{Ending, Inner, Scope, catch, error::ScopeError, opening::TearDown};
+use crate::{EventBus, signal::Signal};
 
 /// Set once: what a scope owns, or that it was closed while it owned nothing.
 pub(super) enum Life {
@@ -29,21 +27,30 @@ pub(super) enum Life {
 impl Life {
     /// Whether there may be something to close.
     pub(super) fn is_open(&self) -> bool {
-        matches!(self, Self::Owns(owned) if !owned.done.is_cancelled())
+        self.owned().is_some_and(|owned| !owned.done.is_given())
+    }
+
+    pub(super) fn owned(&self) -> Option<&Arc<Owned>> {
+        match self {
+            Self::Owns(owned) => Some(owned),
+            Self::Closed => None,
+        }
     }
 }
 
 pub(super) struct Owned {
     /// The scope is being closed, or one around it is.
-    pub(super) told: CancellationToken,
+    pub(super) told: Arc<Signal>,
     /// Its tasks have had their time.
-    pub(super) abort: CancellationToken,
+    pub(super) abort: Arc<Signal>,
     /// It is closed.
-    pub(super) done: CancellationToken,
+    pub(super) done: Arc<Signal>,
     pub(super) tasks: TaskTracker,
     pub(super) events: OnceLock<EventBus>,
     begun: AtomicBool,
     error: OnceLock<ScopeError>,
+    ending: OnceLock<Ending>,
+    /// The one in which the scope first owned something, or a scope around it did.
     runtime: OnceLock<Handle>,
     // Weak, because tasks hold this, and what runs in a scope must not keep it from ending when nobody else holds it.
     first: Weak<Inner>,
@@ -56,20 +63,23 @@ pub(super) struct Owned {
 #[derive(Default)]
 struct Parts {
     tear_downs: Vec<TearDown>,
+    /// The types of those that were running when their runtime was shut down.
+    lost: Vec<&'static str>,
     children: BTreeMap<u64, Arc<Owned>>,
 }
 
 impl Owned {
-    pub(super) fn new(scope: &Scope, told: CancellationToken) -> Arc<Self> {
+    pub(super) fn new(scope: &Scope) -> Arc<Self> {
         Arc::new(Self {
-            told,
-            abort: CancellationToken::new(),
-            done: CancellationToken::new(),
+            told: Arc::default(),
+            abort: Arc::default(),
+            done: Arc::default(),
             tasks: TaskTracker::new(),
             events: OnceLock::new(),
             begun: AtomicBool::new(false),
             error: OnceLock::new(),
-            runtime: OnceLock::new(),
+            ending: OnceLock::new(),
+            runtime: Handle::try_current().map_or_else(|_| OnceLock::new(), OnceLock::from),
             first: Arc::downgrade(&scope.inner),
             last: OnceLock::new(),
             parts: Mutex::default(),
@@ -78,8 +88,15 @@ impl Owned {
 
     /// A scope within this one that owns something too.
     pub(super) fn child(&self, scope: &Scope) -> Arc<Self> {
-        let child = Self::new(scope, self.told.child_token());
+        let child = Self::new(scope);
+        if let Some(runtime) = self.runtime.get() {
+            child.runtime.get_or_init(|| runtime.clone());
+        }
         self.parts().children.insert(scope.id(), Arc::clone(&child));
+        // Whoever tells this scope looks at its children afterwards: one of the two sees the other. Nobody waits for the child yet.
+        if self.told.is_given() {
+            child.told.set();
+        }
         child
     }
 
@@ -101,11 +118,20 @@ impl Owned {
         self.parts().tear_downs.pop()
     }
 
+    pub(super) fn lose(&self, type_name: &'static str) {
+        self.parts().lost.push(type_name);
+    }
+
+    /// The types of what could not be torn down to the end.
+    pub(super) fn lost(&self) -> Vec<&'static str> {
+        mem::take(&mut self.parts().lost)
+    }
+
     /// Counts a task in, unless the scope is being closed. Whoever closes it after this waits for the token.
     pub(super) fn admit(&self) -> Option<TaskTrackerToken> {
         // In this order: who closes first tells, and then looks whether there are tasks.
         let token = self.tasks.token();
-        (!self.told.is_cancelled()).then_some(token)
+        (!self.told.is_given()).then_some(token)
     }
 
     /// Nobody has to be waited for, and nothing torn down.
@@ -114,24 +140,50 @@ impl Owned {
         self.tasks.is_empty() && parts.tear_downs.is_empty() && parts.children.is_empty()
     }
 
+    /// There is something of its own that closing it would await or tear down.
+    pub(super) fn has_more_to_do(&self) -> bool {
+        let parts = self.parts();
+        !(self.tasks.is_empty() && parts.tear_downs.is_empty() && parts.lost.is_empty())
+    }
+
     /// Whether the caller is the one who has to close it.
-    pub(super) fn begin(&self) -> bool {
+    pub(super) fn begin(self: &Arc<Self>) -> bool {
         let first = !self.begun.swap(true, Ordering::SeqCst);
-        // It wakes who waits for this: their code, which must not keep the one who is to close it from doing so.
-        catch::run(|| self.told.cancel());
-        if first {
-            self.end_events();
-        }
+        self.tell();
         first
     }
 
-    /// Everything in the scope is told at once, and who listens to its events, here or within, hears it by their end.
-    fn end_events(&self) {
-        if let Some(events) = self.events.get() {
-            // It wakes who listens: their code.
-            catch::run(|| events.close());
+    /// Tells everything in the scope, none twice: first all of them, and then those who wait are woken, and their events end.
+    ///
+    /// Without recursion: scopes may nest deeper than the stack is.
+    fn tell(self: &Arc<Self>) {
+        if !self.told.set() {
+            return;
         }
-        self.children().iter().for_each(|child| child.end_events());
+        let mut told = vec![Arc::clone(self)];
+        let mut looked_at = 0;
+        while let Some(owned) = told.get(looked_at) {
+            let children: Vec<_> = owned.parts().children.values().filter(|child| child.told.set()).cloned().collect();
+            told.extend(children);
+            looked_at += 1;
+        }
+        for owned in told {
+            owned.told.wake();
+            if let Some(events) = owned.events.get() {
+                // It wakes who listens: their code.
+                catch::run(|| events.close());
+            }
+        }
+    }
+
+    /// How the work in the scope ended: what is said first holds.
+    pub(super) fn ended(&self, ending: Ending) {
+        let _only_once = self.ending.set(ending);
+    }
+
+    /// If nobody said how the work ended, somebody else ended it.
+    pub(super) fn ending(&self) -> Ending {
+        *self.ending.get_or_init(|| Ending::Cancelled)
     }
 
     /// It is closed, and everybody may hear how.
@@ -139,24 +191,29 @@ impl Owned {
         if let Some(error) = error {
             let _only_once = self.error.set(error);
         }
-        self.done.cancel();
+        self.done.give();
     }
 
     /// Resolves when it is closed.
     pub(super) async fn closed(&self) -> Result<(), ScopeError> {
-        self.done.cancelled().await;
+        self.done.wait().await;
         self.error.get().cloned().map_or(Ok(()), Err)
     }
 
-    /// The runtime that is here, or else the one that something of this scope runs on.
+    /// The runtime that is here, or else the one in which the scope first owned something.
     pub(super) fn runtime(&self) -> Option<Handle> {
         match Handle::try_current() {
             Ok(here) => {
                 self.runtime.get_or_init(|| here.clone());
                 Some(here)
             }
-            Err(_) => self.runtime.get().cloned(),
+            Err(_) => self.home(),
         }
+    }
+
+    /// The runtime in which the scope first owned something.
+    pub(super) fn home(&self) -> Option<Handle> {
+        self.runtime.get().cloned()
     }
 
     /// The scope, unless its last handle was dropped and it is closed, or about to be.

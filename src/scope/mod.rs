@@ -49,9 +49,24 @@
 //! # }
 //! ```
 //!
-//! **When nobody closes it.** When the last handle of a scope is dropped, it is closed on a task. That is told in `tracing`, as a warning,
-//! if there was something to close: nobody has heard how it ended. Without a tokio runtime tasks are aborted then, and
-//! values are only dropped.
+//! **When nobody closes it.** When the last handle of a scope is dropped, it is closed on a task of the runtime in which it first owned
+//! something, wherever the handle is dropped. That is told in `tracing`, as a warning, if there was something to close: nobody has heard
+//! how it ended. If that runtime is gone, the task runs in the one that is there; without any tokio runtime tasks are aborted then, values
+//! are only dropped, and another warning names those that were not torn down.
+//!
+//! # Where ambient state reaches
+//!
+//! The current scope ([`Scope::current`]), the deadline ([`Deadline::current`](crate::Deadline::current)), the number of the attempt
+//! ([`attempt`](crate::attempt())) and a lent resource ([`resource::current`](crate::resource::current)) surround a *poll*:
+//!
+//! | code | sees them |
+//! |---|---|
+//! | a handler, a layer or a service inside of the layer that brings them, `join!` and `select!` in there, `Drop` | yes |
+//! | a response body, where the layer lasts until its end | the scope: yes |
+//! | a task of a scope ([`Scope::spawn`], [`Group::spawn`]) | its scope; see there for the deadline |
+//! | a task of `tokio::spawn`, `spawn_local` or `spawn_blocking`, a thread | no: it takes what it needs along ([`Scope::within`]) |
+//! | a task of a `LocalSet` that is driven inside a call | not the scope; the call's deadline and number, because it is polled within the call |
+//! | a task of another executor that is driven inside a call | all of the call's: give it a scope of its own |
 //!
 //! **What it costs.** A scope that owns nothing is one allocation, and closing it one atomic operation.
 
@@ -71,7 +86,6 @@ use std::{
 };
 
 use pin_project_lite::pin_project;
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     ambient,
@@ -81,8 +95,10 @@ use crate::{
 
 mod catch;
 mod closing;
+mod ending;
 mod error;
 mod events;
+mod group;
 mod life;
 mod opening;
 mod run;
@@ -90,8 +106,10 @@ mod state;
 mod task;
 mod watch;
 
+pub use ending::{Ending, Work};
 pub use error::{Fault, FaultKind, Panic, ScopeError};
 pub(crate) use events::Home;
+pub use group::{Group, GroupError, GroupTask};
 use life::{Life, Owned};
 pub use opening::{Disposable, Opening, TornDown};
 pub use run::{Ran, RunError};
@@ -112,6 +130,8 @@ pub struct Scope {
 
 struct Inner {
     name: Cow<'static, str>,
+    /// The length of what [`Scope::path`] gives.
+    path_len: usize,
     id: u64,
     parent: Option<Scope>,
     state: State,
@@ -136,8 +156,9 @@ impl Scope {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let span = Span::new(&name, id, parent.as_ref().map(|parent| &parent.inner.span));
+        let path_len = parent.as_ref().map_or(0, |parent| parent.inner.path_len + "/".len()) + name.len();
         let (state, isolated, life) = (State::default(), AtomicBool::new(false), OnceLock::new());
-        Self { inner: Arc::new(Inner { name, id, parent, state, span, isolated, life }) }
+        Self { inner: Arc::new(Inner { name, path_len, id, parent, state, span, isolated, life }) }
     }
 
     /// Puts a value into this scope, in place of one of the same type, and hides one that a parent holds.
@@ -221,10 +242,10 @@ impl Scope {
     /// [`ContextLayer`](crate::context::ContextLayer), in response bodies, and in the `Drop` of all these.
     ///
     /// Tasks of the scope ([`spawn`](Scope::spawn)) run in it too. One that is spawned otherwise has none, unless it was given one
-    /// with [`within`](Scope::within).
+    /// with [`within`](Scope::within): also not one of a `LocalSet` that is driven inside the call.
     #[must_use]
     pub fn current() -> Option<Self> {
-        ambient::get()
+        ambient::get::<Option<Self>>().filter(|_| ambient::are_of_this_task())
     }
 
     /// Runs `future` in this scope: it is the current one whenever the future is polled, and when it is dropped.
@@ -253,14 +274,19 @@ impl Scope {
 
     /// What it owns. `None` if it was closed before it owned anything.
     fn owned(&self) -> Option<&Arc<Owned>> {
-        let life = self.inner.life.get_or_init(|| match self.parent() {
-            None => Life::Owns(Owned::new(self, CancellationToken::new())),
-            Some(parent) => parent.owned().map_or(Life::Closed, |parent| Life::Owns(parent.child(self))),
-        });
-        match life {
-            Life::Owns(owned) => Some(owned),
-            Life::Closed => None,
+        if let Some(life) = self.inner.life.get() {
+            return life.owned();
         }
+        // From the outside in, and not each in the making of the one within: scopes may nest deeper than the stack is.
+        let new: Vec<_> = self.outwards().take_while(|scope| scope.inner.life.get().is_none()).collect();
+        for scope in new.into_iter().rev() {
+            scope.inner.life.get_or_init(|| match scope.parent().map(|parent| parent.inner.life.get()) {
+                None => Life::Owns(Owned::new(scope)),
+                Some(Some(Life::Owns(parent))) => Life::Owns(parent.child(scope)),
+                Some(_) => Life::Closed,
+            });
+        }
+        self.inner.life.get().and_then(Life::owned)
     }
 
     /// The names from the outermost scope to this one, as `app/request`.
@@ -271,14 +297,14 @@ impl Scope {
     }
 }
 
-/// The last handle of a scope that was not closed is gone. The scope lives on, with all that it has, until it is closed.
-impl Drop for Inner {
-    fn drop(&mut self) {
-        let Some(Life::Owns(owned)) = self.life.take().filter(Life::is_open) else {
-            return drop_parents(self.parent.take());
-        };
+impl Inner {
+    /// The last handle is gone. A scope that was not closed lives on, with all that it has, until it is. Answers the parent, which
+    /// this handle kept.
+    fn let_go(&mut self) -> Option<Scope> {
+        let Some(Life::Owns(owned)) = self.life.take().filter(Life::is_open) else { return self.parent.take() };
         let inner = Self {
             name: mem::take(&mut self.name),
+            path_len: self.path_len,
             id: self.id,
             parent: self.parent.take(),
             state: mem::take(&mut self.state),
@@ -291,15 +317,18 @@ impl Drop for Inner {
         if !owned.is_idle() {
             scope.inner.span.dropped_open(&scope.path());
         }
-        scope.end();
+        scope.end(Ending::of_what_is_dropped());
+        // One that had nothing to close is closed, and goes now.
+        Arc::into_inner(scope.inner)?.parent.take()
     }
 }
 
-/// One after the other, and not each in the drop of the one before: there may be more of them than the stack has room for.
-fn drop_parents(mut parent: Option<Scope>) {
-    while let Some(mut inner) = parent.take().and_then(|parent| Arc::into_inner(parent.inner)) {
-        if !inner.life.get().is_some_and(Life::is_open) {
-            parent = inner.parent.take();
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let mut parent = self.let_go();
+        // One after the other, and not each in the drop of the one before: there may be more of them than the stack has room for.
+        while let Some(mut inner) = parent.and_then(|parent| Arc::into_inner(parent.inner)) {
+            parent = inner.let_go();
         }
     }
 }
@@ -317,12 +346,13 @@ impl fmt::Debug for Scope {
 /// As long as the guard lives, the scope that `scope` holds is the current one, and its span too.
 pub(crate) fn enter(scope: &mut Option<Scope>) -> Entered<'_> {
     let span = scope.as_ref().map(|scope| scope.inner.span.enter());
-    Entered { _span: span, _ambient: ambient::enter(scope) }
+    Entered { _span: span, _task: ambient::enter_task(), _ambient: ambient::enter(scope) }
 }
 
 /// The guard of [`enter`].
 pub(crate) struct Entered<'a> {
     _span: Option<EnteredSpan>,
+    _task: ambient::EnteredTask,
     _ambient: ambient::Entered<'a, Option<Scope>>,
 }
 

@@ -4,14 +4,16 @@ use std::{
     any::type_name,
     fmt,
     future::{Future, poll_fn},
-    pin::pin,
+    pin::{Pin, pin},
     sync::Arc,
-    task::Poll,
+    task::{Context, Poll},
     time::Duration,
 };
 
+use futures_util::stream::{FuturesUnordered, StreamExt};
+
 use super::{
-    Scope,
+    Ending, Scope,
     catch::{self, BoxFuture},
     closing::CloseOnDrop,
     error::{BoxError, Fault, FaultKind, ScopeError},
@@ -72,12 +74,55 @@ impl Disposable {
         D: Future<Output: TornDown> + Send,
         E: Into<BoxError>,
     {
+        Self::with_ending(set_up, |value, _| tear_down(value))
+    }
+
+    /// `set_up` makes the value, `tear_down` undoes it, and is told how the work in the scope ended: for a transaction.
+    ///
+    /// Everything else is as with [`new`](Self::new).
+    ///
+    /// ```
+    /// use std::{io, sync::Arc};
+    /// use ziggurat::{Scope, scope::{Disposable, Ending}};
+    ///
+    /// # struct Transaction;
+    /// # impl Transaction {
+    /// #     async fn begin() -> io::Result<Self> { Ok(Self) }
+    /// #     async fn commit(&self) -> io::Result<()> { panic!("the work failed") }
+    /// #     async fn roll_back(&self) -> io::Result<()> { Ok(()) }
+    /// # }
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let transaction = Disposable::with_ending(
+    ///     async |_: Scope| Transaction::begin().await,
+    ///     async |transaction: Arc<Transaction>, ending: Ending| match ending {
+    ///         Ending::Completed => transaction.commit().await,
+    ///         _ => transaction.roll_back().await,
+    ///     },
+    /// );
+    /// let ran = Scope::root("order")
+    ///     .disposable(transaction)
+    ///     .run(async |_: Scope| Err::<(), _>("out of stock"))
+    ///     .await
+    ///     .unwrap();
+    /// assert!(ran.into_result().is_err()); // and it is rolled back
+    /// # }
+    /// ```
+    pub fn with_ending<T, S, D, E>(
+        set_up: impl FnOnce(Scope) -> S + Send + 'static,
+        tear_down: impl FnOnce(Arc<T>, Ending) -> D + Send + 'static,
+    ) -> Self
+    where
+        T: Send + Sync + 'static,
+        S: Future<Output = Result<T, E>> + Send,
+        D: Future<Output: TornDown> + Send,
+        E: Into<BoxError>,
+    {
         let set_up = move |scope: Scope| -> BoxFuture<Result<TearDown, BoxError>> {
             Box::pin(async move {
                 let value = Arc::new(set_up(scope.clone()).await.map_err(Into::into)?);
                 let undone = Arc::clone(&value);
-                let run = move || -> BoxFuture<Result<(), BoxError>> {
-                    Box::pin(async move { tear_down(undone).await.into_result() })
+                let run = move |ending| -> BoxFuture<Result<(), BoxError>> {
+                    Box::pin(async move { tear_down(undone, ending).await.into_result() })
                 };
                 // What it replaces may panic when it is dropped; this is set up all the same.
                 catch::run(|| scope.inner.state.provide(value));
@@ -119,14 +164,19 @@ impl<E: Into<BoxError>> TornDown for Result<(), E> {
 /// How a value that was set up is undone.
 pub(super) struct TearDown {
     type_name: &'static str,
-    run: Box<dyn FnOnce() -> BoxFuture<Result<(), BoxError>> + Send>,
+    run: Box<dyn FnOnce(Ending) -> BoxFuture<Result<(), BoxError>> + Send>,
 }
 
 impl TearDown {
+    /// The type of the value.
+    pub(super) fn type_name(&self) -> &'static str {
+        self.type_name
+    }
+
     /// Runs it to its end.
-    pub(super) async fn run(self) -> Result<(), FaultKind> {
+    pub(super) async fn run(self, ending: Ending) -> Result<(), FaultKind> {
         let Self { type_name, run } = self;
-        let mut future: Option<BoxFuture<_>> = Some(Box::pin(async move { run().await }));
+        let mut future: Option<BoxFuture<_>> = Some(Box::pin(async move { run(ending).await }));
         let outcome = poll_fn(|cx| catch::poll(&mut future, cx)).await;
         outcome.map_err(|error| FaultKind::tear_down(type_name, error))
     }
@@ -190,10 +240,10 @@ impl Opening {
     /// What failed, and after it what failed while the rest was undone. Also if there is something to set up and no tokio runtime.
     pub async fn open(self) -> Result<Scope, ScopeError> {
         let Self { scope, stages } = self;
-        if stages.is_empty() && !scope.is_cancelled() {
+        if stages.iter().all(Vec::is_empty) && !scope.is_cancelled() {
             return Ok(scope);
         }
-        let refused = |kind| Err(ScopeError::one(scope.path(), kind));
+        let refused = |kind| Err(ScopeError::one(&scope, kind));
         let admitted = scope.owned().and_then(|owned| Some((owned, owned.admit()?)));
         let Some((owned, token)) = admitted else { return refused(FaultKind::Closed) };
         let Some(runtime) = owned.runtime() else { return refused(FaultKind::NoRuntime) };
@@ -208,14 +258,14 @@ impl Opening {
             }
         };
         let set_up = scope.within(set_up);
-        let unless_open = CloseOnDrop::new(&scope);
+        let mut unless_open = CloseOnDrop::new(&scope);
         let outcome = match Deadline::current() {
             Some(deadline) => runtime.spawn(deadline.within(set_up)),
             None => runtime.spawn(set_up),
         };
         // What panics in there is caught; the task ends otherwise only if its runtime does.
         let mut faults = outcome.await.unwrap_or_else(|_| vec![FaultKind::NoRuntime]);
-        if faults.is_empty() && owned.told.is_cancelled() {
+        if faults.is_empty() && owned.told.is_given() {
             faults.push(FaultKind::Closed);
         }
         unless_open.defuse();
@@ -224,49 +274,68 @@ impl Opening {
         }
         let path = scope.path();
         let mut faults: Vec<_> = faults.into_iter().map(|kind| Fault::new(&path, kind)).collect();
+        owned.ended(Ending::Failed);
         if let Err(error) = scope.close().await {
             faults.extend_from_slice(error.faults());
         }
-        ScopeError::of(path, faults).map_or(Ok(scope), Err)
+        ScopeError::of(&scope, faults).map_or(Ok(scope), Err)
     }
 }
 
 /// Sets up one stage after the other; answers what failed.
 async fn set_up_all(scope: &Scope, owned: &Owned, stages: Vec<Vec<Disposable>>) -> Vec<FaultKind> {
-    let mut told = pin!(owned.told.cancelled());
+    let mut told = pin!(owned.told.wait());
     for stage in stages {
-        if owned.told.is_cancelled() {
+        if owned.told.is_given() {
             return vec![FaultKind::Closed];
         }
-        let mut pending: Vec<_> = stage
-            .into_iter()
-            .map(|Disposable { type_name, set_up }| {
-                let scope = scope.clone();
-                let future: BoxFuture<_> = Box::pin(async move { set_up(scope).await });
-                (type_name, Some(future))
-            })
-            .collect();
+        // Each is polled when it is woken, and only then.
+        let mut pending: FuturesUnordered<_> =
+            stage.into_iter().map(|disposable| SetUp::new(disposable, scope)).collect();
         let mut faults = poll_fn(|cx| {
             let mut faults = Vec::new();
-            for (type_name, future) in &mut pending {
-                match catch::poll(future, cx) {
-                    Poll::Ready(Ok(tear_down)) => owned.undo_later(tear_down),
-                    Poll::Ready(Err(error)) => faults.push(FaultKind::set_up(type_name, error)),
-                    Poll::Pending => {}
+            while let Poll::Ready(Some((type_name, outcome))) = pending.poll_next_unpin(cx) {
+                match outcome {
+                    Ok(tear_down) => owned.undo_later(tear_down),
+                    Err(error) => faults.push(FaultKind::set_up(type_name, error)),
                 }
             }
-            if !faults.is_empty() || pending.iter().all(|(_, future)| future.is_none()) {
+            if !faults.is_empty() || pending.is_empty() {
                 return Poll::Ready(faults);
             }
             told.as_mut().poll(cx).map(|()| vec![FaultKind::Closed])
         })
         .await;
-        for (type_name, future) in pending {
-            faults.extend(catch::discard(future).map(|panic| FaultKind::set_up(type_name, panic.into())));
+        for set_up in &mut pending {
+            let panicked = catch::discard(set_up.future.take());
+            faults.extend(panicked.map(|panic| FaultKind::set_up(set_up.type_name, panic.into())));
         }
         if !faults.is_empty() {
             return faults;
         }
     }
     Vec::new()
+}
+
+/// One value being set up.
+struct SetUp {
+    type_name: &'static str,
+    // None: it has ended.
+    future: Option<BoxFuture<Result<TearDown, BoxError>>>,
+}
+
+impl SetUp {
+    fn new(Disposable { type_name, set_up }: Disposable, scope: &Scope) -> Self {
+        let scope = scope.clone();
+        Self { type_name, future: Some(Box::pin(async move { set_up(scope).await })) }
+    }
+}
+
+impl Future for SetUp {
+    type Output = (&'static str, Result<TearDown, BoxError>);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let type_name = self.type_name;
+        catch::poll(&mut self.future, cx).map(|outcome| (type_name, outcome))
+    }
 }

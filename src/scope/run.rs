@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, future::Future};
 
-use super::{Opening, Scope, ScopeError, WithScope, closing::CloseOnDrop};
+use super::{Opening, Scope, ScopeError, WithScope, closing::CloseOnDrop, ending::Work};
 
 impl Scope {
     /// Runs `body` in this scope, and closes the scope: see [`Opening::run`].
@@ -12,7 +12,7 @@ impl Scope {
     /// If the scope is closed already; `body` is not called then.
     pub async fn run<F>(self, body: impl FnOnce(Self) -> F) -> Result<Ran<F::Output>, ScopeError>
     where
-        F: Future,
+        F: Future<Output: Work>,
     {
         Opening::nothing(self).run(body).await
     }
@@ -20,6 +20,8 @@ impl Scope {
 
 impl Opening {
     /// Opens the scope, runs `body` in it, and closes it, whatever came of `body`.
+    ///
+    /// `body` returns `()` or a `Result`, which decides what [tear-downs](super::Disposable::with_ending) are told.
     ///
     /// If this future is dropped, or `body` panics, the scope is closed on a task; [`Scope::close`] tells when it is.
     ///
@@ -42,12 +44,15 @@ impl Opening {
     /// If the scope could not be opened: then `body` was not called, and everything is undone.
     pub async fn run<F>(self, body: impl FnOnce(Scope) -> F) -> Result<Ran<F::Output>, ScopeError>
     where
-        F: Future,
+        F: Future<Output: Work>,
     {
         let scope = self.open().await?;
-        let unless_done = CloseOnDrop::new(&scope);
+        let mut unless_done = CloseOnDrop::new(&scope);
         let output = WithScope::start(scope.clone(), || body(scope.clone())).await;
         unless_done.defuse();
+        if let Some(owned) = scope.owned() {
+            owned.ended(output.ending());
+        }
         let closed = scope.close().await;
         Ok(Ran { output, closed })
     }
@@ -57,8 +62,8 @@ impl Opening {
 #[derive(Debug)]
 #[must_use = "the work, or the closing of its scope, may have failed"]
 pub struct Ran<T> {
-    output: T,
-    closed: Result<(), ScopeError>,
+    pub(super) output: T,
+    pub(super) closed: Result<(), ScopeError>,
 }
 
 impl<T> Ran<T> {

@@ -13,14 +13,17 @@ use std::{
 
 use pin_project_lite::pin_project;
 use tokio::task::JoinHandle;
-use tokio_util::{sync::WaitForCancellationFutureOwned, task::task_tracker::TaskTrackerToken};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::{Scope, enter, error::Panic, life::Owned};
-use crate::{Deadline, ambient};
+use crate::{Deadline, ambient, signal::Wait};
 
 impl Scope {
     /// Runs `future` on a task that belongs to this scope: closing the scope waits for it, and aborts it when the
-    /// [grace period](Scope::grace) is over. It runs in the scope, and is told the deadline of the caller.
+    /// [grace period](Scope::grace) is over. It runs in the scope.
+    ///
+    /// A task of the [current](Scope::current) scope, or of a scope within it, is told the deadline of the caller. A task of any other scope
+    /// may outlive the caller's request, and has no deadline; [`Deadline::within`] gives it one.
     ///
     /// The task goes on if its handle is dropped. Its failure is its own: it is the answer of the handle, and neither ends the
     /// scope nor makes its closing fail.
@@ -45,7 +48,16 @@ impl Scope {
     where
         F: Future<Output: Send> + Send + 'static,
     {
-        self.start(future, Deadline::current())
+        let deadline = Deadline::current().filter(|_| Self::current().is_some_and(|current| self.is_within(&current)));
+        self.start(future, deadline)
+    }
+
+    /// Why it would start no task now.
+    pub(super) fn refuses_tasks(&self) -> Option<TaskError> {
+        match self.owned().filter(|owned| !owned.told.is_given()) {
+            None => Some(TaskError::Closed(self.path())),
+            Some(owned) => owned.runtime().is_none().then(|| TaskError::NoRuntime(self.path())),
+        }
     }
 
     /// The same, with another deadline than the caller's.
@@ -58,7 +70,7 @@ impl Scope {
         let Some(runtime) = owned.runtime() else { return Task::refused(TaskError::NoRuntime(self.path())) };
         let future = InTask {
             future: Some(future),
-            abort: owned.abort.clone().cancelled_owned(),
+            abort: owned.abort.wait(),
             owned: Arc::clone(owned),
             member: Some(Member { scope: None, role: Role::Task(Some(token)) }),
         };
@@ -175,20 +187,28 @@ pub(super) enum Role {
     TearDown,
 }
 
+/// Whether the running code can await the closing of a scope.
+pub(super) enum Aside {
+    Free,
+    /// It is a tear-down that the closing awaits.
+    AwaitsItself,
+    /// It is a tear-down of this scope, another one. The closing may await that too.
+    TearDown(Scope),
+}
+
 impl Member {
-    /// Sees to it that the running code can await the closing of `scope`: a task is not waited for any longer. A tear-down has to
-    /// be: false.
-    pub(super) fn step_aside(scope: &Scope) -> bool {
-        let (awaits_itself, token) = ambient::change(|member: &mut Option<Self>| match member {
-            Some(Self { scope: Some(own), role }) if own.is_within(scope) => match role {
-                Role::Task(token) => (false, token.take()),
-                Role::TearDown => (true, None),
-            },
-            _ => (false, None),
+    /// Sees to it that the running code can await the closing of `scope`: a task is not waited for any longer. A tear-down has to be.
+    pub(super) fn step_aside(scope: &Scope) -> Aside {
+        let (aside, token) = ambient::change(|member: &mut Option<Self>| match member {
+            Some(Self { scope: Some(own), role: Role::TearDown }) => {
+                (Some(if own.is_within(scope) { Aside::AwaitsItself } else { Aside::TearDown(own.clone()) }), None)
+            }
+            Some(Self { scope: Some(own), role: Role::Task(token) }) if own.is_within(scope) => (None, token.take()),
+            _ => (None, None),
         });
         // It wakes whoever waited for it.
         drop(token);
-        !awaits_itself
+        aside.unwrap_or(Aside::Free)
     }
 }
 
@@ -199,7 +219,7 @@ pin_project! {
         #[pin]
         future: Option<F>,
         #[pin]
-        abort: WaitForCancellationFutureOwned,
+        abort: Wait,
         owned: Arc<Owned>,
         // After the future, and so dropped after it: then the scope may be torn down.
         member: Option<Member>,

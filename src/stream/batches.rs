@@ -125,7 +125,8 @@ impl<S: Stream, K: Kind<S::Item>> Batches<S, K> {
                     Ok(value) => {
                         if this.batch.is_empty() {
                             this.batch.reserve(*this.capacity);
-                            let end = this.within.and_then(|within| clock::now().checked_add(within));
+                            let within = this.within.filter(|within| !within.is_zero());
+                            let end = within.and_then(|within| clock::now().checked_add(within));
                             *this.timer = end.map(|end| Box::pin(clock::sleep_until(end)));
                         }
                         this.batch.push(value);
@@ -139,7 +140,13 @@ impl<S: Stream, K: Kind<S::Item>> Batches<S, K> {
                     }
                 },
                 Poll::Ready(None) => this.source.set(None),
-                Poll::Pending => return this.timer.as_mut().map_or(Poll::Pending, |timer| timer.as_mut().poll(cx)),
+                Poll::Pending => {
+                    // Nothing is waited for, and no timer needed.
+                    if *this.within == Some(Duration::ZERO) && !this.batch.is_empty() {
+                        return Poll::Ready(());
+                    }
+                    return this.timer.as_mut().map_or(Poll::Pending, |timer| timer.as_mut().poll(cx));
+                }
             }
         }
         cx.waker().wake_by_ref();

@@ -34,12 +34,17 @@ impl Counters {
             Event::SettingsRefused { .. } => return of(site, event, "").increment(1),
             Event::Rejected(rejection) => return of(site, event, rejection.reason().as_str()).increment(1),
             Event::GaveUp { reason, .. }
+            | Event::NotRetried { reason, .. }
             | Event::NotRepeatable { reason }
             | Event::FellBack { reason }
             | Event::FallbackFailed { reason, .. }
             | Event::Injected { reason } => return of(site, event, reason).increment(1),
             Event::Transition { to, .. } => return of(site, event, to).increment(1),
-            Event::Retrying { .. } | Event::Failed | Event::HandlerFailed { .. } | Event::HandlerLagged { .. } => {
+            Event::Retrying { .. }
+            | Event::Recovered { .. }
+            | Event::Failed
+            | Event::HandlerFailed { .. }
+            | Event::HandlerLagged { .. } => {
                 return of(site, event, "").increment(1);
             }
         };

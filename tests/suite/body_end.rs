@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
@@ -18,13 +19,14 @@ use tokio::{
     sync::mpsc,
     time::{Instant, advance},
 };
-use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
     Class, Classify, Deadline, Error, Event, GrpcStatus, HttpStatus, Outcome, Reason, Reject, Rejection, Scope, Site,
     circuit_breaker::{CircuitBreakerLayer, State},
     concurrency_limit::ConcurrencyLimitLayer,
     context::ContextLayer,
     observe::ObserveLayer,
+    testing::Task,
     timeout::TimeoutLayer,
 };
 
@@ -167,6 +169,87 @@ async fn a_zero_limit_lets_a_body_through_that_is_ready_at_once() {
     let body = service.oneshot(()).await.unwrap().into_body().collect().await.unwrap();
     assert!(body.trailers().is_some());
     assert_eq!(body.to_bytes(), "all");
+}
+
+/// A body that works for as long as this, in steps, when it is polled; and then gives a frame.
+struct InSteps(Vec<Pin<Box<tokio::time::Sleep>>>, Duration);
+
+impl Body for InSteps {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Step>> {
+        let Self(steps, step) = &mut *self;
+        while let Some(current) = steps.last_mut() {
+            std::task::ready!(current.as_mut().poll(cx));
+            steps.pop();
+            if let Some(next) = steps.last_mut() {
+                next.as_mut().reset(Instant::now() + *step);
+            }
+        }
+        Poll::Ready(Some(data("done")))
+    }
+}
+
+fn in_steps(steps: usize, step: Duration) -> impl Body<Data = Bytes, Error = BoxError> {
+    let service = TimeoutLayer::new(60 * SECOND).idle(SECOND).layer(service_fn(move |()| async move {
+        let steps = (0..steps).map(|_| Box::pin(tokio::time::sleep(step))).collect();
+        Ok::<_, Error<Infallible>>(Response::new(InSteps(steps, step)))
+    }));
+    service.oneshot(()).now_or_never().unwrap().unwrap().into_body()
+}
+
+/// Shows: F1
+#[tokio::test(start_paused = true)]
+async fn an_idle_limit_counts_the_time_in_which_the_reader_waits_and_no_other() {
+    let step = Duration::from_millis(200);
+    // It needs 400 ms. The reader asks once, is woken after 200 ms, and asks again five seconds later.
+    let mut body = in_steps(2, step);
+    let mut reader = Task::new(body.frame());
+    assert!(reader.poll().is_pending());
+    advance(step).await;
+    assert_eq!(reader.times_woken(), 1);
+    advance(5 * SECOND).await;
+    assert!(reader.poll().is_pending(), "the time in which the reader did not ask has counted");
+    advance(step).await;
+    assert!(reader.poll().ready_and(|frame| frame.unwrap().is_ok()));
+
+    // A reader that asks as soon as it is woken waits all the time, however often it is woken without a frame.
+    let mut body = in_steps(7, step);
+    let start = Instant::now();
+    let error = body.frame().await.unwrap().unwrap_err();
+    assert!(Rejection::find(&*error).unwrap().is_timed_out());
+    assert_eq!(start.elapsed(), SECOND);
+
+    // One that asks without being woken waits too.
+    let mut body = in_steps(1, 5 * SECOND);
+    let mut reader = Task::new(body.frame());
+    for _ in 0..5 {
+        assert!(reader.poll().is_pending());
+        advance(step).await;
+    }
+    assert!(reader.poll().ready_and(|frame| frame.unwrap().is_err()));
+
+    // What the body took before it woke its reader counts, even if the reader comes late.
+    let mut body = in_steps(2, 2 * SECOND);
+    let mut reader = Task::new(body.frame());
+    assert!(reader.poll().is_pending());
+    advance(2 * SECOND).await;
+    advance(5 * SECOND).await;
+    assert!(reader.poll().ready_and(|frame| frame.unwrap().is_err()));
+}
+
+trait ReadyAnd<T> {
+    fn ready_and(self, holds: impl FnOnce(T) -> bool) -> bool;
+}
+
+impl<T> ReadyAnd<T> for Poll<T> {
+    fn ready_and(self, holds: impl FnOnce(T) -> bool) -> bool {
+        match self {
+            Poll::Ready(value) => holds(value),
+            Poll::Pending => false,
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

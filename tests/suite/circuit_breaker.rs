@@ -18,8 +18,8 @@ use http::{Request, Response, header::RETRY_AFTER};
 use tokio::time::{advance, sleep};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
-    Backoff, Class, Error, Event, Jitter, Reason, Rejection, Site,
-    circuit_breaker::{Cancelled, Circuit, CircuitBreakerLayer, State},
+    Backoff, Class, Error, Event, HttpStatus, Jitter, Reason, Rejection, Site,
+    circuit_breaker::{Cancelled, Circuit, CircuitBreakerLayer, State, Transition},
     concurrency_limit::ConcurrencyLimitLayer,
     testing::{Strict, Task},
     timeout::TimeoutLayer,
@@ -763,6 +763,55 @@ async fn an_infallible_http_service_is_judged_by_its_status_and_answered_with_on
     assert_eq!(response.headers()[RETRY_AFTER], "2");
 }
 
+/// A service over HTTP that answers with the status and the `Retry-After` that it is asked for.
+fn echoing(
+    circuit_breaker: CircuitBreakerLayer<HttpStatus>,
+) -> impl Service<Request<(u16, u32)>, Response = Response<String>, Error = Infallible> + Clone {
+    circuit_breaker.layer(service_fn(|request: Request<(u16, u32)>| {
+        let (status, retry_after) = *request.body();
+        let response = Response::builder().status(status).header(RETRY_AFTER, retry_after);
+        ready(Ok::<_, Infallible>(response.body(String::new()).unwrap()))
+    }))
+}
+
+/// One tenant that calls too often must not shut out all others, nor keep them out for longer.
+///
+/// Shows: F2
+#[tokio::test(start_paused = true)]
+async fn what_the_service_declines_is_not_held_against_it() {
+    let layer = CircuitBreakerLayer::consecutive(3).classify(HttpStatus).open_for(SECOND);
+    let circuit = layer.handle();
+    let mut service = echoing(layer);
+    for status in [429, 408, 503, 503, 429, 429] {
+        assert_eq!(call(&mut service, Request::new((status, 60))).await.unwrap().status(), status);
+        assert_eq!(circuit.state(), State::Closed);
+    }
+    // It neither breaks a row of failures, nor is one, nor extends what they ask for.
+    call(&mut service, Request::new((503, 0))).await.unwrap();
+    assert_eq!(circuit.state(), State::Open);
+    advance(SECOND).await;
+    assert_eq!(call(&mut service, Request::new((429, 60))).await.unwrap().status(), 429);
+    assert_eq!(circuit.state(), State::HalfOpen, "a probe that was declined says nothing");
+    call(&mut service, Request::new((200, 0))).await.unwrap();
+    assert_eq!(circuit.state(), State::Closed);
+}
+
+/// Shows: F3
+#[tokio::test(start_paused = true)]
+async fn a_circuit_stays_open_as_long_as_the_503_that_opened_it_asks_for() {
+    let open_for = Backoff::exponential(SECOND).max(60 * SECOND).jitter(Jitter::Equal);
+    for (asked, open) in [(20, 20), (60, 60), (3600, 60)] {
+        let mut service = echoing(CircuitBreakerLayer::consecutive(1).classify(HttpStatus).open_for(open_for));
+        call(&mut service, Request::new((503, asked))).await.unwrap();
+        let rejected = call(&mut service, Request::new((200, 0))).await;
+        assert_eq!(ziggurat::rejection(&rejected).unwrap().retry_after(), Some(open * SECOND));
+        advance(open * SECOND - Duration::from_millis(1)).await;
+        assert_eq!(call(&mut service, Request::new((200, 0))).await.unwrap().status(), 503);
+        advance(Duration::from_millis(1)).await;
+        assert_eq!(call(&mut service, Request::new((200, 0))).await.unwrap().status(), 200);
+    }
+}
+
 /// Shows: B2
 #[tokio::test(start_paused = true)]
 async fn open_times_at_the_edge_do_no_harm() {
@@ -998,4 +1047,29 @@ async fn a_breaker_around_a_breaker_knows_a_queued_call_too() {
     assert!(futures_util::poll!(&mut first).is_pending());
     service.oneshot(Some(SECOND)).await.unwrap_err();
     assert_eq!(circuits.map(|circuit| circuit.state()), [State::Closed, State::Closed]);
+}
+
+/// Bad input: an observer panics, and so does the waker of a subscriber. The others hear of the transition all the same.
+///
+/// Shows: B7
+#[tokio::test(start_paused = true)]
+async fn a_subscriber_hears_of_a_transition_also_if_an_observer_or_another_subscribers_waker_panics() {
+    struct Bang;
+    impl std::task::Wake for Bang {
+        fn wake(self: Arc<Self>) {
+            panic!("woken");
+        }
+    }
+    let layer = CircuitBreakerLayer::consecutive(1).observer(|_: &Site, event: &Event<'_>| panic!("told of {event:?}"));
+    let circuit = layer.handle();
+    let (mut panics, mut hears) = (circuit.subscribe(), circuit.subscribe());
+    let bang = std::task::Waker::from(Arc::new(Bang));
+    let mut panics = std::pin::pin!(panics.next());
+    assert!(panics.as_mut().poll(&mut std::task::Context::from_waker(&bang)).is_pending());
+    let mut heard = Task::new(hears.next());
+    assert!(heard.poll().is_pending());
+    assert!(catch_unwind(AssertUnwindSafe(|| circuit.force_open())).is_err());
+    assert_eq!(heard.times_woken(), 1);
+    assert!(matches!(heard.poll(), Poll::Ready(Some(Transition { to: State::Open, .. }))));
+    assert!(matches!(panics.as_mut().poll(&mut std::task::Context::from_waker(&bang)), Poll::Ready(Some(_))));
 }

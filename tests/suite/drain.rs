@@ -71,7 +71,7 @@ async fn second_attempt(pause: Duration, limit: Duration, body: Streamed) -> Dur
         .service_fn(move |_: Request<String>| {
             let status = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::OK][ziggurat::attempt() as usize - 1];
             let response = Response::builder().status(status).body(bodies.lock().unwrap().pop().unwrap());
-            std::future::ready(Ok::<_, Error<()>>(response.unwrap()))
+            std::future::ready(Ok::<_, Error<String>>(response.unwrap()))
         });
     let start = Instant::now();
     let response = service.oneshot(Request::get("/").body(String::new()).unwrap()).await.unwrap();

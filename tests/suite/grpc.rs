@@ -335,9 +335,10 @@ async fn a_client_obeys_the_pushback_of_a_server_that_is_full() {
     let retrying = ServiceBuilder::new()
         .layer(RetryLayer::new().classify(GrpcStatus).max_attempts(100).backoff(Duration::ZERO).observer(
             move |_: &Site, event: &Event<'_>| {
-                let Event::Retrying { delay, .. } = event else { panic!("{event:?}") };
-                assert!(*delay >= Duration::from_millis(1), "the server says when, and no backoff is shorter");
-                leave.notify_one();
+                if let Event::Retrying { delay, .. } = event {
+                    assert!(*delay >= Duration::from_millis(1), "the server says when, and no backoff is shorter");
+                    leave.notify_one();
+                }
             },
         ))
         .service(service_fn(move |message: HealthCheckRequest| {

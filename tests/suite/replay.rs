@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{
         Arc, Mutex,
@@ -31,8 +32,9 @@ use tokio::{
 };
 use tower::{Layer, ServiceBuilder, ServiceExt};
 use ziggurat::{
-    Error, Event, Site,
+    Error, Event, Idempotent, Site,
     body::{CopyBody, ReplayBody},
+    fallback::FallbackLayer,
     replay::ReplayLayer,
     retry::{Budget, CopyIf, RetryLayer},
 };
@@ -250,6 +252,59 @@ async fn any_method_can_be_retried_if_it_is_said() {
     assert_eq!(service.oneshot(order).await.unwrap().status(), 200);
 }
 
+/// It copies the request before the retry does, and is the last to need it.
+///
+/// Shows: G2, R9
+#[tokio::test(start_paused = true)]
+async fn a_backup_outside_of_a_retry_is_asked_with_the_whole_request() {
+    async fn read(request: Request<ReplayBody<Streamed>>) -> Bytes {
+        request.into_body().collect().await.unwrap().to_bytes()
+    }
+    for retries in [0, 2] {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&calls);
+        let backup = tower::service_fn(async |request| {
+            assert_eq!(read(request).await, "order");
+            Ok::<_, Infallible>(Response::new("backup".to_owned()))
+        });
+        let service = ServiceBuilder::new()
+            .layer(ReplayLayer::new())
+            .layer(FallbackLayer::service(backup).copy(Idempotent).http())
+            .layer(RetryLayer::http().max_attempts(1 + retries))
+            .service_fn(move |request| {
+                counted.fetch_add(1, Ordering::SeqCst);
+                async {
+                    assert_eq!(read(request).await, "order");
+                    Ok(Response::builder().status(503).body(String::new()).unwrap())
+                }
+            });
+        let put = Request::put("/").body(streamed(&["or", "der"])).unwrap();
+        assert_eq!(service.oneshot(put).await.unwrap().into_body(), "backup");
+        assert_eq!(calls.load(Ordering::SeqCst), 1 + retries as usize);
+    }
+}
+
+/// Shows: R1, R9
+#[tokio::test(start_paused = true)]
+async fn a_retry_within_a_retry_sends_the_request_as_often_as_both_say() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
+    let service = ServiceBuilder::new()
+        .layer(ReplayLayer::new())
+        .layer(RetryLayer::http().max_attempts(2))
+        .layer(RetryLayer::http().max_attempts(2))
+        .service_fn(move |request: Request<ReplayBody<Streamed>>| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            async {
+                assert_eq!(request.into_body().collect().await.unwrap().to_bytes(), "order");
+                Ok::<_, Infallible>(Response::builder().status(503).body(String::new()).unwrap())
+            }
+        });
+    let put = Request::put("/").body(streamed(&["or", "der"])).unwrap();
+    assert_eq!(service.oneshot(put).await.unwrap().status(), 503);
+    assert_eq!(calls.load(Ordering::SeqCst), 4);
+}
+
 /// What is kept counts over all services of one layer value, and is given back.
 #[tokio::test]
 async fn all_services_of_a_layer_share_what_may_be_kept_and_two_layers_do_not() {
@@ -419,4 +474,19 @@ async fn a_replayed_body_says_that_it_ends_with_its_last_frame() {
     let mut body = ReplayBody::new(Full::new(Bytes::from_static(b"all")));
     assert!(body.frame().await.unwrap().is_ok());
     assert!(body.is_end_stream());
+}
+
+/// Shows: F7
+#[test]
+fn one_request_may_not_be_allowed_more_than_all_together() {
+    let made = |layer: ReplayLayer| catch_unwind(AssertUnwindSafe(|| drop(layer.layer(()))));
+    for layer in
+        [ReplayLayer::new().max_bytes(10).max_total_bytes(9), ReplayLayer::new().max_total_bytes(9).max_bytes(10)]
+    {
+        let panic = made(layer).unwrap_err().downcast::<String>().unwrap();
+        assert_eq!(*panic, "max_bytes must be at most max_total_bytes, which is 9, not 10");
+    }
+    // Without a number of its own a request may have what all have.
+    assert!(made(ReplayLayer::new().max_total_bytes(9)).is_ok());
+    assert!(made(ReplayLayer::new().max_bytes(usize::MAX).max_total_bytes(usize::MAX)).is_ok());
 }

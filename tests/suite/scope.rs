@@ -8,6 +8,7 @@ use std::{
     thread,
 };
 
+use tokio::{sync::oneshot, task::LocalSet};
 use ziggurat::{Scope, testing::Task};
 
 #[derive(Debug, PartialEq, Default)]
@@ -222,4 +223,33 @@ fn a_hundred_thousand_scopes_within_each_other_are_dropped_without_a_stack_for_e
         scope = scope.child("deeper");
     }
     drop(scope);
+}
+
+/// The tasks of a `LocalSet` are polled by the task that drives it, which may be a call of another tenant.
+///
+/// Shows: X7
+#[tokio::test]
+async fn a_task_of_a_local_set_does_not_see_the_scope_of_the_call_that_drives_it() {
+    let name = || Scope::current().map(|scope| scope.name().to_owned());
+    let (app, other) = (Scope::root("app"), Scope::root("other"));
+    let local = LocalSet::new();
+    let (begin, begins) = oneshot::channel();
+    let nobodys = local.spawn_local(async move {
+        let first = name();
+        begins.await.unwrap();
+        (first, name())
+    });
+    let others = local.spawn_local(other.within(async move { name() }));
+    let call = local.run_until(async {
+        let before = name();
+        begin.send(()).unwrap();
+        let nobodys = nobodys.await.unwrap();
+        // Also from within: what a task is given, it brings along.
+        let inner = tokio::task::spawn_local(async move { name() }).await.unwrap();
+        (before, nobodys, others.await.unwrap(), inner, name())
+    });
+    let (before, nobodys, others, inner, after) = app.within(call).await;
+    assert_eq!((before.as_deref(), after.as_deref()), (Some("app"), Some("app")));
+    assert_eq!((nobodys, others.as_deref(), inner), ((None, None), Some("other"), None));
+    assert_eq!(name(), None);
 }

@@ -369,7 +369,14 @@ fn when_the_runtime_is_gone_a_closing_says_so() {
     let mut closing = ziggurat::testing::Task::new(app.close());
     let std::task::Poll::Ready(closed) = closing.poll() else { panic!("it hangs") };
     let error = closed.unwrap_err();
-    assert_eq!(error.to_string(), "the scope `app` has no tokio runtime to open or close in");
+    let lost = |scope| {
+        format!(
+            "the scope `{scope}` has no tokio runtime to open or close in; the scope `{scope}` has no tokio runtime to tear down \
+             `suite::scope_disposables::Value` in: it was only dropped"
+        )
+    };
+    assert_eq!(error.to_string(), format!("{}; {}", lost("app/child"), lost("app")));
+    assert_eq!(error.scope(), "app");
     assert_eq!(Arc::strong_count(&value), 1);
     assert!(child.is_cancelled());
     drop(child);
@@ -389,6 +396,44 @@ fn a_closing_that_is_cut_off_by_the_end_of_its_runtime_says_so() {
     drop(runtime);
     let std::task::Poll::Ready(Err(error)) = closing.poll() else { panic!("it hangs") };
     assert!(matches!(error.faults()[0].kind(), FaultKind::NoRuntime), "{error}");
+    assert!(matches!(error.faults()[1].kind(), FaultKind::NotTornDown { .. }), "{error}");
+}
+
+/// Each of two tear-downs awaits the closing of the other's scope: the grace period of their own ends the wait.
+///
+/// Shows: X4
+#[tokio::test(start_paused = true)]
+async fn tear_downs_of_two_scopes_that_await_each_other_end_with_their_grace_period() {
+    let log = Log::default();
+    let app = Scope::root("app").grace(3 * SECOND);
+    let scopes = [app.child("a"), app.child("b")];
+    for (own, other) in [(0, 1), (1, 0)] {
+        let (other, noted) = (scopes[other].clone(), log.clone());
+        let awaits = Disposable::new(
+            async |_: Scope| Ok::<_, io::Error>(()),
+            async move |_: Arc<()>| {
+                let closed = other.close().await;
+                noted.note(closed.as_ref().unwrap_err());
+                closed
+            },
+        );
+        drop(scopes[own].clone().disposable(awaits).open().await.unwrap());
+    }
+    let begin = Instant::now();
+    let error = app.close().await.unwrap_err();
+    assert_eq!(begin.elapsed(), 3 * SECOND);
+    assert_eq!(error.faults().len(), 2, "{error}");
+    // One of them is the first to give up, and the other may hear that from the closing that it awaits.
+    let heard = log.take();
+    assert!(heard[0].ends_with("was not closed in the grace period of a tear-down that awaits it"), "{heard:?}");
+    assert_eq!(heard.len(), 2);
+
+    // One that awaits a scope that closes in time hears how.
+    let (app, slow) = (Scope::root("app"), Scope::root("slow"));
+    let slow = slow.disposable(slow_down("slow", &log)).open().await.unwrap();
+    let other = slow.clone();
+    let awaits = Disposable::new(async |_: Scope| Ok::<_, io::Error>(()), async move |_: Arc<()>| other.close().await);
+    app.disposable(awaits).open().await.unwrap().close().await.unwrap();
 }
 
 /// Where there is nothing to close none is needed.
@@ -404,7 +449,7 @@ fn a_scope_that_owns_nothing_is_closed_without_a_runtime() {
 ///
 /// Shows: X5
 #[tokio::test(start_paused = true)]
-async fn a_waker_that_panics_does_not_keep_the_scope_from_closing() {
+async fn a_waker_that_panics_keeps_neither_the_scope_from_closing_nor_others_from_hearing_of_it() {
     struct Bang;
     impl Wake for Bang {
         fn wake(self: Arc<Self>) {
@@ -417,6 +462,18 @@ async fn a_waker_that_panics_does_not_keep_the_scope_from_closing() {
     let mut told = pin!(app.cancelled());
     assert!(told.as_mut().poll(&mut Context::from_waker(&bang)).is_pending());
     log.take();
-    app.close().await.unwrap();
+    // Behind it: others that wait, here and within, for the beginning and for the end.
+    let child = app.child("child");
+    let mut told = [app.cancelled(), child.cancelled(), app.cancelled()].map(ziggurat::testing::Task::new);
+    assert!(told.iter_mut().all(|told| told.poll().is_pending()));
+    let mut closing = pin!(app.close());
+    assert!(closing.as_mut().poll(&mut Context::from_waker(&bang)).is_pending());
+    assert!(told.iter_mut().all(|told| told.times_woken() == 1 && told.poll().is_ready()));
+    let mut others = [app.close(), app.close()].map(ziggurat::testing::Task::new);
+    assert!(others.iter_mut().all(|closing| closing.poll().is_pending()));
+    while !others.iter().any(|closing| closing.times_woken() > 0) {
+        tokio::task::yield_now().await;
+    }
+    assert!(others.iter_mut().all(|closing| closing.times_woken() == 1 && closing.poll().is_ready()));
     assert_eq!(log.take(), ["down a in app"]);
 }

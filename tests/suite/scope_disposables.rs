@@ -54,7 +54,7 @@ pub(super) fn slow(name: &'static str, time: Duration, log: &Log) -> Disposable 
 }
 
 /// Tells that a set-up was dropped before it was done.
-struct OnDrop<'a>(&'a Log, &'static str);
+pub(super) struct OnDrop<'a>(pub(super) &'a Log, pub(super) &'static str);
 
 impl Drop for OnDrop<'_> {
     fn drop(&mut self) {
@@ -319,9 +319,15 @@ async fn a_body_runs_in_its_scope_which_is_closed_afterwards() {
     let ran = scope.clone().disposable(quick("a", &log)).run(async |scope: Scope| {
         assert_eq!(scope.id(), Scope::current().unwrap().id());
         log.note("body");
-        scope.child("item").run(async |item: Scope| item.name().to_owned()).await.unwrap().into_parts().0
+        scope
+            .child("item")
+            .run(async |item: Scope| Ok::<_, io::Error>(item.name().to_owned()))
+            .await
+            .unwrap()
+            .into_result()
     });
-    assert_eq!(ran.await.unwrap().into_parts().0, "item");
+    let ran = ran.await.unwrap().into_result();
+    assert_eq!(ran.unwrap(), "item");
     assert_eq!(log.take(), ["up a in app", "body", "down a in app"]);
     // Now it is closed, and cannot run anything more.
     let error = scope.run(async |_: Scope| unreachable!("it is closed")).await.unwrap_err();
@@ -376,8 +382,11 @@ fn outside_of_a_runtime_nothing_is_set_up() {
     assert_eq!(opened.unwrap_err().to_string(), "the scope `app` has no tokio runtime to open or close in");
     assert!(log.take().is_empty());
     // Without anything to set up none is needed.
-    let opening = [].into_iter().collect::<Vec<Disposable>>();
-    assert!(ziggurat::testing::Task::new(Scope::root("app").disposables(opening).open()).poll().is_ready());
+    let opening = Scope::root("app").disposables([]).disposables(Vec::new());
+    let std::task::Poll::Ready(opened) = ziggurat::testing::Task::new(opening.open()).poll() else {
+        panic!("it hangs")
+    };
+    assert_eq!(opened.unwrap().name(), "app");
 }
 
 /// Bad input: a value whose `Drop` panics, of the type that is set up.

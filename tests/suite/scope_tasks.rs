@@ -1,6 +1,7 @@
 //! Tasks that belong to a scope.
 
 use std::{
+    convert::Infallible,
     future::pending,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
@@ -9,10 +10,12 @@ use std::{
 };
 
 use tokio::time::{Instant, sleep};
+use tower::{Layer, ServiceExt, service_fn};
 use ziggurat::{
-    Deadline, Scope,
+    Deadline, Error, Scope,
     scope::{Task, TaskError},
     testing,
+    timeout::TimeoutLayer,
 };
 
 use crate::scope_disposables::{Log, Value};
@@ -40,12 +43,50 @@ fn deaf(scope: &Scope, log: &Log) -> Task<()> {
     })
 }
 
+async fn answers_later((): ()) -> Result<(), Error<Infallible>> {
+    sleep(SECOND / 2).await;
+    Ok(())
+}
+
+/// It works on after the request, and a call in it has all the time that it needs.
+///
+/// Shows: X5, X7
+#[tokio::test(start_paused = true)]
+async fn a_task_of_a_scope_that_outlives_the_request_has_no_deadline_unless_it_is_given_one() {
+    let app = Scope::root("app");
+    let request = app.child("request");
+    let deadline = Deadline::after(SECOND);
+    let ask = || async { Deadline::current() };
+    let spawned = request.within(deadline.within(async {
+        let inside = request.child("inside");
+        (app.spawn(ask()), request.spawn(ask()), inside.spawn(ask()).await, app.spawn(deadline.within(ask())))
+    }));
+    let (of_app, of_request, inside, asked_for) = spawned.await;
+    assert_eq!(of_app.await.unwrap(), None);
+    assert_eq!(of_request.await.unwrap(), Some(deadline));
+    assert_eq!(inside.unwrap(), Some(deadline));
+    assert_eq!(asked_for.await.unwrap(), Some(deadline));
+    // Where the caller runs in no scope, every scope outlives it.
+    assert_eq!(deadline.within(async { app.spawn(ask()).await }).await.unwrap(), None);
+
+    let limit = TimeoutLayer::new(SECOND);
+    let late = request.within(deadline.within(async {
+        let called = app.spawn(async move {
+            sleep(2 * SECOND).await;
+            limit.layer(service_fn(answers_later)).oneshot(()).await
+        });
+        called.await
+    }));
+    assert!(late.await.unwrap().is_ok());
+}
+
 /// Shows: X5, X7
 #[tokio::test(start_paused = true)]
 async fn a_task_runs_in_its_scope_and_is_told_the_callers_deadline() {
     let app = Scope::root("app").with(Value("app"));
     let deadline = Deadline::after(2 * SECOND);
-    let spawned = deadline.within(async { app.spawn(async { (Scope::current(), Deadline::current()) }).await });
+    let spawned = app.within(async { app.spawn(async { (Scope::current(), Deadline::current()) }).await });
+    let spawned = deadline.within(spawned);
     let (scope, told) = spawned.await.unwrap();
     let scope = scope.unwrap();
     assert_eq!((scope.id(), scope.get::<Value>().unwrap().0), (app.id(), "app"));

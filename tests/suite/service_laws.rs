@@ -62,7 +62,7 @@ macro_rules! recommended_stack {
                 .layer(ContextLayer::new(around()).state(|req: &Request<String>| req.uri().clone()))
                 .layer(CacheLayer::<Uri, _, _>::new(10, MINUTE, $key).classify(HttpStatus))
                 .layer(TimeoutLayer::new(10 * SECOND))
-                .layer(RetryLayer::http().budget(tight_budget()))
+                .layer(RetryLayer::http().budget(no_budget()))
                 .layer(CircuitBreakerLayer::http().over_calls(1))
                 .layer(limit)
                 .layer(TimeoutLayer::new(|_: &Request<String>| Scope::current().map(|_| SECOND)))
@@ -169,7 +169,7 @@ these_keep_to_the_laws! {
     propagate_the_deadline: laws(|| (TimeoutLayer::new(SECOND), PropagateLayer::new().deadline(TimeoutHeader::grpc())));
     /// Shows: G4
     the_clients_stack: laws_with_gauges(|| {
-        let stack = ClientStack::http("laws").settings_from(&around().with(tight_settings())).with_retry(RetryLayer::http().budget(tight_budget()));
+        let stack = ClientStack::http("laws").settings_from(&around().with(tight_settings())).with_retry(RetryLayer::http().budget(no_budget()));
         let gate = stack.gate();
         (stack, move || (gate.in_flight(), gate.waiting()))
     }).stateful();
@@ -230,6 +230,11 @@ fn the_call_is_gone_before_its_answer_is_handed_out() {
 /// A first failure earns a retry for the second one.
 fn tight_budget() -> Budget {
     Budget::new(1.0).min_per_second(0)
+}
+
+/// Where the first failure opens a circuit inside of the retry, the next attempt ends with a rejection.
+fn no_budget() -> Budget {
+    Budget::new(0.0).min_per_second(0)
 }
 
 fn limited(limit: ConcurrencyLimitLayer) -> (ConcurrencyLimitLayer, impl Fn() -> (usize, usize)) {

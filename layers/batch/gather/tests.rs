@@ -106,10 +106,22 @@ fn to_leave_costs_no_more_than_a_few_comparisons_however_many_wait() {
             assert!(gather.leave(place).is_some());
             most = most.max(COMPARED.get() - before);
         }
-        // Of a tree of 80,000 with at least 5 and at most 11 in each node.
-        assert!(most <= 7 * 11, "{most}");
+        // A binary search: 2^17 is more than 80,000.
+        assert!(most <= 18, "{most}");
         assert_eq!((gather.len(), gather.open.len(), gather.batches.len()), (0, 0, 0));
     }
+}
+
+#[test]
+fn callers_who_come_and_leave_take_no_more_room_than_those_who_wait() {
+    let mut gather = Gather::new(usize::MAX, Duration::MAX);
+    let waits = joined(&mut gather, 1, "a").place;
+    for _ in 0..1_000 {
+        let leaves = joined(&mut gather, 1, "b").place;
+        assert_eq!(gather.leave(leaves).map(|(item, _)| item), Some("b"));
+    }
+    assert!(gather.batches.values().all(|batch| batch.items.capacity() <= 4));
+    assert_eq!((gather.len(), taken(&mut gather, waits.batch)), (1, vec!["a"]));
 }
 
 #[test]

@@ -314,6 +314,36 @@ fn closing_forgets_what_was_counted() {
     assert_eq!(news(&machine), []);
 }
 
+/// Shows: F3
+#[test]
+fn it_stays_open_at_least_as_long_as_the_failure_that_opened_it_asked_for() {
+    let open_for = Backoff::exponential(5 * SECOND).max(60 * SECOND).jitter(Jitter::Equal);
+    for (open_for, asked, least, most) in [
+        (open_for, 20, 20, 20),
+        (open_for, 61, 60, 60),
+        (open_for, 1_000_000, 60, 60),
+        // Jitter is for the circuit's own time.
+        (open_for, 1, 2, 5),
+        (Backoff::fixed(5 * SECOND), 20, 5, 5),
+        (Backoff::exponential(5 * SECOND), 1_000_000, 300, 300),
+    ] {
+        let start = Instant::now();
+        let machine = Machine::new(Policy { open_for, ..consecutive(2) }, start);
+        let asks = Outcome::LeaveAlone(asked * SECOND);
+        // The one before does not count: the second opens it.
+        call(&machine, start, Outcome::LeaveAlone(1_000 * SECOND));
+        assert!(call(&machine, start, asks));
+        let open = machine.check(at(start)).unwrap_err().retry_after;
+        assert!((least * SECOND..=most * SECOND).contains(&open), "{open:?} for {asked}");
+        // So does a probe's.
+        let half_open = start + open;
+        assert!(machine.check(at(half_open)).is_ok());
+        assert!(call(&machine, half_open, asks));
+        let open = machine.check(at(half_open)).unwrap_err().retry_after;
+        assert!(open >= least * SECOND, "{open:?} for {asked}");
+    }
+}
+
 #[test]
 fn another_rate_is_taken_of_what_was_counted_before_it() {
     let now = Instant::now();

@@ -10,6 +10,8 @@ use std::{
     task::{Poll, Waker},
 };
 
+use super::place::Place;
+
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::Frame;
@@ -18,7 +20,8 @@ use super::allowance::Allowance;
 
 pub(super) type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// What the attempts share, where `I` is the body that they read. Attempts are numbered in the order in which they were made.
+/// What the attempts share, where `I` is the body that they read. It belongs to the attempt that asked for it last for
+/// the first time.
 pub(super) struct Tape<I> {
     // None while somebody polls it, and when it has ended.
     inner: Option<I>,
@@ -27,10 +30,10 @@ pub(super) struct Tape<I> {
     recording: Option<Recording>,
     // How many frames the body gave so far, recorded or not.
     passed: usize,
-    // The attempt that the body belongs to. Those before it have lost it.
+    // The turn of the attempt that the body belongs to. Those before it have lost it.
     current: u64,
-    // The latest attempt that there is.
-    latest: u64,
+    // How many attempts wait for their turn, and will want all of it then.
+    waiting: usize,
     // Of who polled last.
     reader: Option<Waker>,
 }
@@ -78,39 +81,58 @@ impl<I> Tape<I> {
             end: End::Open,
             recording: Some(recording),
             passed: 0,
-            current: 0,
-            latest: 0,
+            current: Place::FIRST,
+            waiting: 0,
             reader: None,
         }
     }
 
-    /// The number of a new attempt, later than all others; `None` if it could not have the whole body.
-    pub(super) fn copy(&mut self) -> Option<u64> {
+    /// The place of a new attempt; `None` if it could not have the whole body. What passes is kept while it waits.
+    pub(super) fn copy(&mut self) -> Option<Place> {
         self.check(0).ok()?;
-        self.latest += 1;
-        Some(self.latest)
+        self.waiting += 1;
+        Some(Place::waiting())
+    }
+
+    /// The place of a new attempt for which nothing is kept: it can have the body as long as nobody reads of it.
+    pub(super) fn spare(&mut self) -> Option<Place> {
+        self.check(0).ok()?;
+        Some(Place::spare())
+    }
+
+    /// An attempt is dropped.
+    pub(super) fn leave(&mut self, place: &Place) {
+        self.waiting -= usize::from(place.is_waiting());
     }
 
     /// From now on the body belongs to this attempt, which has had so many frames. Gives the waker of who had it before.
-    pub(super) fn take_over(&mut self, attempt: u64, had: usize) -> Result<Option<Waker>, BoxError> {
-        if attempt < self.current {
+    pub(super) fn take_over(&mut self, place: &Place, had: usize) -> Result<Option<Waker>, BoxError> {
+        if self.is_lost(place) {
             return Err(Unsendable::TakenOver.into());
         }
         self.check(had)?;
-        let before = if attempt > self.current { self.reader.take() } else { None };
-        self.current = attempt;
-        Ok(before)
+        if place.turn() == Some(self.current) {
+            return Ok(None);
+        }
+        self.leave(place);
+        self.current += 1;
+        place.take_turn(self.current);
+        Ok(self.reader.take())
+    }
+
+    fn is_lost(&self, place: &Place) -> bool {
+        place.turn().is_some_and(|turn| turn < self.current)
     }
 
     /// What an attempt that has had so many frames does next. Leaves the waker, and gives the one that was there before.
-    pub(super) fn turn(&mut self, attempt: u64, had: usize, waker: &mut Option<Waker>) -> (Turn<I>, Option<Waker>) {
+    pub(super) fn turn(&mut self, place: &Place, had: usize, waker: &mut Option<Waker>) -> (Turn<I>, Option<Waker>) {
         // It was given everything, so it has lost nothing either.
         if self.is_end(had) {
             return (Turn::End, None);
         }
-        let wake = match self.take_over(attempt, had) {
+        let wake = match self.take_over(place, had) {
             Ok(wake) => wake,
-            Err(error) => return (Turn::Fail(self.own_error(attempt).unwrap_or(error)), None),
+            Err(error) => return (Turn::Fail(self.own_error(place).unwrap_or(error)), None),
         };
         mem::swap(&mut self.reader, waker);
         let recorded = self.recording.as_ref().and_then(|recording| recording.frames.get(had));
@@ -125,15 +147,15 @@ impl<I> Tape<I> {
         (turn, wake)
     }
 
-    /// Takes what came of polling the body, and the body if it goes on. `shared`: there is another attempt than this one.
-    pub(super) fn settle(&mut self, attempt: u64, inner: Option<I>, mut polled: Polled, shared: bool) -> Settled {
-        let lost = attempt < self.current;
+    /// Takes what came of polling the body, and the body if it goes on.
+    pub(super) fn settle(&mut self, place: &Place, inner: Option<I>, mut polled: Polled) -> Settled {
+        let lost = self.is_lost(place);
         let mut given_up = (None, None);
         let mut reason = None;
         if let Poll::Ready(Some(Ok(frame))) = &polled {
             self.passed += 1;
-            // Only a later attempt can ever ask for it again.
-            let wanted = shared && attempt < self.latest;
+            // Only an attempt that waits for its turn, or has just had it, can ever ask for it again.
+            let wanted = lost || self.waiting > 0;
             if let Err(why) = if wanted { self.record(frame, lost) } else { Err(None) } {
                 given_up.0 = self.recording.take();
                 reason = given_up.0.as_ref().and(why);
@@ -192,9 +214,9 @@ impl<I> Tape<I> {
         }
     }
 
-    fn own_error(&mut self, attempt: u64) -> Option<BoxError> {
+    fn own_error(&mut self, place: &Place) -> Option<BoxError> {
         match &mut self.end {
-            End::Failed(error) if attempt >= self.current => error.take(),
+            End::Failed(error) if place.turn().is_none_or(|turn| turn >= self.current) => error.take(),
             _ => None,
         }
     }
@@ -267,7 +289,8 @@ impl Drop for Recording {
     }
 }
 
-/// A frame that is kept. Trailers come once, so they are not to make the others as large as they are.
+/// A frame that is kept, in memory of its own: a slice keeps all of the buffer that it was cut from, however small it
+/// is itself. Trailers come once, so they are not to make the others as large as they are.
 enum Kept {
     Data(Bytes),
     Trailers(Box<HeaderMap>),
@@ -276,7 +299,7 @@ enum Kept {
 impl Kept {
     fn of(frame: &Frame<Bytes>) -> Option<Self> {
         let trailers = || Some(Self::Trailers(Box::new(frame.trailers_ref()?.clone())));
-        frame.data_ref().map(|data| Self::Data(data.clone())).or_else(trailers)
+        frame.data_ref().map(|data| Self::Data(Bytes::copy_from_slice(data))).or_else(trailers)
     }
 
     fn frame(&self) -> Frame<Bytes> {

@@ -366,6 +366,60 @@ fn nothing_is_kept_for_nobody() {
     assert!(told.lock().unwrap().is_empty());
 }
 
+/// A layer outside copies the request before one inside does, and is the last to need it.
+#[test]
+fn the_order_in_which_copies_ask_for_the_body_counts_and_not_that_in_which_they_were_made() {
+    let mut first = ReplayBody::new(Scripted::of(&["one", "two"]));
+    let mut outer = first.copy_body().unwrap();
+    let mut inner = first.copy_body().unwrap();
+    assert_eq!(text(&mut first), "one");
+    assert_eq!(texts(&mut inner), ["one", "two"]);
+    assert_eq!(error(&mut first), TAKEN_OVER);
+    let mut again = outer.copy_body().unwrap();
+    assert!(outer.claim_body() && !first.claim_body() && !inner.claim_body());
+    assert_eq!(text(&mut outer), "one");
+    assert_eq!(texts(&mut again), ["one", "two"]);
+    assert_eq!(error(&mut outer), TAKEN_OVER);
+}
+
+/// A request that may be sent again only if nobody processed it costs no memory.
+#[test]
+fn for_a_copy_of_what_was_not_read_nothing_is_kept() {
+    let (allowance, told) = allowing(1000, 1000);
+    let mut first = ReplayBody::within(Scripted::new([Step::Pending, data("one"), data("two")]), &allowance);
+    let mut second = first.copy_unread().unwrap();
+    assert!(poll(&mut first).is_pending());
+    // Asked for and not there yet: nothing was read.
+    assert!(second.claim_body());
+    assert_eq!(error(&mut first), TAKEN_OVER);
+    let mut third = second.copy_unread().unwrap();
+    assert_eq!(text(&mut second), "one");
+    assert_eq!((allowance.kept(), third.claim_body()), (0, false));
+    assert_eq!(error(&mut third), NOT_KEPT);
+    assert!(second.copy_unread().is_none());
+    assert_eq!(texts(&mut second), ["two"]);
+    assert!(told.lock().unwrap().is_empty(), "nobody was promised more");
+
+    // What is kept for another copy serves this one too.
+    let mut first = ReplayBody::within(Scripted::of(&["one", "two"]), &allowance);
+    let (mut unread, whole) = (first.copy_unread().unwrap(), first.copy_body().unwrap());
+    assert_eq!(text(&mut first), "one");
+    assert_eq!(texts(&mut unread), ["one", "two"]);
+    drop(whole);
+}
+
+/// A slice keeps all of its buffer: a thousand slices of one byte could hold 65 MB under a bound of 64 KiB.
+#[test]
+fn what_is_kept_is_no_slice_of_a_larger_buffer() {
+    let buffer = Bytes::from(vec![b'x'; 64 * 1024]);
+    let mut first = ReplayBody::new(Scripted::new([Step::Frame(Seen::Data(buffer.slice(7..8)))]));
+    let mut second = first.copy_body().unwrap();
+    assert_eq!(text(&mut first), "x");
+    assert!(buffer.is_unique(), "only the test has it");
+    assert_eq!(texts(&mut second), ["x"]);
+    assert!(buffer.is_unique());
+}
+
 #[test]
 fn all_together_keep_no_more_than_is_allowed_and_give_it_back() {
     let (allowance, told) = allowing(1000, 10);

@@ -377,3 +377,33 @@ async fn calls_that_are_given_up_leave_nothing_behind() {
     drop(leader);
     assert_eq!(Arc::strong_count(&hot), 1);
 }
+
+/// Bad input: the waker of a waiter panics. The leader and the other waiters get the answer.
+///
+/// Shows: C4
+#[tokio::test(start_paused = true)]
+async fn a_waker_that_panics_keeps_the_answer_from_nobody_else() {
+    struct Bang;
+    impl Wake for Bang {
+        fn wake(self: Arc<Self>) {
+            panic!("woken");
+        }
+    }
+    let service = CacheLayer::new(10, SECOND, itself).layer(service_fn(|request: &'static str| async move {
+        yield_now().await;
+        ok(request)
+    }));
+    let mut leader = task(&service, "a");
+    assert!(leader.poll().is_pending());
+    let bang = Arc::new(Bang).into();
+    let mut panics = [Box::pin(service.clone().oneshot("a")), Box::pin(service.clone().oneshot("a"))];
+    for waiter in &mut panics {
+        assert!(waiter.as_mut().poll(&mut Context::from_waker(&bang)).is_pending());
+    }
+    let mut waiter = task(&service, "a");
+    assert!(waiter.poll().is_pending());
+    assert!(leader.poll().is_ready());
+    assert_eq!(waiter.times_woken(), 1);
+    assert!(waiter.poll().is_ready());
+    assert!(panics.iter_mut().all(|waiter| waiter.as_mut().poll(&mut Context::from_waker(&bang)).is_ready()));
+}

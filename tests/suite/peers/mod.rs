@@ -51,6 +51,7 @@ mod proxy;
 mod raw;
 mod reqwest;
 mod server;
+mod unprocessed;
 
 /// A limit that no test lives to see.
 pub(crate) const FAR: Duration = Duration::from_secs(3600);
@@ -305,7 +306,14 @@ where
     S: Service<Request<Incoming>, Response = Response<AnyBody>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    serve_on(TcpListener::bind("127.0.0.1:0").await.unwrap(), service)
+}
+
+fn serve_on<S>(listener: TcpListener, service: S) -> Server
+where
+    S: Service<Request<Incoming>, Response = Response<AnyBody>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
     let server = Server {
         address: listener.local_addr().unwrap(),
         accepted: Arc::default(),

@@ -151,7 +151,7 @@ async fn a_streamed_request_is_sent_once_and_an_event_says_why() {
     let reasons = Arc::new(Mutex::new(Vec::new()));
     let heard = Arc::clone(&reasons);
     let retry = RetryLayer::http().observer(move |_: &Site, event: &Event<'_>| {
-        if let Event::GaveUp { attempt, reason } = event {
+        if let Event::GaveUp { attempt, reason, .. } = event {
             heard.lock().unwrap().push((*attempt, *reason));
         }
     });

@@ -17,35 +17,42 @@ mod model {
     pub(super) enum Happened {
         /// An attempt came, or went.
         Made(u64),
+        /// It is one for which nothing is kept.
+        Spare(u64),
         Dropped(u64),
         /// An attempt was polled with a right to it, or claimed it.
         Owns(u64),
-        /// The inner body gave a frame to this attempt.
-        Passed(u64, Seen),
+        /// The inner body gave a frame.
+        Passed(Seen),
         Ended,
         Failed,
     }
-    use Happened::{Dropped, Ended, Failed, Made, Owns, Passed};
-
-    #[derive(Debug, PartialEq, Eq, Clone, Copy)]
-    pub(super) enum Kept {
-        Yes,
-        No,
-        /// Nobody can tell the difference for an attempt that is there.
-        Either,
-    }
+    use Happened::{Dropped, Ended, Failed, Made, Owns, Passed, Spare};
 
     pub(super) fn passed(past: &[Happened]) -> Vec<Seen> {
-        past.iter()
-            .filter_map(|happened| if let Passed(_, seen) = happened { Some(seen.clone()) } else { None })
-            .collect()
+        past.iter().filter_map(|happened| if let Passed(seen) = happened { Some(seen.clone()) } else { None }).collect()
     }
 
+    /// The first attempt had the body from the start.
+    pub(super) fn has_asked(past: &[Happened], attempt: u64) -> bool {
+        attempt == 0 || past.iter().any(|happened| matches!(happened, Owns(other) if *other == attempt))
+    }
+
+    /// The one that asked last for the first time.
     pub(super) fn owner(past: &[Happened]) -> u64 {
-        past.iter()
-            .filter_map(|happened| if let Owns(attempt) = happened { Some(*attempt) } else { None })
-            .max()
-            .unwrap_or(0)
+        let mut owner = 0;
+        for (at, happened) in past.iter().enumerate() {
+            if let Owns(attempt) = happened
+                && !has_asked(&past[..at], *attempt)
+            {
+                owner = *attempt;
+            }
+        }
+        owner
+    }
+
+    pub(super) fn has_lost(past: &[Happened], attempt: u64) -> bool {
+        has_asked(past, attempt) && owner(past) != attempt
     }
 
     pub(super) fn has_ended(past: &[Happened]) -> bool {
@@ -68,35 +75,28 @@ mod model {
         living
     }
 
-    pub(super) fn kept(past: &[Happened], max_bytes: usize) -> Kept {
-        let all = passed(past);
-        if all.is_empty() {
-            return Kept::Yes;
-        }
-        if all.iter().map(Seen::bytes).sum::<usize>() > max_bytes {
-            return Kept::No;
-        }
-        let mut kept = Kept::Yes;
-        for (at, happened) in past.iter().enumerate() {
-            let Passed(to, _) = happened else { continue };
+    /// Everything that passed did so while a copy waited for its turn that will want all of it, and it is not too much.
+    pub(super) fn kept(past: &[Happened], max_bytes: usize) -> bool {
+        let is_wanted = |at: usize| {
             let before = &past[..at];
-            let made_later = before.iter().any(|happened| matches!(happened, Made(attempt) if attempt > to));
-            if !made_later || living(before).len() == 1 {
-                return Kept::No;
-            }
-            if living(before).iter().all(|attempt| attempt <= to) {
-                kept = Kept::Either;
-            }
-        }
-        kept
+            let waits = |attempt: &u64| !has_asked(before, *attempt) && !is_spare(before, *attempt);
+            living(before).iter().any(waits)
+        };
+        let was_wanted = past.iter().enumerate().all(|(at, happened)| !matches!(happened, Passed(..)) || is_wanted(at));
+        was_wanted && passed(past).iter().map(Seen::bytes).sum::<usize>() <= max_bytes
+    }
+
+    fn is_spare(past: &[Happened], attempt: u64) -> bool {
+        past.iter().any(|happened| matches!(happened, Spare(other) if *other == attempt))
     }
 }
-use model::{Happened, Kept};
+use model::Happened;
 
 #[derive(Debug, Clone, Copy)]
 enum Op {
     Poll,
     Copy,
+    CopyUnread,
     Claim,
     Drop,
 }
@@ -125,7 +125,8 @@ proptest! {
         sized in any::<bool>(),
         max_bytes in prop_oneof![0..30_usize, Just(1000)],
         ops in prop::collection::vec((
-            prop_oneof![8 => Just(Op::Poll), 3 => Just(Op::Copy), 1 => Just(Op::Claim), 1 => Just(Op::Drop)],
+            prop_oneof![8 => Just(Op::Poll), 3 => Just(Op::Copy), 1 => Just(Op::CopyUnread),
+                1 => Just(Op::Claim), 1 => Just(Op::Drop)],
             any::<prop::sample::Index>()), 0..60),
     ) {
         let frames: Vec<Seen> = script.iter()
@@ -160,33 +161,31 @@ proptest! {
             }
             let at = which.index(bodies.len());
             let kept = model::kept(&past, max_bytes);
-            let (owner, failed) = (model::owner(&past), model::has_failed(&past));
+            let failed = model::has_failed(&past);
+            let lost = model::has_lost(&past, bodies[at].0);
             match op {
                 Op::Drop => {
                     let (attempt, body, _) = bodies.swap_remove(at);
                     drop(body);
                     past.push(Happened::Dropped(attempt));
                 }
-                Op::Copy => {
-                    let copy = bodies[at].1.copy_body();
-                    prop_assert!(!(failed || kept == Kept::No) || copy.is_none());
-                    prop_assert!(failed || kept != Kept::Yes || copy.is_some());
+                Op::Copy | Op::CopyUnread => {
+                    let spare = matches!(op, Op::CopyUnread);
+                    let copy = if spare { bodies[at].1.copy_unread() } else { bodies[at].1.copy_body() };
+                    prop_assert_eq!(copy.is_some(), kept && !failed);
                     if let Some(copy) = copy {
                         latest += 1;
                         past.push(Happened::Made(latest));
+                        past.extend(spare.then_some(Happened::Spare(latest)));
                         bodies.push((latest, copy, Vec::new()));
                     }
                 }
                 Op::Claim => {
                     let (attempt, body, gave) = &bodies[at];
                     let took = body.claim_body();
-                    let whole = gave.len() == model::passed(&past).len() || kept == Kept::Yes;
-                    if !empty && (*attempt < owner || failed || (!whole && kept == Kept::No)) {
-                        prop_assert!(!took);
-                    } else if whole {
-                        prop_assert!(took);
-                    }
-                    if took {
+                    let whole = gave.len() == model::passed(&past).len() || kept;
+                    prop_assert_eq!(took, empty || (!lost && !failed && whole));
+                    if took && !empty {
                         past.push(Happened::Owns(*attempt));
                     }
                 }
@@ -197,15 +196,15 @@ proptest! {
                     let message = if let Poll::Ready(Some(Err(message))) = &polled { message.as_str() } else { "" };
                     if model::has_ended(&past) && gave.len() == passed.len() {
                         prop_assert_eq!(&polled, &Poll::Ready(None));
-                    } else if *attempt < owner {
+                    } else if lost {
                         prop_assert_eq!(message, TAKEN_OVER);
                     } else if failed {
                         prop_assert_eq!(message, FAILED);
                     } else if gave.len() < passed.len() {
-                        match kept {
-                            Kept::Yes => prop_assert_eq!(&polled, &Poll::Ready(Some(Ok(passed[gave.len()].clone())))),
-                            Kept::No => prop_assert_eq!(message, NOT_KEPT),
-                            Kept::Either => prop_assert!(!matches!(polled, Poll::Pending | Poll::Ready(None))),
+                        if kept {
+                            prop_assert_eq!(&polled, &Poll::Ready(Some(Ok(passed[gave.len()].clone()))));
+                        } else {
+                            prop_assert_eq!(message, NOT_KEPT);
                         }
                         if message.is_empty() {
                             past.push(Happened::Owns(*attempt));
@@ -216,7 +215,7 @@ proptest! {
                             Some(Scripting::Pending) => prop_assert!(polled.is_pending()),
                             Some(Scripting::Frame(seen)) => {
                                 prop_assert_eq!(&polled, &Poll::Ready(Some(Ok(seen.clone()))));
-                                past.push(Happened::Passed(*attempt, seen));
+                                past.push(Happened::Passed(seen));
                                 if says_end && upcoming.is_empty() {
                                     past.push(Happened::Ended);
                                 }
@@ -246,7 +245,7 @@ proptest! {
                 }
             }
             prop_assert!(allowance.kept() <= max_bytes);
-            if model::kept(&past, max_bytes) == Kept::No {
+            if !model::kept(&past, max_bytes) {
                 prop_assert_eq!(allowance.kept(), 0);
             }
         }

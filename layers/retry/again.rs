@@ -1,0 +1,260 @@
+//! Whether there is another attempt, and what is told of those that failed.
+
+use std::{fmt, time::Duration};
+
+use super::{RetryLayer, Wait, budget::Withdrawal};
+use crate::{
+    Class, Classify, CopyRequest, Deadline, Event, Reject, Rejection, caught::contained, clock, is_unprocessed,
+    unprocessed::is_bad_certificate,
+};
+
+/// A service that asks for more than this is not asked again by the same call.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
+
+/// A response is drained for so long even if the pause is shorter, and no longer than that even if the pause is.
+const LINGER: Duration = Duration::from_millis(100);
+const LONGEST_LINGER: Duration = Duration::from_secs(1);
+
+/// An attempt that is over.
+pub(super) struct Over {
+    pub(super) attempt: u32,
+    pub(super) class: Class,
+    /// What the layer's own backoff said the last time, without what a service asked for.
+    pub(super) last_wait: Duration,
+    /// The longest time for which an attempt before this one was asked to wait.
+    pub(super) asked_before: Duration,
+    /// Whether the request can be sent again although it was processed.
+    pub(super) may_repeat: bool,
+}
+
+/// Another attempt.
+pub(super) struct Granted {
+    pub(super) wait: Duration,
+    /// What the layer's own backoff says.
+    pub(super) own_wait: Duration,
+    /// How long the response of the last one may be kept.
+    pub(super) linger: Duration,
+    pub(super) withdrawal: Option<Withdrawal>,
+}
+
+impl<C, P, B, D> RetryLayer<C, P, B, D> {
+    /// Whether there is another attempt, with this copy of the request, and after which wait.
+    #[cold]
+    pub(super) fn try_again<Req, R, E>(
+        &self,
+        over: &Over,
+        copy: Option<&Req>,
+        outcome: &Result<R, E>,
+    ) -> Option<Granted>
+    where
+        E: Reject<R> + fmt::Display,
+        C: Classify<R, E>,
+        P: CopyRequest<Req>,
+        B: Wait<R, E>,
+    {
+        let attempt = over.attempt;
+        let cause = Cause { outcome, classify: &self.classify };
+        if !over.class.is_transient() {
+            let reason = if over.class.is_failure() { "permanent" } else { "ignored" };
+            if over.class.is_failure() || E::rejection(outcome).is_some() {
+                self.site.tell(Event::NotRetried { attempt, reason, cause: format_args!("{cause}") });
+            }
+            return None;
+        }
+        match self.grant(over, copy, outcome) {
+            Ok(granted) => {
+                self.site.tell(Event::Retrying { attempt, delay: granted.wait, cause: format_args!("{cause}") });
+                Some(granted)
+            }
+            Err(reason) => {
+                self.site.tell(Event::GaveUp { attempt, reason, cause: format_args!("{cause}") });
+                None
+            }
+        }
+    }
+
+    /// Another attempt; or why there is none.
+    fn grant<Req, R, E>(&self, over: &Over, copy: Option<&Req>, outcome: &Result<R, E>) -> Result<Granted, &'static str>
+    where
+        E: Reject<R>,
+        P: CopyRequest<Req>,
+        B: Wait<R, E>,
+    {
+        if over.attempt >= self.retries.max_attempts() {
+            return Err("attempts");
+        }
+        if E::cause(outcome).is_some_and(is_bad_certificate) {
+            return Err("certificate");
+        }
+        let copy = copy.filter(|_| over.may_repeat || was_unprocessed(outcome)).ok_or("copy")?;
+        let left = Deadline::current().map(|deadline| deadline.remaining());
+        let asked = over.class.retry_after();
+        if asked.unwrap_or_default() > left.unwrap_or(LONGEST_RETRY_AFTER).min(LONGEST_RETRY_AFTER) {
+            return Err("retry_after");
+        }
+        let own_wait = self.own_wait(over, outcome.as_ref()).ok_or("backoff")?;
+        // What an attempt before was asked for was waited for; where this one says nothing of it, as long is the safer
+        // guess.
+        let again = over.asked_before.max(own_wait);
+        let wait = match asked {
+            Some(asked) => asked.max(own_wait),
+            None if left.is_none_or(|left| again < left) => again,
+            None => own_wait,
+        };
+        if left.is_some_and(|left| wait >= left) {
+            return Err("deadline");
+        }
+        let withdrawal = match self.retries.budget() {
+            Some(budget) => Some(budget.withdraw(clock::now()).ok_or("budget")?),
+            None => None,
+        };
+        // Last: if the answer is yes, the attempt before cannot go on.
+        if !self.copy.claim(copy) {
+            return Err("copy");
+        }
+        let linger = left.map_or(LINGER, |left| LINGER.min(left / 10)).max(wait.min(LONGEST_LINGER));
+        Ok(Granted { wait, own_wait, linger, withdrawal })
+    }
+
+    /// How long the layer itself wants to wait; `None` if the user's function panicked.
+    fn own_wait<R, E>(&self, over: &Over, outcome: Result<&R, &E>) -> Option<Duration>
+    where
+        B: Wait<R, E>,
+    {
+        match self.retries.backoff() {
+            Some(backoff) => Some(backoff.wait(over.attempt, over.last_wait, outcome)),
+            None => contained(|| self.backoff.wait(over.attempt, over.last_wait, outcome)),
+        }
+    }
+}
+
+/// Whether it is certain that no service has processed the request that had this outcome.
+fn was_unprocessed<R, E: Reject<R>>(outcome: &Result<R, E>) -> bool {
+    match E::rejection(outcome) {
+        Some(rejection) => rejection.is_unprocessed(),
+        None => E::cause(outcome).is_some_and(is_unprocessed),
+    }
+}
+
+/// Why an attempt failed, in a few words: the word for a rejection, what an error says, or the status of a response.
+struct Cause<'a, R, E, C> {
+    outcome: &'a Result<R, E>,
+    classify: &'a C,
+}
+
+impl<R, E, C> fmt::Display for Cause<'_, R, E, C>
+where
+    E: Reject<R> + fmt::Display,
+    C: Classify<R, E>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (E::rejection(self.outcome), self.outcome) {
+            (Some(rejection), _) => f.write_str(rejection.reason().as_str()),
+            (None, Err(error)) => error.fmt(f),
+            (None, Ok(response)) => self.classify.describe(response, f),
+        }
+    }
+}
+
+/// How an attempt failed before the one that is made now, if any did.
+pub(super) struct Previous<E> {
+    failure: Option<Failure<E>>,
+    /// Of a rejection.
+    reason: Option<&'static str>,
+    /// Whether the request was sent: the service did become ready.
+    sent: bool,
+}
+
+enum Failure<E> {
+    Error(E),
+    Response(String),
+}
+
+impl<E> Previous<E> {
+    /// Takes over how an attempt failed, and gives its response. What the service itself said counts more than a
+    /// rejection after it, and what came of a request that was sent more than what came of one that was not.
+    pub(super) fn record<R, C>(&mut self, outcome: Result<R, E>, classify: &C, sent: bool) -> Option<R>
+    where
+        E: Reject<R> + fmt::Display,
+        C: Classify<R, E>,
+    {
+        let reason = E::rejection(&outcome).map(|rejection| rejection.reason().as_str());
+        let counts_more =
+            self.failure.is_some() && ((self.reason.is_none() && reason.is_some()) || (self.sent && !sent));
+        if counts_more {
+            return outcome.ok();
+        }
+        (self.reason, self.sent) = (reason, sent);
+        let said = outcome.is_ok().then(|| Cause { outcome: &outcome, classify }.to_string());
+        self.failure = said.map(Failure::Response);
+        match outcome {
+            Ok(response) => Some(response),
+            Err(error) => {
+                self.failure = Some(Failure::Error(error));
+                None
+            }
+        }
+    }
+
+    /// What the caller gets, where this is the outcome of the last attempt: that outcome, unless it hides how the
+    /// service failed before.
+    pub(super) fn last<R>(&mut self, outcome: Result<R, E>, sent: bool) -> Result<R, E>
+    where
+        E: Reject<R> + fmt::Display,
+    {
+        let Some(failure) = self.failure.take() else { return outcome };
+        match (E::rejection(&outcome), failure) {
+            (Some(rejection), failure) if outcome.is_err() => match rejection.previous() {
+                None if self.reason != Some(rejection.reason().as_str()) => E::reject(told(rejection, &failure)),
+                _ => outcome,
+            },
+            // It never became ready again.
+            (None, Failure::Error(error)) if self.sent && !sent => Err(error),
+            _ => outcome,
+        }
+    }
+}
+
+fn told<E: fmt::Display>(rejection: &Rejection, failure: &Failure<E>) -> Rejection {
+    let rejection = rejection.clone();
+    match failure {
+        Failure::Error(error) => rejection.with_previous(error),
+        Failure::Response(said) => rejection.with_previous(said),
+    }
+}
+
+impl<E> Default for Previous<E> {
+    fn default() -> Self {
+        Self { failure: None, reason: None, sent: false }
+    }
+}
+
+#[cfg(all(test, feature = "rustls"))]
+mod tests {
+    use std::{
+        io,
+        sync::{Arc, Mutex},
+    };
+
+    use tower::{ServiceBuilder, ServiceExt, service_fn};
+
+    use super::*;
+    use crate::{Error, Site};
+
+    /// It will not verify the next time either.
+    #[tokio::test(start_paused = true)]
+    async fn a_certificate_that_does_not_verify_is_not_tried_again() {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let hears = Arc::clone(&told);
+        let layer = RetryLayer::new().observer(move |_: &Site, event: &Event<'_>| {
+            let Event::GaveUp { attempt, reason, .. } = event else { panic!("{event:?}") };
+            hears.lock().unwrap().push((*attempt, *reason));
+        });
+        let service = ServiceBuilder::new().layer(layer).map_err(Error::Service).service(service_fn(|()| async {
+            let expired = rustls::Error::InvalidCertificate(rustls::CertificateError::Expired);
+            Err::<(), _>(io::Error::new(io::ErrorKind::InvalidData, expired))
+        }));
+        assert!(service.oneshot(()).await.is_err());
+        assert_eq!(*told.lock().unwrap(), [(1, "certificate")]);
+    }
+}

@@ -1,0 +1,104 @@
+//! How long a body makes its reader wait for a frame: counted while the reader is waiting, and not while it does not ask.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Wake, Waker},
+};
+
+use futures_util::task::AtomicWaker;
+use http_body::Body;
+
+use crate::{body::PollFrame, clock, deadline::Limit};
+
+/// The limit of each wait for a frame, and the wait that is going on.
+pub(super) struct Idle {
+    pub(super) limit: Limit,
+    /// When the limit ends for the frame that is being waited for.
+    pub(super) end: Limit,
+    // None: the body was never pending.
+    reader: Option<Reader>,
+}
+
+impl Idle {
+    pub(super) fn new(limit: Limit) -> Self {
+        Self { limit, end: Limit::NONE, reader: None }
+    }
+
+    pub(super) fn poll_frame<B: Body>(
+        &mut self,
+        mut body: Pin<&mut B>,
+        cx: &mut Context<'_>,
+    ) -> PollFrame<B::Data, B::Error> {
+        let waits = self.end != Limit::NONE;
+        if !waits {
+            let polled = body.as_mut().poll_frame(cx);
+            if polled.is_ready() || self.limit == Limit::NONE {
+                return polled;
+            }
+            self.end = self.limit.started(Limit::at(clock::now()));
+        }
+        let reader = self.reader.get_or_insert_with(Reader::new);
+        match reader.take_woken() {
+            // The reader was not waiting any more when it asked again.
+            Some(woken) if waits && woken < self.end => {
+                self.end = self.end.since(woken).started(Limit::at(clock::now()));
+            }
+            _ => {}
+        }
+        // Where the wait begins this asks once more, with a waker that tells when the reader stops waiting.
+        let polled = reader.ask(cx, |cx| body.poll_frame(cx));
+        if polled.is_ready() {
+            self.end = Limit::NONE;
+        }
+        polled
+    }
+}
+
+/// Stands between a body and the waker of its reader, and notes when the body wakes the reader: from then on the body does not keep the
+/// reader waiting, until the reader asks again.
+struct Reader {
+    shared: Arc<Shared>,
+    // Made of `shared` once, and not for each poll.
+    waker: Waker,
+}
+
+struct Shared {
+    reader: AtomicWaker,
+    /// When the body woke its reader for the first time since the reader asked.
+    woken: Mutex<Option<Limit>>,
+}
+
+impl Reader {
+    fn new() -> Self {
+        let shared = Arc::new(Shared { reader: AtomicWaker::new(), woken: Mutex::new(None) });
+        Self { waker: Waker::from(Arc::clone(&shared)), shared }
+    }
+
+    /// When the body woke its reader, if it did since this was called last.
+    fn take_woken(&self) -> Option<Limit> {
+        self.shared.woken().take()
+    }
+
+    fn ask<T>(&self, cx: &mut Context<'_>, poll: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
+        self.shared.reader.register(cx.waker());
+        poll(&mut Context::from_waker(&self.waker))
+    }
+}
+
+impl Shared {
+    fn woken(&self) -> MutexGuard<'_, Option<Limit>> {
+        self.woken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Wake for Shared {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.woken().get_or_insert_with(|| Limit::at(clock::now()));
+        self.reader.wake();
+    }
+}
