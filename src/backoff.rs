@@ -38,8 +38,9 @@ pub enum Jitter {
     Equal,
     /// Anything from that wait to half as much again, at most the maximum: never sooner than the rule says.
     ///
-    /// Where the maximum leaves no room for that, the wait begins at two thirds of it, or at the base if that is longer: callers that
-    /// have reached the maximum do not come all at once either. A fixed wait is its own maximum, and leaves none.
+    /// Where the maximum leaves no room for that, the wait begins at two thirds of it, or at the base if that is
+    /// longer: callers that have reached the maximum do not come all at once either. A fixed wait is its own maximum,
+    /// and leaves none.
     Upward,
     /// Anything from the base to three times the wait before, at most the maximum; the factor is not used.
     Decorrelated,

@@ -71,7 +71,8 @@ impl<Req, R, E, K: Hash + Eq, C> Drop for Seat<Req, R, E, K, C> {
         let due = gather.due(self.place.batch);
         let left = gather.leave(self.place);
         drop(gather);
-        // If the whole call is dropped with it: so far it waited on this side. A batch that is due waits for the service.
+        // If the whole call is dropped with it: so far it waited on this side. A batch that is due waits for the
+        // service.
         if left.is_some() && !due.has_come(clock::now) {
             ambient::set(Unsent(true));
         }

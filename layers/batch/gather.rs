@@ -24,8 +24,8 @@ pub(super) struct Gather<K, T, B> {
     numbers: u64,
 }
 
-/// A key with its hash, so that `K`'s own code computes that before any lock is taken. Its `Eq` still runs under one: where two hashes
-/// are equal, to compare two keys.
+/// A key with its hash, so that `K`'s own code computes that before any lock is taken. Its `Eq` still runs under one:
+/// where two hashes are equal, to compare two keys.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Key<K> {
     hash: u64,
@@ -103,9 +103,11 @@ impl<K: Hash + Eq, T, B: Clone> Gather<K, T, B> {
         Self { max_size, max_delay, open: HashMap::new(), batches: HashMap::new(), numbers: 0 }
     }
 
-    /// Joins the batch of this key, or begins one, whose clock starts now. `keep` makes what is kept with a batch; without it none is begun.
+    /// Joins the batch of this key, or begins one, whose clock starts now. `keep` makes what is kept with a batch;
+    /// without it none is begun.
     ///
-    /// It takes the key and the item if it needs them. What is left stays with the caller, who drops it where no lock is held.
+    /// It takes the key and the item if it needs them. What it leaves stays with the caller, to be dropped where no
+    /// lock is held.
     pub(super) fn join(
         &mut self,
         key: &mut Option<Key<K>>,

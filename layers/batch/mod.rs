@@ -27,11 +27,13 @@
 //! the service if the batch was not sent yet.
 //!
 //! **Cost.** A batch runs on a task of its own, which ends with it: while nobody asks there is none. So it needs a tokio runtime, and
-//! an inner service, requests and responses that are `Send + 'static`, `S: Clone`, and an error that is [`Display`](std::fmt::Display). Any
-//! caller may stop polling, and the others still get their answers. The task is spawned by the first: if that one's runtime ends, the
-//! others, on another one, are answered with a [`Reason::Shared`](crate::Reason::Shared) too. So is a call that is first polled outside
-//! of a runtime, unless it finds a batch to join. Each call allocates once, for the way back of its answer, and each
-//! batch for its task and its list; to leave a batch costs O(log n) of those in it. It is always ready, and makes a clone of the inner service ready when a batch is due.
+//! an inner service, requests and responses that are `Send + 'static`, `S: Clone`, and an error that is
+//! [`Display`](std::fmt::Display). Any caller may stop polling, and the others still get their answers. The task is
+//! spawned by the first: if that one's runtime ends, the others, on another one, are answered with a
+//! [`Reason::Shared`](crate::Reason::Shared) too. So is a call that is first polled outside of a runtime, unless it
+//! finds a batch to join. Each call allocates once, for the way back of its answer, and each batch for its task and its
+//! list; to leave a batch costs O(log n) of those in it. It is always ready, and makes a clone of the inner service
+//! ready when a batch is due.
 //!
 //! ```
 //! use std::{collections::HashMap, time::Duration};
@@ -260,8 +262,8 @@ where
         Poll::Ready(Ok(()))
     }
 
-    /// Joins nothing yet: its response does, when it is first polled. Outside of a tokio runtime that is rejected, unless there is a batch that
-    /// it can join.
+    /// Joins nothing yet: its response does, when it is first polled. Outside of a tokio runtime that is rejected,
+    /// unless there is a batch that it can join.
     fn call(&mut self, request: Req) -> Self::Future {
         let (key, scope) = (self.by.key(&request), Scope::current());
         let (service, shared) = (self.inner.clone(), Arc::clone(&self.shared));

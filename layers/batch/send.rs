@@ -73,7 +73,8 @@ impl<Req, R, E, K: Hash + Eq, C> Open<Req, R, E, K, C> {
 
 impl<Req, R, E, K: Hash + Eq, C> Drop for Open<Req, R, E, K, C> {
     fn drop(&mut self) {
-        // Each on its own: a request that panics when it is dropped, or a waker, keeps no other caller from learning so.
+        // Each on its own: a request that panics when it is dropped, or a waker, keeps no other caller from learning
+        // so.
         for item in self.take().into_iter().flat_map(Batch::into_items) {
             undisturbed(|| drop(item));
         }
@@ -165,7 +166,8 @@ fn tell_all<R, E>(replies: impl IntoIterator<Item = oneshot::Sender<Reply<R, E>>
     }
 }
 
-/// Answers a caller, or gives the answer back if the caller is gone. A waker that panics keeps no other caller from its answer.
+/// Answers a caller, or gives the answer back if the caller is gone. A waker that panics keeps no other caller from its
+/// answer.
 fn give<R, E>(reply: oneshot::Sender<Reply<R, E>>, answer: Reply<R, E>) -> Result<(), Reply<R, E>> {
     let mut given = Ok(());
     undisturbed(|| given = reply.send(answer));

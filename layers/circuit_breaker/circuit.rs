@@ -82,7 +82,8 @@ impl Circuit {
         Transitions { transitions: self.shared.transitions.subscribe_with(BACKLOG, Lag::Tell) }
     }
 
-    /// Changes the number of failures in a row that opens the circuit. With 0 no number of them does, and only rates open it.
+    /// Changes the number of failures in a row that opens the circuit. With 0 no number of them does, and only rates
+    /// open it.
     ///
     /// The new number is compared when the next call fails. A row that is counted already goes on.
     pub fn set_consecutive_failures(&self, failures: u32) {

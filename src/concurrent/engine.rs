@@ -99,8 +99,9 @@ where
 {
     /// The next item that has ended, whichever it is. An item is started only if its index is below `bound`.
     ///
-    /// Running items come first: an item is pulled from the source only when all of them were polled and are pending. So a source is
-    /// asked for no more than what can be worked on now, and a failure is seen before anything else is started.
+    /// Running items come first: an item is pulled from the source only when all of them were polled and are pending.
+    /// So a source is asked for no more than what can be worked on now, and a failure is seen before anything else is
+    /// started.
     pub(super) fn poll_ended(self: Pin<&mut Self>, bound: usize, cx: &mut Context<'_>) -> Poll<Option<Ended<T, E>>> {
         let mut this = self.project();
         let Settings { max_concurrency, limit, batches } = *this.settings;

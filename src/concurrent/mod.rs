@@ -35,9 +35,10 @@
 //! [`Summary::elapsed`] from the first poll of the whole.
 //!
 //! **Failures.** An [`ItemError`] tells which item it was and holds the original error. The first failure ends a plain `.await`: all that
-//! still runs is dropped, and the source too, before the error comes out. No item is started beside one that has failed: all that are awake
-//! are polled first, across turns of the executor if the task's budget does not last. A source that can fail hands its `Result`s to
-//! the handler, which passes them on with `item?`: an error comes out like any other, with its place.
+//! still runs is dropped, and the source too, before the error comes out. No item is started beside one that has
+//! failed: all that are awake are polled first, across turns of the executor if the task's budget does not last. A
+//! source that can fail hands its `Result`s to the handler, which passes them on with `item?`: an error comes out like
+//! any other, with its place.
 //!
 //! **Panics.** A panic of the handler, of its future, or of that future's clean-up when it has ended, is that item's
 //! [`Cause::Panicked`]; the panic hook has told of it before. The handler is called again for the items after it: one that keeps state of its
@@ -53,7 +54,8 @@
 //! **Cancellation.** Dropping the future or the stream drops the source and every item in flight.
 //!
 //! **Cost.** An allocation for each item, as futures-util's `buffer_unordered` has it, on which this is built. Each poll of an item takes one of
-//! the task's budget (tokio's cooperative scheduling). When that is used up, or after 256 steps without a pause, the executor gets its turn.
+//! the task's budget (tokio's cooperative scheduling). When that is used up, or after 256 steps without a pause, the
+//! executor gets its turn.
 
 mod engine;
 mod error;
@@ -172,8 +174,9 @@ impl<S, F, G, P> Process<S, F, G, P> {
         self
     }
 
-    /// An item that takes longer is dropped, and fails with [`Cause::TimedOut`]. Its clock starts when it does, and is the
-    /// [`Deadline`](crate::Deadline) of all that the item calls: it also runs while nothing polls the stream of results.
+    /// An item that takes longer is dropped, and fails with [`Cause::TimedOut`]. Its clock starts when it does, and is
+    /// the [`Deadline`](crate::Deadline) of all that the item calls: it also runs while nothing polls the stream of
+    /// results.
     ///
     /// Every duration is good: with zero an item has to be ready at once, and [`Duration::MAX`] never ends.
     pub fn timeout_per_item(mut self, limit: Duration) -> Self {

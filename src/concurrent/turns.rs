@@ -1,9 +1,9 @@
 //! Whether all items that have something to say were heard: nothing is started beside an item that has failed already.
 //!
-//! That running items are pending does not mean that none of them has ended. `FuturesUnordered` makes a pause after two items that
-//! woke themselves, and every future of tokio's is pending once the task has used up its budget. So the items take notes when
-//! they are polled. A round begins when an item is started, and the next one is started when the round is over: each item that
-//! was awake had its turn, and a budget for it.
+//! That running items are pending does not mean that none of them has ended. `FuturesUnordered` makes a pause after two
+//! items that woke themselves, and every future of tokio's is pending once the task has used up its budget. So the
+//! items take notes when they are polled. A round begins when an item is started, and the next one is started when the
+//! round is over: each item that was awake had its turn, and a budget for it.
 
 use std::{
     future::Future,
@@ -76,8 +76,8 @@ impl Turn {
 
     /// Whether the item is to be polled now. Takes one of the task's budget.
     ///
-    /// One that was heard in this round lets those go first that wait for a budget: otherwise the first in the queue could use it up in
-    /// every turn of the executor.
+    /// One that was heard in this round lets those go first that wait for a budget: otherwise the first in the queue
+    /// could use it up in every turn of the executor.
     pub(super) fn take(&mut self, cx: &mut Context<'_>) -> bool {
         let turns = &*self.turns;
         let round = Some(turns.round.load(Relaxed));

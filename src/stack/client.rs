@@ -209,8 +209,8 @@ impl<T, R, B, L, A> ClientStack<T, R, B, L, A> {
     /// any more, in its parents neither. For two stacks with settings of their own, give each a child scope. Say it once, before the value is
     /// cloned.
     ///
-    /// Later settings that [contradict](ClientSettings#contradictions) each other disturb no call: the ones before them stay, and
-    /// [`Event::SettingsRefused`] tells why, in `tracing` a warning with the target `ziggurat::stack`.
+    /// Later settings that [contradict](ClientSettings#contradictions) each other disturb no call: the ones before them
+    /// stay, and [`Event::SettingsRefused`] tells why, in `tracing` a warning with the target `ziggurat::stack`.
     ///
     /// # Panics
     ///

@@ -31,7 +31,8 @@ macro_rules! from_outside {
         impl $settings {
             /// Sets the field of this name to what the text says, as a file would: for environment variables and command lines.
             ///
-            /// Like the other setters it can be called in any order: whether two settings contradict each other is looked at later.
+            /// Like the other setters it can be called in any order: whether two settings contradict each other is
+            /// looked at later.
             ///
             /// # Errors
             ///
@@ -44,9 +45,10 @@ macro_rules! from_outside {
 
         /// From a map of the fields, by their names; those that it leaves out have their defaults.
         ///
-        /// Durations are text such as `"250ms"` or `"1m 30s"`. A number that cannot be right, and settings that contradict each other, are errors
-        /// at the place of their field, where the format tells places. The format has to say what its values are, as TOML, JSON and YAML do. Give
-        /// the settings a table of their own: flattened into another one, its other fields are taken for mistakes.
+        /// Durations are text such as `"250ms"` or `"1m 30s"`. A number that cannot be right, and settings that
+        /// contradict each other, are errors at the place of their field, where the format tells places. The format has
+        /// to say what its values are, as TOML, JSON and YAML do. Give the settings a table of their own: flattened
+        /// into another one, its other fields are taken for mistakes.
         #[cfg_attr(docsrs, doc(cfg(feature = "serde")))]
         impl<'de> Deserialize<'de> for $settings {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -79,7 +81,8 @@ impl<'de, T: Fields> Visitor<'de> for Map<T> {
     }
 }
 
-/// Reads one field, and finds all that is wrong with it while it does: a format that tells places tells that of the field.
+/// Reads one field, and finds all that is wrong with it while it does: a format that tells places tells that of the
+/// field.
 struct Field<'a, T> {
     name: String,
     settings: &'a mut T,
@@ -92,7 +95,7 @@ impl<'de, T: Fields> DeserializeSeed<'de> for Field<'_, T> {
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         let Self { name, settings, seen } = self;
         set(settings, &name, Value::deserialize(deserializer)?).map_err(D::Error::custom)?;
-        // Most formats would let the last one win, over what somebody wrote further up.
+        // Most formats would let the last one win, over the one further up.
         if let Some(name) = seen.replace(name) {
             return Err(D::Error::custom(format_args!("`{name}` is set twice: leave one of them out")));
         }
@@ -182,7 +185,7 @@ impl Read for Duration {
     }
 }
 
-/// Whether a duration has the unit `M`, the only one with a capital letter: few who write it mean a month.
+/// Whether a duration has the unit `M`, the only one with a capital letter: in most files it stands for minutes.
 fn has_months(duration: &str) -> bool {
     duration.contains('M')
 }

@@ -25,10 +25,11 @@ use crate::{Backoff, Jitter, retry::Budget};
 ///
 /// # Contradictions
 ///
-/// Three settings have another one as their limit: `attempt_timeout` is at most `timeout`, `backoff` at most `max_backoff`, and `open_for` at most
-/// `max_open_for`. Setters can be called in any order; a stack that is given settings rejects those that contradict each other, with an
-/// error that names both values, and [`validate`](Self::validate) finds them before that. The default of a setting that was not set
-/// follows a lower limit: with a `timeout` of 5 s alone an attempt may take 5 s.
+/// Three settings have another one as their limit: `attempt_timeout` is at most `timeout`, `backoff` at most
+/// `max_backoff`, and `open_for` at most `max_open_for`. Setters can be called in any order; a stack that is given
+/// settings rejects those that contradict each other, with an error that names both values, and
+/// [`validate`](Self::validate) finds them before that. The default of a setting that was not set follows a lower
+/// limit: with a `timeout` of 5 s alone an attempt may take 5 s.
 #[derive(Clone, Copy, PartialEq)]
 #[must_use]
 pub struct ClientSettings {
@@ -155,7 +156,8 @@ settings! { ClientSettings {
     /// If it is 0.
     max_attempts: u32 => at_least_one;
 
-    /// How long to wait before the first retry, at most [`max_backoff`](Self::max_backoff). Each further wait is twice as long, and each is anything from zero to that.
+    /// How long to wait before the first retry, at most [`max_backoff`](Self::max_backoff). Each further wait is twice
+    /// as long, and each is anything from zero to that.
     backoff: Duration => anything;
 
     /// No wait before a retry is longer than this, unless the service asks for it.
@@ -185,11 +187,12 @@ settings! { ClientSettings {
     /// If it is 0.
     min_calls: u32 => at_least_one;
 
-    /// The number of failures in a row that opens the circuit too, sooner than a rate can. With 0, the default, no number of them does.
+    /// The number of failures in a row that opens the circuit too, sooner than a rate can. With 0, the default, no
+    /// number of them does.
     consecutive_failures: u32 => anything;
 
-    /// How long the circuit stays open the first time, at most [`max_open_for`](Self::max_open_for). Each further time in a row it is twice as
-    /// long. Jitter only adds, up to half as much again.
+    /// How long the circuit stays open the first time, at most [`max_open_for`](Self::max_open_for). Each further time
+    /// in a row it is twice as long. Jitter only adds, up to half as much again.
     open_for: Duration => anything;
 
     /// The circuit never stays open for longer than this.

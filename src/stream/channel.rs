@@ -47,7 +47,8 @@ pub fn channel<T>(capacity: usize) -> (Sender<T>, Receiver<T>) {
     (Sender { to: To::Channel(sender) }, Receiver { receiver })
 }
 
-/// The end of a [`channel`] or of a [generated](super::generate) stream that is written to. A clone writes to the same stream.
+/// The end of a [`channel`] or of a [generated](super::generate()) stream that is written to. A clone writes to the
+/// same stream.
 pub struct Sender<T> {
     to: To<T>,
 }
@@ -62,8 +63,8 @@ impl<T> Sender<T> {
         Self { to: To::Reader(Arc::clone(handover)) }
     }
 
-    /// Sends an item to the stream: to a [`channel`] once there is room for it, to a [generated](super::generate) stream once
-    /// its reader takes it. Senders get their turns in order.
+    /// Sends an item to the stream: to a [`channel`] once there is room for it, to a [generated](super::generate())
+    /// stream once its reader takes it. Senders get their turns in order.
     ///
     /// # Errors
     ///
@@ -71,8 +72,8 @@ impl<T> Sender<T> {
     ///
     /// # Cancellation
     ///
-    /// If this is dropped before it has ended, its turn is lost and the item is not sent. There is one exception: the reader of a
-    /// generated stream may have taken the item since the last poll of this.
+    /// If this is dropped before it has ended, its turn is lost and the item is not sent. There is one exception: the
+    /// reader of a generated stream may have taken the item since the last poll of this.
     pub async fn send(&self, item: T) -> Result<(), Closed<T>> {
         match &self.to {
             To::Channel(sender) => sender.send(item).await.map_err(|mpsc::error::SendError(item)| Closed { item }),
@@ -80,8 +81,8 @@ impl<T> Sender<T> {
         }
     }
 
-    /// Waits until nothing can be sent any more, for a producer that waits for something else meanwhile: until the stream was dropped,
-    /// or its producer has ended.
+    /// Waits until nothing can be sent any more, for a producer that waits for something else meanwhile: until the
+    /// stream was dropped, or its producer has ended.
     pub async fn closed(&self) {
         match &self.to {
             To::Channel(sender) => sender.closed().await,

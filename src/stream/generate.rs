@@ -17,10 +17,11 @@ use super::{
 
 /// A stream of the items that `producer` sends: an async generator.
 ///
-/// The producer is part of the stream, and never ahead of its reader: it runs while the stream is polled and has nothing to give, and its
-/// [`send`](Sender::send) ends when the reader asks for the item after that one. It is dropped with the stream, with all that it holds. The
-/// stream ends when the producer does, after the items that were offered by then, even if a clone of the sender is alive elsewhere: to send
-/// is an error from then on. A panic of the producer is one of the stream.
+/// The producer is part of the stream, and never ahead of its reader: it runs while the stream is polled and has
+/// nothing to give, and its [`send`](Sender::send) ends when the reader asks for the item after that one. It is dropped
+/// with the stream, with all that it holds. The stream ends when the producer does, after the items that were offered
+/// by then, even if a clone of the sender is alive elsewhere: to send is an error from then on. A panic of the producer
+/// is one of the stream.
 ///
 /// Sending costs an uncontended lock, and no allocation. For a producer that can fail see [`try_generate`].
 ///
@@ -50,12 +51,14 @@ where
     Generate::new(producer)
 }
 
-/// A stream of the items that `producer` sends, and of the error that it may end with: a [`generate`]d stream whose producer can use `?`.
+/// A stream of the items that `producer` sends, and of the error that it may end with: a [`generate`]d stream whose
+/// producer can use `?`.
 ///
-/// Each item comes as `Ok`. An error of the producer is the last item of the stream, after all that were sent before it.
+/// Each item comes as `Ok`. An error of the producer is the last item of the stream, after all that were sent before
+/// it.
 ///
-/// Inside of its own stream a producer never sees [`Closed`](super::Closed), because it is dropped with that: an error type that is not
-/// `From<Closed<T>>` loses nothing by `.await.ok()`.
+/// Inside of its own stream a producer never sees [`Closed`](super::Closed), because it is dropped with that: an error
+/// type that is not `From<Closed<T>>` loses nothing by `.await.ok()`.
 ///
 /// ```
 /// use tokio_stream::StreamExt;
@@ -154,7 +157,8 @@ where
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let mut this = self.project();
-        // An item that waits is taken before the producer goes on, but not twice in a row: others may send without an end.
+        // An item that waits is taken before the producer goes on, but not twice in a row: others may send without an
+        // end.
         if !*this.skipped
             && let Some(item) = this.reader.take()
         {

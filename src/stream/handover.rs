@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 use super::Closed;
 use crate::caught::undisturbed;
 
-/// The state that senders and their reader share. No code of the user's runs under its lock, and nothing of theirs is dropped there.
+/// The state that senders and their reader share. No code of the user's runs under its lock, and nothing of theirs is
+/// dropped there.
 pub(super) struct Handover<T> {
     state: Mutex<State<T>>,
     /// Cancelled when nothing is accepted any more.
@@ -88,7 +89,7 @@ impl<T> State<T> {
 pub(super) struct Reader<T>(pub(super) Arc<Handover<T>>);
 
 impl<T> Reader<T> {
-    /// Takes what was offered. From now on the reader is not woken: it looks for itself.
+    /// Takes the oldest offer. From now on the reader is not woken: it looks for itself.
     pub(super) fn take(&self) -> Option<T> {
         let mut state = self.0.state();
         let (offer, reader) = (state.take(), state.reader.take());
@@ -97,7 +98,7 @@ impl<T> Reader<T> {
         taken(offer?)
     }
 
-    /// Takes what was offered, or is woken by the next one who does.
+    /// Takes the oldest offer. If there is none, the next offer wakes the reader.
     pub(super) fn take_or_wait(&self, cx: &mut Context<'_>) -> Option<T> {
         let waker = cx.waker().clone();
         let mut state = self.0.state();

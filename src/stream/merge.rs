@@ -49,8 +49,8 @@ pin_project! {
 impl<A, B> Merge<A, B> {
     /// It ends when one of the two does; the other is then dropped, whatever it still had.
     ///
-    /// A stream has ended when it says so: when it is polled, or before that by its [`size_hint`](Stream::size_hint), as an empty one does.
-    /// The hint is asked before each item.
+    /// A stream has ended when it says so: when it is polled, or before that by its [`size_hint`](Stream::size_hint),
+    /// as an empty one does. The hint is asked before each item.
     ///
     /// ```
     /// use tokio_stream::{StreamExt, iter, pending};

@@ -16,7 +16,7 @@
 //! | [`within_scope(&scope)`](StreamExt::within_scope) | the stream runs in a scope, its reader does not |
 //! | [`merge(left, right)`](merge()) | both as they come, until both or either has ended |
 //! | [`channel(capacity)`](channel()) | a bounded channel; who sends too quickly waits |
-//! | [`generate(producer)`](generate), [`try_generate(producer)`](try_generate) | an async generator, which lives and ends with its stream |
+//! | [`generate(producer)`](generate()), [`try_generate(producer)`](try_generate) | an async generator, which lives and ends with its stream |
 //!
 //! What works on each item of a stream, some at a time, is [`concurrent`](crate::concurrent); for all else there are the combinators of
 //! futures-util and tokio-stream, beside which these can be used: import the trait as `_`.

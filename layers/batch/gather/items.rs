@@ -5,8 +5,8 @@
 #[cfg_attr(not(test), derive(PartialOrd, Ord))]
 pub(in super::super) struct Number(pub(super) u64);
 
-/// Items by their numbers, which only grow. To take one out is a binary search and leaves a gap, so that it costs little however many
-/// there are; gaps are closed when the list would have to grow and half of it is gaps.
+/// Items by their numbers, which only grow. To take one out is a binary search and leaves a gap, so that it costs
+/// little however many there are; gaps are closed when the list would have to grow and half of it is gaps.
 #[derive(Debug)]
 pub(super) struct Items<T> {
     list: Vec<(Number, Option<T>)>,

@@ -88,7 +88,7 @@ fn who_leaves_makes_room_and_the_last_takes_the_batch_along() {
     assert_eq!((left(&mut gather, c.place), gather.len(), gather.open.len(), gather.batches.len()), (None, 0, 0, 0));
 }
 
-/// Callers who share a deadline leave together, and each of them holds the lock of all others while it leaves.
+/// Callers that share a deadline leave together, and each of them holds the lock of all others while it leaves.
 #[test]
 fn to_leave_costs_no_more_than_a_few_comparisons_however_many_wait() {
     const CALLERS: usize = 80_000;

@@ -98,7 +98,7 @@ fn a_bad_value_names_its_field_and_says_what_to_write_instead() {
 
 /// Shows: F7
 #[test]
-fn a_capital_m_is_refused_because_few_who_write_it_mean_months() {
+fn a_capital_m_is_refused_because_it_reads_as_months() {
     for (text, minutes) in [("5M", "5m"), ("5 M", "5 m"), ("1h 5M", "1h 5m"), (" 1M30s", " 1m30s")] {
         let error = ClientSettings::default().set("timeout", text).unwrap_err().to_string();
         assert_eq!(error, format!("`timeout` is {text:?}, which reads as months: write {minutes:?} for minutes"));

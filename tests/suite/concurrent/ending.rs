@@ -128,7 +128,8 @@ fn no_item_is_started_beside_one_that_has_failed_though_others_wake_themselves()
     assert_eq!(started.get(), 250);
 }
 
-/// Each of the first ones goes on only when all are started: one kind wakes itself, the other uses up the task's budget.
+/// Each of the first ones goes on only when all are started: one kind wakes itself, the other uses up the task's
+/// budget.
 #[tokio::test(start_paused = true)]
 async fn items_that_never_rest_do_not_keep_others_from_being_started() {
     const ALL: u32 = 25;
