@@ -4,17 +4,19 @@
 //! panic or cancellation, which hands it to the first waiter that is still there. It travels through the waiter's
 //! channel as that same value, so a waiter that was chosen and is dropped before it noticed hands it on as well.
 //!
-//! Nothing of the user's but `Hash` and `Eq` of the key runs under the lock, nor is anybody woken under it.
+//! Nothing of the user's but `Eq` of a key that arrives runs under the lock, nor is anybody woken or anything dropped under it. A
+//! flight ends by its number: that never asks the key.
 
 use std::{
     collections::{HashMap, VecDeque},
-    hash::Hash,
     mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use hashbrown::HashTable;
 use tokio::sync::oneshot::{self, Receiver, Sender};
 
+use super::store::Hashed;
 use crate::caught::undisturbed;
 
 /// Waiters who gave up are looked for when so many wait, and again at each doubling of those who stayed.
@@ -23,13 +25,11 @@ const FIRST_PRUNING: usize = 16;
 /// The flights under way, in which `M` is told to the waiters.
 pub(super) struct Flights<K, M> {
     table: Mutex<Table<K, M>>,
-    /// [`Lead::hand_on`], which a `Drop` cannot name: it may ask no more of `K` than the type does.
-    hand_on: fn(&Lead<K, M>),
 }
 
 struct Table<K, M> {
-    /// The flight that new arrivals join. One that was detached is not here any more.
-    current: HashMap<Arc<K>, u64>,
+    /// The flight that new arrivals join, by its key. One that was detached is not here any more.
+    current: HashTable<(Arc<Hashed<K>>, u64)>,
     flying: HashMap<u64, Flight<K, M>>,
     numbers: u64,
 }
@@ -52,15 +52,18 @@ pub(super) enum Arrival<K, M, T> {
     Waiter(Receiver<Message<K, M>>),
 }
 
-impl<K: Hash + Eq, M> Flights<K, M> {
+impl<K, M> Flights<K, M> {
     pub(super) fn new() -> Arc<Self> {
-        let table = Table { current: HashMap::new(), flying: HashMap::new(), numbers: 0 };
-        Arc::new(Self { table: Mutex::new(table), hand_on: Lead::hand_on })
+        let table = Table { current: HashTable::new(), flying: HashMap::new(), numbers: 0 };
+        Arc::new(Self { table: Mutex::new(table) })
     }
 
     /// Waits with the flight for `key`; or, if there is none, takes what `find` finds, for a flight may have landed
     /// since the caller looked; or starts one.
-    pub(super) fn join<T>(self: &Arc<Self>, key: &Arc<K>, find: impl FnOnce() -> Option<T>) -> Arrival<K, M, T> {
+    pub(super) fn join<T>(self: &Arc<Self>, key: &Arc<Hashed<K>>, find: impl FnOnce() -> Option<T>) -> Arrival<K, M, T>
+    where
+        K: Eq,
+    {
         let mut table = self.lock();
         let Some(flight) = table.flight(key) else {
             return match find() {
@@ -77,16 +80,23 @@ impl<K: Hash + Eq, M> Flights<K, M> {
     }
 
     /// Starts a flight for `key`, unless there is one or `needless` says that it is not needed any more.
-    pub(super) fn lead(self: &Arc<Self>, key: &Arc<K>, needless: impl FnOnce() -> bool) -> Option<Lead<K, M>> {
+    pub(super) fn lead(self: &Arc<Self>, key: &Arc<Hashed<K>>, needless: impl FnOnce() -> bool) -> Option<Lead<K, M>>
+    where
+        K: Eq,
+    {
         let mut table = self.lock();
-        (!table.current.contains_key(key) && !needless()).then(|| self.start(&mut table, key))
+        (table.flight(key).is_none() && !needless()).then(|| self.start(&mut table, key))
     }
 
     /// Detaches the flight for `key`: its waiters get what it brings, but nothing is stored, and nobody joins it.
     /// `remove` runs before any other flight for the key can start or land.
-    pub(super) fn detach<T>(&self, key: &K, remove: impl FnOnce() -> T) -> T {
+    pub(super) fn detach<T>(&self, hash: u64, key: &K, remove: impl FnOnce() -> T) -> T
+    where
+        K: Eq,
+    {
         let mut table = self.lock();
-        let detached = table.current.remove_entry(key);
+        let detached = table.current.find_entry(hash, |(other, _)| other.is(hash, key));
+        let detached = detached.ok().map(|entry| entry.remove().0);
         let removed = remove();
         drop(table);
         drop(detached);
@@ -103,10 +113,10 @@ impl<K: Hash + Eq, M> Flights<K, M> {
         removed
     }
 
-    fn start(self: &Arc<Self>, table: &mut Table<K, M>, key: &Arc<K>) -> Lead<K, M> {
+    fn start(self: &Arc<Self>, table: &mut Table<K, M>, key: &Arc<Hashed<K>>) -> Lead<K, M> {
         table.numbers += 1;
         let number = table.numbers;
-        table.current.insert(Arc::clone(key), number);
+        table.current.insert_unique(key.hash, (Arc::clone(key), number), |(key, _)| key.hash);
         table.flying.insert(number, Flight { waiters: VecDeque::new(), prune_at: FIRST_PRUNING });
         Lead { flights: Arc::clone(self), key: Arc::clone(key), number, landed: false }
     }
@@ -116,19 +126,23 @@ impl<K: Hash + Eq, M> Flights<K, M> {
     }
 }
 
-impl<K: Hash + Eq, M> Table<K, M> {
-    fn flight(&mut self, key: &K) -> Option<&mut Flight<K, M>> {
-        self.flying.get_mut(self.current.get(key)?)
+impl<K, M> Table<K, M> {
+    fn flight(&mut self, key: &Hashed<K>) -> Option<&mut Flight<K, M>>
+    where
+        K: Eq,
+    {
+        let (_, number) = self.current.find(key.hash, |(other, _)| other.is(key.hash, &key.key))?;
+        self.flying.get_mut(number)
     }
 
     fn is_current(&self, lead: &Lead<K, M>) -> bool {
-        self.current.get(&lead.key) == Some(&lead.number)
+        self.current.find(lead.key.hash, |(_, number)| *number == lead.number).is_some()
     }
 
-    /// Ends the flight of `lead`, and gives those who wait.
+    /// Ends the flight of `lead`, and gives those who wait. Of its key `lead` has a reference too.
     fn end(&mut self, lead: &Lead<K, M>) -> VecDeque<Sender<Message<K, M>>> {
-        if self.is_current(lead) {
-            self.current.remove(&lead.key);
+        if let Ok(current) = self.current.find_entry(lead.key.hash, |(_, number)| *number == lead.number) {
+            drop(current.remove());
         }
         self.flying.remove(&lead.number).map(|flight| flight.waiters).unwrap_or_default()
     }
@@ -159,18 +173,18 @@ impl<K, M> Flight<K, M> {
 /// The duty to bring an outcome for a key. Dropped without one, it goes to the next waiter.
 pub(super) struct Lead<K, M> {
     flights: Arc<Flights<K, M>>,
-    key: Arc<K>,
+    key: Arc<Hashed<K>>,
     number: u64,
     landed: bool,
 }
 
-impl<K: Hash + Eq, M> Lead<K, M> {
-    pub(super) fn key(&self) -> &Arc<K> {
+impl<K, M> Lead<K, M> {
+    pub(super) fn key(&self) -> &Hashed<K> {
         &self.key
     }
 
     /// Ends the flight. Unless it was detached, `store` runs before anybody else can look, start a flight or detach.
-    pub(super) fn land<T>(mut self, store: impl FnOnce(Arc<K>) -> T) -> (Option<T>, Waiters<K, M>) {
+    pub(super) fn land<T>(mut self, store: impl FnOnce(Arc<Hashed<K>>) -> T) -> (Option<T>, Waiters<K, M>) {
         let flights = Arc::clone(&self.flights);
         let mut table = flights.lock();
         let stored = table.is_current(&self).then(|| store(Arc::clone(&self.key)));
@@ -203,7 +217,7 @@ impl<K: Hash + Eq, M> Lead<K, M> {
 impl<K, M> Drop for Lead<K, M> {
     fn drop(&mut self) {
         if !self.landed {
-            (self.flights.hand_on)(self);
+            self.hand_on();
         }
     }
 }

@@ -17,6 +17,7 @@ use super::{
     flight::{Arrival, Lead, Message},
     handle::{Landed, count},
     policy::{Policy, Ttl},
+    store::Hashed,
 };
 use crate::{Classify, Event, Reject, clock};
 
@@ -59,7 +60,7 @@ enum Before<S, Req, K, T, C, R> {
 
 struct Missed<S, Req, K, T, C, R> {
     call: Call<S, Req>,
-    key: Arc<K>,
+    key: Arc<Hashed<K>>,
     policy: Arc<Policy<K, R, T, C>>,
 }
 
@@ -86,7 +87,7 @@ impl<S: Service<Req>, Req, K, T, C> ResponseFuture<S, Req, K, T, C> {
         Self::new(Before::Answered(response))
     }
 
-    pub(super) fn missed(call: Call<S, Req>, key: K, policy: Arc<Policy<K, S::Response, T, C>>) -> Self {
+    pub(super) fn missed(call: Call<S, Req>, key: Hashed<K>, policy: Arc<Policy<K, S::Response, T, C>>) -> Self {
         Self::new(Before::Arriving(Missed { call, key: Arc::new(key), policy }))
     }
 
@@ -166,8 +167,18 @@ where
 {
     fn arrive(self) -> Before<S, Req, K, T, C, R> {
         let state = &self.policy.cache.state;
-        let fresh = || state.store.peek(&self.key).filter(|entry| entry.stale_for(clock::now).is_none());
-        match state.flights.join(&self.key, fresh) {
+        let mut outdated = None;
+        let fresh = || match state.store.peek(&self.key) {
+            Some(entry) if entry.stale_for(clock::now).is_none() => Some(entry),
+            // It may be the last reference, which is not to be dropped under the lock of the flights.
+            found => {
+                outdated = found;
+                None
+            }
+        };
+        let arrival = state.flights.join(&self.key, fresh);
+        drop(outdated);
+        match arrival {
             Arrival::Leader(lead) => self.lead(lead),
             Arrival::Waiter(told) => Before::Waiting(self, told),
             Arrival::Found(entry) => {

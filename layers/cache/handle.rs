@@ -80,8 +80,8 @@ pub struct Stats {
 }
 
 impl<K: Hash + Eq, R> Cache<K, R> {
-    pub(super) fn new(capacity: usize, weighted: bool) -> Self {
-        let store = Store::new(capacity, weighted);
+    pub(super) fn new(capacity: usize) -> Self {
+        let store = Store::new(capacity);
         Self { state: Arc::new(State { capacity, store, flights: Flights::new(), counts: Counts::default() }) }
     }
 
@@ -90,7 +90,9 @@ impl<K: Hash + Eq, R> Cache<K, R> {
     /// A call for that key that is under way does not bring it back: those who wait for the call get its result, but it is not
     /// stored, and requests that come after this start a call of their own.
     pub fn invalidate(&self, key: &K) {
-        drop(self.state.flights.detach(key, || self.state.store.remove(key)));
+        let store = &self.state.store;
+        let hash = store.hash(key);
+        drop(self.state.flights.detach(hash, key, || store.remove(hash, key)));
     }
 
     /// Forgets all responses, and those that calls under way will bring, as in [`invalidate`](Self::invalidate).

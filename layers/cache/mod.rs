@@ -123,6 +123,7 @@ use self::{
     future::{Call, Duty},
     handle::count,
     policy::Policy,
+    store::Hashed,
 };
 
 /// Answers from memory what was answered before: see the [module](self).
@@ -159,7 +160,7 @@ impl<K: Hash + Eq, R, F, T> CacheLayer<K, R, F, T> {
     {
         assert!(capacity > 0, "capacity must be at least 1, not 0");
         let policy = Policy {
-            cache: Cache::new(capacity, false),
+            cache: Cache::new(capacity),
             ttl,
             classify: FailOnError,
             weigh: None,
@@ -171,21 +172,16 @@ impl<K: Hash + Eq, R, F, T> CacheLayer<K, R, F, T> {
     }
 }
 
-impl<K: Hash + Eq, R, F, T, C, V> CacheLayer<K, R, F, T, C, V> {
+impl<K, R, F, T, C, V> CacheLayer<K, R, F, T, C, V> {
     /// Weighs the responses: then `capacity` is what all of them together may weigh, in units of your own, such as bytes.
     ///
-    /// It runs once for each response that is stored. A weight of zero counts as one. An entry that weighs up to a tenth of
-    /// the capacity always fits; a heavier one may be refused, because the memory is divided into up to eight parts.
-    ///
-    /// It starts with an empty cache of its own: call it before [`handle`](Self::handle).
+    /// It runs once for each response that is stored. A weight of zero counts as one. A response that weighs more than the capacity is
+    /// not stored.
     pub fn weigh(mut self, weigh: impl Fn(&K, &R) -> u64 + Send + Sync + 'static) -> Self {
-        self.policy.cache = Cache::new(self.policy.cache.state.capacity, true);
         self.policy.weigh = Some(Arc::new(weigh));
         self
     }
-}
 
-impl<K, R, F, T, C, V> CacheLayer<K, R, F, T, C, V> {
     /// Tells which outcomes are successes: only these are stored. [`FailOnError`] if it is not set.
     ///
     /// For HTTP, [`HttpStatus`](crate::HttpStatus) keeps out 408, 429 and 5xx. It takes everything else, a 404 too; a closure
@@ -293,6 +289,7 @@ where
             return ResponseFuture::calling(call(request), None);
         };
         let state = &self.policy.cache.state;
+        let key = Hashed { hash: state.store.hash(&key), key };
         if let Some(entry) = state.store.get(&key) {
             let Some(stale_for) = entry.stale_for(clock::now) else {
                 self.policy.site.tell(Event::Hit);

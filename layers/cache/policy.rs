@@ -5,7 +5,7 @@ use std::{any::type_name, fmt, hash::Hash, sync::Arc, time::Duration};
 use super::{
     flight::{Lead, Waiters},
     handle::{Cache, Landed, count},
-    store::Entry,
+    store::{Entry, Hashed, New},
 };
 use crate::{
     Class, Classify, Event, Reject, Rejection, Scope, Site,
@@ -179,12 +179,11 @@ where
 
     fn store(&self, lead: Lead<K, Landed<R>>, response: &R) -> Waiters<K, Landed<R>> {
         let state = &self.cache.state;
-        let now = clock::now();
-        let entry = self.entry(lead.key(), response, now);
-        let (change, waiters) = lead.land(|key| match entry {
-            Some(entry) => state.store.insert(key, entry, now),
+        let new = self.new_entry(lead.key(), response, clock::now());
+        let (change, waiters) = lead.land(|key| match new {
+            Some(new) => state.store.insert(key, new),
             // The newest answer is not to be kept: then neither is an older one.
-            None => state.store.remove(&key),
+            None => state.store.remove(key.hash, &key.key),
         });
         if let Some(change) = change {
             state.note(&change);
@@ -195,15 +194,15 @@ where
         waiters
     }
 
-    fn entry(&self, key: &K, response: &R, now: Instant) -> Option<Entry<R>> {
-        let ttl = self.ttl.ttl(key, response).filter(|ttl| !ttl.is_zero())?;
-        let weight = self.weigh.as_ref().map_or(1, |weigh| weigh(key, response));
-        let of_use = self.stale_if_error.max(self.stale_while_revalidate);
-        Some(Entry::new(response.clone(), now, ttl, of_use, weight))
+    fn new_entry(&self, key: &Hashed<K>, response: &R, now: Instant) -> Option<New<R>> {
+        let ttl = self.ttl.ttl(&key.key, response).filter(|ttl| !ttl.is_zero())?;
+        let weight = self.weigh.as_ref().map_or(1, |weigh| weigh(&key.key, response));
+        let stale = self.stale_if_error.max(self.stale_while_revalidate);
+        Some(New { response: response.clone(), now, ttl, stale, weight })
     }
 
     /// Whether this entry may be given in the place of a failure.
-    fn stands_in(&self, entry: &Entry<R>) -> bool {
+    fn stands_in(&self, entry: &Entry<K, R>) -> bool {
         entry.stale_for(clock::now).unwrap_or_default() < self.stale_if_error
     }
 }

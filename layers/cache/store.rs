@@ -1,66 +1,71 @@
-//! What the cache holds: a bounded map, and the order in which its entries go.
+//! What the cache holds: a bounded number or weight of entries, and the orders in which they go.
 //!
-//! The store decides nothing but bounds and is told the time. The map is `quick_cache`'s: sharded, so that hits on
-//! different keys do not meet, and with an eviction that keeps what is used (Clock-PRO, close to S3-FIFO). The expiry
-//! lies in the entry, so a lookup needs nothing else. A second index, by time, finds what has expired without a walk
-//! over the map; lookups never touch it.
+//! The store decides nothing but bounds and is told the time. A lookup goes to the [table](table) alone, where it meets lookups of few
+//! other keys. Beside it stand, under a lock that only writers take, the [order of eviction](eviction) and an index by time, which
+//! finds what has expired without a walk over the table.
 
 use std::{
     collections::BTreeMap,
     hash::Hash,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread::available_parallelism,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
-use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, Weighter, sync::Cache as Map};
-
+use self::{eviction::Eviction, table::Table};
 use crate::clock::Instant;
+
+mod eviction;
+mod table;
 
 /// How many expired entries an insertion takes out. More than the one it adds, so that a backlog shrinks; few, so that
 /// no insertion pays for a thousand others.
 const SWEPT_PER_INSERT: usize = 8;
 
-/// A shard holds at least this much, or a handful of keys that fall into one shard would push each other out.
-const LEAST_SHARD: usize = 32;
+/// A key with its hash, which is taken once, when a request arrives: no later step runs the key's `Hash`.
+#[derive(Debug)]
+pub(super) struct Hashed<K> {
+    pub(super) hash: u64,
+    pub(super) key: K,
+}
 
-/// Weighted stores have at most this many shards on every machine: an entry has to fit into one of them.
-const WEIGHTED_SHARDS: usize = 8;
-
-/// The number of entries that a weighted store is assumed to hold; it bounds the memory of what was evicted lately.
-const WEIGHTED_ITEMS: usize = 4096;
+impl<K: Eq> Hashed<K> {
+    pub(super) fn is(&self, hash: u64, key: &K) -> bool {
+        self.hash == hash && self.key == *key
+    }
+}
 
 /// A response, and how long it is of use. Times are `None` if they never come.
 #[derive(Debug)]
-pub(super) struct Entry<R> {
+pub(super) struct Entry<K, R> {
     pub(super) response: R,
+    key: Arc<Hashed<K>>,
     /// The first instant at which the response is no longer fresh.
     fresh_until: Option<Instant>,
     /// The first instant at which it is of no use, not even as a stale answer.
     kept_until: Option<Instant>,
-    weight: u64,
-    /// Tells this entry from any other one under the same key.
+    /// Tells this entry from any other one.
     stamp: u64,
+    /// Where it stands in the order of eviction.
+    place: u32,
+    /// Whether it was looked up since the eviction last passed it.
+    is_used: AtomicBool,
 }
 
-impl<R> Entry<R> {
-    /// A response that is fresh for `ttl` from `now` on, and of some use for `stale` after that.
-    pub(super) fn new(response: R, now: Instant, ttl: Duration, stale: Duration, weight: u64) -> Self {
-        let fresh_until = now.checked_add(ttl);
-        Self {
-            response,
-            fresh_until,
-            kept_until: fresh_until.and_then(|end| end.checked_add(stale)),
-            // The map never evicts what weighs nothing.
-            weight: weight.max(1),
-            stamp: 0,
-        }
-    }
-
+impl<K, R> Entry<K, R> {
     /// For how long the response has been stale; `None` while it is fresh. The time is asked for only if it matters.
     pub(super) fn stale_for(&self, now: impl FnOnce() -> Instant) -> Option<Duration> {
         let end = self.fresh_until?;
         now().checked_duration_since(end)
+    }
+
+    fn mark_used(&self) {
+        // A hot entry is marked already; then its memory is only read, by as many cores as like.
+        if !self.is_used.load(Relaxed) {
+            self.is_used.store(true, Relaxed);
+        }
     }
 
     fn due(&self) -> Option<Due> {
@@ -68,9 +73,18 @@ impl<R> Entry<R> {
     }
 }
 
+/// What is to be stored: a response that is fresh for a time from `now` on, and of some use for another time after that.
+#[derive(Debug)]
+pub(super) struct New<R> {
+    pub(super) response: R,
+    pub(super) now: Instant,
+    pub(super) ttl: Duration,
+    pub(super) stale: Duration,
+    pub(super) weight: u64,
+}
+
 /// Where an entry stands in the order of expiry.
 type Due = (Instant, u64);
-type Item<K, R> = (Arc<K>, Arc<Entry<R>>);
 
 /// What a change of the store came to.
 #[must_use = "drop it where no lock is held: it may hold the last reference to responses of the user's"]
@@ -79,152 +93,158 @@ pub(super) struct Change<K, R> {
     pub(super) kept: bool,
     /// How many others had to make room for it.
     pub(super) evicted: u64,
-    _removed: Vec<Item<K, R>>,
+    _removed: Vec<Arc<Entry<K, R>>>,
+    _refused: Option<New<R>>,
 }
 
 /// The entries, within their bounds.
 pub(super) struct Store<K, R> {
-    map: Map<Arc<K>, Arc<Entry<R>>, Weigh, DefaultHashBuilder, Collect>,
-    /// Who writes to the map holds this, so that the two agree. Lookups do not.
-    expiry: Mutex<Expiry<K>>,
+    table: Table<K, R>,
+    hasher: ahash::RandomState,
+    /// Who writes to the table holds this, so that all agree. Lookups do not.
+    orders: Mutex<Orders<K, R>>,
 }
 
-struct Expiry<K> {
-    /// The entries of the map that expire, and no others.
-    order: BTreeMap<Due, Arc<K>>,
+struct Orders<K, R> {
+    /// The entries that expire, and no others.
+    expiry: BTreeMap<Due, Arc<Entry<K, R>>>,
+    eviction: Eviction<Arc<Entry<K, R>>>,
     stamps: u64,
 }
 
-impl<K: Hash + Eq, R> Store<K, R> {
-    /// A store for `capacity` entries or, if `weighted`, for entries that weigh `capacity` together.
-    pub(super) fn new(capacity: usize, weighted: bool) -> Self {
-        let cores = || available_parallelism().map_or(1, |cores| cores.get());
-        let most = if weighted { WEIGHTED_SHARDS } else { cores().saturating_mul(4) };
-        let mut shards = most.next_power_of_two();
-        while shards > 1 && capacity / shards < LEAST_SHARD {
-            shards /= 2;
-        }
-        // Shards are equal. What does not divide is given up, so that the bound holds for their sum.
-        let bound = capacity - capacity % shards;
-        let items = if weighted { bound.min(WEIGHTED_ITEMS) } else { bound };
-        let options = OptionsBuilder::new()
-            .shards(shards)
-            .estimated_items_capacity(items)
-            .weight_capacity(bound as u64)
-            .build()
-            .unwrap_or_else(|missing| unreachable!("{missing}"));
+impl<K, R> Store<K, R> {
+    /// A store for entries that weigh `capacity` together.
+    pub(super) fn new(capacity: usize) -> Self {
+        let eviction = Eviction::new(capacity as u64);
         Self {
-            map: Map::with_options(options, Weigh, DefaultHashBuilder::default(), Collect),
-            expiry: Mutex::new(Expiry { order: BTreeMap::new(), stamps: 0 }),
+            table: Table::new(),
+            hasher: ahash::RandomState::new(),
+            orders: Mutex::new(Orders { expiry: BTreeMap::new(), eviction, stamps: 0 }),
         }
+    }
+
+    pub(super) fn hash(&self, key: &K) -> u64
+    where
+        K: Hash,
+    {
+        self.hasher.hash_one(key)
     }
 
     /// The entry under `key`, whatever its age. Counts as a use, for the eviction and in [`times_found`](Self::times_found).
-    pub(super) fn get(&self, key: &K) -> Option<Arc<Entry<R>>> {
-        self.map.get(key)
+    pub(super) fn get(&self, key: &Hashed<K>) -> Option<Arc<Entry<K, R>>>
+    where
+        K: Eq,
+    {
+        self.table.get(key.hash, &key.key)
     }
 
-    /// The same, without counting.
-    pub(super) fn peek(&self, key: &K) -> Option<Arc<Entry<R>>> {
-        self.map.peek(key)
+    /// The entry under `key`, without counting.
+    pub(super) fn peek(&self, key: &Hashed<K>) -> Option<Arc<Entry<K, R>>>
+    where
+        K: Eq,
+    {
+        self.table.peek(key.hash, &key.key)
     }
 
-    /// Puts `entry` in the place of what is under `key`, and takes out a few entries that are of no use any more.
-    pub(super) fn insert(&self, key: Arc<K>, mut entry: Entry<R>, now: Instant) -> Change<K, R> {
-        let mut expiry = self.expiry();
-        let swept = self.sweep(&mut expiry, now, SWEPT_PER_INSERT);
-        expiry.stamps += 1;
-        let stamp = expiry.stamps;
-        entry.stamp = stamp;
-        let due = entry.due();
-        let out = self.map.insert_with_lifecycle(Arc::clone(&key), Arc::new(entry));
-        if let Some(due) = due {
-            expiry.order.insert(due, Arc::clone(&key));
+    /// Puts `new` in the place of what is under `key`, and takes out a few entries that are of no use any more.
+    pub(super) fn insert(&self, key: Arc<Hashed<K>>, new: New<R>) -> Change<K, R>
+    where
+        K: Eq,
+    {
+        let mut orders = self.orders();
+        let before = self.table.peek(key.hash, &key.key);
+        // From here on no code of the user's runs.
+        let mut removed = self.sweep(&mut orders, new.now, SWEPT_PER_INSERT);
+        removed.extend(before.and_then(|before| self.take(&mut orders, &before)));
+        // What weighs nothing would never have to go.
+        let weight = new.weight.max(1);
+        if !orders.eviction.has_room_for(weight) {
+            return Change { kept: false, evicted: 0, _removed: removed, _refused: Some(new) };
         }
-        expiry.forget(&out);
-        drop(expiry);
-
-        let kept = out.iter().all(|(_, entry)| entry.stamp != stamp);
-        let evicted = out.iter().filter(|(other, _)| *other != key).count() as u64;
-        let mut removed = swept;
-        removed.extend(out);
-        Change { kept, evicted, _removed: removed }
+        let Orders { expiry, eviction, stamps } = &mut *orders;
+        let others = removed.len();
+        eviction.make_room(weight, |entry| entry.is_used.swap(false, Relaxed), |entry| removed.push(entry));
+        for evicted in &removed[others..] {
+            drop(self.table.remove(evicted));
+            drop(evicted.due().and_then(|due| expiry.remove(&due)));
+        }
+        *stamps += 1;
+        let fresh_until = new.now.checked_add(new.ttl);
+        let entry = eviction.insert(key.hash, weight, |place| {
+            Arc::new(Entry {
+                response: new.response,
+                key,
+                fresh_until,
+                kept_until: fresh_until.and_then(|end| end.checked_add(new.stale)),
+                stamp: *stamps,
+                place,
+                is_used: AtomicBool::new(false),
+            })
+        });
+        if let Some(due) = entry.due() {
+            expiry.insert(due, Arc::clone(entry));
+        }
+        self.table.insert(Arc::clone(entry));
+        drop(orders);
+        let evicted = (removed.len() - others) as u64;
+        Change { kept: true, evicted, _removed: removed, _refused: None }
     }
 
-    pub(super) fn remove(&self, key: &K) -> Change<K, R> {
-        let mut expiry = self.expiry();
-        let out = Vec::from_iter(self.map.remove(key));
-        expiry.forget(&out);
-        Change { kept: false, evicted: 0, _removed: out }
+    pub(super) fn remove(&self, hash: u64, key: &K) -> Change<K, R>
+    where
+        K: Eq,
+    {
+        let mut orders = self.orders();
+        let found = self.table.peek(hash, key);
+        let removed = found.and_then(|entry| self.take(&mut orders, &entry));
+        Change { kept: false, evicted: 0, _removed: removed.into_iter().collect(), _refused: None }
     }
 
     pub(super) fn clear(&self) -> Change<K, R> {
-        let mut expiry = self.expiry();
-        expiry.order.clear();
-        Change { kept: false, evicted: 0, _removed: self.map.drain().collect() }
+        let mut orders = self.orders();
+        let Orders { expiry, eviction, .. } = &mut *orders;
+        let emptied = eviction.emptied();
+        let removed = self.table.drain();
+        // References to what is in `removed`, all of them.
+        expiry.clear();
+        drop(std::mem::replace(eviction, emptied));
+        Change { kept: false, evicted: 0, _removed: removed, _refused: None }
     }
 
     /// How many entries are still of use. Takes out all the others.
     pub(super) fn len(&self, now: Instant) -> usize {
-        let mut expiry = self.expiry();
-        let swept = self.sweep(&mut expiry, now, usize::MAX);
-        let len = self.map.len();
-        drop(expiry);
+        let mut orders = self.orders();
+        let swept = self.sweep(&mut orders, now, usize::MAX);
+        let len = orders.eviction.len();
+        drop(orders);
         drop(swept);
         len
     }
 
     /// How often [`get`](Self::get) found an entry.
     pub(super) fn times_found(&self) -> u64 {
-        self.map.hits()
+        self.table.times_found()
     }
 
-    fn expiry(&self) -> MutexGuard<'_, Expiry<K>> {
-        self.expiry.lock().unwrap_or_else(PoisonError::into_inner)
+    fn orders(&self) -> MutexGuard<'_, Orders<K, R>> {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn sweep(&self, expiry: &mut Expiry<K>, now: Instant, most: usize) -> Vec<Item<K, R>> {
+    /// Takes out this very entry, if it is there.
+    fn take(&self, orders: &mut Orders<K, R>, entry: &Arc<Entry<K, R>>) -> Option<Arc<Entry<K, R>>> {
+        let taken = self.table.remove(entry)?;
+        drop(taken.due().and_then(|due| orders.expiry.remove(&due)));
+        orders.eviction.remove(taken.place, taken.is_used.load(Relaxed))
+    }
+
+    fn sweep(&self, orders: &mut Orders<K, R>, now: Instant, most: usize) -> Vec<Arc<Entry<K, R>>> {
         let mut swept = Vec::new();
         for _ in 0..most {
-            let Some(first) = expiry.order.first_entry().filter(|first| first.key().0 <= now) else { break };
-            let ((_, stamp), key) = first.remove_entry();
-            swept.extend(self.map.remove_if(&*key, |entry| entry.stamp == stamp));
+            let Some(first) = orders.expiry.first_entry().filter(|first| first.key().0 <= now) else { break };
+            let first = first.remove();
+            swept.extend(self.take(orders, &first));
         }
         swept
-    }
-}
-
-impl<K> Expiry<K> {
-    fn forget<R>(&mut self, removed: &[Item<K, R>]) {
-        for due in removed.iter().filter_map(|(_, entry)| entry.due()) {
-            self.order.remove(&due);
-        }
-    }
-}
-
-/// The weight was taken when the entry was made: the map asks for it often, and under its locks.
-#[derive(Clone)]
-struct Weigh;
-
-impl<K, R> Weighter<K, Arc<Entry<R>>> for Weigh {
-    fn weight(&self, _: &K, entry: &Arc<Entry<R>>) -> u64 {
-        entry.weight
-    }
-}
-
-/// Hands out what an insertion displaced, for the index and to be dropped outside the locks.
-#[derive(Clone)]
-struct Collect;
-
-impl<K, R> Lifecycle<Arc<K>, Arc<Entry<R>>> for Collect {
-    type RequestState = Vec<Item<K, R>>;
-
-    fn begin_request(&self) -> Self::RequestState {
-        Vec::new()
-    }
-
-    fn on_evict(&self, out: &mut Self::RequestState, key: Arc<K>, entry: Arc<Entry<R>>) {
-        out.push((key, entry));
     }
 }
 

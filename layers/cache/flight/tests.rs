@@ -8,8 +8,17 @@ use super::*;
 type Flying = Arc<Flights<u8, u32>>;
 type Waiting = Receiver<Message<u8, u32>>;
 
+/// Many have the same hash.
+fn hashed(key: u8) -> Arc<Hashed<u8>> {
+    Arc::new(Hashed { hash: u64::from(key % 2), key })
+}
+
+fn detach(flights: &Flying, key: u8) {
+    flights.detach(hashed(key).hash, &key, || ());
+}
+
 fn arrive(flights: &Flying, key: u8) -> Arrival<u8, u32, ()> {
-    flights.join(&Arc::new(key), || None)
+    flights.join(&hashed(key), || None)
 }
 
 fn leader(flights: &Flying, key: u8) -> Lead<u8, u32> {
@@ -60,10 +69,10 @@ fn one_leads_and_the_others_learn_the_outcome() {
 #[test]
 fn an_arrival_that_finds_what_it_needs_neither_leads_nor_waits() {
     let flights: Flying = Flights::new();
-    assert!(matches!(flights.join(&Arc::new(1), || Some("stored")), Arrival::Found("stored")));
-    assert!(flights.lead(&Arc::new(1), || true).is_none());
-    let lead = flights.lead(&Arc::new(1), || false).unwrap();
-    assert!(flights.lead(&Arc::new(1), || false).is_none(), "one is under way");
+    assert!(matches!(flights.join(&hashed(1), || Some("stored")), Arrival::Found("stored")));
+    assert!(flights.lead(&hashed(1), || true).is_none());
+    let lead = flights.lead(&hashed(1), || false).unwrap();
+    assert!(flights.lead(&hashed(1), || false).is_none(), "one is under way");
     drop(lead);
     assert!(is_empty(&flights));
 }
@@ -111,7 +120,7 @@ fn waiters_who_gave_up_do_not_pile_up() {
     let mut patient: Vec<_> = (0..20).map(|_| waiter(&flights, 1)).collect();
     for _ in 0..10_000 {
         drop(waiter(&flights, 1));
-        assert!(flights.lock().flight(&1).unwrap().waiters.len() <= 2 * patient.len() + 1);
+        assert!(flights.lock().flight(&hashed(1)).unwrap().waiters.len() <= 2 * patient.len() + 1);
     }
     land(lead, 7);
     assert!(patient.iter_mut().all(|waiter| landed(waiter) == Some(7)));
@@ -122,7 +131,7 @@ fn a_detached_flight_tells_its_waiters_but_does_not_store() {
     let flights = Flights::new();
     let lead = leader(&flights, 1);
     let mut old = waiter(&flights, 1);
-    flights.detach(&1, || ());
+    detach(&flights, 1);
     let newer = leader(&flights, 1);
     let mut new = waiter(&flights, 1);
     assert!(!land(lead, 7));
@@ -264,7 +273,7 @@ proptest! {
                     }
                 }
                 Step::Detach { key } => {
-                    flights.detach(&key, || ());
+                    detach(&flights, key);
                     model.detachments.push(Some(key));
                 }
                 Step::DetachAll => {
@@ -318,7 +327,7 @@ fn threads_that_come_lead_and_leave_at_will_leave_nothing_behind() {
                     tokio::task::yield_now().await;
                     match fastrand::u8(0..4) {
                         0 => drop(lead),
-                        1 => drop(flights.detach(lead.key(), || lead.number)),
+                        1 => detach(&flights, lead.key().key),
                         _ => drop(land(lead, 1)),
                     }
                 }

@@ -9,52 +9,70 @@ use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn entry<R>(response: R, now: Instant, ttl: Duration) -> Entry<R> {
-    Entry::new(response, now, ttl, Duration::ZERO, 1)
+fn new<R>(response: R, now: Instant, ttl: Duration) -> New<R> {
+    New { response, now, ttl, stale: Duration::ZERO, weight: 1 }
 }
 
 /// What a caller without any allowance for stale answers would get.
-fn fresh<K: Hash + Eq, R: Clone>(store: &Store<K, R>, key: &K, now: Instant) -> Option<R> {
-    let entry = store.get(key)?;
+fn fresh<K: Hash + Eq, R: Clone>(store: &Store<K, R>, key: K, now: Instant) -> Option<R> {
+    let entry = store.find(key)?;
     entry.stale_for(|| now).is_none().then(|| entry.response.clone())
 }
 
 impl<K: Hash + Eq, R> Store<K, R> {
-    /// Whether the index holds exactly the entries of the map that expire.
+    fn hashed(&self, key: K) -> Hashed<K> {
+        Hashed { hash: self.hash(&key), key }
+    }
+
+    fn find(&self, key: K) -> Option<Arc<Entry<K, R>>> {
+        self.get(&self.hashed(key))
+    }
+
+    fn put(&self, key: K, new: New<R>) -> Change<K, R> {
+        self.insert(Arc::new(self.hashed(key)), new)
+    }
+
+    fn forget(&self, key: &K) -> Change<K, R> {
+        self.remove(self.hash(key), key)
+    }
+
+    fn weight(&self) -> u64 {
+        self.orders().eviction.weight()
+    }
+
+    /// Whether the index holds exactly the entries of the table that expire, and the order of eviction as many as the table.
     fn agrees(&self) -> bool {
-        let expiry = self.expiry();
-        let expiring = self.map.iter().filter(|(_, entry)| entry.due().is_some()).count();
-        expiry.order.len() == expiring
-            && expiry
-                .order
-                .iter()
-                .all(|(due, key)| self.map.peek(&**key).is_some_and(|entry| entry.due() == Some(*due)))
+        let (orders, all) = (self.orders(), self.table.all());
+        let mut expiring: Vec<_> = all.iter().filter_map(|entry| entry.due()).collect();
+        expiring.sort();
+        expiring == Vec::from_iter(orders.expiry.keys().copied()) && orders.eviction.len() == all.len()
     }
 }
 
 #[test]
 fn an_entry_expires_exactly_at_the_ttl() {
-    let (store, start) = (Store::new(10, false), Instant::now());
-    let _ = store.insert(Arc::new("a"), entry(1, start, SECOND), start);
+    let (store, start) = (Store::new(10), Instant::now());
+    let _ = store.put("a", new(1, start, SECOND));
     let last = start + SECOND - Duration::from_nanos(1);
-    assert_eq!(fresh(&store, &"a", last), Some(1));
+    assert_eq!(fresh(&store, "a", last), Some(1));
     assert_eq!(store.len(last), 1);
-    assert_eq!(fresh(&store, &"a", start + SECOND), None);
+    assert_eq!(fresh(&store, "a", start + SECOND), None);
     assert_eq!(store.len(start + SECOND), 0);
 }
 
 #[test]
 fn an_entry_without_an_end_never_asks_for_the_time() {
     let now = Instant::now();
-    let entry = entry((), now, Duration::MAX);
-    assert_eq!(entry.stale_for(|| unreachable!("asked for the time")), None);
+    let store = Store::new(1);
+    let _ = store.put((), new((), now, Duration::MAX));
+    assert_eq!(store.find(()).unwrap().stale_for(|| unreachable!("asked for the time")), None);
 }
 
 #[test]
 fn a_stale_entry_is_kept_as_long_as_it_may_be_used() {
-    let (store, start) = (Store::new(10, false), Instant::now());
-    let _ = store.insert(Arc::new("a"), Entry::new(1, start, SECOND, 2 * SECOND, 1), start);
-    let found = store.get(&"a").unwrap();
+    let (store, start) = (Store::new(10), Instant::now());
+    let _ = store.put("a", New { stale: 2 * SECOND, ..new(1, start, SECOND) });
+    let found = store.find("a").unwrap();
     assert_eq!(found.stale_for(|| start), None);
     assert_eq!(found.stale_for(|| start + SECOND), Some(Duration::ZERO));
     assert_eq!(found.stale_for(|| start + 3 * SECOND), Some(2 * SECOND));
@@ -64,15 +82,15 @@ fn a_stale_entry_is_kept_as_long_as_it_may_be_used() {
 
 #[test]
 fn expired_entries_are_taken_out_while_others_come_in() {
-    let (store, start) = (Store::new(100_000, false), Instant::now());
+    let (store, start) = (Store::new(100_000), Instant::now());
     let alive = Arc::new(());
     for key in 0..1000 {
-        let _ = store.insert(Arc::new(key), entry(Arc::clone(&alive), start, SECOND), start);
+        let _ = store.put(key, new(Arc::clone(&alive), start, SECOND));
     }
     assert_eq!(Arc::strong_count(&alive), 1001);
     let later = start + SECOND;
     for key in 1000..1000 + 1000 / SWEPT_PER_INSERT {
-        let _ = store.insert(Arc::new(key), entry(Arc::new(()), later, SECOND), later);
+        let _ = store.put(key, new(Arc::new(()), later, SECOND));
     }
     assert_eq!(Arc::strong_count(&alive), 1);
     assert!(store.agrees());
@@ -80,60 +98,62 @@ fn expired_entries_are_taken_out_while_others_come_in() {
 
 #[test]
 fn a_stream_of_keys_that_expire_at_once_does_not_grow() {
-    let (store, start) = (Store::new(100_000, false), Instant::now());
+    let (store, start) = (Store::new(100_000), Instant::now());
     for key in 0..10_000 {
         let now = start + key * SECOND;
-        let _ = store.insert(Arc::new(key), entry((), now, SECOND), now);
-        assert!(store.map.len() <= 2);
+        let _ = store.put(key, new((), now, SECOND));
+        assert!(store.orders().eviction.len() <= 2);
     }
 }
 
 #[test]
 fn what_is_used_outlives_a_scan() {
-    let (store, now) = (Store::new(64, false), Instant::now());
-    let _ = store.insert(Arc::new(0), entry((), now, Duration::MAX), now);
+    let (store, now) = (Store::new(64), Instant::now());
+    let _ = store.put(0, new((), now, Duration::MAX));
     for key in 1..10_000 {
-        assert!(store.get(&0).is_some(), "lost after {key}");
-        let _ = store.insert(Arc::new(key), entry((), now, Duration::MAX), now);
+        assert!(store.find(0).is_some(), "lost after {key}");
+        let _ = store.put(key, new((), now, Duration::MAX));
     }
 }
 
 #[test]
-fn a_capacity_that_does_not_divide_is_not_rounded_up() {
+fn a_full_store_holds_as_much_as_it_may() {
     let now = Instant::now();
-    for capacity in [65, 67, 129, 1_001] {
-        let store = Store::new(capacity, false);
+    for capacity in [1, 2, 65, 67, 129, 1_001] {
+        let store = Store::new(capacity);
         for key in 0..10 * capacity {
-            let _ = store.insert(Arc::new(key), entry((), now, SECOND), now);
+            let _ = store.put(key, new((), now, SECOND));
         }
-        let len = store.len(now);
-        assert!(len <= capacity && len > capacity - capacity / LEAST_SHARD, "{len} of {capacity}");
+        assert_eq!(store.len(now), capacity);
     }
 }
 
 #[test]
 fn who_is_replaced_is_not_evicted() {
-    let (store, now) = (Store::new(1, false), Instant::now());
-    assert_eq!(store.insert(Arc::new("a"), entry(1, now, SECOND), now).evicted, 0);
-    assert_eq!(store.insert(Arc::new("a"), entry(2, now, SECOND), now).evicted, 0);
-    assert_eq!(store.insert(Arc::new("b"), entry(3, now, SECOND), now).evicted, 1);
+    let (store, now) = (Store::new(1), Instant::now());
+    assert_eq!(store.put("a", new(1, now, SECOND)).evicted, 0);
+    assert_eq!(store.put("a", new(2, now, SECOND)).evicted, 0);
+    assert_eq!(store.put("b", new(3, now, SECOND)).evicted, 1);
 }
 
 #[test]
 fn an_entry_that_is_too_heavy_is_not_kept_and_displaces_the_one_before() {
-    let (store, now) = (Store::new(1000, true), Instant::now());
-    let weighing = |weight| Entry::new((), now, SECOND, Duration::ZERO, weight);
-    assert!(store.insert(Arc::new("a"), weighing(100), now).kept, "a tenth of the capacity fits");
-    assert!(!store.insert(Arc::new("a"), weighing(u64::MAX), now).kept);
-    assert!(store.get(&"a").is_none());
+    let (store, now) = (Store::new(1000), Instant::now());
+    let weighing = |weight| New { weight, ..new((), now, SECOND) };
+    assert!(store.put("b", weighing(1)).kept);
+    assert!(store.put("a", weighing(1000)).kept, "all of the capacity fits");
+    assert!(store.find("b").is_none());
+    assert!(!store.put("a", weighing(1001)).kept);
+    assert!(!store.put("a", weighing(u64::MAX)).kept);
+    assert!(store.find("a").is_none());
     assert!(store.agrees());
 }
 
 #[test]
 fn weightless_entries_count_as_one() {
-    let (store, now) = (Store::new(50, true), Instant::now());
+    let (store, now) = (Store::new(50), Instant::now());
     for key in 0..1000 {
-        let _ = store.insert(Arc::new(key), Entry::new((), now, Duration::MAX, Duration::ZERO, 0), now);
+        let _ = store.put(key, New { weight: 0, ..new((), now, Duration::MAX) });
     }
     assert!(store.len(now) <= 50);
 }
@@ -142,15 +162,12 @@ fn weightless_entries_count_as_one() {
 fn the_extremes_of_capacity_and_time_hold() {
     let now = Instant::now();
     for capacity in [1, 2, 3, 31, 33, usize::MAX] {
-        for weighted in [false, true] {
-            let store = Store::new(capacity, weighted);
-            for key in 0..40 {
-                let made = Entry::new(key, now, Duration::MAX, Duration::MAX, 1);
-                assert!(store.insert(Arc::new(key), made, now).kept);
-                assert_eq!(fresh(&store, &key, now), Some(key));
-            }
-            assert!(store.len(now) <= capacity);
+        let store = Store::new(capacity);
+        for key in 0..40 {
+            assert!(store.put(key, New { stale: Duration::MAX, ..new(key, now, Duration::MAX) }).kept);
+            assert_eq!(fresh(&store, key, now), Some(key));
         }
+        assert!(store.len(now) <= capacity);
     }
 }
 
@@ -163,14 +180,14 @@ fn responses_are_dropped_where_no_lock_is_held() {
         fn drop(&mut self) {
             let Some(store) = self.0.upgrade() else { return };
             store.len(Instant::now());
-            drop(store.remove(&7));
+            drop(store.forget(&7));
             DROPPED.fetch_add(1, Ordering::Relaxed);
         }
     }
-    let (store, start) = (Arc::new(Store::new(4, false)), Instant::now());
+    let (store, start) = (Arc::new(Store::new(4)), Instant::now());
     for key in 0..100 {
         let now = start + key % 3 * SECOND;
-        drop(store.insert(Arc::new(key % 10), entry(Nosy(Arc::downgrade(&store)), now, SECOND), now));
+        drop(store.put(key % 10, new(Nosy(Arc::downgrade(&store)), now, SECOND)));
     }
     drop(store.clear());
     assert!(DROPPED.load(Ordering::Relaxed) >= 99);
@@ -235,25 +252,26 @@ impl Model {
 
 /// Runs `steps` on a store of `capacity`; `exact` if nothing can have been evicted.
 fn compare(steps: &[Step], capacity: usize, weighted: bool, exact: bool) {
-    let (store, start) = (Store::new(capacity, weighted), Instant::now());
+    let (store, start) = (Store::new(capacity), Instant::now());
     let (at, mut model) = (|seconds: u64| start + Duration::from_secs(seconds), Model::default());
     for (number, step) in steps.iter().enumerate() {
         let now = model.now;
         match *step {
             Step::Insert { key, ttl, stale, weight } => {
                 let [ttl_, stale_] = [ttl, stale].map(Duration::from_secs);
-                let made = Entry::new(number, at(now), ttl_, stale_, if weighted { weight } else { 1 });
-                let inserted = store.insert(Arc::new(key), made, at(now));
+                let weight_ = if weighted { weight } else { 1 };
+                let made = New { response: number, now: at(now), ttl: ttl_, stale: stale_, weight: weight_ };
+                let inserted = store.put(key, made);
                 let put = inserted.kept.then_some(Put { number, ttl, stale, weight: weight.max(1) });
                 assert!(put.is_some() || !exact);
                 model.past.push((now, Some(key), put));
             }
             Step::Get { key } => {
-                let (found, expected) = (fresh(&store, &key, at(now)), model.get(key));
+                let (found, expected) = (fresh(&store, key, at(now)), model.get(key));
                 assert!(found == expected || found.is_none() && !exact, "{number}: {found:?} for {expected:?}");
             }
             Step::Remove { key } => {
-                drop(store.remove(&key));
+                drop(store.forget(&key));
                 model.past.push((now, Some(key), None));
             }
             Step::Clear => {
@@ -267,10 +285,10 @@ fn compare(steps: &[Step], capacity: usize, weighted: bool, exact: bool) {
             Step::Wait { by } => model.now += by,
         }
         assert!(store.agrees());
-        assert!(store.map.weight() <= capacity as u64);
+        assert!(store.weight() <= capacity as u64);
         if weighted && exact {
             store.len(at(model.now));
-            assert_eq!(store.map.weight(), model.kept().map(|put| put.weight).sum::<u64>());
+            assert_eq!(store.weight(), model.kept().map(|put| put.weight).sum::<u64>());
         }
     }
 }

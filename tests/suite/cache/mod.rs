@@ -22,6 +22,7 @@ mod input;
 mod memory;
 mod single_flight;
 mod stale;
+mod working_set;
 
 const SECOND: Duration = Duration::from_secs(1);
 const INSTANT: Duration = Duration::from_nanos(1);
