@@ -1,5 +1,5 @@
-//! How many requests a cache answers from memory, in hundredths, beside an LRU and two caches that are used for this: the same keys for
-//! all, without and with weights. `tests/suite/cache/working_set.rs` holds ours to it.
+//! How many requests a cache answers from memory, in hundredths, beside an LRU and two caches that are used for this:
+//! the same keys for all, without and with weights. `tests/suite/cache/working_set.rs` holds ours to it.
 //!
 //! `cargo bench -p ziggurat-benches --bench hit_ratio`
 
@@ -16,6 +16,7 @@ const SET: u64 = 800;
 
 /// A cache that is asked for a key of this weight, keeps it if it had not got it, and says whether it had.
 type Subject = Box<dyn FnMut(u64, u64) -> bool>;
+type Named = (&'static str, fn(u64) -> Subject);
 
 fn ours(capacity: u64) -> Subject {
     let service = service_fn(|(key, _): (u64, u64)| ready(Ok::<_, Error<Failed>>(key)));
@@ -165,8 +166,7 @@ fn loads() -> Vec<(&'static str, Vec<u64>)> {
 }
 
 fn main() {
-    let subjects: [(&str, fn(u64) -> Subject); 4] =
-        [("ziggurat", ours), ("lru", lru), ("moka", moka), ("quick_cache", quick_cache)];
+    let subjects: [Named; 4] = [("ziggurat", ours), ("lru", lru), ("moka", moka), ("quick_cache", quick_cache)];
     for (what, capacity, weigh) in [
         ("without weights", CAPACITY, (|_| 1) as fn(u64) -> u64),
         ("every third key weighs three", CAPACITY * 5 / 3, |key| if key.is_multiple_of(3) { 3 } else { 1 }),

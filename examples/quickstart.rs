@@ -27,7 +27,7 @@ use std::{
 use axum::{Router, extract};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Full};
-use hyper::{HeaderMap, Method, Request, Response, StatusCode};
+use hyper::{HeaderMap, Request, Response, StatusCode};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
@@ -39,8 +39,8 @@ use tokio::{
 };
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
-    Backoff, Error, HttpStatus, Scope,
-    cache::CacheLayer,
+    Backoff, Error, Scope,
+    cache::{CacheLayer, HttpStorable, http_key},
     circuit_breaker::{Circuit, CircuitBreakerLayer, State},
     concurrency_limit::ConcurrencyLimitLayer,
     context::ContextLayer,
@@ -77,7 +77,7 @@ async fn with_stack(seed: u64) -> Result<(Run, Run, Timeline), BoxError> {
         // A scope for each request: what is put into it here, everything inside can ask for.
         .layer(ContextLayer::new(Scope::root("quickstart")).state(move |_: &HttpRequest| ids.next()))
         // An answer from memory needs no permit and no healthy upstream: so the cache stands outside of all that follows.
-        .layer(CacheLayer::new(10_000, Duration::from_secs(30), cache_key).classify(HttpStatus))
+        .layer(CacheLayer::new(10_000, Duration::from_secs(30), http_key).classify(HttpStorable))
         // The total: the wait for a permit, all attempts and the pauses between them.
         .layer(TimeoutLayer::new(Duration::from_secs(2)).named("total"))
         // What fails here is mostly fine a moment later, so the pauses are short. In an outage the budget keeps retries few.
@@ -103,11 +103,6 @@ async fn with_stack(seed: u64) -> Result<(Run, Run, Timeline), BoxError> {
     let outcomes = load(client, &upstream, Instant::now(), keys).await?;
     let again = Run { outcomes, calls: upstream.calls() - stack.calls, peak: in_flight.peak() };
     Ok((stack, again, timeline.await?))
-}
-
-/// Requests with the same key have the same answer; one without a key goes past the cache.
-fn cache_key(request: &HttpRequest) -> Option<String> {
-    (request.method() == Method::GET).then(|| request.uri().to_string())
 }
 
 /// The innermost service: the client, and what it tells the upstream. The body is collected, so that the cache can copy it.

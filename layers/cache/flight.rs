@@ -1,11 +1,12 @@
-//! Single flight: of all who miss the same key at once, one calls (the *leader*) and the others wait for what it brings.
+//! Single flight: of all who miss the same key at once, one calls (the *leader*) and the others wait for what it
+//! brings.
 //!
 //! Leadership is a value, [`Lead`]. Who holds it either lands, which tells the waiters the outcome, or drops it, by
 //! panic or cancellation, which hands it to the first waiter that is still there. It travels through the waiter's
 //! channel as that same value, so a waiter that was chosen and is dropped before it noticed hands it on as well.
 //!
-//! Nothing of the user's but `Eq` of a key that arrives runs under the lock, nor is anybody woken or anything dropped under it. A
-//! flight ends by its number: that never asks the key.
+//! Nothing of the user's but `Eq` of a key that arrives runs under the lock, nor is anybody woken or anything dropped
+//! under it. A flight ends by its number: that never asks the key.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -42,6 +43,8 @@ struct Flight<K, M> {
 /// What a waiter receives. An error of the channel means that the leader panicked while it told the others.
 pub(super) enum Message<K, M> {
     Landed(M),
+    /// What the leader got is for nobody else: all who waited call for themselves, at once.
+    Alone,
     Lead(Lead<K, M>),
 }
 
@@ -242,6 +245,13 @@ impl<K, M> Waiters<K, M> {
             undisturbed(|| drop(waiter.send(Message::Landed(message))));
         }
         undisturbed(|| drop(first.send(Message::Landed(message))));
+    }
+
+    /// Tells everybody to call for themselves.
+    pub(super) fn release(self) {
+        for waiter in self.0 {
+            let _ = waiter.send(Message::Alone);
+        }
     }
 }
 

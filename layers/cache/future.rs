@@ -50,7 +50,8 @@ pin_project! {
 enum Before<S, Req, K, T, C, R> {
     /// The answer came from memory.
     Answered(R),
-    /// It did not. Who leads and who waits is decided at the first poll: nobody is to wait for a future that is not polled.
+    /// It did not. Who leads and who waits is decided at the first poll: nobody is to wait for a future that is not
+    /// polled.
     Arriving(Missed<S, Req, K, T, C, R>),
     /// Another one calls.
     Waiting(Missed<S, Req, K, T, C, R>, oneshot::Receiver<Message<K, Landed<R>>>),
@@ -110,7 +111,8 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut state = self.project().state;
         let (outcome, duty) = loop {
-            // A lead is taken out while anything of the user's runs: if that panics, it goes to the next who waits at once.
+            // A lead is taken out while anything of the user's runs: if that panics, it goes to the next who waits at
+            // once.
             let before = match state.as_mut().project() {
                 StateProj::Before { before } => before,
                 StateProj::Calling { response, duty } => {
@@ -127,6 +129,7 @@ where
                 Some(Before::Arriving(missed)) => missed.arrive(),
                 Some(Before::Waiting(missed, mut told)) => match Pin::new(&mut told).poll(cx) {
                     Poll::Ready(Ok(Message::Lead(lead))) => missed.lead(lead),
+                    Poll::Ready(Ok(Message::Alone)) => missed.alone(),
                     Poll::Ready(Ok(Message::Landed(landed))) => return Poll::Ready(missed.share(landed)),
                     // Nobody will tell: the leader panicked on its last steps.
                     Poll::Ready(Err(_)) => missed.arrive(),
@@ -190,9 +193,19 @@ where
     }
 
     fn lead(self, lead: Lead<K, Landed<R>>) -> Before<S, Req, K, T, C, R> {
+        self.note_miss();
+        Before::Readying(self.call, Some(Duty { policy: self.policy, lead, is_awaited: true }))
+    }
+
+    /// Calls for itself: what it waited for is for another one alone.
+    fn alone(self) -> Before<S, Req, K, T, C, R> {
+        self.note_miss();
+        Before::Readying(self.call, None)
+    }
+
+    fn note_miss(&self) {
         count(&self.policy.cache.state.counts.misses);
         self.policy.site.tell(Event::Miss);
-        Before::Readying(self.call, Some(Duty { policy: self.policy, lead, is_awaited: true }))
     }
 
     fn share<E: Reject<R>>(self, landed: Landed<R>) -> Result<R, E> {

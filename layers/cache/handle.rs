@@ -87,8 +87,8 @@ impl<K: Hash + Eq, R> Cache<K, R> {
 
     /// Forgets the response under `key`.
     ///
-    /// A call for that key that is under way does not bring it back: those who wait for the call get its result, but it is not
-    /// stored, and requests that come after this start a call of their own.
+    /// A call for that key that is under way does not bring it back: those who wait for the call get its result, but it
+    /// is not stored, and requests that come after this start a call of their own.
     pub fn invalidate(&self, key: &K) {
         let store = &self.state.store;
         let hash = store.hash(key);

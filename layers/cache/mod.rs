@@ -1,37 +1,45 @@
 //! Answers from memory what was answered before.
 //!
-//! A response is stored under a key that a function makes of the request, for as long as its ttl says, and requests with the
-//! same key get a copy of it. Of all requests that miss the same key at once, one calls and the others wait for its outcome
-//! (*single flight*). What is stored is bounded by number or by weight; what is used stays, and what has expired makes room.
+//! A response is stored under a key that a function makes of the request, for as long as its ttl says, and requests
+//! with the same key get a copy of it. Of all requests that miss the same key at once, one calls and the others wait
+//! for its outcome (*single flight*). What is stored is bounded by number or by weight. A working set that fits stays
+//! in memory: from its third round on it misses nothing, whatever filled the cache before, and neither a scan of other
+//! keys nor a trickle of new ones pushes it out (an eviction close to S3-FIFO). What has expired makes room.
 //!
-//! **What is stored** is what [`classify`](CacheLayer::classify) calls a success, and never an error. The default takes every
-//! response. **For HTTP say `.classify(HttpStatus)`**: a status is not a type, so without it a 500 is a response like any other,
-//! and would be answered for a whole ttl.
+//! **What is stored** is what [`classify`](CacheLayer::classify) calls a success, and never an error. The default takes
+//! every response. A response that it [ignores](crate::Class::Ignored) is for the one who made the call: those who
+//! waited for it make calls of their own.
 //!
-//! **Its clock.** The ttl runs from when the response arrived, and at exactly the ttl it has expired. A hit reads the clock once,
-//! and not at all if the response never expires.
+//! **For HTTP say `CacheLayer::new(10_000, ttl, http_key).classify(HttpStorable)`**: [`http_key`] tells virtual hosts
+//! apart and gives no key to a request whose answer is not for everybody, and [`HttpStorable`] stores no response that
+//! is a failure, a part or for one caller alone. A status is not a type, so without it a 500 is a response like any
+//! other, and would be answered for a whole ttl.
 //!
-//! **A hit** needs nothing of the inner service: no readiness, no permit, not even its health. It costs the key, a copy of the
-//! response, and a lock for reading on a part of the map.
+//! **Its clock.** The ttl runs from when the response arrived, and at exactly the ttl it has expired. A hit reads the
+//! clock once, and not at all if the response never expires.
+//!
+//! **A hit** needs nothing of the inner service: no readiness, no permit, not even its health. It costs the key, a copy
+//! of the response, and a lock for reading on a part of the map.
 //!
 //! **A failure** goes whole to the one who made the call. Who waited for it gets a copy if it was a response, the
-//! [`Rejection`](crate::Rejection) if it was one, and otherwise [`Reason::Shared`](crate::Reason::Shared) with the error's message
-//! and class. It is not stored: the next request calls again, unless
+//! [`Rejection`](crate::Rejection) if it was one, and otherwise [`Reason::Shared`](crate::Reason::Shared) with the
+//! error's message and class. It is not stored: the next request calls again, unless
 //! [`stale_if_error`](CacheLayer::stale_if_error) finds something that will do.
 //!
 //! **Where it belongs.** Outside of timeout, retry, breaker and limit, so that a hit needs none of them; inside of the
-//! [`ContextLayer`](crate::context::ContextLayer), so that keys and ttl can come from the scope. Inside of a retry, each attempt
-//! looks into the cache. Outside of every timeout is right: the timeout of the one who calls ends the wait of those who wait
-//! for it. With a timeout outside, each request has a deadline of its own: the one who calls is dropped at its own, and the next one
-//! calls anew; but a retry inside that gives up early because of it fails all who wait.
+//! [`ContextLayer`](crate::context::ContextLayer), so that keys and ttl can come from the scope. Inside of a retry,
+//! each attempt looks into the cache. Outside of every timeout is right: the timeout of the one who calls ends the wait
+//! of those who wait for it. With a timeout outside, each request has a deadline of its own: the one who calls is
+//! dropped at its own, and the next one calls anew; but a retry inside that gives up early because of it fails all who
+//! wait.
 //!
-//! **Cancellation.** A call belongs to the request that makes it. If that is dropped or panics, the first of those who wait makes
-//! a call of its own, and the others wait for that one. Nobody waits for a response future that was never polled; one that
-//! was polled and is then neither polled nor dropped keeps the others waiting.
+//! **Cancellation.** A call belongs to the request that makes it. If that is dropped or panics, the first of those who
+//! wait makes a call of its own, and the others wait for that one. Nobody waits for a response future that was never
+//! polled; one that was polled and is then neither polled nor dropped keeps the others waiting.
 //!
-//! It needs `S: Clone`, a response that is [`Storable`] (for [`http::Response`]: a body such as `Full<Bytes>`, not one that is streamed) and an error that is
-//! [`Display`](std::fmt::Display). It is always ready, and makes a clone of the inner service ready when it has to call. To be
-//! `Send`, it needs a key and a response that are `Send + Sync`.
+//! It needs `S: Clone`, a response that is [`Storable`] (for [`http::Response`]: a body such as `Full<Bytes>`, not one
+//! that is streamed) and an error that is [`Display`](std::fmt::Display). It is always ready, and makes a clone of the
+//! inner service ready when it has to call. To be `Send`, it needs a key and a response that are `Send + Sync`.
 //!
 //! ```
 //! use std::{sync::atomic::{AtomicU64, Ordering::Relaxed}, time::Duration};
@@ -59,13 +67,13 @@
 //! # }
 //! ```
 //!
-//! A setting in the scope, which can change while the program runs, decides on the ttl; only successes of GET are stored:
+//! Over HTTP, where a setting in the scope, which can change while the program runs, decides on the ttl:
 //!
 //! ```
 //! use std::time::Duration;
-//! use http::{Method, Request, Response};
+//! use http::{Request, Response};
 //! use tower::{ServiceBuilder, ServiceExt, service_fn};
-//! use ziggurat::{HttpStatus, Scope, cache::CacheLayer};
+//! use ziggurat::{Scope, cache::{CacheLayer, HttpKey, HttpStorable, http_key}};
 //!
 //! struct CacheConfig {
 //!     ttl: Duration,
@@ -76,11 +84,11 @@
 //!
 //! let layer = CacheLayer::new(
 //!     10_000,
-//!     |_: &String, _: &Response<_>| Some(Scope::current()?.get::<CacheConfig>()?.ttl),
-//!     |req: &Request<_>| (req.method() == Method::GET).then(|| req.uri().to_string()),
+//!     |_: &HttpKey, _: &Response<_>| Some(Scope::current()?.get::<CacheConfig>()?.ttl),
+//!     http_key,
 //! );
 //! let service = ServiceBuilder::new()
-//!     .layer(layer.classify(HttpStatus))
+//!     .layer(layer.classify(HttpStorable))
 //!     .map_err(ziggurat::Error::Service)
 //!     .service(service_fn(|_: Request<()>| async { Ok::<_, std::io::Error>(Response::new("hello")) }));
 //!
@@ -109,6 +117,7 @@ use crate::{
 mod flight;
 mod future;
 mod handle;
+mod http;
 mod policy;
 mod revalidate;
 mod store;
@@ -116,6 +125,7 @@ mod store;
 pub use self::{
     future::ResponseFuture,
     handle::{Cache, Stats},
+    http::{HttpKey, HttpStorable, http_key},
     policy::{Storable, Ttl, scoped_key},
     revalidate::{InBackground, OnDemand, Revalidate},
 };
@@ -140,15 +150,16 @@ pub struct CacheLayer<K, R, F, T = Duration, C = FailOnError, V = OnDemand> {
 impl<K: Hash + Eq, R, F, T> CacheLayer<K, R, F, T> {
     /// A cache of at most `capacity` responses.
     ///
-    /// `ttl` tells for how long a response is fresh, from when it arrived: a [`Duration`], or a function of key and response
-    /// ([`Ttl`]). With [`Duration::ZERO`] nothing is stored, but requests that come at once still share a call; with
-    /// [`Duration::MAX`] a response never expires.
+    /// `ttl` tells for how long a response is fresh, from when it arrived: a [`Duration`], or a function of key and
+    /// response ([`Ttl`]). With [`Duration::ZERO`] nothing is stored, but requests that come at once still share a
+    /// call; with [`Duration::MAX`] a response never expires.
     ///
     /// `key` tells which requests are alike. It has to name all that the answer depends on, also *whose* it is (see
-    /// [`scoped_key`]): a key that leaves something out gives one caller what is another's. A request with the key `None` goes
-    /// past the cache. The closure has to name its argument's type, `|req: &Request<_>| ..`.
+    /// [`scoped_key`]): a key that leaves something out gives one caller what is another's. A request with the key
+    /// `None` goes past the cache. The closure has to name its argument's type, `|req: &Request<_>| ..`.
     ///
-    /// Every response that is not an error is stored: for HTTP, [`classify`](Self::classify) says that a 500 is none to keep.
+    /// Every response that is not an error is stored: for HTTP, [`HttpStorable`] says which are none to keep, and
+    /// [`http_key`] is the key.
     ///
     /// # Panics
     ///
@@ -173,10 +184,11 @@ impl<K: Hash + Eq, R, F, T> CacheLayer<K, R, F, T> {
 }
 
 impl<K, R, F, T, C, V> CacheLayer<K, R, F, T, C, V> {
-    /// Weighs the responses: then `capacity` is what all of them together may weigh, in units of your own, such as bytes.
+    /// Weighs the responses: then `capacity` is what all of them together may weigh, in units of your own, such as
+    /// bytes.
     ///
-    /// It runs once for each response that is stored. A weight of zero counts as one. A response that weighs more than the capacity is
-    /// not stored.
+    /// It runs once for each response that is stored. A weight of zero counts as one. A response that weighs more than
+    /// the capacity is not stored.
     pub fn weigh(mut self, weigh: impl Fn(&K, &R) -> u64 + Send + Sync + 'static) -> Self {
         self.policy.weigh = Some(Arc::new(weigh));
         self
@@ -184,14 +196,14 @@ impl<K, R, F, T, C, V> CacheLayer<K, R, F, T, C, V> {
 
     /// Tells which outcomes are successes: only these are stored. [`FailOnError`] if it is not set.
     ///
-    /// For HTTP, [`HttpStatus`](crate::HttpStatus) keeps out 408, 429 and 5xx. It takes everything else, a 404 too; a closure
-    /// can be stricter. Others who wait for the same call get the failure as well, but the next request calls again.
+    /// For HTTP say [`HttpStorable`]; a closure can be stricter. Others who wait for the same call get a failure as
+    /// well, but the next request calls again. A response that is ignored goes to the one who made the call alone.
     pub fn classify<C2>(self, classify: C2) -> CacheLayer<K, R, F, T, C2, V> {
         CacheLayer { key: self.key, revalidate: self.revalidate, policy: self.policy.classify(classify) }
     }
 
-    /// Answers with a response that expired less than `window` ago if the call for a fresh one fails, or is rejected by a layer
-    /// inside (RFC 5861, section 4). The failure is then told to nobody.
+    /// Answers with a response that expired less than `window` ago if the call for a fresh one fails, or is rejected by
+    /// a layer inside (RFC 5861, section 4). The failure is then told to nobody.
     ///
     /// What is stale is kept in memory for that long. With [`Duration::MAX`] it stands in for ever.
     pub fn stale_if_error(mut self, window: Duration) -> Self {
@@ -199,13 +211,14 @@ impl<K, R, F, T, C, V> CacheLayer<K, R, F, T, C, V> {
         self
     }
 
-    /// Answers at once with a response that expired less than `window` ago, and fetches a fresh one behind it (RFC 5861,
-    /// section 3).
+    /// Answers at once with a response that expired less than `window` ago, and fetches a fresh one behind it (RFC
+    /// 5861, section 3).
     ///
-    /// The fetch runs on a task of its own, which is why only a cache with this setting asks that the inner service, the
-    /// request and all else be `Send + 'static`. There is one for each key at a time. It keeps the scope of the request that
-    /// started it, but neither its deadline nor its cancellation: a timeout has to stand *inside* of the cache, or a fetch that
-    /// hangs keeps its key from being fetched again. If it fails, the next request starts another one.
+    /// The fetch runs on a task of its own, which is why only a cache with this setting asks that the inner service,
+    /// the request and all else be `Send + 'static`. There is one for each key at a time. It keeps the scope of the
+    /// request that started it, but neither its deadline nor its cancellation: a timeout has to stand *inside* of the
+    /// cache, or a fetch that hangs keeps its key from being fetched again. If it fails, the next request starts
+    /// another one.
     ///
     /// What is stale is kept in memory for that long.
     pub fn stale_while_revalidate(mut self, window: Duration) -> CacheLayer<K, R, F, T, C, InBackground> {
@@ -277,7 +290,8 @@ where
     type Error = S::Error;
     type Future = ResponseFuture<S, Req, K, T, C>;
 
-    /// Always ready: the answer may be in memory. If it is not, the response future makes a clone of the inner service ready.
+    /// Always ready: the answer may be in memory. If it is not, the response future makes a clone of the inner service
+    /// ready.
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         Poll::Ready(Ok(()))
     }

@@ -12,8 +12,8 @@ use crate::{
     clock::{self, Instant},
 };
 
-/// How long a response is fresh: a [`Duration`], or a function of key and response that returns one, or an `Option` of one,
-/// where `None` means that this response is not stored.
+/// How long a response is fresh: a [`Duration`], or a function of key and response that returns one, or an `Option` of
+/// one, where `None` means that this response is not stored.
 ///
 /// The function runs when the response has arrived, where the scope of the request that fetched it is current.
 ///
@@ -46,7 +46,8 @@ where
 
 /// What a cache can keep: what can be copied, because everybody who asks for it gets a copy.
 ///
-/// For an [`http::Response`] that means a body such as `Full<Bytes>`. One that is streamed has to be collected inside of the cache.
+/// For an [`http::Response`] that means a body such as `Full<Bytes>`. One that is streamed has to be collected inside
+/// of the cache.
 #[diagnostic::on_unimplemented(
     message = "a cache cannot keep a response of type `{Self}`",
     label = "not `Clone`, so it can be given to one caller only",
@@ -59,11 +60,11 @@ impl<R: Clone> Storable for R {}
 
 /// A key that says whose it is: the value of type `T` in the current scope, and what `key` makes of it and the request.
 ///
-/// The value is part of the key, so what one tenant was answered is never another's answer, whatever `key` returns. If the
-/// scope holds no such value, or there is no scope, the request has no key and goes past the cache.
+/// The value is part of the key, so what one tenant was answered is never another's answer, whatever `key` returns. If
+/// the scope holds no such value, or there is no scope, the request has no key and goes past the cache.
 ///
-/// It has to stand inside a layer that opens the scope, such as the [`ContextLayer`](crate::context::ContextLayer). If the
-/// value holds more than an identity, put the identity into the scope as a value of its own.
+/// It has to stand inside a layer that opens the scope, such as the [`ContextLayer`](crate::context::ContextLayer). If
+/// the value holds more than an identity, put the identity into the scope as a value of its own.
 ///
 /// ```
 /// use std::{sync::{Arc, atomic::{AtomicUsize, Ordering}}, time::Duration};
@@ -140,8 +141,8 @@ where
 {
     /// Stores what the leader brought, or finds something stale in its place, and tells those who wait.
     ///
-    /// Whatever of the user's runs before the flight has landed may panic: then `lead` is dropped, and goes to the next who
-    /// waits. Afterwards the next one finds that there is no flight, and starts one.
+    /// Whatever of the user's runs before the flight has landed may panic: then `lead` is dropped, and goes to the next
+    /// who waits. Afterwards the next one finds that there is no flight, and starts one.
     pub(super) fn land<E>(&self, lead: Lead<K, Landed<R>>, outcome: Result<R, E>, is_awaited: bool) -> Result<R, E>
     where
         E: Reject<R> + fmt::Display,
@@ -165,6 +166,10 @@ where
                             self.note_stale();
                         }
                         (Ok(entry.response.clone()), waiters)
+                    }
+                    None if class == Class::Ignored && outcome.is_ok() && E::rejection(&outcome).is_none() => {
+                        waiters.release();
+                        return outcome;
                     }
                     None => (outcome, waiters),
                 }

@@ -1,8 +1,8 @@
 //! What the cache holds: a bounded number or weight of entries, and the orders in which they go.
 //!
-//! The store decides nothing but bounds and is told the time. A lookup goes to the [table](table) alone, where it meets lookups of few
-//! other keys. Beside it stand, under a lock that only writers take, the [order of eviction](eviction) and an index by time, which
-//! finds what has expired without a walk over the table.
+//! The store decides nothing but bounds and is told the time. A lookup goes to the [table](table) alone, where it meets
+//! lookups of few other keys. Beside it stand, under a lock that only writers take, the [order of eviction](eviction)
+//! and an index by time, which finds what has expired without a walk over the table.
 
 use std::{
     collections::BTreeMap,
@@ -73,7 +73,8 @@ impl<K, R> Entry<K, R> {
     }
 }
 
-/// What is to be stored: a response that is fresh for a time from `now` on, and of some use for another time after that.
+/// What is to be stored: a response that is fresh for a time from `now` on, and of some use for another time after
+/// that.
 #[derive(Debug)]
 pub(super) struct New<R> {
     pub(super) response: R,
@@ -130,7 +131,8 @@ impl<K, R> Store<K, R> {
         self.hasher.hash_one(key)
     }
 
-    /// The entry under `key`, whatever its age. Counts as a use, for the eviction and in [`times_found`](Self::times_found).
+    /// The entry under `key`, whatever its age. Counts as a use, for the eviction and in
+    /// [`times_found`](Self::times_found).
     pub(super) fn get(&self, key: &Hashed<K>) -> Option<Arc<Entry<K, R>>>
     where
         K: Eq,

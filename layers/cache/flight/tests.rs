@@ -290,7 +290,7 @@ proptest! {
                             *held = Held::Lead(lead);
                             true
                         }
-                        Ok(Message::Landed(_)) => panic!("nobody landed"),
+                        Ok(Message::Landed(_) | Message::Alone) => panic!("nobody landed"),
                         Err(error) => {
                             prop_assert_eq!(error, TryRecvError::Empty);
                             false
@@ -320,7 +320,7 @@ fn threads_that_come_lead_and_leave_at_will_leave_nothing_behind() {
                         Arrival::Leader(lead) => lead,
                         Arrival::Waiter(waiter) if fastrand::bool() => match waiter.await.unwrap() {
                             Message::Lead(lead) => lead,
-                            Message::Landed(_) => continue,
+                            Message::Landed(_) | Message::Alone => continue,
                         },
                         _ => continue,
                     };

@@ -1,21 +1,21 @@
 //! Which entry goes when there is no room: the policy of the store, which knows nothing of keys, of time or of locks.
 //!
-//! It is close to S3-FIFO. A new entry is on *probation*: it joins a queue for a tenth of the capacity. An entry that leaves this
-//! queue is *kept* if it was used meanwhile, in a queue for all the rest; otherwise it is evicted, and its hash is remembered. An entry that
-//! comes back while its hash is remembered is kept at once. So a scan of keys that nobody asks for again passes through the tenth,
-//! and a working set that fits has pushed all others out by its second round. The kept ones get a second chance for each time that they are
-//! found in use (CLOCK).
+//! It is close to S3-FIFO. A new entry is on *probation*: it joins a queue for a tenth of the capacity. An entry that
+//! leaves this queue is *kept* if it was used meanwhile, in a queue for all the rest; otherwise it is evicted, and its
+//! hash is remembered. An entry that comes back while its hash is remembered is kept at once. So a scan of keys that
+//! nobody asks for again passes through the tenth, and a working set that fits has pushed all others out by its second
+//! round. The kept ones get a second chance for each time that they are found in use (CLOCK).
 //!
-//! As many hashes are remembered as there are entries: that is what a working set as large as the cache needs, and no number that was
-//! guessed beforehand would do where entries have weights.
+//! As many hashes are remembered as there are entries: that is what a working set as large as the cache needs, and no
+//! number that was guessed beforehand would do where entries have weights.
 
 use std::collections::{HashMap, VecDeque};
 
 /// The part of the capacity that entries on probation may take before they have to go.
 const PROBATION: u64 = 10;
 
-/// How many second chances one eviction gives: enough for the bits of all to be cleared in time, few enough that no insertion pays for a
-/// thousand others.
+/// How many second chances one eviction gives: enough for the bits of all to be cleared in time, few enough that no
+/// insertion pays for a thousand others.
 const SECOND_CHANCES: usize = 16;
 
 /// Hashes that are forgotten at one eviction, when there are fewer entries than before.
@@ -89,8 +89,8 @@ impl<T> Eviction<T> {
         weight <= self.capacity
     }
 
-    /// Evicts until there is room for `weight`, or nothing is left. `was_used` tells whether an entry was used since it was last asked
-    /// for that entry.
+    /// Evicts until there is room for `weight`, or nothing is left. `was_used` tells whether an entry was used since it
+    /// was last asked for that entry.
     pub(super) fn make_room(&mut self, weight: u64, was_used: impl Fn(&T) -> bool, mut evicted: impl FnMut(T)) {
         let most = self.capacity.saturating_sub(weight);
         while self.len > 0 && self.probation.weight.saturating_add(self.kept.weight) > most {

@@ -1,4 +1,5 @@
-//! Where a lookup finds an entry: hash tables in parts, each behind a lock of its own, so that lookups of different keys do not meet.
+//! Where a lookup finds an entry: hash tables in parts, each behind a lock of its own, so that lookups of different
+//! keys do not meet.
 //!
 //! A lookup compares keys; nothing else here runs code of the user's.
 

@@ -40,7 +40,8 @@ impl<K: Hash + Eq, R> Store<K, R> {
         self.orders().eviction.weight()
     }
 
-    /// Whether the index holds exactly the entries of the table that expire, and the order of eviction as many as the table.
+    /// Whether the index holds exactly the entries of the table that expire, and the order of eviction as many as the
+    /// table.
     fn agrees(&self) -> bool {
         let (orders, all) = (self.orders(), self.table.all());
         let mut expiring: Vec<_> = all.iter().filter_map(|entry| entry.due()).collect();

@@ -84,8 +84,8 @@ impl std::fmt::Display for Failure {
     }
 }
 
-/// Whatever of the user's panics, it takes its own request along and no other: who waits gets an answer, and so does who comes
-/// after.
+/// Whatever of the user's panics, it takes its own request along and no other: who waits gets an answer, and so does
+/// who comes after.
 ///
 /// Shows: C4
 #[tokio::test(start_paused = true)]

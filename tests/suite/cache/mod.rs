@@ -20,6 +20,7 @@ use ziggurat::{
 
 mod input;
 mod memory;
+mod over_http;
 mod single_flight;
 mod stale;
 mod working_set;

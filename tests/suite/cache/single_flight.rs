@@ -228,8 +228,8 @@ async fn a_rejection_goes_to_all_as_it_is() {
     }
 }
 
-/// A failure that is a response goes to all as it is, and is not stored: with an error of its own, and where rejections are
-/// responses.
+/// A failure that is a response goes to all as it is, and is not stored: with an error of its own, and where rejections
+/// are responses.
 ///
 /// Shows: C4
 #[tokio::test(start_paused = true)]

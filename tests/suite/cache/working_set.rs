@@ -56,7 +56,8 @@ impl Numbers {
     }
 }
 
-/// A hundred thousand requests over keys of which few are asked for often: the key of rank n n times less than the first.
+/// A hundred thousand requests over keys of which few are asked for often: the key of rank n n times less than the
+/// first.
 fn zipf(keys: u64) -> impl Iterator<Item = u64> {
     let sums: Vec<u64> = (1..=keys)
         .scan(0, |sum, rank| {
@@ -89,8 +90,8 @@ fn sessions() -> Vec<u64> {
     keys
 }
 
-/// How many of these requests miss in ours, and in the list. With weights every third key weighs three and the capacity is what as many
-/// such keys weigh.
+/// How many of these requests miss in ours, and in the list. With weights every third key weighs three and the capacity
+/// is what as many such keys weigh.
 fn misses(keys: impl IntoIterator<Item = u64>, is_weighted: bool) -> (u64, u64) {
     let weigh = move |key: u64| if is_weighted && key.is_multiple_of(3) { 3 } else { 1 };
     let capacity = if is_weighted { CAPACITY * 5 / 3 } else { CAPACITY };
@@ -161,7 +162,8 @@ fn another_working_set_is_in_memory_after_three_rounds() {
     }
 }
 
-/// A backup, a crawler: keys that nobody asks for again, five times as many as there is room for, between the rounds of the working set.
+/// A backup, a crawler: keys that nobody asks for again, five times as many as there is room for, between the rounds of
+/// the working set.
 #[test]
 fn a_scan_leaves_the_working_set_where_it_is() {
     for is_weighted in [false, true] {
@@ -176,7 +178,8 @@ fn a_scan_leaves_the_working_set_where_it_is() {
     }
 }
 
-/// Where few keys are asked for most it misses less than an LRU, also while every other request is for a key of its own.
+/// Where few keys are asked for most it misses less than an LRU, also while every other request is for a key of its
+/// own.
 #[test]
 fn popular_keys_stay() {
     for is_weighted in [false, true] {
