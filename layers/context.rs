@@ -17,10 +17,10 @@
 //!
 //! **Then the scope is closed.** What waits for [`Scope::cancelled`] is told at once; where the scope has tasks
 //! ([`Scope::spawn`]) or something set up, the rest of [`Scope::close`] happens on a task, so no response waits for it: what
-//! could not be torn down is told in `tracing`. What outlives its request (a connection after its upgrade, a cache that refreshes an
-//! entry, a task that was spawned elsewhere and given the scope) keeps the scope's values, and what it logs stands in its span; but
+//! could not be torn down is told in `tracing`. What outlives its request (a connection after its upgrade, a task that was spawned
+//! elsewhere and given the scope) keeps the scope's values, and what it logs stands in its span; but
 //! the scope is cancelled, what was set up for it is torn down, and nothing can be spawned or set up in it. Give such work a child of
-//! the application's scope.
+//! the application's scope, as the [cache](crate::cache) gives to the refresh of an entry.
 //!
 //! **Where it belongs**: outermost, so that every other layer can read the scope: a limit, a cache key or a ttl by tenant. Inside
 //! of a retry each attempt would have a scope of its own; inside of a cache, a hit would have none.
@@ -133,7 +133,7 @@ impl<F, M> ContextLayer<F, M> {
         F: States<Req>,
     {
         let within = Scope::current().filter(|current| current.is_within(&self.parent));
-        let scope = within.as_ref().unwrap_or(&self.parent).child(self.name.clone());
+        let scope = within.as_ref().unwrap_or(&self.parent).child(self.name.clone()).ends_with_request();
         self.states.put(request, scope)
     }
 }

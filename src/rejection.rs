@@ -57,6 +57,8 @@ pub enum Reason {
         /// What the original error said about the service.
         class: Class,
     },
+    /// The call would wait for itself: it was made inside of the very call whose outcome it needs.
+    Recursive,
     /// A fault that was put in on purpose.
     Injected,
     /// The call needs a resource, a connection say, and none came free in time.
@@ -83,7 +85,7 @@ pub enum Reason {
 
 impl Reason {
     /// One word for it, as it stands in events, labels and metrics: `"timed_out"`, `"deadline_exceeded"`, `"circuit_open"`, `"overloaded"`,
-    /// `"rate_limited"`, `"shared"`, `"injected"`, `"exhausted"`, `"unavailable"`, `"upload_stalled"` or `"upload_failed"`.
+    /// `"rate_limited"`, `"shared"`, `"recursive"`, `"injected"`, `"exhausted"`, `"unavailable"`, `"upload_stalled"` or `"upload_failed"`.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -93,6 +95,7 @@ impl Reason {
             Self::Overloaded { .. } => "overloaded",
             Self::RateLimited => "rate_limited",
             Self::Shared { .. } => "shared",
+            Self::Recursive => "recursive",
             Self::Injected => "injected",
             Self::Exhausted { .. } => "exhausted",
             Self::Unavailable { .. } => "unavailable",
@@ -242,6 +245,7 @@ impl Rejection {
                 Class::Failure { transient: true, retry_after: self.inner.retry_after }
             }
             Reason::CircuitOpen => Class::Failure { transient: false, retry_after: self.inner.retry_after },
+            Reason::Recursive => Class::PERMANENT,
             Reason::DeadlineExceeded { .. }
             | Reason::Overloaded { .. }
             | Reason::RateLimited
@@ -252,7 +256,8 @@ impl Rejection {
     }
 
     /// The status that an HTTP server answers with: 504 for a timeout, 429 for a rate, 408 for a request's body that stalls and 400 for one
-    /// that fails, 503 otherwise.
+    /// that fails, 502 for the failure of a call that was shared (its rejection, if it was one, keeps its own status), 500 for a call that
+    /// would wait for itself, 503 otherwise.
     #[must_use]
     pub fn status(&self) -> StatusCode {
         match self.inner.reason {
@@ -260,6 +265,8 @@ impl Rejection {
             Reason::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Reason::UploadStalled { .. } => StatusCode::REQUEST_TIMEOUT,
             Reason::UploadFailed { .. } => StatusCode::BAD_REQUEST,
+            Reason::Shared { .. } => StatusCode::BAD_GATEWAY,
+            Reason::Recursive => StatusCode::INTERNAL_SERVER_ERROR,
             _ => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -277,6 +284,7 @@ impl Rejection {
             Reason::Overloaded { .. } => "too many calls are in flight",
             Reason::RateLimited => "more calls than the rate allows",
             Reason::Shared { .. } => "the call that this one shared failed",
+            Reason::Recursive => "the call would wait for itself",
             Reason::Injected => "a fault put in on purpose",
             Reason::Exhausted { .. } => "what the call needs is all in use",
             Reason::Unavailable { .. } => "what the call needs is not to be had",
@@ -333,6 +341,9 @@ impl fmt::Display for Rejection {
             Reason::Overloaded { limit } => write!(f, ": {limit} calls are in flight, which is the limit")?,
             Reason::RateLimited => write!(f, ": more calls than the rate allows")?,
             Reason::Shared { message, .. } => write!(f, ": the call that this one shared failed: {message}")?,
+            Reason::Recursive => {
+                write!(f, ": the call would wait for itself: it was made inside of the call that it asks for")?
+            }
             Reason::Injected => write!(f, ": a fault put in on purpose")?,
             Reason::Exhausted { max_wait } => write!(f, ": none came free within {max_wait:?}")?,
             Reason::Unavailable { message } => write!(f, ": none to be had: {message}")?,
@@ -680,6 +691,9 @@ mod tests {
             (Reason::Injected, None, 503, Some("1")),
             (Reason::Exhausted { max_wait: second }, None, 503, Some("1")),
             (Reason::Unavailable { message: "secret".into() }, None, 503, Some("1")),
+            (Reason::Recursive, None, 500, None),
+            (Reason::Shared { message: "secret".into(), class: Class::TRANSIENT }, None, 502, None),
+            (Reason::Shared { message: "secret".into(), class: Class::TRANSIENT }, Some(second), 502, Some("1")),
             (Reason::RateLimited, Some(second), 429, Some("1")),
             (Reason::UploadStalled { idle: second }, None, 408, None),
             (Reason::UploadFailed { message: "secret".into() }, None, 400, None),

@@ -24,6 +24,7 @@ pub(crate) mod metrics;
 /// | [`Transition`](Event::Transition) | `transition` | WARN | `from`, `to` |
 /// | [`FellBack`](Event::FellBack) | `fell_back` | INFO | `reason` |
 /// | [`FallbackFailed`](Event::FallbackFailed) | `fallback_failed` | WARN | `reason`, `error` |
+/// | [`RefreshFailed`](Event::RefreshFailed) | `refresh_failed` | INFO | `reason`, `error` |
 /// | [`Injected`](Event::Injected) | `injected` | INFO | `reason` |
 /// | [`SettingsRefused`](Event::SettingsRefused) | `settings_refused` | WARN | `error` |
 /// | [`HandlerFailed`](Event::HandlerFailed) | `handler_failed` | WARN | `of`, `error` |
@@ -102,6 +103,13 @@ pub enum Event<'a> {
         /// What the fallback failed with.
         error: fmt::Arguments<'a>,
     },
+    /// The call behind a stale answer brought no other one that can be stored.
+    RefreshFailed {
+        /// How: `"error"`, `"response"`, or of a rejection [`Reason::as_str`](crate::Reason::as_str).
+        reason: &'static str,
+        /// What it failed with.
+        error: fmt::Arguments<'a>,
+    },
     /// A fault was put in on purpose, and not an error: that is a [rejection](Self::Rejected).
     Injected {
         /// Which: `"delay"` or `"hang"`.
@@ -171,6 +179,7 @@ impl Event<'_> {
             Self::Transition { .. } => "transition",
             Self::FellBack { .. } => "fell_back",
             Self::FallbackFailed { .. } => "fallback_failed",
+            Self::RefreshFailed { .. } => "refresh_failed",
             Self::Injected { .. } => "injected",
             Self::Failed => "failed",
             Self::NotRepeatable { .. } => "not_repeatable",
@@ -473,6 +482,7 @@ macro_rules! trace_to {
                 Event::Transition { from, to } => tell!(warn, $target, site, "transition", from, to),
                 Event::FellBack { reason } => tell!(info, $target, site, "fell_back", reason),
                 Event::FallbackFailed { reason, error } => tell!(warn, $target, site, "fallback_failed", reason, %error),
+                Event::RefreshFailed { reason, error } => tell!(info, $target, site, "refresh_failed", reason, %error),
                 Event::Injected { reason } => tell!(info, $target, site, "injected", reason),
                 Event::Failed => tell!(debug, $target, site, "failed"),
                 Event::NotRepeatable { reason } => tell!(debug, $target, site, "not_repeatable", reason),

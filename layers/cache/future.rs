@@ -14,12 +14,14 @@ use tokio::sync::oneshot;
 use tower_service::Service;
 
 use super::{
-    flight::{Arrival, Lead, Message},
-    handle::{Landed, count},
+    flight::{Arrival, Lead, Message, Patience},
+    handle::count,
+    leads::Leads,
     policy::{Policy, Ttl},
+    share::{Landed, Outcomes, ShareErrors},
     store::Hashed,
 };
-use crate::{Classify, Event, Reject, clock};
+use crate::{Classify, Event, Reason, Reject, Rejection, clock};
 
 pin_project! {
     /// The response future of [`Cached`](super::Cached).
@@ -50,6 +52,8 @@ pin_project! {
 enum Before<S, Req, K, T, C, R> {
     /// The answer came from memory.
     Answered(R),
+    /// A failure came from memory.
+    Failed(Landed<R>, Arc<Policy<K, R, T, C>>),
     /// It did not. Who leads and who waits is decided at the first poll: nobody is to wait for a future that is not
     /// polled.
     Arriving(Missed<S, Req, K, T, C, R>),
@@ -77,6 +81,37 @@ pub(super) struct Duty<K, R, T, C> {
     pub(super) lead: Lead<K, Landed<R>>,
     /// Whether a request waits for the outcome itself: none does behind a stale answer.
     pub(super) is_awaited: bool,
+    /// The calls for keys that surround this one, and this one.
+    leads: Leads,
+}
+
+impl<K, R, T, C> Duty<K, R, T, C> {
+    /// That of a call which a request waits for, and whatever it is part of.
+    fn awaited(policy: Arc<Policy<K, R, T, C>>, lead: Lead<K, Landed<R>>) -> Self {
+        let leads = Leads::current().and(lead.name());
+        Self { policy, lead, is_awaited: true, leads }
+    }
+
+    /// That of a call which nobody waits for.
+    pub(super) fn behind(policy: Arc<Policy<K, R, T, C>>, lead: Lead<K, Landed<R>>) -> Self {
+        let leads = Leads::default().and(lead.name());
+        Self { policy, lead, is_awaited: false, leads }
+    }
+}
+
+/// Polls what belongs to a call, so that its surroundings show what it leads, and others whether it is alive.
+fn polled<K, R, T, C, P>(
+    duty: &mut Option<Duty<K, R, T, C>>,
+    cx: &mut Context<'_>,
+    poll: impl FnOnce(&mut Context<'_>) -> P,
+) -> P {
+    match duty {
+        Some(duty) => {
+            let _entered = duty.leads.enter();
+            duty.lead.pulse().poll(cx, poll)
+        }
+        None => poll(cx),
+    }
 }
 
 impl<S: Service<Req>, Req, K, T, C> ResponseFuture<S, Req, K, T, C> {
@@ -88,6 +123,10 @@ impl<S: Service<Req>, Req, K, T, C> ResponseFuture<S, Req, K, T, C> {
         Self::new(Before::Answered(response))
     }
 
+    pub(super) fn failed(landed: Landed<S::Response>, policy: Arc<Policy<K, S::Response, T, C>>) -> Self {
+        Self::new(Before::Failed(landed, policy))
+    }
+
     pub(super) fn missed(call: Call<S, Req>, key: Hashed<K>, policy: Arc<Policy<K, S::Response, T, C>>) -> Self {
         Self::new(Before::Arriving(Missed { call, key: Arc::new(key), policy }))
     }
@@ -97,7 +136,7 @@ impl<S: Service<Req>, Req, K, T, C> ResponseFuture<S, Req, K, T, C> {
     }
 }
 
-impl<S, Req, K, T, C> Future for ResponseFuture<S, Req, K, T, C>
+impl<S, Req, K, T, C, H> Future for ResponseFuture<S, Req, K, T, Outcomes<C, H>>
 where
     S: Service<Req>,
     S::Response: Clone,
@@ -105,6 +144,7 @@ where
     K: Hash + Eq,
     T: Ttl<K, S::Response>,
     C: Classify<S::Response, S::Error>,
+    H: ShareErrors<S::Error>,
 {
     type Output = Result<S::Response, S::Error>;
 
@@ -116,8 +156,8 @@ where
             let before = match state.as_mut().project() {
                 StateProj::Before { before } => before,
                 StateProj::Calling { response, duty } => {
-                    let owed = duty.take();
-                    match response.poll(cx) {
+                    let mut owed = duty.take();
+                    match polled(&mut owed, cx, |cx| response.poll(cx)) {
                         Poll::Ready(outcome) => break (outcome, owed),
                         Poll::Pending => *duty = owed,
                     }
@@ -126,30 +166,36 @@ where
             };
             let next = match before.take() {
                 Some(Before::Answered(response)) => return Poll::Ready(Ok(response)),
-                Some(Before::Arriving(missed)) => missed.arrive(),
+                Some(Before::Failed(landed, policy)) => return Poll::Ready(landed.outcome(&policy.outcomes)),
+                Some(Before::Arriving(missed)) => match missed.arrive() {
+                    Ok(next) => next,
+                    Err(rejection) => return Poll::Ready(S::Error::reject(rejection)),
+                },
                 Some(Before::Waiting(missed, mut told)) => match Pin::new(&mut told).poll(cx) {
                     Poll::Ready(Ok(Message::Lead(lead))) => missed.lead(lead),
                     Poll::Ready(Ok(Message::Alone)) => missed.alone(),
                     Poll::Ready(Ok(Message::Landed(landed))) => return Poll::Ready(missed.share(landed)),
                     // Nobody will tell: the leader panicked on its last steps.
-                    Poll::Ready(Err(_)) => missed.arrive(),
+                    Poll::Ready(Err(_)) => Before::Arriving(missed),
                     Poll::Pending => {
                         *before = Some(Before::Waiting(missed, told));
                         return Poll::Pending;
                     }
                 },
-                Some(Before::Readying(mut call, duty)) => match call.service.poll_ready(cx) {
-                    Poll::Ready(Ok(())) => {
-                        let response = call.service.call(call.request);
-                        state.set(State::Calling { response, duty });
-                        continue;
+                Some(Before::Readying(mut call, mut duty)) => {
+                    match polled(&mut duty, cx, |cx| call.service.poll_ready(cx)) {
+                        Poll::Ready(Ok(())) => {
+                            let response = polled(&mut duty, cx, |_| call.service.call(call.request));
+                            state.set(State::Calling { response, duty });
+                            continue;
+                        }
+                        Poll::Ready(Err(error)) => break (Err(error), duty),
+                        Poll::Pending => {
+                            *before = Some(Before::Readying(call, duty));
+                            return Poll::Pending;
+                        }
                     }
-                    Poll::Ready(Err(error)) => break (Err(error), duty),
-                    Poll::Pending => {
-                        *before = Some(Before::Readying(call, duty));
-                        return Poll::Pending;
-                    }
-                },
+                }
                 None => panic!("`cache::ResponseFuture` polled after it answered"),
             };
             *before = Some(next);
@@ -157,7 +203,7 @@ where
         // What the call still holds is given back before anybody learns of its outcome.
         state.set(State::Before { before: None });
         Poll::Ready(match duty {
-            Some(Duty { policy, lead, is_awaited }) => policy.land(lead, outcome, is_awaited),
+            Some(Duty { policy, lead, is_awaited, .. }) => policy.land(lead, outcome, is_awaited),
             None => outcome,
         })
     }
@@ -168,7 +214,8 @@ where
     K: Hash + Eq,
     R: Clone,
 {
-    fn arrive(self) -> Before<S, Req, K, T, C, R> {
+    /// What becomes of it; or that it would wait for itself.
+    fn arrive(self) -> Result<Before<S, Req, K, T, C, R>, Rejection> {
         let state = &self.policy.cache.state;
         let mut outdated = None;
         let fresh = || match state.store.peek(&self.key) {
@@ -179,22 +226,30 @@ where
                 None
             }
         };
-        let arrival = state.flights.join(&self.key, fresh);
+        let arrival = state.flights.join(&self.key, Patience::current, fresh);
         drop(outdated);
-        match arrival {
+        Ok(match arrival {
             Arrival::Leader(lead) => self.lead(lead),
             Arrival::Waiter(told) => Before::Waiting(self, told),
             Arrival::Found(entry) => {
                 count(&state.counts.found_late);
                 self.policy.site.tell(Event::Hit);
-                Before::Answered(entry.response.clone())
+                match &entry.response {
+                    Landed::Answered(response) => Before::Answered(response.clone()),
+                    failed => Before::Failed(failed.clone(), self.policy),
+                }
             }
-        }
+            Arrival::Itself => {
+                let rejection = Rejection::new(&self.policy.site, Reason::Recursive);
+                self.policy.site.tell(Event::Rejected(&rejection));
+                return Err(rejection);
+            }
+        })
     }
 
     fn lead(self, lead: Lead<K, Landed<R>>) -> Before<S, Req, K, T, C, R> {
         self.note_miss();
-        Before::Readying(self.call, Some(Duty { policy: self.policy, lead, is_awaited: true }))
+        Before::Readying(self.call, Some(Duty::awaited(self.policy, lead)))
     }
 
     /// Calls for itself: what it waited for is for another one alone.
@@ -207,21 +262,24 @@ where
         count(&self.policy.cache.state.counts.misses);
         self.policy.site.tell(Event::Miss);
     }
+}
 
-    fn share<E: Reject<R>>(self, landed: Landed<R>) -> Result<R, E> {
+impl<S, Req, K, T, C, H, R> Missed<S, Req, K, T, Outcomes<C, H>, R> {
+    fn share<E>(self, landed: Landed<R>) -> Result<R, E>
+    where
+        E: Reject<R>,
+        H: ShareErrors<E>,
+    {
         count(&self.policy.cache.state.counts.shared);
         self.policy.site.tell(Event::Shared);
-        match landed {
-            Landed::Answered(response) => Ok(response),
-            Landed::Rejected(rejection) => E::reject(rejection),
-        }
+        landed.outcome(&self.policy.outcomes)
     }
 }
 
 impl<S: Service<Req>, Req, K, T, C> fmt::Debug for ResponseFuture<S, Req, K, T, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match &self.state {
-            State::Before { before: Some(Before::Answered(_)) } => "answered",
+            State::Before { before: Some(Before::Answered(_) | Before::Failed(..)) } => "answered",
             State::Before { before: Some(Before::Arriving(_)) } => "arriving",
             State::Before { before: Some(Before::Waiting(..)) } => "waiting",
             State::Before { before: Some(Before::Readying(..)) } => "readying",

@@ -12,9 +12,10 @@ use std::{
 
 use super::{
     flight::Flights,
+    share::Landed,
     store::{Change, Store},
 };
-use crate::{Rejection, clock};
+use crate::clock;
 
 /// The live state of a [`CacheLayer`](super::CacheLayer), which all its services share: take it with
 /// [`handle`](super::CacheLayer::handle).
@@ -26,17 +27,10 @@ pub struct Cache<K, R> {
 
 pub(super) struct State<K, R> {
     pub(super) capacity: usize,
-    pub(super) store: Store<K, R>,
+    pub(super) store: Store<K, Landed<R>>,
     /// Locked before the store wherever both are.
     pub(super) flights: Arc<Flights<K, Landed<R>>>,
     pub(super) counts: Counts,
-}
-
-/// What those who waited for another's call are told. The error itself goes to the one who made the call.
-#[derive(Clone)]
-pub(super) enum Landed<R> {
-    Answered(R),
-    Rejected(Rejection),
 }
 
 #[derive(Default)]
@@ -95,6 +89,35 @@ impl<K: Hash + Eq, R> Cache<K, R> {
         drop(self.state.flights.detach(hash, key, || store.remove(hash, key)));
     }
 
+    /// Forgets all responses whose key `predicate` picks, such as those of one tenant, and returns their number.
+    ///
+    /// As in [`invalidate`](Self::invalidate), calls under way for such keys bring none of them back.
+    ///
+    /// It runs `predicate` once for every key, while no lock is held, so hits and misses go on meanwhile; a response
+    /// that is stored after it began, by a call that started after that too, may stay or go. Its cost is in proportion
+    /// to what is stored.
+    ///
+    /// ```
+    /// # use std::{sync::Arc, time::Duration};
+    /// # use ziggurat::cache::{CacheLayer, scoped_key};
+    /// #[derive(PartialEq, Eq, Hash)]
+    /// struct Tenant(u32);
+    ///
+    /// let key = scoped_key(|_: &Tenant, path: &String| Some(path.clone()));
+    /// let layer = CacheLayer::<(Arc<Tenant>, String), String, _>::new(1_000, Duration::from_secs(60), key);
+    /// assert_eq!(layer.handle().invalidate_if(|(tenant, _)| tenant.0 == 7), 0);
+    /// ```
+    pub fn invalidate_if(&self, predicate: impl Fn(&K) -> bool) -> usize {
+        let State { flights, store, .. } = &*self.state;
+        for (key, number) in flights.current() {
+            if predicate(&key.key) {
+                flights.detach_this(key.hash, number);
+            }
+        }
+        let picked = store.parts().flatten().filter(|entry| predicate(entry.key()));
+        picked.filter(|entry| store.remove_this(entry)).count()
+    }
+
     /// Forgets all responses, and those that calls under way will bring, as in [`invalidate`](Self::invalidate).
     ///
     /// Its cost is in proportion to what is stored; meanwhile hits go on, and misses wait.
@@ -137,7 +160,7 @@ impl<K: Hash + Eq, R> Cache<K, R> {
 }
 
 impl<K, R> State<K, R> {
-    pub(super) fn note(&self, change: &Change<K, R>) {
+    pub(super) fn note(&self, change: &Change<K, Landed<R>>) {
         self.counts.stored.fetch_add(u64::from(change.kept), Relaxed);
         self.counts.evicted.fetch_add(change.evicted, Relaxed);
     }

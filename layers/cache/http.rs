@@ -16,6 +16,7 @@ use http::{
     },
 };
 
+use super::Stale;
 use crate::{Class, Classify, HttpStatus};
 
 /// The key of a GET request whose answer is the same for everybody: for [`CacheLayer::new`](super::CacheLayer::new),
@@ -171,6 +172,7 @@ fn is_storable<B>(response: &Response<B>) -> bool {
     let headers = response.headers();
     matches!(response.status().as_u16(), 200 | 203 | 204 | 300 | 301 | 308 | 404 | 405 | 410 | 414)
         && ![SET_COOKIE, VARY, CONTENT_RANGE].iter().any(|name| headers.contains_key(name))
+        && response.extensions().get::<Stale>().is_none()
         && !headers.get_all(CACHE_CONTROL).iter().any(forbids)
         && !headers.get_all(PRAGMA).iter().any(forbids)
         && !has_passed(headers)

@@ -21,25 +21,37 @@
 //! **A hit** needs nothing of the inner service: no readiness, no permit, not even its health. It costs the key, a copy
 //! of the response, and a lock for reading on a part of the map.
 //!
-//! **A failure** goes whole to the one who made the call. Who waited for it gets a copy if it was a response, the
-//! [`Rejection`](crate::Rejection) if it was one, and otherwise [`Reason::Shared`](crate::Reason::Shared) with the
-//! error's message and class. It is not stored: the next request calls again, unless
+//! **A failure** goes whole to the caller that made the call. Those who waited for it get a copy if it was a response,
+//! the [`Rejection`](crate::Rejection) if it was one, and otherwise a copy of the error if it [can be
+//! cloned](CacheLayer::clone_errors), or [`Reason::Shared`](crate::Reason::Shared) with the error's message and class.
+//! It is not stored, unless it has a [ttl of its own](CacheLayer::failure_ttl): the next request calls again, unless
 //! [`stale_if_error`](CacheLayer::stale_if_error) finds something that will do.
 //!
 //! **Where it belongs.** Outside of timeout, retry, breaker and limit, so that a hit needs none of them; inside of the
 //! [`ContextLayer`](crate::context::ContextLayer), so that keys and ttl can come from the scope. Inside of a retry,
-//! each attempt looks into the cache. Outside of every timeout is right: the timeout of the one who calls ends the wait
-//! of those who wait for it. With a timeout outside, each request has a deadline of its own: the one who calls is
-//! dropped at its own, and the next one calls anew; but a retry inside that gives up early because of it fails all who
-//! wait.
+//! each attempt looks into the cache. Outside of every timeout is right: the timeout of the caller that calls ends the
+//! wait of those who wait for it.
 //!
-//! **Cancellation.** A call belongs to the request that makes it. If that is dropped or panics, the first of those who
-//! wait makes a call of its own, and the others wait for that one. Nobody waits for a response future that was never
-//! polled; one that was polled and is then neither polled nor dropped keeps the others waiting.
+//! **Deadlines.** With a timeout outside, each request has a deadline of its own. A caller whose deadline ends its
+//! call, at the cache or by a limit inside that goes by it, leaves the key to the waiter with most time, which makes a
+//! call of its own: nobody with time left gets another one's timeout. But a retry inside that gives up early because of
+//! a short deadline fails all who wait.
 //!
-//! It needs `S: Clone`, a response that is [`Storable`] (for [`http::Response`]: a body such as `Full<Bytes>`, not one
-//! that is streamed) and an error that is [`Display`](std::fmt::Display). It is always ready, and makes a clone of the
-//! inner service ready when it has to call. To be `Send`, it needs a key and a response that are `Send + Sync`.
+//! **Cancellation.** A call belongs to the request that makes it. If that is dropped or panics, the waiter with most
+//! time (the first of those with as much) makes a call of its own, and the others wait for that one. Nobody waits for a
+//! response future that was never polled. One that was woken and is not polled for five seconds, as on a runtime that
+//! nobody drives any more, loses its key to the next request for it, which calls for those who wait too; that also goes
+//! for a fetch behind a stale answer. Its own answer, if it comes to one, is stored nowhere.
+//!
+//! **A call that asks for its own key**, from inside the call that the cache makes for it, would wait for itself. It
+//! gets [`Reason::Recursive`](crate::Reason::Recursive) at once. The surroundings tell, as they tell the deadline: on a
+//! task that was spawned inside, also by [`Scope::spawn`](crate::Scope::spawn), they do not, nor do two calls know of
+//! each other that ask for each other's keys. Such a wait ends by its timeout.
+//!
+//! It needs `S: Clone`, a response that is [`Storable`] (for [`http::Response`](::http::Response): a body such as
+//! `Full<Bytes>`, not one that is streamed) and an error that is [`Display`](std::fmt::Display). It is always ready,
+//! and makes a clone of the inner service ready when it has to call. To be `Send`, it needs a key and a response that
+//! are `Send + Sync`.
 //!
 //! ```
 //! use std::{sync::atomic::{AtomicU64, Ordering::Relaxed}, time::Duration};
@@ -118,8 +130,12 @@ mod flight;
 mod future;
 mod handle;
 mod http;
+mod leads;
 mod policy;
+mod pulse;
 mod revalidate;
+mod share;
+mod stale;
 mod store;
 
 pub use self::{
@@ -128,11 +144,14 @@ pub use self::{
     http::{HttpKey, HttpStorable, http_key},
     policy::{Storable, Ttl, scoped_key},
     revalidate::{InBackground, OnDemand, Revalidate},
+    share::{CloneErrors, DescribeErrors, Outcomes, ShareErrors},
+    stale::Stale,
 };
 use self::{
     future::{Call, Duty},
     handle::count,
     policy::Policy,
+    share::Landed,
     store::Hashed,
 };
 
@@ -141,10 +160,10 @@ use self::{
 #[doc(alias = "coalesce")]
 #[doc(alias = "single flight")]
 #[must_use]
-pub struct CacheLayer<K, R, F, T = Duration, C = FailOnError, V = OnDemand> {
+pub struct CacheLayer<K, R, F, T = Duration, C = FailOnError, V = OnDemand, H = DescribeErrors> {
     key: F,
     revalidate: V,
-    policy: Policy<K, R, T, C>,
+    policy: Policy<K, R, T, Outcomes<C, H>>,
 }
 
 impl<K: Hash + Eq, R, F, T> CacheLayer<K, R, F, T> {
@@ -173,8 +192,10 @@ impl<K: Hash + Eq, R, F, T> CacheLayer<K, R, F, T> {
         let policy = Policy {
             cache: Cache::new(capacity),
             ttl,
-            classify: FailOnError,
+            failure_ttl: Duration::ZERO,
+            outcomes: Outcomes { classify: FailOnError, share: DescribeErrors },
             weigh: None,
+            mark_stale: None,
             stale_if_error: Duration::ZERO,
             stale_while_revalidate: Duration::ZERO,
             site: site!("cache"),
@@ -183,7 +204,7 @@ impl<K: Hash + Eq, R, F, T> CacheLayer<K, R, F, T> {
     }
 }
 
-impl<K, R, F, T, C, V> CacheLayer<K, R, F, T, C, V> {
+impl<K, R, F, T, C, V, H> CacheLayer<K, R, F, T, C, V, H> {
     /// Weighs the responses: then `capacity` is what all of them together may weigh, in units of your own, such as
     /// bytes.
     ///
@@ -198,8 +219,39 @@ impl<K, R, F, T, C, V> CacheLayer<K, R, F, T, C, V> {
     ///
     /// For HTTP say [`HttpStorable`]; a closure can be stricter. Others who wait for the same call get a failure as
     /// well, but the next request calls again. A response that is ignored goes to the one who made the call alone.
-    pub fn classify<C2>(self, classify: C2) -> CacheLayer<K, R, F, T, C2, V> {
-        CacheLayer { key: self.key, revalidate: self.revalidate, policy: self.policy.classify(classify) }
+    pub fn classify<C2>(self, classify: C2) -> CacheLayer<K, R, F, T, C2, V, H> {
+        let policy = self.policy.outcomes(|Outcomes { share, .. }| Outcomes { classify, share });
+        CacheLayer { key: self.key, revalidate: self.revalidate, policy }
+    }
+
+    /// Gives all who share a call that fails a copy of its error, which has to be `Clone + Send + Sync + 'static`.
+    ///
+    /// Without it the caller that made the call gets the error, and the others
+    /// [`Reason::Shared`](crate::Reason::Shared), with its message and class. A rejection goes to all in either case.
+    pub fn clone_errors(self) -> CacheLayer<K, R, F, T, C, V, CloneErrors> {
+        let policy = self.policy.outcomes(|Outcomes { classify, .. }| Outcomes { classify, share: CloneErrors });
+        CacheLayer { key: self.key, revalidate: self.revalidate, policy }
+    }
+
+    /// Answers with a failure of the service for `ttl` after it, without a call (*negative caching*). Off, or
+    /// [`Duration::ZERO`], if it is not set.
+    ///
+    /// It holds for what [`classify`](Self::classify) calls a failure: a response is answered as it is, an error as
+    /// those get it who share its call. It does not hold for a rejection by a layer inside, which says something about
+    /// this moment, nor where a stale answer is still of use. Such an entry weighs one.
+    pub fn failure_ttl(mut self, ttl: Duration) -> Self {
+        self.policy.failure_ttl = ttl;
+        self
+    }
+
+    /// Marks every answer that had expired when it was given, so that it can be told from a fresh one. `mark` runs on
+    /// the copy for one request.
+    ///
+    /// For HTTP say `.mark_stale(Stale::mark)`, which puts [`Stale`] into the extensions of the response. For other
+    /// types, `mark` changes the response in a way of your own. [`Event::Stale`] tells of such an answer in any case.
+    pub fn mark_stale(mut self, mark: impl Fn(&mut R, Stale) + Send + Sync + 'static) -> Self {
+        self.policy.mark_stale = Some(Arc::new(mark));
+        self
     }
 
     /// Answers with a response that expired less than `window` ago if the call for a fresh one fails, or is rejected by
@@ -221,7 +273,7 @@ impl<K, R, F, T, C, V> CacheLayer<K, R, F, T, C, V> {
     /// another one.
     ///
     /// What is stale is kept in memory for that long.
-    pub fn stale_while_revalidate(mut self, window: Duration) -> CacheLayer<K, R, F, T, C, InBackground> {
+    pub fn stale_while_revalidate(mut self, window: Duration) -> CacheLayer<K, R, F, T, C, InBackground, H> {
         self.policy.stale_while_revalidate = window;
         CacheLayer { key: self.key, revalidate: InBackground, policy: self.policy }
     }
@@ -235,14 +287,15 @@ impl<K, R, F, T, C, V> CacheLayer<K, R, F, T, C, V> {
     site_setters!(policy.site);
 }
 
-impl<S, K, R, F, T, C, V> Layer<S> for CacheLayer<K, R, F, T, C, V>
+impl<S, K, R, F, T, C, V, H> Layer<S> for CacheLayer<K, R, F, T, C, V, H>
 where
     F: Clone,
     T: Clone,
     C: Clone,
     V: Clone,
+    H: Clone,
 {
-    type Service = Cached<S, K, R, F, T, C, V>;
+    type Service = Cached<S, K, R, F, T, C, V, H>;
 
     fn layer(&self, inner: S) -> Self::Service {
         let Self { key, revalidate, policy } = self.clone();
@@ -250,13 +303,13 @@ where
     }
 }
 
-impl<K, R, F: Clone, T: Clone, C: Clone, V: Clone> Clone for CacheLayer<K, R, F, T, C, V> {
+impl<K, R, F: Clone, T: Clone, C: Clone, V: Clone, H: Clone> Clone for CacheLayer<K, R, F, T, C, V, H> {
     fn clone(&self) -> Self {
         Self { key: self.key.clone(), revalidate: self.revalidate.clone(), policy: self.policy.clone() }
     }
 }
 
-impl<K, R, F, T, C, V: fmt::Debug> fmt::Debug for CacheLayer<K, R, F, T, C, V> {
+impl<K, R, F, T, C, V: fmt::Debug, H> fmt::Debug for CacheLayer<K, R, F, T, C, V, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CacheLayer")
             .field("key", &type_name::<F>())
@@ -267,15 +320,14 @@ impl<K, R, F, T, C, V: fmt::Debug> fmt::Debug for CacheLayer<K, R, F, T, C, V> {
 }
 
 /// The service of [`CacheLayer`].
-pub struct Cached<S, K, R, F, T = Duration, C = FailOnError, V = OnDemand> /* not a Service? see ziggurat::Reject, "It does not compile" */
-{
+pub struct Cached<S, K, R, F, T, C, V, H> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
     inner: S,
     key: F,
     revalidate: V,
-    policy: Arc<Policy<K, R, T, C>>,
+    policy: Arc<Policy<K, R, T, Outcomes<C, H>>>,
 }
 
-impl<S, Req, K, R, F, T, C, V> Service<Req> for Cached<S, K, R, F, T, C, V>
+impl<S, Req, K, R, F, T, C, V, H> Service<Req> for Cached<S, K, R, F, T, C, V, H>
 where
     S: Service<Req, Response = R> + Clone,
     S::Error: Reject<R> + fmt::Display,
@@ -284,11 +336,12 @@ where
     F: Fn(&Req) -> Option<K>,
     T: Ttl<K, R>,
     C: Classify<R, S::Error>,
-    V: Revalidate<ResponseFuture<S, Req, K, T, C>>,
+    H: ShareErrors<S::Error>,
+    V: Revalidate<ResponseFuture<S, Req, K, T, Outcomes<C, H>>>,
 {
     type Response = R;
     type Error = S::Error;
-    type Future = ResponseFuture<S, Req, K, T, C>;
+    type Future = ResponseFuture<S, Req, K, T, Outcomes<C, H>>;
 
     /// Always ready: the answer may be in memory. If it is not, the response future makes a clone of the inner service
     /// ready.
@@ -305,28 +358,55 @@ where
         let state = &self.policy.cache.state;
         let key = Hashed { hash: state.store.hash(&key), key };
         if let Some(entry) = state.store.get(&key) {
-            let Some(stale_for) = entry.stale_for(clock::now) else {
-                self.policy.site.tell(Event::Hit);
-                return ResponseFuture::answered(entry.response.clone());
-            };
-            count(&state.counts.outdated);
-            if stale_for < self.policy.stale_while_revalidate && self.revalidate.is_possible() {
-                self.policy.note_stale();
-                let key = Arc::new(key);
-                let is_back = || state.store.peek(&key).is_some_and(|entry| entry.stale_for(clock::now).is_none());
-                if let Some(lead) = state.flights.lead(&key, is_back) {
-                    count(&state.counts.refreshes);
-                    let duty = Duty { policy: Arc::clone(&self.policy), lead, is_awaited: false };
-                    self.revalidate.run(ResponseFuture::calling(call(request), Some(duty)));
+            match (entry.stale_for(clock::now), &entry.response) {
+                (None, found) => {
+                    self.policy.site.tell(Event::Hit);
+                    return match found {
+                        Landed::Answered(response) => ResponseFuture::answered(response.clone()),
+                        failed => ResponseFuture::failed(failed.clone(), Arc::clone(&self.policy)),
+                    };
                 }
-                return ResponseFuture::answered(entry.response.clone());
+                (Some(stale_for), Landed::Answered(response))
+                    if stale_for < self.policy.stale_while_revalidate && self.revalidate.is_possible() =>
+                {
+                    count(&state.counts.outdated);
+                    self.policy.note_stale();
+                    if !entry.is_paused(clock::now()) {
+                        self.refresh(call(request), key);
+                    }
+                    return ResponseFuture::answered(self.policy.stale(response, stale_for));
+                }
+                _ => count(&state.counts.outdated),
             }
         }
         ResponseFuture::missed(call(request), key, Arc::clone(&self.policy))
     }
 }
 
-impl<S: Clone, K, R, F: Clone, T, C, V: Clone> Clone for Cached<S, K, R, F, T, C, V> {
+impl<S, K, R, F, T, C, V, H> Cached<S, K, R, F, T, C, V, H> {
+    /// Makes a call behind a stale answer, unless there is one.
+    fn refresh<Req>(&self, call: Call<S, Req>, key: Hashed<K>)
+    where
+        S: Service<Req, Response = R>,
+        K: Eq,
+        V: Revalidate<ResponseFuture<S, Req, K, T, Outcomes<C, H>>>,
+    {
+        let (state, key) = (&self.policy.cache.state, Arc::new(key));
+        let mut found = None;
+        let is_back = || {
+            found = state.store.peek(&key);
+            found.as_ref().is_some_and(|entry| entry.stale_for(clock::now).is_none())
+        };
+        let lead = state.flights.lead(&key, is_back);
+        drop(found);
+        if let Some(lead) = lead {
+            count(&state.counts.refreshes);
+            self.revalidate.run(ResponseFuture::calling(call, Some(Duty::behind(Arc::clone(&self.policy), lead))));
+        }
+    }
+}
+
+impl<S: Clone, K, R, F: Clone, T, C, V: Clone, H> Clone for Cached<S, K, R, F, T, C, V, H> {
     fn clone(&self) -> Self {
         Self {
             inner: self.inner.clone(),
@@ -337,7 +417,7 @@ impl<S: Clone, K, R, F: Clone, T, C, V: Clone> Clone for Cached<S, K, R, F, T, C
     }
 }
 
-impl<S: fmt::Debug, K, R, F, T, C, V: fmt::Debug> fmt::Debug for Cached<S, K, R, F, T, C, V> {
+impl<S: fmt::Debug, K, R, F, T, C, V: fmt::Debug, H> fmt::Debug for Cached<S, K, R, F, T, C, V, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cached")
             .field("inner", &self.inner)

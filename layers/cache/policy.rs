@@ -3,14 +3,21 @@
 use std::{any::type_name, fmt, hash::Hash, sync::Arc, time::Duration};
 
 use super::{
-    flight::{Lead, Waiters},
-    handle::{Cache, Landed, count},
-    store::{Entry, Hashed, New},
+    Stale,
+    flight::Lead,
+    handle::{Cache, count},
+    share::{Landed, Outcomes, ShareErrors},
+    store::{Change, Entry, Hashed, New},
 };
 use crate::{
-    Class, Classify, Event, Reject, Rejection, Scope, Site,
+    Class, Classify, Event, Reason, Reject, Rejection, Scope, Site,
     clock::{self, Instant},
+    deadline,
 };
+
+/// How long after a call behind a stale answer failed there is none for the same key, unless the service asked for
+/// more.
+const REFRESH_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long a response is fresh: a [`Duration`], or a function of key and response that returns one, or an `Option` of
 /// one, where `None` means that this response is not stored.
@@ -107,13 +114,20 @@ where
 }
 
 pub(super) type Weigh<K, R> = Arc<dyn Fn(&K, &R) -> u64 + Send + Sync>;
+pub(super) type Mark<R> = Arc<dyn Fn(&mut R, Stale) + Send + Sync>;
+
+/// An entry of the cache's memory.
+type Held<K, R> = Arc<Entry<K, Landed<R>>>;
 
 /// What a call needs to know when it comes back.
-pub(super) struct Policy<K, R, T, C> {
+pub(super) struct Policy<K, R, T, O> {
     pub(super) cache: Cache<K, R>,
     pub(super) ttl: T,
-    pub(super) classify: C,
+    /// How long a failure is an answer of its own.
+    pub(super) failure_ttl: Duration,
+    pub(super) outcomes: O,
     pub(super) weigh: Option<Weigh<K, R>>,
+    pub(super) mark_stale: Option<Mark<R>>,
     /// For how long a stale response stands in for a failure.
     pub(super) stale_if_error: Duration,
     /// For how long a stale response is given while a fresh one is fetched.
@@ -121,10 +135,24 @@ pub(super) struct Policy<K, R, T, C> {
     pub(super) site: Site,
 }
 
-impl<K, R, T, C> Policy<K, R, T, C> {
-    pub(super) fn classify<C2>(self, classify: C2) -> Policy<K, R, T, C2> {
-        let Self { cache, ttl, classify: _, weigh, stale_if_error, stale_while_revalidate, site } = self;
-        Policy { cache, ttl, classify, weigh, stale_if_error, stale_while_revalidate, site }
+impl<K, R, T, O> Policy<K, R, T, O> {
+    pub(super) fn outcomes<O2>(self, change: impl FnOnce(O) -> O2) -> Policy<K, R, T, O2> {
+        let Self { cache, ttl, failure_ttl, outcomes, weigh, mark_stale, .. } = self;
+        let Self { stale_if_error, stale_while_revalidate, site, .. } = self;
+        let outcomes = change(outcomes);
+        Policy { cache, ttl, failure_ttl, outcomes, weigh, mark_stale, stale_if_error, stale_while_revalidate, site }
+    }
+
+    /// A copy of a response that expired so long ago.
+    pub(super) fn stale(&self, response: &R, expired_for: Duration) -> R
+    where
+        R: Clone,
+    {
+        let mut response = response.clone();
+        if let Some(mark) = &self.mark_stale {
+            mark(&mut response, Stale { expired_for });
+        }
+        response
     }
 
     pub(super) fn note_stale(&self) {
@@ -133,7 +161,7 @@ impl<K, R, T, C> Policy<K, R, T, C> {
     }
 }
 
-impl<K, R, T, C> Policy<K, R, T, C>
+impl<K, R, T, C, H> Policy<K, R, T, Outcomes<C, H>>
 where
     K: Hash + Eq,
     R: Clone,
@@ -141,96 +169,188 @@ where
 {
     /// Stores what the leader brought, or finds something stale in its place, and tells those who wait.
     ///
-    /// Whatever of the user's runs before the flight has landed may panic: then `lead` is dropped, and goes to the next
-    /// who waits. Afterwards the next one finds that there is no flight, and starts one.
+    /// Whatever of the user's runs before the flight has landed may panic: then `lead` is dropped, and goes to another
+    /// one who waits. Afterwards the next one finds that there is no flight, and starts one.
     pub(super) fn land<E>(&self, lead: Lead<K, Landed<R>>, outcome: Result<R, E>, is_awaited: bool) -> Result<R, E>
     where
         E: Reject<R> + fmt::Display,
         C: Classify<R, E>,
+        H: ShareErrors<E>,
     {
-        let class = Class::of(&outcome, &self.classify);
+        let class = Class::of(&outcome, &self.outcomes.classify);
         let is_rejected = E::rejection(&outcome).is_some();
-        let (outcome, waiters) = match outcome {
+        match outcome {
             Ok(response) if class == Class::Success && !is_rejected => {
-                let waiters = self.store(lead, &response);
-                (Ok(response), waiters)
+                self.store(lead, &response);
+                Ok(response)
             }
-            outcome => {
-                // A rejection that the classifier calls a success is to be the answer.
-                let is_lost = class.is_failure() || (is_rejected && class != Class::Success);
-                // Looked up now and not before the call, so that nothing stands in that was invalidated meanwhile.
-                let (found, waiters) = lead.land(|key| self.cache.state.store.peek(&key));
-                match found.flatten().filter(|entry| is_lost && self.stands_in(entry)) {
-                    Some(entry) => {
-                        if is_awaited {
-                            self.note_stale();
-                        }
-                        (Ok(entry.response.clone()), waiters)
-                    }
-                    None if class == Class::Ignored && outcome.is_ok() && E::rejection(&outcome).is_none() => {
-                        waiters.release();
-                        return outcome;
-                    }
-                    None => (outcome, waiters),
-                }
-            }
-        };
-        waiters.tell(|| match &outcome {
-            Ok(response) => Landed::Answered(response.clone()),
-            Err(_) => Landed::Rejected(Rejection::shared(&self.site, &outcome, class)),
+            outcome => self.fail(lead, outcome, class, is_awaited),
+        }
+    }
+
+    fn store(&self, lead: Lead<K, Landed<R>>, response: &R) {
+        let store = &self.cache.state.store;
+        let new = self.new_entry(lead.key(), response, clock::now());
+        let (change, waiters) = lead.land(|key| match new {
+            Some(new) => store.insert(key, new),
+            // The newest answer is not to be kept: then neither is an older one.
+            None => store.remove(key.hash, &key.key),
         });
+        if let Some(change) = change {
+            self.note(&change);
+        }
+        waiters.tell(|| Landed::Answered(response.clone()));
+    }
+
+    /// What is no success goes to the leader, or a stale answer in its place; and to those who wait, unless it is of no
+    /// use to them.
+    fn fail<E>(&self, lead: Lead<K, Landed<R>>, outcome: Result<R, E>, class: Class, is_awaited: bool) -> Result<R, E>
+    where
+        E: Reject<R> + fmt::Display,
+        C: Classify<R, E>,
+        H: ShareErrors<E>,
+    {
+        let (store, now) = (&self.cache.state.store, clock::now());
+        let rejection = E::rejection(&outcome);
+        let is_rejected = rejection.is_some();
+        let is_late = rejection.is_some_and(|rejection| match rejection.reason() {
+            Reason::DeadlineExceeded { .. } => true,
+            _ => rejection.is_timed_out() && deadline::has_passed(),
+        });
+        // It is about this caller alone: its response, or the upload that it stopped.
+        let is_own = match rejection.map(Rejection::reason) {
+            Some(reason) => matches!(reason, Reason::UploadStalled { .. } | Reason::UploadFailed { .. }),
+            None => class == Class::Ignored && outcome.is_ok(),
+        };
+        let stand_in = |found: Option<Held<K, R>>| {
+            let stale = self.stand_in(&*found?, now)?;
+            if is_awaited {
+                self.note_stale();
+            }
+            Some(stale)
+        };
+        let key = Arc::clone(lead.key());
+        // What its caller's own deadline has ended says nothing to those who have more time.
+        let lead = match is_late {
+            true => match lead.pass_on() {
+                Some(lead) => lead,
+                None => return stand_in(store.peek(&key)).map_or(outcome, Ok),
+            },
+            false => lead,
+        };
+        let landed = || self.outcomes.landed(&self.site, &outcome, class);
+        let is_kept = class.is_failure() && !is_rejected && !self.failure_ttl.is_zero();
+        let kept = is_kept.then(landed);
+        let new =
+            kept.clone().map(|response| New { response, now, ttl: self.failure_ttl, stale: Duration::ZERO, weight: 1 });
+        // Looked up now and not before the call, so that nothing stands in that was invalidated meanwhile.
+        let (looked_up, waiters) = lead.land(|key| {
+            let found = store.peek(&key);
+            let is_of_use = found.as_ref().is_some_and(|found| self.is_of_use(found, now));
+            (found, new.filter(|_| !is_of_use).map(|new| store.insert(key, new)))
+        });
+        let (found, change) = looked_up.unwrap_or_default();
+        if let Some(change) = change {
+            self.note(&change);
+        }
+        if !is_awaited {
+            self.note_failed_refresh(found.as_deref(), &outcome, class, now);
+        }
+        // A rejection that the classifier calls a success is to be the answer.
+        let is_lost = class.is_failure() || (is_rejected && class != Class::Success);
+        if let Some(stale) = stand_in(found.filter(|_| is_lost)) {
+            waiters.tell(|| Landed::Answered(stale.clone()));
+            return Ok(stale);
+        }
+        if is_own {
+            waiters.release();
+        } else {
+            waiters.tell(|| kept.unwrap_or_else(landed));
+        }
         outcome
     }
 
-    fn store(&self, lead: Lead<K, Landed<R>>, response: &R) -> Waiters<K, Landed<R>> {
-        let state = &self.cache.state;
-        let new = self.new_entry(lead.key(), response, clock::now());
-        let (change, waiters) = lead.land(|key| match new {
-            Some(new) => state.store.insert(key, new),
-            // The newest answer is not to be kept: then neither is an older one.
-            None => state.store.remove(key.hash, &key.key),
-        });
-        if let Some(change) = change {
-            state.note(&change);
-            if change.kept {
-                self.site.tell(Event::Stored);
+    /// Tells of a call behind a stale answer that brought no other one, and asks for none for a while.
+    fn note_failed_refresh<E>(
+        &self,
+        found: Option<&Entry<K, Landed<R>>>,
+        outcome: &Result<R, E>,
+        class: Class,
+        now: Instant,
+    ) where
+        E: Reject<R> + fmt::Display,
+    {
+        let asked = match class {
+            Class::Failure { retry_after, .. } => retry_after,
+            _ => None,
+        };
+        if let Some(found) = found {
+            found.pause(now.checked_add(asked.unwrap_or_default().max(REFRESH_PAUSE)));
+        }
+        let reason = match (E::rejection(outcome), outcome) {
+            (Some(rejection), _) => rejection.reason().as_str(),
+            (None, Err(_)) => "error",
+            (None, Ok(_)) => "response",
+        };
+        match outcome {
+            Err(error) => self.site.tell(Event::RefreshFailed { reason, error: format_args!("{error}") }),
+            Ok(_) => {
+                let error = format_args!("the response is not to be stored");
+                self.site.tell(Event::RefreshFailed { reason, error });
             }
         }
-        waiters
     }
 
-    fn new_entry(&self, key: &Hashed<K>, response: &R, now: Instant) -> Option<New<R>> {
+    fn note(&self, change: &Change<K, Landed<R>>) {
+        self.cache.state.note(change);
+        if change.kept {
+            self.site.tell(Event::Stored);
+        }
+    }
+
+    fn new_entry(&self, key: &Hashed<K>, response: &R, now: Instant) -> Option<New<Landed<R>>> {
         let ttl = self.ttl.ttl(&key.key, response).filter(|ttl| !ttl.is_zero())?;
         let weight = self.weigh.as_ref().map_or(1, |weigh| weigh(&key.key, response));
         let stale = self.stale_if_error.max(self.stale_while_revalidate);
-        Some(New { response: response.clone(), now, ttl, stale, weight })
+        Some(New { response: Landed::Answered(response.clone()), now, ttl, stale, weight })
     }
 
-    /// Whether this entry may be given in the place of a failure.
-    fn stands_in(&self, entry: &Entry<K, R>) -> bool {
-        entry.stale_for(clock::now).unwrap_or_default() < self.stale_if_error
+    /// A copy of a response that may be given in the place of a failure.
+    fn stand_in(&self, entry: &Entry<K, Landed<R>>, now: Instant) -> Option<R> {
+        let stale_for = entry.stale_for(|| now).unwrap_or_default();
+        let response = entry.response.answer().filter(|_| stale_for < self.stale_if_error)?;
+        Some(self.stale(response, stale_for))
+    }
+
+    /// Whether this response may still be given in one way or another.
+    fn is_of_use(&self, entry: &Entry<K, Landed<R>>, now: Instant) -> bool {
+        let stale_for = entry.stale_for(|| now);
+        let most = self.stale_if_error.max(self.stale_while_revalidate);
+        entry.response.answer().is_some() && stale_for.is_none_or(|stale_for| stale_for < most)
     }
 }
 
-impl<K, R, T: Clone, C: Clone> Clone for Policy<K, R, T, C> {
+impl<K, R, T: Clone, O: Clone> Clone for Policy<K, R, T, O> {
     fn clone(&self) -> Self {
         Self {
             cache: self.cache.clone(),
             ttl: self.ttl.clone(),
-            classify: self.classify.clone(),
+            outcomes: self.outcomes.clone(),
             weigh: self.weigh.clone(),
+            mark_stale: self.mark_stale.clone(),
             site: self.site.clone(),
             ..*self
         }
     }
 }
 
-impl<K, R, T, C> fmt::Debug for Policy<K, R, T, C> {
+impl<K, R, T, O> fmt::Debug for Policy<K, R, T, O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Policy")
             .field("cache", &self.cache)
             .field("ttl", &type_name::<T>())
-            .field("classify", &type_name::<C>())
+            .field("failure_ttl", &self.failure_ttl)
+            .field("outcomes", &type_name::<O>())
             .field("weighted", &self.weigh.is_some())
             .field("stale_if_error", &self.stale_if_error)
             .field("stale_while_revalidate", &self.stale_while_revalidate)

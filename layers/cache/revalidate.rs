@@ -50,10 +50,11 @@ where
 
     fn run(&self, refresh: F) {
         let refresh = async move { drop(refresh.await) };
-        // The request's scope goes along, for its key and ttl may come from there; its deadline and its end do not.
         match Scope::current() {
-            Some(scope) => tokio::spawn(scope.within(refresh)),
-            None => tokio::spawn(refresh),
-        };
+            // With the request's values, for the ttl and the call may need them, but neither with its deadline nor with
+            // its end.
+            Some(scope) => scope.spawn_behind("refresh", refresh),
+            None => drop(tokio::spawn(refresh)),
+        }
     }
 }

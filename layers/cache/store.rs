@@ -52,6 +52,8 @@ pub(super) struct Entry<K, R> {
     place: u32,
     /// Whether it was looked up since the eviction last passed it.
     is_used: AtomicBool,
+    /// When the next call for a fresh response may be made behind this one.
+    paused_until: Mutex<Option<Instant>>,
 }
 
 impl<K, R> Entry<K, R> {
@@ -59,6 +61,19 @@ impl<K, R> Entry<K, R> {
     pub(super) fn stale_for(&self, now: impl FnOnce() -> Instant) -> Option<Duration> {
         let end = self.fresh_until?;
         now().checked_duration_since(end)
+    }
+
+    pub(super) fn key(&self) -> &K {
+        &self.key.key
+    }
+
+    /// Asks for no call behind this response before `until`.
+    pub(super) fn pause(&self, until: Option<Instant>) {
+        *self.paused_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
+    }
+
+    pub(super) fn is_paused(&self, now: Instant) -> bool {
+        self.paused_until.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| now < until)
     }
 
     fn mark_used(&self) {
@@ -181,6 +196,7 @@ impl<K, R> Store<K, R> {
                 stamp: *stamps,
                 place,
                 is_used: AtomicBool::new(false),
+                paused_until: Mutex::new(None),
             })
         });
         if let Some(due) = entry.due() {
@@ -200,6 +216,17 @@ impl<K, R> Store<K, R> {
         let found = self.table.peek(hash, key);
         let removed = found.and_then(|entry| self.take(&mut orders, &entry));
         Change { kept: false, evicted: 0, _removed: removed.into_iter().collect(), _refused: None }
+    }
+
+    /// Takes out this very entry; whether it was there.
+    pub(super) fn remove_this(&self, entry: &Arc<Entry<K, R>>) -> bool {
+        let removed = self.take(&mut self.orders(), entry);
+        removed.is_some()
+    }
+
+    /// All entries, part by part. No lock is held while the caller looks at them.
+    pub(super) fn parts(&self) -> impl Iterator<Item = Vec<Arc<Entry<K, R>>>> {
+        self.table.parts()
     }
 
     pub(super) fn clear(&self) -> Change<K, R> {

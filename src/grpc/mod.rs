@@ -65,7 +65,9 @@ const GRPC: &[u8] = b"application/grpc";
 
 impl Rejection {
     /// The status code that a gRPC server answers with: 4 (`DEADLINE_EXCEEDED`) for a timeout, 8 (`RESOURCE_EXHAUSTED`) for an
-    /// overload, a rate or an empty pool, 1 (`CANCELLED`) for a caller that stopped sending, 14 (`UNAVAILABLE`) otherwise.
+    /// overload, a rate or an empty pool, 1 (`CANCELLED`) for a caller that stopped sending, 2 (`UNKNOWN`) for the failure of a
+    /// shared call that would be the same the next time, 13 (`INTERNAL`) for a call that would wait for itself, 14
+    /// (`UNAVAILABLE`) otherwise.
     #[must_use]
     pub fn grpc_code(&self) -> i32 {
         match self.reason() {
@@ -73,6 +75,9 @@ impl Rejection {
             Reason::Overloaded { .. } | Reason::RateLimited | Reason::Exhausted { .. } => code::RESOURCE_EXHAUSTED,
             // It is the caller who gave the call up.
             Reason::UploadStalled { .. } | Reason::UploadFailed { .. } => code::CANCELLED,
+            // A client sends again what it hears to be unavailable.
+            Reason::Shared { class, .. } if !matches!(class, Class::Failure { transient: true, .. }) => code::UNKNOWN,
+            Reason::Recursive => code::INTERNAL,
             _ => code::UNAVAILABLE,
         }
     }

@@ -93,6 +93,7 @@ use crate::{
     wire::Identity,
 };
 
+mod background;
 mod catch;
 mod closing;
 mod ending;
@@ -138,6 +139,8 @@ struct Inner {
     span: Span,
     /// Whether it has an event bus of its own.
     isolated: AtomicBool,
+    /// Whether it ends with the request that a layer opened it for.
+    ends_with_request: AtomicBool,
     life: OnceLock<Life>,
 }
 
@@ -157,8 +160,10 @@ impl Scope {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let span = Span::new(&name, id, parent.as_ref().map(|parent| &parent.inner.span));
         let path_len = parent.as_ref().map_or(0, |parent| parent.inner.path_len + "/".len()) + name.len();
-        let (state, isolated, life) = (State::default(), AtomicBool::new(false), OnceLock::new());
-        Self { inner: Arc::new(Inner { name, path_len, id, parent, state, span, isolated, life }) }
+        let (state, life) = (State::default(), OnceLock::new());
+        let [isolated, ends_with_request] = [false; 2].map(AtomicBool::new);
+        let inner = Inner { name, path_len, id, parent, state, span, isolated, ends_with_request, life };
+        Self { inner: Arc::new(inner) }
     }
 
     /// Puts a value into this scope, in place of one of the same type, and hides one that a parent holds.
@@ -310,6 +315,7 @@ impl Inner {
             state: mem::take(&mut self.state),
             span: self.span.clone(),
             isolated: mem::take(&mut self.isolated),
+            ends_with_request: mem::take(&mut self.ends_with_request),
             life: OnceLock::from(Life::Owns(Arc::clone(&owned))),
         };
         let scope = Scope { inner: Arc::new(inner) };

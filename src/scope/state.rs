@@ -18,6 +18,7 @@ pub(super) struct State {
     version: OnceLock<Arc<AtomicU64>>,
 }
 
+#[derive(Clone)]
 struct Value {
     type_id: TypeId,
     type_name: &'static str,
@@ -61,6 +62,21 @@ impl State {
                 Arc::clone(&value)
             })
         })
+    }
+
+    /// Puts into `other` what was put here by name and is not there yet.
+    pub(super) fn lend_to(&self, other: &Self) {
+        let lent: Vec<_> = {
+            let values = self.values.read().unwrap_or_else(PoisonError::into_inner);
+            values.iter().filter(|value| value.explicit).cloned().collect()
+        };
+        other.write(|values| {
+            for value in lent {
+                if values.iter().all(|held| held.type_id != value.type_id) {
+                    values.push(value);
+                }
+            }
+        });
     }
 
     /// Puts `new` in place of `old`; false if something else is there by now.

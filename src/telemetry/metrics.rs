@@ -38,6 +38,7 @@ impl Counters {
             | Event::NotRepeatable { reason }
             | Event::FellBack { reason }
             | Event::FallbackFailed { reason, .. }
+            | Event::RefreshFailed { reason, .. }
             | Event::Injected { reason } => return of(site, event, reason).increment(1),
             Event::Transition { to, .. } => return of(site, event, to).increment(1),
             Event::Retrying { .. }

@@ -1,9 +1,15 @@
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Duration,
+};
 
 use proptest::prelude::*;
 use tokio::sync::oneshot::error::TryRecvError;
 
-use super::*;
+use super::{
+    super::pulse::{ABANDONED, advance},
+    *,
+};
 
 type Flying = Arc<Flights<u8, u32>>;
 type Waiting = Receiver<Message<u8, u32>>;
@@ -18,7 +24,7 @@ fn detach(flights: &Flying, key: u8) {
 }
 
 fn arrive(flights: &Flying, key: u8) -> Arrival<u8, u32, ()> {
-    flights.join(&hashed(key), || None)
+    flights.join(&hashed(key), || Patience::Forever, || None)
 }
 
 fn leader(flights: &Flying, key: u8) -> Lead<u8, u32> {
@@ -49,6 +55,10 @@ fn inherited(waiter: &mut Waiting) -> Lead<u8, u32> {
     lead
 }
 
+fn waiting(flights: &Flying) -> usize {
+    flights.lock().flying.values().map(|flight| flight.waiters.len()).sum()
+}
+
 fn is_empty(flights: &Flying) -> bool {
     let table = flights.lock();
     table.current.is_empty() && table.flying.is_empty()
@@ -69,7 +79,7 @@ fn one_leads_and_the_others_learn_the_outcome() {
 #[test]
 fn an_arrival_that_finds_what_it_needs_neither_leads_nor_waits() {
     let flights: Flying = Flights::new();
-    assert!(matches!(flights.join(&hashed(1), || Some("stored")), Arrival::Found("stored")));
+    assert!(matches!(flights.join(&hashed(1), || unreachable!(), || Some("stored")), Arrival::Found("stored")));
     assert!(flights.lead(&hashed(1), || true).is_none());
     let lead = flights.lead(&hashed(1), || false).unwrap();
     assert!(flights.lead(&hashed(1), || false).is_none(), "one is under way");
@@ -89,6 +99,68 @@ fn a_dropped_lead_goes_to_the_first_waiter_that_is_still_there() {
     assert!(land(lead, 7));
     assert_eq!(landed(&mut third), Some(7));
     assert!(is_empty(&flights));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_lead_goes_to_who_has_most_time_and_on_request_only_to_who_has_some() {
+    let flights: Flying = Flights::new();
+    let seconds = |seconds| Patience::Until(Deadline::after(Duration::from_secs(seconds)));
+    let [two, nine, three, also_nine] = [2, 9, 3, 9].map(seconds);
+    let lead = leader(&flights, 1);
+    let mut waiters =
+        [two, nine, three, also_nine].map(|patience| match flights.join(&hashed(1), || patience, || None::<()>) {
+            Arrival::Waiter(waiter) => waiter,
+            _ => panic!("there is nobody to wait for"),
+        });
+    drop(lead);
+    drop(inherited(&mut waiters[1]));
+    let lead = inherited(&mut waiters[3]);
+    advance(Duration::from_secs(2)).await;
+    assert!(lead.pass_on().is_none(), "one has a second left");
+    let lead = inherited(&mut waiters[2]).pass_on();
+    let lead = lead.unwrap();
+    assert!(land(lead, 7));
+    assert_eq!(landed(&mut waiters[0]), Some(7));
+    assert!(is_empty(&flights));
+}
+
+/// A leader that is woken and not polled for some seconds: the next arrival leads, for those who wait too.
+#[tokio::test(start_paused = true)]
+async fn an_arrival_takes_over_from_a_leader_that_was_abandoned() {
+    let flights: Flying = Flights::new();
+    let abandoned = leader(&flights, 1);
+    let mut first = waiter(&flights, 1);
+    advance(ABANDONED - Duration::from_millis(1)).await;
+    let mut second = waiter(&flights, 1);
+    advance(Duration::from_millis(1)).await;
+    let lead = leader(&flights, 1);
+    let mut third = waiter(&flights, 1);
+    assert!(!land(abandoned, 7), "it stores nothing any more");
+    assert!(landed(&mut first).is_none());
+    assert!(land(lead, 8));
+    assert_eq!([&mut first, &mut second, &mut third].map(landed), [Some(8); 3]);
+    assert!(is_empty(&flights));
+
+    // Behind a stale answer, and from a waiter that was chosen and does not come.
+    let _abandoned = flights.lead(&hashed(1), || false).unwrap();
+    assert!(flights.lead(&hashed(1), || false).is_none());
+    advance(ABANDONED).await;
+    let lead = flights.lead(&hashed(1), || true).unwrap();
+    let _chosen = waiter(&flights, 1);
+    drop(lead);
+    advance(ABANDONED).await;
+    drop(leader(&flights, 1));
+}
+
+#[test]
+fn an_arrival_from_inside_a_call_does_not_wait_for_that_call() {
+    let [flights, other] = [(); 2].map(|()| Flights::new() as Flying);
+    let (lead, outer) = (leader(&flights, 1), leader(&flights, 2));
+    let mut leads = Leads::default().and(outer.name()).and(lead.name());
+    let _entered = leads.enter();
+    assert!(matches!(arrive(&flights, 1), Arrival::Itself));
+    assert!(matches!(arrive(&flights, 2), Arrival::Itself));
+    drop((leader(&flights, 3), leader(&other, 1)));
 }
 
 #[test]
@@ -120,7 +192,7 @@ fn waiters_who_gave_up_do_not_pile_up() {
     let mut patient: Vec<_> = (0..20).map(|_| waiter(&flights, 1)).collect();
     for _ in 0..10_000 {
         drop(waiter(&flights, 1));
-        assert!(flights.lock().flight(&hashed(1)).unwrap().waiters.len() <= 2 * patient.len() + 1);
+        assert!(waiting(&flights) <= 2 * patient.len() + 1);
     }
     land(lead, 7);
     assert!(patient.iter_mut().all(|waiter| landed(waiter) == Some(7)));
@@ -240,7 +312,7 @@ proptest! {
                     held.push(match arrive(&flights, key) {
                         Arrival::Leader(lead) => Held::Lead(lead),
                         Arrival::Waiter(waiter) => Held::Waiter(waiter),
-                        Arrival::Found(()) => unreachable!(),
+                        Arrival::Found(()) | Arrival::Itself => unreachable!(),
                     });
                     prop_assert_eq!(matches!(held[member], Held::Lead(_)), model.leads(member));
                 }

@@ -95,8 +95,8 @@ impl<K, R> Table<K, R> {
         self.parts.iter().map(|part| part.found.load(Relaxed)).sum()
     }
 
-    #[cfg(test)]
-    pub(super) fn all(&self) -> Vec<Arc<Entry<K, R>>> {
-        self.parts.iter().flat_map(|part| part.read().iter().cloned().collect::<Vec<_>>()).collect()
+    /// The entries of each part, as they are when it is asked for.
+    pub(super) fn parts(&self) -> impl Iterator<Item = Vec<Arc<Entry<K, R>>>> {
+        self.parts.iter().map(|part| part.read().iter().cloned().collect())
     }
 }

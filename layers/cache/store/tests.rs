@@ -43,7 +43,7 @@ impl<K: Hash + Eq, R> Store<K, R> {
     /// Whether the index holds exactly the entries of the table that expire, and the order of eviction as many as the
     /// table.
     fn agrees(&self) -> bool {
-        let (orders, all) = (self.orders(), self.table.all());
+        let (orders, all) = (self.orders(), self.parts().flatten().collect::<Vec<_>>());
         let mut expiring: Vec<_> = all.iter().filter_map(|entry| entry.due()).collect();
         expiring.sort();
         expiring == Vec::from_iter(orders.expiry.keys().copied()) && orders.eviction.len() == all.len()

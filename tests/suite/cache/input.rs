@@ -161,3 +161,51 @@ async fn a_function_that_panics_wedges_nothing() {
         }
     }
 }
+
+/// A key that can be hashed once. Each further time panics, and twice at once would end the program.
+#[derive(Clone)]
+struct Once(&'static str, Arc<AtomicBool>);
+
+impl PartialEq for Once {
+    fn eq(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+
+impl Eq for Once {}
+
+impl std::hash::Hash for Once {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        assert!(!self.1.swap(true, SeqCst), "hashed again");
+        self.0.hash(state);
+    }
+}
+
+/// It lands, is handed on and is given up without the key's `Hash`, which ran when the request arrived.
+///
+/// Shows: C4
+#[tokio::test(start_paused = true)]
+async fn a_key_is_hashed_once() {
+    let (backend, strict) = backend();
+    let key = |request: &&'static str| Some(Once(request, Arc::default()));
+    let layer = CacheLayer::new(1, SECOND, key).stale_while_revalidate(SECOND);
+    let (cache, service) = (layer.handle(), layer.layer(strict));
+    let mut calls = ["a", "a", "a", "b", "b"].map(|request| Some(task(&service, request)));
+    for call in calls.iter_mut().flatten() {
+        assert!(call.poll().is_pending());
+    }
+    // Its waiter takes over.
+    calls[0] = None;
+    assert!(calls[1].as_mut().unwrap().poll().is_pending());
+    for call in [2, 1] {
+        backend.answer(call, ok("done"));
+    }
+    for call in calls.iter_mut().flatten() {
+        assert_eq!(answered(call.poll()).unwrap(), "done");
+    }
+    assert_eq!(cache.len(), 1);
+    tokio::time::advance(SECOND).await;
+    assert!(task(&service, "b").poll().is_ready());
+    tokio::task::yield_now().await;
+    assert_eq!((cache.stats().refreshes, cache.invalidate_if(|_| true)), (1, 1));
+}

@@ -30,6 +30,8 @@ const INSTANT: Duration = Duration::from_nanos(1);
 
 type Outcome = Result<String, Error<&'static str>>;
 
+type BoxFuture = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+
 /// A backend that answers each call when the test says so.
 #[derive(Clone, Default)]
 struct Backend {
@@ -56,7 +58,7 @@ impl Backend {
 impl Service<&'static str> for Backend {
     type Response = String;
     type Error = Error<&'static str>;
-    type Future = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+    type Future = BoxFuture;
 
     /// Busy until the test says otherwise and polls again.
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {

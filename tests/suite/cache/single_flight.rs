@@ -12,7 +12,7 @@ use tokio::{
     task::{JoinSet, yield_now},
     time::advance,
 };
-use tower::{Layer, ServiceBuilder};
+use tower::{Layer, ServiceBuilder, util::BoxCloneSyncService};
 use ziggurat::{
     Class, HttpStatus, Reason, Reject, Rejection, Scope, Site,
     cache::{CacheLayer, scoped_key},
@@ -209,6 +209,173 @@ async fn an_error_goes_whole_to_the_leader_and_as_its_message_to_the_others_and_
         assert_eq!((rejection.layer(), rejection.name(), rejection.reason()), ("cache", Some("users"), &shared));
     }
     assert!(task(&service, "a").poll().is_pending());
+    assert_eq!(backend.calls(), 2);
+}
+
+/// Shows: C4
+#[tokio::test(start_paused = true)]
+async fn an_error_that_can_be_cloned_goes_to_all_if_they_are_to_get_it() {
+    let (backend, strict) = backend();
+    let service = CacheLayer::new(10, SECOND, itself).clone_errors().layer(strict);
+    let mut calls = [(); 10].map(|()| task(&service, "a"));
+    for call in &mut calls {
+        assert!(call.poll().is_pending());
+    }
+    backend.answer(0, Err(Error::Service("not found")));
+    for call in &mut calls {
+        assert!(matches!(answered(call.poll()), Err(Error::Service("not found"))));
+    }
+    assert_eq!(backend.calls(), 1);
+}
+
+/// It may be a server's stack: what it answers to strangers has to be the failure's status, and not that of an
+/// overload.
+///
+/// Shows: C4
+#[tokio::test(start_paused = true)]
+async fn a_shared_failure_has_the_status_of_the_original() {
+    let overloaded = Reject::reject(Rejection::new(&Site::new("limit"), Reason::Overloaded { limit: 1 }));
+    for (outcome, status, code) in [(Err(Error::Service("not found")), 502, 14), (overloaded, 503, 8)] {
+        let (backend, strict) = backend();
+        let service = CacheLayer::new(10, SECOND, itself).layer(strict);
+        let (mut leader, mut waiter) = (task(&service, "a"), task(&service, "a"));
+        assert!(leader.poll().is_pending());
+        assert!(waiter.poll().is_pending());
+        backend.answer(0, outcome);
+        assert!(answered(leader.poll()).is_err());
+        let shared = answered(waiter.poll());
+        let rejection = ziggurat::rejection(&shared).unwrap();
+        assert_eq!((rejection.status().as_u16(), rejection.grpc_code()), (status, code));
+    }
+}
+
+/// A service that asks the cache in front of it for the key that it is asked for.
+#[derive(Clone)]
+struct AsksBack(Front, bool);
+
+type Front = Arc<Mutex<Option<BoxCloneSyncService<&'static str, String, Error<&'static str>>>>>;
+
+impl Service<&'static str> for AsksBack {
+    type Response = String;
+    type Error = Error<&'static str>;
+    type Future = BoxFuture;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: &'static str) -> Self::Future {
+        let call: BoxFuture = Box::pin(self.0.lock().unwrap().clone().unwrap().oneshot(request));
+        let at_once = self.1;
+        Box::pin(async move {
+            if !at_once {
+                yield_now().await;
+            }
+            call.await
+        })
+    }
+}
+
+/// Shows: C4
+#[tokio::test(start_paused = true)]
+async fn a_call_that_asks_for_its_own_key_is_told_so_at_once() {
+    for at_once in [true, false] {
+        let front = Front::default();
+        let service = CacheLayer::new(10, SECOND, itself).named("users").layer(AsksBack(Arc::clone(&front), at_once));
+        *front.lock().unwrap() = Some(BoxCloneSyncService::new(service.clone()));
+        let outcome = service.oneshot("a").await;
+        let rejection = ziggurat::rejection(&outcome).unwrap();
+        assert_eq!(
+            (rejection.reason(), rejection.name(), rejection.status().as_u16()),
+            (&Reason::Recursive, Some("users"), 500)
+        );
+        assert!(rejection.to_string().contains("would wait for itself"));
+    }
+}
+
+/// Shows: C4
+#[tokio::test(start_paused = true)]
+async fn a_key_whose_leader_is_woken_and_not_polled_for_five_seconds_is_taken_over() {
+    let (backend, strict) = backend();
+    let service = CacheLayer::new(10, SECOND, itself).layer(strict);
+    // Its owner keeps it, and does not poll it any more.
+    let mut kept = task(&service, "a");
+    assert!(kept.poll().is_pending());
+    let mut waiter = task(&service, "a");
+    assert!(waiter.poll().is_pending());
+    advance(100 * SECOND).await;
+    assert!(task(&service, "a").poll().is_pending());
+    assert_eq!(backend.calls(), 1, "it was not woken: its call is slow");
+    backend.answer(0, ok("done"));
+    advance(5 * SECOND - INSTANT).await;
+    assert!(task(&service, "a").poll().is_pending());
+    advance(INSTANT).await;
+    let mut next = task(&service, "a");
+    assert!(next.poll().is_pending());
+    assert_eq!(backend.calls(), 2);
+    backend.answer(1, ok("done again"));
+    assert_eq!(answered(next.poll()).unwrap(), "done again");
+    assert_eq!(answered(waiter.poll()).unwrap(), "done again");
+    assert_eq!(answered(kept.poll()).unwrap(), "done", "its own answer is still its own");
+    assert_eq!(answered(task(&service, "a").poll()).unwrap(), "done again");
+}
+
+/// The runtime on which a stale answer is refreshed is one that nobody drives any more.
+///
+/// Shows: C4
+#[tokio::test(start_paused = true)]
+async fn a_fetch_left_on_a_runtime_that_nobody_drives_is_taken_over() {
+    let (backend, strict) = backend();
+    let layer = CacheLayer::new(10, SECOND, itself).stale_while_revalidate(2 * SECOND);
+    let (cache, service) = (layer.handle(), layer.layer(strict));
+    let mut first = task(&service, "a");
+    assert!(first.poll().is_pending());
+    backend.answer(0, ok("first"));
+    answered(first.poll()).unwrap();
+    advance(SECOND).await;
+    // It has a clock of its own.
+    let idle = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            idle.block_on(advance(SECOND));
+            let _entered = idle.enter();
+            assert_eq!(answered(task(&service, "a").poll()).unwrap(), "first");
+        });
+    });
+    assert_eq!((cache.stats().refreshes, backend.calls()), (1, 1), "it was started and does not run");
+    advance(20 * SECOND).await;
+    let mut late = task(&service, "a");
+    assert!(late.poll().is_pending());
+    assert_eq!(backend.calls(), 2);
+    backend.answer(1, ok("second"));
+    assert_eq!(answered(late.poll()).unwrap(), "second");
+    idle.shutdown_background();
+}
+
+/// The one who calls has a second left, and an inner limit ends its call at that. Others have more time.
+///
+/// Shows: C4
+#[tokio::test(start_paused = true)]
+async fn a_failure_by_the_callers_own_deadline_is_not_shared_with_those_who_have_more_time() {
+    let (backend, strict) = backend();
+    let cached = ServiceBuilder::new()
+        .layer(CacheLayer::new(10, SECOND, itself))
+        .layer(TimeoutLayer::new(60 * SECOND).named("attempt"))
+        .service(strict);
+    let within = |limit| tokio::spawn(TimeoutLayer::new(limit).layer(cached.clone()).oneshot("a"));
+    let short = within(SECOND);
+    yield_now().await;
+    let [medium, long, too_short] = [5 * SECOND, 30 * SECOND, SECOND].map(within);
+    for short in [short, too_short] {
+        assert!(ziggurat::rejection(&short.await.unwrap()).unwrap().is_timed_out());
+    }
+    advance(SECOND).await;
+    yield_now().await;
+    assert_eq!(backend.calls(), 2, "who has most time calls");
+    assert!(ziggurat::rejection(&medium.await.unwrap()).unwrap().is_timed_out());
+    assert!(!backend.was_dropped(1), "its call goes on");
+    backend.answer(1, ok("done"));
+    assert_eq!(long.await.unwrap().unwrap(), "done");
     assert_eq!(backend.calls(), 2);
 }
 

@@ -1,10 +1,12 @@
 //! Stale answers, and what an owner does by hand.
 
+use http::{Request, Response};
 use tokio::{task::yield_now, time::advance};
 use tower::{Layer, ServiceBuilder};
 use ziggurat::{
-    Reason, Reject, Rejection, Scope, Site,
-    cache::{Cache, CacheLayer},
+    Event, Reason, Reject, Rejection, Scope, Site,
+    cache::{Cache, CacheLayer, HttpStorable, Stale, http_key},
+    context::ContextLayer,
     timeout::TimeoutLayer,
 };
 
@@ -147,9 +149,18 @@ async fn past_its_window_a_stale_answer_is_given_to_nobody() {
 
 /// Shows: C6
 #[tokio::test(start_paused = true)]
-async fn a_fetch_that_fails_leaves_the_stale_answer_and_the_next_request_fetches_again() {
+async fn a_fetch_that_fails_is_told_and_leaves_the_stale_answer_and_the_next_one_waits_a_second() {
     let (backend, strict) = backend();
-    let layer = CacheLayer::new(10, SECOND, itself).stale_while_revalidate(5 * SECOND).stale_if_error(5 * SECOND);
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let observer = {
+        let told = Arc::clone(&told);
+        move |_: &Site, event: &Event<'_>| {
+            if let Event::RefreshFailed { reason, error } = event {
+                told.lock().unwrap().push(format!("{reason}: {error}"));
+            }
+        }
+    };
+    let layer = CacheLayer::new(10, SECOND, itself).stale_while_revalidate(20 * SECOND).observer(observer);
     let (cache, service) = (layer.handle(), layer.layer(strict));
     fetch(&service, &backend, 0, ok("first")).unwrap();
     advance(SECOND).await;
@@ -159,16 +170,203 @@ async fn a_fetch_that_fails_leaves_the_stale_answer_and_the_next_request_fetches
         assert_eq!(backend.calls(), call + 1);
         backend.answer(call, FAILED);
         yield_now().await;
+        advance(SECOND - INSTANT).await;
+        assert_eq!(hit(&service), "first");
+        yield_now().await;
+        assert_eq!(backend.calls(), call + 1, "it pauses");
+        advance(INSTANT).await;
     }
     let stats = cache.stats();
-    assert_eq!((stats.stale, stats.refreshes), (3, 3), "a fetch is nobody's answer");
+    assert_eq!((stats.stale, stats.refreshes), (6, 3), "a fetch is nobody's answer");
+    assert_eq!(*told.lock().unwrap(), ["error: down"; 3]);
+}
+
+/// Shows: C6, F3
+#[tokio::test(start_paused = true)]
+async fn a_fetch_that_failed_is_not_made_again_before_the_service_asked_for_it() {
+    let (backend, strict) = backend();
+    let later = |_: Result<&String, &Error<&'static str>>| ziggurat::Class::Failure {
+        transient: true,
+        retry_after: Some(7 * SECOND),
+    };
+    let classify = move |outcome: Result<&String, &Error<&'static str>>| match outcome {
+        Ok(_) => ziggurat::Class::Success,
+        failed => later(failed),
+    };
+    let layer = CacheLayer::new(10, SECOND, itself).classify(classify).stale_while_revalidate(20 * SECOND);
+    let service = layer.layer(strict);
+    fetch(&service, &backend, 0, ok("first")).unwrap();
+    advance(SECOND).await;
+    hit(&service);
+    yield_now().await;
+    backend.answer(1, FAILED);
+    yield_now().await;
+    for (wait, calls) in [(7 * SECOND - INSTANT, 2), (INSTANT, 3)] {
+        advance(wait).await;
+        hit(&service);
+        yield_now().await;
+        assert_eq!(backend.calls(), calls);
+    }
+}
+
+/// The scope of a request is cancelled when the request has ended: a service that heeds it would never be asked to the
+/// end.
+///
+/// Shows: C6
+#[tokio::test(start_paused = true)]
+async fn a_fetch_behind_a_request_belongs_to_the_application() {
+    struct Tenant(&'static str);
+    let (backend, strict) = backend();
+    let heeds = service_fn(move |request: &'static str| {
+        let call: BoxFuture = Box::pin(strict.clone().oneshot(request));
+        async move {
+            let scope = Scope::current().unwrap();
+            tokio::select! {
+                biased;
+                () = scope.cancelled() => Err(Error::Service("cancelled")),
+                outcome = call => {
+                    outcome.map(|answer| format!("{answer} of {}", scope.require::<Tenant>().unwrap().0))
+                }
+            }
+        }
+    });
+    let app = Scope::root("app");
+    let layer = CacheLayer::new(10, SECOND, itself).stale_while_revalidate(20 * SECOND);
+    let service = ServiceBuilder::new()
+        .layer(ContextLayer::ambient(app.clone()).state(|_: &&'static str| Tenant("acme")))
+        .layer(layer)
+        .service(heeds);
+    assert_eq!(fetch(&service, &backend, 0, ok("first")).unwrap(), "first of acme");
+    advance(SECOND).await;
+    assert_eq!(hit(&service), "first of acme");
+    yield_now().await;
+    assert_eq!(backend.calls(), 2);
+    advance(SECOND).await;
+    backend.answer(1, ok("second"));
+    yield_now().await;
+    assert_eq!(hit(&service), "second of acme");
+
+    // And is closed with it.
+    advance(SECOND).await;
+    assert_eq!(hit(&service), "second of acme");
+    yield_now().await;
+    assert_eq!(backend.calls(), 3);
+    app.close().await.unwrap();
+    assert!(backend.was_dropped(2));
+}
+
+/// Shows: C6
+#[tokio::test(start_paused = true)]
+async fn a_stale_answer_can_be_told_from_a_fresh_one() {
+    let down = Arc::new(AtomicBool::new(false));
+    let service = {
+        let down = Arc::clone(&down);
+        service_fn(move |_: Request<()>| {
+            let status = if down.load(SeqCst) { 500 } else { 200 };
+            ready(Ok::<_, Error<&'static str>>(Response::builder().status(status).body("body").unwrap()))
+        })
+    };
+    let inner = CacheLayer::new(10, SECOND, http_key).classify(HttpStorable).stale_if_error(9 * SECOND);
+    let outer = CacheLayer::new(10, SECOND, http_key).classify(HttpStorable);
+    let cache = outer.handle();
+    let service = ServiceBuilder::new().layer(outer).layer(inner.mark_stale(Stale::mark)).service(service);
+    for (wait, is_down, stale) in [(SECOND, false, None), (2 * SECOND, true, Some(SECOND)), (SECOND, false, None)] {
+        advance(wait).await;
+        down.store(is_down, SeqCst);
+        let response = service.clone().oneshot(Request::get("/").body(()).unwrap()).await.unwrap();
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.extensions().get().map(Stale::expired_for), stale);
+        assert_eq!(cache.is_empty(), stale.is_some(), "a cache outside does not keep it");
+    }
+
+    // Of any other type, behind which a fresh one is fetched.
+    let (_, service) = counter();
+    let layer = CacheLayer::new(10, SECOND, itself).stale_while_revalidate(9 * SECOND);
+    let layer =
+        layer.mark_stale(|answer: &mut String, stale| answer.push_str(&format!(", {:?} old", stale.expired_for())));
+    let service = layer.layer(service);
+    assert_eq!(service.clone().oneshot("a").await.unwrap(), "a 1");
+    advance(3 * SECOND).await;
+    assert_eq!(service.clone().oneshot("a").await.unwrap(), "a 1, 2s old");
+}
+
+/// Shows: C6
+#[tokio::test(start_paused = true)]
+async fn a_failure_is_an_answer_for_a_time_of_its_own() {
+    let (backend, strict) = backend();
+    let layer = CacheLayer::new(10, 60 * SECOND, itself).failure_ttl(SECOND);
+    let (cache, service) = (layer.handle(), layer.layer(strict));
+    assert!(matches!(fetch(&service, &backend, 0, FAILED), Err(Error::Service("down"))));
+    let again = answered(task(&service, "a").poll());
+    assert!(
+        matches!(ziggurat::rejection(&again).unwrap().reason(), Reason::Shared { message, .. } if &**message == "down")
+    );
+    assert_eq!((cache.stats().hits, backend.calls()), (1, 1));
+    advance(SECOND).await;
+    // A rejection says something about this moment only.
+    let overloaded = Reject::reject(Rejection::new(&Site::new("limit"), Reason::Overloaded { limit: 1 }));
+    assert!(fetch(&service, &backend, 1, overloaded).is_err());
+    assert_eq!(fetch(&service, &backend, 2, ok("up")).unwrap(), "up");
+    advance(60 * SECOND).await;
+    assert!(fetch(&service, &backend, 3, FAILED).is_err());
+    cache.invalidate(&"a");
+    assert_eq!(fetch(&service, &backend, 4, ok("up")).unwrap(), "up");
+}
+
+/// Shows: C6
+#[tokio::test(start_paused = true)]
+async fn a_failure_with_a_ttl_does_not_displace_a_stale_answer_that_is_of_use() {
+    let (backend, strict) = backend();
+    let layer = CacheLayer::new(10, SECOND, itself).failure_ttl(60 * SECOND).stale_if_error(SECOND);
+    let service = layer.clone_errors().layer(strict);
+    fetch(&service, &backend, 0, ok("first")).unwrap();
+    advance(SECOND).await;
+    assert_eq!(fetch(&service, &backend, 1, FAILED).unwrap(), "first");
+    advance(SECOND).await;
+    assert!(matches!(fetch(&service, &backend, 2, FAILED), Err(Error::Service("down"))));
+    assert!(matches!(answered(task(&service, "a").poll()), Err(Error::Service("down"))), "as it was");
+}
+
+/// Shows: C6
+#[tokio::test(start_paused = true)]
+async fn an_invalidation_by_predicate_beats_calls_under_way_too() {
+    let (backend, strict) = backend();
+    let layer = CacheLayer::new(1_000, 60 * SECOND, itself);
+    let (cache, service) = (layer.handle(), layer.layer(strict));
+    for (call, request) in ["acme/1", "acme/2", "globex/1"].into_iter().enumerate() {
+        let mut stored = task(&service, request);
+        assert!(stored.poll().is_pending());
+        backend.answer(call, ok(request));
+        answered(stored.poll()).unwrap();
+    }
+    let mut calls = ["acme/3", "globex/3"].map(|request| task(&service, request));
+    for call in &mut calls {
+        assert!(call.poll().is_pending());
+    }
+    let of_acme = |key: &&str| {
+        // It may use the cache.
+        assert!(!cache.is_empty());
+        key.starts_with("acme/")
+    };
+    assert_eq!(cache.invalidate_if(of_acme), 2);
+    for (call, task) in calls.iter_mut().enumerate() {
+        backend.answer(3 + call, ok("late"));
+        assert_eq!(answered(task.poll()).unwrap(), "late");
+    }
+    assert_eq!(cache.len(), 2, "both of globex");
+    for request in ["globex/1", "globex/3"] {
+        assert!(task(&service, request).poll().is_ready());
+    }
+    for request in ["acme/1", "acme/2", "acme/3"] {
+        assert!(task(&service, request).poll().is_pending());
+    }
 }
 
 /// The request that started the fetch is gone, with its scope's last reference and its deadline, and the fetch goes on.
 ///
 /// Shows: C6
 #[tokio::test(start_paused = true)]
-async fn a_fetch_keeps_the_scope_but_neither_the_deadline_nor_the_end_of_its_request() {
+async fn a_fetch_has_a_scope_of_its_own_and_neither_the_deadline_nor_the_end_of_its_request() {
     let (backend, strict) = backend();
     let seen = Arc::new(Mutex::new(Vec::new()));
     let spy = {
@@ -194,7 +392,7 @@ async fn a_fetch_keeps_the_scope_but_neither_the_deadline_nor_the_end_of_its_req
     backend.answer(1, ok("second"));
     yield_now().await;
     assert_eq!(hit(&service), "second");
-    assert_eq!(*seen.lock().unwrap(), [(None, true), (Some("request".to_owned()), false)]);
+    assert_eq!(*seen.lock().unwrap(), [(None, true), (Some("refresh".to_owned()), false)]);
 }
 
 /// Without a runtime there is nowhere to fetch.
