@@ -423,6 +423,8 @@ impl StdError for Rejection {}
 ///   `tower::util::BoxCloneSyncService::new(svc)` and compile again.
 /// - *"implementation of `FnOnce` is not general enough"* inside of `tokio::spawn`: the service's own error is a boxed one. It
 ///   carries rejections as it is; leave out the `map_err`, which the compiler does not see through there.
+/// - *"doesn't implement `std::fmt::Display`"*: a retry, a fallback and a cache tell what an error said, in events and
+///   rejections.
 /// - The same elsewhere, or *"type annotations needed"*: a closure that a layer was given does not
 ///   name its argument's type. Write `|req: &http::Request<_>| ..`, never a bare `|req|`.
 /// - A body that is not `Default` (such as that of tower-http's `TraceLayer`) stands in the way of the `Infallible` form: put

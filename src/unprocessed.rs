@@ -2,6 +2,8 @@
 
 use std::{any::Any, error::Error as StdError, io};
 
+use crate::rejection::Reject;
+
 /// Whether this error proves that no service has processed the request, so that it can be sent again whatever it does.
 ///
 /// It looks through the chain of sources, for
@@ -31,6 +33,14 @@ pub fn is_unprocessed(error: &(dyn StdError + 'static)) -> bool {
         }
     }
     false
+}
+
+/// Whether it is certain that no service has processed the request that had this outcome.
+pub(crate) fn was_unprocessed<R, E: Reject<R>>(outcome: &Result<R, E>) -> bool {
+    match E::rejection(outcome) {
+        Some(rejection) => rejection.is_unprocessed(),
+        None => E::cause(outcome).is_some_and(is_unprocessed),
+    }
 }
 
 /// This error and its sources. What an `io::Error` was made of is not among its sources, and so comes in its place.
@@ -142,7 +152,7 @@ mod tests {
     use std::fmt;
 
     use super::*;
-    use crate::{Error, Reject};
+    use crate::Error;
 
     #[derive(Debug)]
     struct Wrapped(Box<dyn StdError + Send + Sync>);

@@ -14,6 +14,7 @@ use crate::{
     Class, Reject, Rejection,
     call::Call,
     copy::{Cloned, CopyRequest},
+    unprocessed::was_unprocessed,
 };
 
 /// A call that failed: what a function of a [`FallbackLayer`](super::FallbackLayer) gets.
@@ -200,22 +201,35 @@ pub struct Backup<B, P = Cloned> {
     pub(super) copy: P,
 }
 
+/// A copy of a request for a backup.
+#[derive(Debug)]
+pub struct Copied<Req> {
+    request: Req,
+    // Whether it can be sent although the service processed the request.
+    may_repeat: bool,
+}
+
 #[diagnostic::do_not_recommend]
 impl<B, P, Req, R, E> Alternative<Req, R, E> for Backup<B, P>
 where
     B: Service<Req, Response = R, Error = E> + Clone,
+    E: Reject<R>,
     P: CopyRequest<Req>,
 {
-    type Memory = Option<Req>;
+    type Memory = Option<Copied<Req>>;
     type Future = Call<B, Req>;
 
-    fn remember(&self, request: &Req) -> Option<Req> {
-        self.copy.copy(request)
+    fn remember(&self, request: &Req) -> Option<Copied<Req>> {
+        let may_repeat = |request| Copied { request, may_repeat: true };
+        let unprocessed = |request| Copied { request, may_repeat: false };
+        let copy = self.copy.copy(request).map(may_repeat);
+        copy.or_else(|| self.copy.copy_unprocessed(request).map(unprocessed))
     }
 
-    fn answer(&self, failed: Failed<'_, R, E, Option<Req>>) -> Option<Call<B, Req>> {
-        let request = failed.remembered.filter(|request| self.copy.claim(request))?;
-        Some(Call::new(self.service.clone(), request))
+    fn answer(&self, failed: Failed<'_, R, E, Option<Copied<Req>>>) -> Option<Call<B, Req>> {
+        let Copied { request, may_repeat } = failed.remembered?;
+        let may_be_sent = may_repeat || was_unprocessed(failed.outcome);
+        (may_be_sent && self.copy.claim(&request)).then(|| Call::new(self.service.clone(), request))
     }
 }
 

@@ -144,8 +144,11 @@ impl<F, K, C, N, H> FallbackLayer<Function<F, Nothing, K>, C, N, H> {
 }
 
 impl<B, P, C, N, H> FallbackLayer<Backup<B, P>, C, N, H> {
-    /// How the request is copied for the backup, and which requests have no fallback: [`Cloned`], [`Idempotent`](crate::Idempotent),
-    /// [`CopyIf`](crate::CopyIf), or a closure `|req: &Req| -> Option<Req>`.
+    /// How the request is copied for the backup, and which requests have no fallback: [`Cloned`],
+    /// [`Idempotent`](crate::Idempotent), [`CopyIf`](crate::CopyIf), or a closure `|req: &Req| -> Option<Req>`.
+    ///
+    /// `Idempotent` and `CopyIf` send the backup every request that [nobody processed](crate::is_unprocessed), a `POST`
+    /// whose circuit is open, for example.
     pub fn copy<P2>(self, copy: P2) -> FallbackLayer<Backup<B, P2>, C, N, H> {
         let Self { alternative: Backup { service, copy: _ }, classify, on_failure, site, mark } = self;
         FallbackLayer { alternative: Backup { service, copy }, classify, on_failure, site, mark }

@@ -4,8 +4,10 @@ use std::{fmt, time::Duration};
 
 use super::{RetryLayer, Wait, budget::Withdrawal};
 use crate::{
-    Class, Classify, CopyRequest, Deadline, Event, Reject, Rejection, caught::contained, clock, is_unprocessed,
-    unprocessed::is_bad_certificate,
+    Class, Classify, CopyRequest, Deadline, Event, Reject, Rejection,
+    caught::contained,
+    clock,
+    unprocessed::{is_bad_certificate, was_unprocessed},
 };
 
 /// A service that asks for more than this is not asked again by the same call.
@@ -125,14 +127,6 @@ impl<C, P, B, D> RetryLayer<C, P, B, D> {
             Some(backoff) => Some(backoff.wait(over.attempt, over.last_wait, outcome)),
             None => contained(|| self.backoff.wait(over.attempt, over.last_wait, outcome)),
         }
-    }
-}
-
-/// Whether it is certain that no service has processed the request that had this outcome.
-fn was_unprocessed<R, E: Reject<R>>(outcome: &Result<R, E>) -> bool {
-    match E::rejection(outcome) {
-        Some(rejection) => rejection.is_unprocessed(),
-        None => E::cause(outcome).is_some_and(is_unprocessed),
     }
 }
 

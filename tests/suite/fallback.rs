@@ -444,6 +444,34 @@ async fn over_http_the_backup_can_get_what_may_be_repeated_only() {
     }
 }
 
+/// Then nobody else does it once more.
+///
+/// Shows: F4, G2
+#[tokio::test]
+async fn over_http_the_backup_gets_a_post_that_nobody_processed() {
+    let backup = service_fn(|request: Request<String>| ready(Ok(status(200, format!("backup: {}", request.body())))));
+    for (kind, expected) in [
+        (io::ErrorKind::ConnectionRefused, Some("backup: order")),
+        (io::ErrorKind::ConnectionReset, None),
+        (io::ErrorKind::TimedOut, None),
+    ] {
+        let breaker = CircuitBreakerLayer::consecutive(1);
+        let circuit = breaker.handle();
+        let service = ServiceBuilder::new()
+            .layer(FallbackLayer::service(backup).copy(Idempotent).http())
+            .layer(breaker)
+            .service(service_fn(move |_: Request<String>| {
+                ready(Err::<Response<String>, _>(Error::Service(io::Error::from(kind))))
+            }));
+        let order = || Request::post("/").body("order".to_owned()).unwrap();
+        let answered = service.clone().oneshot(order()).await;
+        assert_eq!(answered.ok().map(Response::into_body).as_deref(), expected, "{kind}");
+        // It went no further than the circuit.
+        assert_eq!(circuit.state(), State::Open);
+        assert_eq!(service.oneshot(order()).await.unwrap().body(), "backup: order");
+    }
+}
+
 fn status(status: u16, body: String) -> Response<String> {
     let mut response = Response::new(body);
     *response.status_mut() = StatusCode::from_u16(status).unwrap();

@@ -14,7 +14,7 @@ use http_body::Body;
 use tokio::time::{Instant, sleep};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
-    Backoff, Class, Error, Event, HttpStatus, Jitter, Site,
+    Backoff, Class, Error, Event, HttpStatus, Jitter, Reason, Reject, Rejection, Site,
     circuit_breaker::CircuitBreakerLayer,
     concurrency_limit::ConcurrencyLimitLayer,
     retry::{Budget, RetryLayer, Wait},
@@ -237,6 +237,28 @@ async fn transport_errors_are_retried_over_http() {
     }));
     assert!(service.oneshot(Request::get("/").body(()).unwrap()).await.is_err());
     assert_eq!(calls.load(Ordering::SeqCst), 3);
+}
+
+/// A layer that rejected in the service's place says whether the call came to the service.
+///
+/// Shows: F4
+#[tokio::test(start_paused = true)]
+async fn a_post_that_a_layer_did_not_let_through_is_sent_again() {
+    for (reason, calls) in [
+        (Reason::Unavailable { message: "no connection".into() }, 3),
+        (Reason::TimedOut { limit: SECOND }, 1),
+        (Reason::Injected, 1),
+    ] {
+        let called = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&called);
+        let service = ServiceBuilder::new().layer(RetryLayer::http()).service(service_fn(move |_: Request<()>| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            let rejection = Rejection::new(&Site::new("pool"), reason.clone());
+            std::future::ready(<Failed as Reject<Response<String>>>::reject(rejection))
+        }));
+        assert!(service.oneshot(Request::post("/").body(()).unwrap()).await.is_err());
+        assert_eq!(called.load(Ordering::SeqCst), calls);
+    }
 }
 
 /// Shows: R5
