@@ -4,6 +4,8 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header, uri::Authority,
 };
 
+use super::forwarded;
+
 /// By this name the proxy knows itself in `Via`. Of two proxies in a row each needs a name of its own.
 const NAME: &str = "ziggurat";
 
@@ -21,19 +23,24 @@ pub(crate) fn send_on<B>(request: &mut Request<B>) -> Result<(), StatusCode> {
     join_cookies(headers);
     headers.append(header::VIA, via);
     headers.remove(header::HOST); // the client sets the upstream's
-    // What the caller says that it was is not passed on either.
-    headers.remove("x-forwarded-host");
-    headers.extend(host.map(|host| (HeaderName::from_static("x-forwarded-host"), host)));
+    forwarded::tell(request, host);
     Ok(())
 }
 
-/// Makes the upstream's answer the caller's; or tells with what status to answer in its place.
+/// Makes the upstream's response the caller's; or tells with what status to answer in its place.
 pub(crate) fn send_back<B>(response: &mut Response<B>) -> Result<(), StatusCode> {
-    // Nobody has asked for another protocol: `Upgrade` is not sent on.
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS || !is_plain(response.headers()) {
+    // Nobody has asked for another protocol: `Upgrade` is not sent on. HTTP/1.0 knows no coding (9112, 6.1).
+    let is_old = response.version() == Version::HTTP_10;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS
+        || !is_plain(response.headers())
+        || is_old && response.headers().contains_key(header::TRANSFER_ENCODING)
+    {
         return Err(StatusCode::BAD_GATEWAY);
     }
     remove_hop_by_hop(response.headers_mut());
+    // Each hop speaks its own version (9112, 2.3): in HTTP/1.0 the end of the connection is the body's, and a body that broke off looks
+    // complete.
+    *response.version_mut() = Version::HTTP_11;
     Ok(())
 }
 
@@ -43,16 +50,47 @@ fn is_plain(headers: &HeaderMap) -> bool {
     codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked")) && codings.next().is_none()
 }
 
-/// What the caller calls this server. HTTP/1.1 says so exactly once (9112, 3.2); the target's own authority has precedence (3.2.2).
+/// What the caller calls this server. HTTP/1.1 says so exactly once (9112, 3.2); the target's own authority has precedence (3.2.2),
+/// and in HTTP/2 they are the same (9113, 8.3.1).
 fn host<B>(request: &Request<B>) -> Result<Option<HeaderValue>, StatusCode> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let host = hosts.next();
-    let is_valid = |host: &HeaderValue| host.is_empty() || Authority::try_from(host.as_bytes()).is_ok();
+    let is_valid = |host: &HeaderValue| {
+        host.is_empty() || Authority::try_from(host.as_bytes()).is_ok_and(|authority| is_host(&authority))
+    };
     if hosts.next().is_some() || !host.map_or(request.version() != Version::HTTP_11, is_valid) {
         return Err(StatusCode::BAD_REQUEST);
     }
-    let target = request.uri().authority().and_then(|target| HeaderValue::from_str(target.as_str()).ok());
+    let target = target(request)?.map(|target| HeaderValue::from_str(target.as_str()));
+    let target = target.transpose().map_err(|_| StatusCode::BAD_REQUEST)?;
+    let differ =
+        |target: &HeaderValue| host.is_some_and(|host| !host.as_bytes().eq_ignore_ascii_case(target.as_bytes()));
+    if request.version() == Version::HTTP_2 && target.as_ref().is_none_or(differ) {
+        return Err(StatusCode::BAD_REQUEST);
+    }
     Ok(target.or_else(|| host.cloned()))
+}
+
+/// The authority of the target, whose form is one that the method takes: a path, `*` of `OPTIONS`, or all of a URI (9112, 3.2).
+fn target<B>(request: &Request<B>) -> Result<Option<&Authority>, StatusCode> {
+    let uri = request.uri();
+    let is_fit = match (uri.scheme_str(), uri.authority()) {
+        (None, None) => uri.path().starts_with('/') || uri.path() == "*" && request.method() == Method::OPTIONS,
+        (Some("http" | "https"), Some(authority)) => is_host(authority),
+        _ => false,
+    };
+    if is_fit { Ok(uri.authority()) } else { Err(StatusCode::BAD_REQUEST) }
+}
+
+/// A host, and maybe a port; but nobody's name and password (9110, 4.2.4).
+pub(crate) fn is_host(authority: &Authority) -> bool {
+    let rest = authority.as_str().strip_prefix(authority.host());
+    rest.is_some_and(|port| port.is_empty() || port.strip_prefix(':').is_some_and(is_port))
+}
+
+/// It may be left out after the colon (3986, 3.2.3).
+fn is_port(port: &str) -> bool {
+    port.is_empty() || port.parse::<u16>().is_ok()
 }
 
 /// `TRACE` and `OPTIONS` may say how often they are sent on (9110, 7.6.2).

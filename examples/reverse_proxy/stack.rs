@@ -1,0 +1,121 @@
+//! What becomes of a request: the server's stack, around the client's.
+
+use std::{convert::Infallible, error::Error as StdError};
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header};
+use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
+use hyper::body::{Body, Incoming};
+use hyper_util::{
+    client::legacy::{self, Client},
+    rt::{TokioExecutor, TokioTimer},
+};
+use tower::{Service, ServiceBuilder, ServiceExt};
+use tracing::{info, warn};
+use ziggurat::{
+    Class, Classify, Error, HttpStatus, Reject, Scope,
+    circuit_breaker::CircuitBreakerLayer,
+    concurrency_limit::ConcurrencyLimitLayer,
+    context::{ContextLayer, ScopeBody},
+    identity::IdentityLayer,
+    propagate::PropagateLayer,
+    replay::ReplayLayer,
+    retry::RetryLayer,
+    timeout::TimeoutLayer,
+};
+
+use super::{BoxError, limits::Limits, rfc9110};
+
+type ProxyBody = UnsyncBoxBody<Bytes, BoxError>;
+pub(crate) type ProxyResponse = Response<ScopeBody<ProxyBody>>;
+
+/// From the outside in.
+pub(crate) fn proxy(
+    upstream: Uri,
+    limits: Limits,
+) -> impl Service<Request<Incoming>, Response = ProxyResponse, Error = Infallible, Future: Send> + Clone {
+    let client = Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .http1_max_buf_size(limits.head as usize)
+        .build_http();
+    let attempt = TimeoutLayer::new(move |req: &Request<_>| limits.unless_upload(limits.attempt, req));
+    let client = ServiceBuilder::new()
+        .layer(TimeoutLayer::new(move |req: &Request<Incoming>| limits.unless_upload(limits.total, req)).named("total"))
+        .layer(ReplayLayer::new())
+        .layer(RetryLayer::http())
+        .layer(CircuitBreakerLayer::http().classify(judge).until_body_end())
+        .layer(ConcurrencyLimitLayer::new(limits.in_flight).max_waiting(limits.waiting).until_body_end())
+        .layer(attempt.idle(limits.idle).named("attempt"))
+        .layer(PropagateLayer::new())
+        .map_err(Error::Service)
+        .service(client);
+    ServiceBuilder::new().layer(ContextLayer::new(Scope::root("proxy"))).layer(IdentityLayer::new()).service_fn(
+        move |mut request: Request<Incoming>| {
+            // Neither the authority nor the query: they may hold a password or a token.
+            info!(method = %request.method(), path = request.uri().path(), "request");
+            let (client, upstream) = (client.clone(), upstream.clone());
+            async move {
+                let response = match rfc9110::send_on(&mut request) {
+                    Ok(()) => answer(client.oneshot(to(upstream, request)).await),
+                    Err(status) => empty(status),
+                };
+                info!(status = response.status().as_u16(), "response");
+                Ok(response)
+            }
+        },
+    )
+}
+
+/// What an outcome says about the upstream: nothing, if the failure is the caller's.
+fn judge<B>(outcome: Result<&Response<B>, &Error<legacy::Error>>) -> Class {
+    match outcome {
+        Err(Error::Service(error)) if is_the_callers(error) => Class::Ignored,
+        _ => HttpStatus.classify(outcome),
+    }
+}
+
+/// Whether the request's body broke off, because the caller hung up or wrote what is no HTTP.
+fn is_the_callers(error: &legacy::Error) -> bool {
+    error.source().and_then(|source| source.downcast_ref()).is_some_and(hyper::Error::is_user)
+}
+
+/// The same request, to the upstream.
+fn to(upstream: Uri, mut request: Request<Incoming>) -> Request<Incoming> {
+    let mut uri = upstream.clone().into_parts();
+    uri.path_and_query = request.uri().path_and_query().cloned().or(uri.path_and_query);
+    *request.uri_mut() = Uri::from_parts(uri).unwrap_or(upstream);
+    *request.version_mut() = Version::HTTP_11;
+    // hyper takes a GET for one without a body, unless a header says that it has one.
+    if request.body().size_hint().exact().is_none() {
+        request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    request
+}
+
+/// The response as the caller gets it: a rejection is a 503 or 504, and an upstream that cannot be reached a 502.
+fn answer<B>(outcome: Result<Response<B>, Error<legacy::Error>>) -> Response<ProxyBody>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    match outcome {
+        Ok(mut response) => match rfc9110::send_back(&mut response) {
+            Ok(()) => response.map(|body| ProxyBody::new(body.map_err(Into::into))),
+            Err(status) => empty(status),
+        },
+        Err(Error::Rejected(rejection)) => {
+            let Ok(response) = Infallible::reject(rejection);
+            response
+        }
+        Err(Error::Service(error)) if is_the_callers(&error) => empty(StatusCode::BAD_REQUEST),
+        Err(Error::Service(error)) => {
+            warn!(error = &error as &dyn StdError, "upstream");
+            empty(StatusCode::BAD_GATEWAY)
+        }
+    }
+}
+
+fn empty(status: StatusCode) -> Response<ProxyBody> {
+    let mut response = Response::default();
+    *response.status_mut() = status;
+    response
+}
