@@ -57,7 +57,7 @@ pub enum Reason {
         /// What the original error said about the service.
         class: Class,
     },
-    /// The call would wait for itself: it was made inside of the very call whose outcome it needs.
+    /// The call would wait for itself: it was made inside of the very call whose outcome, or whose permit, it needs.
     Recursive,
     /// A fault that was put in on purpose.
     Injected,

@@ -29,6 +29,7 @@ pub(crate) mod metrics;
 /// | [`SettingsRefused`](Event::SettingsRefused) | `settings_refused` | WARN | `error` |
 /// | [`HandlerFailed`](Event::HandlerFailed) | `handler_failed` | WARN | `of`, `error` |
 /// | [`HandlerLagged`](Event::HandlerLagged) | `handler_lagged` | WARN | `of`, `lagged` |
+/// | [`Reclaimed`](Event::Reclaimed) | `reclaimed` | WARN | `permits` |
 /// | [`Failed`](Event::Failed) | `failed` | DEBUG | |
 /// | [`NotRepeatable`](Event::NotRepeatable) | `not_repeatable` | DEBUG | `reason` |
 /// | [`Ended`](Event::Ended) | `ended` | DEBUG | `outcome`, `reason`, `elapsed` |
@@ -124,6 +125,11 @@ pub enum Event<'a> {
     },
     /// A call has to wait its turn.
     Queued,
+    /// Bodies made no progress for too long, and lost their permits to calls that need them.
+    Reclaimed {
+        /// How many.
+        permits: usize,
+    },
     /// The answer came from memory.
     Hit,
     /// The answer was not in memory.
@@ -184,6 +190,7 @@ impl Event<'_> {
             Self::Failed => "failed",
             Self::NotRepeatable { .. } => "not_repeatable",
             Self::Queued => "queued",
+            Self::Reclaimed { .. } => "reclaimed",
             Self::Hit => "hit",
             Self::Miss => "miss",
             Self::Stale => "stale",
@@ -487,6 +494,7 @@ macro_rules! trace_to {
                 Event::Failed => tell!(debug, $target, site, "failed"),
                 Event::NotRepeatable { reason } => tell!(debug, $target, site, "not_repeatable", reason),
                 Event::Queued => tell!(trace, $target, site, "queued"),
+                Event::Reclaimed { permits } => tell!(warn, $target, site, "reclaimed", permits),
                 Event::Hit => tell!(trace, $target, site, "hit"),
                 Event::Miss => tell!(trace, $target, site, "miss"),
                 Event::Stale => tell!(trace, $target, site, "stale"),

@@ -28,7 +28,10 @@ use std::{
     time::Duration,
 };
 
-use super::pace::{LEFT_BITS, LONGEST, Pace, SHORTEST, UNKNOWN};
+use super::{
+    bodies::Seats,
+    pace::{LEFT_BITS, LONGEST, Pace, SHORTEST, UNKNOWN},
+};
 use crate::clock::Instant;
 
 /// The most permits that a gate can have, and the most callers that can wait: what fits into their parts of the word.
@@ -57,6 +60,8 @@ struct Shared {
     pace: Mutex<Pace>,
     /// Its latest answer, in nanoseconds for each permit, for those who find somebody else asking.
     latest_pace: AtomicU64,
+    /// Of the bodies that hold a permit, if permits are reclaimed.
+    seats: Seats,
 }
 
 struct Queue {
@@ -98,10 +103,9 @@ pub(crate) enum Entry {
 }
 
 /// The right to be in flight. Dropping it gives it to the first who waits, or back to the gate.
-///
-/// A response whose body it lasts for carries it: see [`ConcurrencyLimitLayer::until_body_end`](super::ConcurrencyLimitLayer::until_body_end).
-pub struct Permit {
-    gate: Gate,
+pub(crate) struct Permit {
+    // None: it goes on as something else.
+    gate: Option<Gate>,
 }
 
 /// A place in the queue. Dropping it leaves the queue, or passes on the permit that arrived and was not taken.
@@ -125,6 +129,7 @@ impl Gate {
             queue: Mutex::new(Queue::default()),
             pace: Mutex::new(Pace::default()),
             latest_pace: AtomicU64::new(nanos(UNKNOWN / limit as u32)),
+            seats: Seats::new(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -181,7 +186,7 @@ impl Gate {
     /// A permit, if one is free at this moment. It never overtakes somebody who waits.
     pub(crate) fn try_enter(&self) -> Option<Permit> {
         self.update(|state| (state.available > 0).then(|| State { available: state.available - 1, ..state })).ok()?;
-        Some(Permit { gate: self.clone() })
+        Some(Permit::new(self))
     }
 
     /// Whether at this moment there is neither a permit nor, with `max_waiting` places, room in the queue.
@@ -204,7 +209,7 @@ impl Gate {
         });
         match before {
             Err(_) => Entry::Full,
-            Ok(State { available: 1.., .. }) => Entry::Admitted(Permit { gate: self.clone() }),
+            Ok(State { available: 1.., .. }) => Entry::Admitted(Permit::new(self)),
             Ok(_) => {
                 let ticket = if urgent {
                     queue.front -= 1;
@@ -237,8 +242,24 @@ impl Gate {
         pace.saturating_mul(ahead).clamp(SHORTEST, LONGEST)
     }
 
+    pub(super) fn seats(&self) -> &Seats {
+        &self.shared.seats
+    }
+
+    /// A number that no other gate has while this one lives.
+    pub(super) fn id(&self) -> usize {
+        Arc::as_ptr(&self.shared).addr()
+    }
+
+    /// Gives back permits that were reclaimed. They say nothing about how long a call takes.
+    pub(super) fn reclaimed(&self, permits: usize) {
+        if permits > 0 {
+            self.settle(self.lock(), permits as i32, 0);
+        }
+    }
+
     /// Gives back one permit.
-    fn leave(&self) {
+    pub(super) fn leave(&self) {
         let freed = self.update(|state| {
             let State { available, waiting, left } = state;
             (waiting == 0).then_some(State { available: available + 1, waiting, left: left.wrapping_add(1) })
@@ -342,9 +363,26 @@ fn nanos(duration: Duration) -> u64 {
 
 // === impl Permit ===
 
+impl Permit {
+    fn new(gate: &Gate) -> Self {
+        Self { gate: Some(gate.clone()) }
+    }
+
+    pub(super) fn gate(&self) -> Option<&Gate> {
+        self.gate.as_ref()
+    }
+
+    /// The gate, to which the permit is to be given back.
+    pub(super) fn into_gate(mut self) -> Option<Gate> {
+        self.gate.take()
+    }
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.gate.leave();
+        if let Some(gate) = &self.gate {
+            gate.leave();
+        }
     }
 }
 
@@ -370,7 +408,7 @@ impl Waiter {
         }
         drop(queue);
         match self.ticket.take() {
-            Some(_) => Poll::Ready(Permit { gate: self.gate.clone() }),
+            Some(_) => Poll::Ready(Permit::new(&self.gate)),
             None => Poll::Pending,
         }
     }

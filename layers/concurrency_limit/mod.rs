@@ -24,6 +24,10 @@
 //! the attempt's timeout, a wait in the queue would count as the service being slow, and be retried. On a server it stands
 //! outside of all that costs something, usually with `max_waiting(0)`.
 //!
+//! **A call that waits for itself.** A handler that calls itself through its own limit, while the calls around it hold all of its permits,
+//! can never get one: it is rejected with [`Reason::Recursive`]. That is seen where the inner call is polled by the outer one. A handler
+//! that spawns a task which calls, and waits for it, is not seen, and waits until a limit of time ends it.
+//!
 //! **Cancellation.** Dropping the response future gives back the permit, or the place in the queue, or passes on the permit that
 //! arrived and was not noticed yet. So does a panic. A response future that nobody polls any more, but that is kept, keeps what
 //! it has. A circuit breaker outside does not hold it against the service if a call was still waiting here when it was dropped.
@@ -55,7 +59,9 @@
 //! # }
 //! ```
 
+mod bodies;
 mod gate;
+mod held;
 mod pace;
 
 use std::{
@@ -69,17 +75,16 @@ use std::{
     time::Duration,
 };
 
-use http_body::Body;
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use self::gate::{Entry, Waiter};
-pub use self::gate::{Gate, Permit};
+use self::gate::{Entry, Permit, Waiter};
+pub use self::{bodies::BodyPermit, gate::Gate};
 use crate::{
     Event, Reason, Reject, Rejection, Site,
     ambient::{self, Unsent, Urgent},
-    body::{BodyEnd, Guard, PollFrame, ResponseEnd, Until},
+    body::{BodyEnd, ResponseEnd, Until},
     clock::{self, Sleep},
     telemetry::{site, site_setters},
 };
@@ -127,6 +132,21 @@ impl ConcurrencyLimitLayer {
     }
 }
 
+impl ConcurrencyLimitLayer<BodyEnd> {
+    /// A body that has handed out no frame for this long loses its permit to a call that finds none free. Never, if it is not set.
+    ///
+    /// That is for servers: a client that does not read its response would hold a permit for as long as its connection lasts. The body
+    /// itself goes on, uncounted, and gives back nothing at its end; the connection is the server's business. A body whose service is slow to
+    /// give a frame is treated alike. The permits of all such bodies are reclaimed when a call arrives and finds none, so nothing is
+    /// reclaimed while calls only wait. It costs a clock read for each body that is not empty, and for each of its frames but the last.
+    ///
+    /// Like the limit it belongs to the gate that all clones of this layer share. Any duration is valid; it counts in milliseconds.
+    pub fn reclaim_after(self, after: Duration) -> Self {
+        self.settings.gate.set_reclaim_after(after);
+        self
+    }
+}
+
 impl<U> ConcurrencyLimitLayer<U> {
     /// At most this many calls wait for a permit; the next one is rejected at once. Zero sheds every call that finds no permit.
     ///
@@ -158,6 +178,24 @@ impl Settings {
     fn places(&self) -> usize {
         let places = if self.max_wait == Some(Duration::ZERO) { 0 } else { self.gate.max_waiting() };
         if places > 0 && ambient::get::<Urgent>().0 { usize::MAX } else { places }
+    }
+
+    /// A permit of a body that made no progress for too long.
+    #[cold]
+    fn reclaim(&self) -> Option<Permit> {
+        let permits = self.gate.reclaim();
+        if permits == 0 {
+            return None;
+        }
+        self.site.tell(Event::Reclaimed { permits });
+        self.gate.try_enter()
+    }
+
+    #[cold]
+    fn awaits_itself(&self) -> Rejection {
+        let rejection = Rejection::new(&self.site, Reason::Recursive);
+        self.site.tell(Event::Rejected(&rejection));
+        rejection
     }
 
     fn reject(&self) -> Rejection {
@@ -216,7 +254,7 @@ impl<S, U, Req> Service<Req> for ConcurrencyLimit<S, U>
 where
     S: Service<Req> + Clone,
     S::Error: Reject<U::Response>,
-    U: Until<S::Response, Permit>,
+    U: Until<S::Response, BodyPermit>,
 {
     type Response = U::Response;
     type Error = S::Error;
@@ -227,7 +265,7 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        if let Some(permit) = self.settings.gate.try_enter() {
+        if let Some(permit) = self.settings.gate.try_enter().or_else(|| self.settings.reclaim()) {
             let response = self.inner.call(request);
             return ResponseFuture::new(State::Running { response }, Some(permit));
         }
@@ -292,7 +330,7 @@ impl<S, Req, U> Future for ResponseFuture<S, Req, U>
 where
     S: Service<Req>,
     S::Error: Reject<U::Response>,
-    U: Until<S::Response, Permit>,
+    U: Until<S::Response, BodyPermit>,
 {
     type Output = Result<U::Response, S::Error>;
 
@@ -302,7 +340,7 @@ where
         this.state.set(State::Done);
         let permit = this.permit.take();
         Poll::Ready(match ended {
-            Ended::Answered(response) => Ok(U::answer(response, move || permit)),
+            Ended::Answered(response) => Ok(U::answer(response, move || permit.map(BodyPermit::new))),
             Ended::Failed(error) => {
                 drop(permit);
                 Err(error)
@@ -335,7 +373,10 @@ where
     ) -> Poll<Ended<S::Response, S::Error>> {
         loop {
             let response = match self.as_mut().project() {
-                StateProjection::Running { response } => return response.poll(cx).map(Ended::from),
+                StateProjection::Running { response } => {
+                    let _held = permit.as_ref().and_then(Permit::gate).map(Gate::hold);
+                    return response.poll(cx).map(Ended::from);
+                }
                 StateProjection::Refused { settings } => return Poll::Ready(Ended::Rejected(settings.reject())),
                 StateProjection::Waiting { turn, service, request } => {
                     if permit.is_none() {
@@ -372,15 +413,6 @@ impl<S: Service<Req>, Req, U> fmt::Debug for ResponseFuture<S, Req, U> {
     }
 }
 
-/// The body is passed on as it is; the permit is given back after it.
-impl<B: Body> Guard<B> for Permit {
-    type Error = B::Error;
-
-    fn poll_frame(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> PollFrame<B::Data, B::Error> {
-        body.poll_frame(cx)
-    }
-}
-
 /// A call's wait for its permit. It takes its place in the queue at the first poll, and its clock starts then.
 struct Turn {
     settings: Arc<Settings>,
@@ -406,6 +438,10 @@ impl Turn {
             None => match self.settings.gate.enter(self.settings.places(), ambient::get::<Urgent>().0, cx.waker()) {
                 Entry::Admitted(permit) => Poll::Ready(permit),
                 Entry::Full => return Poll::Ready(Err(self.settings.reject())),
+                Entry::Queued(place) if self.settings.gate.is_all_held_here() => {
+                    drop(place);
+                    return Poll::Ready(Err(self.settings.awaits_itself()));
+                }
                 Entry::Queued(place) => {
                     self.place = Some(place);
                     self.settings.site.tell(Event::Queued);

@@ -126,7 +126,7 @@ impl ClientStack {
 
 /// The parts of a stack that judges outcomes by `C`, and copies requests by `P`.
 type Parts<C, P, D, U = ResponseEnd> = ClientStack<
-    TimeoutLayer<LiveDuration>,
+    TimeoutLayer<LiveDuration, U>,
     RetryLayer<C, P, Backoff, D>,
     CircuitBreakerLayer<C, U>,
     ConcurrencyLimitLayer<U>,
@@ -177,12 +177,16 @@ impl<C, P, D> Parts<C, P, D> {
         ClientStack { timeout, retry, circuit_breaker, concurrency_limit, attempt_timeout, numbers, look }
     }
 
-    /// For HTTP: an attempt is in flight until the response's body ends, and the circuit judges it then: see
-    /// [`ConcurrencyLimitLayer::until_body_end`] and [`CircuitBreakerLayer::until_body_end`].
+    /// For HTTP: the total covers the response's body too, an attempt is in flight until the body ends, and the circuit judges it then: see
+    /// [`TimeoutLayer::until_body_end`], [`ConcurrencyLimitLayer::until_body_end`] and [`CircuitBreakerLayer::until_body_end`].
+    ///
+    /// An attempt's limit ends with the response's head: the body is read once, and no other attempt could take its place. Raise the total, or
+    /// leave it out, for downloads that may take longer.
     pub fn until_body_end(self) -> Parts<C, P, D, BodyEnd> {
         let Self { timeout, retry, circuit_breaker, concurrency_limit, attempt_timeout, numbers, look } = self;
         let (circuit_breaker, concurrency_limit) =
             (circuit_breaker.until_body_end(), concurrency_limit.until_body_end());
+        let timeout = timeout.until_body_end();
         ClientStack { timeout, retry, circuit_breaker, concurrency_limit, attempt_timeout, numbers, look }
     }
 }

@@ -21,7 +21,8 @@ use crate::{
 
 /// What an HTTP server needs around all that it serves: `Context > Identity > Answer > Timeout > ConcurrencyLimit`.
 ///
-/// The numbers and their sources are in [`ServerSettings`]. A request is in flight to the end of its response's body. Nothing waits unless
+/// The numbers and their sources are in [`ServerSettings`]. A request is in flight to the end of its response's body, unless the body makes
+/// [no progress](ServerSettings::reclaim_after) and another request needs its place; the timeout ends with the response's head. Nothing waits unless
 /// you say so: a server that is full says so at once, and when to come back.
 ///
 /// ```
@@ -64,7 +65,8 @@ impl ServerStack {
         let concurrency_limit = ConcurrencyLimitLayer::new(settings.max_in_flight)
             .max_waiting(settings.max_waiting)
             .named("server")
-            .until_body_end();
+            .until_body_end()
+            .reclaim_after(settings.reclaim_after);
         let (time, gate) = (timeout.clone(), concurrency_limit.handle());
         let look = watching(app, move |before, now: &ServerSettings| {
             if differs(before, now, |settings| settings.timeout) {
@@ -75,6 +77,9 @@ impl ServerStack {
             }
             if differs(before, now, |settings| settings.max_waiting) {
                 gate.set_max_waiting(now.max_waiting);
+            }
+            if differs(before, now, |settings| settings.reclaim_after) {
+                gate.set_reclaim_after(now.reclaim_after);
             }
         });
         Self {

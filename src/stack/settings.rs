@@ -56,12 +56,14 @@ pub struct ClientSettings {
 /// | [`timeout`](Self::timeout) | 30 s | Polly, Microsoft.Extensions.Http.Resilience |
 /// | [`max_in_flight`](Self::max_in_flight) | 1000 | Polly |
 /// | [`max_waiting`](Self::max_waiting) | 0 | Polly |
+/// | [`reclaim_after`](Self::reclaim_after) | 30 s | our choice: nginx closes such a connection after 60 s, Apache httpd after 20 s |
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[must_use]
 pub struct ServerSettings {
     pub(super) timeout: Duration,
     pub(super) max_in_flight: usize,
     pub(super) max_waiting: usize,
+    pub(super) reclaim_after: Duration,
 }
 
 impl Default for ClientSettings {
@@ -87,7 +89,8 @@ impl Default for ClientSettings {
 
 impl Default for ServerSettings {
     fn default() -> Self {
-        Self { timeout: Duration::from_secs(30), max_in_flight: 1000, max_waiting: 0 }
+        let (timeout, reclaim_after) = (Duration::from_secs(30), Duration::from_secs(30));
+        Self { timeout, max_in_flight: 1000, max_waiting: 0, reclaim_after }
     }
 }
 
@@ -135,14 +138,15 @@ macro_rules! settings {
 }
 
 settings! { ClientSettings {
-    /// How long a call may take in all: waiting for its turn, all attempts, and the pauses between them.
+    /// How long a call may take in all: waiting for its turn, all attempts, and the pauses between them; and the response's body, where
+    /// the stack goes [until its end](super::ClientStack::until_body_end).
     ///
     /// # Panics
     ///
     /// If it is zero.
     timeout: Duration => longer_than_zero;
 
-    /// How long one attempt may take, at most the [`timeout`](Self::timeout); less if the call has less left.
+    /// How long one attempt may take until its response is there, at most the [`timeout`](Self::timeout); less if the call has less left.
     ///
     /// # Panics
     ///
@@ -210,7 +214,8 @@ settings! { ClientSettings {
 } }
 
 settings! { ServerSettings {
-    /// How long a request may take until its response is there; less if its caller says so in `grpc-timeout`.
+    /// How long a request may take until its response is there; less if its caller says so in `grpc-timeout`. The body may take longer: a
+    /// download lasts as long as its client needs.
     ///
     /// # Panics
     ///
@@ -226,6 +231,14 @@ settings! { ServerSettings {
 
     /// How many requests may wait for that; the next one is answered at once, with 503 and when to come back.
     max_waiting: usize => anything;
+
+    /// A response whose body has handed out no frame for this long, because its client does not read for example, loses its place to a request
+    /// that finds none: see [`ConcurrencyLimitLayer::reclaim_after`](crate::concurrency_limit::ConcurrencyLimitLayer::reclaim_after).
+    ///
+    /// # Panics
+    ///
+    /// If it is zero.
+    reclaim_after: Duration => longer_than_zero;
 } }
 
 impl ClientSettings {

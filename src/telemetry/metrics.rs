@@ -31,7 +31,7 @@ impl Counters {
             Event::Shared => 4,
             Event::Stored => 5,
             Event::Started | Event::Ended { .. } => return,
-            Event::SettingsRefused { .. } => return of(site, event, "").increment(1),
+            Event::SettingsRefused { .. } | Event::Reclaimed { .. } => return of(site, event, "").increment(1),
             Event::Rejected(rejection) => return of(site, event, rejection.reason().as_str()).increment(1),
             Event::GaveUp { reason, .. }
             | Event::NotRetried { reason, .. }

@@ -373,3 +373,48 @@ async fn the_largest_numbers_are_good() {
     let stack = ServiceBuilder::new().layer(ClientStack::new("test").settings(most)).service(service(&calls));
     assert_eq!(one_call(&calls, stack, Answers).await, (1, 0, None));
 }
+
+/// A body that gives a frame after each pause.
+fn trickles(pause: Duration, frames: u32) -> impl Body<Data = Bytes, Error = Infallible> + Default {
+    Trickle { left: frames, pause, next: None }
+}
+
+#[derive(Default)]
+struct Trickle {
+    left: u32,
+    pause: Duration,
+    next: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl Body for Trickle {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let Some(left) = self.left.checked_sub(1) else { return Poll::Ready(None) };
+        let pause = self.pause;
+        let next = self.next.get_or_insert_with(|| Box::pin(tokio::time::sleep(pause)));
+        std::task::ready!(next.as_mut().poll(cx));
+        (self.left, self.next) = (left, None);
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"drop")))))
+    }
+}
+
+/// Shows: G4
+#[tokio::test(start_paused = true)]
+async fn until_the_body_ends_the_total_covers_it_and_the_attempts_limit_does_not() {
+    let seconds = Duration::from_secs;
+    let settings = ClientSettings::default().timeout(seconds(4)).attempt_timeout(seconds(1));
+    for (frames, complete, elapsed) in [(6, true, seconds(3)), (60, false, seconds(4))] {
+        let service = ServiceBuilder::new()
+            .layer(ClientStack::http("billing").until_body_end().settings(settings))
+            .map_err(Error::Service)
+            .service(service_fn(move |_: Request<String>| async move {
+                Ok::<_, Infallible>(Response::new(trickles(Duration::from_millis(500), frames)))
+            }));
+        let start = Instant::now();
+        let response = service.oneshot(Request::new(String::new())).await.unwrap_or_else(|_| panic!("no answer"));
+        assert_eq!(response.into_body().collect().await.is_ok(), complete);
+        assert_eq!(start.elapsed(), elapsed);
+    }
+}

@@ -1,0 +1,93 @@
+//! Handlers that call themselves through their own limit.
+
+use std::{
+    sync::{Arc, OnceLock},
+    task::Poll,
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use tokio::time::timeout;
+use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
+use ziggurat::{Class, Error, Reason, concurrency_limit::ConcurrencyLimitLayer, testing::Task, timeout::TimeoutLayer};
+
+type Failed = Error<&'static str>;
+type Handler = BoxCloneSyncService<u32, u32, Failed>;
+
+/// Calls itself, with one less, until it is zero: and answers how often it did.
+fn calls_itself<L>(layer: &L) -> Handler
+where
+    L: Layer<BoxCloneSyncService<u32, u32, Failed>>,
+    L::Service: Service<u32, Response = u32, Error = Failed, Future: Send + 'static> + Clone + Send + Sync + 'static,
+{
+    let itself = Arc::new(OnceLock::<Handler>::new());
+    let outermost = Arc::clone(&itself);
+    let handler = service_fn(move |more: u32| -> BoxFuture<'static, Result<u32, Failed>> {
+        let outermost = outermost.get().unwrap().clone();
+        Box::pin(async move {
+            tokio::task::yield_now().await;
+            if more == 0 { Ok(0) } else { Ok(outermost.oneshot(more - 1).await? + 1) }
+        })
+    });
+    itself.get_or_init(|| BoxCloneSyncService::new(layer.layer(BoxCloneSyncService::new(handler)))).clone()
+}
+
+/// What the handler answers; it has an hour.
+async fn call(handler: &Handler, more: u32) -> Result<u32, Failed> {
+    let answer = timeout(Duration::from_secs(3600), handler.clone().oneshot(more));
+    answer.await.expect("the call waits for itself")
+}
+
+fn awaits_itself(outcome: &Result<u32, Failed>) -> bool {
+    ziggurat::rejection(outcome).is_some_and(|rejection| rejection.reason() == &Reason::Recursive)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_calls_itself_through_a_full_limit_of_its_own_is_rejected() {
+    let limit = ConcurrencyLimitLayer::new(1).named("orders");
+    let gate = limit.handle();
+    let outcome = call(&calls_itself(&limit), 1).await;
+    assert!(awaits_itself(&outcome));
+    let rejection = ziggurat::rejection(&outcome).unwrap();
+    assert_eq!(
+        rejection.to_string(),
+        "concurrency_limit `orders`: the call would wait for itself: it was made inside of the call that it asks for"
+    );
+    assert_eq!((rejection.status().as_u16(), rejection.class()), (500, Class::PERMANENT));
+    assert_eq!((gate.in_flight(), gate.waiting()), (0, 0));
+
+    // As many as there are permits may nest, and no more.
+    let handler = calls_itself(&ConcurrencyLimitLayer::new(3));
+    assert_eq!(call(&handler, 2).await.unwrap(), 2);
+    assert!(awaits_itself(&call(&handler, 3).await));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_of_itself_is_seen_through_other_layers_and_limits() {
+    let others = (ConcurrencyLimitLayer::new(1), TimeoutLayer::new(Duration::MAX), ConcurrencyLimitLayer::new(5));
+    assert!(awaits_itself(&call(&calls_itself(&others), 1).await));
+    let others = (ConcurrencyLimitLayer::new(5), TimeoutLayer::new(Duration::MAX), ConcurrencyLimitLayer::new(1));
+    assert!(awaits_itself(&call(&calls_itself(&others), 1).await));
+}
+
+/// It holds one of two, and the other one comes free.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_can_get_a_permit_waits_for_it() {
+    let limit = ConcurrencyLimitLayer::new(2);
+    let gate = limit.handle();
+    let handler = calls_itself(&limit);
+    let mut other = Task::new(handler.clone().oneshot(0));
+    assert!(other.poll().is_pending());
+    let mut nested = Task::new(handler.clone().oneshot(1));
+    assert!(nested.poll().is_pending() && nested.poll().is_pending());
+    assert_eq!((gate.in_flight(), gate.waiting()), (2, 1));
+    assert_eq!(other.poll().map(Result::unwrap), Poll::Ready(0));
+    assert!(nested.poll().is_pending());
+    assert_eq!(nested.poll().map(Result::unwrap), Poll::Ready(1));
+    // Neither is held by what runs here now.
+    let mut one = Task::new(handler.clone().oneshot(0));
+    let mut two = Task::new(handler.clone().oneshot(0));
+    let mut three = Task::new(handler.oneshot(0));
+    assert!(one.poll().is_pending() && two.poll().is_pending() && three.poll().is_pending());
+    assert_eq!(gate.waiting(), 1);
+}
