@@ -2,6 +2,11 @@
 //!
 //! All routes and connections share one limit. Every request has an id, which stands on every response. A handler takes the request's
 //! scope as an argument (feature `axum`).
+//!
+//! With `-- --listen 127.0.0.1:8080` it serves whoever asks, until it is stopped.
+
+#[path = "shared/listen.rs"]
+mod listen;
 
 use std::{error::Error, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -36,14 +41,17 @@ impl Tenant {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
+    let listen = listen::address()?;
+    // One call at a time, so that the example can fill the server.
+    let at_once = if listen.is_some() { 256 } else { 1 };
     let door = Arc::new(Door::default());
     let app = Scope::root("app").with(Greeting("Hello"));
     let layers = ServiceBuilder::new()
         .layer(ContextLayer::new(app).state(|req: &Request<_>| Tenant::of(req)))
         .layer(IdentityLayer::new())
         .layer(AnswerLayer::problem_json())
-        // One call at a time, and nobody waits: a server that is full says so at once.
-        .layer(ConcurrencyLimitLayer::new(1).max_waiting(0).until_body_end())
+        // Nobody waits: a server that is full says so at once.
+        .layer(ConcurrencyLimitLayer::new(at_once).max_waiting(0).until_body_end())
         // A function of the request, or a plain `Duration`. None: no limit for this request.
         .layer(TimeoutLayer::new(|req: &Request<_>| {
             (req.uri().path() != "/upload").then_some(Duration::from_millis(500))
@@ -55,8 +63,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .with_state(Arc::clone(&door))
         .layer(layers);
 
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let listener = TcpListener::bind(listen.unwrap_or(([127, 0, 0, 1], 0).into())).await?;
     let address = listener.local_addr()?;
+    if listen.is_some() {
+        println!("listening at http://{address}: /hello, /hangs, /upload");
+        return Ok(axum::serve(listener, router).await?);
+    }
     tokio::spawn(async { axum::serve(listener, router).await });
 
     assert_eq!(ask(address, "/hello").await?.body(), "Hello acme");

@@ -1,6 +1,11 @@
 //! Wraps a service that hyper serves: every connection gets a clone, and all clones share the limit.
 //!
 //! The service stays `Infallible`, so a rejection becomes a response: an error would make hyper drop the connection.
+//!
+//! With `-- --listen 127.0.0.1:8080` it serves whoever asks, until it is stopped.
+
+#[path = "shared/listen.rs"]
+mod listen;
 
 use std::{convert::Infallible, error::Error, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -37,9 +42,12 @@ async fn answer(door: Arc<Door>, request: Request<Incoming>) -> Result<Response<
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
+    let listen = listen::address()?;
+    // One call at a time, so that the example can fill the server.
+    let at_once = if listen.is_some() { 256 } else { 1 };
     let door = Arc::<Door>::default();
     let service = ServiceBuilder::new()
-        .layer(ConcurrencyLimitLayer::new(1).max_waiting(0))
+        .layer(ConcurrencyLimitLayer::new(at_once).max_waiting(0))
         .layer(TimeoutLayer::new(|req: &Request<Incoming>| {
             (req.uri().path() != "/waits").then_some(Duration::from_millis(500))
         }))
@@ -48,15 +56,19 @@ async fn main() -> Result<(), Box<dyn Error>> {
             move |request| answer(Arc::clone(&door), request)
         }));
 
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let listener = TcpListener::bind(listen.unwrap_or(([127, 0, 0, 1], 0).into())).await?;
     let address = listener.local_addr()?;
-    tokio::spawn(async move {
+    let server = tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             // A clone, and not another `ServiceBuilder`: two layer values share nothing.
             let service = TowerToHyperService::new(service.clone());
             tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
         }
     });
+    if listen.is_some() {
+        println!("listening at http://{address}: /hello, /hangs, /waits");
+        return Ok(server.await?);
+    }
 
     assert_eq!(ask(address, "/hello").await?, (StatusCode::OK, "hello".into()));
     assert_eq!(ask(address, "/hangs").await?, (StatusCode::GATEWAY_TIMEOUT, Bytes::new()));

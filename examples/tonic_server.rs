@@ -1,6 +1,11 @@
 //! Wraps a tonic server: a rejection is the gRPC status that clients of any language understand.
 //!
 //! All methods and connections share one limit. Methods find the request's scope in its extensions.
+//!
+//! With `-- --listen 127.0.0.1:50051` it serves whoever asks (`grpc.health.v1.Health`), until it is stopped.
+
+#[path = "shared/listen.rs"]
+mod listen;
 
 use std::{error::Error, sync::Arc, time::Duration};
 
@@ -26,20 +31,28 @@ struct Healthy(i32);
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
+    let listen = listen::address()?;
+    // One call at a time, so that the example can fill the server.
+    let at_once = if listen.is_some() { 256 } else { 1 };
     let door = Arc::new(Door::default());
     let layers = ServiceBuilder::new()
         .layer(ContextLayer::new(Scope::root("app").with(Healthy(1))))
         .layer(AnswerLayer::grpc())
-        // One call at a time, until its last message, and nobody waits: a server that is full says so at once.
-        .layer(ConcurrencyLimitLayer::new(1).max_waiting(0).until_body_end())
+        // A call lasts until its last message, and nobody waits: a server that is full says so at once.
+        .layer(ConcurrencyLimitLayer::new(at_once).max_waiting(0).until_body_end())
         .layer(TimeoutLayer::new(Duration::from_millis(500)))
         .into_inner();
 
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let listener = TcpListener::bind(listen.unwrap_or(([127, 0, 0, 1], 0).into())).await?;
     let address = listener.local_addr()?;
     let service = HealthServer::new(Service(Arc::clone(&door)));
     let server = Server::builder().layer(layers).add_service(service);
-    tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
+    let serving = server.serve_with_incoming(TcpIncoming::from(listener));
+    if listen.is_some() {
+        println!("listening at http://{address}: grpc.health.v1.Health");
+        return Ok(serving.await?);
+    }
+    tokio::spawn(serving);
 
     let client = HealthClient::new(Endpoint::from_shared(format!("http://{address}"))?.connect_lazy());
     let ask = async |name: &str| {
