@@ -37,7 +37,13 @@ pub(crate) fn send_back<B>(response: &mut Response<B>) -> Result<(), StatusCode>
     {
         return Err(StatusCode::BAD_GATEWAY);
     }
-    remove_hop_by_hop(response.headers_mut());
+    let is_no_content = response.status() == StatusCode::NO_CONTENT;
+    let headers = response.headers_mut();
+    remove_hop_by_hop(headers);
+    tell_length_once(headers)?;
+    if is_no_content {
+        headers.remove(header::CONTENT_LENGTH); // 9110, 8.6
+    }
     // Each hop speaks its own version (9112, 2.3): in HTTP/1.0 the end of the connection is the body's, and a body that broke off looks
     // complete.
     *response.version_mut() = Version::HTTP_11;
@@ -137,6 +143,16 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     for name in named.into_iter().chain(known.map(HeaderName::from_static)) {
         headers.remove(name);
     }
+}
+
+/// A length that is told more than once, even if it is the same, is not sent back so (9112, 6.3).
+fn tell_length_once(headers: &mut HeaderMap) -> Result<(), StatusCode> {
+    let Some(length) = headers.get(header::CONTENT_LENGTH).cloned() else { return Ok(()) };
+    if !length.as_bytes().iter().all(u8::is_ascii_digit) {
+        return Err(StatusCode::BAD_GATEWAY);
+    }
+    headers.insert(header::CONTENT_LENGTH, length);
+    Ok(())
 }
 
 /// HTTP/2 may divide them among lines; the upstream, in HTTP/1.1, gets one (9113, 8.2.3).

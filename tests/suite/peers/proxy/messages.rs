@@ -122,6 +122,7 @@ async fn an_answer_that_cannot_be_sent_back_is_a_502() {
         "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
         "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip\r\n\r\nrest",
         "HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ncontent-length: 5, 5\r\n\r\nhello",
     ];
     for answer in answers {
         let upstream = RawServer::start(vec![answer.into()], well.address).await;
@@ -139,6 +140,25 @@ async fn a_length_beside_a_coding_is_not_sent_back() {
     let answer = exchange(&proxy, "POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
     assert!(!answer.contains("content-length"), "{answer}");
     assert!(answer.ends_with("\r\n\r\n5\r\nhello\r\n0\r\n\r\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_length_is_told_once_and_never_of_no_content() {
+    let well = nobody().await;
+    let answers = [
+        ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 5\r\n\r\nhello", vec!["5"]),
+        ("HTTP/1.1 204 No Content\r\ncontent-length: 5\r\n\r\n", vec![]),
+    ];
+    for (answer, lengths) in answers {
+        for version in BOTH {
+            let upstream = RawServer::start(vec![answer.into()], well).await;
+            let proxy = proxy(upstream.address).await;
+            let response = soon(pooled(version).request(get(proxy.address, "/"))).await.unwrap();
+            let told: Vec<_> = response.headers().get_all(CONTENT_LENGTH).iter().cloned().collect();
+            assert_eq!(told, lengths, "{version:?} {answer}");
+            soon(response.collect()).await.unwrap();
+        }
+    }
 }
 
 #[tokio::test]
