@@ -24,7 +24,7 @@
 //! # What counts
 //!
 //! The service waits for the caller while it has asked the body for a frame and has none. A service that does not ask, because it
-//! is slow to take what it has, uses its own time. The response's body is not looked at, and neither is the time before the response's
+//! is slow to take what it has, uses its own time; one that asked and then never asks again has waited for `idle` and no longer. The response's body is not looked at, and neither is the time before the response's
 //! first poll. `idle` still ends a body that is read after the response is there: then there is no call left to reject, and the reader gets the
 //! error, in which the rejection lies ([`Rejection::find`](crate::Rejection::find)).
 //!
@@ -263,11 +263,16 @@ pub struct Uploading {
 impl Uploading {
     /// The body has no frame yet. Answers whether it made the service wait too long for it.
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // A limit of zero needs no timer to have passed.
+        if self.idle.is_zero() {
+            return Poll::Ready(());
+        }
         if !self.waits {
             self.waits = true;
             let now = clock::now();
-            self.caller.is_awaited(now);
-            match now.checked_add(self.idle) {
+            let end = now.checked_add(self.idle);
+            self.caller.is_awaited(now, end);
+            match end {
                 Some(end) => match &mut self.timer {
                     Some(timer) => timer.as_mut().reset(end),
                     None => self.timer = Some(Box::pin(clock::sleep_until(end))),

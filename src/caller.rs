@@ -24,8 +24,8 @@ pub(crate) struct Caller(Arc<Mutex<State>>);
 struct State {
     /// In waits that are over.
     waited: Duration,
-    /// When the wait began that goes on.
-    since: Option<Instant>,
+    /// The wait that goes on.
+    wait: Option<Wait>,
     failed: Option<Rejection>,
     /// The task of the call.
     task: Option<Waker>,
@@ -33,11 +33,33 @@ struct State {
     limits: Vec<Waker>,
 }
 
+/// A wait for the caller's bytes.
+#[derive(Clone, Copy)]
+struct Wait {
+    since: Instant,
+    /// The caller is given up then. A service that does not look after its body any more has waited no longer than to here.
+    until: Option<Instant>,
+}
+
 impl State {
     fn waited(&self, now: Instant) -> Duration {
-        let goes_on = self.since.map(|since| now.saturating_duration_since(since)).unwrap_or_default();
-        self.waited.saturating_add(goes_on)
+        let goes_on = self
+            .wait
+            .map(|Wait { since, until }| until.map_or(now, |until| until.min(now)).saturating_duration_since(since));
+        self.waited.saturating_add(goes_on.unwrap_or_default())
     }
+
+    fn waits(&self, now: Instant) -> Option<Wait> {
+        self.wait.filter(|wait| wait.until.is_none_or(|until| now < until))
+    }
+}
+
+/// How much later a limit ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Later {
+    By(Duration),
+    /// The wait goes on. The limit is woken when it is over, and looks again by then in any case.
+    NotBefore(Option<Instant>),
 }
 
 impl Caller {
@@ -45,16 +67,16 @@ impl Caller {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The call waits for the caller's bytes from now on.
-    pub(crate) fn is_awaited(&self, now: Instant) {
-        self.lock().since.get_or_insert(now);
+    /// The call waits for the caller's bytes from now on, and gives the caller up in the end.
+    pub(crate) fn is_awaited(&self, since: Instant, until: Option<Instant>) {
+        self.lock().wait.get_or_insert(Wait { since, until });
     }
 
     /// That wait is over, if there was one.
     pub(crate) fn is_heard(&self, now: Instant) {
         let mut state = self.lock();
         state.waited = state.waited(now);
-        state.since = None;
+        state.wait = None;
         let limits = mem::take(&mut state.limits);
         drop(state);
         limits.into_iter().for_each(Waker::wake);
@@ -83,17 +105,17 @@ impl Caller {
         failed
     }
 
-    /// How much later than `since` the wait for the caller puts a limit off that has passed now; `None` if it goes on, and the limit is
-    /// woken when it is over.
-    fn put_off(&self, since: Duration, waker: &Waker) -> Option<Duration> {
+    /// How much the wait for the caller puts a limit off that has passed now, and at whose start the call had waited `before`.
+    fn put_off(&self, before: Duration, waker: &Waker) -> Later {
+        let now = clock::now();
         let mut state = self.lock();
-        if state.since.is_none() {
-            return Some(state.waited.saturating_sub(since));
-        }
+        let Some(wait) = state.waits(now) else {
+            return Later::By(state.waited(now).saturating_sub(before));
+        };
         if !state.limits.iter().any(|limit| limit.will_wake(waker)) {
             state.limits.push(waker.clone());
         }
-        None
+        Later::NotBefore(wait.until)
     }
 }
 
@@ -105,12 +127,12 @@ pub(crate) fn waited() -> Duration {
     }
 }
 
-/// How much a limit is put off that has passed now, and at whose start the call had waited `since`: see [`Caller::put_off`].
+/// How much a limit of the current call is put off that has passed now: see [`Caller::put_off`].
 #[cold]
-pub(crate) fn put_off(since: Duration, waker: &Waker) -> Option<Duration> {
+pub(crate) fn put_off(before: Duration, waker: &Waker) -> Later {
     match ambient::get::<Option<Caller>>() {
-        Some(caller) => caller.put_off(since, waker),
-        None => Some(Duration::ZERO),
+        Some(caller) => caller.put_off(before, waker),
+        None => Later::By(Duration::ZERO),
     }
 }
 
@@ -118,8 +140,9 @@ pub(crate) fn put_off(since: Duration, waker: &Waker) -> Option<Duration> {
 #[cold]
 pub(crate) fn is_to_blame() -> bool {
     ambient::get::<Option<Caller>>().is_some_and(|caller| {
+        let now = clock::now();
         let state = caller.lock();
-        state.since.is_some() || state.failed.is_some()
+        state.waits(now).is_some() || state.failed.is_some()
     })
 }
 
@@ -134,7 +157,7 @@ impl fmt::Debug for Caller {
         let state = self.lock();
         f.debug_struct("Caller")
             .field("waited", &state.waited)
-            .field("awaited", &state.since.is_some())
+            .field("awaited", &state.wait.is_some())
             .field("failed", &state.failed)
             .finish_non_exhaustive()
     }

@@ -11,7 +11,7 @@ use pin_project_lite::pin_project;
 
 use crate::{
     ambient::{self, Entered, HadItsTime},
-    caller,
+    caller::{self, Later},
     clock::{self, Sleep},
     deadline::{Limit, Told},
 };
@@ -109,6 +109,8 @@ pin_project! {
         timer: Option<Sleep>,
         // How long the call had waited for its caller's bytes when the limit started.
         waited: Duration,
+        // It has passed, but for a wait for the caller that goes on.
+        put_off: bool,
     }
 
     impl<F> PinnedDrop for Limited<F> {
@@ -131,12 +133,18 @@ impl<F> Limited<F> {
     pub(crate) fn new(future: F, clock: Clock) -> Self {
         let waited =
             if clock.own == Limit::NONE || clock.own.is_unstarted() { Duration::ZERO } else { caller::waited() };
-        Self { future: Some(future), clock, timer: None, waited }
+        Self { future: Some(future), clock, timer: None, waited, put_off: false }
     }
 
     /// Work that does not begin, because a deadline that surrounds it has passed.
     pub(crate) fn too_late() -> Self {
-        Self { future: None, clock: Clock::new(Limit::NONE, Limit::NONE), timer: None, waited: Duration::ZERO }
+        Self {
+            future: None,
+            clock: Clock::new(Limit::NONE, Limit::NONE),
+            timer: None,
+            waited: Duration::ZERO,
+            put_off: false,
+        }
     }
 
     /// Its limit.
@@ -191,24 +199,41 @@ impl<F: Future> Future for Limited<F> {
                 this.timer.set(Some(clock::sleep_until(end)));
             }
             if let Some(mut timer) = this.timer.as_mut().as_pin_mut() {
-                // It was told of an earlier deadline meanwhile.
-                if timer.deadline() != end {
-                    timer.as_mut().reset(end);
+                if !*this.put_off {
+                    // It was told of an earlier deadline meanwhile.
+                    if timer.deadline() != end {
+                        timer.as_mut().reset(end);
+                    }
+                    ready!(timer.as_mut().poll(cx));
                 }
-                ready!(timer.poll(cx));
                 // The time in which the service waited for its caller's bytes is not its own, unless it is the caller's deadline that has
-                // passed. If the wait goes on, its end wakes this task.
-                let later = match this.clock.is_its_own().then(|| caller::put_off(*this.waited, cx.waker())) {
-                    Some(Some(later)) => later,
-                    Some(None) => return Poll::Pending,
-                    None => Duration::ZERO,
-                };
-                if !later.is_zero() {
-                    *this.waited += later;
-                    this.clock.own = end.checked_add(later).map_or(Limit::NONE, Limit::at);
-                    // What is inside has to learn that it has more time, too.
-                    cx.waker().wake_by_ref();
-                    return Poll::Pending;
+                // passed.
+                let is_its_own = this.clock.is_its_own();
+                let later =
+                    if is_its_own { caller::put_off(*this.waited, cx.waker()) } else { Later::By(Duration::ZERO) };
+                match later {
+                    Later::By(Duration::ZERO) => {}
+                    Later::By(later) => {
+                        *this.put_off = false;
+                        *this.waited += later;
+                        this.clock.own = end.checked_add(later).map_or(Limit::NONE, Limit::at);
+                        // What is inside has to learn that it has more time, too.
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                    Later::NotBefore(time) => {
+                        *this.put_off = true;
+                        if let Some(time) = time {
+                            // A timer that is set back to a time that has passed wakes its task, again and again.
+                            if timer.deadline() != time {
+                                timer.as_mut().reset(time);
+                            }
+                            if timer.poll(cx).is_ready() {
+                                cx.waker().wake_by_ref();
+                            }
+                        }
+                        return Poll::Pending;
+                    }
                 }
             }
         }

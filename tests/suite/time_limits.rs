@@ -25,7 +25,7 @@ use tokio::{
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
 use ziggurat::{
-    Error, Rejection, Scope,
+    Error, Reason, Rejection, Scope,
     batch::BatchLayer,
     chaos::{ChaosLayer, Fault},
     concurrency_limit::ConcurrencyLimitLayer,
@@ -36,6 +36,7 @@ use ziggurat::{
     stream::StreamExt as _,
     testing::Task,
     timeout::TimeoutLayer,
+    upload::{UploadBody, UploadLayer},
 };
 
 const MILLI: Duration = Duration::from_millis(1);
@@ -69,6 +70,25 @@ type Outcome = Result<Response<BusyBody>, Failed>;
 fn busy_service()
 -> impl Service<Request<String>, Response = Response<BusyBody>, Error = Failed, Future: Send> + Clone + Send {
     service_fn(|_| busy::<Outcome>())
+}
+
+/// It reads the body of its request, and never answers.
+fn reads_all()
+-> impl Service<Request<UploadBody<BusyBody>>, Response = Response<BusyBody>, Error = Failed, Future: Send> + Clone + Send
+{
+    service_fn(|request: Request<UploadBody<BusyBody>>| async {
+        let _ = request.into_body().collect().await;
+        busy::<Outcome>().await
+    })
+}
+
+/// Whether it rejects a request whose body gives no frame.
+async fn stalls<S>(service: S) -> bool
+where
+    S: Service<Request<BusyBody>, Response = Response<BusyBody>, Error = Failed>,
+{
+    let outcome = service.oneshot(Request::new(BusyBody)).await;
+    matches!(ziggurat::rejection(&outcome).map(Rejection::reason), Some(Reason::UploadStalled { .. }))
 }
 
 /// It answers with a body that never gives a frame.
@@ -153,6 +173,8 @@ async fn every_limit_of_time_ends_what_never_yields() {
     })
     .await;
     ends_at("idle", SECOND, || body_times_out(TimeoutLayer::new(MINUTE).idle(SECOND).layer(busy_body()))).await;
+
+    ends_at("the idle limit of an upload", SECOND, || stalls(UploadLayer::new(SECOND).layer(reads_all()))).await;
 
     let client = || ClientStack::http("busy").without_retry();
     let settings = ClientSettings::default;
@@ -254,6 +276,7 @@ fn no_duration_of_zero_makes_a_timer() {
         assert!(times_out(TimeoutLayer::new(zero).layer(busy_service())).await);
         assert!(body_times_out(TimeoutLayer::new(zero).until_body_end().layer(busy_body())).await);
         assert!(body_times_out(TimeoutLayer::new(Duration::MAX).idle(zero).layer(busy_body())).await);
+        assert!(stalls(UploadLayer::new(zero).layer(reads_all())).await);
 
         let limit = ConcurrencyLimitLayer::new(1).max_wait(zero).layer(busy_service());
         let mut first = limit.clone();

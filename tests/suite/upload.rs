@@ -206,6 +206,28 @@ async fn a_limit_runs_on_when_the_wait_is_over() {
     }
 }
 
+/// A service that asked once and then does not ask any more is not waiting for its caller: it hangs.
+#[tokio::test(start_paused = true)]
+async fn a_service_that_stops_asking_has_waited_no_longer_than_the_idle_limit() {
+    let breaker = fragile();
+    let circuit = breaker.handle();
+    let service = ServiceBuilder::new()
+        .layer(UploadLayer::new(3 * SECOND))
+        .layer(breaker)
+        .layer(TimeoutLayer::new(5 * SECOND))
+        .map_err(Error::Service)
+        .service(service_fn(move |request: Request<UploadBody<Sent>>| async move {
+            let mut body = request.into_body();
+            assert!(futures_util::poll!(body.frame()).is_pending());
+            std::future::pending::<Result<Response<String>, Infallible>>().await
+        }));
+    let (_sender, request) = upload();
+    let start = Instant::now();
+    let outcome = tokio::time::timeout(60 * SECOND, service.oneshot(request)).await.unwrap();
+    assert!(ziggurat::rejection(&outcome).unwrap().is_timed_out());
+    assert_eq!((start.elapsed(), circuit.state()), ((5 + 3) * SECOND, State::Open));
+}
+
 /// The service need not do anything with the error of the body.
 #[tokio::test(start_paused = true)]
 async fn a_call_whose_body_fails_is_rejected_at_once() {
