@@ -156,8 +156,8 @@ pub(crate) fn enter_task() -> EnteredTask {
     EnteredTask { outer: TASK.try_with(|cell| cell.replace(task::try_id())).unwrap_or_default() }
 }
 
-/// Whether the surroundings are those of the running task. A task that is polled by another one, as those of a `LocalSet` are, sees the
-/// other's.
+/// Whether the surroundings are those of the running task. A task that is polled by another one, as those of a
+/// `LocalSet` are, sees the other's.
 #[inline]
 pub(crate) fn are_of_this_task() -> bool {
     TASK.try_with(Cell::get).unwrap_or_default() == task::try_id()

@@ -339,8 +339,8 @@ impl<K, M> Drop for Lead<K, M> {
 pub(super) struct Waiters<K, M>(Waiting<K, M>);
 
 impl<K, M> Waiters<K, M> {
-    /// Tells everybody who is still there, also behind a waker that panics. If `message` or its copy panics, the rest learn that nobody
-    /// will tell them.
+    /// Tells everybody who is still there, also behind a waker that panics. If `message` or its copy panics, the rest
+    /// learn that nobody will tell them.
     pub(super) fn tell(self, message: impl FnOnce() -> M)
     where
         M: Clone,

@@ -7,8 +7,8 @@ use form::{ByValue, PassTheEventByValueNotAReference};
 /// A type of event: every type that is `Send`, `Sync` and `'static`, except a reference.
 ///
 /// `publish(&event)` would publish an event of the type `&Event`, which no subscriber of `Event` hears, and a handler
-/// `|event: &Event| ..` would wait for events of the type `&Event`. Neither compiles: an event is published, and handled, by value. Texts
-/// (`&'static str`) are values.
+/// `|event: &Event| ..` would wait for events of the type `&Event`. Neither compiles: an event is published, and
+/// handled, by value. Texts (`&'static str`) are values.
 ///
 /// The compiler infers `Form`. For a reference two implementations match, so that it cannot, and its message names
 /// `PassTheEventByValueNotAReference`. Code that is generic over its event needs no bound for it.

@@ -192,8 +192,8 @@ impl EventBus {
     /// It may publish, subscribe and attach handlers itself. On a [scope's bus](crate::Scope::events) it is a task of that scope; on another
     /// one its task has no scope and no deadline: what it needs of them, the closure brings along ([`Scope::within`](crate::Scope::within)).
     ///
-    /// The event comes by value, because a future that borrows it could not go to a task. A handler of a reference does not
-    /// [compile](EventType).
+    /// The event comes by value, because a future that borrows it could not go to a task. A handler of a reference does
+    /// not [compile](EventType).
     ///
     /// # Panics
     ///
@@ -254,8 +254,9 @@ impl EventBus {
 
     /// Publishes the event once all subscribers with [`Lag::Block`] have room. Others are not waited for.
     ///
-    /// Publishers that wait publish in turn. Dropped while it waits, no subscriber has heard the event. A bus that is closed meanwhile
-    /// ends the wait: the answer is 0. [`publish_and_join`](Self::publish_and_join) also waits until the event is handled.
+    /// Publishers that wait publish in turn. Dropped while it waits, no subscriber has heard the event. A bus that is
+    /// closed meanwhile ends the wait: the answer is 0. [`publish_and_join`](Self::publish_and_join) also waits until
+    /// the event is handled.
     ///
     /// # Panics
     ///
@@ -268,15 +269,17 @@ impl EventBus {
         self.give(Item::new(event)).await
     }
 
-    /// Publishes the event once all subscribers with [`Lag::Block`] have room, and waits until all subscribers have handled it.
+    /// Publishes the event once all subscribers with [`Lag::Block`] have room, and waits until all subscribers have
+    /// handled it.
     ///
-    /// A handler has handled the event when its future has ended, whatever with: errors and panics are reported as always, and
-    /// returned. A [`Subscription`] has handled it when it asks for the next event. Subscribers that are dropped, detached, or miss the event
-    /// are not waited for.
+    /// A handler has handled the event when its future has ended, whatever with: errors and panics are reported as
+    /// always, and returned. A [`Subscription`] has handled it when it asks for the next event. Subscribers that are
+    /// dropped, detached, or miss the event are not waited for.
     ///
     /// Dropped before the event is published, no subscriber has heard it; dropped afterwards, the handlers go on.
     ///
-    /// A handler that joins an event of a type that it handles itself waits for itself, for ever: it handles one event after the other.
+    /// A handler that joins an event of a type that it handles itself waits for itself, for ever: it handles one event
+    /// after the other.
     ///
     /// ```
     /// # use ziggurat::EventBus;

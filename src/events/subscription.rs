@@ -93,8 +93,8 @@ impl<E: Send + Sync + 'static> Leave for Seat<E> {
 /// They come in the order in which they were published. An item is an error where the subscriber was too slow, and says what that
 /// cost: see [`Lag`]. The stream ends after its backlog when the bus is closed, or the last clone of it is gone.
 ///
-/// A publisher that [waits until its event is handled](super::EventBus::publish_and_join) takes it for handled when this subscriber asks
-/// for the next one, or is dropped.
+/// A publisher that [waits until its event is handled](super::EventBus::publish_and_join) takes it for handled when
+/// this subscriber asks for the next one, or is dropped.
 ///
 /// Dropping it unsubscribes, and touches no other subscriber.
 #[must_use = "a subscription that is dropped hears nothing"]

@@ -41,9 +41,9 @@ impl Scope {
     /// Closes the scope: everything in it is [told](Scope::cancelled), its tasks are awaited, and aborted when the
     /// [grace period](Scope::grace) is over; then the scopes within it are closed, and then what was set up is torn down, in reverse.
     ///
-    /// All of this happens once. Whoever closes a scope that is closed, or being closed, hears the same result. It happens on
-    /// a task of the caller's runtime, and goes on if this future is dropped; it begins with the first poll. If that runtime is shut
-    /// down meanwhile, the closing goes on in the one in which the scope first owned something.
+    /// All of this happens once. Whoever closes a scope that is closed, or being closed, hears the same result. It
+    /// happens on a task of the caller's runtime, and goes on if this future is dropped; it begins with the first poll.
+    /// If that runtime is shut down meanwhile, the closing goes on in the one in which the scope first owned something.
     ///
     /// A task of the scope, or of one within it, may await this: it is then neither waited for nor aborted, and goes on
     /// afterwards. In a scope that is closed nothing can be spawned or set up; its values stay.
@@ -52,9 +52,10 @@ impl Scope {
     ///
     /// Everything that could not be torn down, here and in the scopes within. How tasks end is told by their handles.
     ///
-    /// A tear-down that awaits the closing of its own scope, or of one around it, gets an error at once. One that awaits the closing
-    /// of another scope gets an error when the grace period of its own scope is over: the tear-downs of two scopes may await each
-    /// other. A tear-down that has a task elsewhere await it is not seen to do so, and waits for ever.
+    /// A tear-down that awaits the closing of its own scope, or of one around it, gets an error at once. One that
+    /// awaits the closing of another scope gets an error when the grace period of its own scope is over: the tear-downs
+    /// of two scopes may await each other. A tear-down that has a task elsewhere await it is not seen to do so, and
+    /// waits for ever.
     pub async fn close(&self) -> Result<(), ScopeError> {
         let Some(owned) = self.end_since(Begun::attended(Ending::Completed)) else { return Ok(()) };
         match Member::step_aside(self) {
@@ -112,7 +113,8 @@ impl Scope {
 
     /// Tells everything in the scope, at once, and has it closed on a task, if there is anything to close.
     ///
-    /// Nobody waits for it. So the task is one of the runtime in which the scope first owned something: this one may end before.
+    /// Nobody waits for it. So the task is one of the runtime in which the scope first owned something: this one may
+    /// end before.
     pub(crate) fn end(&self, ending: Ending) {
         self.end_since(Begun { ending, since: None, is_attended: false });
     }
@@ -311,7 +313,8 @@ impl Remaining {
 
     /// No runtime is left to close the scope in: tasks and tear-downs are dropped, and whoever closes it hears that.
     ///
-    /// Nor is there one for the scopes within, unless they know of another. Without recursion: scopes may nest deeper than the stack is.
+    /// Nor is there one for the scopes within, unless they know of another. Without recursion: scopes may nest deeper
+    /// than the stack is.
     fn lose(self) {
         let mut lost = vec![(None, self)];
         let mut looked_at = 0;

@@ -40,9 +40,9 @@ impl Scope {
 impl Opening {
     /// Opens the scope, runs `body` in it and the tasks that `body` spawns in the [group](Group), and closes the scope.
     ///
-    /// The group fails as one: with the first error or panic, of a task or of `body`, `body` is dropped and all other tasks of
-    /// the scope are aborted, without a grace period. The failure is returned when all of them are dropped. When `body` returns a
-    /// value, the group waits for the tasks that are left.
+    /// The group fails as one: with the first error or panic, of a task or of `body`, `body` is dropped and all other
+    /// tasks of the scope are aborted, without a grace period. The failure is returned when all of them are dropped.
+    /// When `body` returns a value, the group waits for the tasks that are left.
     ///
     /// If this future is dropped, or `body` panics, the tasks are aborted, and the scope is closed on a task.
     ///
@@ -151,7 +151,8 @@ struct Members<E> {
 }
 
 impl<E> Group<E> {
-    /// Runs `future` on a task of the group, in its scope: see [`Scope::spawn`]. If `future` fails or panics, the group does.
+    /// Runs `future` on a task of the group, in its scope: see [`Scope::spawn`]. If `future` fails or panics, the group
+    /// does.
     ///
     /// In a group that has failed or ended, `future` is dropped.
     pub fn spawn<T, F>(&self, future: F) -> GroupTask<T>

@@ -93,7 +93,8 @@ impl Owned {
             child.runtime.get_or_init(|| runtime.clone());
         }
         self.parts().children.insert(scope.id(), Arc::clone(&child));
-        // Whoever tells this scope looks at its children afterwards: one of the two sees the other. Nobody waits for the child yet.
+        // Whoever tells this scope looks at its children afterwards: one of the two sees the other. Nobody waits for
+        // the child yet.
         if self.told.is_given() {
             child.told.set();
         }
@@ -153,7 +154,8 @@ impl Owned {
         first
     }
 
-    /// Tells everything in the scope, none twice: first all of them, and then those who wait are woken, and their events end.
+    /// Tells everything in the scope, none twice: first all of them, and then those who wait are woken, and their
+    /// events end.
     ///
     /// Without recursion: scopes may nest deeper than the stack is.
     fn tell(self: &Arc<Self>) {

@@ -49,15 +49,17 @@
 //! # }
 //! ```
 //!
-//! **When nobody closes it.** When the last handle of a scope is dropped, it is closed on a task of the runtime in which it first owned
-//! something, wherever the handle is dropped. That is told in `tracing`, as a warning, if there was something to close: nobody has heard
-//! how it ended. If that runtime is gone, the task runs in the one that is there; without any tokio runtime tasks are aborted then, values
-//! are only dropped, and another warning names those that were not torn down.
+//! **When nobody closes it.** When the last handle of a scope is dropped, it is closed on a task of the runtime in
+//! which it first owned something, wherever the handle is dropped. That is told in `tracing`, as a warning, if there
+//! was something to close: nobody has heard how it ended. If that runtime is gone, the task runs in the one that is
+//! there; without any tokio runtime tasks are aborted then, values are only dropped, and another warning names those
+//! that were not torn down.
 //!
 //! # Where ambient state reaches
 //!
-//! The current scope ([`Scope::current`]), the deadline ([`Deadline::current`](crate::Deadline::current)), the number of the attempt
-//! ([`attempt`](crate::attempt())) and a lent resource ([`resource::current`](crate::resource::current)) surround a *poll*:
+//! The current scope ([`Scope::current`]), the deadline ([`Deadline::current`](crate::Deadline::current)), the number
+//! of the attempt ([`attempt`](crate::attempt())) and a lent resource ([`resource::current`](crate::resource::current))
+//! surround a *poll*:
 //!
 //! | code | sees them |
 //! |---|---|
@@ -303,8 +305,8 @@ impl Scope {
 }
 
 impl Inner {
-    /// The last handle is gone. A scope that was not closed lives on, with all that it has, until it is. Answers the parent, which
-    /// this handle kept.
+    /// The last handle is gone. A scope that was not closed lives on, with all that it has, until it is. Answers the
+    /// parent, which this handle kept.
     fn let_go(&mut self) -> Option<Scope> {
         let Some(Life::Owns(owned)) = self.life.take().filter(Life::is_open) else { return self.parent.take() };
         let inner = Self {
@@ -332,7 +334,8 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         let mut parent = self.let_go();
-        // One after the other, and not each in the drop of the one before: there may be more of them than the stack has room for.
+        // One after the other, and not each in the drop of the one before: there may be more of them than the stack has
+        // room for.
         while let Some(mut inner) = parent.and_then(|parent| Arc::into_inner(parent.inner)) {
             parent = inner.let_go();
         }
@@ -393,8 +396,11 @@ pin_project! {
     impl<F> PinnedDrop for WithScope<F> {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
-            let _entered = enter(this.scope);
-            this.future.set(None);
+            // One that has ended is dropped already, in its scope.
+            if this.future.is_some() {
+                let _entered = enter(this.scope);
+                this.future.set(None);
+            }
         }
     }
 }

@@ -197,7 +197,8 @@ pub(super) enum Aside {
 }
 
 impl Member {
-    /// Sees to it that the running code can await the closing of `scope`: a task is not waited for any longer. A tear-down has to be.
+    /// Sees to it that the running code can await the closing of `scope`: a task is not waited for any longer. A
+    /// tear-down has to be.
     pub(super) fn step_aside(scope: &Scope) -> Aside {
         let (aside, token) = ambient::change(|member: &mut Option<Self>| match member {
             Some(Self { scope: Some(own), role: Role::TearDown }) => {

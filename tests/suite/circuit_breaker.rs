@@ -1049,7 +1049,8 @@ async fn a_breaker_around_a_breaker_knows_a_queued_call_too() {
     assert_eq!(circuits.map(|circuit| circuit.state()), [State::Closed, State::Closed]);
 }
 
-/// Bad input: an observer panics, and so does the waker of a subscriber. The others hear of the transition all the same.
+/// Bad input: an observer panics, and so does the waker of a subscriber. The others hear of the transition all the
+/// same.
 ///
 /// Shows: B7
 #[tokio::test(start_paused = true)]

@@ -64,7 +64,8 @@ async fn a_group_waits_for_all_its_tasks() {
     assert_eq!(log.take(), ["the outer one", "the inner one"]);
 }
 
-/// The first failure, of a task that nobody awaits, ends the body and the others, which are dropped when it is returned.
+/// The first failure, of a task that nobody awaits, ends the body and the others, which are dropped when it is
+/// returned.
 ///
 /// Shows: X5
 #[tokio::test(start_paused = true)]

@@ -1,4 +1,5 @@
-//! Many scopes, each within the other, and many values of one stage: the stack does not grow, and the work grows in proportion.
+//! Many scopes, each within the other, and many values of one stage: the stack does not grow, and the work grows in
+//! proportion.
 
 use std::{
     future::Future,
