@@ -108,7 +108,7 @@ impl<L, U> TimeoutLayer<L, U> {
     /// The clock starts when the body is asked for a frame and has none. It stands still from when the body wakes its reader until the
     /// reader asks again: the time of a reader that is slow to ask never counts. The limit goes with or without
     /// [`until_body_end`](Self::until_body_end): a download may take as long as it likes if it goes on. For each frame that the reader has to
-    /// wait for, it costs clock reads and a second look at the body; and three allocations for such a body.
+    /// wait for, it costs clock reads and a second look at the body; and two allocations for such a body.
     ///
     /// Every duration is good: with zero each frame has to be ready at once, and [`Duration::MAX`] never ends.
     pub fn idle(mut self, idle: Duration) -> TimeoutLayer<L, BodyEnd> {
