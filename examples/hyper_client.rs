@@ -31,7 +31,7 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     let upstream = start_upstream().await?;
 
     let client = ServiceBuilder::new()
-        .layer(TimeoutLayer::new(Duration::from_secs(10)).named("total"))
+        .layer(TimeoutLayer::new(Duration::from_secs(10)).until_body_end().named("total"))
         .layer(RetryLayer::http().max_attempts(3).backoff(Duration::from_millis(10)))
         .layer(TimeoutLayer::new(Duration::from_millis(500)).named("attempt"))
         .map_err(Error::Service)

@@ -36,7 +36,7 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     let gate = limit.handle();
     let client = ServiceBuilder::new()
         .layer(ContextLayer::ambient(Scope::root("shop")))
-        .layer(TimeoutLayer::new(Duration::from_secs(10)).named("total"))
+        .layer(TimeoutLayer::new(Duration::from_secs(10)).until_body_end().named("total"))
         .layer(RetryLayer::http().max_attempts(3).backoff(Duration::from_millis(10)))
         .layer(breaker)
         .layer(limit)

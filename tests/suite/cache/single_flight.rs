@@ -379,6 +379,28 @@ async fn a_failure_by_the_callers_own_deadline_is_not_shared_with_those_who_have
     assert_eq!(backend.calls(), 2);
 }
 
+/// A deadline that was carried over ends the call from within: then the failure comes out of the call, and still goes to its caller alone.
+///
+/// Shows: C4
+#[tokio::test(start_paused = true)]
+async fn a_failure_by_a_deadline_that_was_carried_over_is_not_shared_with_those_who_have_more_time() {
+    let (backend, strict) = backend();
+    let cached = ServiceBuilder::new()
+        .layer(CacheLayer::new(10, SECOND, itself))
+        .layer(TimeoutLayer::new(60 * SECOND).named("attempt"))
+        .service(strict);
+    let short = tokio::spawn(ziggurat::Deadline::after(SECOND).within(cached.clone().oneshot("a")));
+    yield_now().await;
+    let long = tokio::spawn(cached.oneshot("a"));
+    let outcome = short.await.unwrap();
+    let reason = ziggurat::rejection(&outcome).unwrap().reason();
+    assert_eq!(reason, &Reason::DeadlineExceeded { after: Some(SECOND) });
+    advance(Duration::ZERO).await;
+    assert_eq!(backend.calls(), 2, "the waiter calls for itself");
+    backend.answer(1, ok("done"));
+    assert_eq!(long.await.unwrap().unwrap(), "done");
+}
+
 /// Shows: C4
 #[tokio::test(start_paused = true)]
 async fn a_rejection_goes_to_all_as_it_is() {
