@@ -27,7 +27,7 @@ static FLAKY: AtomicU32 = AtomicU32::new(0);
 static ORDERS: AtomicU32 = AtomicU32::new(0);
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn StdError>> {
+async fn main() -> Result<(), Box<dyn StdError + Send + Sync>> {
     let upstream = start_upstream().await?;
 
     let client = ServiceBuilder::new()
