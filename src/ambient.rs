@@ -67,7 +67,6 @@ impl Slot for Option<Caller> {
     }
 }
 
-/// Whether the call that was just dropped had not reached the service: it waited for its turn on this side.
 /// Whether the call that was just dropped had not reached the service, or the one that was just polled still has not: it waits for its turn
 /// on this side.
 #[derive(Debug, Clone, Copy, Default)]

@@ -9,6 +9,7 @@ use std::{
 
 use crate::{
     ambient,
+    caught::undisturbed,
     clock::{self, Instant},
     rejection::Rejection,
 };
@@ -79,7 +80,10 @@ impl Caller {
         state.wait = None;
         let limits = mem::take(&mut state.limits);
         drop(state);
-        limits.into_iter().for_each(Waker::wake);
+        for limit in limits {
+            // One that panics keeps no other from being woken.
+            undisturbed(|| limit.wake());
+        }
     }
 
     /// The caller failed to send the body, which is for the call to reject.
@@ -88,34 +92,45 @@ impl Caller {
         state.failed.get_or_insert(rejection);
         let task = state.task.take();
         drop(state);
-        task.into_iter().for_each(Waker::wake);
+        if let Some(task) = task {
+            undisturbed(|| task.wake());
+        }
     }
 
     /// Why the caller failed, if it did; otherwise this task is woken if it does.
     pub(crate) fn poll_failure(&self, waker: &Waker) -> Option<Rejection> {
+        let is_kept = self.lock().task.as_ref().is_some_and(|task| task.will_wake(waker));
+        // A waker is the user's code: it is cloned and dropped outside of the lock.
+        let mut task = (!is_kept).then(|| waker.clone());
         let mut state = self.lock();
-        let mut before = None;
-        if state.failed.is_none() && !state.task.as_ref().is_some_and(|task| task.will_wake(waker)) {
-            before = state.task.replace(waker.clone());
+        if state.failed.is_none() && task.is_some() {
+            mem::swap(&mut state.task, &mut task);
         }
         let failed = state.failed.clone();
         drop(state);
-        // No code of a user's runs under the lock.
-        drop(before);
+        drop(task);
         failed
     }
 
     /// How much the wait for the caller puts a limit off that has passed now, and at whose start the call had waited `before`.
     fn put_off(&self, before: Duration, waker: &Waker) -> Later {
         let now = clock::now();
+        // Outside of the lock, as in `poll_failure`; it is cold.
+        let waker = waker.clone();
         let mut state = self.lock();
         let Some(wait) = state.waits(now) else {
             return Later::By(state.waited(now).saturating_sub(before));
         };
-        if !state.limits.iter().any(|limit| limit.will_wake(waker)) {
-            state.limits.push(waker.clone());
-        }
-        Later::NotBefore(wait.until)
+        let until = wait.until;
+        let unused = if state.limits.iter().any(|limit| limit.will_wake(&waker)) {
+            Some(waker)
+        } else {
+            state.limits.push(waker);
+            None
+        };
+        drop(state);
+        drop(unused);
+        Later::NotBefore(until)
     }
 }
 

@@ -5,7 +5,6 @@
 //! poll.
 
 use std::{
-    mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Wake, Waker},
     time::Duration,
@@ -50,16 +49,15 @@ impl Pulse {
     }
 
     fn begin(&self, waker: &Waker) {
-        let is_kept = {
+        let is_kept = self.beat().waker.as_ref().is_some_and(|kept| kept.will_wake(waker));
+        let waker = (!is_kept).then(|| waker.clone());
+        let before = {
             let mut beat = self.beat();
+            // Together: a wake that finds the poll begun and no waker would be taken for one that nothing follows.
             beat.state = State::Polled { woken: false };
-            beat.waker.as_ref().is_some_and(|kept| kept.will_wake(waker))
+            waker.and_then(|waker| beat.waker.replace(waker))
         };
-        if !is_kept {
-            let waker = Some(waker.clone());
-            let before = mem::replace(&mut self.beat().waker, waker);
-            drop(before);
-        }
+        drop(before);
     }
 
     /// Whether it was woken long ago and is still not polled. Reads the clock only if it was woken.

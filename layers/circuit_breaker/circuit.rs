@@ -4,7 +4,7 @@
 use loom::sync::atomic::{AtomicBool, Ordering};
 #[cfg(not(all(test, ziggurat_loom)))]
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
     Cancelled, at_least_one,
@@ -250,9 +250,15 @@ impl Call {
     }
 
     /// Asks once more for a call that still waits on this side, if the circuit has turned since it was admitted.
+    ///
+    /// It never becomes a probe: that would wait behind others, who are all rejected meanwhile.
     pub(super) fn admit_again(&mut self) -> Result<(), Refused> {
         if self.circuit.shared.machine.is_current(&self.ticket) {
             return Ok(());
+        }
+        if self.circuit.state() != State::Closed {
+            self.is_over = true;
+            return Err(self.circuit.check().err().unwrap_or(Refused { retry_after: Duration::ZERO }));
         }
         // What becomes of a call that was admitted before the turn changes nothing.
         self.is_over = true;

@@ -39,8 +39,9 @@
 //! of them did). [`Cancelled`] has the other choices. A probe that is dropped, abandoned, or panics, makes room for the next one; so does,
 //! after as long as the circuit was open, one that does not end.
 //!
-//! **A queue beneath.** A call that waits for its turn in a concurrency limit is asked about once more when it has it: if the circuit has
-//! opened meanwhile it is rejected and not sent. A probe goes to the front of that queue.
+//! **A queue beneath.** A call that waits for its turn in a concurrency limit is looked at again when it is next polled, at the latest when it
+//! has its turn: if the circuit is not closed any more, it is rejected and not sent. A probe goes to the front of that queue. (A service that
+//! calls several others at once waits as long as any of them does, and is dropped as a whole.)
 //!
 //! **When to come back.** A rejection says it exactly: the time that the circuit is still open, or, if it is half-open, that after
 //! which a probe gives up its place (they mostly end sooner). How long a circuit that was opened by hand will be open nobody knows:
@@ -54,7 +55,7 @@
 //!
 //! It needs `S: Clone`, to give readiness back. A closed circuit clones nothing, and costs a call three atomic reads and a
 //! reference count (with a rate, also an atomic write): no lock, no allocation, and no clock read unless its window is one of
-//! time or it looks for slow calls.
+//! time, it looks for slow calls, or [`Cancelled::After`] names a time.
 //!
 //! ```
 //! use std::time::Duration;

@@ -93,6 +93,11 @@ impl Seats {
         changed
     }
 
+    /// Whether the seat is this body's.
+    fn is_held(&self, seat: &Seat) -> bool {
+        self.word(seat).is_some_and(|word| word.load(Ordering::Relaxed) == seat.word)
+    }
+
     /// Whether the seat was still this body's; it is free now.
     fn leave(&self, seat: &Seat) -> bool {
         self.exchange(seat, 0)
@@ -105,7 +110,8 @@ impl Seats {
 
     /// Frees the seats of all bodies that have made no progress for that long: answers how many.
     fn reclaim(&self, now: u64, after: u64) -> usize {
-        if now < self.look_at.load(Ordering::Relaxed) {
+        let look_at = self.look_at.load(Ordering::Relaxed);
+        if now < look_at {
             return 0;
         }
         let (mut reclaimed, mut oldest) = (0, now);
@@ -121,7 +127,9 @@ impl Seats {
                 reclaimed += 1;
             }
         }
-        self.look_at.store(oldest.saturating_add(after), Ordering::Relaxed);
+        // Not over another time that was set meanwhile.
+        let next = oldest.saturating_add(after);
+        let _ = self.look_at.compare_exchange(look_at, next, Ordering::Relaxed, Ordering::Relaxed);
         reclaimed
     }
 }
@@ -220,7 +228,9 @@ impl<B: Body> Guard<B> for BodyPermit {
     type Error = B::Error;
 
     fn poll_frame(&mut self, mut body: Pin<&mut B>, cx: &mut Context<'_>) -> PollFrame<B::Data, B::Error> {
-        let held = self.gate.as_ref().map(Gate::hold);
+        // One that was reclaimed is not held here any more, though the body learns of that only with its next frame.
+        let is_held = |gate: &&Gate| self.seat.as_ref().is_none_or(|seat| gate.seats().is_held(seat));
+        let held = self.gate.as_ref().filter(is_held).map(Gate::hold);
         let polled = body.as_mut().poll_frame(cx);
         drop(held);
         if self.seat.is_some() && matches!(polled, Poll::Ready(Some(Ok(_)))) && !body.is_end_stream() {

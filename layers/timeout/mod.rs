@@ -23,7 +23,8 @@
 //!
 //! **Cancellation.** Dropping the response future drops the call.
 //!
-//! It needs no `S: Clone`. A call that is ready at once costs no clock read and no timer; nothing is ever allocated.
+//! It needs no `S: Clone`. A call that is ready at once costs no clock read and no timer. Nothing is
+//! allocated, but for a body that is pending: see [`until_body_end`](TimeoutLayer::until_body_end) and [`idle`](TimeoutLayer::idle).
 //!
 //! ```
 //! use std::time::Duration;

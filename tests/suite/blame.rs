@@ -238,6 +238,27 @@ async fn a_call_that_leaves_the_queue_after_the_circuit_has_closed_again_goes_on
     assert_eq!(calls.load(Ordering::SeqCst), 2);
 }
 
+/// A call that is polled while it queues, for whatever reason, becomes no probe there: it would wait behind others.
+///
+/// Shows: F2, B4
+#[tokio::test(start_paused = true)]
+async fn a_call_in_the_queue_becomes_no_probe() {
+    let calls = Arc::default();
+    let layer = CircuitBreakerLayer::consecutive(1).open_for(5 * SECOND);
+    let circuit = layer.handle();
+    let service =
+        ServiceBuilder::new().layer(layer.clone()).layer(ConcurrencyLimitLayer::new(1)).service(sleeper(&calls));
+    let _straggler = begun(service.clone().oneshot(Duration::MAX));
+    let mut queued = begun(service.clone().oneshot(SECOND));
+    open(&circuit, &layer).await;
+    advance(5 * SECOND).await;
+    let Poll::Ready(outcome) = queued.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
+        panic!("it still waits")
+    };
+    assert_eq!(reason(&outcome), Some("circuit_open"));
+    assert_eq!(circuit.state(), State::Open, "the next call is the probe");
+}
+
 /// A probe is admitted before all who wait, and where there is no room in the queue.
 ///
 /// Shows: F2, B4
