@@ -23,7 +23,7 @@ Times are numbers with a unit: 500ms, 10s, 5m or 1h. Defaults are in brackets.
   --attempt TIME        for a response to begin, in one attempt [10s]
   --upload TIME         for both, if the request's body is larger than 64 KiB or of unknown length [1h]
   --idle TIME           for the upstream to send more of a response [10s]
-  --stalled TIME        for the caller to take more of a response [60s]
+  --stalled TIME        for the caller to take more of a response, or to send more of a request [60s]
   --grace TIME          for calls in flight, when the proxy is told to stop [30s]
   --connections N       connections of callers; more of them wait to be accepted [512]
   --in-flight N         calls in flight [256]

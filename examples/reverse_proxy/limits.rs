@@ -23,7 +23,7 @@ pub(crate) struct Limits {
     pub(crate) upload: Duration,
     /// In the middle of a response, for the upstream to send more of it.
     pub(crate) idle: Duration,
-    /// In the middle of a response, for the caller to take more of it.
+    /// In the middle of a response, for the caller to take more of it; in the middle of a request, to send more of it.
     pub(crate) stalled: Duration,
     /// For calls in flight to end, once the proxy is told to stop.
     pub(crate) grace: Duration,

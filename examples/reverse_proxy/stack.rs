@@ -13,7 +13,7 @@ use hyper_util::{
 use tower::{Service, ServiceBuilder, ServiceExt};
 use tracing::{info, warn};
 use ziggurat::{
-    Class, Classify, Error, HttpStatus, Reject, Scope,
+    Error, Reject, Scope,
     circuit_breaker::CircuitBreakerLayer,
     concurrency_limit::ConcurrencyLimitLayer,
     context::{ContextLayer, ScopeBody},
@@ -22,6 +22,7 @@ use ziggurat::{
     replay::ReplayLayer,
     retry::RetryLayer,
     timeout::TimeoutLayer,
+    upload::UploadLayer,
 };
 
 use super::{BoxError, limits::Limits, rfc9110};
@@ -39,12 +40,18 @@ pub(crate) fn proxy(
         .http1_max_buf_size(limits.head as usize)
         .build_http();
     let attempt = TimeoutLayer::new(move |req: &Request<_>| limits.unless_upload(limits.attempt, req));
+    let in_flight = ConcurrencyLimitLayer::new(limits.in_flight)
+        .max_waiting(limits.waiting)
+        .until_body_end()
+        .reclaim_after(limits.stalled);
     let client = ServiceBuilder::new()
         .layer(TimeoutLayer::new(move |req: &Request<Incoming>| limits.unless_upload(limits.total, req)).named("total"))
+        // A caller that stops in the middle of an upload gets a 408, one that breaks it off a 400; neither says anything about the upstream.
+        .layer(UploadLayer::new(limits.stalled))
         .layer(ReplayLayer::new())
         .layer(RetryLayer::http())
-        .layer(CircuitBreakerLayer::http().classify(judge).until_body_end())
-        .layer(ConcurrencyLimitLayer::new(limits.in_flight).max_waiting(limits.waiting).until_body_end())
+        .layer(CircuitBreakerLayer::http().until_body_end())
+        .layer(in_flight)
         .layer(attempt.idle(limits.idle).named("attempt"))
         .layer(PropagateLayer::new())
         .map_err(Error::Service)
@@ -66,19 +73,6 @@ pub(crate) fn proxy(
     )
 }
 
-/// What an outcome says about the upstream: nothing, if the failure is the caller's.
-fn judge<B>(outcome: Result<&Response<B>, &Error<legacy::Error>>) -> Class {
-    match outcome {
-        Err(Error::Service(error)) if is_the_callers(error) => Class::Ignored,
-        _ => HttpStatus.classify(outcome),
-    }
-}
-
-/// Whether the request's body broke off, because the caller hung up or wrote what is no HTTP.
-fn is_the_callers(error: &legacy::Error) -> bool {
-    error.source().and_then(|source| source.downcast_ref()).is_some_and(hyper::Error::is_user)
-}
-
 /// The same request, to the upstream.
 fn to(upstream: Uri, mut request: Request<Incoming>) -> Request<Incoming> {
     let mut uri = upstream.clone().into_parts();
@@ -92,7 +86,7 @@ fn to(upstream: Uri, mut request: Request<Incoming>) -> Request<Incoming> {
     request
 }
 
-/// The response as the caller gets it: a rejection is a 503 or 504, and an upstream that cannot be reached a 502.
+/// The response as the caller gets it: a rejection is a 400, 408, 503 or 504, and an upstream that cannot be reached a 502.
 fn answer<B>(outcome: Result<Response<B>, Error<legacy::Error>>) -> Response<ProxyBody>
 where
     B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
@@ -106,7 +100,6 @@ where
             let Ok(response) = Infallible::reject(rejection);
             response
         }
-        Err(Error::Service(error)) if is_the_callers(&error) => empty(StatusCode::BAD_REQUEST),
         Err(Error::Service(error)) => {
             warn!(error = &error as &dyn StdError, "upstream");
             empty(StatusCode::BAD_GATEWAY)

@@ -109,6 +109,57 @@ async fn a_caller_who_hangs_up_says_nothing_about_the_upstream() {
     assert_eq!(response.status(), StatusCode::OK);
 }
 
+/// Callers who stop in the middle of an upload get a 408, and the others what the upstream answers.
+///
+/// Shows: F2
+#[tokio::test]
+async fn callers_who_stall_an_upload_open_no_circuit_for_others() {
+    let upstream = serve(tower::service_fn(|request: Request<Incoming>| async move {
+        let _ = request.into_body().collect().await;
+        Ok::<_, Infallible>(answer("hello"))
+    }))
+    .await;
+    let limits = Limits { stalled: Duration::from_millis(100), ..patient() };
+    let proxy = proxy_within(upstream.address, limits).await;
+    // More than the calls that a rate needs.
+    let stalled = (0..30).map(|_| status_of(&proxy, "PUT / HTTP/1.1\r\nhost: here\r\ncontent-length: 10\r\n\r\nfirst"));
+    assert_eq!(futures_util::future::join_all(stalled).await, [408; 30]);
+    let response =
+        ask(Request::get(format!("http://{}/", proxy.address)).body(Full::<Bytes>::default()).unwrap()).await;
+    assert_eq!(response.status(), StatusCode::OK);
+}
+
+/// A caller of HTTP/2 who does not read holds its permit no longer than it may, and its response goes on when it reads.
+#[tokio::test]
+async fn a_caller_who_does_not_read_holds_up_no_other() {
+    let upstream = serve(tower::service_fn(|request: Request<Incoming>| async move {
+        let body = match request.uri().path() {
+            "/large" => Bytes::from(vec![0; LARGE]),
+            _ => Bytes::from_static(b"hello"),
+        };
+        Ok::<_, Infallible>(Response::new(any(Full::new(body))))
+    }))
+    .await;
+    let limits = Limits { stalled: Duration::from_millis(100), in_flight: 1, waiting: 0, ..patient() };
+    let proxy = proxy_within(upstream.address, limits).await;
+    let get = |path| {
+        let request = Request::get(format!("http://{}{path}", proxy.address)).body(Full::<Bytes>::default()).unwrap();
+        soon(pooled(Version::Http2).request(request))
+    };
+    let unread = get("/large").await.unwrap();
+    assert_eq!(get("/").await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+    let served = soon(async {
+        while get("/").await.unwrap().status() != StatusCode::OK {
+            tokio::task::yield_now().await;
+        }
+    });
+    served.await;
+    assert_eq!(soon(unread.collect()).await.unwrap().to_bytes().len(), LARGE);
+}
+
+/// More than the windows of a connection of HTTP/2 hold.
+const LARGE: usize = 64 << 20;
+
 #[tokio::test]
 async fn what_is_under_way_when_it_stops_is_finished_and_nothing_else_begun() {
     let door = Door::default();
