@@ -212,12 +212,12 @@ impl Call {
         self.circuit.shared.machine.answered(&mut self.ticket, clock::now);
     }
 
-    /// Records how the call ended.
+    /// Records how the call ended; `unsent` if it still waited on this side when it did.
     #[inline]
-    pub(super) fn ended<R, E: Reject<R>>(&mut self, class: Class, outcome: &Result<R, E>) {
+    pub(super) fn ended<R, E: Reject<R>>(&mut self, class: Class, outcome: &Result<R, E>, unsent: Unsent) {
         self.over(match class {
             Class::Success => Outcome::Success,
-            _ => unsuccessful(class, E::rejection(outcome)),
+            _ => unsuccessful(class, E::rejection(outcome), unsent),
         });
     }
 
@@ -296,8 +296,10 @@ impl Call {
 
 /// What a circuit makes of an outcome that is no success.
 #[cold]
-fn unsuccessful(class: Class, rejection: Option<&Rejection>) -> Outcome {
+fn unsuccessful(class: Class, rejection: Option<&Rejection>, Unsent(unsent): Unsent) -> Outcome {
     match (class, rejection.map(Rejection::reason)) {
+        // A limit of time between here and a queue passed there.
+        (_, Some(Reason::TimedOut { .. })) if unsent => Outcome::Ignored,
         (Class::Failure { retry_after: Some(wait), .. }, _) => Outcome::LeaveAlone(wait),
         // The service's own answer, to whichever caller.
         (Class::Failure { .. }, None | Some(Reason::Shared { .. })) => Outcome::Failure,

@@ -478,7 +478,7 @@ where
         // Admitted only now, for an instant: a service that is ready and idle holds no probe's place.
         let outcome: Result<S::Response, _> = Err(error);
         if let Ok(mut call) = self.circuit.admit() {
-            call.ended(Class::of(&outcome, &self.classify), &outcome);
+            call.ended(Class::of(&outcome, &self.classify), &outcome, Unsent(false));
         }
         Poll::Ready(outcome.map(drop))
     }
@@ -602,6 +602,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
+        let mut unsent = Unsent(false);
         let outcome = match (this.response.as_mut().as_pin_mut(), &mut *this.admission) {
             (Some(response), Admission::Admitted(call)) => {
                 if *this.waits
@@ -620,10 +621,12 @@ where
                 let polled = response.poll(cx);
                 *this.polling = false;
                 drop(entered);
-                let waited = mem::replace(this.waits, polled.is_pending() && ambient::get::<Unsent>().0);
-                if waited && !*this.waits {
+                let is_unsent = ambient::get::<Unsent>().0;
+                let waited = mem::replace(this.waits, is_unsent && polled.is_pending());
+                if waited && !is_unsent {
                     call.sent();
                 }
+                unsent = Unsent(is_unsent);
                 ready!(polled)
             }
             (None, Admission::Refused(circuit, refused)) => {
@@ -637,7 +640,7 @@ where
         if class != Class::Success
             && let Admission::Admitted(call) = this.admission
         {
-            call.ended(class, &outcome);
+            call.ended(class, &outcome, unsent);
         }
         let outcome = outcome.map(|response| {
             U::answer(response, || match (class, mem::replace(this.admission, Admission::Passed)) {

@@ -113,6 +113,29 @@ async fn a_call_that_spent_its_time_in_the_queue_on_this_side_is_no_failure() {
     }
 }
 
+/// A limit of time that stands outside of the queue says nothing about the service where it passes in the queue.
+///
+/// Shows: F2
+#[tokio::test(start_paused = true)]
+async fn a_call_that_times_out_in_the_queue_on_this_side_is_no_failure() {
+    let calls = Arc::default();
+    let layer = CircuitBreakerLayer::consecutive(1);
+    let circuit = layer.handle();
+    let service = ServiceBuilder::new()
+        .layer(layer)
+        .layer(TimeoutLayer::new(SECOND))
+        .layer(ConcurrencyLimitLayer::new(1))
+        .service(sleeper(&calls));
+    let mut first = begun(service.clone().oneshot(Duration::MAX));
+    advance(SECOND / 2).await;
+    let second = begun(service.oneshot(Duration::MAX));
+    // The first one, in front of it, is not polled meanwhile, and keeps its permit.
+    assert_eq!(reason(&second.await), Some("timed_out"));
+    assert_eq!(circuit.state(), State::Closed);
+    assert_eq!(reason(&first.as_mut().await), Some("timed_out"));
+    assert_eq!((circuit.state(), calls.load(Ordering::SeqCst)), (State::Open, 1));
+}
+
 /// Shows: F2
 #[tokio::test(start_paused = true)]
 async fn calls_whose_deadline_has_passed_are_not_sent_and_count_for_nothing() {
