@@ -602,7 +602,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let mut unsent = Unsent(false);
+        let unsent;
         let outcome = match (this.response.as_mut().as_pin_mut(), &mut *this.admission) {
             (Some(response), Admission::Admitted(call)) => {
                 if *this.waits
@@ -621,12 +621,11 @@ where
                 let polled = response.poll(cx);
                 *this.polling = false;
                 drop(entered);
-                let is_unsent = ambient::get::<Unsent>().0;
-                let waited = mem::replace(this.waits, is_unsent && polled.is_pending());
-                if waited && !is_unsent {
+                unsent = ambient::get::<Unsent>();
+                let waited = mem::replace(this.waits, unsent.0 && polled.is_pending());
+                if waited && !unsent.0 {
                     call.sent();
                 }
-                unsent = Unsent(is_unsent);
                 ready!(polled)
             }
             (None, Admission::Refused(circuit, refused)) => {
