@@ -56,7 +56,7 @@ pub struct ClientSettings {
 /// | [`timeout`](Self::timeout) | 30 s | Polly, Microsoft.Extensions.Http.Resilience |
 /// | [`max_in_flight`](Self::max_in_flight) | 1000 | Polly |
 /// | [`max_waiting`](Self::max_waiting) | 0 | Polly |
-/// | [`reclaim_after`](Self::reclaim_after) | 30 s | our choice: nginx closes such a connection after 60 s, Apache httpd after 20 s |
+/// | [`reclaim_after`](Self::reclaim_after) | 30 s | our choice, half of the 60 s after which nginx closes such a connection (`send_timeout`) |
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[must_use]
 pub struct ServerSettings {
