@@ -62,7 +62,6 @@ mod error;
 mod gather;
 mod progress;
 mod results;
-mod service;
 mod source;
 mod turns;
 
@@ -85,9 +84,9 @@ pub use self::{
     gather::{ContinueOnError, Gather, Processing, StopOnError, Summarized},
     progress::{Batch, Progress, Summary},
     results::{Ordered, Unordered},
-    service::Call,
     source::{Items, Iterated, Source, Streamed},
 };
+pub use crate::call::Call;
 use crate::deadline::Limit;
 
 /// So many as resilience4j's bulkhead lets be in flight.
