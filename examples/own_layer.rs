@@ -12,7 +12,7 @@ use pin_project_lite::pin_project;
 use tokio::sync::watch;
 use tokio::time::{Instant, advance};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
-use ziggurat::{Class, Classify, Error, Event, HttpStatus, Reason, Reject, Rejection, Site};
+use ziggurat::{Class, Classify, Error, HttpStatus, Reason, Reject, Site};
 
 /// The state belongs to the layer value: all services that it makes, and all their clones, share it.
 #[derive(Clone)]
@@ -82,9 +82,7 @@ where
         let this = self.project();
         let Some(response) = this.response.as_pin_mut() else {
             let wait = this.layer.quiet_until.borrow().saturating_duration_since(Instant::now());
-            let rejection = Rejection::new(&this.layer.site, Reason::RateLimited).with_retry_after(wait);
-            this.layer.site.tell(Event::Rejected(&rejection));
-            return Poll::Ready(E::reject(rejection));
+            return Poll::Ready(E::reject(this.layer.site.reject_with_retry_after(Reason::RateLimited, wait)));
         };
         let outcome = ready!(response.poll(cx));
         if let Some(wait) = Class::of(&outcome, &HttpStatus).retry_after() {

@@ -69,9 +69,8 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    Scope,
     body::{Guard, GuardBody, PollFrame},
-    scope::{self, Ending, WithScope},
+    scope::{self, Ending, Scope, WithScope},
 };
 
 /// For HTTP: the scope is in the request's extensions, and lasts until the response's body ends.

@@ -63,7 +63,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    Scope,
+    scope::Scope,
     wire::{Identity, RequestId},
 };
 

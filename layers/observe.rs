@@ -59,10 +59,10 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    Class, Classify, FailOnError, HttpStatus, Outcome, Reject, Site,
     body::{BodyEnd, End, Guard, PollFrame, ResponseEnd, Said, Until, Verdict, without_trailers},
     clock::{self, Instant},
-    telemetry::{Calls, site, site_setters},
+    outcome::{Class, Classify, FailOnError, HttpStatus, Reject},
+    telemetry::{Calls, Outcome, Site, site, site_setters},
 };
 
 /// Measures calls: see the [module](self).

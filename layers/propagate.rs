@@ -61,7 +61,8 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    Deadline, Scope,
+    ambient::Deadline,
+    scope::Scope,
     wire::{Identity, TimeoutHeader},
 };
 

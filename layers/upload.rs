@@ -80,6 +80,7 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -91,11 +92,12 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    Event, Reason, Reject, Rejection, Setting, Site, ambient,
+    ambient::{self, caller::Caller},
     body::{Guard, GuardBody, PollFrame},
-    caller::Caller,
     clock::{self, Sleep},
-    telemetry::{site, site_setters},
+    outcome::{Reason, Reject, Rejection},
+    setting::Setting,
+    telemetry::{Site, site, site_setters},
 };
 
 /// Looks after the bodies of HTTP requests: see the [module](self).
@@ -236,8 +238,8 @@ where
             }
         }
         this.response.set(None);
-        match failed {
-            Some(rejection) => Poll::Ready(E::reject(rejection)),
+        match failed.as_deref().and_then(|failure| Rejection::find(failure)) {
+            Some(rejection) => Poll::Ready(E::reject(rejection.clone())),
             None => Poll::Pending,
         }
     }
@@ -292,9 +294,8 @@ impl Uploading {
 
     #[cold]
     fn fail(&mut self, reason: Reason) -> Rejection {
-        let rejection = Rejection::new(&self.site, reason);
-        self.caller.has_failed(rejection.clone());
-        self.site.tell(Event::Rejected(&rejection));
+        let rejection = self.site.reject(reason);
+        self.caller.has_failed(Arc::new(rejection.clone()));
         rejection
     }
 }
@@ -317,7 +318,7 @@ where
                 let error = error.into();
                 // A layer further out may have ended it.
                 match Rejection::find(&*error) {
-                    Some(rejection) => self.caller.has_failed(rejection.clone()),
+                    Some(rejection) => self.caller.has_failed(Arc::new(rejection.clone())),
                     None => drop(self.fail(Reason::UploadFailed { message: error.to_string().into() })),
                 }
                 Poll::Ready(Some(Err(error)))

@@ -22,7 +22,7 @@ use axum_core::{
 };
 use http::{StatusCode, request::Parts};
 
-use crate::{Scope, telemetry, wire::Identity};
+use crate::{scope::Scope, wire::Identity};
 
 /// What a handler asks for, a layer should have put into the request, and no such layer stands around the handler.
 ///
@@ -48,7 +48,8 @@ impl Error for MissingLayer {}
 
 impl IntoResponse for MissingLayer {
     fn into_response(self) -> Response {
-        telemetry::missing_layer(&self);
+        let error: &(dyn Error + 'static) = &self;
+        tracing::error!(target: "ziggurat::extract", error, "missing_layer");
         StatusCode::INTERNAL_SERVER_ERROR.into_response()
     }
 }

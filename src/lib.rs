@@ -11,21 +11,15 @@ mod ambient;
 mod backoff;
 pub mod body;
 mod call;
-mod caller;
 mod caught;
-mod classify;
 mod clock;
 pub mod concurrent;
 mod copy;
-mod deadline;
-mod degraded;
 pub mod events;
 #[cfg(feature = "axum")]
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 pub mod extract;
-pub mod grpc;
-mod limited;
-mod rejection;
+mod outcome;
 pub mod scope;
 mod setting;
 mod signal;
@@ -35,7 +29,6 @@ mod telemetry;
 #[cfg(feature = "test-util")]
 #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
 pub mod testing;
-mod unprocessed;
 pub mod wire;
 
 /// Its code is compiled and run with the documentation's.
@@ -43,16 +36,14 @@ pub mod wire;
 #[doc = include_str!("../docs/guide.md")]
 mod guide {}
 
-pub use ambient::attempt;
+pub use ambient::{Deadline, WithDeadline, attempt};
 pub use backoff::{Backoff, Jitter, Waits};
-pub use classify::{Class, Classify, FailOnError, HttpStatus, HttpStatusMillis, WithRejections, with_rejections};
 pub use copy::{Cloned, CopyIf, CopyRequest, Idempotent};
-pub use deadline::{Deadline, WithDeadline};
-pub use degraded::Degraded;
 pub use events::EventBus;
-pub use grpc::GrpcStatus;
-pub use rejection::{Error, Reason, Reject, Rejection, boxed, rejection};
+pub use outcome::{
+    Class, Classify, Degraded, Error, FailOnError, GrpcStatus, HttpStatus, HttpStatusMillis, Reason, Reject, Rejection,
+    WithRejections, boxed, grpc, is_unprocessed, rejection, with_rejections,
+};
 pub use scope::Scope;
 pub use setting::Setting;
 pub use telemetry::{Event, Observer, Outcome, Site};
-pub use unprocessed::is_unprocessed;

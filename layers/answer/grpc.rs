@@ -11,9 +11,8 @@ use http_body::{Body, Frame};
 
 use super::Respond;
 use crate::{
-    Rejection,
     body::{Guard, PollFrame},
-    grpc::PUSHBACK,
+    outcome::{Rejection, grpc::PUSHBACK},
 };
 
 /// Answers with a gRPC status that comes without messages (*trailers-only*), for `B: Default`.

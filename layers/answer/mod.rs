@@ -67,8 +67,8 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    Reject, Rejection,
     body::{BodyEnd, ResponseEnd, Until},
+    outcome::{Reject, Rejection},
 };
 
 mod grpc;

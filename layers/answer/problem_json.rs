@@ -8,7 +8,7 @@ use http::{
 };
 
 use super::Respond;
-use crate::Rejection;
+use crate::outcome::Rejection;
 
 /// Answers with `application/problem+json`, for `B: From<String>`.
 ///

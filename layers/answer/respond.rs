@@ -2,7 +2,7 @@
 
 use http::{Request, Response, request::Parts};
 
-use crate::Rejection;
+use crate::outcome::Rejection;
 
 /// Makes a response of a rejection and of what it remembered of the request, which is gone by then.
 ///

@@ -8,7 +8,10 @@ use std::{
 
 use pin_project_lite::pin_project;
 
-use crate::{Deadline, Scope, ambient, deadline::Told, scope};
+use crate::{
+    ambient::{self, Deadline, Told},
+    scope::{self, Scope},
+};
 
 /// The surroundings of one who waits, or of the call that is made for all of them.
 #[derive(Debug, Clone, Default)]

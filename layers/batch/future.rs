@@ -19,9 +19,11 @@ use super::{
     send::{Item, Open, Reply, Shared, send},
 };
 use crate::{
-    Classify, Deadline, Event, Reject, Scope,
-    ambient::{self, Unsent},
+    ambient::{self, Deadline, Unsent},
     clock,
+    outcome::{Classify, Reject},
+    scope::Scope,
+    telemetry::Event,
 };
 
 const NO_RUNTIME: &str = "there is no tokio runtime here to send a batch on: poll the call inside of one";

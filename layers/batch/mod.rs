@@ -83,8 +83,9 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    Classify, FailOnError, Reject, Scope, Site,
-    telemetry::{site, site_setters},
+    outcome::{Classify, FailOnError, Reject},
+    scope::Scope,
+    telemetry::{Site, site, site_setters},
 };
 
 mod around;

@@ -16,9 +16,10 @@ use super::{
     ride::Ride,
 };
 use crate::{
-    Class, Classify, Event, Reason, Reject, Rejection, Site,
     caught::{caught, undisturbed},
     clock,
+    outcome::{Class, Classify, Reason, Reject, Rejection},
+    telemetry::Site,
 };
 
 /// The requests of a service that wait.
@@ -53,9 +54,7 @@ impl<Req, R, E, K, C> Shared<Req, R, E, K, C> {
 
     /// There is no answer for anybody, and no error of the service's own that says why.
     pub(super) fn without_an_answer(&self, why: impl Into<Arc<str>>) -> Rejection {
-        let rejection = Rejection::new(&self.site, Reason::Shared { message: why.into(), class: Class::PERMANENT });
-        self.site.tell(Event::Rejected(&rejection));
-        rejection
+        self.site.reject(Reason::Shared { message: why.into(), class: Class::PERMANENT })
     }
 }
 
@@ -147,7 +146,7 @@ where
 {
     let failed: Result<R, E> = Err(error);
     let class = Class::of(&failed, &shared.classify);
-    let rejection = (replies.len() > 1).then(|| Rejection::shared(&shared.site, &failed, class));
+    let rejection = (replies.len() > 1).then(|| shared.site.shared(&failed, class));
     let (mut whole, mut replies) = (Ok(failed), replies.into_iter());
     for reply in replies.by_ref() {
         match give(reply, whole) {

@@ -20,7 +20,7 @@ use hashbrown::HashTable;
 use tokio::sync::oneshot::{self, Receiver, Sender};
 
 use super::{leads::Leads, pulse::Pulse, store::Hashed};
-use crate::{Deadline, caught::undisturbed};
+use crate::{ambient::Deadline, caught::undisturbed};
 
 /// Waiters who gave up are looked for when so many wait, and again at each doubling of those who stayed.
 const FIRST_PRUNING: usize = 16;

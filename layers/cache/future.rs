@@ -21,7 +21,11 @@ use super::{
     share::{Landed, Outcomes, ShareErrors},
     store::Hashed,
 };
-use crate::{Classify, Event, Reason, Reject, Rejection, clock};
+use crate::{
+    clock,
+    outcome::{Classify, Reason, Reject, Rejection},
+    telemetry::Event,
+};
 
 pin_project! {
     /// The response future of [`Cached`](super::Cached).
@@ -240,9 +244,7 @@ where
                 }
             }
             Arrival::Itself => {
-                let rejection = Rejection::new(&self.policy.site, Reason::Recursive);
-                self.policy.site.tell(Event::Rejected(&rejection));
-                return Err(rejection);
+                return Err(self.policy.site.reject(Reason::Recursive));
             }
         })
     }

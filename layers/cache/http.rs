@@ -17,7 +17,7 @@ use http::{
 };
 
 use super::Stale;
-use crate::{Class, Classify, HttpStatus};
+use crate::outcome::{Class, Classify, HttpStatus};
 
 /// The key of a GET request whose answer is the same for everybody: for [`CacheLayer::new`](super::CacheLayer::new),
 /// together with [`HttpStorable`].

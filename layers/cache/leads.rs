@@ -3,9 +3,9 @@
 //!
 //! They are found through the surroundings, as the deadline is: a spawned task has none.
 
-use std::{cell::Cell, sync::Arc, thread::LocalKey};
+use std::sync::Arc;
 
-use crate::ambient::{self, Entered, Slot};
+use crate::ambient::{self, Entered, slot};
 
 /// The innermost call, and those around it.
 #[derive(Clone, Default)]
@@ -17,15 +17,7 @@ struct Leading {
     outer: Leads,
 }
 
-thread_local! {
-    static LEADS: Cell<Leads> = const { Cell::new(Leads(None)) };
-}
-
-impl Slot for Leads {
-    fn place() -> &'static LocalKey<Cell<Self>> {
-        &LEADS
-    }
-}
+slot!(Leads, Leads(None));
 
 impl Leads {
     /// Those that surround the caller.

@@ -122,8 +122,9 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    Classify, Event, FailOnError, Reject, clock,
-    telemetry::{site, site_setters},
+    clock,
+    outcome::{Classify, FailOnError, Reject},
+    telemetry::{Event, site, site_setters},
 };
 
 mod flight;

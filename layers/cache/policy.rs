@@ -10,9 +10,11 @@ use super::{
     store::{Change, Entry, Hashed, New},
 };
 use crate::{
-    Class, Classify, Event, Reason, Reject, Rejection, Scope, Site,
+    ambient::deadline,
     clock::{self, Instant},
-    deadline,
+    outcome::{Class, Classify, Reason, Reject, Rejection},
+    scope::Scope,
+    telemetry::{Event, Site},
 };
 
 /// How long after a call behind a stale answer failed there is none for the same key, unless the service asked for

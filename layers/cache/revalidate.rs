@@ -4,7 +4,7 @@ use std::future::Future;
 
 use tokio::runtime::Handle;
 
-use crate::Scope;
+use crate::scope::Scope;
 
 /// Whether, and how, a cache fetches a fresh response behind a stale one: [`OnDemand`] or [`InBackground`].
 ///

@@ -2,7 +2,10 @@
 
 use std::{any::Any, fmt, sync::Arc};
 
-use crate::{Class, Classify, Reject, Rejection, Site};
+use crate::{
+    outcome::{Class, Classify, Reject, Rejection},
+    telemetry::Site,
+};
 
 /// What a call brought, for those who made it not, and for memory.
 #[derive(Clone)]
@@ -99,7 +102,7 @@ impl<C, H> Outcomes<C, H> {
             Err(error) => {
                 let is_rejected = E::rejection(outcome).is_some();
                 let kept = if is_rejected { None } else { self.share.keep(error) };
-                Landed::Failed(Rejection::shared(site, outcome, class), kept)
+                Landed::Failed(site.shared(outcome, class), kept)
             }
         }
     }

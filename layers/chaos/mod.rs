@@ -64,9 +64,10 @@ use tower_service::Service;
 use self::{plan::Dice, switch::checked};
 pub use self::{plan::Schedule, switch::Chaos};
 use crate::{
-    Event, Reason, Reject, Rejection, Setting, Site,
     clock::{self, Sleep},
-    telemetry::{site, site_setters},
+    outcome::{Reason, Reject, Rejection},
+    setting::Setting,
+    telemetry::{Event, Site, site, site_setters},
 };
 
 mod plan;
@@ -299,9 +300,8 @@ where
         self.inner = self.inner.clone();
         let state = match fault {
             Fault::Error => {
-                let rejection = Rejection::new(&self.layer.site, Reason::Injected);
-                self.layer.tell(Event::Rejected(&rejection));
-                State::Refused { rejection: Some(rejection) }
+                self.layer.chaos.count_injected();
+                State::Refused { rejection: Some(self.layer.site.reject(Reason::Injected)) }
             }
             Fault::Delay(delay) => {
                 self.layer.tell(Event::Injected { reason: "delay" });

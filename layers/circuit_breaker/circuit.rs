@@ -13,10 +13,12 @@ use super::{
     state::{State, Transition},
 };
 use crate::{
-    Backoff, Class, Event, EventBus, Reason, Reject, Rejection, Site,
-    ambient::{HadItsTime, Unsent},
-    clock, deadline,
-    events::{Lag, Subscription},
+    ambient::{HadItsTime, Unsent, deadline},
+    backoff::Backoff,
+    clock,
+    events::{EventBus, Lag, Subscription},
+    outcome::{Class, Reason, Reject, Rejection},
+    telemetry::{Event, Site},
 };
 
 /// So many transitions are kept for a subscriber that is slow to take them.

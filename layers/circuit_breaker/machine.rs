@@ -27,7 +27,10 @@ use super::{
     state::{State, Transition, Word},
     window::{Extent, Window},
 };
-use crate::{Backoff, Waits, clock::Instant};
+use crate::{
+    backoff::{Backoff, Waits},
+    clock::Instant,
+};
 
 /// Of a word that counts calls of a generation: which one.
 const TAG: u64 = u64::MAX << 32;

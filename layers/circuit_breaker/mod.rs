@@ -105,11 +105,11 @@ use self::{
     window::{Extent, MOST_CALLS},
 };
 use crate::{
-    Backoff, Class, Classify, Event, FailOnError, HttpStatus, Jitter, Observer, Reason, Reject, Rejection, Site,
-    ambient::{self, HadItsTime, Unsent, Urgent},
+    ambient::{self, HadItsTime, Unsent, Urgent, caller},
+    backoff::{Backoff, Jitter},
     body::{BodyEnd, ResponseEnd, Until, Verdict, without_trailers},
-    caller,
-    telemetry::site,
+    outcome::{Class, Classify, FailOnError, HttpStatus, Reason, Reject, Rejection},
+    telemetry::{Observer, Site, site},
 };
 
 mod circuit;
@@ -663,9 +663,7 @@ where
 
 #[cold]
 fn rejected(circuit: &Circuit, Refused { retry_after }: Refused) -> Rejection {
-    let rejection = Rejection::new(circuit.site(), Reason::CircuitOpen).with_retry_after(retry_after);
-    circuit.site().tell(Event::Rejected(&rejection));
-    rejection
+    circuit.site().reject_with_retry_after(Reason::CircuitOpen, retry_after)
 }
 
 impl<F, C, U> fmt::Debug for ResponseFuture<F, C, U> {

@@ -14,8 +14,9 @@ use super::{
     window::Extent,
 };
 use crate::{
-    Backoff, Event, Jitter, Site,
+    backoff::{Backoff, Jitter},
     clock::{self, Instant},
+    telemetry::{Event, Site},
 };
 
 const SECOND: Duration = Duration::from_secs(1);

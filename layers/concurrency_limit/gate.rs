@@ -29,8 +29,8 @@ use std::{
 };
 
 use super::{
-    bodies::Seats,
     pace::{LEFT_BITS, LONGEST, Pace, SHORTEST, UNKNOWN},
+    seats::Seats,
 };
 use crate::clock::Instant;
 

@@ -63,6 +63,7 @@ mod bodies;
 mod gate;
 mod held;
 mod pace;
+mod seats;
 
 use std::{
     any::type_name,
@@ -82,11 +83,11 @@ use tower_service::Service;
 use self::gate::{Entry, Permit, Waiter};
 pub use self::{bodies::BodyPermit, gate::Gate};
 use crate::{
-    Event, Reason, Reject, Rejection, Site,
     ambient::{self, Unsent, Urgent},
     body::{BodyEnd, ResponseEnd, Until},
     clock::{self, Sleep},
-    telemetry::{site, site_setters},
+    outcome::{Reason, Reject, Rejection},
+    telemetry::{Event, Site, site, site_setters},
 };
 
 /// Lets only so many calls be in flight at once: see the [module](self).
@@ -193,16 +194,12 @@ impl Settings {
 
     #[cold]
     fn awaits_itself(&self) -> Rejection {
-        let rejection = Rejection::new(&self.site, Reason::Recursive);
-        self.site.tell(Event::Rejected(&rejection));
-        rejection
+        self.site.reject(Reason::Recursive)
     }
 
     fn reject(&self) -> Rejection {
-        let rejection = Rejection::new(&self.site, Reason::Overloaded { limit: self.gate.limit() })
-            .with_retry_after(self.gate.retry_after(clock::now()));
-        self.site.tell(Event::Rejected(&rejection));
-        rejection
+        let reason = Reason::Overloaded { limit: self.gate.limit() };
+        self.site.reject_with_retry_after(reason, self.gate.retry_after(clock::now()))
     }
 }
 

@@ -11,10 +11,9 @@ use std::{
 use tower_service::Service;
 
 use crate::{
-    Class, Reject, Rejection,
     call::Call,
     copy::{Cloned, CopyRequest},
-    unprocessed::was_unprocessed,
+    outcome::{Class, Reject, Rejection, was_unprocessed},
 };
 
 /// A call that failed: what a function of a [`FallbackLayer`](super::FallbackLayer) gets.

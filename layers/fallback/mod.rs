@@ -67,9 +67,9 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    Class, Classify, Event, FailOnError, HttpStatus, Reason, Reject, Rejection, Site,
     copy::Cloned,
-    telemetry::{site, site_setters},
+    outcome::{Class, Classify, FailOnError, HttpStatus, Reason, Reject, Rejection},
+    telemetry::{Event, Site, site, site_setters},
 };
 
 mod alternative;

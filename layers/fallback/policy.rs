@@ -4,7 +4,7 @@ use std::fmt;
 
 use http::Response;
 
-use crate::{Class, Classify, Degraded, Reject};
+use crate::outcome::{Class, Classify, Degraded, Reject};
 
 /// Judges that only a layer's rejections are failures: what the service answered, an error too, is its own affair. For
 /// [`FallbackLayer::classify`](super::FallbackLayer::classify).

@@ -10,7 +10,7 @@ use std::{
 
 use pin_project_lite::pin_project;
 
-use crate::Reason;
+use crate::outcome::Reason;
 
 /// Gets the resource of a request. What [`ResourceLayer`](super::ResourceLayer)'s constructors make of their argument is one.
 #[diagnostic::on_unimplemented(

@@ -2,20 +2,18 @@
 
 use std::{
     any::{Any, type_name},
-    cell::Cell,
     error::Error,
     fmt, mem,
     ops::{Deref, DerefMut},
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::Context,
-    thread::LocalKey,
 };
 
 use http_body::Body;
 
 use crate::{
-    ambient::{self, Entered, Slot},
+    ambient::{self, Entered, slot},
     body::{Guard, PollFrame},
 };
 
@@ -264,15 +262,7 @@ impl<T: Send + 'static> Link for Loan<T> {
 #[derive(Clone, Default)]
 pub(super) struct Surroundings(Option<Arc<dyn Link>>);
 
-thread_local! {
-    static SURROUNDINGS: Cell<Surroundings> = const { Cell::new(Surroundings(None)) };
-}
-
-impl Slot for Surroundings {
-    fn place() -> &'static LocalKey<Cell<Self>> {
-        &SURROUNDINGS
-    }
-}
+slot!(Surroundings, Surroundings(None));
 
 /// A call's right to what it was lent. It ends when this is dropped, whoever still has a handle.
 pub struct Lease(Surroundings);

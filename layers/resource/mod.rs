@@ -83,11 +83,11 @@ pub use self::acquire::Deadpool;
 pub use self::acquire::{Acquire, Always, ByRequest, Explained};
 pub use self::lent::{Held, Lease, Lent, Unavailable, Why, current};
 use crate::{
-    Event, Reason, Reject, Rejection, Site,
     ambient::{self, Unsent},
     body::{BodyEnd, ResponseEnd, Until},
     clock::{self, Sleep},
-    telemetry::{site, site_setters},
+    outcome::{Reason, Reject, Rejection},
+    telemetry::{Event, Site, site, site_setters},
 };
 
 /// Lends every call a resource: see the [module](self).
@@ -174,9 +174,7 @@ impl<A, U> ResourceLayer<A, U> {
 
 impl Settings {
     fn reject(&self, reason: Reason) -> Rejection {
-        let rejection = Rejection::new(&self.site, reason);
-        self.site.tell(Event::Rejected(&rejection));
-        rejection
+        self.site.reject(reason)
     }
 }
 

@@ -4,10 +4,12 @@ use std::{fmt, time::Duration};
 
 use super::{RetryLayer, Wait, budget::Withdrawal};
 use crate::{
-    Class, Classify, CopyRequest, Deadline, Event, Reject, Rejection,
+    ambient::Deadline,
     caught::contained,
     clock,
-    unprocessed::{is_bad_certificate, was_unprocessed},
+    copy::CopyRequest,
+    outcome::{Class, Classify, Reject, Rejection, is_bad_certificate, was_unprocessed},
+    telemetry::Event,
 };
 
 /// A service that asks for more than this is not asked again by the same call.
@@ -233,7 +235,7 @@ mod tests {
     use tower::{ServiceBuilder, ServiceExt, service_fn};
 
     use super::*;
-    use crate::{Error, Site};
+    use crate::{outcome::Error, telemetry::Site};
 
     /// It will not verify the next time either.
     #[tokio::test(start_paused = true)]

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::Budget;
-use crate::Backoff;
+use crate::backoff::Backoff;
 
 /// How often and when the services of one [`RetryLayer`](super::RetryLayer) try again, to look at and to change while they work.
 ///

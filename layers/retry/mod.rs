@@ -72,15 +72,16 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
+#[doc(no_inline)]
+pub use crate::copy::{Cloned, CopyIf, CopyRequest, Idempotent};
 use crate::{
-    Backoff, Class, Classify, Event, FailOnError, HttpStatus, Jitter, Reject, Site,
     ambient::{self, Attempt},
+    backoff::{Backoff, Jitter},
     caught::{contained, undisturbed},
     clock::{self, Sleep},
-    telemetry::{site, site_setters},
+    outcome::{Class, Classify, FailOnError, HttpStatus, Reject},
+    telemetry::{Event, Site, site, site_setters},
 };
-#[doc(no_inline)]
-pub use crate::{Cloned, CopyIf, CopyRequest, Idempotent};
 
 mod again;
 mod budget;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::Backoff;
+use crate::backoff::Backoff;
 
 /// How long to wait before the next attempt: see [`RetryLayer::backoff`](super::RetryLayer::backoff).
 #[diagnostic::on_unimplemented(

@@ -9,7 +9,7 @@ use std::{
 use futures_util::task::AtomicWaker;
 use http_body::Body;
 
-use crate::{body::PollFrame, clock, deadline::Limit};
+use crate::{ambient::Limit, body::PollFrame, clock};
 
 /// The limit of each wait for a frame, and the wait that is going on.
 pub(super) struct Idle {

@@ -12,11 +12,14 @@ use http_body::Body;
 
 use super::{idle::Idle, reject};
 use crate::{
-    Reject, Rejection, Site, ambient,
+    ambient::{
+        self, Limit,
+        limited::{Clock, Expired, enter},
+    },
     body::{Guard, PollFrame},
     clock::{self, Sleep},
-    deadline::Limit,
-    limited::{Clock, Expired, enter},
+    outcome::{Reject, Rejection},
+    telemetry::Site,
 };
 
 /// What a layer has to say about bodies.

@@ -67,11 +67,15 @@ mod in_time;
 use self::in_time::BodyLimits;
 pub use self::in_time::InTime;
 use crate::{
-    Event, Reason, Reject, Rejection, Setting, Site, ambient,
+    ambient::{
+        self, Limit,
+        deadline::is_too_late,
+        limited::{Clock, Expired, Limited, enter, started},
+    },
     body::{BodyEnd, ResponseEnd, Until},
-    deadline::{Limit, is_too_late},
-    limited::{Clock, Expired, Limited, enter, started},
-    telemetry::{site, site_setters},
+    outcome::{Reason, Reject, Rejection},
+    setting::Setting,
+    telemetry::{Site, site, site_setters},
 };
 
 /// Gives up on a service that does not answer in time: see the [module](self).
@@ -248,15 +252,10 @@ where
 
 #[cold]
 fn reject(site: &Site, expired: Expired) -> Rejection {
-    let rejection = Rejection::new(
-        site,
-        match expired {
-            Expired::Limit(limit) => Reason::TimedOut { limit },
-            Expired::Deadline { after } => Reason::DeadlineExceeded { after },
-        },
-    );
-    site.tell(Event::Rejected(&rejection));
-    rejection
+    site.reject(match expired {
+        Expired::Limit(limit) => Reason::TimedOut { limit },
+        Expired::Deadline { after } => Reason::DeadlineExceeded { after },
+    })
 }
 
 impl<F, U> fmt::Debug for ResponseFuture<F, U> {

@@ -12,7 +12,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame};
 
 use super::{End, PollFrame};
-use crate::{Class, Classify, Rejection};
+use crate::outcome::{Class, Classify, Rejection};
 
 type BoxError = Box<dyn StdError + Send + Sync>;
 

@@ -18,8 +18,8 @@ use super::{
     progress::{Batches, Progress, Summary},
     turns::{Heard, Turn, Turns},
 };
-use crate::{
-    deadline::Limit,
+use crate::ambient::{
+    Limit,
     limited::{Clock, Expired, Limited},
 };
 

@@ -86,8 +86,8 @@ pub use self::{
     results::{Ordered, Unordered},
     source::{Items, Iterated, Source, Streamed},
 };
+use crate::ambient::Limit;
 pub use crate::call::Call;
-use crate::deadline::Limit;
 
 /// So many as resilience4j's bulkhead lets be in flight.
 const MAX_CONCURRENCY: usize = 25;

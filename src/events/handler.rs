@@ -2,15 +2,13 @@
 
 use std::{any::type_name, fmt, future::Future, sync::Arc};
 
-use tokio::task::JoinHandle;
-
 use super::{
     queue::Lagged,
     subscription::{Leave, Subscription},
 };
 use crate::{
     caught::{caught, undisturbed},
-    scope::Task,
+    signal::Signal,
     telemetry::{Event, Site},
 };
 
@@ -37,7 +35,7 @@ impl<T, E: fmt::Display> Handled for Result<T, E> {
 }
 
 /// Calls `handler` for one event after the other, until there will be none.
-pub(super) async fn handle<E, F, Fut>(mut events: Subscription<E>, mut handler: F, site: Site)
+pub(super) async fn handle<E, F, Fut>(_ended: Ended, mut events: Subscription<E>, mut handler: F, site: Site)
 where
     E: Clone + Send + Sync + 'static,
     F: FnMut(E) -> Fut,
@@ -58,7 +56,13 @@ where
                 events.failed(&error);
                 tell(&site, Event::HandlerFailed { of, error: &error });
             }
-            Ok(Step::Lagged(lagged)) => tell(&site, Event::HandlerLagged { of, lagged }),
+            Ok(Step::Lagged(lagged)) => {
+                let missed = match lagged {
+                    Lagged::Missed(missed) => Some(missed),
+                    Lagged::Dropped => None,
+                };
+                tell(&site, Event::HandlerLagged { of, missed });
+            }
             Ok(Step::End) => return,
         }
         // A handler that never waits, and a publisher that never rests, leave room for others.
@@ -84,19 +88,28 @@ enum Step {
 #[must_use = "dropping it detaches the handler; `detach` leaves the handler to the bus"]
 pub struct HandlerGuard {
     seat: Option<Arc<dyn Leave>>,
-    /// None: it never ran, because the scope of the bus is gone.
-    task: Option<Running>,
+    ended: Arc<Signal>,
 }
 
-/// The task of a handler.
-pub(super) enum Running {
-    Alone(JoinHandle<()>),
-    InScope(Task<()>),
+/// Says that a handler has ended, when it is dropped: with its task, however that ends.
+#[derive(Default)]
+pub(super) struct Ended(Arc<Signal>);
+
+impl Ended {
+    pub(super) fn signal(&self) -> Arc<Signal> {
+        Arc::clone(&self.0)
+    }
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.give();
+    }
 }
 
 impl HandlerGuard {
-    pub(super) fn new(seat: Arc<dyn Leave>, task: Option<Running>) -> Self {
-        Self { seat: Some(seat), task }
+    pub(super) fn new(seat: Arc<dyn Leave>, ended: Arc<Signal>) -> Self {
+        Self { seat: Some(seat), ended }
     }
 
     /// Leaves the handler to the bus: it stays until that is closed, or the last clone of it is gone. A handler that holds a clone
@@ -108,13 +121,9 @@ impl HandlerGuard {
     /// Waits until the bus is closed and the handler has handled all that waited for it.
     ///
     /// Dropped before, it detaches the handler, as the guard does.
-    pub async fn finished(mut self) {
+    pub async fn finished(self) {
         // Its panics are caught. Only the end of the runtime ends it before that, and the end of its scope's grace period.
-        match &mut self.task {
-            Some(Running::Alone(task)) => drop(task.await),
-            Some(Running::InScope(task)) => drop(task.await),
-            None => {}
-        }
+        self.ended.wait().await;
     }
 }
 
@@ -128,11 +137,6 @@ impl Drop for HandlerGuard {
 
 impl fmt::Debug for HandlerGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let is_finished = match &self.task {
-            Some(Running::Alone(task)) => task.is_finished(),
-            Some(Running::InScope(task)) => task.is_finished(),
-            None => true,
-        };
-        f.debug_struct("HandlerGuard").field("is_finished", &is_finished).finish()
+        f.debug_struct("HandlerGuard").field("is_finished", &self.ended.is_given()).finish()
     }
 }

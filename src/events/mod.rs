@@ -52,6 +52,7 @@ use std::{
     fmt,
     future::Future,
     mem,
+    pin::Pin,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
@@ -73,16 +74,12 @@ pub use self::{
 };
 use self::{
     event_type::refuse_references,
-    handler::{Running, handle},
+    handler::{Ended, handle},
     joined::Item,
     subscription::Seat,
     topic::{AnyTopic, Topic},
 };
-use crate::{
-    Observer,
-    scope::Home,
-    telemetry::{Site, site},
-};
+use crate::telemetry::{Observer, Site, site};
 
 /// So many events may wait for a subscriber if it does not say otherwise: as in Java's `Flow.defaultBufferSize()`.
 pub const DEFAULT_CAPACITY: usize = 256;
@@ -94,8 +91,14 @@ pub const DEFAULT_CAPACITY: usize = 256;
 pub struct EventBus {
     inner: Arc<Inner>,
     site: Site,
-    /// Where its handlers run.
-    home: Option<Home>,
+    /// Runs its handlers; `None`: the runtime of whoever attaches them.
+    spawn: Option<Arc<dyn Spawn>>,
+}
+
+/// Runs the handlers of a bus.
+pub(crate) trait Spawn: Send + Sync {
+    /// Runs a handler, or drops it where nothing can run it any more.
+    fn spawn(&self, handling: Pin<Box<dyn Future<Output = ()> + Send>>);
 }
 
 /// The topics of a bus, by the type of their events.
@@ -113,12 +116,12 @@ impl EventBus {
     /// A bus that nobody has subscribed to.
     #[must_use]
     pub fn new() -> Self {
-        Self { inner: Arc::new(Inner { topics: RwLock::default() }), site: site!("events"), home: None }
+        Self { inner: Arc::new(Inner { topics: RwLock::default() }), site: site!("events"), spawn: None }
     }
 
-    /// The bus of a scope.
-    pub(crate) fn of(home: Home) -> Self {
-        Self { home: Some(home), ..Self::new() }
+    /// A bus whose handlers `spawn` runs.
+    pub(crate) fn of(spawn: Arc<dyn Spawn>) -> Self {
+        Self { spawn: Some(spawn), ..Self::new() }
     }
 
     /// The same bus under a name, which the reports about handlers carry that are attached through this clone.
@@ -224,13 +227,15 @@ impl EventBus {
     {
         let events = self.subscribe_with(capacity, lag);
         let seat = Arc::clone(&events.seat);
-        let handling = handle(events, handler, self.site.clone());
+        let ended = Ended::default();
+        let guard = HandlerGuard::new(seat, ended.signal());
+        let handling = handle(ended, events, handler, self.site.clone());
         let runtime = Handle::current();
-        let task = match &self.home {
-            Some(home) => home.spawn(handling).map(Running::InScope),
-            None => Some(Running::Alone(runtime.spawn(handling))),
-        };
-        HandlerGuard::new(seat, task)
+        match &self.spawn {
+            Some(spawn) => spawn.spawn(Box::pin(handling)),
+            None => drop(runtime.spawn(handling)),
+        }
+        guard
     }
 
     /// Gives an event to all who have subscribed to its type; answers how many that are. It never waits.

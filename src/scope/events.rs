@@ -2,11 +2,12 @@
 
 use std::{
     future::Future,
+    pin::Pin,
     sync::{Arc, Weak, atomic::Ordering},
 };
 
-use super::{Scope, life::Owned, task::Task};
-use crate::EventBus;
+use super::{Scope, life::Owned};
+use crate::events::{EventBus, Spawn};
 
 impl Scope {
     /// The event bus of this scope: that of the outermost one around it, or of the nearest that is [isolated](Self::isolated).
@@ -38,7 +39,7 @@ impl Scope {
             events.close();
             return events;
         };
-        let events = owned.events.get_or_init(|| EventBus::of(Home(Arc::downgrade(owned)))).clone();
+        let events = owned.events.get_or_init(|| EventBus::of(Arc::new(Home(Arc::downgrade(owned))))).clone();
         // Who tells looks for a bus afterwards: one of the two sees the other.
         if owned.told.is_given() {
             events.close();
@@ -54,16 +55,13 @@ impl Scope {
     }
 }
 
-/// The scope of a bus, which that does not keep.
-#[derive(Clone)]
-pub(crate) struct Home(Weak<Owned>);
+/// The scope of a bus, which that does not keep: its handlers are tasks of the scope.
+struct Home(Weak<Owned>);
 
-impl Home {
-    /// Runs it as a task of the scope, for as long as that lasts; `None` if it is gone.
-    pub(crate) fn spawn<F>(&self, future: F) -> Option<Task<F::Output>>
-    where
-        F: Future<Output: Send> + Send + 'static,
-    {
-        Some(self.0.upgrade()?.scope()?.start(future, None))
+impl Spawn for Home {
+    fn spawn(&self, handling: Pin<Box<dyn Future<Output = ()> + Send>>) {
+        if let Some(scope) = self.0.upgrade().and_then(|owned| owned.scope()) {
+            drop(scope.start(handling, None));
+        }
     }
 }

@@ -15,8 +15,8 @@ use std::{
 use tokio::runtime::Handle;
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
-use super::{Ending, Inner, Scope, catch, error::ScopeError, opening::TearDown};
-use crate::{EventBus, signal::Signal};
+use super::{Ending, Inner, Scope, catch, error::ScopeError, tear_down::TearDown};
+use crate::{events::EventBus, signal::Signal};
 
 /// Set once: what a scope owns, or that it was closed while it owned nothing.
 pub(super) enum Life {

@@ -90,8 +90,7 @@ use std::{
 use pin_project_lite::pin_project;
 
 use crate::{
-    ambient,
-    telemetry::{EnteredSpan, Span},
+    ambient::{self, slot},
     wire::Identity,
 };
 
@@ -105,19 +104,20 @@ mod group;
 mod life;
 mod opening;
 mod run;
+mod span;
 mod state;
 mod task;
+mod tear_down;
 mod watch;
 
 pub use ending::{Ending, Work};
 pub use error::{Fault, FaultKind, Panic, ScopeError};
-pub(crate) use events::Home;
 pub use group::{Group, GroupError, GroupTask};
 use life::{Life, Owned};
 pub use opening::{Disposable, Opening, TornDown};
 pub use run::{Ran, RunError};
+use span::{EnteredSpan, Span};
 use state::State;
-pub(crate) use task::Member;
 pub use task::{Task, TaskError};
 
 /// A set of values, each of its own type, that belongs to a piece of work. A clone is the same scope, and cheap.
@@ -130,6 +130,8 @@ pub use task::{Task, TaskError};
 pub struct Scope {
     inner: Arc<Inner>,
 }
+
+slot!(Option<Scope>, None);
 
 struct Inner {
     name: Cow<'static, str>,

@@ -18,8 +18,9 @@ use super::{
     closing::CloseOnDrop,
     error::{BoxError, Fault, FaultKind, ScopeError},
     life::Owned,
+    tear_down::TearDown,
 };
-use crate::Deadline;
+use crate::ambient::Deadline;
 
 /// A value that a scope sets up when it is opened, holds in its state, and tears down when it is closed: a pool, a file, a lock.
 ///
@@ -126,7 +127,7 @@ impl Disposable {
                 };
                 // What it replaces may panic when it is dropped; this is set up all the same.
                 catch::run(|| scope.inner.state.provide(value));
-                Ok(TearDown { type_name: type_name::<T>(), run: Box::new(run) })
+                Ok(TearDown::new::<T>(run))
             })
         };
         Self { type_name: type_name::<T>(), set_up: Box::new(set_up) }
@@ -158,27 +159,6 @@ impl TornDown for () {
 impl<E: Into<BoxError>> TornDown for Result<(), E> {
     fn into_result(self) -> Result<(), BoxError> {
         self.map_err(Into::into)
-    }
-}
-
-/// How a value that was set up is undone.
-pub(super) struct TearDown {
-    type_name: &'static str,
-    run: Box<dyn FnOnce(Ending) -> BoxFuture<Result<(), BoxError>> + Send>,
-}
-
-impl TearDown {
-    /// The type of the value.
-    pub(super) fn type_name(&self) -> &'static str {
-        self.type_name
-    }
-
-    /// Runs it to its end.
-    pub(super) async fn run(self, ending: Ending) -> Result<(), FaultKind> {
-        let Self { type_name, run } = self;
-        let mut future: Option<BoxFuture<_>> = Some(Box::pin(async move { run(ending).await }));
-        let outcome = poll_fn(|cx| catch::poll(&mut future, cx)).await;
-        outcome.map_err(|error| FaultKind::tear_down(type_name, error))
     }
 }
 

@@ -16,7 +16,10 @@ use tokio::task::JoinHandle;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::{Scope, enter, error::Panic, life::Owned};
-use crate::{Deadline, ambient, signal::Wait};
+use crate::{
+    ambient::{self, Deadline, slot},
+    signal::Wait,
+};
 
 impl Scope {
     /// Runs `future` on a task that belongs to this scope: closing the scope waits for it, and aborts it when the
@@ -174,11 +177,13 @@ impl Error for TaskError {}
 /// What the running code is to the closing of scopes: a task of one, or a tear-down. Either would await itself if it awaited the
 /// closing of its own scope, or of one around it.
 #[derive(Clone)]
-pub(crate) struct Member {
+pub(super) struct Member {
     // None between two polls of a task.
     pub(super) scope: Option<Scope>,
     pub(super) role: Role,
 }
+
+slot!(Option<Member>, None);
 
 #[derive(Clone)]
 pub(super) enum Role {

@@ -13,12 +13,15 @@ use super::{
     ready::ReadyInCall,
 };
 use crate::{
-    Backoff, Event, HttpStatus, Idempotent, Scope, Site,
+    backoff::Backoff,
     body::{BodyEnd, ResponseEnd},
     circuit_breaker::{Circuit, CircuitBreakerLayer},
     concurrency_limit::{ConcurrencyLimitLayer, Gate},
+    copy::Idempotent,
+    outcome::HttpStatus,
     retry::{Drained, Retries, RetryLayer},
-    telemetry::site,
+    scope::Scope,
+    telemetry::{Event, Site, site},
     timeout::TimeoutLayer,
 };
 

@@ -12,7 +12,7 @@ use std::{
 
 use tower_service::Service;
 
-use crate::{Scope, Setting};
+use crate::{scope::Scope, setting::Setting};
 
 /// A duration that can change between two calls: the limit of a stack's timeout.
 #[derive(Debug, Clone)]

@@ -57,14 +57,18 @@
 
 mod client;
 #[cfg(feature = "serde")]
+mod fields;
+#[cfg(feature = "serde")]
 mod file;
 mod live;
 mod ready;
+mod rules;
 mod server;
 mod settings;
 
 pub use client::ClientStack;
 pub use live::{LiveDuration, Tuned};
 pub use ready::ReadyInCall;
+pub use rules::ConfigError;
 pub use server::ServerStack;
-pub use settings::{ClientSettings, ConfigError, ServerSettings};
+pub use settings::{ClientSettings, ServerSettings};

@@ -10,11 +10,11 @@ use super::{
     ready::ReadyInCall,
 };
 use crate::{
-    Scope,
     body::BodyEnd,
     concurrency_limit::{ConcurrencyLimitLayer, Gate},
     context::ContextLayer,
     identity::IdentityLayer,
+    scope::Scope,
     timeout::TimeoutLayer,
     wire::{AtMost, TimeoutHeader},
 };

@@ -1,7 +1,6 @@
 //! Streams that are written to: the sender, and the channel.
 
 use std::{
-    error::Error,
     fmt,
     pin::Pin,
     sync::Arc,
@@ -11,7 +10,7 @@ use std::{
 use futures_core::Stream;
 use tokio::sync::mpsc;
 
-use super::handover::Handover;
+use super::{closed::Closed, handover::Handover};
 
 /// A channel that holds at most `capacity` items, whose receiving end is a stream.
 ///
@@ -100,27 +99,6 @@ impl<T> Clone for Sender<T> {
         Self { to }
     }
 }
-
-/// The stream was dropped or has ended: the item will not be read.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Closed<T> {
-    /// What was to be sent.
-    pub item: T,
-}
-
-impl<T> fmt::Display for Closed<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the stream was dropped or has ended: what is sent to it is not read")
-    }
-}
-
-impl<T> fmt::Debug for Closed<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Closed").finish_non_exhaustive()
-    }
-}
-
-impl<T> Error for Closed<T> {}
 
 /// The stream of a [`channel`].
 #[must_use = "streams do nothing unless polled"]

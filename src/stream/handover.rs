@@ -11,7 +11,7 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::Closed;
+use super::closed::Closed;
 use crate::caught::undisturbed;
 
 /// The state that senders and their reader share. No code of the user's runs under its lock, and nothing of theirs is

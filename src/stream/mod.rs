@@ -36,10 +36,11 @@ use std::time::Duration;
 
 pub use futures_core::Stream;
 
-use crate::Scope;
+use crate::scope::Scope;
 
 mod batches;
 mod channel;
+mod closed;
 mod generate;
 mod handover;
 mod merge;
@@ -47,7 +48,8 @@ mod scoped;
 
 pub use self::{
     batches::{Batches, Fallible, Kind, Plain},
-    channel::{Closed, Receiver, Sender, channel},
+    channel::{Receiver, Sender, channel},
+    closed::Closed,
     generate::{Ending, Generate, generate, try_generate},
     merge::{Merge, merge},
     scoped::WithinScope,

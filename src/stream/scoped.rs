@@ -10,7 +10,7 @@ use std::{
 use futures_core::Stream;
 use pin_project_lite::pin_project;
 
-use crate::{Scope, scope::enter};
+use crate::scope::{Scope, enter};
 
 pin_project! {
     /// The stream of [`within_scope`](super::StreamExt::within_scope).

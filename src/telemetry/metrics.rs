@@ -7,7 +7,7 @@ use std::{
 
 use ::metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
-use super::{Event, Outcome, Site};
+use super::{Event, Outcome};
 
 /// Counts the events of a site.
 #[derive(Clone, Default)]
@@ -21,7 +21,7 @@ impl Counters {
         Self { frequent: OnceLock::new() }
     }
 
-    pub(super) fn count(&self, site: &Site, event: &Event<'_>) {
+    pub(super) fn count(&self, layer: &'static str, name: Option<&'static str>, event: &Event<'_>) {
         let frequent = [Event::Queued, Event::Hit, Event::Miss, Event::Stale, Event::Shared, Event::Stored];
         let index = match event {
             Event::Queued => 0,
@@ -31,32 +31,32 @@ impl Counters {
             Event::Shared => 4,
             Event::Stored => 5,
             Event::Started | Event::Ended { .. } => return,
-            Event::SettingsRefused { .. } | Event::Reclaimed { .. } => return of(site, event, "").increment(1),
-            Event::Rejected(rejection) => return of(site, event, rejection.reason().as_str()).increment(1),
+            Event::SettingsRefused { .. } | Event::Reclaimed { .. } => return of(layer, name, event, "").increment(1),
+            Event::Rejected(rejection) => return of(layer, name, event, rejection.reason().as_str()).increment(1),
             Event::GaveUp { reason, .. }
             | Event::NotRetried { reason, .. }
             | Event::NotRepeatable { reason }
             | Event::FellBack { reason }
             | Event::FallbackFailed { reason, .. }
             | Event::RefreshFailed { reason, .. }
-            | Event::Injected { reason } => return of(site, event, reason).increment(1),
-            Event::Transition { to, .. } => return of(site, event, to).increment(1),
+            | Event::Injected { reason } => return of(layer, name, event, reason).increment(1),
+            Event::Transition { to, .. } => return of(layer, name, event, to).increment(1),
             Event::Retrying { .. }
             | Event::Recovered { .. }
             | Event::Failed
             | Event::HandlerFailed { .. }
             | Event::HandlerLagged { .. } => {
-                return of(site, event, "").increment(1);
+                return of(layer, name, event, "").increment(1);
             }
         };
-        let counters = self.frequent.get_or_init(|| Arc::new(frequent.map(|event| of(site, &event, ""))));
+        let counters = self.frequent.get_or_init(|| Arc::new(frequent.map(|event| of(layer, name, &event, ""))));
         counters[index].increment(1);
     }
 }
 
-fn of(site: &Site, event: &Event<'_>, reason: &'static str) -> Counter {
-    let name = site.name.unwrap_or_default();
-    counter!("ziggurat_events_total", "policy" => site.layer, "name" => name, "event" => event.name(), "reason" => reason)
+fn of(layer: &'static str, name: Option<&'static str>, event: &Event<'_>, reason: &'static str) -> Counter {
+    let name = name.unwrap_or_default();
+    counter!("ziggurat_events_total", "policy" => layer, "name" => name, "event" => event.name(), "reason" => reason)
 }
 
 /// The meters of the calls at a site.
@@ -68,8 +68,8 @@ pub(super) struct Meters {
 }
 
 impl Meters {
-    pub(super) fn new(site: &Site) -> Self {
-        let name = site.name.unwrap_or_default();
+    pub(super) fn new(name: Option<&'static str>) -> Self {
+        let name = name.unwrap_or_default();
         Self {
             name,
             in_flight: gauge!("ziggurat_calls_in_flight", "name" => name),

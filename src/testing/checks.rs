@@ -6,7 +6,7 @@ use tokio::{runtime, task};
 
 use super::{
     act::Act,
-    laws::Law,
+    law::Law,
     trial::{Call, Checked, Fault, Outcome, Progress, Subject, Trial, Value},
 };
 

@@ -21,13 +21,15 @@ use tower_service::Service;
 
 mod act;
 mod checks;
+mod law;
 mod laws;
 mod script;
 mod sharing;
 mod trial;
 
 pub use act::{Act, Failure};
-pub use laws::{Broken, HttpNumber, Law, Laws, Number, laws, laws_with_gauges};
+pub use law::{Broken, Law};
+pub use laws::{HttpNumber, Laws, Number, laws, laws_with_gauges};
 pub use script::{Entry, Script, Scripted, ScriptedResponse};
 
 /// A service that panics when it is called without having been polled ready. A clone is not ready.

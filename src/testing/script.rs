@@ -15,7 +15,7 @@ use std::{
 use tower_service::Service;
 
 use super::act::{Act, At, Failure, How};
-use crate::{Error, Scope};
+use crate::{outcome::Error, scope::Scope};
 
 /// Something that was done to a [`Scripted`] service. Services and calls are numbered from 1, each clone is a service of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use super::{
     act::Act,
     checks::Checks,
-    laws::Law,
+    law::Law,
     trial::{Checked, Outcome, Progress, Subject, Trial},
 };
 

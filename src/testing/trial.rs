@@ -16,10 +16,14 @@ use std::{
 
 use super::{
     act::Act,
-    laws::Law,
+    law::Law,
     script::{Script, ScriptedPanic},
 };
-use crate::{Scope, ambient, ambient::Attempt, clock, deadline::Limit};
+use crate::{
+    ambient::{self, Attempt, Limit},
+    clock,
+    scope::Scope,
+};
 
 /// The clock is paused: it costs nothing to wait until every timer has fired, every circuit has closed, every entry has expired.
 const LONG: Duration = Duration::from_secs(60 * 60);

@@ -50,7 +50,7 @@ fn rejecting<E: Reject<Answer>>(
 }
 
 fn rejection(reason: Reason) -> Rejection {
-    Rejection::new(&Site::new("any").named("secret"), reason)
+    Site::new("any").named("secret").reject(reason)
 }
 
 fn shared() -> Reason {
@@ -171,7 +171,7 @@ async fn a_problem_says_what_rfc_9457_asks_for_and_nothing_internal() {
 
 #[tokio::test]
 async fn a_layers_name_may_hold_anything() {
-    let odd = Rejection::new(&Site::new("größe \"1\"\n100%"), Reason::CircuitOpen);
+    let odd = Site::new("größe \"1\"\n100%").reject(Reason::CircuitOpen);
     let body = problem(Method::GET, odd.clone()).await.into_body();
     assert!(body.ends_with(r#""detail":"größe \"1\"\u000a100%: the circuit is open"}"#), "{body}");
 

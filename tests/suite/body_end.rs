@@ -601,7 +601,7 @@ async fn a_rejection_that_ends_a_body_has_its_own_class() {
         let circuit = layer.handle();
         let service = ServiceBuilder::new().layer(layer).service(origin.service());
         let sender = origin.answers(200);
-        let rejected: Result<(), BoxError> = Reject::reject(Rejection::new(&Site::new("inside"), reason));
+        let rejected: Result<(), BoxError> = Reject::reject(Site::new("inside").reject(reason));
         sender.send(Err(rejected.unwrap_err())).unwrap();
         let mut body = service.oneshot(()).await.unwrap().into_body();
         assert!(next(&mut body).await.unwrap().is_err());

@@ -335,7 +335,7 @@ async fn an_error_of_poll_ready_counts() {
     assert_eq!(circuit.state(), State::Closed);
 
     // A limit on this side says nothing about the service.
-    let full = Rejection::new(&Site::new("limit"), Reason::Overloaded { limit: 1 });
+    let full = Site::new("limit").reject(Reason::Overloaded { limit: 1 });
     backend.readiness.lock().unwrap().push(Poll::Ready(Err(Error::Rejected(full))));
     assert!(matches!(poll_ready(&mut service), Poll::Ready(Err(_))));
     assert_eq!(circuit.state(), State::Closed);
@@ -540,7 +540,7 @@ async fn an_attempt_that_timed_out_inside_is_a_failure_and_a_local_overload_is_n
     let layer = fragile();
     let circuit = layer.handle();
     let mut service = ServiceBuilder::new().layer(layer).layer(TimeoutLayer::new(SECOND)).service(Backend::default());
-    let full = Rejection::new(&Site::new("limit"), Reason::Overloaded { limit: 1 });
+    let full = Site::new("limit").reject(Reason::Overloaded { limit: 1 });
     call(&mut service, Do::Answer(Err(Error::Rejected(full)))).await.unwrap_err();
     assert_eq!(circuit.state(), State::Closed);
     call(&mut service, Do::Hang).await.unwrap_err();

@@ -14,7 +14,7 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::{Layer, Service};
 use ziggurat::{
-    Error, Reason, Reject, Rejection, Scope, Site,
+    Error, Reason, Reject, Scope, Site,
     testing::{Failure, Law, laws, laws_with_gauges},
 };
 
@@ -197,7 +197,7 @@ where
 }
 
 fn refused<R>() -> Result<R, Error<Failure>> {
-    Error::reject(Rejection::new(&Site::new("limit"), Reason::Overloaded { limit: 1 }))
+    Error::reject(Site::new("limit").reject(Reason::Overloaded { limit: 1 }))
 }
 
 /// Counts down when it is dropped.

@@ -14,7 +14,7 @@ use http_body::Body;
 use tokio::time::{Instant, sleep};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
-    Backoff, Class, Error, Event, HttpStatus, Jitter, Reason, Reject, Rejection, Site,
+    Backoff, Class, Error, Event, HttpStatus, Jitter, Reason, Reject, Site,
     circuit_breaker::CircuitBreakerLayer,
     concurrency_limit::ConcurrencyLimitLayer,
     retry::{Budget, RetryLayer, Wait},
@@ -253,7 +253,7 @@ async fn a_post_that_a_layer_did_not_let_through_is_sent_again() {
         let counted = Arc::clone(&called);
         let service = ServiceBuilder::new().layer(RetryLayer::http()).service(service_fn(move |_: Request<()>| {
             counted.fetch_add(1, Ordering::SeqCst);
-            let rejection = Rejection::new(&Site::new("pool"), reason.clone());
+            let rejection = Site::new("pool").reject(reason.clone());
             std::future::ready(<Failed as Reject<Response<String>>>::reject(rejection))
         }));
         assert!(service.oneshot(Request::post("/").body(()).unwrap()).await.is_err());

@@ -498,7 +498,7 @@ where
 async fn a_rejection_that_ends_the_body_is_the_calls() {
     let service = ServiceBuilder::new().layer(UploadLayer::new(SECOND)).service(storage(Reader::Task, Duration::ZERO));
     let (sender, request) = upload();
-    let rejected: Result<(), BoxError> = Reject::reject(Rejection::new(&Site::new("outside"), Reason::RateLimited));
+    let rejected: Result<(), BoxError> = Reject::reject(Site::new("outside").reject(Reason::RateLimited));
     sender.send(Err(rejected.unwrap_err())).unwrap();
     let outcome = service.oneshot(request).await;
     assert_eq!(ziggurat::rejection(&outcome).unwrap().reason(), &Reason::RateLimited);

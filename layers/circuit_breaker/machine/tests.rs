@@ -1,7 +1,7 @@
 use std::{sync::Barrier, thread};
 
 use super::*;
-use crate::Jitter;
+use crate::backoff::Jitter;
 
 mod replay;
 

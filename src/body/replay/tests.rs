@@ -8,7 +8,7 @@ use std::{
 use http::{HeaderMap, HeaderValue};
 
 use super::*;
-use crate::{Event, Site};
+use crate::telemetry::{Event, Site};
 
 mod property;
 

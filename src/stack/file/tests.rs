@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use proptest::prelude::*;
 use serde_core::de::{
@@ -7,6 +7,7 @@ use serde_core::de::{
 };
 
 use super::*;
+use crate::stack::fields::JSON_NUMBER;
 
 fn client(file: &str) -> Result<ClientSettings, String> {
     toml::from_str(file).map_err(|error| error.to_string())

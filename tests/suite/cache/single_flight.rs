@@ -14,7 +14,7 @@ use tokio::{
 };
 use tower::{Layer, ServiceBuilder, util::BoxCloneSyncService};
 use ziggurat::{
-    Class, HttpStatus, Reason, Reject, Rejection, Scope, Site,
+    Class, HttpStatus, Reason, Reject, Scope, Site,
     cache::{CacheLayer, scoped_key},
     timeout::TimeoutLayer,
 };
@@ -234,7 +234,7 @@ async fn an_error_that_can_be_cloned_goes_to_all_if_they_are_to_get_it() {
 /// Shows: C4
 #[tokio::test(start_paused = true)]
 async fn a_shared_failure_has_the_status_of_the_original() {
-    let overloaded = Reject::reject(Rejection::new(&Site::new("limit"), Reason::Overloaded { limit: 1 }));
+    let overloaded = Reject::reject(Site::new("limit").reject(Reason::Overloaded { limit: 1 }));
     for (outcome, status, code) in [(Err(Error::Service("not found")), 502, 14), (overloaded, 503, 8)] {
         let (backend, strict) = backend();
         let service = CacheLayer::new(10, SECOND, itself).layer(strict);
@@ -431,7 +431,7 @@ async fn a_failure_that_is_a_response_goes_to_all_and_is_not_stored() {
             async move {
                 yield_now().await;
                 match request.uri().path() {
-                    "/rejected" => Reject::reject(Rejection::new(&Site::new("limit"), Reason::Overloaded { limit: 1 })),
+                    "/rejected" => Reject::reject(Site::new("limit").reject(Reason::Overloaded { limit: 1 })),
                     _ => Ok::<_, Infallible>(Response::builder().status(503).body(()).unwrap()),
                 }
             }

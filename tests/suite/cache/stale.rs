@@ -4,7 +4,7 @@ use http::{Request, Response};
 use tokio::{task::yield_now, time::advance};
 use tower::{Layer, ServiceBuilder};
 use ziggurat::{
-    Event, Reason, Reject, Rejection, Scope, Site,
+    Event, Reason, Reject, Scope, Site,
     cache::{Cache, CacheLayer, HttpStorable, Stale, http_key},
     context::ContextLayer,
     timeout::TimeoutLayer,
@@ -71,7 +71,7 @@ async fn those_who_wait_get_the_stale_answer_too_and_a_success_replaces_it() {
 /// Shows: C6
 #[tokio::test(start_paused = true)]
 async fn a_stale_answer_stands_in_for_a_rejection_even_one_that_says_nothing_about_the_service() {
-    let overloaded = || Reject::reject(Rejection::new(&Site::new("limit"), Reason::Overloaded { limit: 1 }));
+    let overloaded = || Reject::reject(Site::new("limit").reject(Reason::Overloaded { limit: 1 }));
     let (backend, strict) = backend();
     let service = CacheLayer::new(10, SECOND, itself).stale_if_error(Duration::MAX).layer(strict);
     fetch(&service, &backend, 0, ok("first")).unwrap();
@@ -304,7 +304,7 @@ async fn a_failure_is_an_answer_for_a_time_of_its_own() {
     assert_eq!((cache.stats().hits, backend.calls()), (1, 1));
     advance(SECOND).await;
     // A rejection says something about this moment only.
-    let overloaded = Reject::reject(Rejection::new(&Site::new("limit"), Reason::Overloaded { limit: 1 }));
+    let overloaded = Reject::reject(Site::new("limit").reject(Reason::Overloaded { limit: 1 }));
     assert!(fetch(&service, &backend, 1, overloaded).is_err());
     assert_eq!(fetch(&service, &backend, 2, ok("up")).unwrap(), "up");
     advance(60 * SECOND).await;

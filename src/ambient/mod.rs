@@ -1,4 +1,5 @@
-//! What surrounds a call: its scope, its deadline and the number of its attempt, in thread-locals.
+//! The surroundings of a call, in thread-locals: its deadline, the number of its attempt, its caller. The modules above add their own, such
+//! as the scope.
 //!
 //! A future that brings such a value swaps it in for the length of each poll and out again afterwards. Nothing is cloned,
 //! and it works for every request type, in `join!` and `select!`, and for many requests on one task.
@@ -7,23 +8,25 @@ use std::{cell::Cell, mem, thread::LocalKey};
 
 use tokio::task::{self, Id};
 
-use crate::{
-    caller::Caller,
-    deadline::{Limit, Told},
-    scope::{Member, Scope},
+mod attempt;
+pub(crate) mod caller;
+pub(crate) mod deadline;
+mod limit;
+pub(crate) mod limited;
+mod notes;
+
+pub(crate) use self::{
+    attempt::Attempt,
+    deadline::Told,
+    limit::Limit,
+    notes::{HadItsTime, Unsent, Urgent},
+};
+pub use self::{
+    attempt::attempt,
+    deadline::{Deadline, WithDeadline},
 };
 
-// Each on its own: a thread-local without a destructor, as a limit and a number are, costs a plain access.
 thread_local! {
-    static SCOPE: Cell<Option<Scope>> = const { Cell::new(None) };
-    static LIMIT: Cell<Limit> = const { Cell::new(Limit::NONE) };
-    static TOLD: Cell<Told> = const { Cell::new(Told(Limit::NONE)) };
-    static ATTEMPT: Cell<Attempt> = const { Cell::new(Attempt(1)) };
-    static MEMBER: Cell<Option<Member>> = const { Cell::new(None) };
-    static UNSENT: Cell<Unsent> = const { Cell::new(Unsent(false)) };
-    static CALLER: Cell<Option<Caller>> = const { Cell::new(None) };
-    static URGENT: Cell<Urgent> = const { Cell::new(Urgent(false)) };
-    static HAD_ITS_TIME: Cell<HadItsTime> = const { Cell::new(HadItsTime(false)) };
     static TASK: Cell<Option<Id>> = const { Cell::new(None) };
 }
 
@@ -32,91 +35,24 @@ pub(crate) trait Slot: Default + Clone + 'static {
     fn place() -> &'static LocalKey<Cell<Self>>;
 }
 
-impl Slot for Option<Scope> {
-    #[inline]
-    fn place() -> &'static LocalKey<Cell<Self>> {
-        &SCOPE
-    }
+/// Gives a type its place in the surroundings: `$outside` is there where nothing else was put in place.
+///
+/// Each on its own: a thread-local without a destructor, as that of a limit or a number is, costs a plain access.
+macro_rules! slot {
+    ($value:ty, $outside:expr) => {
+        impl $crate::ambient::Slot for $value {
+            #[inline]
+            fn place() -> &'static std::thread::LocalKey<std::cell::Cell<Self>> {
+                std::thread_local! {
+                    static PLACE: std::cell::Cell<$value> = const { std::cell::Cell::new($outside) };
+                }
+                &PLACE
+            }
+        }
+    };
 }
 
-impl Slot for Limit {
-    #[inline]
-    fn place() -> &'static LocalKey<Cell<Self>> {
-        &LIMIT
-    }
-}
-
-impl Slot for Told {
-    #[inline]
-    fn place() -> &'static LocalKey<Cell<Self>> {
-        &TOLD
-    }
-}
-
-impl Slot for Option<Member> {
-    #[inline]
-    fn place() -> &'static LocalKey<Cell<Self>> {
-        &MEMBER
-    }
-}
-
-impl Slot for Option<Caller> {
-    #[inline]
-    fn place() -> &'static LocalKey<Cell<Self>> {
-        &CALLER
-    }
-}
-
-/// Whether the call that was just dropped had not reached the service, or the one that was just polled still has not: it waits for its turn
-/// on this side.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Unsent(pub(crate) bool);
-
-impl Slot for Unsent {
-    #[inline]
-    fn place() -> &'static LocalKey<Cell<Self>> {
-        &UNSENT
-    }
-}
-
-/// Whether others wait for what this call finds out, so that it waits behind none of them: a circuit breaker's probe.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Urgent(pub(crate) bool);
-
-impl Slot for Urgent {
-    #[inline]
-    fn place() -> &'static LocalKey<Cell<Self>> {
-        &URGENT
-    }
-}
-
-/// Whether the call that was just dropped had all the time that a limit beneath gives to it: the service was given its chance.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct HadItsTime(pub(crate) bool);
-
-impl Slot for HadItsTime {
-    #[inline]
-    fn place() -> &'static LocalKey<Cell<Self>> {
-        &HAD_ITS_TIME
-    }
-}
-
-/// The number of an attempt, from 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Attempt(pub(crate) u32);
-
-impl Default for Attempt {
-    fn default() -> Self {
-        Self(1)
-    }
-}
-
-impl Slot for Attempt {
-    #[inline]
-    fn place() -> &'static LocalKey<Cell<Self>> {
-        &ATTEMPT
-    }
-}
+pub(crate) use slot;
 
 /// As long as the guard lives, `value` is in place; afterwards (also after a panic) the outer value is back, and `value` is
 /// what was left in place.
@@ -204,19 +140,6 @@ pub(crate) fn set<T: Slot>(value: T) {
 #[inline]
 fn with<T: Slot, R: Default>(f: impl FnOnce(&Cell<T>) -> R) -> R {
     T::place().try_with(f).unwrap_or_default()
-}
-
-/// The number of the attempt that the caller runs in: 1 for the first, and outside of any retry.
-///
-/// Every layer and service inside a [`RetryLayer`](crate::retry::RetryLayer) can ask, in `poll_ready`, `call`, and while its
-/// response future is polled. Of nested retries the innermost answers. A spawned task starts at 1 again.
-///
-/// ```
-/// assert_eq!(ziggurat::attempt(), 1);
-/// ```
-#[must_use]
-pub fn attempt() -> u32 {
-    get::<Attempt>().0
 }
 
 #[cfg(test)]

@@ -9,17 +9,17 @@ use std::{
 
 use pin_project_lite::pin_project;
 
-use crate::{
-    ambient::{self, Entered, HadItsTime},
+use super::{
+    Entered, HadItsTime, Limit, Told,
     caller::{self, Later},
-    clock::{self, Sleep},
-    deadline::{Limit, Told},
+    enter_with, get, set,
 };
+use crate::clock::{self, Sleep};
 
 /// Puts a limit in place for everything inside, as far as it is not later than the surrounding one.
 #[inline]
 pub(crate) fn enter<'a>(own: &mut Limit, inside: &'a mut Limit) -> Entered<'a, Limit> {
-    ambient::enter_with(inside, |inside, outer| *inside = own.earlier(outer))
+    enter_with(inside, |inside, outer| *inside = own.earlier(outer))
 }
 
 /// When a limit started that was put in place as `before` and now is `inside`: somebody asked for the deadline, which fixed it.
@@ -49,7 +49,7 @@ impl Clock {
     /// Nothing else ends the work by a deadline that it was only told of: so this limit does, if it ends later, and nothing outside ends
     /// sooner.
     pub(crate) fn adopt_told(&mut self, outer: Limit) -> bool {
-        let Told(told) = ambient::get();
+        let Told(told) = get();
         let adopts = self.own != Limit::NONE && told < self.own && told < outer;
         if adopts {
             self.full = self.full.min(self.own);
@@ -77,7 +77,7 @@ impl Clock {
     pub(crate) fn note_whether_it_had_its_time(&self) {
         let end = if self.is_its_own() { self.own } else { self.full };
         if end.instant().is_some_and(|end| end <= clock::now()) {
-            ambient::set(HadItsTime(true));
+            set(HadItsTime(true));
         }
     }
 }
@@ -156,16 +156,16 @@ impl<F> Limited<F> {
     fn start(self: Pin<&mut Self>, entered: &mut Entered<'_, Limit>) -> bool {
         let this = self.project();
         let own = &mut this.clock.own;
-        let asked = started((*own).min(*entered.outer), ambient::get());
+        let asked = started((*own).min(*entered.outer), get());
         if asked.is_some() || own.is_unstarted() {
             let start = asked.unwrap_or_else(|| Limit::at(clock::now()));
             *own = own.started(start);
             *this.waited = caller::waited();
             *entered.outer = entered.outer.started(start);
-            ambient::set((*own).min(*entered.outer));
+            set((*own).min(*entered.outer));
         }
         if this.clock.adopt_told(*entered.outer) {
-            ambient::set(this.clock.own);
+            set(this.clock.own);
         }
         // Of two that end together the outer one does: its end is the request's.
         this.clock.own < *entered.outer

@@ -9,10 +9,8 @@ use std::{
 
 use pin_project_lite::pin_project;
 
-use crate::{
-    ambient,
-    clock::{self, Instant},
-};
+use super::{Entered, Limit, enter_with, get, slot};
+use crate::clock::{self, Instant};
 
 /// The instant by which the request that is being worked on has to be answered.
 ///
@@ -48,12 +46,12 @@ impl Deadline {
     /// began at once; it still begins at its first poll.)
     #[must_use]
     pub fn current() -> Option<Self> {
-        let mut limit = ambient::get::<Limit>();
+        let mut limit = get::<Limit>();
         if limit.is_unstarted() {
             limit = limit.started(Limit::at(clock::now()));
-            ambient::set(limit);
+            super::set(limit);
         }
-        limit.min(ambient::get::<Told>().0).instant().map(|at| Self { at })
+        limit.min(get::<Told>().0).instant().map(|at| Self { at })
     }
 
     /// The deadline that is `limit` from now. A limit beyond what the clock can hold is as far as 30 years.
@@ -89,8 +87,8 @@ impl Deadline {
         Told(Limit::at(self.at))
     }
 
-    fn tell<'a>(&self, told: &'a mut Told) -> ambient::Entered<'a, Told> {
-        ambient::enter_with(told, |told, outer| *told = Told(outer.0.min(self.told().0)))
+    fn tell<'a>(&self, told: &'a mut Told) -> Entered<'a, Told> {
+        enter_with(told, |told, outer| *told = Told(outer.0.min(self.told().0)))
     }
 }
 
@@ -132,7 +130,7 @@ impl<F: Future> Future for WithDeadline<F> {
 /// Whether a deadline is in place that has passed. One that has not started yet has not.
 pub(crate) fn has_passed() -> bool {
     let passed = |limit: Limit| limit.instant().is_some_and(|at| at <= clock::now());
-    passed(ambient::get::<Limit>()) || passed(ambient::get::<Told>().0)
+    passed(get::<Limit>()) || passed(get::<Told>().0)
 }
 
 /// Whether work that begins now begins too late for `surrounding`, or for a deadline that is only told. Reads the clock only if one of them
@@ -141,7 +139,7 @@ pub(crate) fn has_passed() -> bool {
 /// A limit that ends at this very moment is not too late: a limit of zero lets a ready response through.
 #[inline]
 pub(crate) fn is_too_late(surrounding: Limit) -> bool {
-    let told = ambient::get::<Told>().0;
+    let told = get::<Told>().0;
     if surrounding.is_pending() && told.is_pending() {
         return false;
     }
@@ -153,105 +151,7 @@ pub(crate) fn is_too_late(surrounding: Limit) -> bool {
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Told(pub(crate) Limit);
 
-/// What is in place: nothing, a time that has not started yet, or an instant.
-///
-/// One word, because it is put in place and taken out at every call and every poll. Of two of the same kind the smaller one is
-/// the earlier one, and nothing is later than all.
-///
-/// | word | what it is |
-/// |---|---|
-/// | below 2^62 | not started: so many nanoseconds from when it is (146 years) |
-/// | 2^62 to 2^63 | an instant: 2^62 + 2^61 is when this process first asked, and it is so many nanoseconds before or after that |
-/// | the largest | nothing |
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Limit(u64);
-
-const INSTANTS: u64 = 1 << 62;
-const FIRST_ASKED: u64 = INSTANTS + (1 << 61);
-
-impl Default for Limit {
-    #[inline]
-    fn default() -> Self {
-        Self::NONE
-    }
-}
-
-impl Limit {
-    pub(crate) const NONE: Self = Self(u64::MAX);
-    pub(crate) const ZERO: Self = Self(0);
-
-    /// A time that has not started. One that is too long for its word is none at all.
-    #[inline]
-    pub(crate) fn after(time: Duration) -> Self {
-        match time.as_secs().checked_mul(1_000_000_000) {
-            Some(nanos) if nanos < INSTANTS - 1_000_000_000 => Self(nanos + u64::from(time.subsec_nanos())),
-            _ => Self::NONE,
-        }
-    }
-
-    pub(crate) fn at(instant: Instant) -> Self {
-        let origin = clock::first_asked();
-        let word = match instant.checked_duration_since(origin) {
-            Some(after) => Self::after(after).0.checked_add(FIRST_ASKED),
-            None => FIRST_ASKED.checked_sub(Self::after(origin - instant).0),
-        };
-        Self(word.unwrap_or(u64::MAX)).or_none()
-    }
-
-    #[inline]
-    pub(crate) fn is_unstarted(self) -> bool {
-        self.0 < INSTANTS
-    }
-
-    /// Whether it has not started, or is none.
-    #[inline]
-    fn is_pending(self) -> bool {
-        self.is_unstarted() || self == Self::NONE
-    }
-
-    /// How long it is, if it has not started.
-    pub(crate) fn duration(self) -> Option<Duration> {
-        self.is_unstarted().then(|| Duration::from_nanos(self.0))
-    }
-
-    /// When it ends, if it has started.
-    pub(crate) fn instant(self) -> Option<Instant> {
-        if self.is_pending() {
-            return None;
-        }
-        let origin = clock::first_asked();
-        match self.0.checked_sub(FIRST_ASKED) {
-            Some(after) => origin.checked_add(Duration::from_nanos(after)),
-            None => origin.checked_sub(Duration::from_nanos(FIRST_ASKED - self.0)),
-        }
-    }
-
-    /// When it ends, if it starts at `start`; unchanged if it has started before.
-    pub(crate) fn started(self, start: Self) -> Self {
-        if self.is_unstarted() { Self(self.0.saturating_add(start.0)).or_none() } else { self }
-    }
-
-    /// How long it is from `start` until this; or when a time started that ends then.
-    pub(crate) fn since(self, start: Self) -> Self {
-        Self(self.0.saturating_sub(start.0))
-    }
-
-    /// The earlier one. If one has started and the other has not, that one starts now.
-    #[inline]
-    pub(crate) fn earlier(&mut self, other: &mut Self) -> Self {
-        if *self != Self::NONE && *other != Self::NONE && self.is_unstarted() != other.is_unstarted() {
-            let now = Self::at(clock::now());
-            *self = self.started(now);
-            *other = other.started(now);
-        }
-        (*self).min(*other)
-    }
-
-    /// What is beyond the instants that a word can hold is nothing.
-    fn or_none(self) -> Self {
-        if self.0 < INSTANTS << 1 { self } else { Self::NONE }
-    }
-}
+slot!(Told, Told(Limit::NONE));
 
 #[cfg(test)]
 mod tests {
@@ -269,7 +169,7 @@ mod tests {
     async fn asking_fixes_it() {
         let mut limit = Limit::after(SECOND);
         {
-            let _entered = ambient::enter(&mut limit);
+            let _entered = super::super::enter(&mut limit);
             assert!(!has_passed());
             let deadline = Deadline::current().unwrap();
             assert_eq!(deadline.remaining(), SECOND);
@@ -295,50 +195,5 @@ mod tests {
     fn no_duration_is_too_long() {
         assert!(!Deadline::after(Duration::MAX).has_passed());
         assert_eq!(Limit::after(Duration::MAX), Limit::NONE);
-    }
-
-    #[test]
-    fn a_word_holds_times_and_instants_to_the_nanosecond() {
-        let year = Duration::from_secs(365 * 24 * 60 * 60);
-        for time in [Duration::ZERO, Duration::from_nanos(1), SECOND, 100 * year] {
-            let limit = Limit::after(time);
-            assert_eq!((limit.duration(), limit.instant()), (Some(time), None));
-        }
-        assert_eq!(Limit::after(200 * year), Limit::NONE);
-        let now = clock::now();
-        for instant in [now, now + Duration::from_nanos(1), now + 50 * year, now - SECOND] {
-            let limit = Limit::at(instant);
-            assert_eq!((limit.duration(), limit.instant()), (None, Some(instant)));
-        }
-        assert_eq!(Limit::at(now + 100 * year), Limit::NONE);
-        assert_eq!((Limit::NONE.duration(), Limit::NONE.instant()), (None, None));
-    }
-
-    #[test]
-    fn a_time_that_starts_is_an_instant() {
-        let now = clock::now();
-        let (start, second) = (Limit::at(now), Limit::after(SECOND));
-        assert_eq!(second.started(start), Limit::at(now + SECOND));
-        assert_eq!(start.started(start), start);
-        assert_eq!(Limit::NONE.started(start), Limit::NONE);
-        assert_eq!(second.started(start).since(second), start);
-        assert_eq!(
-            Limit::after(Duration::from_secs(1 << 31)).started(Limit::at(now + Duration::from_secs(1 << 31))),
-            Limit::NONE
-        );
-    }
-
-    #[test]
-    fn the_earlier_one_counts_whatever_has_started() {
-        let now = clock::now();
-        let (mut hour, mut day) = (Limit::after(3600 * SECOND), Limit::after(86_400 * SECOND));
-        assert_eq!(hour.earlier(&mut day), hour);
-        assert!(day.is_unstarted());
-        assert_eq!(hour.earlier(&mut Limit::NONE.clone()), hour);
-        assert_eq!(Limit::NONE.clone().earlier(&mut hour), hour);
-        // One has started: so has the other, now.
-        let mut soon = Limit::at(now + SECOND);
-        assert_eq!(hour.earlier(&mut soon), Limit::at(now + SECOND));
-        assert!(!hour.is_unstarted());
     }
 }

@@ -2,8 +2,6 @@
 
 use std::{any::Any, error::Error as StdError, io};
 
-use crate::rejection::Reject;
-
 /// Whether this error proves that no service has processed the request, so that it can be sent again whatever it does.
 ///
 /// It looks through the chain of sources, for
@@ -33,14 +31,6 @@ pub fn is_unprocessed(error: &(dyn StdError + 'static)) -> bool {
         }
     }
     false
-}
-
-/// Whether it is certain that no service has processed the request that had this outcome.
-pub(crate) fn was_unprocessed<R, E: Reject<R>>(outcome: &Result<R, E>) -> bool {
-    match E::rejection(outcome) {
-        Some(rejection) => rejection.is_unprocessed(),
-        None => E::cause(outcome).is_some_and(is_unprocessed),
-    }
 }
 
 /// This error and its sources. What an `io::Error` was made of is not among its sources, and so comes in its place.
@@ -152,7 +142,7 @@ mod tests {
     use std::fmt;
 
     use super::*;
-    use crate::Error;
+    use crate::outcome::{Error, Reject};
 
     #[derive(Debug)]
     struct Wrapped(Box<dyn StdError + Send + Sync>);
@@ -192,22 +182,22 @@ mod tests {
         }
         let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
         assert!(found(Error::Service(refused())));
-        assert!(found(Error::Service(crate::boxed(refused()))));
-        assert!(found(Error::Service(crate::boxed(Wrapped(refused().into())))));
+        assert!(found(Error::Service(crate::outcome::boxed(refused()))));
+        assert!(found(Error::Service(crate::outcome::boxed(Wrapped(refused().into())))));
         // Of a box that may hold a borrowed error only the sources can be seen.
-        assert!(found(crate::boxed(Wrapped(refused().into()))));
+        assert!(found(crate::outcome::boxed(Wrapped(refused().into()))));
         assert!(!found(Error::Service("connection refused")));
         #[cfg(feature = "tonic")]
-        assert!(found(crate::grpc::status(Wrapped(refused().into()))));
+        assert!(found(crate::outcome::grpc::status(Wrapped(refused().into()))));
     }
 
     /// Shows: F4
     #[cfg(feature = "tonic")]
     #[test]
     fn a_channel_that_could_not_connect_is_seen_in_its_status() {
-        let refused = || crate::boxed("handshake failed");
-        assert!(is_unprocessed(&crate::grpc::status(tonic::ConnectError(refused()))));
-        assert!(!is_unprocessed(&crate::grpc::status(refused())));
+        let refused = || crate::outcome::boxed("handshake failed");
+        assert!(is_unprocessed(&crate::outcome::grpc::status(tonic::ConnectError(refused()))));
+        assert!(!is_unprocessed(&crate::outcome::grpc::status(refused())));
         assert!(!is_unprocessed(&tonic::Status::unavailable("connection refused")), "a server may have sent it");
     }
 

@@ -1,17 +1,17 @@
 //! What a call knows of its caller, who may still be sending the request's body.
 
 use std::{
+    error::Error,
     fmt, mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::Waker,
     time::Duration,
 };
 
+use super::{get, slot};
 use crate::{
-    ambient,
     caught::undisturbed,
     clock::{self, Instant},
-    rejection::Rejection,
 };
 
 /// The caller of one call: how long the call has waited for its bytes, and whether it failed to send them.
@@ -21,13 +21,18 @@ use crate::{
 #[derive(Clone, Default)]
 pub(crate) struct Caller(Arc<Mutex<State>>);
 
+slot!(Option<Caller>, None);
+
+/// Why a caller failed to send its body.
+pub(crate) type Failure = Arc<dyn Error + Send + Sync>;
+
 #[derive(Default)]
 struct State {
     /// In waits that are over.
     waited: Duration,
     /// The wait that goes on.
     wait: Option<Wait>,
-    failed: Option<Rejection>,
+    failed: Option<Failure>,
     /// The task of the call.
     task: Option<Waker>,
     /// The limits that have passed but for the wait that goes on: they look again when it is over.
@@ -87,9 +92,9 @@ impl Caller {
     }
 
     /// The caller failed to send the body, which is for the call to reject.
-    pub(crate) fn has_failed(&self, rejection: Rejection) {
+    pub(crate) fn has_failed(&self, failure: Failure) {
         let mut state = self.lock();
-        state.failed.get_or_insert(rejection);
+        state.failed.get_or_insert(failure);
         let task = state.task.take();
         drop(state);
         if let Some(task) = task {
@@ -98,7 +103,7 @@ impl Caller {
     }
 
     /// Why the caller failed, if it did; otherwise this task is woken if it does.
-    pub(crate) fn poll_failure(&self, waker: &Waker) -> Option<Rejection> {
+    pub(crate) fn poll_failure(&self, waker: &Waker) -> Option<Failure> {
         let is_kept = self.lock().task.as_ref().is_some_and(|task| task.will_wake(waker));
         // A waker is the user's code: it is cloned and dropped outside of the lock.
         let mut task = (!is_kept).then(|| waker.clone());
@@ -136,7 +141,7 @@ impl Caller {
 
 /// How long the current call has waited for its caller's bytes so far. Zero where nothing looks after them.
 pub(crate) fn waited() -> Duration {
-    match ambient::get::<Option<Caller>>() {
+    match get::<Option<Caller>>() {
         Some(caller) => caller.lock().waited(clock::now()),
         None => Duration::ZERO,
     }
@@ -145,7 +150,7 @@ pub(crate) fn waited() -> Duration {
 /// How much a limit of the current call is put off that has passed now: see [`Caller::put_off`].
 #[cold]
 pub(crate) fn put_off(before: Duration, waker: &Waker) -> Later {
-    match ambient::get::<Option<Caller>>() {
+    match get::<Option<Caller>>() {
         Some(caller) => caller.put_off(before, waker),
         None => Later::By(Duration::ZERO),
     }
@@ -154,7 +159,7 @@ pub(crate) fn put_off(before: Duration, waker: &Waker) -> Later {
 /// Whether the current call waits for its caller's bytes, or will never get them: then what becomes of it says nothing about the service.
 #[cold]
 pub(crate) fn is_to_blame() -> bool {
-    ambient::get::<Option<Caller>>().is_some_and(|caller| {
+    get::<Option<Caller>>().is_some_and(|caller| {
         let now = clock::now();
         let state = caller.lock();
         state.waits(now).is_some() || state.failed.is_some()
@@ -164,7 +169,7 @@ pub(crate) fn is_to_blame() -> bool {
 /// Whether the caller of the current call failed to send the request's body.
 #[cold]
 pub(crate) fn failed() -> bool {
-    ambient::get::<Option<Caller>>().is_some_and(|caller| caller.lock().failed.is_some())
+    get::<Option<Caller>>().is_some_and(|caller| caller.lock().failed.is_some())
 }
 
 impl fmt::Debug for Caller {

@@ -4,7 +4,7 @@ use std::fmt::{self, Display};
 
 use http::{HeaderMap, Response, StatusCode};
 
-use super::{Class, Classify, retry_after, retry_after::retry_after_millis};
+use super::{Class, Classify, Degraded, retry_after, retry_after::retry_after_millis};
 
 /// Judges an HTTP response by its status; an error is a transient failure.
 ///
@@ -54,7 +54,7 @@ impl HttpStatus {
 impl<B, E> Classify<Response<B>, E> for HttpStatus {
     fn classify(&self, outcome: Result<&Response<B>, &E>) -> Class {
         outcome.map_or(Class::TRANSIENT, |response| {
-            judge(response.status(), response.headers(), retry_after).unless_degraded(response.extensions())
+            Degraded::unless(judge(response.status(), response.headers(), retry_after), response.extensions())
         })
     }
 
@@ -66,7 +66,7 @@ impl<B, E> Classify<Response<B>, E> for HttpStatus {
 impl<B, E> Classify<Response<B>, E> for HttpStatusMillis {
     fn classify(&self, outcome: Result<&Response<B>, &E>) -> Class {
         outcome.map_or(Class::TRANSIENT, |response| {
-            judge(response.status(), response.headers(), retry_after_millis).unless_degraded(response.extensions())
+            Degraded::unless(judge(response.status(), response.headers(), retry_after_millis), response.extensions())
         })
     }
 
@@ -80,7 +80,7 @@ impl<B, E> Classify<Response<B>, E> for HttpStatusMillis {
 impl<E> Classify<reqwest::Response, E> for HttpStatus {
     fn classify(&self, outcome: Result<&reqwest::Response, &E>) -> Class {
         outcome.map_or(Class::TRANSIENT, |response| {
-            judge(response.status(), response.headers(), retry_after).unless_degraded(response.extensions())
+            Degraded::unless(judge(response.status(), response.headers(), retry_after), response.extensions())
         })
     }
 
@@ -94,7 +94,7 @@ impl<E> Classify<reqwest::Response, E> for HttpStatus {
 impl<E> Classify<reqwest::Response, E> for HttpStatusMillis {
     fn classify(&self, outcome: Result<&reqwest::Response, &E>) -> Class {
         outcome.map_or(Class::TRANSIENT, |response| {
-            judge(response.status(), response.headers(), retry_after_millis).unless_degraded(response.extensions())
+            Degraded::unless(judge(response.status(), response.headers(), retry_after_millis), response.extensions())
         })
     }
 

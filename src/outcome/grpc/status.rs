@@ -6,10 +6,7 @@ use http::{HeaderMap, Response};
 use tonic::{Code, Status};
 
 use super::{GrpcStatus, PUSHBACK, Pushback, class, describe, judge_trailers, judge_without_trailers};
-use crate::{
-    classify::{Class, Classify},
-    rejection::{Reject, Rejection},
-};
+use crate::outcome::{Class, Classify, Reject, Rejection};
 
 /// Makes a status of any error, for `.map_err(ziggurat::grpc::status)` innermost, next to a `tonic::transport::Channel`.
 ///

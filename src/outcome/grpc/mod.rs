@@ -33,10 +33,7 @@ use std::{convert::Infallible, error::Error as StdError, fmt, time::Duration};
 
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 
-use crate::{
-    classify::{Class, Classify, retry_after},
-    rejection::{Error, Reason, Rejection},
-};
+use crate::outcome::{Class, Classify, Degraded, Error, Reason, Rejection, retry_after};
 #[cfg(feature = "tonic")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tonic")))]
 pub use status::status;
@@ -148,7 +145,7 @@ impl GrpcStatus {
     /// What this response says about the service.
     #[must_use]
     pub fn judge<B>(&self, response: &Response<B>) -> Class {
-        self.judge_head(response).unless_degraded(response.extensions())
+        Degraded::unless(self.judge_head(response), response.extensions())
     }
 
     fn judge_head<B>(&self, response: &Response<B>) -> Class {

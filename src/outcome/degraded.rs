@@ -2,9 +2,9 @@
 
 use std::{fmt, sync::Arc};
 
-use http::{Response, StatusCode};
+use http::{Extensions, Response, StatusCode};
 
-use crate::rejection::{Reject, Rejection};
+use super::{Class, Reject, Rejection};
 
 /// Lies in the extensions of a response that does not come from the service, because that failed; and says why.
 ///
@@ -43,6 +43,11 @@ impl Degraded {
             (None, Ok(response)) => Cause::Answered(status(response)),
         };
         Self { cause }
+    }
+
+    /// `class`, but for a success that does not come from the service.
+    pub(crate) fn unless(class: Class, extensions: &Extensions) -> Class {
+        if class == Class::Success && extensions.get::<Self>().is_some() { Class::Ignored } else { class }
     }
 
     /// The rejection that the service's answer was replaced for, if it was one.

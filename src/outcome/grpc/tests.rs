@@ -4,7 +4,7 @@ use http::header::RETRY_AFTER;
 use proptest::prelude::*;
 
 use super::*;
-use crate::Site;
+use crate::telemetry::Site;
 
 fn judged(status: u16, headers: &[(&str, &[u8])]) -> Class {
     let mut response = Response::builder().status(status);
@@ -114,7 +114,7 @@ fn an_error_is_a_transient_failure() {
     type Typed = Error<io::Error>;
     let typed = Typed::Service(io::Error::other("reset"));
     assert_eq!(GrpcStatus.classify(Err::<&Response<()>, _>(&typed)), Class::TRANSIENT);
-    let boxed = crate::boxed("reset");
+    let boxed = crate::outcome::boxed("reset");
     assert_eq!(GrpcStatus.classify(Err::<&Response<()>, _>(&boxed)), Class::TRANSIENT);
 }
 
@@ -136,7 +136,7 @@ fn a_rejection_has_a_code_and_says_in_milliseconds_when_to_come_back() {
         (Reason::UploadStalled { idle: limit }, 1),
         (Reason::UploadFailed { message: "secret".into() }, 1),
     ] {
-        let rejection = Rejection::new(&Site::new("any"), reason);
+        let rejection = Site::new("any").reject(reason);
         assert_eq!((rejection.grpc_code(), rejection.grpc_pushback()), (code, None));
         for (wait, millis) in [
             (Duration::ZERO, None),
@@ -187,7 +187,7 @@ mod tonic {
     use ::tonic::{Code, Status};
 
     use super::*;
-    use crate::Reject;
+    use crate::outcome::Reject;
 
     fn judged(status: &Status) -> Class {
         let around_a_channel = GrpcStatus.classify(Err::<&Response<()>, _>(status));
@@ -218,9 +218,9 @@ mod tonic {
     /// Shows: R4
     #[test]
     fn a_rejection_is_a_status_and_is_found_in_it() {
-        let rejection = Rejection::new(&Site::new("any").named("secret"), Reason::CircuitOpen);
+        let rejection = Site::new("any").named("secret").reject(Reason::CircuitOpen);
         let outcome: Result<(), Status> = Reject::reject(rejection.with_retry_after(Duration::from_millis(1500)));
-        assert!(crate::rejection(&outcome).unwrap().is_circuit_open());
+        assert!(crate::outcome::rejection(&outcome).unwrap().is_circuit_open());
         let made = outcome.unwrap_err();
         assert_eq!((made.code(), made.message()), (Code::Unavailable, "any: the circuit is open"));
         assert_eq!(made.metadata().get(PUSHBACK).unwrap(), "1500");
@@ -231,12 +231,11 @@ mod tonic {
         assert_eq!(made.code(), Code::Unavailable);
         assert!(Rejection::find(&made).unwrap().is_circuit_open());
         // From another stack's error, the rejection is found too.
-        let other: Result<(), Error<io::Error>> =
-            Reject::reject(Rejection::new(&Site::new("any"), Reason::RateLimited));
+        let other: Result<(), Error<io::Error>> = Reject::reject(Site::new("any").reject(Reason::RateLimited));
         let made: Result<(), Status> = other.map_err(status);
-        assert_eq!(crate::rejection(&made).unwrap().reason(), &Reason::RateLimited);
+        assert_eq!(crate::outcome::rejection(&made).unwrap().reason(), &Reason::RateLimited);
         assert_eq!(made.unwrap_err().code(), Code::ResourceExhausted);
-        assert!(crate::rejection(&Err::<(), _>(Status::unavailable(""))).is_none());
+        assert!(crate::outcome::rejection(&Err::<(), _>(Status::unavailable(""))).is_none());
     }
 }
 

@@ -1,0 +1,23 @@
+//! Outcomes: the service's own answer or error, or a layer's rejection in its place; and what an outcome says about the service.
+
+mod class;
+mod classify;
+mod degraded;
+pub mod grpc;
+mod http_status;
+mod reject;
+mod rejection;
+mod retry_after;
+mod unprocessed;
+
+pub use self::{
+    class::Class,
+    classify::{Classify, FailOnError, WithRejections, with_rejections},
+    degraded::Degraded,
+    grpc::GrpcStatus,
+    http_status::{HttpStatus, HttpStatusMillis},
+    reject::{Error, Reject, boxed, rejection},
+    rejection::{Reason, Rejection},
+    unprocessed::is_unprocessed,
+};
+pub(crate) use self::{reject::was_unprocessed, retry_after::retry_after, unprocessed::is_bad_certificate};

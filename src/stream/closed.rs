@@ -1,0 +1,24 @@
+//! The error of a write to a stream that nobody reads any more.
+
+use std::{error::Error, fmt};
+
+/// The stream was dropped or has ended: the item will not be read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Closed<T> {
+    /// What was to be sent.
+    pub item: T,
+}
+
+impl<T> fmt::Display for Closed<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the stream was dropped or has ended: what is sent to it is not read")
+    }
+}
+
+impl<T> fmt::Debug for Closed<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Closed").finish_non_exhaustive()
+    }
+}
+
+impl<T> Error for Closed<T> {}

@@ -1,0 +1,48 @@
+//! The beginning and the end of calls, as an observing layer reports them.
+
+use std::time::Duration;
+
+#[cfg(feature = "metrics")]
+use super::metrics;
+use super::{Event, Outcome, Site};
+
+/// Who hears of calls: everybody who hears of events, and the meters.
+pub(crate) struct Calls {
+    site: Site,
+    #[cfg(feature = "metrics")]
+    meters: metrics::Meters,
+}
+
+impl Calls {
+    pub(crate) fn new(site: Site) -> Self {
+        Self {
+            #[cfg(feature = "metrics")]
+            meters: metrics::Meters::new(site.name()),
+            site,
+        }
+    }
+
+    pub(crate) fn site(&self) -> &Site {
+        &self.site
+    }
+
+    /// Whether anybody may hear when calls end.
+    pub(crate) fn are_heard(&self) -> bool {
+        cfg!(feature = "metrics")
+            || self.site.is_observed()
+            || tracing::event_enabled!(target: concat!("ziggurat::", "observe"), tracing::Level::DEBUG)
+    }
+
+    pub(crate) fn started(&self) {
+        // An observer that panics ends the call here: then it is not in flight.
+        self.site.tell(Event::Started);
+        #[cfg(feature = "metrics")]
+        self.meters.started();
+    }
+
+    pub(crate) fn ended(&self, outcome: Outcome, reason: Option<&'static str>, elapsed: Duration) {
+        #[cfg(feature = "metrics")]
+        self.meters.ended(outcome, reason, elapsed);
+        self.site.tell(Event::Ended { outcome, reason, elapsed });
+    }
+}
