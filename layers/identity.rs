@@ -29,7 +29,7 @@
 //! ```
 //! use http::{Request, Response};
 //! use tower::{ServiceBuilder, ServiceExt, service_fn};
-//! use ziggurat::{Scope, context::ContextLayer, identity::IdentityLayer, wire::Identity};
+//! use ziggurat::{Scope, context::ContextLayer, identity::IdentityLayer, headers::Identity};
 //!
 //! # #[tokio::main(flavor = "current_thread")] async fn main() {
 //! let service = ServiceBuilder::new()
@@ -63,8 +63,8 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
+    headers::{Identity, RequestId},
     scope::Scope,
-    wire::{Identity, RequestId},
 };
 
 /// Takes over who a request is: see the [module](self).

@@ -32,7 +32,7 @@
 //! use tower::{ServiceBuilder, ServiceExt, service_fn};
 //! use ziggurat::{
 //!     Error, Scope, propagate::PropagateLayer, timeout::TimeoutLayer,
-//!     wire::{Identity, TimeoutHeader},
+//!     headers::{Identity, TimeoutHeader},
 //! };
 //!
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
@@ -62,8 +62,8 @@ use tower_service::Service;
 
 use crate::{
     ambient::Deadline,
+    headers::{Identity, TimeoutHeader},
     scope::Scope,
-    wire::{Identity, TimeoutHeader},
 };
 
 /// Passes on who a request is and how much time is left for it: see the [module](self).

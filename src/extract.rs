@@ -2,7 +2,7 @@
 //!
 //! ```
 //! use axum::{Router, routing::get};
-//! use ziggurat::{Scope, context::ContextLayer, identity::IdentityLayer, wire::Identity};
+//! use ziggurat::{Scope, context::ContextLayer, identity::IdentityLayer, headers::Identity};
 //!
 //! async fn handler(scope: Scope, identity: Identity) -> String {
 //!     format!("{} {}", scope.name(), identity.request_id())
@@ -22,7 +22,7 @@ use axum_core::{
 };
 use http::{StatusCode, request::Parts};
 
-use crate::{scope::Scope, wire::Identity};
+use crate::{headers::Identity, scope::Scope};
 
 /// What a handler asks for, a layer should have put into the request, and no such layer stands around the handler.
 ///

@@ -19,6 +19,7 @@ pub mod events;
 #[cfg(feature = "axum")]
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 pub mod extract;
+pub mod headers;
 mod outcome;
 pub mod scope;
 mod setting;
@@ -29,7 +30,6 @@ mod telemetry;
 #[cfg(feature = "test-util")]
 #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
 pub mod testing;
-pub mod wire;
 
 /// Its code is compiled and run with the documentation's.
 #[cfg(doctest)]

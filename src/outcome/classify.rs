@@ -92,7 +92,7 @@ pub trait Classify<R, E> {
     }
 }
 
-/// Judges rejections by a closure, and everything else by `classify`: [`HttpStatus`], a closure, or any other classifier.
+/// Judges rejections by a closure, and everything else by `classify`: [`HttpStatus`](crate::HttpStatus), a closure, or any other classifier.
 ///
 /// It goes wherever a layer takes a classifier. Class by class, the closure decides for
 ///

@@ -8,8 +8,8 @@ use super::Class;
 
 /// A layer's answer in place of the service's: which layer, why, and when to come back.
 ///
-/// It travels inside the stack's own error (or response): [`rejection`] and [`Rejection::find`] get it out again. A layer of your
-/// own puts it there with [`Reject::reject`]; boxed by itself, it would be an error like any other.
+/// It travels inside the stack's own error (or response): [`rejection`](crate::rejection()) and [`Rejection::find`] get it out again. A layer of your
+/// own puts it there with [`Reject::reject`](crate::Reject::reject); boxed by itself, it would be an error like any other.
 ///
 /// It is one pointer, so that a result that may carry it is small; a clone is another one to the same.
 #[derive(Clone)]

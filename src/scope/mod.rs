@@ -91,7 +91,7 @@ use pin_project_lite::pin_project;
 
 use crate::{
     ambient::{self, slot},
-    wire::Identity,
+    headers::Identity,
 };
 
 mod background;

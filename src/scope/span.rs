@@ -3,7 +3,7 @@
 use tracing::field::Empty;
 
 use super::error::ScopeError;
-use crate::wire::Identity;
+use crate::headers::Identity;
 
 /// The span of a scope in `tracing`, INFO, target `ziggurat::scope`: named `scope`, with the scope's `name` and `id`.
 ///

@@ -13,10 +13,10 @@ use crate::{
     body::BodyEnd,
     concurrency_limit::{ConcurrencyLimitLayer, Gate},
     context::ContextLayer,
+    headers::{AtMost, TimeoutHeader},
     identity::IdentityLayer,
     scope::Scope,
     timeout::TimeoutLayer,
-    wire::{AtMost, TimeoutHeader},
 };
 
 /// What an HTTP server needs around all that it serves: `Context > Identity > Answer > Timeout > ConcurrencyLimit`.

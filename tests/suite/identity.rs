@@ -32,12 +32,12 @@ use ziggurat::{
     Deadline, Error, Scope,
     concurrency_limit::ConcurrencyLimitLayer,
     context::{ContextLayer, ScopeBody},
+    headers::{Identity, TimeoutHeader},
     identity::IdentityLayer,
     propagate::PropagateLayer,
     retry::RetryLayer,
     testing::{Strict, Task},
     timeout::TimeoutLayer,
-    wire::{Identity, TimeoutHeader},
 };
 
 /// A limit that no test lives to see.

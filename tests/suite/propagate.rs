@@ -10,11 +10,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
     Backoff, Deadline, Jitter, Scope,
+    headers::{Identity, TimeoutHeader},
     propagate::PropagateLayer,
     retry::RetryLayer,
     testing::Strict,
     timeout::TimeoutLayer,
-    wire::{Identity, TimeoutHeader},
 };
 
 const SECOND: Duration = Duration::from_secs(1);

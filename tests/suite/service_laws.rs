@@ -20,6 +20,7 @@ use ziggurat::{
     concurrency_limit::ConcurrencyLimitLayer,
     context::ContextLayer,
     fallback::{Backup, Failed, FallbackLayer},
+    headers::TimeoutHeader,
     identity::IdentityLayer,
     observe::ObserveLayer,
     propagate::PropagateLayer,
@@ -30,7 +31,6 @@ use ziggurat::{
     testing::{Act, Law, Script, Scripted, Task, laws, laws_with_gauges},
     timeout::TimeoutLayer,
     upload::UploadLayer,
-    wire::TimeoutHeader,
 };
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -22,10 +22,10 @@ use ziggurat::{
     circuit_breaker::{CircuitBreakerLayer, State},
     concurrency_limit::ConcurrencyLimitLayer,
     context::ContextLayer,
+    headers::{Identity, TimeoutHeader},
     propagate::PropagateLayer,
     retry::RetryLayer,
     timeout::TimeoutLayer,
-    wire::{Identity, TimeoutHeader},
 };
 
 use super::{AnyBody, FAR, Server, answer, any, nobody, serve, soon, streamed};

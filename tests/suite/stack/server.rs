@@ -16,8 +16,8 @@ use ziggurat::{
     Scope,
     answer::AnswerLayer,
     context::ContextLayer,
+    headers::Identity,
     stack::{ServerSettings, ServerStack},
-    wire::Identity,
 };
 
 struct Tenant(String);

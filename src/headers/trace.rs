@@ -32,7 +32,7 @@ const STATE_MEMBERS: usize = 32;
 ///
 /// ```
 /// use http::{HeaderMap, HeaderValue};
-/// use ziggurat::wire::Traceparent;
+/// use ziggurat::headers::Traceparent;
 ///
 /// let value = HeaderValue::from_static("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
 /// let headers = HeaderMap::from_iter([("traceparent".parse().unwrap(), value)]);

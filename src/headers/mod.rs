@@ -23,7 +23,7 @@ pub use trace::Traceparent;
 /// request:
 ///
 /// ```
-/// use ziggurat::{Scope, wire::Identity};
+/// use ziggurat::{Scope, headers::Identity};
 ///
 /// fn request_id() -> Option<String> {
 ///     let identity = Scope::current()?.get::<Identity>()?;
@@ -43,7 +43,7 @@ impl Identity {
     ///
     /// ```
     /// use http::{HeaderMap, HeaderName};
-    /// use ziggurat::wire::Identity;
+    /// use ziggurat::headers::Identity;
     ///
     /// const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
     ///

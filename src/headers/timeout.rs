@@ -14,7 +14,7 @@ use crate::setting::Setting;
 /// ```
 /// use std::time::Duration;
 /// use http::{HeaderMap, HeaderName};
-/// use ziggurat::wire::TimeoutHeader;
+/// use ziggurat::headers::TimeoutHeader;
 ///
 /// let mut headers = HeaderMap::new();
 /// TimeoutHeader::grpc().write(Duration::from_millis(1500), &mut headers);
@@ -86,7 +86,7 @@ impl TimeoutHeader {
     ///
     /// ```
     /// use std::time::Duration;
-    /// use ziggurat::{timeout::TimeoutLayer, wire::TimeoutHeader};
+    /// use ziggurat::{timeout::TimeoutLayer, headers::TimeoutHeader};
     ///
     /// let layer = TimeoutLayer::new(TimeoutHeader::grpc().at_most(Duration::from_secs(30)));
     /// ```
