@@ -2,9 +2,9 @@
 //!
 //! Each call tells [`Event::Started`](crate::Event::Started), and [`Event::Ended`](crate::Event::Ended) with its
 //! [`Outcome`]: a success or a failure of the service, as the classifier judges; ignored, if what it answered says nothing
-//! about it; rejected, if a layer inside answered; or cancelled, if its caller gave it up (or it panicked). The observer hears it,
-//! `tracing` logs it (DEBUG, target `ziggurat::observe`), and with the feature `metrics` it is counted: the names are in the table at
-//! [`Event`](crate::Event). What happens *in* a layer, each tells by itself, with the same names.
+//! about it; rejected, if a layer inside answered, or one of a stack further in, whose rejection is a cause of the service's error; or
+//! cancelled, if its caller gave it up (or it panicked). The observer hears it, `tracing` logs it (DEBUG, target
+//! `ziggurat::observe`), and with the feature `metrics` it is counted: the names are in the table at [`Event`](crate::Event). What happens *in* a layer, each tells by itself, with the same names.
 //!
 //! **Its clock** starts in `call` and is read once more when the call ends: with the response, or with
 //! [`until_body_end`](ObserveLayer::until_body_end) when its body has ended. The wait for readiness is not measured; an error of it is a call
@@ -61,7 +61,7 @@ use tower_service::Service;
 use crate::{
     body::{BodyEnd, End, Guard, PollFrame, ResponseEnd, Said, Until, Verdict, without_trailers},
     clock::{self, Instant},
-    outcome::{Class, Classify, FailOnError, HttpStatus, Reject},
+    outcome::{Class, Classify, FailOnError, HttpStatus, Reject, judged_as},
     telemetry::{Calls, Outcome, Site, site, site_setters},
 };
 
@@ -193,7 +193,7 @@ where
 
 /// How a call ended; and of a rejection, why.
 fn judge<R, E: Reject<R>>(outcome: &Result<R, E>, classify: &impl Classify<R, E>) -> (Outcome, Option<&'static str>) {
-    match E::rejection(outcome) {
+    match judged_as(outcome) {
         Some(rejection) => (Outcome::Rejected, Some(rejection.reason().as_str())),
         None => (Class::of(outcome, classify).into(), None),
     }

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     ambient::deadline,
     clock::{self, Instant},
-    outcome::{Class, Classify, Reason, Reject, Rejection},
+    outcome::{Class, Classify, Reason, Reject, Rejection, judged_as},
     scope::Scope,
     telemetry::{Event, Site},
 };
@@ -180,7 +180,7 @@ where
         H: ShareErrors<E>,
     {
         let class = Class::of(&outcome, &self.outcomes.classify);
-        let is_rejected = E::rejection(&outcome).is_some();
+        let is_rejected = judged_as(&outcome).is_some();
         match outcome {
             Ok(response) if class == Class::Success && !is_rejected => {
                 self.store(lead, &response);
@@ -213,7 +213,7 @@ where
         H: ShareErrors<E>,
     {
         let (store, now) = (&self.cache.state.store, clock::now());
-        let rejection = E::rejection(&outcome);
+        let rejection = judged_as(&outcome);
         let is_rejected = rejection.is_some();
         let is_late = rejection.is_some_and(|rejection| match rejection.reason() {
             Reason::DeadlineExceeded { .. } => true,

@@ -17,7 +17,7 @@ use crate::{
     backoff::Backoff,
     clock,
     events::{EventBus, Lag, Subscription},
-    outcome::{Class, Reason, Reject, Rejection},
+    outcome::{Class, Reason, Reject, Rejection, judged_as},
     telemetry::{Event, Site},
 };
 
@@ -219,7 +219,7 @@ impl Call {
     pub(super) fn ended<R, E: Reject<R>>(&mut self, class: Class, outcome: &Result<R, E>, unsent: Unsent) {
         self.over(match class {
             Class::Success => Outcome::Success,
-            _ => unsuccessful(class, E::rejection(outcome), unsent),
+            _ => unsuccessful(class, judged_as(outcome), unsent),
         });
     }
 

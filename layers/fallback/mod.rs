@@ -68,7 +68,7 @@ use tower_service::Service;
 
 use crate::{
     copy::Cloned,
-    outcome::{Class, Classify, FailOnError, HttpStatus, Reason, Reject, Rejection},
+    outcome::{Class, Classify, FailOnError, HttpStatus, Reason, Reject, Rejection, judged_as},
     telemetry::{Event, Site, site, site_setters},
 };
 
@@ -321,7 +321,7 @@ where
                     let memory = this.memory.take();
                     let class = Class::of(&outcome, &this.layer.classify);
                     // A rejection that the classifier calls a success is to be the answer.
-                    let is_rejected = class != Class::Success && S::Error::rejection(&outcome).is_some_and(is_ours);
+                    let is_rejected = class != Class::Success && judged_as(&outcome).is_some_and(is_ours);
                     let is_lost = class.is_failure() || is_rejected;
                     let (true, Some(remembered)) = (is_lost, memory) else { return Poll::Ready(outcome) };
                     let failed = Failed { outcome: &outcome, class, remembered };

@@ -9,6 +9,8 @@ use crate::outcome::{Class, Classify, Degraded, Reject};
 /// Judges that only a layer's rejections are failures: what the service answered, an error too, is its own affair. For
 /// [`FallbackLayer::classify`](super::FallbackLayer::classify).
 ///
+/// An error with a rejection among its causes counts as the rejection: see [`Classify`].
+///
 /// Where callers share a call (a cache or a batch inside), its error goes to one of them, and to the others a rejection that says what it
 /// said: these get the fallback, if the error was judged a failure in there.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

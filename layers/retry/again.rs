@@ -8,7 +8,7 @@ use crate::{
     caught::contained,
     clock,
     copy::CopyRequest,
-    outcome::{Class, Classify, Reject, Rejection, is_bad_certificate, was_unprocessed},
+    outcome::{Class, Classify, Reject, Rejection, is_bad_certificate, judged_as, was_unprocessed},
     telemetry::Event,
 };
 
@@ -60,7 +60,7 @@ impl<C, P, B, D> RetryLayer<C, P, B, D> {
         let cause = Cause { outcome, classify: &self.classify };
         if !over.class.is_transient() {
             let reason = if over.class.is_failure() { "permanent" } else { "ignored" };
-            if over.class.is_failure() || E::rejection(outcome).is_some() {
+            if over.class.is_failure() || judged_as(outcome).is_some() {
                 self.site.tell(Event::NotRetried { attempt, reason, cause: format_args!("{cause}") });
             }
             return None;

@@ -79,7 +79,7 @@ use crate::{
     backoff::{Backoff, Jitter},
     caught::{contained, undisturbed},
     clock::{self, Sleep},
-    outcome::{Class, Classify, FailOnError, HttpStatus, Reject},
+    outcome::{Class, Classify, FailOnError, HttpStatus, Reject, judged_as},
     telemetry::{Event, Site, site, site_setters},
 };
 
@@ -406,7 +406,7 @@ where
             let class = Class::of(&outcome, &this.layer.classify);
             let attempt = this.attempt.0;
             if class == Class::Success {
-                if attempt > 1 && S::Error::rejection(&outcome).is_none() {
+                if attempt > 1 && judged_as(&outcome).is_none() {
                     this.layer.site.tell(Event::Recovered { attempt });
                 }
                 return Poll::Ready(outcome);

@@ -4,12 +4,12 @@ use std::{any::type_name, fmt};
 
 use http::HeaderMap;
 
-use super::{Class, Reject, Rejection};
+use super::{Class, Reject, Rejection, reject::among_causes};
 use crate::ambient::caller;
 
 impl Class {
-    /// The class of an outcome, as the classifier judges it: a rejection with [`Classify::classify_rejection`], the service's own
-    /// answer or error with [`Classify::classify`].
+    /// The class of an outcome, as the classifier judges it: a rejection with [`Classify::classify_rejection`], also one among the
+    /// causes of an error, and the service's own answer or error with [`Classify::classify`].
     ///
     /// Every layer judges with this, and so should yours: it tells a rejection by a layer further in apart from the service's own answer
     /// before it asks the classifier. An error is [`Class::Ignored`] where the caller failed to send the request's body, which an
@@ -22,8 +22,23 @@ impl Class {
     {
         match E::rejection(outcome) {
             Some(rejection) => classifier.classify_rejection(rejection),
-            // What a service makes of a body that its caller broke off is not its fault.
-            None if outcome.is_err() && caller::failed() => Self::Ignored,
+            None if outcome.is_err() => Self::of_error(outcome, classifier),
+            None => classifier.classify(outcome.as_ref()),
+        }
+    }
+
+    #[cold]
+    fn of_error<R, E, C>(outcome: &Result<R, E>, classifier: &C) -> Self
+    where
+        E: Reject<R>,
+        C: Classify<R, E>,
+    {
+        // What a service makes of a body that its caller broke off is not its fault.
+        if caller::failed() {
+            return Self::Ignored;
+        }
+        match among_causes(outcome) {
+            Some(rejection) => classifier.classify_rejection(rejection),
             None => classifier.classify(outcome.as_ref()),
         }
     }
@@ -55,12 +70,30 @@ impl Class {
 ///     _ => rejection.class(),
 /// }));
 /// ```
+///
+/// # Rejections among the causes of an error
+///
+/// The service's own error is judged as a rejection too, where one lies among its causes: the service calls something through
+/// a stack of its own, or its connector has layers. The error has to be one that can be looked into ([`Reject::cause`]): in
+/// [`Error`](crate::Error) a boxed error, or one of a crate that this one has a feature for. The classifier judges an error of
+/// any other type by itself.
+///
+/// The stack further in knows better than the layers around it why the call failed:
+///
+/// - A circuit breaker does not count a full limit, nor a deadline that the caller brought. The deadline reaches the stack further in,
+///   and one caller without patience would open the circuit for all others.
+/// - A retry does not repeat a call that met an open circuit or a full limit further in. It would only add to the load there.
+/// - A fallback, and a cache that has something stale, stand in for it, as they do for every rejection.
+/// - An [`ObserveLayer`](crate::observe::ObserveLayer) tells the outcome [`Rejected`](crate::Outcome::Rejected), with the reason.
+///
+/// [`with_rejections`] changes each of these. The error itself stays as it is, and nothing is concluded from the rejection about what
+/// the service did before: it does not prove that a `POST` was not processed.
 pub trait Classify<R, E> {
     /// The class of this outcome, which is not a rejection.
     fn classify(&self, outcome: Result<&R, &E>) -> Class;
 
-    /// The class of a rejection by a layer further in, in the outcome or in the error of a response's body. Its own, unless said
-    /// otherwise.
+    /// The class of a rejection by a layer further in: the outcome, a cause of the service's own error, or in the error of a response's
+    /// body. Its own, unless said otherwise.
     fn classify_rejection(&self, rejection: &Rejection) -> Class {
         rejection.class()
     }

@@ -20,4 +20,8 @@ pub use self::{
     rejection::{Reason, Rejection},
     unprocessed::is_unprocessed,
 };
-pub(crate) use self::{reject::was_unprocessed, retry_after::retry_after, unprocessed::is_bad_certificate};
+pub(crate) use self::{
+    reject::{judged_as, was_unprocessed},
+    retry_after::retry_after,
+    unprocessed::is_bad_certificate,
+};

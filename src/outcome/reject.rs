@@ -251,6 +251,21 @@ pub(crate) fn was_unprocessed<R, E: Reject<R>>(outcome: &Result<R, E>) -> bool {
     }
 }
 
+/// The rejection that an outcome is judged as: the one that it is, or one among the causes of the service's own error. See
+/// [`Classify`](super::Classify).
+pub(crate) fn judged_as<R, E: Reject<R>>(outcome: &Result<R, E>) -> Option<&Rejection> {
+    match E::rejection(outcome) {
+        None if outcome.is_err() => among_causes(outcome),
+        found => found,
+    }
+}
+
+/// The rejection among the causes of the service's own error.
+#[cold]
+pub(super) fn among_causes<R, E: Reject<R>>(outcome: &Result<R, E>) -> Option<&Rejection> {
+    E::cause(outcome).and_then(Rejection::find)
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;

@@ -4,7 +4,7 @@ use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 use http::{HeaderValue, StatusCode};
 
-use super::Class;
+use super::{Class, unprocessed::chain};
 
 /// A layer's answer in place of the service's: which layer, why, and when to come back.
 ///
@@ -281,20 +281,13 @@ impl Rejection {
         Some(HeaderValue::from(seconds.max(1)))
     }
 
-    /// The rejection that `error` is, or that lies somewhere in its chain of sources.
+    /// The rejection that `error` is, or that lies somewhere in its chain of sources, also in what an `io::Error` was made of.
     ///
     /// An error type of yours keeps it findable by returning it from `source()`; with thiserror that is a field marked
     /// `#[source]` or `#[from]` and `#[error("{0}")]`, while `#[error(transparent)]` hides it.
     #[must_use]
     pub fn find<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Self> {
-        let mut next = Some(error);
-        while let Some(error) = next {
-            if let Some(found) = error.downcast_ref() {
-                return Some(found);
-            }
-            next = error.source();
-        }
-        None
+        chain(error).find_map(<dyn StdError>::downcast_ref)
     }
 }
 

@@ -34,7 +34,7 @@ pub fn is_unprocessed(error: &(dyn StdError + 'static)) -> bool {
 }
 
 /// This error and its sources. What an `io::Error` was made of is not among its sources, and so comes in its place.
-fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+pub(super) fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     std::iter::successors(Some(error), |&error| {
         let inner = error.downcast_ref().and_then(io::Error::get_ref);
         inner.map(|inner| inner as &(dyn StdError + 'static)).or_else(|| error.source())

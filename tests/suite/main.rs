@@ -8,6 +8,7 @@ mod body;
 mod body_end;
 mod cache;
 mod calls_of_itself;
+mod causes;
 mod chaos;
 mod circuit_breaker;
 mod classify;
