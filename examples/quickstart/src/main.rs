@@ -1,7 +1,7 @@
 //! All six layers at work on real HTTP: the same steady load on a flaky upstream, through a bare client and through a stack.
 //!
 //! ```text
-//! cargo run --release --example quickstart
+//! cargo run --release -p quickstart
 //! ```
 //!
 //! The upstream takes 25 ms for an answer. It answers 10 % of the calls with 503, lets 2 % hang, and in the second between
