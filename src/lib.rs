@@ -21,6 +21,7 @@ pub mod events;
 pub mod extract;
 pub mod headers;
 mod outcome;
+mod pulse;
 pub mod scope;
 mod setting;
 mod signal;

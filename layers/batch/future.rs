@@ -17,6 +17,7 @@ use super::{
     gather::{Key, Place},
     ride::Ride,
     send::{Item, Open, Reply, Shared, send},
+    take_over::take_over,
 };
 use crate::{
     ambient::{self, Deadline, Unsent},
@@ -64,7 +65,7 @@ pub(super) struct Arriving<S: Service<Vec<Req>>, Req, R, K, C> {
 struct Seat<Req, R, E, K: Hash + Eq, C> {
     shared: Arc<Shared<Req, R, E, K, C>>,
     place: Place,
-    _ride: Arc<Ride>,
+    ride: Arc<Ride>,
 }
 
 impl<Req, R, E, K: Hash + Eq, C> Drop for Seat<Req, R, E, K, C> {
@@ -102,7 +103,7 @@ where
 
 impl<S, Req, R, I, K, C> Future for ResponseFuture<S, Req, R, K, C>
 where
-    S: Service<Vec<Req>, Response = Vec<Result<R, I>>> + Send + 'static,
+    S: Service<Vec<Req>, Response = Vec<Result<R, I>>> + Clone + Send + 'static,
     S::Error: Reject<R> + fmt::Display + Send + 'static,
     S::Future: Send + 'static,
     Req: Send + 'static,
@@ -122,7 +123,7 @@ where
         let reply = match &mut self.state {
             State::Waiting(seat, reply) => {
                 let reply = ready!(Pin::new(reply).poll(cx))
-                    .unwrap_or_else(|_| Err(seat.shared.without_an_answer("its task ended without an answer")));
+                    .unwrap_or_else(|_| Err(seat.shared.without_an_answer(seat.ride.end())));
                 if reply.is_err() {
                     seat.shared.site.tell(Event::Shared);
                 }
@@ -138,7 +139,7 @@ where
 
 impl<S, Req, R, I, K, C> Arriving<S, Req, R, K, C>
 where
-    S: Service<Vec<Req>, Response = Vec<Result<R, I>>> + Send + 'static,
+    S: Service<Vec<Req>, Response = Vec<Result<R, I>>> + Clone + Send + 'static,
     S::Error: Reject<R> + fmt::Display + Send + 'static,
     S::Future: Send + 'static,
     Req: Send + 'static,
@@ -153,14 +154,22 @@ where
         let around = Around { scope, deadline: Deadline::current() };
         // Declared before the lock is taken: on every way out of here they are dropped after it is free again.
         let (mut key, mut item) = (Some(Key::new(key, &shared.hasher)), Some(Item { request, around, reply }));
-        let keep = Handle::try_current().ok().map(|runtime| || Ride::new(runtime));
+        let runtime = Handle::try_current().ok();
+        if let Some(runtime) = &runtime {
+            take_over(&shared, &service, runtime);
+        }
+        let keep = runtime.is_some().then_some(Ride::new);
         let joined = shared.gather().join(&mut key, &mut item, clock::now, keep);
         let Some(joined) = joined else { return State::Refused(shared) };
         let ride = joined.kept;
-        let seat = Seat { shared, place: joined.place, _ride: Arc::clone(&ride) };
-        if joined.is_first {
-            let open = Open { shared: Arc::clone(&seat.shared), batch: joined.place.batch };
-            ride.start(send(open, ride.bell(), service));
+        let seat = Seat { shared, place: joined.place, ride: Arc::clone(&ride) };
+        if joined.is_first
+            && let Some(runtime) = &runtime
+        {
+            let (shared, batch) = (Arc::clone(&seat.shared), joined.place.batch);
+            shared.watch.add(batch, &ride);
+            let open = Open { shared, batch, turn: 0 };
+            ride.start(runtime, send(open, Arc::clone(ride.pulse()), service));
         }
         if joined.is_full {
             ride.ring();

@@ -51,6 +51,8 @@ pub(super) struct Batch<K, T, B> {
     items: Items<T>,
     kept: B,
     due: Due,
+    /// How often it has been taken over.
+    turn: u64,
 }
 
 impl<K, T, B> Batch<K, T, B> {
@@ -138,7 +140,7 @@ impl<K: Hash + Eq, T, B: Clone> Gather<K, T, B> {
         if !is_full {
             self.open.insert(Arc::clone(&key), batch);
         }
-        self.batches.insert(batch, Batch { key, items, kept: kept.clone(), due });
+        self.batches.insert(batch, Batch { key, items, kept: kept.clone(), due, turn: 0 });
         Some(Joined { place: Place { batch, number }, kept, is_first: true, is_full })
     }
 
@@ -159,6 +161,19 @@ impl<K: Hash + Eq, T, B: Clone> Gather<K, T, B> {
             self.open.remove(&taken.key);
         }
         Some(taken)
+    }
+
+    /// The batch, to be sent, unless another turn of it has begun.
+    pub(super) fn take_in_turn(&mut self, batch: u64, turn: u64) -> Option<Batch<K, T, B>> {
+        let is_its_turn = self.batches.get(&batch)?.turn == turn;
+        is_its_turn.then(|| self.take(batch)).flatten()
+    }
+
+    /// Begins the next turn of this batch: whoever was to send it so far does not send it any more.
+    pub(super) fn next_turn(&mut self, batch: u64) -> Option<u64> {
+        let batch = self.batches.get_mut(&batch)?;
+        batch.turn += 1;
+        Some(batch.turn)
     }
 
     /// Gives a place up, if the batch was not sent yet. With the last one the batch goes too.

@@ -26,6 +26,22 @@
 //! answer and nothing else. With the last of them the call is dropped, there and then. A circuit breaker outside does not hold it against
 //! the service if the batch was not sent yet.
 //!
+//! **A runtime that nobody drives.** The task of a batch may be left on a runtime that nobody drives any more, as one of
+//! which `block_on` has returned, while callers on other runtimes wait. The next call of the service, whatever its key,
+//! takes the batch over once its task has not been polled for five seconds although it was woken, or although the
+//! batch was due. A call that arrives also wakes the tasks that sleep, at most every five seconds. So two calls, five
+//! seconds apart, find any task that is abandoned, whatever it waits for.
+//!
+//! - **A batch that was not sent** goes on in a task on the runtime of the call that arrives, which sends it by its own
+//!   clone of the inner service. Others can still join it until then.
+//! - **A call that was sent** is not made again, for its requests may have been processed. It goes on in a task on the
+//!   runtime of the call that arrives. If it has no answer after five seconds more, and the runtime that it comes from
+//!   is still not driven, then that runtime may be what it waits for: it is dropped, and its callers get a
+//!   [`Reason::Shared`](crate::Reason::Shared), which says so and is not transient.
+//!
+//! Where its runtime was only late, a batch loses nothing. The task that was abandoned touches nothing when it runs
+//! again. While no call arrives, nothing is taken over: callers that have to be safe from this need a timeout.
+//!
 //! **Cost.** A batch runs on a task of its own, which ends with it: while nobody asks there is none. So it needs a tokio runtime, and
 //! an inner service, requests and responses that are `Send + 'static`, `S: Clone`, and an error that is
 //! [`Display`](std::fmt::Display). Any caller may stop polling, and the others still get their answers. The task is
@@ -93,9 +109,11 @@ mod future;
 mod gather;
 mod ride;
 mod send;
+mod take_over;
+mod watch;
 
 pub use self::future::ResponseFuture;
-use self::{future::Arriving, gather::Gather, send::Shared};
+use self::{future::Arriving, gather::Gather, send::Shared, watch::Watch};
 
 /// Gathers single calls into one: see the [module](self).
 #[doc(alias = "dataloader")]
@@ -174,7 +192,11 @@ where
     fn layer(&self, inner: S) -> Self::Service {
         let Self { max_size, max_delay, by, classify, site, requests: _ } = self.clone();
         let gather = Mutex::new(Gather::new(max_size, max_delay));
-        Batch { inner, by, shared: Arc::new(Shared { gather, hasher: RandomState::new(), classify, site }) }
+        Batch {
+            inner,
+            by,
+            shared: Arc::new(Shared { gather, watch: Watch::new(), hasher: RandomState::new(), classify, site }),
+        }
     }
 }
 

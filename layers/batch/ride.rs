@@ -3,67 +3,149 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
-    task::{Context, Poll},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    task::{Context, Poll, Wake},
 };
 
-use tokio::{runtime::Handle, sync::Notify, task::AbortHandle};
+use tokio::{runtime::Handle, task::AbortHandle};
+
+use crate::{
+    caught::undisturbed,
+    clock,
+    pulse::{ABANDONED, Pulse},
+};
+
+const STRANDED: &str = "the runtime that it was sent on is not driven any more, so no answer can come";
 
 type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Held by all who wait for a batch. When the last of them lets go, the work is dropped there and then, with its clean-up, and not
 /// when the runtime next gets to its task: that one only borrows it for the length of a poll.
+///
+/// The task may be on a runtime that nobody drives any more. Then the work is taken from it, and goes on in a task of a later
+/// generation. Only the task of the current generation gets at the work, to poll it or to drop it.
 pub(super) struct Ride {
-    runtime: Handle,
+    state: Mutex<State>,
+    pulse: Arc<Pulse>,
+}
+
+#[derive(Default)]
+struct State {
     // None: it is being polled, or has ended.
-    work: Mutex<Option<Work>>,
-    task: OnceLock<AbortHandle>,
-    is_full: Arc<Notify>,
+    work: Option<Work>,
+    generation: u64,
+    task: Option<AbortHandle>,
+    is_stranded: bool,
+}
+
+/// What was taken from a task that was abandoned.
+pub(super) struct Left {
+    work: Work,
+    task: Option<AbortHandle>,
 }
 
 impl Ride {
-    /// Its work will run on this runtime.
-    pub(super) fn new(runtime: Handle) -> Arc<Self> {
-        Arc::new(Self { runtime, work: Mutex::default(), task: OnceLock::new(), is_full: Arc::default() })
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), pulse: Pulse::woken() })
     }
 
     /// Runs `work` on a task of its own.
-    pub(super) fn start(self: &Arc<Self>, work: impl Future<Output = ()> + Send + 'static) {
-        *self.work() = Some(Box::pin(work));
-        let task = self.runtime.spawn(Drive(Arc::downgrade(self)));
-        // It is started once.
-        let _ = self.task.set(task.abort_handle());
+    pub(super) fn start(self: &Arc<Self>, runtime: &Handle, work: impl Future<Output = ()> + Send + 'static) {
+        let generation = {
+            let mut state = self.state();
+            state.work = Some(Box::pin(work));
+            state.generation
+        };
+        let task = runtime.spawn(Drive { ride: Arc::downgrade(self), generation }).abort_handle();
+        let mut state = self.state();
+        if state.generation == generation {
+            state.task = Some(task);
+        }
     }
 
-    /// Rings when the batch is full.
-    pub(super) fn bell(&self) -> Arc<Notify> {
-        Arc::clone(&self.is_full)
+    /// Takes the work away from its task, if that was abandoned.
+    pub(super) fn seize(&self) -> Option<Left> {
+        let left = {
+            let mut state = self.state();
+            if !self.pulse.is_abandoned() {
+                return None;
+            }
+            let work = state.work.take()?;
+            state.generation += 1;
+            Left { work, task: state.task.take() }
+        };
+        self.pulse.restart();
+        if let Some(task) = &left.task {
+            task.abort();
+        }
+        Some(left)
     }
 
+    /// Goes on with a call that was sent from an abandoned task, here and not there. It may need that task's runtime: for its timers,
+    /// or for a connection. If that is still not driven after some time, the call is dropped.
+    pub(super) fn carry_on(self: &Arc<Self>, runtime: &Handle, left: Left) {
+        let ride = Arc::downgrade(self);
+        self.start(runtime, async move {
+            let Left { mut work, task } = left;
+            let end = clock::now() + ABANDONED;
+            if clock::within(end, work.as_mut()).await.is_some() {
+                return;
+            }
+            if task.is_none_or(|task| task.is_finished()) {
+                return work.await;
+            }
+            if let Some(ride) = ride.upgrade() {
+                ride.state().is_stranded = true;
+            }
+            undisturbed(|| drop(work));
+        });
+    }
+
+    /// Why its work ended without an answer.
+    pub(super) fn end(&self) -> &'static str {
+        if self.state().is_stranded { STRANDED } else { "its task ended without an answer" }
+    }
+
+    /// Wakes the work: what it waits for has come.
     pub(super) fn ring(&self) {
-        self.is_full.notify_one();
+        self.pulse.wake_by_ref();
     }
 
-    fn work(&self) -> MutexGuard<'_, Option<Work>> {
-        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn pulse(&self) -> &Arc<Pulse> {
+        &self.pulse
+    }
+
+    /// The work, for the task of this generation.
+    fn take(&self, generation: u64) -> Option<Work> {
+        let mut state = self.state();
+        if state.generation == generation { state.work.take() } else { None }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Ride {
     fn drop(&mut self) {
-        if let Some(task) = self.task.get() {
+        let task = self.state().task.take();
+        if let Some(task) = task {
             // Nothing would ever wake it again.
             task.abort();
         }
+        self.pulse.forget_waker();
     }
 }
 
-struct Drive(Weak<Ride>);
+struct Drive {
+    ride: Weak<Ride>,
+    generation: u64,
+}
 
 impl Drop for Drive {
     fn drop(&mut self) {
         // If there is still work, the runtime has ended before it: then nobody would ever do it.
-        let abandoned = self.0.upgrade().and_then(|ride| ride.work().take());
+        let abandoned = self.ride.upgrade().and_then(|ride| ride.take(self.generation));
         drop(abandoned);
     }
 }
@@ -72,14 +154,120 @@ impl Future for Drive {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(ride) = self.0.upgrade() else { return Poll::Ready(()) };
-        let taken = ride.work().take();
-        let Some(mut work) = taken else { return Poll::Ready(()) };
-        let polled = work.as_mut().poll(cx);
+        let Some(ride) = self.ride.upgrade() else { return Poll::Ready(()) };
+        let Some(mut work) = ride.take(self.generation) else { return Poll::Ready(()) };
+        let polled = ride.pulse.poll(cx, |cx| work.as_mut().poll(cx));
         if polled.is_pending() {
-            *ride.work() = Some(work);
+            ride.state().work = Some(work);
         }
         // If all let go meanwhile, this is the last, and the work is dropped here.
         polled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::pending,
+        sync::atomic::{AtomicU8, Ordering::SeqCst},
+    };
+
+    use tokio::{
+        runtime::{Builder, Runtime},
+        task::yield_now,
+    };
+
+    use super::*;
+    use crate::pulse::advance;
+
+    fn runtime() -> Runtime {
+        Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
+    }
+
+    async fn settle() {
+        for _ in 0..5 {
+            yield_now().await;
+        }
+    }
+
+    /// What was done to the work: it is set to 1 when it is polled, and to 2 when it is dropped.
+    struct Work(Arc<AtomicU8>);
+
+    impl Future for Work {
+        type Output = ();
+
+        fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+            self.0.store(1, SeqCst);
+            Poll::Pending
+        }
+    }
+
+    impl Drop for Work {
+        fn drop(&mut self) {
+            self.0.store(2, SeqCst);
+        }
+    }
+
+    #[test]
+    fn the_task_of_a_generation_that_is_over_touches_nothing() {
+        for is_driven in [true, false] {
+            let (idle, driven) = (runtime(), runtime());
+            let (ride, done) = (Ride::new(), Arc::<AtomicU8>::default());
+            ride.start(idle.handle(), pending());
+            driven.block_on(async {
+                assert!(ride.seize().is_none(), "it is not abandoned yet");
+                advance(100 * ABANDONED).await;
+                drop(ride.seize().unwrap());
+                ride.start(driven.handle(), Work(Arc::clone(&done)));
+                settle().await;
+            });
+            assert_eq!(done.load(SeqCst), 1);
+            if is_driven {
+                idle.block_on(settle());
+            }
+            drop(idle);
+            assert_eq!(done.load(SeqCst), 1, "it is still there");
+            drop(driven);
+            assert_eq!(done.load(SeqCst), 2, "its own task has ended");
+        }
+    }
+
+    #[test]
+    fn work_that_is_being_polled_is_not_taken_away() {
+        let runtime = runtime();
+        let ride = Ride::new();
+        let inner = Arc::downgrade(&ride);
+        ride.start(runtime.handle(), async move {
+            yield_now().await;
+            advance(2 * ABANDONED).await;
+            assert!(inner.upgrade().unwrap().seize().is_none());
+        });
+        runtime.block_on(settle());
+        assert!(ride.state().work.is_none(), "it has ended");
+        assert!(ride.seize().is_none());
+    }
+
+    #[test]
+    fn what_goes_on_elsewhere_is_given_up_unless_its_runtime_comes_back() {
+        for comes_back in [false, true] {
+            let (driven, idle) = (runtime(), runtime());
+            let (ride, done) = (Ride::new(), Arc::<AtomicU8>::default());
+            ride.start(idle.handle(), Work(Arc::clone(&done)));
+            driven.block_on(async {
+                advance(100 * ABANDONED).await;
+                ride.carry_on(driven.handle(), ride.seize().unwrap());
+                settle().await;
+            });
+            assert_eq!(done.load(SeqCst), 1);
+            if comes_back {
+                idle.block_on(settle());
+            }
+            driven.block_on(async {
+                advance(ABANDONED).await;
+                settle().await;
+            });
+            assert_eq!(done.load(SeqCst), if comes_back { 1 } else { 2 });
+            assert_eq!(ride.end() == STRANDED, !comes_back);
+        }
     }
 }

@@ -5,20 +5,23 @@ use std::{
     future::poll_fn,
     hash::Hash,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Poll,
 };
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 use tower_service::Service;
 
 use super::{
     around::Around,
     gather::{Batch, Due, Gather},
     ride::Ride,
+    watch::Watch,
 };
 use crate::{
     caught::{caught, undisturbed},
     clock,
     outcome::{Class, Classify, Reason, Reject, Rejection},
+    pulse::Pulse,
     telemetry::Site,
 };
 
@@ -30,6 +33,7 @@ type Gathered<Req, R, E, K> = Batch<K, Item<Req, R, E>, Arc<Ride>>;
 /// What all clones of a service share.
 pub(super) struct Shared<Req, R, E, K, C> {
     pub(super) gather: Mutex<Waiting<Req, R, E, K>>,
+    pub(super) watch: Watch,
     pub(super) hasher: std::hash::RandomState,
     pub(super) classify: C,
     pub(super) site: Site,
@@ -58,15 +62,23 @@ impl<Req, R, E, K, C> Shared<Req, R, E, K, C> {
     }
 }
 
-/// A batch that is to be sent. If it never will be, because its task was dropped, nobody joins it any more, and who waits learns so.
+/// A batch that is to be sent, in this turn. If it never will be, because its task was dropped, nobody joins it any more, and who waits
+/// learns so. Once the batch has been taken over it has its next turn, and this does nothing.
 pub(super) struct Open<Req, R, E, K: Hash + Eq, C> {
     pub(super) shared: Arc<Shared<Req, R, E, K, C>>,
     pub(super) batch: u64,
+    pub(super) turn: u64,
 }
 
 impl<Req, R, E, K: Hash + Eq, C> Open<Req, R, E, K, C> {
+    /// The batch again, for whoever takes it over; unless it was sent.
+    pub(super) fn again(shared: &Arc<Shared<Req, R, E, K, C>>, batch: u64) -> Option<Self> {
+        let turn = shared.gather().next_turn(batch)?;
+        Some(Self { shared: Arc::clone(shared), batch, turn })
+    }
+
     fn take(&self) -> Option<Gathered<Req, R, E, K>> {
-        self.shared.gather().take(self.batch)
+        self.shared.gather().take_in_turn(self.batch, self.turn)
     }
 }
 
@@ -81,7 +93,7 @@ impl<Req, R, E, K: Hash + Eq, C> Drop for Open<Req, R, E, K, C> {
 }
 
 /// What runs on the task of a batch.
-pub(super) async fn send<S, Req, R, I, K, C>(open: Open<Req, R, S::Error, K, C>, bell: Arc<Notify>, mut service: S)
+pub(super) async fn send<S, Req, R, I, K, C>(open: Open<Req, R, S::Error, K, C>, pulse: Arc<Pulse>, mut service: S)
 where
     S: Service<Vec<Req>, Response = Vec<Result<R, I>>>,
     S::Error: Reject<R> + fmt::Display,
@@ -90,7 +102,7 @@ where
     C: Classify<R, S::Error>,
 {
     let (shared, batch) = (&open.shared, open.batch);
-    until_due(shared, batch, &bell).await;
+    until_due(shared, batch, &pulse).await;
     // Who comes while the service is not ready yet comes in time.
     let around = Around::all(shared.gather().items(batch).map(|item| &item.around));
     let ready = caught(around.within(poll_fn(|cx| service.poll_ready(cx)))).await;
@@ -124,16 +136,23 @@ where
     }
 }
 
-async fn until_due<Req, R, E, K, C>(shared: &Shared<Req, R, E, K, C>, batch: u64, bell: &Notify)
+async fn until_due<Req, R, E, K, C>(shared: &Shared<Req, R, E, K, C>, batch: u64, pulse: &Pulse)
 where
     K: Hash + Eq,
 {
+    // Whoever fills the batch rings, so that this is polled.
+    let until_full = poll_fn(|_| match shared.gather().due(batch) {
+        Due::Now => Poll::Ready(()),
+        Due::At(_) | Due::WhenFull => Poll::Pending,
+    });
     let due = shared.gather().due(batch);
     match due {
         Due::Now => {}
-        Due::WhenFull => bell.notified().await,
+        Due::WhenFull => until_full.await,
         Due::At(due) => {
-            clock::timeout_at(due, bell.notified()).await;
+            pulse.set_alarm(Some(due));
+            clock::timeout_at(due, until_full).await;
+            pulse.set_alarm(None);
         }
     }
 }

@@ -19,8 +19,8 @@ use std::{
 use hashbrown::HashTable;
 use tokio::sync::oneshot::{self, Receiver, Sender};
 
-use super::{leads::Leads, pulse::Pulse, store::Hashed};
-use crate::{ambient::Deadline, caught::undisturbed};
+use super::{leads::Leads, store::Hashed};
+use crate::{ambient::Deadline, caught::undisturbed, pulse::Pulse};
 
 /// Waiters who gave up are looked for when so many wait, and again at each doubling of those who stayed.
 const FIRST_PRUNING: usize = 16;

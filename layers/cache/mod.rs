@@ -133,7 +133,6 @@ mod handle;
 mod http;
 mod leads;
 mod policy;
-mod pulse;
 mod revalidate;
 mod share;
 mod stale;

@@ -25,6 +25,8 @@ use ziggurat::{
     timeout::TimeoutLayer,
 };
 
+mod abandoned;
+
 const SECOND: Duration = Duration::from_secs(1);
 const MILLI: Duration = Duration::from_millis(1);
 

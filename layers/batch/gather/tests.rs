@@ -88,6 +88,19 @@ fn who_leaves_makes_room_and_the_last_takes_the_batch_along() {
     assert_eq!((left(&mut gather, c.place), gather.len(), gather.open.len(), gather.batches.len()), (None, 0, 0, 0));
 }
 
+#[test]
+fn a_batch_that_has_its_next_turn_is_taken_in_that_turn_alone() {
+    let mut gather = Gather::new(3, Duration::MAX);
+    let a = joined(&mut gather, 1, "a").place;
+    assert_eq!(gather.next_turn(a.batch), Some(1));
+    assert!(gather.take_in_turn(a.batch, 0).is_none(), "it was taken over");
+    let b = joined(&mut gather, 1, "b");
+    assert_eq!((b.is_first, b.place.batch), (false, a.batch), "others still join it");
+    assert_eq!(gather.take_in_turn(a.batch, 1).map(Batch::into_items), Some(vec!["a", "b"]));
+    assert!(gather.next_turn(a.batch).is_none(), "it was sent");
+    assert_eq!((gather.len(), gather.open.len()), (0, 0));
+}
+
 /// Callers that share a deadline leave together, and each of them holds the lock of all others while it leaves.
 #[test]
 fn to_leave_costs_no_more_than_a_few_comparisons_however_many_wait() {

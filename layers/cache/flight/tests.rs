@@ -6,10 +6,8 @@ use std::{
 use proptest::prelude::*;
 use tokio::sync::oneshot::error::TryRecvError;
 
-use super::{
-    super::pulse::{ABANDONED, advance},
-    *,
-};
+use super::*;
+use crate::pulse::{ABANDONED, advance};
 
 type Flying = Arc<Flights<u8, u32>>;
 type Waiting = Receiver<Message<u8, u32>>;

@@ -1,0 +1,43 @@
+//! Takes over batches whose task was left on a runtime that nobody drives.
+
+use std::{fmt, hash::Hash, sync::Arc};
+
+use tokio::runtime::Handle;
+use tower_service::Service;
+
+use super::send::{Open, Shared, send};
+use crate::{
+    caught::undisturbed,
+    clock,
+    outcome::{Classify, Reject},
+};
+
+/// Takes over the batches whose task was abandoned: they go on in tasks of `runtime`.
+///
+/// A batch that was not sent is sent by a clone of `service`. The call of one that was sent is never made again: it goes on.
+pub(super) fn take_over<S, Req, R, I, K, C>(shared: &Arc<Shared<Req, R, S::Error, K, C>>, service: &S, runtime: &Handle)
+where
+    S: Service<Vec<Req>, Response = Vec<Result<R, I>>> + Clone + Send + 'static,
+    S::Error: Reject<R> + fmt::Display + Send + 'static,
+    S::Future: Send + 'static,
+    Req: Send + 'static,
+    R: Send + 'static,
+    I: Into<S::Error> + Send + 'static,
+    K: Hash + Eq + Send + Sync + 'static,
+    C: Classify<R, S::Error> + Send + Sync + 'static,
+{
+    for (batch, ride) in shared.watch.abandoned(clock::now()) {
+        let Some(left) = ride.seize() else { continue };
+        match Open::again(shared, batch) {
+            Some(open) => {
+                let sending = send(open, Arc::clone(ride.pulse()), service.clone());
+                ride.start(runtime, async move {
+                    // What it held, such as a permit, is free before the service is asked for another.
+                    undisturbed(|| drop(left));
+                    sending.await;
+                });
+            }
+            None => ride.carry_on(runtime, left),
+        }
+    }
+}

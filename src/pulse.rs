@@ -1,0 +1,228 @@
+//! Tells whether a future that others wait for is still polled. A future that was woken and is not polled never ends,
+//! and neither does the wait of those who depend on it.
+//!
+//! That happens to a task of a runtime that nobody drives any more, and to a future whose owner keeps it and does not
+//! poll it.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Wake, Waker},
+    time::Duration,
+};
+
+use crate::clock::{self, Instant};
+
+/// How long a future may take to be polled once it was woken. A runtime that is only busy is faster.
+pub(crate) const ABANDONED: Duration = Duration::from_secs(5);
+
+/// Stands between a future and its waker, and notes when the future was woken and has not been polled since.
+pub(crate) struct Pulse {
+    beat: Mutex<Beat>,
+}
+
+struct Beat {
+    state: State,
+    waker: Option<Waker>,
+    /// When a timer of the future's own runtime is to wake it.
+    alarm: Option<Instant>,
+}
+
+impl Beat {
+    /// Its first poll is still to come.
+    fn first() -> Self {
+        Self { state: State::Woken(clock::now()), waker: None, alarm: None }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum State {
+    /// It waits to be woken.
+    Asleep,
+    /// It is being polled; and may have been woken meanwhile.
+    Polled { woken: bool },
+    /// It was woken at this time.
+    Woken(Instant),
+}
+
+impl Pulse {
+    /// The pulse of a future that is about to be polled for the first time.
+    pub(crate) fn woken() -> Arc<Self> {
+        Arc::new(Self { beat: Mutex::new(Beat::first()) })
+    }
+
+    /// Becomes the pulse of another future, which is about to be polled for the first time.
+    pub(crate) fn restart(&self) {
+        let first = Beat::first();
+        let before = std::mem::replace(&mut *self.beat(), first);
+        drop(before);
+    }
+
+    /// Polls: `poll` is given a context whose waker this notes.
+    pub(crate) fn poll<R>(self: &Arc<Self>, cx: &mut Context<'_>, poll: impl FnOnce(&mut Context<'_>) -> R) -> R {
+        self.begin(cx.waker());
+        let _end = End(self);
+        poll(&mut Context::from_waker(&Waker::from(Arc::clone(self))))
+    }
+
+    fn begin(&self, waker: &Waker) {
+        let is_kept = self.beat().waker.as_ref().is_some_and(|kept| kept.will_wake(waker));
+        let waker = (!is_kept).then(|| waker.clone());
+        let before = {
+            let mut beat = self.beat();
+            // Together: a wake that finds the poll begun and no waker would be taken for one that nothing follows.
+            beat.state = State::Polled { woken: false };
+            waker.and_then(|waker| beat.waker.replace(waker))
+        };
+        drop(before);
+    }
+
+    /// Tells that the future sleeps until `alarm` at the latest, or has no such time any more. A timer belongs to a
+    /// runtime, and does not fire where nobody drives it: so at that time the future counts as woken.
+    pub(crate) fn set_alarm(&self, alarm: Option<Instant>) {
+        self.beat().alarm = alarm;
+    }
+
+    /// Whether it was woken long ago and is still not polled. Reads the clock only if it was woken.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.abandoned_from().is_some_and(|from| from <= clock::now())
+    }
+
+    /// From when on it counts as abandoned if it is not polled before. `None` while it is polled, and while it sleeps
+    /// without an alarm.
+    pub(crate) fn abandoned_from(&self) -> Option<Instant> {
+        let beat = self.beat();
+        let woken = match beat.state {
+            State::Woken(at) => Some(at),
+            State::Asleep => beat.alarm,
+            State::Polled { .. } => None,
+        };
+        woken?.checked_add(ABANDONED)
+    }
+
+    /// Nobody is to be woken any more.
+    pub(crate) fn forget_waker(&self) {
+        let waker = self.beat().waker.take();
+        drop(waker);
+    }
+
+    /// Nothing of the user's runs under the lock, but `will_wake`, which compares.
+    fn beat(&self) -> MutexGuard<'_, Beat> {
+        self.beat.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Wake for Pulse {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        let waker = {
+            let mut beat = self.beat();
+            match &mut beat.state {
+                State::Asleep => beat.state = State::Woken(clock::now()),
+                State::Polled { woken } => *woken = true,
+                State::Woken(_) => {}
+            }
+            beat.waker.take()
+        };
+        // It stands where it is until the next poll: one more would say nothing new.
+        waker.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// The end of a poll, also by a panic.
+struct End<'a>(&'a Pulse);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        let mut beat = self.0.beat();
+        beat.state = match beat.state {
+            State::Polled { woken: false } => State::Asleep,
+            _ => State::Woken(clock::now()),
+        };
+    }
+}
+
+// What a test moves the clock with.
+#[cfg(test)]
+pub(crate) use tokio::time::advance;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+    use super::*;
+
+    const MILLI: Duration = Duration::from_millis(1);
+
+    #[derive(Default)]
+    struct Counter(AtomicUsize);
+
+    impl Wake for Counter {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_future_that_was_woken_and_is_not_polled_is_abandoned() {
+        let counter = Arc::new(Counter::default());
+        let waker = Waker::from(Arc::clone(&counter));
+        let mut cx = Context::from_waker(&waker);
+        let pulse = Pulse::woken();
+        let mut inner = None;
+        pulse.poll(&mut cx, |cx| inner = Some(cx.waker().clone()));
+        let inner = inner.unwrap();
+        advance(100 * ABANDONED).await;
+        assert!(!pulse.is_abandoned(), "nobody woke it");
+
+        inner.wake_by_ref();
+        inner.wake_by_ref();
+        assert_eq!(counter.0.load(SeqCst), 1, "once is enough until it is polled");
+        advance(ABANDONED - MILLI).await;
+        assert!(!pulse.is_abandoned());
+        advance(MILLI).await;
+        assert!(pulse.is_abandoned());
+
+        pulse.poll(&mut cx, |cx| cx.waker().wake_by_ref());
+        assert_eq!(counter.0.load(SeqCst), 2);
+        assert!(!pulse.is_abandoned(), "its time begins anew");
+        advance(ABANDONED).await;
+        assert!(pulse.is_abandoned());
+        pulse.poll(&mut cx, |_| assert!(!pulse.is_abandoned(), "it is being polled"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_future_that_sleeps_until_its_alarm_counts_as_woken_then() {
+        let mut cx = Context::from_waker(Waker::noop());
+        let pulse = Pulse::woken();
+        let alarm = clock::now() + ABANDONED;
+        pulse.poll(&mut cx, |_| pulse.set_alarm(Some(alarm)));
+        assert_eq!(pulse.abandoned_from(), Some(alarm + ABANDONED));
+        advance(2 * ABANDONED - MILLI).await;
+        assert!(!pulse.is_abandoned());
+        advance(MILLI).await;
+        assert!(pulse.is_abandoned());
+        pulse.poll(&mut cx, |_| pulse.set_alarm(None));
+        assert!(!pulse.is_abandoned(), "it was polled, and sleeps");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pulse_that_restarts_is_that_of_a_future_to_be_polled_for_the_first_time() {
+        let counter = Arc::new(Counter::default());
+        let waker = Waker::from(Arc::clone(&counter));
+        let mut cx = Context::from_waker(&waker);
+        let pulse = Pulse::woken();
+        pulse.poll(&mut cx, |_| pulse.set_alarm(Some(clock::now())));
+        advance(ABANDONED).await;
+        assert!(pulse.is_abandoned());
+        pulse.restart();
+        assert_eq!(pulse.abandoned_from(), Some(clock::now() + ABANDONED));
+        pulse.wake_by_ref();
+        assert_eq!(counter.0.load(SeqCst), 0, "the waker was that of the future before");
+        pulse.poll(&mut cx, |_| ());
+        advance(ABANDONED).await;
+        assert!(!pulse.is_abandoned(), "the alarm was that of the future before");
+    }
+}
