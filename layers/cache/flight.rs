@@ -237,6 +237,8 @@ impl<K, M> Table<K, M> {
     /// none, or if nobody waits: then the flight is over.
     fn successor(&mut self, lead: &Lead<K, M>, has_time: bool) -> Option<Heir<K, M>> {
         let flight = self.flying.get_mut(&lead.number)?;
+        // The waiter that was chosen before may have left. Until another one is, the lead is where it was.
+        flight.pulse = Arc::clone(&lead.pulse);
         let Some(next) = flight.waiters.first_entry() else {
             if !has_time {
                 self.end(lead);

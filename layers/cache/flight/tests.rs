@@ -1,5 +1,6 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
+    task::{Context, Waker},
     time::Duration,
 };
 
@@ -148,6 +149,27 @@ async fn an_arrival_takes_over_from_a_leader_that_was_abandoned() {
     drop(lead);
     advance(ABANDONED).await;
     drop(leader(&flights, 1));
+}
+
+/// The waiter that was to lead had left, and no other one has time: so the lead stays where it is, and so does the pulse
+/// by which it is judged.
+#[tokio::test(start_paused = true)]
+async fn a_lead_that_comes_back_is_judged_by_the_pulse_of_who_holds_it() {
+    for is_alive in [true, false] {
+        let flights: Flying = Flights::new();
+        let lead = leader(&flights, 1);
+        drop(waiter(&flights, 1));
+        let lead = lead.pass_on().unwrap();
+        let mut cx = Context::from_waker(Waker::noop());
+        lead.pulse().poll(&mut cx, |cx| {
+            if !is_alive {
+                cx.waker().wake_by_ref()
+            }
+        });
+        advance(ABANDONED).await;
+        assert_eq!(matches!(arrive(&flights, 1), Arrival::Leader(_)), !is_alive);
+        assert_eq!(land(lead, 7), is_alive);
+    }
 }
 
 #[test]
