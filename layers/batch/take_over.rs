@@ -14,7 +14,8 @@ use crate::{
 
 /// Takes over the batches whose task was abandoned: they go on in tasks of `runtime`.
 ///
-/// A batch that was not sent is sent by a clone of `service`. The call of one that was sent is never made again: it goes on.
+/// A batch that was not sent is sent by a clone of `service`. The call of one that was sent is never made again: it goes
+/// on.
 pub(super) fn take_over<S, Req, R, I, K, C>(shared: &Arc<Shared<Req, R, S::Error, K, C>>, service: &S, runtime: &Handle)
 where
     S: Service<Vec<Req>, Response = Vec<Result<R, I>>> + Clone + Send + 'static,

@@ -4,7 +4,8 @@
 //! Leadership is a value, [`Lead`]. Who holds it either lands, which tells the waiters the outcome, or drops it, by
 //! panic or cancellation, which hands it to the waiter that has most time. It travels through the waiter's channel as
 //! that same value, so a waiter that was chosen and is dropped before it noticed hands it on as well. A leader that was
-//! woken and is not polled is replaced by the next arrival: see [`Pulse`].
+//! woken and is not polled is replaced by the next arrival: see [`Pulse`]. One that sleeps is woken by an arrival every
+//! few seconds, for what it waits for may be a timer of a runtime that nobody drives.
 //!
 //! Nothing of the user's but `Eq` of a key that arrives runs under the lock, nor is anybody woken or anything of the
 //! user's dropped under it. A flight ends by its number: that never asks the key.
@@ -14,13 +15,19 @@ use std::{
     collections::{BTreeMap, HashMap},
     mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Wake,
 };
 
 use hashbrown::HashTable;
 use tokio::sync::oneshot::{self, Receiver, Sender};
 
 use super::{leads::Leads, store::Hashed};
-use crate::{ambient::Deadline, caught::undisturbed, pulse::Pulse};
+use crate::{
+    ambient::Deadline,
+    caught::undisturbed,
+    clock::{self, Instant},
+    pulse::{ABANDONED, Pulse},
+};
 
 /// Waiters who gave up are looked for when so many wait, and again at each doubling of those who stayed.
 const FIRST_PRUNING: usize = 16;
@@ -47,6 +54,8 @@ struct Flight<K, M> {
     waiters: Waiting<K, M>,
     prune_at: usize,
     pulse: Arc<Pulse>,
+    /// From when on an arrival wakes the leader, if that sleeps.
+    wake_from: Option<Instant>,
 }
 
 /// How long a waiter can wait.
@@ -121,6 +130,9 @@ impl<K, M> Flights<K, M> {
             flight.prune();
             flight.waiters.insert(place, sender);
         }
+        let sleeper = table.sleeper(number);
+        drop(table);
+        wake(sleeper);
         Arrival::Waiter(receiver)
     }
 
@@ -130,10 +142,14 @@ impl<K, M> Flights<K, M> {
         K: Eq,
     {
         let mut table = self.lock();
-        match table.number(key) {
-            Some(number) => self.take_over(&mut table, key, number),
-            None => (!needless()).then(|| self.start(&mut table, key)),
-        }
+        let Some(number) = table.number(key) else {
+            return (!needless()).then(|| self.start(&mut table, key));
+        };
+        let lead = self.take_over(&mut table, key, number);
+        let sleeper = if lead.is_none() { table.sleeper(number) } else { None };
+        drop(table);
+        wake(sleeper);
+        lead
     }
 
     /// Detaches the flight for `key`: its waiters get what it brings, but nothing is stored, and nobody joins it.
@@ -176,7 +192,12 @@ impl<K, M> Flights<K, M> {
         table.numbers += 1;
         let (number, pulse) = (table.numbers, Pulse::woken());
         table.current.insert_unique(key.hash, (Arc::clone(key), number), |(key, _)| key.hash);
-        let flight = Flight { waiters: BTreeMap::new(), prune_at: FIRST_PRUNING, pulse: Arc::clone(&pulse) };
+        let flight = Flight {
+            waiters: BTreeMap::new(),
+            prune_at: FIRST_PRUNING,
+            pulse: Arc::clone(&pulse),
+            wake_from: pulse.abandoned_from(),
+        };
         table.flying.insert(number, flight);
         Lead { flights: Arc::clone(self), key: Arc::clone(key), number, pulse, landed: false }
     }
@@ -207,6 +228,13 @@ impl<K, M> Flights<K, M> {
     }
 }
 
+/// Nobody is woken under a lock.
+fn wake(sleeper: Option<Arc<Pulse>>) {
+    if let Some(pulse) = sleeper {
+        undisturbed(|| pulse.wake());
+    }
+}
+
 impl<K, M> Table<K, M> {
     /// The number of the flight for `key` that arrivals join.
     fn number(&self, key: &Hashed<K>) -> Option<u64>
@@ -215,6 +243,20 @@ impl<K, M> Table<K, M> {
     {
         let (_, number) = self.current.find(key.hash, |(other, _)| other.is(key.hash, &key.key))?;
         Some(*number)
+    }
+
+    /// The pulse of the leader of this flight, if that is to be woken.
+    fn sleeper(&mut self, number: u64) -> Option<Arc<Pulse>> {
+        let flight = self.flying.get_mut(&number)?;
+        if flight.pulse.abandoned_from().is_some() {
+            return None;
+        }
+        let now = clock::now();
+        if flight.wake_from.is_some_and(|from| now < from) {
+            return None;
+        }
+        flight.wake_from = now.checked_add(ABANDONED);
+        Some(Arc::clone(&flight.pulse))
     }
 
     fn is_current(&self, lead: &Lead<K, M>) -> bool {

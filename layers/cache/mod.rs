@@ -41,7 +41,8 @@
 //! time (the first of those with as much) makes a call of its own, and the others wait for that one. Nobody waits for a
 //! response future that was never polled. One that was woken and is not polled for five seconds, as on a runtime that
 //! nobody drives any more, loses its key to the next request for it, which calls for those who wait too; that also goes
-//! for a fetch behind a stale answer. Its own answer, if it comes to one, is stored nowhere.
+//! for a fetch behind a stale answer. Its own answer, if it comes to one, is stored nowhere. A request that waits wakes
+//! a call that has slept for five seconds: so a second one, five seconds later, finds that it is not polled.
 //!
 //! **A call that asks for its own key**, from inside the call that the cache makes for it, would wait for itself. It
 //! gets [`Reason::Recursive`](crate::Reason::Recursive) at once. The surroundings tell, as they tell the deadline: on a

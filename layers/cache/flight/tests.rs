@@ -1,6 +1,7 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    task::{Context, Waker},
+    sync::atomic::{AtomicUsize, Ordering::SeqCst},
+    task::{Context, Wake, Waker},
     time::Duration,
 };
 
@@ -8,7 +9,7 @@ use proptest::prelude::*;
 use tokio::sync::oneshot::error::TryRecvError;
 
 use super::*;
-use crate::pulse::{ABANDONED, advance};
+use crate::pulse::advance;
 
 type Flying = Arc<Flights<u8, u32>>;
 type Waiting = Receiver<Message<u8, u32>>;
@@ -170,6 +171,42 @@ async fn a_lead_that_comes_back_is_judged_by_the_pulse_of_who_holds_it() {
         assert_eq!(matches!(arrive(&flights, 1), Arrival::Leader(_)), !is_alive);
         assert_eq!(land(lead, 7), is_alive);
     }
+}
+
+/// A leader that waits for its runtime is woken by nobody if that is not driven. A later arrival finds that it is not polled.
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_sleeps_is_woken_at_most_every_five_seconds() {
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, SeqCst);
+            panic!("a waker that panics does not disturb an arrival");
+        }
+    }
+    let flights: Flying = Flights::new();
+    let lead = leader(&flights, 1);
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(Arc::clone(&woken));
+    let mut cx = Context::from_waker(&waker);
+    lead.pulse().poll(&mut cx, |_| ());
+    advance(ABANDONED - Duration::from_millis(1)).await;
+    let _waiters = [(); 3].map(|()| waiter(&flights, 1));
+    assert_eq!(woken.0.load(SeqCst), 0, "it has not slept for long");
+    advance(Duration::from_millis(1)).await;
+    for round in 1..10 {
+        let _waiters = [(); 3].map(|()| waiter(&flights, 1));
+        assert_eq!(woken.0.load(SeqCst), round);
+        lead.pulse().poll(&mut cx, |_| ());
+        let _waiters = [(); 3].map(|()| waiter(&flights, 1));
+        assert_eq!(woken.0.load(SeqCst), round);
+        advance(ABANDONED).await;
+    }
+    // Behind a stale answer too.
+    assert!(flights.lead(&hashed(1), || false).is_none());
+    assert_eq!(woken.0.load(SeqCst), 10);
+    advance(ABANDONED).await;
+    assert!(flights.lead(&hashed(1), || false).is_some(), "it was not polled");
 }
 
 #[test]

@@ -352,6 +352,54 @@ async fn a_fetch_left_on_a_runtime_that_nobody_drives_is_taken_over() {
     idle.shutdown_background();
 }
 
+/// The call is under way, and waits for what only its own runtime could tell it.
+///
+/// Shows: C4
+#[tokio::test(start_paused = true)]
+async fn a_call_that_sleeps_on_a_runtime_that_nobody_drives_is_taken_over() {
+    let (backend, strict) = backend();
+    let service = CacheLayer::new(10, SECOND, itself).layer(strict);
+    let idle = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let call = idle.spawn(service.clone().oneshot("a"));
+    std::thread::scope(|threads| threads.spawn(|| idle.block_on(yield_now())).join().unwrap());
+    assert_eq!(backend.calls(), 1);
+    let mut waiters = Vec::new();
+    for _ in 0..2 {
+        advance(20 * SECOND).await;
+        waiters.push(task(&service, "a"));
+        assert!(waiters.iter_mut().all(|waiter| waiter.poll().is_pending()));
+    }
+    assert_eq!(backend.calls(), 2, "the first waiter woke the call, and the second found it abandoned");
+    backend.answer(1, ok("second"));
+    for waiter in waiters.iter_mut().rev() {
+        assert_eq!(answered(waiter.poll()).unwrap(), "second");
+    }
+    drop(call);
+    idle.shutdown_background();
+}
+
+/// A call that takes long and is polled keeps its key, whoever arrives.
+///
+/// Shows: C4
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_only_slow_is_not_taken_over() {
+    let (backend, strict) = backend();
+    let service = CacheLayer::new(10, SECOND, itself).layer(strict);
+    let call = tokio::spawn(service.clone().oneshot("a"));
+    yield_now().await;
+    let mut waiters = Vec::new();
+    for _ in 0..10 {
+        advance(20 * SECOND).await;
+        waiters.push(task(&service, "a"));
+        assert!(waiters.iter_mut().all(|waiter| waiter.poll().is_pending()));
+        yield_now().await;
+    }
+    backend.answer(0, ok("first"));
+    assert_eq!(call.await.unwrap().unwrap(), "first");
+    assert!(waiters.iter_mut().all(|waiter| answered(waiter.poll()).unwrap() == "first"));
+    assert_eq!(backend.calls(), 1);
+}
+
 /// The one who calls has a second left, and an inner limit ends its call at that. Others have more time.
 ///
 /// Shows: C4
