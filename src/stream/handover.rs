@@ -94,7 +94,7 @@ impl<T> Reader<T> {
         let mut state = self.0.state();
         let (offer, reader) = (state.take(), state.reader.take());
         drop(state);
-        drop(reader);
+        undisturbed(|| drop(reader));
         taken(offer?)
     }
 
@@ -105,7 +105,8 @@ impl<T> Reader<T> {
         let offer = state.take();
         let unused = if offer.is_some() { Some(waker) } else { state.reader.replace(waker) };
         drop(state);
-        drop(unused);
+        // It may panic, and nobody would wake the sender whose item was taken.
+        undisturbed(|| drop(unused));
         taken(offer?)
     }
 
@@ -183,8 +184,8 @@ impl<T> Future for Offering<'_, T> {
                 let Some(offer) = state.offers.get_mut(&number) else { return Poll::Ready(Ok(())) };
                 let before = mem::replace(&mut offer.sender, sender);
                 drop(state);
-                drop(before);
                 self.step = Step::Offered(number);
+                undisturbed(|| drop(before));
                 Poll::Pending
             }
             Step::Ended => panic!("`send` polled after it was done"),
@@ -198,7 +199,10 @@ impl<T> Drop for Offering<'_, T> {
             let mut state = self.to.state();
             let back = state.offers.remove(&number);
             drop(state);
-            drop(back);
+            if let Some(Offer { item, sender }) = back {
+                undisturbed(|| drop(sender));
+                drop(item);
+            }
         }
     }
 }

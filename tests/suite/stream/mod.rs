@@ -4,3 +4,4 @@ mod batches;
 mod pipeline;
 mod scoped;
 mod sources;
+mod wakers;
