@@ -541,6 +541,9 @@ impl Rate {
     ///
     /// A call that is not bad can only raise the rate where good ones leave the window with it, and it can complete the fewest calls that
     /// have a rate: otherwise there is nothing to sum.
+    ///
+    /// A call that completes them while the one that failed is still summing may not see that more calls are awaited. Then the next call
+    /// is judged in its place, whatever it ends with. To see it at once, every call that succeeds would need a fence.
     #[inline]
     fn count(&self, generation: u64, now: impl Fn() -> Instant, bad: bool, min_calls: &AtomicU32) -> bool {
         let (slot, slides) = self.window.record(generation, now, bad);
@@ -551,7 +554,10 @@ impl Rate {
     fn is_over(&self, slot: u64, min_calls: &AtomicU32) -> bool {
         let held = self.window.tally(slot);
         let enough = held.calls >= min_calls.load(Ordering::Relaxed);
-        self.awaits_more.store(!enough && held.bad > 0, Ordering::Relaxed);
+        // One that saw no failure says nothing: another call may have failed since, and awaits more.
+        if enough || held.bad > 0 {
+            self.awaits_more.store(!enough, Ordering::Relaxed);
+        }
         enough && held.reaches(f64::from_bits(self.least.load(Ordering::Relaxed)))
     }
 }

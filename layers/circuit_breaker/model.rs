@@ -59,6 +59,12 @@ fn fail(machine: &Machine, now: Instant) {
     }
 }
 
+fn succeed(machine: &Machine, now: Instant) {
+    if let Ok(ticket) = machine.admit(|| now) {
+        machine.record(&ticket, Outcome::Success, || now);
+    }
+}
+
 /// Open, and its time is over in five seconds.
 fn opened(now: Instant) -> Machine {
     let machine = Machine::new(Policy { consecutive: Some(1), ..policy() }, now);
@@ -85,6 +91,28 @@ fn two_failures_in_two_buckets_do_not_miss_each_other() {
     let later = |machine: &Machine, now| fail(machine, now + 3 * SECOND);
     let is_open = |machine: &Machine, _| assert_eq!(machine.state(), State::Open);
     explore(move |now| Machine::new(by_time.clone(), now), fail, later, is_open);
+}
+
+/// The success completes the fewest calls that have a rate, and may not see yet that the failure awaits them.
+#[test]
+fn a_success_that_completes_the_fewest_calls_is_judged_by_the_next_call_at_the_latest() {
+    let third = Policy { failure_rate: Some(0.3), ..policy() };
+    let then = |machine: &Machine, now| {
+        succeed(machine, now);
+        assert_eq!(machine.state(), State::Open);
+    };
+    explore(move |now| Machine::new(third.clone(), now), succeed, fail, then);
+}
+
+/// The success looks before the failure comes, and tells what it saw after it.
+#[test]
+fn a_call_that_saw_no_failure_does_not_take_back_that_a_rate_awaits_more_calls() {
+    let third = Policy { failure_rate: Some(0.3), min_calls: 3, ..policy() };
+    let then = |machine: &Machine, now| {
+        succeed(machine, now);
+        assert_eq!(machine.state(), State::Open);
+    };
+    explore(move |now| Machine::new(third.clone(), now), succeed, fail, then);
 }
 
 #[test]
