@@ -26,6 +26,12 @@
 //! takes a resource, each attempt has its own, and a retry that sleeps has none. Outside of a concurrency limit, calls would hold
 //! resources while they wait for a permit. Outside of an attempt's timeout, waiting would not count as the attempt's time.
 //!
+//! **A call that waits for itself.** A handler that calls itself through the same layer keeps its resource while the inner call waits for
+//! another one. If the pool has none left, because it has only one or because all callers do the same at once, none comes free until
+//! `max_wait` or a limit of time outside ends the inner call; without either, none ever does. This layer cannot tell such a wait from
+//! others: it does not know how many resources a pool has. Let the inner call use the outer one's resource, which [`current`] finds:
+//! `ResourceLayer::by_request(move |_: &Request| current::<Connection>().is_err().then(|| pool.get()))`.
+//!
 //! **Cancellation.** Dropping the response gives the resource back, or the place in the pool's queue. A circuit breaker outside does not
 //! hold it against the service if the call was still waiting here.
 //!

@@ -7,9 +7,18 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use tokio::time::timeout;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
-use ziggurat::{Class, Error, Reason, concurrency_limit::ConcurrencyLimitLayer, testing::Task, timeout::TimeoutLayer};
+use ziggurat::{
+    Class, Error, Reason,
+    concurrency_limit::ConcurrencyLimitLayer,
+    resource::{ResourceLayer, current},
+    testing::Task,
+    timeout::TimeoutLayer,
+};
 
 type Failed = Error<&'static str>;
 type Handler = BoxCloneSyncService<u32, u32, Failed>;
@@ -68,6 +77,36 @@ async fn a_call_of_itself_is_seen_through_other_layers_and_limits() {
     assert!(awaits_itself(&call(&calls_itself(&others), 1).await));
     let others = (ConcurrencyLimitLayer::new(5), TimeoutLayer::new(Duration::MAX), ConcurrencyLimitLayer::new(1));
     assert!(awaits_itself(&call(&calls_itself(&others), 1).await));
+}
+
+/// The layer does not know that the pool has only one.
+#[tokio::test(start_paused = true)]
+async fn a_call_of_itself_that_needs_another_resource_waits_as_long_as_it_may() {
+    let seats = Arc::new(Semaphore::new(1));
+    let pool = Arc::clone(&seats);
+    let layer = ResourceLayer::new(move || Arc::clone(&pool).acquire_owned()).max_wait(Duration::from_secs(1));
+    let outcome = call(&calls_itself(&layer), 1).await;
+    let max_wait = Duration::from_secs(1);
+    assert_eq!(ziggurat::rejection(&outcome).unwrap().reason(), &Reason::Exhausted { max_wait });
+    assert_eq!(seats.available_permits(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_of_itself_can_use_the_resource_of_the_call_around_it() {
+    let seats = Arc::new(Semaphore::new(1));
+    let pool = Arc::clone(&seats);
+    let layer = ResourceLayer::by_request(move |_: &u32| {
+        current::<OwnedSemaphorePermit>().is_err().then(|| Arc::clone(&pool).acquire_owned())
+    });
+    let handler = calls_itself(&layer);
+    assert_eq!(call(&handler, 3).await.unwrap(), 3);
+    assert_eq!(seats.available_permits(), 1);
+    // Side by side they do not share it.
+    let (mut one, mut two) = (Task::new(handler.clone().oneshot(0)), Task::new(handler.oneshot(0)));
+    assert!(one.poll().is_pending() && two.poll().is_pending());
+    assert!(one.poll().is_ready());
+    assert!(two.poll().is_pending());
+    assert!(two.poll().is_ready());
 }
 
 /// It holds one of two, and the other one comes free.
