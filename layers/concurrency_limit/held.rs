@@ -1,41 +1,69 @@
 //! The permits that the running code holds: a call that would wait for one of its own would wait for ever.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use super::gate::Gate;
 
+/// The number of limits around each other that are noted in place. More of them are rare, and cost an allocation.
+const IN_PLACE: usize = 8;
+
 thread_local! {
-    /// The gates whose permits are held around what is being polled, from the outside in.
-    static HELD: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+    // It needs no destructor, and so costs a plain access.
+    static HELD: Chain = const { Chain { depth: Cell::new(0), outermost: [const { Cell::new(0) }; IN_PLACE] } };
+    static DEEPER: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The gates whose permits are held around what is being polled, from the outside in.
+struct Chain {
+    depth: Cell<usize>,
+    /// The first of them. The others are in [`DEEPER`].
+    outermost: [Cell<usize>; IN_PLACE],
 }
 
 /// As long as this lives, what runs on this thread runs with a permit of the gate.
 pub(super) struct Held(());
 
 impl Gate {
+    #[inline]
     pub(super) fn hold(&self) -> Held {
-        with(|held| held.push(self.id()));
+        HELD.with(|held| {
+            let depth = held.depth.get();
+            match held.outermost.get(depth) {
+                Some(place) => place.set(self.id()),
+                None => deeper(|deeper| deeper.push(self.id())),
+            }
+            held.depth.set(depth + 1);
+        });
         Held(())
     }
 
     /// Whether all permits that there are lie with the calls that surround the caller: none can come free before the caller is done.
     #[cold]
     pub(super) fn is_all_held_here(&self) -> bool {
-        let mut here = 0;
-        with(|held| here = held.iter().filter(|&&gate| gate == self.id()).count());
+        let mut here = HELD
+            .with(|held| held.outermost.iter().take(held.depth.get()).filter(|gate| gate.get() == self.id()).count());
+        deeper(|deeper| here += deeper.iter().filter(|&&gate| gate == self.id()).count());
         here >= self.limit()
     }
 }
 
 impl Drop for Held {
+    #[inline]
     fn drop(&mut self) {
-        with(|held| {
-            held.pop();
+        HELD.with(|held| {
+            let depth = held.depth.get() - 1;
+            held.depth.set(depth);
+            if depth >= IN_PLACE {
+                deeper(|deeper| {
+                    deeper.pop();
+                });
+            }
         });
     }
 }
 
-/// While its thread is torn down nothing is held.
-fn with(f: impl FnOnce(&mut Vec<usize>)) {
-    let _ = HELD.try_with(|held| held.try_borrow_mut().map(|mut held| f(&mut held)));
+/// While its thread is torn down nothing is held there.
+#[cold]
+fn deeper(f: impl FnOnce(&mut Vec<usize>)) {
+    let _torn_down = DEEPER.try_with(|deeper| f(&mut deeper.borrow_mut()));
 }

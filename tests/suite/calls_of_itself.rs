@@ -66,9 +66,16 @@ async fn a_handler_that_calls_itself_through_a_full_limit_of_its_own_is_rejected
     assert_eq!((gate.in_flight(), gate.waiting()), (0, 0));
 
     // As many as there are permits may nest, and no more.
-    let handler = calls_itself(&ConcurrencyLimitLayer::new(3));
-    assert_eq!(call(&handler, 2).await.unwrap(), 2);
-    assert!(awaits_itself(&call(&handler, 3).await));
+    for permits in [3, 8, 9, 20] {
+        let handler = calls_itself(&ConcurrencyLimitLayer::new(permits as usize));
+        for _ in 0..2 {
+            assert_eq!(call(&handler, permits - 1).await.unwrap(), permits - 1);
+            assert!(awaits_itself(&call(&handler, permits).await));
+        }
+        // Nothing is left of it: a call that waits for others waits.
+        let mut calls: Vec<_> = (0..=permits).map(|_| Task::new(handler.clone().oneshot(0))).collect();
+        assert!(calls.iter_mut().all(|call| call.poll().is_pending()));
+    }
 }
 
 #[tokio::test(start_paused = true)]
