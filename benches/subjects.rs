@@ -1,7 +1,7 @@
 //! What is measured: each of our layers and the stack of four, and beside each the peers' with equal policies.
 
 use std::{
-    future::ready,
+    future::{poll_fn, ready},
     hint::black_box,
     pin::pin,
     task::{Context, Poll, Waker},
@@ -31,6 +31,7 @@ use ziggurat::{
     retry::RetryLayer,
     stack::{ClientSettings, ClientStack},
     timeout::TimeoutLayer,
+    upload::UploadLayer,
 };
 
 use crate::{Echo, Failed, Word, call};
@@ -78,6 +79,17 @@ where
     Subject { what, whose: "ziggurat", run }
 }
 
+const SMALL: &[u8] = b"a small response";
+
+/// Reads the request's body to its end, and answers.
+async fn reads<B: Body<Data = Bytes>>(request: Request<B>) -> Result<Response<Full<Bytes>>, Failed> {
+    let mut body = pin!(request.into_body());
+    while let Some(Ok(frame)) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
+        black_box(frame);
+    }
+    Ok(Response::new(Full::new(Bytes::from_static(SMALL))))
+}
+
 /// tower leaves the policy to its user: the same rule as ours.
 #[derive(Debug, Clone)]
 struct ThreeTimes(u32);
@@ -116,9 +128,10 @@ pub fn subjects() -> Vec<Subject> {
     let retry = || RetryLayer::new().backoff(LIMIT).budget(None);
     let breaker = || CircuitBreakerLayer::failure_rate(0.5).over_calls(100);
     let service = || ServiceBuilder::new().map_err(Error::Service).service(Echo);
-    let small = || ready(Ok::<_, Failed>(Response::new(Full::new(Bytes::from_static(b"a small response")))));
+    let small = || ready(Ok::<_, Failed>(Response::new(Full::new(Bytes::from_static(SMALL)))));
     let http = || ServiceBuilder::new().map_err(Error::Service).service_fn(move |_: Word| small());
     let asked = || ServiceBuilder::new().map_err(Error::Service).service_fn(move |_: Request<Word>| small());
+    let uploaded = |_| Request::new(Full::new(Bytes::from_static(b"a small request")));
     let app = Scope::root("app").with(ClientSettings::default());
     vec![
         subject("bare", "", Echo),
@@ -209,6 +222,18 @@ pub fn subjects() -> Vec<Subject> {
         http_subject(
             "http, answer",
             ServiceBuilder::new().map_request(Request::new).layer(AnswerLayer::problem_json()).service(asked()),
+        ),
+        http_subject(
+            "http, an upload",
+            ServiceBuilder::new().map_request(uploaded).map_err(Error::Service).service_fn(reads),
+        ),
+        http_subject(
+            "http, upload",
+            ServiceBuilder::new()
+                .map_request(uploaded)
+                .layer(UploadLayer::new(LIMIT))
+                .map_err(Error::Service)
+                .service_fn(reads),
         ),
         http_subject(
             "http, the four",
