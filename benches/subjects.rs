@@ -19,14 +19,14 @@ use tower_resilience::{
     timelimiter::TimeLimiterLayer,
 };
 use ziggurat::{
-    Error, Event, Scope, Site,
-    answer::AnswerLayer,
+    Error, LayerEvent, LayerInfo, Scope,
     cache::CacheLayer,
     chaos::{ChaosLayer, Fault},
     circuit_breaker::CircuitBreakerLayer,
     concurrency_limit::ConcurrencyLimitLayer,
     fallback::FallbackLayer,
     observe::ObserveLayer,
+    rejection_response::RejectionResponseLayer,
     resource::ResourceLayer,
     retry::RetryLayer,
     stack::{ClientSettings, ClientStack},
@@ -178,7 +178,9 @@ pub fn subjects() -> Vec<Subject> {
         subject(
             "observe, heard",
             ours,
-            ServiceBuilder::new().layer(ObserveLayer::new().observer(|_: &Site, _: &Event<'_>| ())).service(service()),
+            ServiceBuilder::new()
+                .layer(ObserveLayer::new().observer(|_: &LayerInfo, _: &LayerEvent<'_>| ()))
+                .service(service()),
         ),
         subject(
             "resource",
@@ -221,7 +223,10 @@ pub fn subjects() -> Vec<Subject> {
         http_subject("http, a request", ServiceBuilder::new().map_request(Request::new).service(asked())),
         http_subject(
             "http, answer",
-            ServiceBuilder::new().map_request(Request::new).layer(AnswerLayer::problem_json()).service(asked()),
+            ServiceBuilder::new()
+                .map_request(Request::new)
+                .layer(RejectionResponseLayer::problem_json())
+                .service(asked()),
         ),
         http_subject(
             "http, an upload",

@@ -22,8 +22,8 @@ use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tokio::{net::TcpListener, sync::Notify};
 use tower::ServiceBuilder;
 use ziggurat::{
-    Scope, answer::AnswerLayer, concurrency_limit::ConcurrencyLimitLayer, context::ContextLayer,
-    identity::IdentityLayer, scope::MissingState, timeout::TimeoutLayer,
+    Scope, concurrency_limit::ConcurrencyLimitLayer, context::ContextLayer, rejection_response::RejectionResponseLayer,
+    request_id::RequestIdLayer, scope::MissingState, timeout::TimeoutLayer,
 };
 
 /// What the whole program knows.
@@ -48,8 +48,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let app = Scope::root("app").with(Greeting("Hello"));
     let layers = ServiceBuilder::new()
         .layer(ContextLayer::new(app).state(|req: &Request<_>| Tenant::of(req)))
-        .layer(IdentityLayer::new())
-        .layer(AnswerLayer::problem_json())
+        .layer(RequestIdLayer::new())
+        .layer(RejectionResponseLayer::problem_json())
         // Nobody waits: a server that is full says so at once.
         .layer(ConcurrencyLimitLayer::new(at_once).max_waiting(0).until_body_end())
         // A function of the request, or a plain `Duration`. None: no limit for this request.

@@ -14,7 +14,7 @@ use std::{
 use tokio::time::advance;
 use tower::{ServiceBuilder, ServiceExt};
 use ziggurat::{
-    Backoff, Error, Event, Jitter, Site,
+    Backoff, Error, Jitter, LayerEvent, LayerInfo,
     circuit_breaker::{CircuitBreakerLayer, State},
 };
 
@@ -39,7 +39,7 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     let events = Arc::new(Mutex::new(BTreeMap::new()));
     let breaker = CircuitBreakerLayer::consecutive(5).open_for(open_for).named("backend").observer({
         let events = Arc::clone(&events);
-        move |_: &Site, event: &Event<'_>| {
+        move |_: &LayerInfo, event: &LayerEvent<'_>| {
             *events.lock().unwrap_or_else(PoisonError::into_inner).entry(event.name()).or_default() += 1;
         }
     });

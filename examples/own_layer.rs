@@ -1,7 +1,7 @@
 //! A layer of your own, written with the crate's words: it obeys `Retry-After` on behalf of all callers.
 //!
 //! When the service asks to be left alone, nobody calls it until then. The words are [`Class`] (what an outcome says about the
-//! service), [`Rejection`] and [`Reject`] (a layer answers instead of the service, in the service's own types) and [`Site`] (who
+//! service), [`Rejection`] and [`Reject`] (a layer answers instead of the service, in the service's own types) and [`LayerInfo`] (who
 //! speaks, and who listens): with them it fits whatever the other layers fit, and they understand it.
 
 use std::pin::Pin;
@@ -12,18 +12,18 @@ use pin_project_lite::pin_project;
 use tokio::sync::watch;
 use tokio::time::{Instant, advance};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
-use ziggurat::{Class, Classify, Error, HttpStatus, Reason, Reject, Site};
+use ziggurat::{Class, Classify, Error, HttpStatus, LayerInfo, Reason, Reject};
 
 /// The state belongs to the layer value: all services that it makes, and all their clones, share it.
 #[derive(Clone)]
 struct QuietLayer {
     quiet_until: watch::Sender<Instant>,
-    site: Site,
+    info: LayerInfo,
 }
 
 impl QuietLayer {
     fn new() -> Self {
-        Self { quiet_until: watch::Sender::new(Instant::now()), site: Site::new("quiet") }
+        Self { quiet_until: watch::Sender::new(Instant::now()), info: LayerInfo::new("quiet") }
     }
 }
 
@@ -82,7 +82,7 @@ where
         let this = self.project();
         let Some(response) = this.response.as_pin_mut() else {
             let wait = this.layer.quiet_until.borrow().saturating_duration_since(Instant::now());
-            return Poll::Ready(E::reject(this.layer.site.reject_with_retry_after(Reason::RateLimited, wait)));
+            return Poll::Ready(E::reject(this.layer.info.reject_with_retry_after(Reason::RateLimited, wait)));
         };
         let outcome = ready!(response.poll(cx));
         if let Some(wait) = Class::of(&outcome, &HttpStatus).retry_after() {

@@ -12,7 +12,7 @@ use std::{
 
 use tokio::time::sleep;
 use ziggurat::{
-    Event, EventBus, Scope, Site,
+    EventBus, LayerEvent, LayerInfo, Scope,
     events::{Lag, Lagged},
     scope::ScopeError,
 };
@@ -36,8 +36,8 @@ async fn main() -> Result<(), ScopeError> {
     let count = Arc::clone(&failures);
     // Every scope has a bus, which it shares with the scopes within.
     let shop = Scope::root("shop");
-    let bus = shop.events().named("shop").observer(move |_: &Site, event: &Event<'_>| {
-        if let Event::HandlerFailed { of, error } = event {
+    let bus = shop.events().named("shop").observer(move |_: &LayerInfo, event: &LayerEvent<'_>| {
+        if let LayerEvent::HandlerFailed { of, error } = event {
             println!("a handler of {of} failed: {error}");
             count.fetch_add(1, Ordering::Relaxed);
         }

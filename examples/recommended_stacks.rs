@@ -16,8 +16,8 @@ use tokio::net::TcpListener;
 use tower::{ServiceBuilder, ServiceExt};
 use ziggurat::{
     Error, Scope,
-    answer::AnswerLayer,
     circuit_breaker::State,
+    rejection_response::RejectionResponseLayer,
     stack::{ClientSettings, ClientStack, ServerSettings, ServerStack},
 };
 
@@ -82,7 +82,7 @@ async fn main() -> Result<(), Box<dyn StdError>> {
 async fn serve(app: &Scope) -> Result<SocketAddr, Box<dyn StdError>> {
     let router = Router::new()
         .route("/status/{status}", get(status))
-        .layer(ServerStack::new(app).with_answer(AnswerLayer::problem_json()));
+        .layer(ServerStack::new(app).with_rejection_response(RejectionResponseLayer::problem_json()));
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     tokio::spawn(async { axum::serve(listener, router).await });

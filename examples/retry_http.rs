@@ -21,7 +21,7 @@ use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tokio::net::TcpListener;
 use tower::{ServiceBuilder, ServiceExt};
 use ziggurat::{
-    Backoff, Error, Event, Site,
+    Backoff, Error, LayerEvent, LayerInfo,
     retry::{Budget, RetryLayer},
     timeout::TimeoutLayer,
 };
@@ -45,11 +45,11 @@ async fn main() -> Result<(), Box<dyn StdError>> {
         .backoff(Backoff::exponential(Duration::from_millis(10)).max(Duration::from_secs(1)))
         // So many retries for all calls together in ten seconds: a tenth of the calls, or ten.
         .budget(Budget::new(0.1).min_per_second(1))
-        .observer(|_: &Site, event: &Event<'_>| match event {
-            Event::Retrying { attempt, delay, cause } => {
+        .observer(|_: &LayerInfo, event: &LayerEvent<'_>| match event {
+            LayerEvent::Retrying { attempt, delay, cause } => {
                 println!("attempt {attempt} failed ({cause}), the next one in {delay:.1?}")
             }
-            Event::GaveUp { reason, .. } => _ = count(reason, 1),
+            LayerEvent::GaveUp { reason, .. } => _ = count(reason, 1),
             _ => {}
         });
     let client = ServiceBuilder::new()

@@ -22,8 +22,8 @@ use tonic_health::pb::{
 };
 use tower::ServiceBuilder;
 use ziggurat::{
-    Scope, answer::AnswerLayer, concurrency_limit::ConcurrencyLimitLayer, context::ContextLayer, scope::MissingState,
-    timeout::TimeoutLayer,
+    Scope, concurrency_limit::ConcurrencyLimitLayer, context::ContextLayer, rejection_response::RejectionResponseLayer,
+    scope::MissingState, timeout::TimeoutLayer,
 };
 
 /// What the whole program knows.
@@ -37,7 +37,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let door = Arc::new(Door::default());
     let layers = ServiceBuilder::new()
         .layer(ContextLayer::new(Scope::root("app").with(Healthy(1))))
-        .layer(AnswerLayer::grpc())
+        .layer(RejectionResponseLayer::grpc())
         // A call lasts until its last message, and nobody waits: a server that is full says so at once.
         .layer(ConcurrencyLimitLayer::new(at_once).max_waiting(0).until_body_end())
         .layer(TimeoutLayer::new(Duration::from_millis(500)))

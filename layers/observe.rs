@@ -1,10 +1,10 @@
 //! Measures calls: how they end, how long they take, and how many are in flight.
 //!
-//! Each call tells [`Event::Started`](crate::Event::Started), and [`Event::Ended`](crate::Event::Ended) with its
+//! Each call tells [`LayerEvent::Started`](crate::LayerEvent::Started), and [`LayerEvent::Ended`](crate::LayerEvent::Ended) with its
 //! [`Outcome`]: a success or a failure of the service, as the classifier judges; ignored, if what it answered says nothing
 //! about it; rejected, if a layer inside answered, or one of a stack further in, whose rejection is a cause of the service's error; or
 //! cancelled, if its caller gave it up (or it panicked). The observer hears it, `tracing` logs it (DEBUG, target
-//! `ziggurat::observe`), and with the feature `metrics` it is counted: the names are in the table at [`Event`](crate::Event). What happens *in* a layer, each tells by itself, with the same names.
+//! `ziggurat::observe`), and with the feature `metrics` it is counted: the names are in the table at [`LayerEvent`](crate::LayerEvent). What happens *in* a layer, each tells by itself, with the same names.
 //!
 //! **Its clock** starts in `call` and is read once more when the call ends: with the response, or with
 //! [`until_body_end`](ObserveLayer::until_body_end) when its body has ended. The wait for readiness is not measured; an error of it is a call
@@ -22,14 +22,14 @@
 //! ```
 //! use std::sync::{Arc, atomic::{AtomicUsize, Ordering}};
 //! use tower::{ServiceBuilder, ServiceExt, service_fn};
-//! use ziggurat::{Error, Event, Outcome, Site, observe::ObserveLayer};
+//! use ziggurat::{Error, LayerEvent, Outcome, LayerInfo, observe::ObserveLayer};
 //!
 //! # #[tokio::main(flavor = "current_thread")] async fn main() {
 //! let failures = Arc::new(AtomicUsize::new(0));
 //! let counter = Arc::clone(&failures);
 //! let service = ServiceBuilder::new()
-//!     .layer(ObserveLayer::new().named("orders").observer(move |_: &Site, event: &Event<'_>| {
-//!         if let Event::Ended { outcome: Outcome::Failure, .. } = event {
+//!     .layer(ObserveLayer::new().named("orders").observer(move |_: &LayerInfo, event: &LayerEvent<'_>| {
+//!         if let LayerEvent::Ended { outcome: Outcome::Failure, .. } = event {
 //!             counter.fetch_add(1, Ordering::Relaxed);
 //!         }
 //!     }))
@@ -62,21 +62,21 @@ use crate::{
     body::{BodyEnd, End, Guard, PollFrame, ResponseEnd, Said, Until, Verdict, without_trailers},
     clock::{self, Instant},
     outcome::{Class, Classify, FailOnError, HttpStatus, Reject, judged_as},
-    telemetry::{Calls, Outcome, Site, site, site_setters},
+    telemetry::{Calls, LayerInfo, Outcome, layer_info, layer_setters},
 };
 
 /// Measures calls: see the [module](self).
 #[must_use]
 pub struct ObserveLayer<C = FailOnError, U = ResponseEnd> {
     classify: C,
-    site: Site,
+    info: LayerInfo,
     until: PhantomData<fn() -> U>,
 }
 
 impl ObserveLayer {
     /// Every error of the service is a failure, every response a success. Give it a name: metrics are told apart by it.
     pub fn new() -> Self {
-        Self { classify: FailOnError, site: site!("observe"), until: PhantomData }
+        Self { classify: FailOnError, info: layer_info!("observe"), until: PhantomData }
     }
 }
 
@@ -96,7 +96,7 @@ impl ObserveLayer<HttpStatus> {
 impl<C, U> ObserveLayer<C, U> {
     /// Judges by another classifier than [`FailOnError`]: [`HttpStatus`], a closure, or your own.
     pub fn classify<D>(self, classify: D) -> ObserveLayer<D, U> {
-        ObserveLayer { classify, site: self.site, until: PhantomData }
+        ObserveLayer { classify, info: self.info, until: PhantomData }
     }
 
     /// For HTTP: a call whose response is a success lasts until the response's body has ended, failed (a failure) or was dropped:
@@ -104,16 +104,16 @@ impl<C, U> ObserveLayer<C, U> {
     ///
     /// The body's error becomes a boxed one.
     pub fn until_body_end(self) -> ObserveLayer<C, BodyEnd> {
-        ObserveLayer { classify: self.classify, site: self.site, until: PhantomData }
+        ObserveLayer { classify: self.classify, info: self.info, until: PhantomData }
     }
 
-    site_setters!();
+    layer_setters!();
 }
 
 // By hand, and so for the service: when a call ends need not be Clone for this.
 impl<C: Clone, U> Clone for ObserveLayer<C, U> {
     fn clone(&self) -> Self {
-        Self { classify: self.classify.clone(), site: self.site.clone(), until: PhantomData }
+        Self { classify: self.classify.clone(), info: self.info.clone(), until: PhantomData }
     }
 }
 
@@ -121,7 +121,7 @@ impl<S, C: Clone, U> Layer<S> for ObserveLayer<C, U> {
     type Service = Observe<S, C, U>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        let (calls, classify) = (Arc::new(Calls::new(self.site.clone())), self.classify.clone());
+        let (calls, classify) = (Arc::new(Calls::new(self.info.clone())), self.classify.clone());
         Observe { inner, calls, classify, until: PhantomData }
     }
 }
@@ -130,7 +130,7 @@ impl<C, U> fmt::Debug for ObserveLayer<C, U> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ObserveLayer")
             .field("classify", &type_name::<C>())
-            .field("site", &self.site)
+            .field("info", &self.info)
             .field("until", &type_name::<U>())
             .finish()
     }
@@ -157,7 +157,7 @@ impl<S: fmt::Debug, C, U> fmt::Debug for Observe<S, C, U> {
         f.debug_struct("Observe")
             .field("inner", &self.inner)
             .field("classify", &type_name::<C>())
-            .field("site", self.calls.site())
+            .field("info", self.calls.info())
             .finish()
     }
 }

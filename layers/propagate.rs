@@ -1,6 +1,6 @@
 //! Passes on, to the next hop, who a request is and how much time is left for it.
 //!
-//! For clients. What is passed on is the [`Identity`] in the request's extensions (a proxy forwards them), or else that of the
+//! For clients. What is passed on is the [`RequestIds`] in the request's extensions (a proxy forwards them), or else that of the
 //! current [`Scope`]: of the request that is being served by whoever calls this client. It is the request id, under the name of
 //! the header that it came in, `traceparent` and `tracestate`. A header that the request has already stays as it is: somebody
 //! set it on purpose, a tracing client for example, whose span is the parent of the call (its `tracestate` stays too, or its
@@ -21,7 +21,7 @@
 //!
 //! It takes an [`http::Request`], and with the feature `reqwest` a `reqwest::Request`. Which layers take that one: all but
 //! [`ContextLayer::new`](crate::context::ContextLayer::new) ([`ambient`](crate::context::ContextLayer::ambient) does),
-//! [`IdentityLayer`](crate::identity::IdentityLayer), [`AnswerLayer`](crate::answer::AnswerLayer) and
+//! [`RequestIdLayer`](crate::request_id::RequestIdLayer), [`RejectionResponseLayer`](crate::rejection_response::RejectionResponseLayer) and
 //! [`ReplayLayer`](crate::replay::ReplayLayer), which need the parts of an [`http::Request`] or [`http::Response`].
 //!
 //! It needs no `S: Clone`, never rejects, and allocates only what the headers take.
@@ -32,7 +32,7 @@
 //! use tower::{ServiceBuilder, ServiceExt, service_fn};
 //! use ziggurat::{
 //!     Error, Scope, propagate::PropagateLayer, timeout::TimeoutLayer,
-//!     headers::{Identity, TimeoutHeader},
+//!     headers::{RequestIds, TimeoutHeader},
 //! };
 //!
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
@@ -46,10 +46,10 @@
 //!         Ok::<_, std::io::Error>(Response::new(String::new()))
 //!     }));
 //!
-//! // In a handler, inside of an `IdentityLayer`, there is such a scope.
+//! // In a handler, inside of an `RequestIdLayer`, there is such a scope.
 //! # let headers = HeaderMap::from_iter([("x-request-id".parse().unwrap(), "order-17".parse().unwrap())]);
-//! # let identity = Identity::read(&headers, "x-request-id".parse().unwrap());
-//! let scope = Scope::root("request").with(identity);
+//! # let ids = RequestIds::read(&headers, "x-request-id".parse().unwrap());
+//! let scope = Scope::root("request").with(ids);
 //! scope.within(client.oneshot(Request::get("/").body(String::new()).unwrap())).await.unwrap();
 //! # }
 //! ```
@@ -62,7 +62,7 @@ use tower_service::Service;
 
 use crate::{
     ambient::Deadline,
-    headers::{Identity, TimeoutHeader},
+    headers::{RequestIds, TimeoutHeader},
     scope::Scope,
 };
 
@@ -125,8 +125,8 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (mut head, body) = request.into_parts();
-        match head.extensions.get::<Identity>() {
-            Some(identity) => identity.write(&mut head.headers),
+        match head.extensions.get::<RequestIds>() {
+            Some(ids) => ids.write(&mut head.headers),
             None => write_current(&mut head.headers),
         }
         self.layer.write_deadline(&mut head.headers);
@@ -134,7 +134,7 @@ where
     }
 }
 
-/// reqwest's own request has no extensions to look into: the identity is always that of the current scope.
+/// reqwest's own request has no extensions to look into: the ids is always that of the current scope.
 #[cfg(feature = "reqwest")]
 #[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))]
 impl<S> Service<reqwest::Request> for Propagate<S>
@@ -158,7 +158,7 @@ where
 
 /// Whose request is being served by whoever makes this one.
 fn write_current(headers: &mut HeaderMap) {
-    if let Some(identity) = Scope::current().and_then(|scope| scope.get::<Identity>()) {
-        identity.write(headers);
+    if let Some(ids) = Scope::current().and_then(|scope| scope.get::<RequestIds>()) {
+        ids.write(headers);
     }
 }

@@ -7,7 +7,7 @@
 //! **What it counts**: bytes of bodies that are kept. A request may keep 64 KiB
 //! ([`max_bytes`](ReplayLayer::max_bytes)), all requests of a layer value together 64 MiB
 //! ([`max_total_bytes`](ReplayLayer::max_total_bytes)). Past either, what was kept is freed, the request is sent once,
-//! and [`Event::NotRepeatable`](crate::Event::NotRepeatable) says why. An upload of any size can still be retried as
+//! and [`LayerEvent::NotRepeatable`](crate::LayerEvent::NotRepeatable) says why. An upload of any size can still be retried as
 //! long as nothing of it was read: if no connection could be made, for example. Nothing is kept while no copy of the
 //! request waits that would need it: in the last attempt, and for a `POST`, which is sent again only if it was not
 //! processed and nothing of it was read. It keeps no clock.
@@ -56,7 +56,7 @@ use tower_service::Service;
 
 use crate::{
     body::{Allowance, ReplayBody},
-    telemetry::site_setters,
+    telemetry::layer_setters,
 };
 
 /// Makes the bodies of HTTP requests such that they can be sent again: see the [module](self).
@@ -102,7 +102,7 @@ impl ReplayLayer {
         self.allowance.kept()
     }
 
-    site_setters!(allowance.site);
+    layer_setters!(allowance.info);
 }
 
 impl<S> Layer<S> for ReplayLayer {

@@ -18,7 +18,7 @@
 //! Outside of the retry, the circuit breaker and the limits that the caller's time is to be kept out of, so around a whole
 //! [`ClientStack`](crate::stack::ClientStack); inside of a total that is to stay a total. A reverse proxy puts it outermost in the stack
 //! around its client, inside of what answers its own callers
-//! (`ServerStack > AnswerLayer > UploadLayer > ReplayLayer > ClientStack > client`). A limit of a server outside of it, such as
+//! (`ServerStack > RejectionResponseLayer > UploadLayer > ReplayLayer > ClientStack > client`). A limit of a server outside of it, such as
 //! `ServerStack`'s, is a total then: leave it out, or set it to the longest upload.
 //!
 //! # What counts
@@ -97,7 +97,7 @@ use crate::{
     clock::{self, Sleep},
     outcome::{Reason, Reject, Rejection},
     setting::Setting,
-    telemetry::{Site, site, site_setters},
+    telemetry::{LayerInfo, layer_info, layer_setters},
 };
 
 /// Looks after the bodies of HTTP requests: see the [module](self).
@@ -105,7 +105,7 @@ use crate::{
 #[must_use]
 pub struct UploadLayer<L = Duration> {
     idle: L,
-    site: Site,
+    info: LayerInfo,
 }
 
 impl<L> UploadLayer<L> {
@@ -114,10 +114,10 @@ impl<L> UploadLayer<L> {
     ///
     /// Any duration is valid: with zero each frame has to be there at once, and [`Duration::MAX`] never ends.
     pub fn new(idle: L) -> Self {
-        Self { idle, site: site!("upload") }
+        Self { idle, info: layer_info!("upload") }
     }
 
-    site_setters!();
+    layer_setters!();
 }
 
 impl<S, L: Clone> Layer<S> for UploadLayer<L> {
@@ -130,7 +130,7 @@ impl<S, L: Clone> Layer<S> for UploadLayer<L> {
 
 impl<L> fmt::Debug for UploadLayer<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UploadLayer").field("idle", &type_name::<L>()).field("site", &self.site).finish()
+        f.debug_struct("UploadLayer").field("idle", &type_name::<L>()).field("info", &self.info).finish()
     }
 }
 
@@ -169,7 +169,7 @@ where
             caller,
             waits: false,
             timer: None,
-            site: self.layer.site.clone(),
+            info: self.layer.info.clone(),
         });
         let request = request.map(|body| GuardBody::new(body, uploading));
         let response = match &caller {
@@ -259,7 +259,7 @@ pub struct Uploading {
     waits: bool,
     // Boxed, so that a body that is never pending is not larger for it.
     timer: Option<Pin<Box<Sleep>>>,
-    site: Site,
+    info: LayerInfo,
 }
 
 impl Uploading {
@@ -294,7 +294,7 @@ impl Uploading {
 
     #[cold]
     fn fail(&mut self, reason: Reason) -> Rejection {
-        let rejection = self.site.reject(reason);
+        let rejection = self.info.reject(reason);
         self.caller.has_failed(Arc::new(rejection.clone()));
         rejection
     }

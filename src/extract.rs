@@ -1,16 +1,16 @@
-//! Extractors for axum: the request's [`Scope`], and its [`Identity`], as arguments of a handler.
+//! Extractors for axum: the request's [`Scope`], and its [`RequestIds`], as arguments of a handler.
 //!
 //! ```
 //! use axum::{Router, routing::get};
-//! use ziggurat::{Scope, context::ContextLayer, identity::IdentityLayer, headers::Identity};
+//! use ziggurat::{Scope, context::ContextLayer, request_id::RequestIdLayer, headers::RequestIds};
 //!
-//! async fn handler(scope: Scope, identity: Identity) -> String {
-//!     format!("{} {}", scope.name(), identity.request_id())
+//! async fn handler(scope: Scope, ids: RequestIds) -> String {
+//!     format!("{} {}", scope.name(), ids.request_id())
 //! }
 //!
 //! let app: Router = Router::new()
 //!     .route("/", get(handler))
-//!     .layer(IdentityLayer::new())
+//!     .layer(RequestIdLayer::new())
 //!     .layer(ContextLayer::new(Scope::root("app"))); // a router's last layer is the outermost
 //! ```
 
@@ -22,7 +22,7 @@ use axum_core::{
 };
 use http::{StatusCode, request::Parts};
 
-use crate::{headers::Identity, scope::Scope};
+use crate::{headers::RequestIds, scope::Scope};
 
 /// What a handler asks for, a layer should have put into the request, and no such layer stands around the handler.
 ///
@@ -63,12 +63,12 @@ impl<S: Sync> FromRequestParts<S> for Scope {
     }
 }
 
-/// What an [`IdentityLayer`](crate::identity::IdentityLayer) says that the request is.
-impl<S: Sync> FromRequestParts<S> for Identity {
+/// What an [`RequestIdLayer`](crate::request_id::RequestIdLayer) says that the request is.
+impl<S: Sync> FromRequestParts<S> for RequestIds {
     type Rejection = MissingLayer;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, MissingLayer> {
-        from_extensions(parts, "identity", "IdentityLayer")
+        from_extensions(parts, "ids", "RequestIdLayer")
     }
 }
 

@@ -20,6 +20,7 @@ pub mod events;
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 pub mod extract;
 pub mod headers;
+mod name;
 mod outcome;
 mod pulse;
 pub mod scope;
@@ -47,4 +48,4 @@ pub use outcome::{
 };
 pub use scope::Scope;
 pub use setting::Setting;
-pub use telemetry::{Event, Observer, Outcome, Site};
+pub use telemetry::{LayerEvent, LayerInfo, Observer, Outcome};

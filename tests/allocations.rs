@@ -19,7 +19,6 @@ use tokio_stream::{Stream, StreamExt};
 use tower::{Layer, Service, ServiceBuilder, layer::layer_fn, service_fn, util::BoxService};
 use ziggurat::{
     Error, EventBus, Scope,
-    answer::AnswerLayer,
     batch::BatchLayer,
     body::{CopyBody, ReplayBody},
     cache::CacheLayer,
@@ -31,6 +30,7 @@ use ziggurat::{
     events::{Lag, Subscription},
     fallback::{Failed, FallbackLayer},
     observe::ObserveLayer,
+    rejection_response::RejectionResponseLayer,
     replay::ReplayLayer,
     resource::ResourceLayer,
     retry::RetryLayer,
@@ -159,9 +159,9 @@ fn an_answer_to_rejections_allocates_nothing_where_there_is_none() {
             assert_eq!(counted.count_total, 0);
         }};
     }
-    check!(AnswerLayer::problem_json());
-    check!(AnswerLayer::grpc());
-    check!(AnswerLayer::grpc().until_body_end());
+    check!(RejectionResponseLayer::problem_json());
+    check!(RejectionResponseLayer::grpc());
+    check!(RejectionResponseLayer::grpc().until_body_end());
 }
 
 #[test]

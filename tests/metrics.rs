@@ -13,7 +13,7 @@ use http_body_util::BodyExt;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tower::{BoxError, Layer, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
-    Error, Event, EventBus, Site,
+    Error, EventBus, LayerEvent, LayerInfo,
     batch::BatchLayer,
     body::{CopyBody, ReplayBody},
     cache::CacheLayer,
@@ -69,13 +69,13 @@ async fn what_happens_is_counted_under_one_set_of_names() {
         r#"ziggurat_call_duration_seconds_count{name="orders",outcome="success"} 2"#,
         r#"ziggurat_call_duration_seconds_sum{name="orders",outcome="success"} 2"#,
         r#"ziggurat_call_duration_seconds_sum{name="orders",outcome="rejected"} 11"#,
-        r#"ziggurat_events_total{policy="cache",name="orders",event="hit",reason=""} 1"#,
-        r#"ziggurat_events_total{policy="cache",name="orders",event="stored",reason=""} 1"#,
-        r#"ziggurat_events_total{policy="timeout",name="attempt",event="rejected",reason="timed_out"} 2"#,
-        r#"ziggurat_events_total{policy="retry",name="orders",event="retrying",reason=""} 1"#,
-        r#"ziggurat_events_total{policy="retry",name="orders",event="gave_up",reason="attempts"} 1"#,
-        r#"ziggurat_events_total{policy="circuit_breaker",name="orders",event="failed",reason=""} 2"#,
-        r#"ziggurat_events_total{policy="circuit_breaker",name="orders",event="transition",reason="open"} 1"#,
+        r#"ziggurat_events_total{layer="cache",name="orders",event="hit",reason=""} 1"#,
+        r#"ziggurat_events_total{layer="cache",name="orders",event="stored",reason=""} 1"#,
+        r#"ziggurat_events_total{layer="timeout",name="attempt",event="rejected",reason="timed_out"} 2"#,
+        r#"ziggurat_events_total{layer="retry",name="orders",event="retrying",reason=""} 1"#,
+        r#"ziggurat_events_total{layer="retry",name="orders",event="gave_up",reason="attempts"} 1"#,
+        r#"ziggurat_events_total{layer="circuit_breaker",name="orders",event="failed",reason=""} 2"#,
+        r#"ziggurat_events_total{layer="circuit_breaker",name="orders",event="transition",reason="open"} 1"#,
     ] {
         assert!(has(&metrics, line), "{line} is not among\n{metrics}");
     }
@@ -126,7 +126,7 @@ async fn the_events_of_every_layer_carry_the_name_that_it_was_given() {
     bus.publish(7_u8);
     bus.close();
     handler.finished().await;
-    Site::new("mine").named("every").tell(Event::Hit);
+    LayerInfo::new("mine").named("every").emit(LayerEvent::Hit);
 
     let metrics = prometheus.render();
     for (policy, event, reason) in [
@@ -148,7 +148,7 @@ async fn the_events_of_every_layer_carry_the_name_that_it_was_given() {
         ("events", "handler_failed", ""),
         ("mine", "hit", ""),
     ] {
-        let labels = format!(r#"policy="{policy}",name="every",event="{event}",reason="{reason}""#);
+        let labels = format!(r#"layer="{policy}",name="every",event="{event}",reason="{reason}""#);
         assert!(has(&metrics, &format!("ziggurat_events_total{{{labels}}} 1")), "{labels} is not among\n{metrics}");
     }
     assert!(has(&metrics, r#"ziggurat_calls_total{name="every",outcome="success",reason=""} 1"#));
@@ -173,7 +173,7 @@ async fn read(request: Request<ReplayBody<String>>) -> Result<Response<()>, Erro
 async fn a_call_whose_observer_panics_is_not_in_flight_for_ever() {
     let prometheus = prometheus();
     let observed = |event: &'static str| {
-        let panics = move |_: &Site, told: &Event<'_>| assert!(told.name() != event, "{event}");
+        let panics = move |_: &LayerInfo, told: &LayerEvent<'_>| assert!(told.name() != event, "{event}");
         ObserveLayer::new().named(event).observer(panics).layer(service_fn(|()| ready(Ok::<_, Error<&str>>(()))))
     };
     for event in ["started", "ended"] {
@@ -188,14 +188,14 @@ async fn a_call_whose_observer_panics_is_not_in_flight_for_ever() {
 #[test]
 fn a_site_that_was_used_and_is_renamed_counts_under_its_new_name() {
     let prometheus = prometheus();
-    let before = Site::new("mine").named("before");
-    before.tell(Event::Stored);
+    let before = LayerInfo::new("mine").named("before");
+    before.emit(LayerEvent::Stored);
     let after = before.clone().named("after");
-    after.tell(Event::Stored);
-    after.tell(Event::Stored);
-    before.tell(Event::Stored);
+    after.emit(LayerEvent::Stored);
+    after.emit(LayerEvent::Stored);
+    before.emit(LayerEvent::Stored);
     for name in ["before", "after"] {
-        let labels = format!(r#"policy="mine",name="{name}",event="stored",reason="""#);
+        let labels = format!(r#"layer="mine",name="{name}",event="stored",reason="""#);
         assert!(has(&prometheus.render(), &format!("ziggurat_events_total{{{labels}}} 2")), "{name}");
     }
 }

@@ -14,12 +14,12 @@ use http::{Request, Response};
 use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
 use tracing_subscriber::filter::LevelFilter;
 use ziggurat::{
-    Error, Event, EventBus, Scope, Site,
+    Error, EventBus, LayerEvent, LayerInfo, Scope,
     chaos::{ChaosLayer, Fault, Schedule},
     circuit_breaker::CircuitBreakerLayer,
     context::ContextLayer,
     fallback::{Failed, FallbackLayer},
-    identity::IdentityLayer,
+    request_id::RequestIdLayer,
     retry::RetryLayer,
     scope::Disposable,
     stack::{ClientSettings, ClientStack},
@@ -70,11 +70,11 @@ async fn every_layer_logs_under_its_own_target_with_its_name() {
     assert_eq!(
         log,
         [
-            r#"INFO ziggurat::timeout: rejected policy="timeout" name="attempt" reason="timed_out" rejection=timeout `attempt`: no answer within 3s"#,
-            r#"INFO ziggurat::retry: retrying policy="retry" name="orders" attempt=1 delay=1s cause=timed_out"#,
-            r#"INFO ziggurat::timeout: rejected policy="timeout" name="attempt" reason="timed_out" rejection=timeout `attempt`: no answer within 3s"#,
-            r#"WARN ziggurat::circuit_breaker: transition policy="circuit_breaker" name="orders" from="closed" to="open""#,
-            r#"WARN ziggurat::retry: gave_up policy="retry" name="orders" attempt=2 reason="attempts" cause=timed_out"#,
+            r#"INFO ziggurat::timeout: rejected layer="timeout" name="attempt" reason="timed_out" rejection=timeout `attempt`: no answer within 3s"#,
+            r#"INFO ziggurat::retry: retrying layer="retry" name="orders" attempt=1 delay=1s cause=timed_out"#,
+            r#"INFO ziggurat::timeout: rejected layer="timeout" name="attempt" reason="timed_out" rejection=timeout `attempt`: no answer within 3s"#,
+            r#"WARN ziggurat::circuit_breaker: transition layer="circuit_breaker" name="orders" from="closed" to="open""#,
+            r#"WARN ziggurat::retry: gave_up layer="retry" name="orders" attempt=2 reason="attempts" cause=timed_out"#,
         ]
     );
 }
@@ -101,10 +101,10 @@ async fn a_fallback_and_a_chaos_log_what_they_did_and_why() {
     assert_eq!(
         lines,
         [
-            r#"INFO ziggurat::chaos: injected policy="chaos" name="drill" reason="hang""#,
-            r#"INFO ziggurat::fallback: fell_back policy="fallback" name="orders" reason="timed_out""#,
-            r#"INFO ziggurat::chaos: injected policy="chaos" name="drill" reason="hang""#,
-            r#"WARN ziggurat::fallback: fallback_failed policy="fallback" name="orders" reason="timed_out" error=no backup"#,
+            r#"INFO ziggurat::chaos: injected layer="chaos" name="drill" reason="hang""#,
+            r#"INFO ziggurat::fallback: fell_back layer="fallback" name="orders" reason="timed_out""#,
+            r#"INFO ziggurat::chaos: injected layer="chaos" name="drill" reason="hang""#,
+            r#"WARN ziggurat::fallback: fallback_failed layer="fallback" name="orders" reason="timed_out" error=no backup"#,
         ]
     );
 }
@@ -121,10 +121,7 @@ async fn a_handler_that_fails_is_logged() {
         guard.finished().await;
     })
     .await;
-    assert_eq!(
-        log,
-        [r#"WARN ziggurat::events: handler_failed policy="events" name="orders" of="u8" error="no stock""#]
-    );
+    assert_eq!(log, [r#"WARN ziggurat::events: handler_failed layer="events" name="orders" of="u8" error="no stock""#]);
 }
 
 /// Shows: F7
@@ -143,16 +140,16 @@ async fn settings_that_contradict_each_other_are_logged_once() {
     let error = "`backoff` must be at most `max_backoff`, which is 1s, not 2s";
     assert_eq!(
         log,
-        [format!(r#"WARN ziggurat::stack: settings_refused policy="stack" name="billing" error="{error}""#)]
+        [format!(r#"WARN ziggurat::stack: settings_refused layer="stack" name="billing" error="{error}""#)]
     );
 }
 
 /// A layer of somebody else's logs under the crate's name.
 #[tokio::test]
 async fn a_site_of_ones_own_logs_too() {
-    let site = Site::new("mine").named("here");
-    let log = logged(LevelFilter::TRACE, async { site.tell(Event::Hit) }).await;
-    assert_eq!(log, [r#"TRACE ziggurat: hit policy="mine" name="here""#]);
+    let info = LayerInfo::new("mine").named("here");
+    let log = logged(LevelFilter::TRACE, async { info.emit(LayerEvent::Hit) }).await;
+    assert_eq!(log, [r#"TRACE ziggurat: hit layer="mine" name="here""#]);
 }
 
 /// Shows: T3
@@ -190,8 +187,8 @@ async fn the_span_of_a_request_says_its_id_and_its_trace() {
         // The inner one of the two layers has nothing to add.
         let service = ServiceBuilder::new()
             .layer(ContextLayer::new(Scope::root("app")))
-            .layer(IdentityLayer::new())
-            .layer(IdentityLayer::new())
+            .layer(RequestIdLayer::new())
+            .layer(RequestIdLayer::new())
             .service(service_fn(|_: Request<String>| async {
                 tracing::info!(target: "service", "inside");
                 Ok::<_, Error<()>>(Response::new(String::new()))

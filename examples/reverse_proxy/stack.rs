@@ -17,9 +17,9 @@ use ziggurat::{
     circuit_breaker::CircuitBreakerLayer,
     concurrency_limit::ConcurrencyLimitLayer,
     context::{ContextLayer, ScopeBody},
-    identity::IdentityLayer,
     propagate::PropagateLayer,
     replay::ReplayLayer,
+    request_id::RequestIdLayer,
     retry::RetryLayer,
     timeout::TimeoutLayer,
     upload::UploadLayer,
@@ -56,7 +56,7 @@ pub(crate) fn proxy(
         .layer(PropagateLayer::new())
         .map_err(Error::Service)
         .service(client);
-    ServiceBuilder::new().layer(ContextLayer::new(Scope::root("proxy"))).layer(IdentityLayer::new()).service_fn(
+    ServiceBuilder::new().layer(ContextLayer::new(Scope::root("proxy"))).layer(RequestIdLayer::new()).service_fn(
         move |mut request: Request<Incoming>| {
             // Neither the authority nor the query: they may hold a password or a token.
             info!(method = %request.method(), path = request.uri().path(), "request");

@@ -24,7 +24,7 @@ use crate::{
     clock,
     outcome::{Classify, Reject},
     scope::Scope,
-    telemetry::Event,
+    telemetry::LayerEvent,
 };
 
 const NO_RUNTIME: &str = "there is no tokio runtime here to send a batch on: poll the call inside of one";
@@ -125,7 +125,7 @@ where
                 let reply = ready!(Pin::new(reply).poll(cx))
                     .unwrap_or_else(|_| Err(seat.shared.without_an_answer(seat.ride.end())));
                 if reply.is_err() {
-                    seat.shared.site.tell(Event::Shared);
+                    seat.shared.info.emit(LayerEvent::Shared);
                 }
                 reply
             }

@@ -101,7 +101,7 @@ use tower_service::Service;
 use crate::{
     outcome::{Classify, FailOnError, Reject},
     scope::Scope,
-    telemetry::{Site, site, site_setters},
+    telemetry::{LayerInfo, layer_info, layer_setters},
 };
 
 mod around;
@@ -124,7 +124,7 @@ pub struct BatchLayer<Req, G = ByScope, C = FailOnError> {
     max_delay: Duration,
     by: G,
     classify: C,
-    site: Site,
+    info: LayerInfo,
     requests: PhantomData<fn(Req)>,
 }
 
@@ -140,7 +140,14 @@ impl<Req> BatchLayer<Req> {
     #[track_caller]
     pub fn new(max_size: usize, max_delay: Duration) -> Self {
         assert!(max_size > 0, "max_size must be at least 1, not 0");
-        Self { max_size, max_delay, by: ByScope, classify: FailOnError, site: site!("batch"), requests: PhantomData }
+        Self {
+            max_size,
+            max_delay,
+            by: ByScope,
+            classify: FailOnError,
+            info: layer_info!("batch"),
+            requests: PhantomData,
+        }
     }
 }
 
@@ -154,18 +161,18 @@ impl<Req, G, C> BatchLayer<Req, G, C> {
         F: Fn(&Req) -> K,
         K: Hash + Eq,
     {
-        let Self { max_size, max_delay, by: _, classify, site, requests } = self;
-        BatchLayer { max_size, max_delay, by: key, classify, site, requests }
+        let Self { max_size, max_delay, by: _, classify, info, requests } = self;
+        BatchLayer { max_size, max_delay, by: key, classify, info, requests }
     }
 
     /// Tells what an error of the whole call says about the service: those who only shared the call are told the same
     /// ([`Rejection::class`](crate::Rejection::class)). [`FailOnError`] if it is not set.
     pub fn classify<C2>(self, classify: C2) -> BatchLayer<Req, G, C2> {
-        let Self { max_size, max_delay, by, classify: _, site, requests } = self;
-        BatchLayer { max_size, max_delay, by, classify, site, requests }
+        let Self { max_size, max_delay, by, classify: _, info, requests } = self;
+        BatchLayer { max_size, max_delay, by, classify, info, requests }
     }
 
-    site_setters!();
+    layer_setters!();
 }
 
 impl<Req, G: Clone, C: Clone> Clone for BatchLayer<Req, G, C> {
@@ -175,7 +182,7 @@ impl<Req, G: Clone, C: Clone> Clone for BatchLayer<Req, G, C> {
             max_delay: self.max_delay,
             by: self.by.clone(),
             classify: self.classify.clone(),
-            site: self.site.clone(),
+            info: self.info.clone(),
             requests: PhantomData,
         }
     }
@@ -190,12 +197,12 @@ where
     type Service = Batch<S, Req, R, G, C>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        let Self { max_size, max_delay, by, classify, site, requests: _ } = self.clone();
+        let Self { max_size, max_delay, by, classify, info, requests: _ } = self.clone();
         let gather = Mutex::new(Gather::new(max_size, max_delay));
         Batch {
             inner,
             by,
-            shared: Arc::new(Shared { gather, watch: Watch::new(), hasher: RandomState::new(), classify, site }),
+            shared: Arc::new(Shared { gather, watch: Watch::new(), hasher: RandomState::new(), classify, info }),
         }
     }
 }
@@ -207,7 +214,7 @@ impl<Req, G, C> fmt::Debug for BatchLayer<Req, G, C> {
             .field("max_delay", &self.max_delay)
             .field("by", &type_name::<G>())
             .field("classify", &type_name::<C>())
-            .field("site", &self.site)
+            .field("info", &self.info)
             .finish()
     }
 }
@@ -314,7 +321,7 @@ where
             .field("inner", &self.inner)
             .field("by", &type_name::<G>())
             .field("waiting", &self.shared.gather().len())
-            .field("site", &self.shared.site)
+            .field("info", &self.shared.info)
             .finish()
     }
 }

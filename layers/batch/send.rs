@@ -22,7 +22,7 @@ use crate::{
     clock,
     outcome::{Class, Classify, Reason, Reject, Rejection},
     pulse::Pulse,
-    telemetry::Site,
+    telemetry::LayerInfo,
 };
 
 /// The requests of a service that wait.
@@ -36,7 +36,7 @@ pub(super) struct Shared<Req, R, E, K, C> {
     pub(super) watch: Watch,
     pub(super) hasher: std::hash::RandomState,
     pub(super) classify: C,
-    pub(super) site: Site,
+    pub(super) info: LayerInfo,
 }
 
 /// A request that waits for its batch to be sent.
@@ -58,7 +58,7 @@ impl<Req, R, E, K, C> Shared<Req, R, E, K, C> {
 
     /// There is no answer for anybody, and no error of the service's own that says why.
     pub(super) fn without_an_answer(&self, why: impl Into<Arc<str>>) -> Rejection {
-        self.site.reject(Reason::Shared { message: why.into(), class: Class::PERMANENT })
+        self.info.reject(Reason::Shared { message: why.into(), class: Class::PERMANENT })
     }
 }
 
@@ -165,7 +165,7 @@ where
 {
     let failed: Result<R, E> = Err(error);
     let class = Class::of(&failed, &shared.classify);
-    let rejection = (replies.len() > 1).then(|| shared.site.shared(&failed, class));
+    let rejection = (replies.len() > 1).then(|| shared.info.shared(&failed, class));
     let (mut whole, mut replies) = (Ok(failed), replies.into_iter());
     for reply in replies.by_ref() {
         match give(reply, whole) {

@@ -24,11 +24,11 @@ use super::{
 use crate::{
     clock,
     outcome::{Classify, Reason, Reject, Rejection},
-    telemetry::Event,
+    telemetry::LayerEvent,
 };
 
 pin_project! {
-    /// The response future of [`Cached`](super::Cached).
+    /// The response future of [`Cache`](super::Cache).
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<S, Req, K, T, C>
     where
@@ -237,14 +237,14 @@ where
             Arrival::Waiter(told) => Before::Waiting(self, told),
             Arrival::Found(entry) => {
                 count(&state.counts.found_late);
-                self.policy.site.tell(Event::Hit);
+                self.policy.info.emit(LayerEvent::Hit);
                 match &entry.response {
                     Landed::Answered(response) => Before::Answered(response.clone()),
                     failed => Before::Failed(failed.clone(), self.policy),
                 }
             }
             Arrival::Itself => {
-                return Err(self.policy.site.reject(Reason::Recursive));
+                return Err(self.policy.info.reject(Reason::Recursive));
             }
         })
     }
@@ -262,7 +262,7 @@ where
 
     fn note_miss(&self) {
         count(&self.policy.cache.state.counts.misses);
-        self.policy.site.tell(Event::Miss);
+        self.policy.info.emit(LayerEvent::Miss);
     }
 }
 
@@ -273,7 +273,7 @@ impl<S, Req, K, T, C, H, R> Missed<S, Req, K, T, Outcomes<C, H>, R> {
         H: ShareErrors<E>,
     {
         count(&self.policy.cache.state.counts.shared);
-        self.policy.site.tell(Event::Shared);
+        self.policy.info.emit(LayerEvent::Shared);
         landed.outcome(&self.policy.outcomes)
     }
 }

@@ -21,7 +21,7 @@ use crate::clock;
 /// [`handle`](super::CacheLayer::handle).
 ///
 /// A clone is the same cache, and cheap.
-pub struct Cache<K, R> {
+pub struct CacheHandle<K, R> {
     pub(super) state: Arc<State<K, R>>,
 }
 
@@ -73,7 +73,7 @@ pub struct Stats {
     pub evicted: u64,
 }
 
-impl<K: Hash + Eq, R> Cache<K, R> {
+impl<K: Hash + Eq, R> CacheHandle<K, R> {
     pub(super) fn new(capacity: usize) -> Self {
         let store = Store::new(capacity);
         Self { state: Arc::new(State { capacity, store, flights: Flights::new(), counts: Counts::default() }) }
@@ -166,15 +166,15 @@ impl<K, R> State<K, R> {
     }
 }
 
-impl<K, R> Clone for Cache<K, R> {
+impl<K, R> Clone for CacheHandle<K, R> {
     fn clone(&self) -> Self {
         Self { state: Arc::clone(&self.state) }
     }
 }
 
-impl<K, R> fmt::Debug for Cache<K, R> {
+impl<K, R> fmt::Debug for CacheHandle<K, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cache")
+        f.debug_struct("CacheHandle")
             .field("capacity", &self.state.capacity)
             .field("key", &type_name::<K>())
             .field("response", &type_name::<R>())

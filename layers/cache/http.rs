@@ -31,7 +31,7 @@ use crate::outcome::{Class, Classify, HttpStatus};
 /// - what is somebody's: `Authorization`, `Proxy-Authorization`, `Cookie`;
 /// - what asks for a part, or whether something has changed: `Range`, `If-Range`, `If-Match`, `If-None-Match`,
 ///   `If-Modified-Since`, `If-Unmodified-Since`;
-/// - what has wishes of its own: `Cache-Control`, `Pragma`;
+/// - what has wishes of its own: `CacheHandle-Control`, `Pragma`;
 /// - several `Host` headers, one that is not that of the URI or not readable, a user name in the authority.
 ///
 /// A key is cheap: it holds references to the parts of the request, and allocates nothing. If answers depend on more
@@ -148,7 +148,7 @@ impl fmt::Debug for HttpKey {
 ///
 /// Failures are those of [`HttpStatus`]. A success has a status that is cacheable without further conditions (200, 203,
 /// 204, 300, 301, 308, 404, 405, 410 or 414; RFC 9110, section 15.1), no `Set-Cookie`, `Vary` or `Content-Range`, is
-/// not [`Degraded`](crate::Degraded), and neither its `Cache-Control` (`no-store`, `no-cache`, `private`, a `max-age`
+/// not [`Degraded`](crate::Degraded), and neither its `CacheHandle-Control` (`no-store`, `no-cache`, `private`, a `max-age`
 /// or `s-maxage` of zero) nor its `Pragma` nor an `Expires` that has passed speak against it. Everything else is
 /// ignored: the cache neither stores it nor gives it to another caller.
 ///
@@ -178,7 +178,7 @@ fn is_storable<B>(response: &Response<B>) -> bool {
         && !has_passed(headers)
 }
 
-/// Whether a `Cache-Control` says that its response is not to be given to others. One that cannot be read may say so.
+/// Whether a `CacheHandle-Control` says that its response is not to be given to others. One that cannot be read may say so.
 fn forbids(value: &HeaderValue) -> bool {
     let Ok(text) = value.to_str() else { return true };
     text.split(',').any(|directive| {

@@ -125,7 +125,7 @@ use tower_service::Service;
 use crate::{
     clock,
     outcome::{Classify, FailOnError, Reject},
-    telemetry::{Event, site, site_setters},
+    telemetry::{LayerEvent, layer_info, layer_setters},
 };
 
 mod flight;
@@ -141,7 +141,7 @@ mod store;
 
 pub use self::{
     future::ResponseFuture,
-    handle::{Cache, Stats},
+    handle::{CacheHandle, Stats},
     http::{HttpKey, HttpStorable, http_key},
     policy::{Storable, Ttl, scoped_key},
     revalidate::{InBackground, OnDemand, Revalidate},
@@ -191,7 +191,7 @@ impl<K: Hash + Eq, R, F, T> CacheLayer<K, R, F, T> {
     {
         assert!(capacity > 0, "capacity must be at least 1, not 0");
         let policy = Policy {
-            cache: Cache::new(capacity),
+            cache: CacheHandle::new(capacity),
             ttl,
             failure_ttl: Duration::ZERO,
             outcomes: Outcomes { classify: FailOnError, share: DescribeErrors },
@@ -199,7 +199,7 @@ impl<K: Hash + Eq, R, F, T> CacheLayer<K, R, F, T> {
             mark_stale: None,
             stale_if_error: Duration::ZERO,
             stale_while_revalidate: Duration::ZERO,
-            site: site!("cache"),
+            info: layer_info!("cache"),
         };
         Self { key, revalidate: OnDemand, policy }
     }
@@ -249,7 +249,7 @@ impl<K, R, F, T, C, V, H> CacheLayer<K, R, F, T, C, V, H> {
     /// the copy for one request.
     ///
     /// For HTTP say `.mark_stale(Stale::mark)`, which puts [`Stale`] into the extensions of the response. For other
-    /// types, `mark` changes the response in a way of your own. [`Event::Stale`] tells of such an answer in any case.
+    /// types, `mark` changes the response in a way of your own. [`LayerEvent::Stale`] tells of such an answer in any case.
     pub fn mark_stale(mut self, mark: impl Fn(&mut R, Stale) + Send + Sync + 'static) -> Self {
         self.policy.mark_stale = Some(Arc::new(mark));
         self
@@ -281,11 +281,11 @@ impl<K, R, F, T, C, V, H> CacheLayer<K, R, F, T, C, V, H> {
 
     /// The live state, to invalidate and to look at it.
     #[must_use]
-    pub fn handle(&self) -> Cache<K, R> {
+    pub fn handle(&self) -> CacheHandle<K, R> {
         self.policy.cache.clone()
     }
 
-    site_setters!(policy.site);
+    layer_setters!(policy.info);
 }
 
 impl<S, K, R, F, T, C, V, H> Layer<S> for CacheLayer<K, R, F, T, C, V, H>
@@ -296,11 +296,11 @@ where
     V: Clone,
     H: Clone,
 {
-    type Service = Cached<S, K, R, F, T, C, V, H>;
+    type Service = Cache<S, K, R, F, T, C, V, H>;
 
     fn layer(&self, inner: S) -> Self::Service {
         let Self { key, revalidate, policy } = self.clone();
-        Cached { inner, key, revalidate, policy: Arc::new(policy) }
+        Cache { inner, key, revalidate, policy: Arc::new(policy) }
     }
 }
 
@@ -321,14 +321,14 @@ impl<K, R, F, T, C, V: fmt::Debug, H> fmt::Debug for CacheLayer<K, R, F, T, C, V
 }
 
 /// The service of [`CacheLayer`].
-pub struct Cached<S, K, R, F, T, C, V, H> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
+pub struct Cache<S, K, R, F, T, C, V, H> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
     inner: S,
     key: F,
     revalidate: V,
     policy: Arc<Policy<K, R, T, Outcomes<C, H>>>,
 }
 
-impl<S, Req, K, R, F, T, C, V, H> Service<Req> for Cached<S, K, R, F, T, C, V, H>
+impl<S, Req, K, R, F, T, C, V, H> Service<Req> for Cache<S, K, R, F, T, C, V, H>
 where
     S: Service<Req, Response = R> + Clone,
     S::Error: Reject<R> + fmt::Display,
@@ -361,7 +361,7 @@ where
         if let Some(entry) = state.store.get(&key) {
             match (entry.stale_for(clock::now), &entry.response) {
                 (None, found) => {
-                    self.policy.site.tell(Event::Hit);
+                    self.policy.info.emit(LayerEvent::Hit);
                     return match found {
                         Landed::Answered(response) => ResponseFuture::answered(response.clone()),
                         failed => ResponseFuture::failed(failed.clone(), Arc::clone(&self.policy)),
@@ -384,7 +384,7 @@ where
     }
 }
 
-impl<S, K, R, F, T, C, V, H> Cached<S, K, R, F, T, C, V, H> {
+impl<S, K, R, F, T, C, V, H> Cache<S, K, R, F, T, C, V, H> {
     /// Makes a call behind a stale answer, unless there is one.
     fn refresh<Req>(&self, call: Call<S, Req>, key: Hashed<K>)
     where
@@ -407,7 +407,7 @@ impl<S, K, R, F, T, C, V, H> Cached<S, K, R, F, T, C, V, H> {
     }
 }
 
-impl<S: Clone, K, R, F: Clone, T, C, V: Clone, H> Clone for Cached<S, K, R, F, T, C, V, H> {
+impl<S: Clone, K, R, F: Clone, T, C, V: Clone, H> Clone for Cache<S, K, R, F, T, C, V, H> {
     fn clone(&self) -> Self {
         Self {
             inner: self.inner.clone(),
@@ -418,9 +418,9 @@ impl<S: Clone, K, R, F: Clone, T, C, V: Clone, H> Clone for Cached<S, K, R, F, T
     }
 }
 
-impl<S: fmt::Debug, K, R, F, T, C, V: fmt::Debug, H> fmt::Debug for Cached<S, K, R, F, T, C, V, H> {
+impl<S: fmt::Debug, K, R, F, T, C, V: fmt::Debug, H> fmt::Debug for Cache<S, K, R, F, T, C, V, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cached")
+        f.debug_struct("Cache")
             .field("inner", &self.inner)
             .field("key", &type_name::<F>())
             .field("revalidate", &self.revalidate)

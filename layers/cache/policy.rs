@@ -5,7 +5,7 @@ use std::{any::type_name, fmt, hash::Hash, sync::Arc, time::Duration};
 use super::{
     Stale,
     flight::Lead,
-    handle::{Cache, count},
+    handle::{CacheHandle, count},
     share::{Landed, Outcomes, ShareErrors},
     store::{Change, Entry, Hashed, New},
 };
@@ -14,7 +14,7 @@ use crate::{
     clock::{self, Instant},
     outcome::{Class, Classify, Reason, Reject, Rejection, judged_as},
     scope::Scope,
-    telemetry::{Event, Site},
+    telemetry::{LayerEvent, LayerInfo},
 };
 
 /// How long after a call behind a stale answer failed there is none for the same key, unless the service asked for
@@ -123,7 +123,7 @@ type Held<K, R> = Arc<Entry<K, Landed<R>>>;
 
 /// What a call needs to know when it comes back.
 pub(super) struct Policy<K, R, T, O> {
-    pub(super) cache: Cache<K, R>,
+    pub(super) cache: CacheHandle<K, R>,
     pub(super) ttl: T,
     /// How long a failure is an answer of its own.
     pub(super) failure_ttl: Duration,
@@ -134,15 +134,15 @@ pub(super) struct Policy<K, R, T, O> {
     pub(super) stale_if_error: Duration,
     /// For how long a stale response is given while a fresh one is fetched.
     pub(super) stale_while_revalidate: Duration,
-    pub(super) site: Site,
+    pub(super) info: LayerInfo,
 }
 
 impl<K, R, T, O> Policy<K, R, T, O> {
     pub(super) fn outcomes<O2>(self, change: impl FnOnce(O) -> O2) -> Policy<K, R, T, O2> {
         let Self { cache, ttl, failure_ttl, outcomes, weigh, mark_stale, .. } = self;
-        let Self { stale_if_error, stale_while_revalidate, site, .. } = self;
+        let Self { stale_if_error, stale_while_revalidate, info, .. } = self;
         let outcomes = change(outcomes);
-        Policy { cache, ttl, failure_ttl, outcomes, weigh, mark_stale, stale_if_error, stale_while_revalidate, site }
+        Policy { cache, ttl, failure_ttl, outcomes, weigh, mark_stale, stale_if_error, stale_while_revalidate, info }
     }
 
     /// A copy of a response that expired so long ago.
@@ -159,7 +159,7 @@ impl<K, R, T, O> Policy<K, R, T, O> {
 
     pub(super) fn note_stale(&self) {
         count(&self.cache.state.counts.stale);
-        self.site.tell(Event::Stale);
+        self.info.emit(LayerEvent::Stale);
     }
 }
 
@@ -240,7 +240,7 @@ where
             },
             false => lead,
         };
-        let landed = || self.outcomes.landed(&self.site, &outcome, class);
+        let landed = || self.outcomes.landed(&self.info, &outcome, class);
         let is_kept = class.is_failure() && !is_rejected && !self.failure_ttl.is_zero();
         let kept = is_kept.then(landed);
         let new =
@@ -295,10 +295,10 @@ where
             (None, Ok(_)) => "response",
         };
         match outcome {
-            Err(error) => self.site.tell(Event::RefreshFailed { reason, error: format_args!("{error}") }),
+            Err(error) => self.info.emit(LayerEvent::RefreshFailed { reason, error: format_args!("{error}") }),
             Ok(_) => {
                 let error = format_args!("the response is not to be stored");
-                self.site.tell(Event::RefreshFailed { reason, error });
+                self.info.emit(LayerEvent::RefreshFailed { reason, error });
             }
         }
     }
@@ -306,7 +306,7 @@ where
     fn note(&self, change: &Change<K, Landed<R>>) {
         self.cache.state.note(change);
         if change.kept {
-            self.site.tell(Event::Stored);
+            self.info.emit(LayerEvent::Stored);
         }
     }
 
@@ -340,7 +340,7 @@ impl<K, R, T: Clone, O: Clone> Clone for Policy<K, R, T, O> {
             outcomes: self.outcomes.clone(),
             weigh: self.weigh.clone(),
             mark_stale: self.mark_stale.clone(),
-            site: self.site.clone(),
+            info: self.info.clone(),
             ..*self
         }
     }
@@ -356,7 +356,7 @@ impl<K, R, T, O> fmt::Debug for Policy<K, R, T, O> {
             .field("weighted", &self.weigh.is_some())
             .field("stale_if_error", &self.stale_if_error)
             .field("stale_while_revalidate", &self.stale_while_revalidate)
-            .field("site", &self.site)
+            .field("info", &self.info)
             .finish()
     }
 }

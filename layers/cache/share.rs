@@ -4,7 +4,7 @@ use std::{any::Any, fmt, sync::Arc};
 
 use crate::{
     outcome::{Class, Classify, Reject, Rejection},
-    telemetry::Site,
+    telemetry::LayerInfo,
 };
 
 /// What a call brought, for those who made it not, and for memory.
@@ -90,7 +90,7 @@ pub struct Outcomes<C, H> {
 
 impl<C, H> Outcomes<C, H> {
     /// What the others learn of an outcome of this class.
-    pub(super) fn landed<R, E>(&self, site: &Site, outcome: &Result<R, E>, class: Class) -> Landed<R>
+    pub(super) fn landed<R, E>(&self, info: &LayerInfo, outcome: &Result<R, E>, class: Class) -> Landed<R>
     where
         R: Clone,
         E: Reject<R> + fmt::Display,
@@ -102,7 +102,7 @@ impl<C, H> Outcomes<C, H> {
             Err(error) => {
                 let is_rejected = E::rejection(outcome).is_some();
                 let kept = if is_rejected { None } else { self.share.keep(error) };
-                Landed::Failed(site.shared(outcome, class), kept)
+                Landed::Failed(info.shared(outcome, class), kept)
             }
         }
     }

@@ -62,12 +62,12 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use self::{plan::Dice, switch::checked};
-pub use self::{plan::Schedule, switch::Chaos};
+pub use self::{plan::Schedule, switch::ChaosHandle};
 use crate::{
     clock::{self, Sleep},
     outcome::{Reason, Reject, Rejection},
     setting::Setting,
-    telemetry::{Event, Site, site, site_setters},
+    telemetry::{LayerEvent, LayerInfo, layer_info, layer_setters},
 };
 
 mod plan;
@@ -104,8 +104,8 @@ pub struct ChaosLayer<F = Fault, W = Rate> {
     fault: F,
     when: W,
     dice: Dice,
-    chaos: Chaos,
-    site: Site,
+    chaos: ChaosHandle,
+    info: LayerInfo,
 }
 
 impl<F> ChaosLayer<F> {
@@ -113,7 +113,7 @@ impl<F> ChaosLayer<F> {
     /// call is left alone).
     pub fn new(fault: F) -> Self {
         let dice = Dice::new(fastrand::u64(..));
-        Self { fault, when: Rate(DEFAULT_RATE), dice, chaos: Chaos::default(), site: site!("chaos") }
+        Self { fault, when: Rate(DEFAULT_RATE), dice, chaos: ChaosHandle::default(), info: layer_info!("chaos") }
     }
 }
 
@@ -142,8 +142,8 @@ impl<F, W> ChaosLayer<F, W> {
     }
 
     fn when<W2>(self, when: W2) -> ChaosLayer<F, W2> {
-        let Self { fault, when: _, dice, chaos, site } = self;
-        ChaosLayer { fault, when, dice, chaos, site }
+        let Self { fault, when: _, dice, chaos, info } = self;
+        ChaosLayer { fault, when, dice, chaos, info }
     }
 
     /// The same calls are struck each time that it is switched on: see the [module](self). Without it, others in every layer.
@@ -154,11 +154,11 @@ impl<F, W> ChaosLayer<F, W> {
         self
     }
 
-    site_setters!();
+    layer_setters!();
 
     /// A handle to the live state, to switch it on.
     #[must_use]
-    pub fn handle(&self) -> Chaos {
+    pub fn handle(&self) -> ChaosHandle {
         self.chaos.clone()
     }
 
@@ -179,9 +179,9 @@ impl<F, W> ChaosLayer<F, W> {
         struck.then_some(fault)
     }
 
-    fn tell(&self, fault: Event<'_>) {
+    fn emit(&self, fault: LayerEvent<'_>) {
         self.chaos.count_injected();
-        self.site.tell(fault);
+        self.info.emit(fault);
     }
 }
 
@@ -189,10 +189,10 @@ impl<S, F, W> Layer<S> for ChaosLayer<F, W>
 where
     Self: Clone,
 {
-    type Service = Chaotic<S, F, W>;
+    type Service = Chaos<S, F, W>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Chaotic { inner, layer: Arc::new(self.clone()) }
+        Chaos { inner, layer: Arc::new(self.clone()) }
     }
 }
 
@@ -202,7 +202,7 @@ impl<F, W> fmt::Debug for ChaosLayer<F, W> {
             .field("fault", &type_name::<F>())
             .field("when", &type_name::<W>())
             .field("chaos", &self.chaos)
-            .field("site", &self.site)
+            .field("info", &self.info)
             .finish()
     }
 }
@@ -262,19 +262,19 @@ impl<Req> When<Req> for Schedule {
 
 /// The service of [`ChaosLayer`].
 #[derive(Debug)]
-pub struct Chaotic<S, F = Fault, W = Rate> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
+pub struct Chaos<S, F = Fault, W = Rate> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
     inner: S,
     // Shared by all clones: one counter is cheaper than a copy of it all.
     layer: Arc<ChaosLayer<F, W>>,
 }
 
-impl<S: Clone, F, W> Clone for Chaotic<S, F, W> {
+impl<S: Clone, F, W> Clone for Chaos<S, F, W> {
     fn clone(&self) -> Self {
         Self { inner: self.inner.clone(), layer: Arc::clone(&self.layer) }
     }
 }
 
-impl<S, F, W, Req> Service<Req> for Chaotic<S, F, W>
+impl<S, F, W, Req> Service<Req> for Chaos<S, F, W>
 where
     S: Service<Req> + Clone,
     S::Error: Reject<S::Response>,
@@ -301,14 +301,14 @@ where
         let state = match fault {
             Fault::Error => {
                 self.layer.chaos.count_injected();
-                State::Refused { rejection: Some(self.layer.site.reject(Reason::Injected)) }
+                State::Refused { rejection: Some(self.layer.info.reject(Reason::Injected)) }
             }
             Fault::Delay(delay) => {
-                self.layer.tell(Event::Injected { reason: "delay" });
+                self.layer.emit(LayerEvent::Injected { reason: "delay" });
                 State::Delayed { wait: Wait::Unstarted(delay), service, request: Some(request) }
             }
             Fault::Hang => {
-                self.layer.tell(Event::Injected { reason: "hang" });
+                self.layer.emit(LayerEvent::Injected { reason: "hang" });
                 State::Hanging
             }
         };
@@ -317,7 +317,7 @@ where
 }
 
 pin_project! {
-    /// The response future of [`Chaotic`].
+    /// The response future of [`Chaos`].
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<S, Req>
     where

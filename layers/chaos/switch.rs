@@ -17,7 +17,7 @@ const AS_PLANNED: u64 = f64::NAN.to_bits();
 /// The live state of a [`ChaosLayer`](super::ChaosLayer): to switch it on and off while the program runs. A clone is another handle
 /// to the same.
 #[derive(Clone, Default)]
-pub struct Chaos {
+pub struct ChaosHandle {
     state: Arc<State>,
 }
 
@@ -34,7 +34,7 @@ impl Default for State {
     }
 }
 
-impl Chaos {
+impl ChaosHandle {
     /// From now on calls are struck, as rate or schedule say, from their beginning. Nothing changes if it is on already.
     pub fn on(&self) {
         let begun = |word: u64| (word & ON == 0).then_some(ON);
@@ -95,9 +95,9 @@ pub(super) fn checked(rate: f64) -> f64 {
     rate
 }
 
-impl fmt::Debug for Chaos {
+impl fmt::Debug for ChaosHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Chaos")
+        f.debug_struct("ChaosHandle")
             .field("on", &self.is_on())
             .field("rate", &self.rate())
             .field("injected", &self.injected())
@@ -112,7 +112,7 @@ mod tests {
     /// Between the look at the switch and the count it may have been switched off, or off and on again.
     #[test]
     fn a_call_counts_towards_the_time_that_it_is_counted_in() {
-        let chaos = Chaos::default();
+        let chaos = ChaosHandle::default();
         chaos.on();
         assert_eq!([chaos.number(), chaos.number()], [Some(0), Some(1)]);
         chaos.off();

@@ -18,7 +18,7 @@ use crate::{
     clock,
     events::{EventBus, Lag, Subscription},
     outcome::{Class, Reason, Reject, Rejection, judged_as},
-    telemetry::{Event, Site},
+    telemetry::{LayerEvent, LayerInfo},
 };
 
 /// So many transitions are kept for a subscriber that is slow to take them.
@@ -28,25 +28,25 @@ const BACKLOG: usize = 64;
 ///
 /// It is cheap to clone, and taken from the layer with [`handle`](super::CircuitBreakerLayer::handle).
 #[derive(Clone)]
-pub struct Circuit {
+pub struct CircuitBreakerHandle {
     shared: Arc<Shared>,
 }
 
 struct Shared {
     machine: Machine,
     cancelled: Cancelled,
-    site: Site,
+    info: LayerInfo,
     transitions: EventBus,
     /// Whether somebody is telling the machine's news.
     telling: AtomicBool,
 }
 
-impl Circuit {
-    pub(super) fn new(policy: Policy, cancelled: Cancelled, site: Site) -> Self {
+impl CircuitBreakerHandle {
+    pub(super) fn new(policy: Policy, cancelled: Cancelled, info: LayerInfo) -> Self {
         let shared = Shared {
             machine: Machine::new(policy, clock::now()),
             cancelled,
-            site,
+            info,
             transitions: EventBus::new(),
             telling: AtomicBool::new(false),
         };
@@ -61,7 +61,7 @@ impl Circuit {
         self.shared.machine.state()
     }
 
-    /// Opens the circuit, and keeps it open until [`close`](Circuit::close): for maintenance, say. Who is rejected meanwhile is told
+    /// Opens the circuit, and keeps it open until [`close`](CircuitBreakerHandle::close): for maintenance, say. Who is rejected meanwhile is told
     /// to come back after the first time that the circuit would be open for.
     ///
     /// Calls that are under way go on, and what becomes of them changes nothing.
@@ -120,8 +120,8 @@ impl Circuit {
         self.shared.machine.set_open_for(open_for.into());
     }
 
-    pub(super) fn site(&self) -> &Site {
-        &self.shared.site
+    pub(super) fn info(&self) -> &LayerInfo {
+        &self.shared.info
     }
 
     /// Whether a call would be admitted now.
@@ -160,7 +160,7 @@ impl Shared {
         // Before anybody is told: who hears of it may panic, and it counts all the same.
         let turned = self.machine.record(ticket, outcome, clock::now);
         if outcome.is_failure() {
-            self.site.tell(Event::Failed);
+            self.info.emit(LayerEvent::Failed);
         }
         if turned {
             self.tell_news();
@@ -187,22 +187,25 @@ impl Shared {
                 let Transition { from, to } = transition;
                 // Subscribers first: an observer may panic.
                 self.transitions.publish(transition);
-                self.site.tell(Event::Transition { from: from.as_str(), to: to.as_str() });
+                self.info.emit(LayerEvent::Transition { from: from.as_str(), to: to.as_str() });
             }
         }
     }
 }
 
-impl fmt::Debug for Circuit {
+impl fmt::Debug for CircuitBreakerHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Circuit").field("state", &self.state()).field("site", self.site()).finish_non_exhaustive()
+        f.debug_struct("CircuitBreakerHandle")
+            .field("state", &self.state())
+            .field("info", self.info())
+            .finish_non_exhaustive()
     }
 }
 
 /// A call that was admitted. Dropped without an outcome, it was cancelled (or it panicked).
 #[derive(Debug)]
 pub(super) struct Call {
-    circuit: Circuit,
+    circuit: CircuitBreakerHandle,
     ticket: Ticket,
     /// Its outcome is recorded.
     is_over: bool,
@@ -268,7 +271,7 @@ impl Call {
         Ok(())
     }
 
-    pub(super) fn circuit(&self) -> &Circuit {
+    pub(super) fn circuit(&self) -> &CircuitBreakerHandle {
         &self.circuit
     }
 
@@ -322,7 +325,7 @@ impl Drop for Call {
     }
 }
 
-/// The transitions of a circuit, from when they were [subscribed](Circuit::subscribe) to.
+/// The transitions of a circuit, from when they were [subscribed](CircuitBreakerHandle::subscribe) to.
 pub struct Transitions {
     transitions: Subscription<Transition>,
 }

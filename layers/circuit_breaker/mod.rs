@@ -85,6 +85,7 @@
 
 use std::{
     any::type_name,
+    borrow::Cow,
     fmt,
     future::Future,
     marker::PhantomData,
@@ -109,7 +110,7 @@ use crate::{
     backoff::{Backoff, Jitter},
     body::{BodyEnd, ResponseEnd, Until, Verdict, without_trailers},
     outcome::{Class, Classify, FailOnError, HttpStatus, Reason, Reject, Rejection},
-    telemetry::{Observer, Site, site},
+    telemetry::{LayerInfo, Observer, layer_info},
 };
 
 mod circuit;
@@ -121,7 +122,7 @@ mod state;
 mod window;
 
 pub use self::{
-    circuit::{Circuit, Transitions},
+    circuit::{CircuitBreakerHandle, Transitions},
     judge::Judge,
     state::{State, Transition},
 };
@@ -140,7 +141,7 @@ pub struct CircuitBreakerLayer<C = FailOnError, U = ResponseEnd> {
     settings: Settings,
     classify: C,
     /// Made when it is first asked for; a setting that is changed after that begins a new one.
-    circuit: Arc<OnceLock<Circuit>>,
+    circuit: Arc<OnceLock<CircuitBreakerHandle>>,
     until: PhantomData<fn() -> U>,
 }
 
@@ -148,7 +149,7 @@ pub struct CircuitBreakerLayer<C = FailOnError, U = ResponseEnd> {
 struct Settings {
     policy: Policy,
     cancelled: Cancelled,
-    site: Site,
+    info: LayerInfo,
 }
 
 /// What a call says about the service if it is dropped before it ended.
@@ -208,7 +209,7 @@ impl CircuitBreakerLayer {
             successes_to_close: 1,
             timed: false,
         };
-        let settings = Settings { policy, cancelled: Cancelled::default(), site: site!("circuit_breaker") };
+        let settings = Settings { policy, cancelled: Cancelled::default(), info: layer_info!("circuit_breaker") };
         Self { settings, classify: FailOnError, circuit: Arc::default(), until: PhantomData }
     }
 }
@@ -291,7 +292,7 @@ impl<C, U> CircuitBreakerLayer<C, U> {
     /// for that long, up to the [maximum](Backoff::max) of the backoff; a fixed time is its own maximum. One sender's
     /// 429 does not open it at all.
     ///
-    /// Anything below a millisecond is a millisecond. What the clock cannot hold is until [`Circuit::close`].
+    /// Anything below a millisecond is a millisecond. What the clock cannot hold is until [`CircuitBreakerHandle::close`].
     pub fn open_for(self, open_for: impl Into<Backoff>) -> Self {
         let open_for = open_for.into();
         self.set(|settings| settings.policy.open_for = open_for)
@@ -345,25 +346,25 @@ impl<C, U> CircuitBreakerLayer<C, U> {
     }
 
     /// Gives this layer a name, which its rejections and events carry.
-    pub fn named(self, name: &'static str) -> Self {
-        self.set(|settings| settings.site = settings.site.clone().named(name))
+    pub fn named(self, name: impl Into<Cow<'static, str>>) -> Self {
+        self.set(move |settings| settings.info = settings.info.clone().named(name))
     }
 
     /// Attaches somebody who hears this layer's events; one that was attached before hears them no more.
     ///
     /// It is called under no lock, so it may turn the circuit itself.
     pub fn observer(self, observer: impl Observer) -> Self {
-        self.set(|settings| settings.site = settings.site.clone().observer(observer))
+        self.set(|settings| settings.info = settings.info.clone().observer(observer))
     }
 
     /// The circuit that all services of this layer share.
     ///
     /// Take it last: a setting that is changed later begins a new one.
     #[must_use]
-    pub fn handle(&self) -> Circuit {
+    pub fn handle(&self) -> CircuitBreakerHandle {
         let made = self.circuit.get_or_init(|| {
-            let Settings { policy, cancelled, site } = self.settings.clone();
-            Circuit::new(policy, cancelled, site)
+            let Settings { policy, cancelled, info } = self.settings.clone();
+            CircuitBreakerHandle::new(policy, cancelled, info)
         });
         made.clone()
     }
@@ -418,7 +419,7 @@ impl<C, U> fmt::Debug for CircuitBreakerLayer<C, U> {
 pub struct CircuitBreaker<S, C = FailOnError, U = ResponseEnd> /* not a Service? see ziggurat::Reject, "It does not compile" */
 {
     inner: S,
-    circuit: Circuit,
+    circuit: CircuitBreakerHandle,
     classify: C,
     /// Whether `inner` was asked whether it is ready, and not called since: it may have reserved something.
     asked: bool,
@@ -544,7 +545,7 @@ impl<S, C: Clone, U> CircuitBreaker<S, C, U> {
 #[derive(Debug)]
 enum Admission {
     Admitted(Call),
-    Refused(Circuit, Refused),
+    Refused(CircuitBreakerHandle, Refused),
     // It goes on with the response's body.
     Passed,
 }
@@ -662,8 +663,8 @@ where
 }
 
 #[cold]
-fn rejected(circuit: &Circuit, Refused { retry_after }: Refused) -> Rejection {
-    circuit.site().reject_with_retry_after(Reason::CircuitOpen, retry_after)
+fn rejected(circuit: &CircuitBreakerHandle, Refused { retry_after }: Refused) -> Rejection {
+    circuit.info().reject_with_retry_after(Reason::CircuitOpen, retry_after)
 }
 
 impl<F, C, U> fmt::Debug for ResponseFuture<F, C, U> {

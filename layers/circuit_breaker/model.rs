@@ -16,7 +16,7 @@ use super::{
 use crate::{
     backoff::{Backoff, Jitter},
     clock::{self, Instant},
-    telemetry::{Event, Site},
+    telemetry::{LayerEvent, LayerInfo},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -172,8 +172,8 @@ fn transitions_of_two_threads_are_told_in_order_and_none_is_left_untold() {
     loom::model(|| {
         let told = Arc::new(Mutex::new(vec!["closed"]));
         let log = Arc::clone(&told);
-        let observer = move |_: &Site, event: &Event<'_>| {
-            let Event::Transition { from, to } = *event else { return };
+        let observer = move |_: &LayerInfo, event: &LayerEvent<'_>| {
+            let LayerEvent::Transition { from, to } = *event else { return };
             let mut log = log.lock().unwrap();
             assert_eq!(log.last(), Some(&from));
             log.push(to);

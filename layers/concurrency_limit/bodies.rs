@@ -10,7 +10,7 @@ use std::{
 use http_body::Body;
 
 use super::{
-    gate::{Gate, Permit},
+    gate::{ConcurrencyLimitHandle, Permit},
     seats::{Seat, time},
 };
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
     clock,
 };
 
-impl Gate {
+impl ConcurrencyLimitHandle {
     /// How long a body may hand out no frame before its permit can be reclaimed; [`Duration::MAX`] if it never is.
     #[must_use]
     pub fn reclaim_after(&self) -> Duration {
@@ -45,7 +45,7 @@ impl Gate {
 /// with it. Dropping it gives the permit back, unless it was reclaimed.
 pub struct BodyPermit {
     // None: it was reclaimed.
-    gate: Option<Gate>,
+    gate: Option<ConcurrencyLimitHandle>,
     // None: it cannot be.
     seat: Option<Seat>,
 }
@@ -75,8 +75,8 @@ impl<B: Body> Guard<B> for BodyPermit {
 
     fn poll_frame(&mut self, mut body: Pin<&mut B>, cx: &mut Context<'_>) -> PollFrame<B::Data, B::Error> {
         // One that was reclaimed is not held here any more, though the body learns of that only with its next frame.
-        let is_held = |gate: &&Gate| self.seat.as_ref().is_none_or(|seat| gate.seats().is_held(seat));
-        let held = self.gate.as_ref().filter(is_held).map(Gate::hold);
+        let is_held = |gate: &&ConcurrencyLimitHandle| self.seat.as_ref().is_none_or(|seat| gate.seats().is_held(seat));
+        let held = self.gate.as_ref().filter(is_held).map(ConcurrencyLimitHandle::hold);
         let polled = body.as_mut().poll_frame(cx);
         drop(held);
         if self.seat.is_some() && matches!(polled, Poll::Ready(Some(Ok(_)))) && !body.is_end_stream() {

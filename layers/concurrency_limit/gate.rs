@@ -45,7 +45,7 @@ const WAITING_BITS: u32 = u64::BITS - AVAILABLE_BITS - LEFT_BITS;
 ///
 /// A clone is another handle to the same gate.
 #[derive(Clone)]
-pub struct Gate {
+pub struct ConcurrencyLimitHandle {
     shared: Arc<Shared>,
 }
 
@@ -105,19 +105,19 @@ pub(crate) enum Entry {
 /// The right to be in flight. Dropping it gives it to the first who waits, or back to the gate.
 pub(crate) struct Permit {
     // None: it goes on as something else.
-    gate: Option<Gate>,
+    gate: Option<ConcurrencyLimitHandle>,
 }
 
 /// A place in the queue. Dropping it leaves the queue, or passes on the permit that arrived and was not taken.
 pub(crate) struct Waiter {
-    gate: Gate,
+    gate: ConcurrencyLimitHandle,
     /// `None` once the permit was taken.
     ticket: Option<u64>,
 }
 
 // === impl Gate ===
 
-impl Gate {
+impl ConcurrencyLimitHandle {
     #[track_caller]
     pub(crate) fn new(limit: usize) -> Self {
         let limit = checked(limit);
@@ -303,9 +303,9 @@ impl Gate {
     }
 }
 
-impl fmt::Debug for Gate {
+impl fmt::Debug for ConcurrencyLimitHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gate")
+        f.debug_struct("ConcurrencyLimitHandle")
             .field("limit", &self.limit())
             .field("in_flight", &self.in_flight())
             .field("waiting", &self.waiting())
@@ -364,16 +364,16 @@ fn nanos(duration: Duration) -> u64 {
 // === impl Permit ===
 
 impl Permit {
-    fn new(gate: &Gate) -> Self {
+    fn new(gate: &ConcurrencyLimitHandle) -> Self {
         Self { gate: Some(gate.clone()) }
     }
 
-    pub(super) fn gate(&self) -> Option<&Gate> {
+    pub(super) fn gate(&self) -> Option<&ConcurrencyLimitHandle> {
         self.gate.as_ref()
     }
 
     /// The gate, to which the permit is to be given back.
-    pub(super) fn into_gate(mut self) -> Option<Gate> {
+    pub(super) fn into_gate(mut self) -> Option<ConcurrencyLimitHandle> {
         self.gate.take()
     }
 }

@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 
-use super::gate::Gate;
+use super::gate::ConcurrencyLimitHandle;
 
 /// The number of limits around each other that are noted in place. More of them are rare, and cost an allocation.
 const IN_PLACE: usize = 8;
@@ -23,7 +23,7 @@ struct Chain {
 /// As long as this lives, what runs on this thread runs with a permit of the gate.
 pub(super) struct Held(());
 
-impl Gate {
+impl ConcurrencyLimitHandle {
     #[inline]
     pub(super) fn hold(&self) -> Held {
         HELD.with(|held| {

@@ -81,13 +81,13 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use self::gate::{Entry, Permit, Waiter};
-pub use self::{bodies::BodyPermit, gate::Gate};
+pub use self::{bodies::BodyPermit, gate::ConcurrencyLimitHandle};
 use crate::{
     ambient::{self, Unsent, Urgent},
     body::{BodyEnd, ResponseEnd, Until},
     clock::{self, Sleep},
     outcome::{Reason, Reject, Rejection},
-    telemetry::{Event, Site, site, site_setters},
+    telemetry::{LayerEvent, LayerInfo, layer_info, layer_setters},
 };
 
 /// Lets only so many calls be in flight at once: see the [module](self).
@@ -103,9 +103,9 @@ pub struct ConcurrencyLimitLayer<U = ResponseEnd> {
 
 #[derive(Debug, Clone)]
 struct Settings {
-    gate: Gate,
+    gate: ConcurrencyLimitHandle,
     max_wait: Option<Duration>,
-    site: Site,
+    info: LayerInfo,
 }
 
 impl ConcurrencyLimitLayer {
@@ -118,8 +118,8 @@ impl ConcurrencyLimitLayer {
     /// If `limit` is zero: nothing could ever pass.
     #[track_caller]
     pub fn new(limit: usize) -> Self {
-        let gate = Gate::new(limit);
-        let settings = Settings { gate, max_wait: None, site: site!("concurrency_limit") };
+        let gate = ConcurrencyLimitHandle::new(limit);
+        let settings = Settings { gate, max_wait: None, info: layer_info!("concurrency_limit") };
         Self { settings, until: PhantomData }
     }
 
@@ -165,11 +165,11 @@ impl<U> ConcurrencyLimitLayer<U> {
         self
     }
 
-    site_setters!(settings.site);
+    layer_setters!(settings.info);
 
     /// A handle to the live state, to look at, and to change the limits.
     #[must_use]
-    pub fn handle(&self) -> Gate {
+    pub fn handle(&self) -> ConcurrencyLimitHandle {
         self.settings.gate.clone()
     }
 }
@@ -188,18 +188,18 @@ impl Settings {
         if permits == 0 {
             return None;
         }
-        self.site.tell(Event::Reclaimed { permits });
+        self.info.emit(LayerEvent::Reclaimed { permits });
         self.gate.try_enter()
     }
 
     #[cold]
     fn awaits_itself(&self) -> Rejection {
-        self.site.reject(Reason::Recursive)
+        self.info.reject(Reason::Recursive)
     }
 
     fn reject(&self) -> Rejection {
         let reason = Reason::Overloaded { limit: self.gate.limit() };
-        self.site.reject_with_retry_after(reason, self.gate.retry_after(clock::now()))
+        self.info.reject_with_retry_after(reason, self.gate.retry_after(clock::now()))
     }
 }
 
@@ -371,7 +371,7 @@ where
         loop {
             let response = match self.as_mut().project() {
                 StateProjection::Running { response } => {
-                    let _held = permit.as_ref().and_then(Permit::gate).map(Gate::hold);
+                    let _held = permit.as_ref().and_then(Permit::gate).map(ConcurrencyLimitHandle::hold);
                     return response.poll(cx).map(Ended::from);
                 }
                 StateProjection::Refused { settings } => return Poll::Ready(Ended::Rejected(settings.reject())),
@@ -441,7 +441,7 @@ impl Turn {
                 }
                 Entry::Queued(place) => {
                     self.place = Some(place);
-                    self.settings.site.tell(Event::Queued);
+                    self.settings.info.emit(LayerEvent::Queued);
                     let end = self.settings.max_wait.and_then(|max_wait| clock::now().checked_add(max_wait));
                     self.timer = end.map(|end| Box::pin(clock::sleep_until(end)));
                     Poll::Pending

@@ -69,7 +69,7 @@ use tower_service::Service;
 use crate::{
     copy::Cloned,
     outcome::{Class, Classify, FailOnError, HttpStatus, Reason, Reject, Rejection, judged_as},
-    telemetry::{Event, Site, site, site_setters},
+    telemetry::{LayerEvent, LayerInfo, layer_info, layer_setters},
 };
 
 mod alternative;
@@ -86,12 +86,12 @@ pub use crate::call::Call;
 /// Answers something else when the service has failed: see the [module](self).
 #[doc(alias = "degradation")]
 #[must_use]
-pub struct FallbackLayer<A, C = FailOnError, N = KeepPrimary, H = Unmarked> {
-    alternative: A,
-    classify: C,
-    on_failure: N,
-    site: Site,
-    mark: PhantomData<fn() -> H>,
+pub struct FallbackLayer<Substitute, Classifier = FailOnError, Failing = KeepPrimary, Marker = Unmarked> {
+    alternative: Substitute,
+    classify: Classifier,
+    on_failure: Failing,
+    info: LayerInfo,
+    mark: PhantomData<fn() -> Marker>,
 }
 
 impl<R> FallbackLayer<Value<R>> {
@@ -129,117 +129,128 @@ impl<B> FallbackLayer<Backup<B>> {
     }
 }
 
-impl<A> FallbackLayer<A> {
-    fn with(alternative: A) -> Self {
-        Self { alternative, classify: FailOnError, on_failure: KeepPrimary, site: site!("fallback"), mark: PhantomData }
-    }
-}
-
-impl<F, K, C, N, H> FallbackLayer<Function<F, Nothing, K>, C, N, H> {
-    /// What is kept of each request for the function, which finds it in [`Failed::remembered`]: `|req: &Request<_>| ..`.
-    pub fn remember<M>(self, remember: M) -> FallbackLayer<Function<F, M, K>, C, N, H> {
-        let Self { alternative: Function { function, remember: _, kind }, classify, on_failure, site, mark } = self;
-        FallbackLayer { alternative: Function { function, remember, kind }, classify, on_failure, site, mark }
-    }
-}
-
-impl<B, P, C, N, H> FallbackLayer<Backup<B, P>, C, N, H> {
-    /// How the request is copied for the backup, and which requests have no fallback: [`Cloned`],
-    /// [`Idempotent`](crate::Idempotent), [`CopyIf`](crate::CopyIf), or a closure `|req: &Req| -> Option<Req>`.
-    ///
-    /// `Idempotent` and `CopyIf` send the backup every request that [nobody processed](crate::is_unprocessed), a `POST`
-    /// whose circuit is open, for example.
-    pub fn copy<P2>(self, copy: P2) -> FallbackLayer<Backup<B, P2>, C, N, H> {
-        let Self { alternative: Backup { service, copy: _ }, classify, on_failure, site, mark } = self;
-        FallbackLayer { alternative: Backup { service, copy }, classify, on_failure, site, mark }
-    }
-}
-
-impl<A, C, N, H> FallbackLayer<A, C, N, H> {
-    /// Which outcomes of the service are answered for: those that this says are failures, besides every rejection of a layer.
-    pub fn classify<C2>(self, classify: C2) -> FallbackLayer<A, C2, N, H> {
-        let Self { alternative, classify: _, on_failure, site, mark } = self;
-        FallbackLayer { alternative, classify, on_failure, site, mark }
-    }
-
-    /// For HTTP: a failure is what [`HttpStatus`] says is one, and what is answered in its place carries [`Degraded`](crate::Degraded) in its
-    /// extensions, which says why.
-    pub fn http(self) -> FallbackLayer<A, HttpStatus, N, InExtensions> {
-        let Self { alternative, classify: _, on_failure, site, mark: _ } = self;
-        FallbackLayer { alternative, classify: HttpStatus, on_failure, site, mark: PhantomData }
-    }
-
-    /// What the caller gets if the fallback failed too: [`KeepPrimary`], or a closure
-    /// `|primary: Option<Result<_, _>>, fallback: Result<_, _>| -> Result<_, _>` (see [`OnFailure`]).
-    pub fn on_failure<N2>(self, on_failure: N2) -> FallbackLayer<A, C, N2, H> {
-        let Self { alternative, classify, on_failure: _, site, mark } = self;
-        FallbackLayer { alternative, classify, on_failure, site, mark }
-    }
-
-    site_setters!();
-}
-
-impl<A: Clone, C: Clone, N: Clone, H> Clone for FallbackLayer<A, C, N, H> {
-    fn clone(&self) -> Self {
+impl<Substitute> FallbackLayer<Substitute> {
+    fn with(alternative: Substitute) -> Self {
         Self {
-            alternative: self.alternative.clone(),
-            classify: self.classify.clone(),
-            on_failure: self.on_failure.clone(),
-            site: self.site.clone(),
+            alternative,
+            classify: FailOnError,
+            on_failure: KeepPrimary,
+            info: layer_info!("fallback"),
             mark: PhantomData,
         }
     }
 }
 
-impl<S, A, C, N, H> Layer<S> for FallbackLayer<A, C, N, H>
+impl<F, K, Classifier, Failing, Marker> FallbackLayer<Function<F, Nothing, K>, Classifier, Failing, Marker> {
+    /// What is kept of each request for the function, which finds it in [`Failed::remembered`]: `|req: &Request<_>| ..`.
+    pub fn remember<M>(self, remember: M) -> FallbackLayer<Function<F, M, K>, Classifier, Failing, Marker> {
+        let Self { alternative: Function { function, remember: _, kind }, classify, on_failure, info, mark } = self;
+        FallbackLayer { alternative: Function { function, remember, kind }, classify, on_failure, info, mark }
+    }
+}
+
+impl<B, P, Classifier, Failing, Marker> FallbackLayer<Backup<B, P>, Classifier, Failing, Marker> {
+    /// How the request is copied for the backup, and which requests have no fallback: [`Cloned`],
+    /// [`Idempotent`](crate::Idempotent), [`CopyIf`](crate::CopyIf), or a closure `|req: &Req| -> Option<Req>`.
+    ///
+    /// `Idempotent` and `CopyIf` send the backup every request that [nobody processed](crate::is_unprocessed), a `POST`
+    /// whose circuit is open, for example.
+    pub fn copy<P2>(self, copy: P2) -> FallbackLayer<Backup<B, P2>, Classifier, Failing, Marker> {
+        let Self { alternative: Backup { service, copy: _ }, classify, on_failure, info, mark } = self;
+        FallbackLayer { alternative: Backup { service, copy }, classify, on_failure, info, mark }
+    }
+}
+
+impl<Substitute, Classifier, Failing, Marker> FallbackLayer<Substitute, Classifier, Failing, Marker> {
+    /// Which outcomes of the service are answered for: those that this says are failures, besides every rejection of a layer.
+    pub fn classify<C2>(self, classify: C2) -> FallbackLayer<Substitute, C2, Failing, Marker> {
+        let Self { alternative, classify: _, on_failure, info, mark } = self;
+        FallbackLayer { alternative, classify, on_failure, info, mark }
+    }
+
+    /// For HTTP: a failure is what [`HttpStatus`] says is one, and what is answered in its place carries [`Degraded`](crate::Degraded) in its
+    /// extensions, which says why.
+    pub fn http(self) -> FallbackLayer<Substitute, HttpStatus, Failing, InExtensions> {
+        let Self { alternative, classify: _, on_failure, info, mark: _ } = self;
+        FallbackLayer { alternative, classify: HttpStatus, on_failure, info, mark: PhantomData }
+    }
+
+    /// What the caller gets if the fallback failed too: [`KeepPrimary`], or a closure
+    /// `|primary: Option<Result<_, _>>, fallback: Result<_, _>| -> Result<_, _>` (see [`OnFailure`]).
+    pub fn on_failure<N2>(self, on_failure: N2) -> FallbackLayer<Substitute, Classifier, N2, Marker> {
+        let Self { alternative, classify, on_failure: _, info, mark } = self;
+        FallbackLayer { alternative, classify, on_failure, info, mark }
+    }
+
+    layer_setters!();
+}
+
+impl<Substitute: Clone, Classifier: Clone, Failing: Clone, Marker> Clone
+    for FallbackLayer<Substitute, Classifier, Failing, Marker>
+{
+    fn clone(&self) -> Self {
+        Self {
+            alternative: self.alternative.clone(),
+            classify: self.classify.clone(),
+            on_failure: self.on_failure.clone(),
+            info: self.info.clone(),
+            mark: PhantomData,
+        }
+    }
+}
+
+impl<S, Substitute, Classifier, Failing, Marker> Layer<S> for FallbackLayer<Substitute, Classifier, Failing, Marker>
 where
     Self: Clone,
 {
-    type Service = Fallback<S, A, C, N, H>;
+    type Service = Fallback<S, Substitute, Classifier, Failing, Marker>;
 
     fn layer(&self, inner: S) -> Self::Service {
         Fallback { inner, layer: Arc::new(self.clone()) }
     }
 }
 
-impl<A: fmt::Debug, C, N, H> fmt::Debug for FallbackLayer<A, C, N, H> {
+impl<Substitute: fmt::Debug, Classifier, Failing, Marker> fmt::Debug
+    for FallbackLayer<Substitute, Classifier, Failing, Marker>
+{
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FallbackLayer")
             .field("alternative", &self.alternative)
-            .field("classify", &type_name::<C>())
-            .field("on_failure", &type_name::<N>())
-            .field("site", &self.site)
+            .field("classify", &type_name::<Classifier>())
+            .field("on_failure", &type_name::<Failing>())
+            .field("info", &self.info)
             .finish()
     }
 }
 
 /// The service of [`FallbackLayer`].
 #[derive(Debug)]
-pub struct Fallback<S, A, C = FailOnError, N = KeepPrimary, H = Unmarked> /* not a Service? see ziggurat::Reject, "It does not compile" */
+pub struct Fallback<S, Substitute, Classifier = FailOnError, Failing = KeepPrimary, Marker = Unmarked> /* not a Service? see ziggurat::Reject, "It does not compile" */
 {
     inner: S,
     // Shared with the response futures: one counter is cheaper than a copy of it all.
-    layer: Arc<FallbackLayer<A, C, N, H>>,
+    layer: Arc<FallbackLayer<Substitute, Classifier, Failing, Marker>>,
 }
 
-impl<S: Clone, A, C, N, H> Clone for Fallback<S, A, C, N, H> {
+impl<S: Clone, Substitute, Classifier, Failing, Marker> Clone for Fallback<S, Substitute, Classifier, Failing, Marker> {
     fn clone(&self) -> Self {
         Self { inner: self.inner.clone(), layer: Arc::clone(&self.layer) }
     }
 }
 
-impl<S, A, C, N, H, Req> Service<Req> for Fallback<S, A, C, N, H>
+impl<S, Substitute, Classifier, Failing, Marker, Req> Service<Req>
+    for Fallback<S, Substitute, Classifier, Failing, Marker>
 where
     S: Service<Req> + Clone,
     S::Error: Reject<S::Response> + fmt::Display,
-    A: Alternative<Req, S::Response, S::Error>,
-    C: Classify<S::Response, S::Error>,
-    N: OnFailure<S::Response, S::Error>,
-    H: Mark<S::Response, S::Error>,
+    Substitute: Alternative<Req, S::Response, S::Error>,
+    Classifier: Classify<S::Response, S::Error>,
+    Failing: OnFailure<S::Response, S::Error>,
+    Marker: Mark<S::Response, S::Error>,
 {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = ResponseFuture<S, Req, A, C, N, H>;
+    type Future = ResponseFuture<S, Req, Substitute, Classifier, Failing, Marker>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         Poll::Ready(Ok(()))
@@ -255,17 +266,17 @@ where
 pin_project! {
     /// The response future of [`Fallback`].
     #[must_use = "futures do nothing unless polled"]
-    pub struct ResponseFuture<S, Req, A, C, N, H>
+    pub struct ResponseFuture<S, Req, Substitute, Classifier, Failing, Marker>
     where
         S: Service<Req>,
-        A: Alternative<Req, S::Response, S::Error>,
-        H: Mark<S::Response, S::Error>,
+        Substitute: Alternative<Req, S::Response, S::Error>,
+        Marker: Mark<S::Response, S::Error>,
     {
-        layer: Arc<FallbackLayer<A, C, N, H>>,
+        layer: Arc<FallbackLayer<Substitute, Classifier, Failing, Marker>>,
         // None: the call has ended.
-        memory: Option<A::Memory>,
+        memory: Option<Substitute::Memory>,
         #[pin]
-        state: State<S, Req, A::Future, Primary<S::Response, S::Error, H::Why>>,
+        state: State<S, Req, Substitute::Future, Primary<S::Response, S::Error, Marker::Why>>,
     }
 }
 
@@ -299,14 +310,15 @@ struct Primary<R, E, W> {
     why: W,
 }
 
-impl<S, Req, A, C, N, H> Future for ResponseFuture<S, Req, A, C, N, H>
+impl<S, Req, Substitute, Classifier, Failing, Marker> Future
+    for ResponseFuture<S, Req, Substitute, Classifier, Failing, Marker>
 where
     S: Service<Req>,
     S::Error: Reject<S::Response> + fmt::Display,
-    A: Alternative<Req, S::Response, S::Error>,
-    C: Classify<S::Response, S::Error>,
-    N: OnFailure<S::Response, S::Error>,
-    H: Mark<S::Response, S::Error>,
+    Substitute: Alternative<Req, S::Response, S::Error>,
+    Classifier: Classify<S::Response, S::Error>,
+    Failing: OnFailure<S::Response, S::Error>,
+    Marker: Mark<S::Response, S::Error>,
 {
     type Output = Result<S::Response, S::Error>;
 
@@ -349,15 +361,15 @@ fn is_ours(rejection: &Rejection) -> bool {
     !matches!(rejection.reason(), Reason::Shared { .. })
 }
 
-impl<A, C, N, H> FallbackLayer<A, C, N, H> {
+impl<Substitute, Classifier, Failing, Marker> FallbackLayer<Substitute, Classifier, Failing, Marker> {
     /// What is kept of an outcome while the fallback runs. A response is not: what hangs on its body would be held all the while.
     #[cold]
-    fn keep<R, E>(&self, outcome: Result<R, E>) -> Primary<R, E, H::Why>
+    fn keep<R, E>(&self, outcome: Result<R, E>) -> Primary<R, E, Marker::Why>
     where
         E: Reject<R>,
-        H: Mark<R, E>,
+        Marker: Mark<R, E>,
     {
-        let why = H::why(&outcome);
+        let why = Marker::why(&outcome);
         let (reason, is_kept) = match (E::rejection(&outcome), &outcome) {
             (Some(rejection), _) => (rejection.reason().as_str(), true),
             (None, Err(_)) => ("error", true),
@@ -367,30 +379,31 @@ impl<A, C, N, H> FallbackLayer<A, C, N, H> {
     }
 
     #[cold]
-    fn settle<R, E>(&self, primary: Primary<R, E, H::Why>, outcome: Result<R, E>) -> Result<R, E>
+    fn settle<R, E>(&self, primary: Primary<R, E, Marker::Why>, outcome: Result<R, E>) -> Result<R, E>
     where
         E: Reject<R> + fmt::Display,
-        N: OnFailure<R, E>,
-        H: Mark<R, E>,
+        Failing: OnFailure<R, E>,
+        Marker: Mark<R, E>,
     {
         let Primary { outcome: kept, reason, why } = primary;
         if let Some(error) = said(&outcome) {
-            self.site.tell(Event::FallbackFailed { reason, error: format_args!("{error}") });
+            self.info.emit(LayerEvent::FallbackFailed { reason, error: format_args!("{error}") });
             return self.on_failure.outcome(kept, outcome);
         }
-        self.site.tell(Event::FellBack { reason });
+        self.info.emit(LayerEvent::FellBack { reason });
         outcome.map(|mut response| {
-            H::mark(&mut response, why);
+            Marker::mark(&mut response, why);
             response
         })
     }
 }
 
-impl<S, Req, A, C, N, H> fmt::Debug for ResponseFuture<S, Req, A, C, N, H>
+impl<S, Req, Substitute, Classifier, Failing, Marker> fmt::Debug
+    for ResponseFuture<S, Req, Substitute, Classifier, Failing, Marker>
 where
     S: Service<Req>,
-    A: Alternative<Req, S::Response, S::Error>,
-    H: Mark<S::Response, S::Error>,
+    Substitute: Alternative<Req, S::Response, S::Error>,
+    Marker: Mark<S::Response, S::Error>,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match &self.state {

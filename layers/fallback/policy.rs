@@ -40,7 +40,7 @@ pub trait OnFailure<R, E> {
 /// The service's own error or rejection comes back, as if there was no fallback: it is where the trouble began. The default.
 ///
 /// A rejection tells of the fallback's error too ([`Rejection::suppressed`](crate::Rejection::suppressed)), and so does an error type of yours
-/// that has a place for it ([`Reject::suppress`]). Any other error of the service has none: [`Event::FallbackFailed`](crate::Event::FallbackFailed),
+/// that has a place for it ([`Reject::suppress`]). Any other error of the service has none: [`LayerEvent::FallbackFailed`](crate::LayerEvent::FallbackFailed),
 /// and so the log, has the fallback's. If the service had answered with a response, the fallback's outcome comes back.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct KeepPrimary;

@@ -93,7 +93,7 @@ use crate::{
     body::{BodyEnd, ResponseEnd, Until},
     clock::{self, Sleep},
     outcome::{Reason, Reject, Rejection},
-    telemetry::{Event, Site, site, site_setters},
+    telemetry::{LayerEvent, LayerInfo, layer_info, layer_setters},
 };
 
 /// Lends every call a resource: see the [module](self).
@@ -108,7 +108,7 @@ pub struct ResourceLayer<A, U = ResponseEnd> {
 #[derive(Debug, Clone)]
 struct Settings {
     max_wait: Option<Duration>,
-    site: Site,
+    info: LayerInfo,
 }
 
 impl<F> ResourceLayer<Always<F>> {
@@ -153,7 +153,7 @@ where
 
 impl<A> ResourceLayer<A> {
     fn from_acquire(acquire: A) -> Self {
-        Self { acquire, settings: Settings { max_wait: None, site: site!("resource") }, until: PhantomData }
+        Self { acquire, settings: Settings { max_wait: None, info: layer_info!("resource") }, until: PhantomData }
     }
 
     /// For HTTP: a call keeps its resource until the response's body has ended, failed or was dropped, and not only until the response
@@ -175,12 +175,12 @@ impl<A, U> ResourceLayer<A, U> {
         self
     }
 
-    site_setters!(settings.site);
+    layer_setters!(settings.info);
 }
 
 impl Settings {
     fn reject(&self, reason: Reason) -> Rejection {
-        self.site.reject(reason)
+        self.info.reject(reason)
     }
 }
 
@@ -444,7 +444,7 @@ impl Wait {
     fn begin(&mut self) -> bool {
         if !self.begun {
             self.begun = true;
-            self.settings.site.tell(Event::Queued);
+            self.settings.info.emit(LayerEvent::Queued);
             return true;
         }
         false

@@ -9,7 +9,7 @@ use crate::{
     clock,
     copy::CopyRequest,
     outcome::{Class, Classify, Reject, Rejection, is_bad_certificate, judged_as, was_unprocessed},
-    telemetry::Event,
+    telemetry::LayerEvent,
 };
 
 /// A service that asks for more than this is not asked again by the same call.
@@ -61,17 +61,17 @@ impl<C, P, B, D> RetryLayer<C, P, B, D> {
         if !over.class.is_transient() {
             let reason = if over.class.is_failure() { "permanent" } else { "ignored" };
             if over.class.is_failure() || judged_as(outcome).is_some() {
-                self.site.tell(Event::NotRetried { attempt, reason, cause: format_args!("{cause}") });
+                self.info.emit(LayerEvent::NotRetried { attempt, reason, cause: format_args!("{cause}") });
             }
             return None;
         }
         match self.grant(over, copy, outcome) {
             Ok(granted) => {
-                self.site.tell(Event::Retrying { attempt, delay: granted.wait, cause: format_args!("{cause}") });
+                self.info.emit(LayerEvent::Retrying { attempt, delay: granted.wait, cause: format_args!("{cause}") });
                 Some(granted)
             }
             Err(reason) => {
-                self.site.tell(Event::GaveUp { attempt, reason, cause: format_args!("{cause}") });
+                self.info.emit(LayerEvent::GaveUp { attempt, reason, cause: format_args!("{cause}") });
                 None
             }
         }
@@ -235,15 +235,15 @@ mod tests {
     use tower::{ServiceBuilder, ServiceExt, service_fn};
 
     use super::*;
-    use crate::{outcome::Error, telemetry::Site};
+    use crate::{outcome::Error, telemetry::LayerInfo};
 
     /// It will not verify the next time either.
     #[tokio::test(start_paused = true)]
     async fn a_certificate_that_does_not_verify_is_not_tried_again() {
         let told = Arc::new(Mutex::new(Vec::new()));
         let hears = Arc::clone(&told);
-        let layer = RetryLayer::new().observer(move |_: &Site, event: &Event<'_>| {
-            let Event::GaveUp { attempt, reason, .. } = event else { panic!("{event:?}") };
+        let layer = RetryLayer::new().observer(move |_: &LayerInfo, event: &LayerEvent<'_>| {
+            let LayerEvent::GaveUp { attempt, reason, .. } = event else { panic!("{event:?}") };
             hears.lock().unwrap().push((*attempt, *reason));
         });
         let service = ServiceBuilder::new().layer(layer).map_err(Error::Service).service(service_fn(|()| async {

@@ -16,7 +16,7 @@ use crate::backoff::Backoff;
 /// It is cheap to clone, and taken from the layer with [`handle`](super::RetryLayer::handle). What is changed holds from the next
 /// outcome on, for calls that are under way too.
 #[derive(Clone)]
-pub struct Retries {
+pub struct RetryHandle {
     shared: Arc<Shared>,
 }
 
@@ -28,7 +28,7 @@ struct Shared {
     budget: OnceLock<Arc<Budget>>,
 }
 
-impl Retries {
+impl RetryHandle {
     pub(super) fn new(max_attempts: u32) -> Self {
         Self::with(max_attempts, None, Some(Arc::default()))
     }
@@ -102,9 +102,9 @@ fn checked(attempts: u32) -> u32 {
     attempts
 }
 
-impl fmt::Debug for Retries {
+impl fmt::Debug for RetryHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Retries")
+        f.debug_struct("RetryHandle")
             .field("max_attempts", &self.max_attempts())
             .field("backoff", &self.backoff())
             .field("budget", &self.budget())

@@ -17,8 +17,8 @@
 //! **What its caller gets** is the outcome of the last attempt. If that is a rejection (the attempt before opened the
 //! circuit), it tells how the attempt before failed ([`Rejection::previous`](crate::Rejection::previous)); if the
 //! service did not become ready again for the last one, the error of the last request that was sent comes back.
-//! [`Event::Retrying`], [`GaveUp`](Event::GaveUp), [`NotRetried`](Event::NotRetried) and
-//! [`Recovered`](Event::Recovered) tell of each attempt, and why it failed.
+//! [`LayerEvent::Retrying`], [`GaveUp`](LayerEvent::GaveUp), [`NotRetried`](LayerEvent::NotRetried) and
+//! [`Recovered`](LayerEvent::Recovered) tell of each attempt, and why it failed.
 //!
 //! Between two attempts it waits: by default [`Backoff::exponential`] from 100 ms to 1 s with full jitter, so that
 //! callers that failed together do not come back together. **Its clock** runs only then; calls that succeed read one
@@ -80,7 +80,7 @@ use crate::{
     caught::{contained, undisturbed},
     clock::{self, Sleep},
     outcome::{Class, Classify, FailOnError, HttpStatus, Reject, judged_as},
-    telemetry::{Event, Site, site, site_setters},
+    telemetry::{LayerEvent, LayerInfo, layer_info, layer_setters},
 };
 
 mod again;
@@ -93,7 +93,7 @@ use again::{Over, Previous};
 pub use budget::Budget;
 use budget::Withdrawal;
 pub use discard::{Discard, Drained, Dropped};
-pub use handle::Retries;
+pub use handle::RetryHandle;
 pub use wait::Wait;
 
 /// The most attempts without a pause that are made in one poll; then the executor gets its turn.
@@ -103,12 +103,12 @@ const UNBROKEN: u32 = 64;
 #[derive(Clone)]
 #[must_use]
 pub struct RetryLayer<C = FailOnError, P = Cloned, B = Backoff, D = Dropped> {
-    retries: Retries,
+    retries: RetryHandle,
     classify: C,
     copy: P,
     backoff: B,
     discard: D,
-    site: Site,
+    info: LayerInfo,
 }
 
 impl RetryLayer {
@@ -134,12 +134,12 @@ impl RetryLayer<HttpStatus, Idempotent, Backoff, Drained> {
 impl<C, P, D> RetryLayer<C, P, Backoff, D> {
     fn with(classify: C, copy: P, discard: D) -> Self {
         Self {
-            retries: Retries::new(3),
+            retries: RetryHandle::new(3),
             classify,
             copy,
             backoff: Backoff::exponential(Duration::from_millis(100)).max(Duration::from_secs(1)).jitter(Jitter::Full),
             discard,
-            site: site!("retry"),
+            info: layer_info!("retry"),
         }
     }
 }
@@ -164,28 +164,28 @@ impl<C, P, B, D> RetryLayer<C, P, B, D> {
     /// goes by this backoff's own. A wait of zero makes no timer, and needs no clock in the runtime.
     ///
     /// A function that panics ends the retries: the outcome of that attempt comes back, with the reason `"backoff"` in
-    /// [`Event::GaveUp`].
+    /// [`LayerEvent::GaveUp`].
     pub fn backoff<B2>(self, backoff: B2) -> RetryLayer<C, P, B2, D> {
-        let Self { retries, classify, copy, backoff: _, discard, site } = self;
-        RetryLayer { retries: retries.but_no_backoff(), classify, copy, backoff, discard, site }
+        let Self { retries, classify, copy, backoff: _, discard, info } = self;
+        RetryLayer { retries: retries.but_no_backoff(), classify, copy, backoff, discard, info }
     }
 
     /// Which outcomes are retried: those that this says are transient failures.
     pub fn classify<C2>(self, classify: C2) -> RetryLayer<C2, P, B, D> {
-        let Self { retries, classify: _, copy, backoff, discard, site } = self;
-        RetryLayer { retries, classify, copy, backoff, discard, site }
+        let Self { retries, classify: _, copy, backoff, discard, info } = self;
+        RetryLayer { retries, classify, copy, backoff, discard, info }
     }
 
     /// How a request is copied, and which are sent once: [`Cloned`], [`Idempotent`], [`CopyIf`], or a closure `|req: &Req| -> Option<Req>`.
     pub fn copy<P2>(self, copy: P2) -> RetryLayer<C, P2, B, D> {
-        let Self { retries, classify, copy: _, backoff, discard, site } = self;
-        RetryLayer { retries, classify, copy, backoff, discard, site }
+        let Self { retries, classify, copy: _, backoff, discard, info } = self;
+        RetryLayer { retries, classify, copy, backoff, discard, info }
     }
 
     /// What becomes of the response of an attempt that failed, when there is another one: [`Dropped`] or [`Drained`].
     pub fn discard<D2>(self, discard: D2) -> RetryLayer<C, P, B, D2> {
-        let Self { retries, classify, copy, backoff, discard: _, site } = self;
-        RetryLayer { retries, classify, copy, backoff, discard, site }
+        let Self { retries, classify, copy, backoff, discard: _, info } = self;
+        RetryLayer { retries, classify, copy, backoff, discard, info }
     }
 
     /// How many retries all calls together may make; `None` for any number. [`Budget::default`] if it is not set.
@@ -194,13 +194,13 @@ impl<C, P, B, D> RetryLayer<C, P, B, D> {
         self
     }
 
-    site_setters!();
+    layer_setters!();
 
     /// A handle to change the numbers while the services of this layer work.
     ///
     /// Take it last: a setting that is changed later begins a new one.
     #[must_use]
-    pub fn handle(&self) -> Retries {
+    pub fn handle(&self) -> RetryHandle {
         self.retries.clone()
     }
 }
@@ -224,7 +224,7 @@ impl<C, P, B, D> fmt::Debug for RetryLayer<C, P, B, D> {
             .field("copy", &type_name::<P>())
             .field("backoff", &type_name::<B>())
             .field("discard", &type_name::<D>())
-            .field("site", &self.site)
+            .field("info", &self.info)
             .finish()
     }
 }
@@ -407,7 +407,7 @@ where
             let attempt = this.attempt.0;
             if class == Class::Success {
                 if attempt > 1 && judged_as(&outcome).is_none() {
-                    this.layer.site.tell(Event::Recovered { attempt });
+                    this.layer.info.emit(LayerEvent::Recovered { attempt });
                 }
                 return Poll::Ready(outcome);
             }

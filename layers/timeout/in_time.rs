@@ -19,7 +19,7 @@ use crate::{
     body::{Guard, PollFrame},
     clock::{self, Sleep},
     outcome::{Reject, Rejection},
-    telemetry::Site,
+    telemetry::LayerInfo,
 };
 
 /// What a layer has to say about bodies.
@@ -40,17 +40,17 @@ pub struct InTime {
     idle: Idle,
     // Boxed, so that a body that is never pending is not larger for it.
     timer: Option<Pin<Box<Sleep>>>,
-    site: Site,
+    info: LayerInfo,
 }
 
 impl InTime {
-    pub(super) fn new(body: BodyLimits, clock: Clock, site: Site) -> Self {
+    pub(super) fn new(body: BodyLimits, clock: Clock, info: LayerInfo) -> Self {
         let mut clock = if body.covered { clock } else { Clock::new(Limit::NONE, Limit::NONE) };
         if clock.own.is_unstarted() {
             clock.own = clock.own.started(Limit::at(clock::now()));
         }
         let idle = Idle::new(body.idle.map_or(Limit::NONE, Limit::after));
-        Self { clock, late: false, idle, timer: None, site }
+        Self { clock, late: false, idle, timer: None, info }
     }
 
     /// The body is pending: answers whether it may stay so. `outer` is what surrounds the call's limit.
@@ -77,7 +77,7 @@ impl InTime {
         let expired = if is_own { self.clock.expired() } else { idle() };
         // What cleans up sees that its time is over, whichever of the two it was.
         self.clock.own = sooner;
-        Poll::Ready(reject(&self.site, expired))
+        Poll::Ready(reject(&self.info, expired))
     }
 
     /// A frame of data came that is not the last one. Answers whether it may pass: the first that comes late may.
@@ -105,7 +105,7 @@ where
         let rejection = match polled {
             Poll::Pending => ready!(self.poll_limits(outer, cx)),
             Poll::Ready(Some(Ok(frame))) if frame.is_data() && !body.is_end_stream() && !self.admits() => {
-                reject(&self.site, self.clock.expired())
+                reject(&self.info, self.clock.expired())
             }
             Poll::Ready(frame) => return Poll::Ready(frame.map(|frame| frame.map_err(Into::into))),
         };

@@ -75,7 +75,7 @@ use crate::{
     body::{BodyEnd, ResponseEnd, Until},
     outcome::{Reason, Reject, Rejection},
     setting::Setting,
-    telemetry::{Site, site, site_setters},
+    telemetry::{LayerInfo, layer_info, layer_setters},
 };
 
 /// Gives up on a service that does not answer in time: see the [module](self).
@@ -83,7 +83,7 @@ use crate::{
 pub struct TimeoutLayer<L = Duration, U = ResponseEnd> {
     limit: L,
     body: BodyLimits,
-    site: Site,
+    info: LayerInfo,
     until: PhantomData<fn() -> U>,
 }
 
@@ -93,7 +93,7 @@ impl<L> TimeoutLayer<L> {
     ///
     /// Every duration is good: zero lets only a ready response through, and [`Duration::MAX`] never ends.
     pub fn new(limit: L) -> Self {
-        Self { limit, body: BodyLimits::default(), site: site!("timeout"), until: PhantomData }
+        Self { limit, body: BodyLimits::default(), info: layer_info!("timeout"), until: PhantomData }
     }
 }
 
@@ -122,16 +122,16 @@ impl<L, U> TimeoutLayer<L, U> {
     }
 
     fn with_body(self) -> TimeoutLayer<L, BodyEnd> {
-        let Self { limit, body, site, until: _ } = self;
-        TimeoutLayer { limit, body, site, until: PhantomData }
+        let Self { limit, body, info, until: _ } = self;
+        TimeoutLayer { limit, body, info, until: PhantomData }
     }
 
-    site_setters!();
+    layer_setters!();
 }
 
 impl<L: Clone, U> Clone for TimeoutLayer<L, U> {
     fn clone(&self) -> Self {
-        Self { limit: self.limit.clone(), body: self.body, site: self.site.clone(), until: PhantomData }
+        Self { limit: self.limit.clone(), body: self.body, info: self.info.clone(), until: PhantomData }
     }
 }
 
@@ -149,7 +149,7 @@ impl<L, U> fmt::Debug for TimeoutLayer<L, U> {
         f.debug_struct("TimeoutLayer")
             .field("limit", &type_name::<L>())
             .field("body", &self.body)
-            .field("site", &self.site)
+            .field("info", &self.info)
             .finish()
     }
 }
@@ -218,7 +218,7 @@ pin_project! {
         #[pin]
         response: Limited<F>,
         body: BodyLimits,
-        site: Site,
+        info: LayerInfo,
         until: PhantomData<fn() -> U>,
     }
 }
@@ -226,7 +226,7 @@ pin_project! {
 impl<F, U> ResponseFuture<F, U> {
     #[inline]
     fn new<L>(response: Limited<F>, layer: &TimeoutLayer<L, U>) -> Self {
-        Self { response, body: layer.body, site: layer.site.clone(), until: PhantomData }
+        Self { response, body: layer.body, info: layer.info.clone(), until: PhantomData }
     }
 }
 
@@ -243,16 +243,16 @@ where
         Poll::Ready(match ready!(this.response.as_mut().poll(cx)) {
             Ok(outcome) => outcome.map(|response| {
                 let clock = this.response.clock();
-                U::answer(response, || Some(InTime::new(*this.body, clock, this.site.clone())))
+                U::answer(response, || Some(InTime::new(*this.body, clock, this.info.clone())))
             }),
-            Err(expired) => E::reject(reject(this.site, expired)),
+            Err(expired) => E::reject(reject(this.info, expired)),
         })
     }
 }
 
 #[cold]
-fn reject(site: &Site, expired: Expired) -> Rejection {
-    site.reject(match expired {
+fn reject(info: &LayerInfo, expired: Expired) -> Rejection {
+    info.reject(match expired {
         Expired::Limit(limit) => Reason::TimedOut { limit },
         Expired::Deadline { after } => Reason::DeadlineExceeded { after },
     })

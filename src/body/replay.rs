@@ -12,7 +12,7 @@ use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 
 use super::CopyBody;
-use crate::telemetry::Event;
+use crate::telemetry::LayerEvent;
 
 mod allowance;
 mod place;
@@ -183,7 +183,7 @@ where
         }
         drop(settled.given_up);
         if let Some(reason) = settled.reason {
-            self.shared.allowance.site.tell(Event::NotRepeatable { reason });
+            self.shared.allowance.info.emit(LayerEvent::NotRepeatable { reason });
         }
         settled.polled
     }

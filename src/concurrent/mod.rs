@@ -82,7 +82,7 @@ use self::{
 pub use self::{
     error::{Cause, ItemError, split},
     gather::{ContinueOnError, Gather, Processing, StopOnError, Summarized},
-    progress::{Batch, Progress, Summary},
+    progress::{BatchProgress, Progress, Summary},
     results::{Ordered, Unordered},
     source::{Items, Iterated, Source, Streamed},
 };

@@ -59,11 +59,14 @@ impl Progress {
 
     /// The batch that is complete with this item. None between two batches, and if there are no batches.
     #[must_use]
-    pub fn batch(&self) -> Option<Batch> {
+    pub fn batch(&self) -> Option<BatchProgress> {
         let Batches { size, .. } = self.batches?;
         let finished = self.finished();
         let complete = finished > 0 && (finished.is_multiple_of(size) || self.total == Some(finished));
-        complete.then(|| Batch { number: finished.div_ceil(size), of: self.total.map(|total| total.div_ceil(size)) })
+        complete.then(|| BatchProgress {
+            number: finished.div_ceil(size),
+            of: self.total.map(|total| total.div_ceil(size)),
+        })
     }
 
     /// The counts so far, and the time. Reads the clock.
@@ -76,14 +79,14 @@ impl Progress {
 /// A batch of so many, as `batch 3 of 20`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Batch {
+pub struct BatchProgress {
     /// Its number, from 1.
     pub number: usize,
     /// How many there are, if the source knows it.
     pub of: Option<usize>,
 }
 
-impl fmt::Display for Batch {
+impl fmt::Display for BatchProgress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "batch {}", self.number)?;
         self.of.map_or(Ok(()), |of| write!(f, " of {of}"))

@@ -6,8 +6,8 @@ use form::{ByValue, PassTheEventByValueNotAReference};
 
 /// A type of event: every type that is `Send`, `Sync` and `'static`, except a reference.
 ///
-/// `publish(&event)` would publish an event of the type `&Event`, which no subscriber of `Event` hears, and a handler
-/// `|event: &Event| ..` would wait for events of the type `&Event`. Neither compiles: an event is published, and
+/// `publish(&event)` would publish an event of the type `&LayerEvent`, which no subscriber of `LayerEvent` hears, and a handler
+/// `|event: &LayerEvent| ..` would wait for events of the type `&LayerEvent`. Neither compiles: an event is published, and
 /// handled, by value. Texts (`&'static str`) are values.
 ///
 /// The compiler infers `Form`. For a reference two implementations match, so that it cannot, and its message names

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     caught::{caught, undisturbed},
     signal::Signal,
-    telemetry::{Event, Site},
+    telemetry::{LayerEvent, LayerInfo},
 };
 
 /// What a handler may answer: nothing, or a [`Result`] whose error can be displayed.
@@ -35,7 +35,7 @@ impl<T, E: fmt::Display> Handled for Result<T, E> {
 }
 
 /// Calls `handler` for one event after the other, until there will be none.
-pub(super) async fn handle<E, F, Fut>(_ended: Ended, mut events: Subscription<E>, mut handler: F, site: Site)
+pub(super) async fn handle<E, F, Fut>(_ended: Ended, mut events: Subscription<E>, mut handler: F, info: LayerInfo)
 where
     E: Clone + Send + Sync + 'static,
     F: FnMut(E) -> Fut,
@@ -54,14 +54,14 @@ where
             Ok(Step::Handled(None)) => {}
             Ok(Step::Handled(Some(error))) | Err(error) => {
                 events.failed(&error);
-                tell(&site, Event::HandlerFailed { of, error: &error });
+                tell(&info, LayerEvent::HandlerFailed { of, error: &error });
             }
             Ok(Step::Lagged(lagged)) => {
                 let missed = match lagged {
                     Lagged::Missed(missed) => Some(missed),
                     Lagged::Dropped => None,
                 };
-                tell(&site, Event::HandlerLagged { of, missed });
+                tell(&info, LayerEvent::HandlerLagged { of, missed });
             }
             Ok(Step::End) => return,
         }
@@ -71,8 +71,8 @@ where
 }
 
 /// An observer that panics ends no handler.
-fn tell(site: &Site, event: Event<'_>) {
-    undisturbed(|| site.tell(event));
+fn tell(info: &LayerInfo, event: LayerEvent<'_>) {
+    undisturbed(|| info.emit(event));
 }
 
 enum Step {

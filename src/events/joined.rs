@@ -81,7 +81,7 @@ impl Joined {
     }
 
     /// The errors and panics of handlers, in the order in which they happened. Each was
-    /// [reported](crate::Event::HandlerFailed) as well.
+    /// [reported](crate::LayerEvent::HandlerFailed) as well.
     #[must_use]
     pub fn failures(&self) -> &[String] {
         &self.failures

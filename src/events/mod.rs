@@ -48,6 +48,7 @@
 
 use std::{
     any::{Any, TypeId},
+    borrow::Cow,
     collections::HashMap,
     fmt,
     future::Future,
@@ -79,7 +80,7 @@ use self::{
     subscription::Seat,
     topic::{AnyTopic, Topic},
 };
-use crate::telemetry::{Observer, Site, site};
+use crate::telemetry::{LayerInfo, Observer, layer_info};
 
 /// So many events may wait for a subscriber if it does not say otherwise: as in Java's `Flow.defaultBufferSize()`.
 pub const DEFAULT_CAPACITY: usize = 256;
@@ -90,7 +91,7 @@ pub const DEFAULT_CAPACITY: usize = 256;
 #[derive(Clone)]
 pub struct EventBus {
     inner: Arc<Inner>,
-    site: Site,
+    info: LayerInfo,
     /// Runs its handlers; `None`: the runtime of whoever attaches them.
     spawn: Option<Arc<dyn Spawn>>,
 }
@@ -116,7 +117,7 @@ impl EventBus {
     /// A bus that nobody has subscribed to.
     #[must_use]
     pub fn new() -> Self {
-        Self { inner: Arc::new(Inner { topics: RwLock::default() }), site: site!("events"), spawn: None }
+        Self { inner: Arc::new(Inner { topics: RwLock::default() }), info: layer_info!("events"), spawn: None }
     }
 
     /// A bus whose handlers `spawn` runs.
@@ -126,16 +127,16 @@ impl EventBus {
 
     /// The same bus under a name, which the reports about handlers carry that are attached through this clone.
     #[must_use]
-    pub fn named(mut self, name: &'static str) -> Self {
-        self.site = self.site.named(name);
+    pub fn named(mut self, name: impl Into<Cow<'static, str>>) -> Self {
+        self.info = self.info.named(name);
         self
     }
 
     /// The same bus, with somebody who hears the reports about handlers that are attached through this clone:
-    /// [`Event::HandlerFailed`](crate::Event::HandlerFailed) and [`Event::HandlerLagged`](crate::Event::HandlerLagged).
+    /// [`LayerEvent::HandlerFailed`](crate::LayerEvent::HandlerFailed) and [`LayerEvent::HandlerLagged`](crate::LayerEvent::HandlerLagged).
     #[must_use]
     pub fn observer(mut self, observer: impl Observer) -> Self {
-        self.site = self.site.observer(observer);
+        self.info = self.info.observer(observer);
         self
     }
 
@@ -188,7 +189,7 @@ impl EventBus {
     /// Calls `handler` for each event of this type that is published from now on, for one after the other, on a task of its own,
     /// for as long as the guard lives.
     ///
-    /// A handler that answers an error or panics is reported ([`Event::HandlerFailed`](crate::Event::HandlerFailed), to `tracing` and
+    /// A handler that answers an error or panics is reported ([`LayerEvent::HandlerFailed`](crate::LayerEvent::HandlerFailed), to `tracing` and
     /// [`observer`](Self::observer)s), and is called for the next event: publisher and others never notice. One that is too slow misses
     /// events, as with [`subscribe`](Self::subscribe), which is reported too.
     ///
@@ -229,7 +230,7 @@ impl EventBus {
         let seat = Arc::clone(&events.seat);
         let ended = Ended::default();
         let guard = HandlerGuard::new(seat, ended.signal());
-        let handling = handle(ended, events, handler, self.site.clone());
+        let handling = handle(ended, events, handler, self.info.clone());
         let runtime = Handle::current();
         match &self.spawn {
             Some(spawn) => spawn.spawn(Box::pin(handling)),
@@ -348,7 +349,7 @@ impl fmt::Debug for EventBus {
         f.debug_struct("EventBus")
             .field("types", &topics.by_type.len())
             .field("is_closed", &topics.is_closed)
-            .field("site", &self.site)
+            .field("info", &self.info)
             .finish()
     }
 }

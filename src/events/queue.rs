@@ -70,7 +70,7 @@ pub(super) enum Pushed<T> {
 /// What a subscriber finds.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next<T> {
-    Event(T),
+    LayerEvent(T),
     Lagged(Lagged),
     End,
     Nothing,
@@ -118,7 +118,7 @@ impl<T> Queue<T> {
             missed => return Next::Lagged(Lagged::Missed(missed)),
         }
         if let Some(event) = self.waiting.pop_front() {
-            return Next::Event(event);
+            return Next::LayerEvent(event);
         }
         match self.state {
             State::Open => Next::Nothing,

@@ -141,7 +141,7 @@ impl<E: Clone + Send + Sync + 'static> Stream for Subscription<E> {
         };
         match next {
             // The copy is made here, on the time of this subscriber; the last one gets the event itself.
-            Next::Event(Item { event, receipt }) => {
+            Next::LayerEvent(Item { event, receipt }) => {
                 self.receipt = receipt;
                 Poll::Ready(Some(Ok(Arc::unwrap_or_clone(event))))
             }

@@ -1,7 +1,7 @@
 //! What travels in headers: whose request it is, and how much time is left for it.
 //!
 //! These are readers and writers of headers, for your own code and for the layers:
-//! [`IdentityLayer`](crate::identity::IdentityLayer) takes over who a request is at a server,
+//! [`RequestIdLayer`](crate::request_id::RequestIdLayer) takes over who a request is at a server,
 //! [`PropagateLayer`](crate::propagate::PropagateLayer) passes that and the time that is left on to the next hop, and a
 //! [`TimeoutLayer`](crate::timeout::TimeoutLayer) takes a [`TimeoutHeader`] into account.
 //!
@@ -13,59 +13,60 @@ mod request_id;
 mod timeout;
 mod trace;
 
-pub use request_id::RequestId;
+pub use request_id::RequestIdHeader;
 pub use timeout::{AtMost, TimeoutHeader};
 pub use trace::Traceparent;
 
 /// Whose request it is: its id, and the trace that it belongs to if its caller is traced.
 ///
-/// An [`IdentityLayer`](crate::identity::IdentityLayer) puts it into the request's extensions, and into the scope of the
+/// An [`RequestIdLayer`](crate::request_id::RequestIdLayer) puts it into the request's extensions, and into the scope of the
 /// request:
 ///
 /// ```
-/// use ziggurat::{Scope, headers::Identity};
+/// use ziggurat::{Scope, headers::RequestIds};
 ///
 /// fn request_id() -> Option<String> {
-///     let identity = Scope::current()?.get::<Identity>()?;
-///     Some(identity.request_id().as_str().to_owned())
+///     let ids = Scope::current()?.get::<RequestIds>()?;
+///     Some(ids.request_id().as_str().to_owned())
 /// }
 /// # assert_eq!(request_id(), None);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
-    request_id: RequestId,
+pub struct RequestIds {
+    request_id: RequestIdHeader,
     trace: Option<Traceparent>,
 }
 
-impl Identity {
+impl RequestIds {
     /// What the headers say: the id in the header `request_id`, or a new one if there is none that can be taken over, and a
     /// valid `traceparent` with its `tracestate`.
     ///
     /// ```
     /// use http::{HeaderMap, HeaderName};
-    /// use ziggurat::headers::Identity;
+    /// use ziggurat::headers::RequestIds;
     ///
     /// const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
     ///
     /// let mut headers = HeaderMap::new();
     /// headers.insert(REQUEST_ID, "order-17".parse().unwrap());
-    /// assert_eq!(Identity::read(&headers, REQUEST_ID).request_id().as_str(), "order-17");
-    /// assert_eq!(Identity::read(&HeaderMap::new(), REQUEST_ID).request_id().as_str().len(), 32);
+    /// assert_eq!(RequestIds::read(&headers, REQUEST_ID).request_id().as_str(), "order-17");
+    /// assert_eq!(RequestIds::read(&HeaderMap::new(), REQUEST_ID).request_id().as_str().len(), 32);
     /// ```
     #[must_use]
     pub fn read(headers: &HeaderMap, request_id: HeaderName) -> Self {
         let trace = Traceparent::read(headers);
-        let request_id = RequestId::read(headers, &request_id).unwrap_or_else(|| RequestId::random(request_id));
+        let request_id =
+            RequestIdHeader::read(headers, &request_id).unwrap_or_else(|| RequestIdHeader::random(request_id));
         Self { request_id, trace }
     }
 
     /// The id of the request, under the name of the header that it came in.
     #[must_use]
-    pub fn request_id(&self) -> &RequestId {
+    pub fn request_id(&self) -> &RequestIdHeader {
         &self.request_id
     }
 
-    pub(crate) fn into_request_id(self) -> RequestId {
+    pub(crate) fn into_request_id(self) -> RequestIdHeader {
         self.request_id
     }
 

@@ -16,12 +16,12 @@ const LONGEST: usize = 128;
 ///
 /// An id is no secret and no proof of anything: callers choose theirs, and those that are made can be guessed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RequestId {
+pub struct RequestIdHeader {
     name: HeaderName,
     value: HeaderValue,
 }
 
-impl RequestId {
+impl RequestIdHeader {
     /// The id in the header `name`, if there is one that can be taken over. Of several headers of that name the first one counts.
     #[must_use]
     pub fn read(headers: &HeaderMap, name: &HeaderName) -> Option<Self> {
@@ -64,7 +64,7 @@ impl RequestId {
     }
 }
 
-impl fmt::Display for RequestId {
+impl fmt::Display for RequestIdHeader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
@@ -83,7 +83,7 @@ mod tests {
     fn read(value: &[u8]) -> Option<String> {
         let mut headers = HeaderMap::new();
         headers.insert(NAME, HeaderValue::from_bytes(value).unwrap());
-        RequestId::read(&headers, &NAME).map(|id| id.to_string())
+        RequestIdHeader::read(&headers, &NAME).map(|id| id.to_string())
     }
 
     #[test]
@@ -99,7 +99,7 @@ mod tests {
         for id in [b"".as_slice(), b" ", b"two words", b"a\tb", b"caf\xc3\xa9", b"\xff", too_long.as_bytes()] {
             assert_eq!(read(id), None, "{id:?}");
         }
-        assert_eq!(RequestId::read(&HeaderMap::new(), &NAME), None);
+        assert_eq!(RequestIdHeader::read(&HeaderMap::new(), &NAME), None);
     }
 
     #[test]
@@ -107,12 +107,12 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.append(NAME, HeaderValue::from_static("first"));
         headers.append(NAME, HeaderValue::from_static("second"));
-        assert_eq!(RequestId::read(&headers, &NAME).unwrap().as_str(), "first");
+        assert_eq!(RequestIdHeader::read(&headers, &NAME).unwrap().as_str(), "first");
     }
 
     #[test]
     fn new_ids_differ_and_can_be_taken_over() {
-        let ids: HashSet<_> = (0..1000).map(|_| RequestId::random(NAME).to_string()).collect();
+        let ids: HashSet<_> = (0..1000).map(|_| RequestIdHeader::random(NAME).to_string()).collect();
         assert_eq!(ids.len(), 1000);
         for id in ids {
             assert!(id.len() == 32 && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')), "{id}");
@@ -125,7 +125,7 @@ mod tests {
         fn whatever_is_taken_over_is_one_visible_word(value in proptest::collection::vec(any::<u8>(), 0..200)) {
             let Ok(header) = HeaderValue::from_bytes(&value) else { return Ok(()) };
             let headers = HeaderMap::from_iter([(NAME, header)]);
-            match RequestId::read(&headers, &NAME) {
+            match RequestIdHeader::read(&headers, &NAME) {
                 Some(id) => {
                     prop_assert_eq!(id.as_str().as_bytes(), value.as_slice());
                     prop_assert!(id.as_str().chars().all(|char| ('!'..='~').contains(&char)));

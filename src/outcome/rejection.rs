@@ -5,6 +5,7 @@ use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 use http::{HeaderValue, StatusCode};
 
 use super::{Class, unprocessed::chain};
+use crate::name::Name;
 
 /// A layer's answer in place of the service's: which layer, why, and when to come back.
 ///
@@ -20,7 +21,7 @@ pub struct Rejection {
 #[derive(Clone)]
 struct Inner {
     layer: &'static str,
-    name: Option<&'static str>,
+    name: Option<Name>,
     reason: Reason,
     retry_after: Option<Duration>,
     suppressed: Option<Arc<str>>,
@@ -106,8 +107,8 @@ impl Reason {
 }
 
 impl Rejection {
-    /// A rejection by this layer. Layers make it with [`Site::reject`](crate::Site::reject).
-    pub(crate) fn new(layer: &'static str, name: Option<&'static str>, reason: Reason) -> Self {
+    /// A rejection by this layer. Layers make it with [`LayerInfo::reject`](crate::LayerInfo::reject).
+    pub(crate) fn new(layer: &'static str, name: Option<Name>, reason: Reason) -> Self {
         let inner = Inner { layer, name, reason, retry_after: None, suppressed: None, previous: None };
         Self { inner: Arc::new(inner) }
     }
@@ -145,8 +146,8 @@ impl Rejection {
 
     /// The name that was given to that layer with `.named(..)`.
     #[must_use]
-    pub fn name(&self) -> Option<&'static str> {
-        self.inner.name
+    pub fn name(&self) -> Option<&str> {
+        self.inner.name.as_deref()
     }
 
     /// Why it rejected.
@@ -294,7 +295,7 @@ impl Rejection {
 impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.inner.layer)?;
-        if let Some(name) = self.inner.name {
+        if let Some(name) = self.name() {
             write!(f, " `{name}`")?;
         }
         match &self.inner.reason {
@@ -360,7 +361,7 @@ mod tests {
 
     #[test]
     fn it_says_who_why_and_when_to_come_back() {
-        let rejection = Rejection::new("circuit_breaker", Some("payments"), Reason::CircuitOpen)
+        let rejection = Rejection::new("circuit_breaker", Some(Name::new("payments")), Reason::CircuitOpen)
             .with_retry_after(Duration::from_millis(1500));
         assert_eq!(rejection.to_string(), "circuit_breaker `payments`: the circuit is open; try again in 1.5s");
         assert_eq!(timed_out().to_string(), "timeout: no answer within 250ms");

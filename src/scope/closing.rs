@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 
 use super::{
     Ending, Scope, catch,
-    error::{Fault, FaultKind, ScopeError},
+    error::{ScopeError, ScopeFailure, ScopeFailureKind},
     life::{Life, Owned},
     task::{Aside, Member, Role},
 };
@@ -60,12 +60,12 @@ impl Scope {
         let Some(owned) = self.end_since(Begun::attended(Ending::Completed)) else { return Ok(()) };
         match Member::step_aside(self) {
             Aside::Free => owned.closed().await,
-            Aside::AwaitsItself => Err(ScopeError::one(self, FaultKind::AwaitsItself)),
+            Aside::AwaitsItself => Err(ScopeError::one(self, ScopeFailureKind::AwaitsItself)),
             Aside::TearDown(own) => {
                 let until = clock::now().checked_add(own.grace_period());
                 match within(until, owned.closed()).await {
                     Some(closed) => closed,
-                    None => Err(ScopeError::one(self, FaultKind::NotInTime)),
+                    None => Err(ScopeError::one(self, ScopeFailureKind::NotInTime)),
                 }
             }
         }
@@ -231,7 +231,7 @@ enum Start {
 struct Remaining {
     scope: Scope,
     owned: Arc<Owned>,
-    faults: Vec<Fault>,
+    faults: Vec<ScopeFailure>,
     /// When everything was told, and the grace period of the scope around.
     since: Instant,
     around: Option<Duration>,
@@ -306,7 +306,7 @@ impl Remaining {
             lost.type_name = None;
             drop(lost);
             if let Err(kind) = torn_down {
-                faults.push(Fault::new(&scope.path(), kind));
+                faults.push(ScopeFailure::new(&scope.path(), kind));
             }
         }
     }
@@ -332,11 +332,11 @@ impl Remaining {
         // From the inside out.
         while let Some((around, mut work)) = lost.pop() {
             if work.owned.has_more_to_do() || work.faults.is_empty() {
-                work.fault(FaultKind::NoRuntime);
+                work.fault(ScopeFailureKind::NoRuntime);
             }
             work.owned.abort.give();
             while let Some(tear_down) = work.owned.next_tear_down() {
-                work.fault(FaultKind::NotTornDown { type_name: tear_down.type_name() });
+                work.fault(ScopeFailureKind::NotTornDown { type_name: tear_down.type_name() });
                 catch::discard(tear_down);
             }
             let error = work.finish();
@@ -346,14 +346,14 @@ impl Remaining {
         }
     }
 
-    fn fault(&mut self, kind: FaultKind) {
-        self.faults.push(Fault::new(&self.scope.path(), kind));
+    fn fault(&mut self, kind: ScopeFailureKind) {
+        self.faults.push(ScopeFailure::new(&self.scope.path(), kind));
     }
 
     /// The scope is closed, and everybody may hear how.
     fn finish(mut self) -> Option<ScopeError> {
         for type_name in self.owned.lost() {
-            self.fault(FaultKind::NotTornDown { type_name });
+            self.fault(ScopeFailureKind::NotTornDown { type_name });
         }
         let Self { scope, owned, faults, .. } = self;
         if let Some(Life::Owns(parent)) = scope.parent().and_then(|parent| parent.inner.life.get()) {

@@ -11,24 +11,24 @@ use super::Scope;
 
 pub(super) type BoxError = Box<dyn Error + Send + Sync>;
 
-/// A scope did not open, or did not close cleanly. It keeps every [`Fault`], in the order in which they happened; never none.
+/// A scope did not open, or did not close cleanly. It keeps every [`ScopeFailure`], in the order in which they happened; never none.
 ///
 /// Its [`source`](Error::source) is the error of the first one. A clone is the same error, so everybody who closes a scope hears it.
 #[derive(Clone)]
 pub struct ScopeError {
     /// The length of its path, with which those of all faults begin: many scopes may nest, and each has a long path.
     path_len: usize,
-    faults: Arc<[Fault]>,
+    faults: Arc<[ScopeFailure]>,
 }
 
 impl ScopeError {
     /// `None` if nothing is wrong. All faults are those of `scope` and of scopes within it.
-    pub(super) fn of(scope: &Scope, faults: Vec<Fault>) -> Option<Self> {
+    pub(super) fn of(scope: &Scope, faults: Vec<ScopeFailure>) -> Option<Self> {
         (!faults.is_empty()).then(|| Self { path_len: scope.inner.path_len, faults: faults.into() })
     }
 
-    pub(super) fn one(scope: &Scope, kind: FaultKind) -> Self {
-        Self { path_len: scope.inner.path_len, faults: [Fault::new(&scope.path(), kind)].into() }
+    pub(super) fn one(scope: &Scope, kind: ScopeFailureKind) -> Self {
+        Self { path_len: scope.inner.path_len, faults: [ScopeFailure::new(&scope.path(), kind)].into() }
     }
 
     /// The names from the outermost scope to the one that this is about, as `app/request`.
@@ -39,7 +39,7 @@ impl ScopeError {
 
     /// All that went wrong, in this scope and in those within it that were closed with it; the first one first.
     #[must_use]
-    pub fn faults(&self) -> &[Fault] {
+    pub fn faults(&self) -> &[ScopeFailure] {
         &self.faults
     }
 }
@@ -67,13 +67,13 @@ impl Error for ScopeError {
 
 /// One thing that went wrong in one scope. As an error its [`source`](Error::source) is that of the user's function, if there is one.
 #[derive(Debug, Clone)]
-pub struct Fault {
+pub struct ScopeFailure {
     scope: Arc<str>,
-    kind: FaultKind,
+    kind: ScopeFailureKind,
 }
 
-impl Fault {
-    pub(super) fn new(scope: &str, kind: FaultKind) -> Self {
+impl ScopeFailure {
+    pub(super) fn new(scope: &str, kind: ScopeFailureKind) -> Self {
         Self { scope: scope.into(), kind }
     }
 
@@ -85,7 +85,7 @@ impl Fault {
 
     /// What went wrong.
     #[must_use]
-    pub fn kind(&self) -> &FaultKind {
+    pub fn kind(&self) -> &ScopeFailureKind {
         &self.kind
     }
 }
@@ -93,7 +93,7 @@ impl Fault {
 /// What went wrong while a scope was opened or closed. More kinds may be added.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub enum FaultKind {
+pub enum ScopeFailureKind {
     /// A value was not set up: its error, or a [`Panic`].
     SetUp {
         /// The value's type.
@@ -124,7 +124,7 @@ pub enum FaultKind {
     NotInTime,
 }
 
-impl FaultKind {
+impl ScopeFailureKind {
     pub(super) fn set_up(type_name: &'static str, error: BoxError) -> Self {
         Self::SetUp { type_name, error: error.into() }
     }
@@ -134,40 +134,40 @@ impl FaultKind {
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for ScopeFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scope = &self.scope;
         match &self.kind {
-            FaultKind::SetUp { type_name, error } => {
+            ScopeFailureKind::SetUp { type_name, error } => {
                 write!(f, "the scope `{scope}` could not set up `{type_name}`: {error}")
             }
-            FaultKind::TearDown { type_name, error } => {
+            ScopeFailureKind::TearDown { type_name, error } => {
                 write!(f, "the scope `{scope}` could not tear down `{type_name}`: {error}")
             }
-            FaultKind::Closed => write!(f, "the scope `{scope}` is closed"),
-            FaultKind::NoRuntime => write!(f, "the scope `{scope}` has no tokio runtime to open or close in"),
-            FaultKind::AwaitsItself => {
+            ScopeFailureKind::Closed => write!(f, "the scope `{scope}` is closed"),
+            ScopeFailureKind::NoRuntime => write!(f, "the scope `{scope}` has no tokio runtime to open or close in"),
+            ScopeFailureKind::AwaitsItself => {
                 write!(f, "a tear-down in the scope `{scope}` awaits the closing that awaits it")
             }
-            FaultKind::NotTornDown { type_name } => {
+            ScopeFailureKind::NotTornDown { type_name } => {
                 write!(f, "the scope `{scope}` has no tokio runtime to tear down `{type_name}` in: it was only dropped")
             }
-            FaultKind::NotInTime => {
+            ScopeFailureKind::NotInTime => {
                 write!(f, "the scope `{scope}` was not closed in the grace period of a tear-down that awaits it")
             }
         }
     }
 }
 
-impl Error for Fault {
+impl Error for ScopeFailure {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match &self.kind {
-            FaultKind::SetUp { error, .. } | FaultKind::TearDown { error, .. } => Some(&**error),
-            FaultKind::Closed
-            | FaultKind::NoRuntime
-            | FaultKind::NotTornDown { .. }
-            | FaultKind::AwaitsItself
-            | FaultKind::NotInTime => None,
+            ScopeFailureKind::SetUp { error, .. } | ScopeFailureKind::TearDown { error, .. } => Some(&**error),
+            ScopeFailureKind::Closed
+            | ScopeFailureKind::NoRuntime
+            | ScopeFailureKind::NotTornDown { .. }
+            | ScopeFailureKind::AwaitsItself
+            | ScopeFailureKind::NotInTime => None,
         }
     }
 }

@@ -91,7 +91,7 @@ use pin_project_lite::pin_project;
 
 use crate::{
     ambient::{self, slot},
-    headers::Identity,
+    headers::RequestIds,
 };
 
 mod background;
@@ -111,7 +111,7 @@ mod tear_down;
 mod watch;
 
 pub use ending::{Ending, Work};
-pub use error::{Fault, FaultKind, Panic, ScopeError};
+pub use error::{Panic, ScopeError, ScopeFailure, ScopeFailureKind};
 pub use group::{Group, GroupError, GroupTask};
 use life::{Life, Owned};
 pub use opening::{Disposable, Opening, TornDown};
@@ -276,9 +276,9 @@ impl Scope {
     }
 
     /// Says whose request this is the scope of: in its state, and on its span.
-    pub(crate) fn identify(&self, identity: Identity) {
-        self.inner.span.identify(&identity);
-        self.inner.state.put(Arc::new(identity));
+    pub(crate) fn identify(&self, ids: RequestIds) {
+        self.inner.span.identify(&ids);
+        self.inner.state.put(Arc::new(ids));
     }
 
     /// What it owns. `None` if it was closed before it owned anything.

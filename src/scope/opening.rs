@@ -16,7 +16,7 @@ use super::{
     Ending, Scope,
     catch::{self, BoxFuture},
     closing::CloseOnDrop,
-    error::{BoxError, Fault, FaultKind, ScopeError},
+    error::{BoxError, ScopeError, ScopeFailure, ScopeFailureKind},
     life::Owned,
     tear_down::TearDown,
 };
@@ -225,8 +225,8 @@ impl Opening {
         }
         let refused = |kind| Err(ScopeError::one(&scope, kind));
         let admitted = scope.owned().and_then(|owned| Some((owned, owned.admit()?)));
-        let Some((owned, token)) = admitted else { return refused(FaultKind::Closed) };
-        let Some(runtime) = owned.runtime() else { return refused(FaultKind::NoRuntime) };
+        let Some((owned, token)) = admitted else { return refused(ScopeFailureKind::Closed) };
+        let Some(runtime) = owned.runtime() else { return refused(ScopeFailureKind::NoRuntime) };
 
         // On a task of the scope, so that it ends when the scope is closed, whether or not anybody polls this future.
         let set_up = {
@@ -244,16 +244,16 @@ impl Opening {
             None => runtime.spawn(set_up),
         };
         // What panics in there is caught; the task ends otherwise only if its runtime does.
-        let mut faults = outcome.await.unwrap_or_else(|_| vec![FaultKind::NoRuntime]);
+        let mut faults = outcome.await.unwrap_or_else(|_| vec![ScopeFailureKind::NoRuntime]);
         if faults.is_empty() && owned.told.is_given() {
-            faults.push(FaultKind::Closed);
+            faults.push(ScopeFailureKind::Closed);
         }
         unless_open.defuse();
         if faults.is_empty() {
             return Ok(scope);
         }
         let path = scope.path();
-        let mut faults: Vec<_> = faults.into_iter().map(|kind| Fault::new(&path, kind)).collect();
+        let mut faults: Vec<_> = faults.into_iter().map(|kind| ScopeFailure::new(&path, kind)).collect();
         owned.ended(Ending::Failed);
         if let Err(error) = scope.close().await {
             faults.extend_from_slice(error.faults());
@@ -263,11 +263,11 @@ impl Opening {
 }
 
 /// Sets up one stage after the other; answers what failed.
-async fn set_up_all(scope: &Scope, owned: &Owned, stages: Vec<Vec<Disposable>>) -> Vec<FaultKind> {
+async fn set_up_all(scope: &Scope, owned: &Owned, stages: Vec<Vec<Disposable>>) -> Vec<ScopeFailureKind> {
     let mut told = pin!(owned.told.wait());
     for stage in stages {
         if owned.told.is_given() {
-            return vec![FaultKind::Closed];
+            return vec![ScopeFailureKind::Closed];
         }
         // Each is polled when it is woken, and only then.
         let mut pending: FuturesUnordered<_> =
@@ -277,18 +277,18 @@ async fn set_up_all(scope: &Scope, owned: &Owned, stages: Vec<Vec<Disposable>>) 
             while let Poll::Ready(Some((type_name, outcome))) = pending.poll_next_unpin(cx) {
                 match outcome {
                     Ok(tear_down) => owned.undo_later(tear_down),
-                    Err(error) => faults.push(FaultKind::set_up(type_name, error)),
+                    Err(error) => faults.push(ScopeFailureKind::set_up(type_name, error)),
                 }
             }
             if !faults.is_empty() || pending.is_empty() {
                 return Poll::Ready(faults);
             }
-            told.as_mut().poll(cx).map(|()| vec![FaultKind::Closed])
+            told.as_mut().poll(cx).map(|()| vec![ScopeFailureKind::Closed])
         })
         .await;
         for set_up in &mut pending {
             let panicked = catch::discard(set_up.future.take());
-            faults.extend(panicked.map(|panic| FaultKind::set_up(set_up.type_name, panic.into())));
+            faults.extend(panicked.map(|panic| ScopeFailureKind::set_up(set_up.type_name, panic.into())));
         }
         if !faults.is_empty() {
             return faults;

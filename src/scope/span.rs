@@ -3,11 +3,11 @@
 use tracing::field::Empty;
 
 use super::error::ScopeError;
-use crate::headers::Identity;
+use crate::headers::RequestIds;
 
 /// The span of a scope in `tracing`, INFO, target `ziggurat::scope`: named `scope`, with the scope's `name` and `id`.
 ///
-/// What is logged while the scope is current stands in it. It ends with the scope. That of a request whose identity is known has the
+/// What is logged while the scope is current stands in it. It ends with the scope. That of a request whose ids is known has the
 /// `request_id` too, and the `trace_id` if there is a trace.
 #[derive(Clone)]
 pub(super) struct Span(tracing::Span);
@@ -29,12 +29,12 @@ impl Span {
     }
 
     /// Whose request the scope is that of.
-    pub(super) fn identify(&self, identity: &Identity) {
+    pub(super) fn identify(&self, ids: &RequestIds) {
         if self.0.is_disabled() {
             return;
         }
-        self.0.record("request_id", identity.request_id().as_str());
-        if let Some(trace) = identity.trace() {
+        self.0.record("request_id", ids.request_id().as_str());
+        if let Some(trace) = ids.trace() {
             self.0.record("trace_id", trace.trace_id());
         }
     }

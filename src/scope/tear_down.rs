@@ -5,7 +5,7 @@ use std::{any::type_name, future::poll_fn};
 use super::{
     Ending,
     catch::{self, BoxFuture},
-    error::{BoxError, FaultKind},
+    error::{BoxError, ScopeFailureKind},
 };
 
 /// How a value that was set up is undone.
@@ -25,10 +25,10 @@ impl TearDown {
     }
 
     /// Runs it to its end.
-    pub(super) async fn run(self, ending: Ending) -> Result<(), FaultKind> {
+    pub(super) async fn run(self, ending: Ending) -> Result<(), ScopeFailureKind> {
         let Self { type_name, run } = self;
         let mut future: Option<BoxFuture<_>> = Some(Box::pin(async move { run(ending).await }));
         let outcome = poll_fn(|cx| catch::poll(&mut future, cx)).await;
-        outcome.map_err(|error| FaultKind::tear_down(type_name, error))
+        outcome.map_err(|error| ScopeFailureKind::tear_down(type_name, error))
     }
 }

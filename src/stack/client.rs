@@ -1,6 +1,7 @@
 //! The recommended stack of a client.
 
 use std::{
+    borrow::Cow,
     fmt,
     sync::{Mutex, PoisonError},
 };
@@ -15,13 +16,13 @@ use super::{
 use crate::{
     backoff::Backoff,
     body::{BodyEnd, ResponseEnd},
-    circuit_breaker::{Circuit, CircuitBreakerLayer},
-    concurrency_limit::{ConcurrencyLimitLayer, Gate},
+    circuit_breaker::{CircuitBreakerHandle, CircuitBreakerLayer},
+    concurrency_limit::{ConcurrencyLimitHandle, ConcurrencyLimitLayer},
     copy::Idempotent,
     outcome::HttpStatus,
-    retry::{Drained, Retries, RetryLayer},
+    retry::{Drained, RetryHandle, RetryLayer},
     scope::Scope,
-    telemetry::{Event, Site, site},
+    telemetry::{LayerEvent, LayerInfo, layer_info},
     timeout::TimeoutLayer,
 };
 
@@ -67,11 +68,11 @@ pub struct ClientStack<
 #[derive(Clone)]
 struct Numbers {
     timeout: LiveDuration,
-    retries: Retries,
-    circuit: Circuit,
-    gate: Gate,
+    retries: RetryHandle,
+    circuit: CircuitBreakerHandle,
+    gate: ConcurrencyLimitHandle,
     attempt_timeout: LiveDuration,
-    site: Site,
+    info: LayerInfo,
 }
 
 impl Numbers {
@@ -122,8 +123,8 @@ fn must_hold(settings: &ClientSettings) {
 
 impl ClientStack {
     /// For any request that is `Clone`: every error of the service is retried, and counts against it.
-    pub fn new(name: &'static str) -> Self {
-        Self::of(name, RetryLayer::new(), CircuitBreakerLayer::failure_rate(0.5))
+    pub fn new(name: impl Into<Cow<'static, str>>) -> Self {
+        Self::of(name.into(), RetryLayer::new(), CircuitBreakerLayer::failure_rate(0.5))
     }
 }
 
@@ -141,29 +142,29 @@ impl Parts<HttpStatus, Idempotent, Drained> {
     ///
     /// The request's body has to be `Clone`, as it is where it is in memory. Around one that is streamed goes a
     /// [`ReplayLayer`](crate::replay::ReplayLayer), just outside of the stack; or no retry within.
-    pub fn http(name: &'static str) -> Self {
-        Self::of(name, RetryLayer::http(), CircuitBreakerLayer::http())
+    pub fn http(name: impl Into<Cow<'static, str>>) -> Self {
+        Self::of(name.into(), RetryLayer::http(), CircuitBreakerLayer::http())
     }
 }
 
 impl<C, P, D> Parts<C, P, D> {
-    fn of(name: &'static str, retry: RetryLayer<C, P, Backoff, D>, breaker: CircuitBreakerLayer<C>) -> Self {
+    fn of(name: Cow<'static, str>, retry: RetryLayer<C, P, Backoff, D>, breaker: CircuitBreakerLayer<C>) -> Self {
         let settings = ClientSettings::default();
         let (timeout, attempt_timeout) =
             (LiveDuration::new(settings.timeout), LiveDuration::new(settings.attempt_limit()));
-        let (retry, circuit_breaker) = (retry.named(name), breaker.named(name));
-        let concurrency_limit = ConcurrencyLimitLayer::new(settings.max_in_flight).named(name);
+        let (retry, circuit_breaker) = (retry.named(name.clone()), breaker.named(name.clone()));
+        let concurrency_limit = ConcurrencyLimitLayer::new(settings.max_in_flight).named(name.clone());
         let numbers = Numbers {
             timeout: timeout.clone(),
             retries: retry.handle(),
             circuit: circuit_breaker.handle(),
             gate: concurrency_limit.handle(),
             attempt_timeout: attempt_timeout.clone(),
-            site: site!("stack").named(name),
+            info: layer_info!("stack").named(name.clone()),
         };
         numbers.apply(None, &settings);
         Self {
-            timeout: TimeoutLayer::new(timeout).named(name),
+            timeout: TimeoutLayer::new(timeout).named(name.clone()),
             retry,
             circuit_breaker,
             concurrency_limit,
@@ -217,7 +218,7 @@ impl<T, R, B, L, A> ClientStack<T, R, B, L, A> {
     /// cloned.
     ///
     /// Later settings that [contradict](ClientSettings#contradictions) each other disturb no call: the ones before them
-    /// stay, and [`Event::SettingsRefused`] tells why, in `tracing` a warning with the target `ziggurat::stack`.
+    /// stay, and [`LayerEvent::SettingsRefused`] tells why, in `tracing` a warning with the target `ziggurat::stack`.
     ///
     /// # Panics
     ///
@@ -235,7 +236,7 @@ impl<T, R, B, L, A> ClientStack<T, R, B, L, A> {
                     numbers.apply(applied.as_ref(), now);
                     *applied = Some(*now);
                 }
-                Err(error) => numbers.site.tell(Event::SettingsRefused { error: &error.to_string() }),
+                Err(error) => numbers.info.emit(LayerEvent::SettingsRefused { error: &error.to_string() }),
             }
         }));
         self
@@ -300,7 +301,7 @@ impl<T, R, B, L, A> ClientStack<T, R, B, L, A> {
 impl<T, R, C, U, L, A> ClientStack<T, R, CircuitBreakerLayer<C, U>, L, A> {
     /// The circuit that all services of this stack share.
     #[must_use]
-    pub fn circuit(&self) -> Circuit {
+    pub fn circuit(&self) -> CircuitBreakerHandle {
         self.circuit_breaker.handle()
     }
 }
@@ -308,7 +309,7 @@ impl<T, R, C, U, L, A> ClientStack<T, R, CircuitBreakerLayer<C, U>, L, A> {
 impl<T, R, B, U, A> ClientStack<T, R, B, ConcurrencyLimitLayer<U>, A> {
     /// The limit's live state.
     #[must_use]
-    pub fn gate(&self) -> Gate {
+    pub fn gate(&self) -> ConcurrencyLimitHandle {
         self.concurrency_limit.handle()
     }
 }

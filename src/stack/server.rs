@@ -1,6 +1,6 @@
 //! The recommended stack of a server.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use tower_layer::{Identity, Layer};
 
@@ -11,15 +11,15 @@ use super::{
 };
 use crate::{
     body::BodyEnd,
-    concurrency_limit::{ConcurrencyLimitLayer, Gate},
+    concurrency_limit::{ConcurrencyLimitHandle, ConcurrencyLimitLayer},
     context::ContextLayer,
     headers::{AtMost, TimeoutHeader},
-    identity::IdentityLayer,
+    request_id::RequestIdLayer,
     scope::Scope,
     timeout::TimeoutLayer,
 };
 
-/// What an HTTP server needs around all that it serves: `Context > Identity > Answer > Timeout > ConcurrencyLimit`.
+/// What an HTTP server needs around all that it serves: `Context > RequestId > RejectionResponse > Timeout > ConcurrencyLimit`.
 ///
 /// The numbers and their sources are in [`ServerSettings`]. A request is in flight to the end of its response's body, unless the body makes
 /// [no progress](ServerSettings::reclaim_after) and another request needs its place; the timeout ends with the response's head. Nothing waits unless
@@ -27,12 +27,12 @@ use crate::{
 ///
 /// ```
 /// use axum::{Router, routing::get};
-/// use ziggurat::{Scope, answer::AnswerLayer, stack::ServerStack};
+/// use ziggurat::{Scope, rejection_response::RejectionResponseLayer, stack::ServerStack};
 ///
 /// let app = Scope::root("app");
 /// let router: Router = Router::new()
 ///     .route("/", get(|| async { "hello" }))
-///     .layer(ServerStack::new(&app).with_answer(AnswerLayer::problem_json()));
+///     .layer(ServerStack::new(&app).with_rejection_response(RejectionResponseLayer::problem_json()));
 /// ```
 ///
 /// Clones of a value, and all services that it makes, share one limit; two values share nothing. A part that was put in has the
@@ -41,14 +41,14 @@ use crate::{
 #[must_use]
 pub struct ServerStack<
     C = ContextLayer,
-    I = IdentityLayer,
+    I = RequestIdLayer,
     W = Identity,
     T = TimeoutLayer<AtMost<LiveDuration>>,
     L = ConcurrencyLimitLayer<BodyEnd>,
 > {
     context: C,
-    identity: I,
-    answer: W,
+    request_id: I,
+    rejection_response: W,
     timeout: T,
     concurrency_limit: L,
     look: Look,
@@ -84,8 +84,8 @@ impl ServerStack {
         });
         Self {
             context: ContextLayer::new(app.clone()),
-            identity: IdentityLayer::new(),
-            answer: Identity::new(),
+            request_id: RequestIdLayer::new(),
+            rejection_response: Identity::new(),
             timeout: TimeoutLayer::new(TimeoutHeader::grpc().at_most(timeout)).named("server"),
             concurrency_limit,
             look,
@@ -96,8 +96,8 @@ impl ServerStack {
 impl<C, I, W, T, L> ServerStack<C, I, W, T, L> {
     /// Another layer in the place of the context: one that puts [state](ContextLayer::state) into each request's scope, say.
     pub fn with_context<C2>(self, context: C2) -> ServerStack<C2, I, W, T, L> {
-        let Self { context: _, identity, answer, timeout, concurrency_limit, look } = self;
-        ServerStack { context, identity, answer, timeout, concurrency_limit, look }
+        let Self { context: _, request_id, rejection_response, timeout, concurrency_limit, look } = self;
+        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, look }
     }
 
     /// Without a scope for each request.
@@ -105,29 +105,29 @@ impl<C, I, W, T, L> ServerStack<C, I, W, T, L> {
         self.with_context(Identity::new())
     }
 
-    /// Another layer in the place of the identity.
-    pub fn with_identity<I2>(self, identity: I2) -> ServerStack<C, I2, W, T, L> {
-        let Self { context, identity: _, answer, timeout, concurrency_limit, look } = self;
-        ServerStack { context, identity, answer, timeout, concurrency_limit, look }
+    /// Another layer in the place of the request ids.
+    pub fn with_request_id<I2>(self, request_id: I2) -> ServerStack<C, I2, W, T, L> {
+        let Self { context, request_id: _, rejection_response, timeout, concurrency_limit, look } = self;
+        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, look }
     }
 
     /// Without ids and traces of requests.
-    pub fn without_identity(self) -> ServerStack<C, Identity, W, T, L> {
-        self.with_identity(Identity::new())
+    pub fn without_request_id(self) -> ServerStack<C, Identity, W, T, L> {
+        self.with_request_id(Identity::new())
     }
 
     /// A layer just outside of the timeout and the limit, which sees what they answer: an
-    /// [`AnswerLayer`](crate::answer::AnswerLayer), say. For several, take a `tower::ServiceBuilder` with them. Without it a rejection
+    /// [`RejectionResponseLayer`](crate::rejection_response::RejectionResponseLayer), say. For several, take a `tower::ServiceBuilder` with them. Without it a rejection
     /// is answered with a status alone.
-    pub fn with_answer<W2>(self, answer: W2) -> ServerStack<C, I, W2, T, L> {
-        let Self { context, identity, answer: _, timeout, concurrency_limit, look } = self;
-        ServerStack { context, identity, answer, timeout, concurrency_limit, look }
+    pub fn with_rejection_response<W2>(self, rejection_response: W2) -> ServerStack<C, I, W2, T, L> {
+        let Self { context, request_id, rejection_response: _, timeout, concurrency_limit, look } = self;
+        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, look }
     }
 
     /// Another layer in the place of the timeout.
     pub fn with_timeout<T2>(self, timeout: T2) -> ServerStack<C, I, W, T2, L> {
-        let Self { context, identity, answer, timeout: _, concurrency_limit, look } = self;
-        ServerStack { context, identity, answer, timeout, concurrency_limit, look }
+        let Self { context, request_id, rejection_response, timeout: _, concurrency_limit, look } = self;
+        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, look }
     }
 
     /// Without a limit for a request's time.
@@ -137,8 +137,8 @@ impl<C, I, W, T, L> ServerStack<C, I, W, T, L> {
 
     /// Another layer in the place of the concurrency limit.
     pub fn with_concurrency_limit<L2>(self, concurrency_limit: L2) -> ServerStack<C, I, W, T, L2> {
-        let Self { context, identity, answer, timeout, concurrency_limit: _, look } = self;
-        ServerStack { context, identity, answer, timeout, concurrency_limit, look }
+        let Self { context, request_id, rejection_response, timeout, concurrency_limit: _, look } = self;
+        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, look }
     }
 
     /// Without a concurrency limit.
@@ -149,8 +149,9 @@ impl<C, I, W, T, L> ServerStack<C, I, W, T, L> {
 
 impl<C, I, W, L, U> ServerStack<C, I, W, TimeoutLayer<L>, ConcurrencyLimitLayer<U>> {
     /// Gives the timeout and the limit a name, which their events carry: for a second server in the program. `server` if it is not set.
-    pub fn named(mut self, name: &'static str) -> Self {
-        self.timeout = self.timeout.named(name);
+    pub fn named(mut self, name: impl Into<Cow<'static, str>>) -> Self {
+        let name = name.into();
+        self.timeout = self.timeout.named(name.clone());
         self.concurrency_limit = self.concurrency_limit.named(name);
         self
     }
@@ -159,7 +160,7 @@ impl<C, I, W, L, U> ServerStack<C, I, W, TimeoutLayer<L>, ConcurrencyLimitLayer<
 impl<C, I, W, T, U> ServerStack<C, I, W, T, ConcurrencyLimitLayer<U>> {
     /// The limit's live state.
     #[must_use]
-    pub fn gate(&self) -> Gate {
+    pub fn gate(&self) -> ConcurrencyLimitHandle {
         self.concurrency_limit.handle()
     }
 }
@@ -175,8 +176,9 @@ where
     type Service = Tuned<C::Service>;
 
     fn layer(&self, service: S) -> Self::Service {
-        let service = self.answer.layer(self.timeout.layer(self.concurrency_limit.layer(ReadyInCall::new(service))));
-        Tuned::new(self.context.layer(self.identity.layer(service)), Some(self.look.clone()))
+        let service =
+            self.rejection_response.layer(self.timeout.layer(self.concurrency_limit.layer(ReadyInCall::new(service))));
+        Tuned::new(self.context.layer(self.request_id.layer(service)), Some(self.look.clone()))
     }
 }
 
@@ -186,8 +188,8 @@ impl<C: fmt::Debug, I: fmt::Debug, W: fmt::Debug, T: fmt::Debug, L: fmt::Debug> 
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ServerStack")
             .field("context", &self.context)
-            .field("identity", &self.identity)
-            .field("answer", &self.answer)
+            .field("request_id", &self.request_id)
+            .field("rejection_response", &self.rejection_response)
             .field("timeout", &self.timeout)
             .field("concurrency_limit", &self.concurrency_limit)
             .finish_non_exhaustive()

@@ -88,7 +88,7 @@ where
 }
 
 /// How a producer ends: with `()`, or with a `Result<(), E>`.
-pub trait Ending<T> {
+pub trait Produced<T> {
     /// The item of its stream: `T`, or a `Result<T, E>`.
     type Item;
 
@@ -100,7 +100,7 @@ pub trait Ending<T> {
     fn last(self) -> Option<Self::Item>;
 }
 
-impl<T> Ending<T> for () {
+impl<T> Produced<T> for () {
     type Item = T;
 
     fn sent(item: T) -> T {
@@ -112,7 +112,7 @@ impl<T> Ending<T> for () {
     }
 }
 
-impl<T, E> Ending<T> for Result<(), E> {
+impl<T, E> Produced<T> for Result<(), E> {
     type Item = Result<T, E>;
 
     fn sent(item: T) -> Self::Item {
@@ -151,9 +151,9 @@ impl<T, Fut: Future> Generate<T, Fut> {
 
 impl<T, Fut> Stream for Generate<T, Fut>
 where
-    Fut: Future<Output: Ending<T>>,
+    Fut: Future<Output: Produced<T>>,
 {
-    type Item = <Fut::Output as Ending<T>>::Item;
+    type Item = <Fut::Output as Produced<T>>::Item;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let mut this = self.project();
@@ -180,7 +180,7 @@ where
         match item {
             Some(item) => Poll::Ready(Some(Fut::Output::sent(item))),
             None if this.producer.is_some() => Poll::Pending,
-            None => Poll::Ready(this.ending.take().and_then(Ending::last)),
+            None => Poll::Ready(this.ending.take().and_then(Produced::last)),
         }
     }
 }

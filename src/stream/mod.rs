@@ -50,7 +50,7 @@ pub use self::{
     batches::{Batches, Fallible, Kind, Plain},
     channel::{Receiver, Sender, channel},
     closed::Closed,
-    generate::{Ending, Generate, generate, try_generate},
+    generate::{Generate, Produced, generate, try_generate},
     merge::{Merge, merge},
     scoped::WithinScope,
 };

@@ -10,31 +10,31 @@ use crate::outcome::{Class, Rejection};
 ///
 /// | event | its name | level in `tracing` | fields there |
 /// |---|---|---|---|
-/// | [`Rejected`](Event::Rejected) | `rejected` | INFO | `reason`, `rejection` |
-/// | [`Retrying`](Event::Retrying) | `retrying` | INFO | `attempt`, `delay`, `cause` |
-/// | [`Recovered`](Event::Recovered) | `recovered` | INFO | `attempt` |
-/// | [`GaveUp`](Event::GaveUp) | `gave_up` | WARN | `attempt`, `reason`, `cause` |
-/// | [`NotRetried`](Event::NotRetried) | `not_retried` | DEBUG | `attempt`, `reason`, `cause` |
-/// | [`Transition`](Event::Transition) | `transition` | WARN | `from`, `to` |
-/// | [`FellBack`](Event::FellBack) | `fell_back` | INFO | `reason` |
-/// | [`FallbackFailed`](Event::FallbackFailed) | `fallback_failed` | WARN | `reason`, `error` |
-/// | [`RefreshFailed`](Event::RefreshFailed) | `refresh_failed` | INFO | `reason`, `error` |
-/// | [`Injected`](Event::Injected) | `injected` | INFO | `reason` |
-/// | [`SettingsRefused`](Event::SettingsRefused) | `settings_refused` | WARN | `error` |
-/// | [`HandlerFailed`](Event::HandlerFailed) | `handler_failed` | WARN | `of`, `error` |
-/// | [`HandlerLagged`](Event::HandlerLagged) | `handler_lagged` | WARN | `of`, `missed` |
-/// | [`Reclaimed`](Event::Reclaimed) | `reclaimed` | WARN | `permits` |
-/// | [`Failed`](Event::Failed) | `failed` | DEBUG | |
-/// | [`NotRepeatable`](Event::NotRepeatable) | `not_repeatable` | DEBUG | `reason` |
-/// | [`Ended`](Event::Ended) | `ended` | DEBUG | `outcome`, `reason`, `elapsed` |
+/// | [`Rejected`](LayerEvent::Rejected) | `rejected` | INFO | `reason`, `rejection` |
+/// | [`Retrying`](LayerEvent::Retrying) | `retrying` | INFO | `attempt`, `delay`, `cause` |
+/// | [`Recovered`](LayerEvent::Recovered) | `recovered` | INFO | `attempt` |
+/// | [`GaveUp`](LayerEvent::GaveUp) | `gave_up` | WARN | `attempt`, `reason`, `cause` |
+/// | [`NotRetried`](LayerEvent::NotRetried) | `not_retried` | DEBUG | `attempt`, `reason`, `cause` |
+/// | [`Transition`](LayerEvent::Transition) | `transition` | WARN | `from`, `to` |
+/// | [`FellBack`](LayerEvent::FellBack) | `fell_back` | INFO | `reason` |
+/// | [`FallbackFailed`](LayerEvent::FallbackFailed) | `fallback_failed` | WARN | `reason`, `error` |
+/// | [`RefreshFailed`](LayerEvent::RefreshFailed) | `refresh_failed` | INFO | `reason`, `error` |
+/// | [`Injected`](LayerEvent::Injected) | `injected` | INFO | `reason` |
+/// | [`SettingsRefused`](LayerEvent::SettingsRefused) | `settings_refused` | WARN | `error` |
+/// | [`HandlerFailed`](LayerEvent::HandlerFailed) | `handler_failed` | WARN | `of`, `error` |
+/// | [`HandlerLagged`](LayerEvent::HandlerLagged) | `handler_lagged` | WARN | `of`, `missed` |
+/// | [`Reclaimed`](LayerEvent::Reclaimed) | `reclaimed` | WARN | `permits` |
+/// | [`Failed`](LayerEvent::Failed) | `failed` | DEBUG | |
+/// | [`NotRepeatable`](LayerEvent::NotRepeatable) | `not_repeatable` | DEBUG | `reason` |
+/// | [`Ended`](LayerEvent::Ended) | `ended` | DEBUG | `outcome`, `reason`, `elapsed` |
 /// | all others | `started`, `queued`, `hit`, `miss`, `stale`, `shared`, `stored` | TRACE | |
 ///
 /// In `tracing` the message is the event's name, the target the layer's path, such as `ziggurat::timeout`, and every event has the
-/// fields `policy`, the layer's kind, and `name`, the one that was given with `.named(..)`.
+/// fields `layer`, the layer's kind, and `name`, the one that was given with `.named(..)`.
 ///
 /// | metric | what | labels |
 /// |---|---|---|
-/// | `ziggurat_events_total` | a counter of the events of all layers, but for `started` and `ended` | `policy`, `name`, `event`, `reason` (of a transition: the new state) |
+/// | `ziggurat_events_total` | a counter of the events of all layers, but for `started` and `ended` | `layer`, `name`, `event`, `reason` (of a transition: the new state) |
 /// | `ziggurat_calls_total` | a counter of the calls that an [`ObserveLayer`](crate::observe::ObserveLayer) saw end | `name`, `outcome`, `reason` |
 /// | `ziggurat_call_duration_seconds` | a histogram of how long they took | `name`, `outcome` |
 /// | `ziggurat_calls_in_flight` | a gauge of those that have not ended | `name` |
@@ -42,7 +42,7 @@ use crate::outcome::{Class, Rejection};
 /// A label that does not apply is empty. The recorder of metrics has to be installed before the first service is made.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
-pub enum Event<'a> {
+pub enum LayerEvent<'a> {
     /// The layer answered instead of the service.
     Rejected(&'a Rejection),
     /// An attempt failed, and another one will be made.
@@ -166,7 +166,7 @@ pub enum Event<'a> {
     },
 }
 
-impl Event<'_> {
+impl LayerEvent<'_> {
     /// Its name in `tracing` and in metrics, such as `"gave_up"`.
     #[must_use]
     pub fn name(&self) -> &'static str {

@@ -1,13 +1,14 @@
-//! The metrics of events and calls, through the `metrics` facade: see the table at [`Event`].
+//! The metrics of events and calls, through the `metrics` facade: see the table at [`LayerEvent`].
 
 use std::{
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
-use ::metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use ::metrics::{Counter, Gauge, Histogram, SharedString, counter, gauge, histogram};
 
-use super::{Event, Outcome};
+use super::{LayerEvent, Outcome};
+use crate::name::Name;
 
 /// Counts the events of a site.
 #[derive(Clone, Default)]
@@ -21,31 +22,40 @@ impl Counters {
         Self { frequent: OnceLock::new() }
     }
 
-    pub(super) fn count(&self, layer: &'static str, name: Option<&'static str>, event: &Event<'_>) {
-        let frequent = [Event::Queued, Event::Hit, Event::Miss, Event::Stale, Event::Shared, Event::Stored];
+    pub(super) fn count(&self, layer: &'static str, name: Option<&Name>, event: &LayerEvent<'_>) {
+        let frequent = [
+            LayerEvent::Queued,
+            LayerEvent::Hit,
+            LayerEvent::Miss,
+            LayerEvent::Stale,
+            LayerEvent::Shared,
+            LayerEvent::Stored,
+        ];
         let index = match event {
-            Event::Queued => 0,
-            Event::Hit => 1,
-            Event::Miss => 2,
-            Event::Stale => 3,
-            Event::Shared => 4,
-            Event::Stored => 5,
-            Event::Started | Event::Ended { .. } => return,
-            Event::SettingsRefused { .. } | Event::Reclaimed { .. } => return of(layer, name, event, "").increment(1),
-            Event::Rejected(rejection) => return of(layer, name, event, rejection.reason().as_str()).increment(1),
-            Event::GaveUp { reason, .. }
-            | Event::NotRetried { reason, .. }
-            | Event::NotRepeatable { reason }
-            | Event::FellBack { reason }
-            | Event::FallbackFailed { reason, .. }
-            | Event::RefreshFailed { reason, .. }
-            | Event::Injected { reason } => return of(layer, name, event, reason).increment(1),
-            Event::Transition { to, .. } => return of(layer, name, event, to).increment(1),
-            Event::Retrying { .. }
-            | Event::Recovered { .. }
-            | Event::Failed
-            | Event::HandlerFailed { .. }
-            | Event::HandlerLagged { .. } => {
+            LayerEvent::Queued => 0,
+            LayerEvent::Hit => 1,
+            LayerEvent::Miss => 2,
+            LayerEvent::Stale => 3,
+            LayerEvent::Shared => 4,
+            LayerEvent::Stored => 5,
+            LayerEvent::Started | LayerEvent::Ended { .. } => return,
+            LayerEvent::SettingsRefused { .. } | LayerEvent::Reclaimed { .. } => {
+                return of(layer, name, event, "").increment(1);
+            }
+            LayerEvent::Rejected(rejection) => return of(layer, name, event, rejection.reason().as_str()).increment(1),
+            LayerEvent::GaveUp { reason, .. }
+            | LayerEvent::NotRetried { reason, .. }
+            | LayerEvent::NotRepeatable { reason }
+            | LayerEvent::FellBack { reason }
+            | LayerEvent::FallbackFailed { reason, .. }
+            | LayerEvent::RefreshFailed { reason, .. }
+            | LayerEvent::Injected { reason } => return of(layer, name, event, reason).increment(1),
+            LayerEvent::Transition { to, .. } => return of(layer, name, event, to).increment(1),
+            LayerEvent::Retrying { .. }
+            | LayerEvent::Recovered { .. }
+            | LayerEvent::Failed
+            | LayerEvent::HandlerFailed { .. }
+            | LayerEvent::HandlerLagged { .. } => {
                 return of(layer, name, event, "").increment(1);
             }
         };
@@ -54,29 +64,29 @@ impl Counters {
     }
 }
 
-fn of(layer: &'static str, name: Option<&'static str>, event: &Event<'_>, reason: &'static str) -> Counter {
-    let name = name.unwrap_or_default();
-    counter!("ziggurat_events_total", "policy" => layer, "name" => name, "event" => event.name(), "reason" => reason)
+fn of(layer: &'static str, name: Option<&Name>, event: &LayerEvent<'_>, reason: &'static str) -> Counter {
+    let name = label(name);
+    counter!("ziggurat_events_total", "layer" => layer, "name" => name, "event" => event.name(), "reason" => reason)
 }
 
 /// The meters of the calls at a site.
 pub(super) struct Meters {
-    name: &'static str,
+    name: SharedString,
     in_flight: Gauge,
     counts: [Counter; Outcome::ALL.len()],
     durations: [Histogram; Outcome::ALL.len()],
 }
 
 impl Meters {
-    pub(super) fn new(name: Option<&'static str>) -> Self {
-        let name = name.unwrap_or_default();
+    pub(super) fn new(name: Option<&Name>) -> Self {
+        let name = label(name);
         Self {
-            name,
-            in_flight: gauge!("ziggurat_calls_in_flight", "name" => name),
-            counts: Outcome::ALL.map(|outcome| calls(name, outcome, "")),
+            in_flight: gauge!("ziggurat_calls_in_flight", "name" => name.clone()),
+            counts: Outcome::ALL.map(|outcome| calls(&name, outcome, "")),
             durations: Outcome::ALL.map(
-                |outcome| histogram!("ziggurat_call_duration_seconds", "name" => name, "outcome" => outcome.as_str()),
+                |outcome| histogram!("ziggurat_call_duration_seconds", "name" => name.clone(), "outcome" => outcome.as_str()),
             ),
+            name,
         }
     }
 
@@ -89,12 +99,21 @@ impl Meters {
         let meter = outcome as usize;
         self.durations[meter].record(elapsed);
         match reason {
-            Some(reason) => calls(self.name, outcome, reason).increment(1),
+            Some(reason) => calls(&self.name, outcome, reason).increment(1),
             None => self.counts[meter].increment(1),
         }
     }
 }
 
-fn calls(name: &'static str, outcome: Outcome, reason: &'static str) -> Counter {
-    counter!("ziggurat_calls_total", "name" => name, "outcome" => outcome.as_str(), "reason" => reason)
+fn calls(name: &SharedString, outcome: Outcome, reason: &'static str) -> Counter {
+    counter!("ziggurat_calls_total", "name" => name.clone(), "outcome" => outcome.as_str(), "reason" => reason)
+}
+
+/// A label: empty for a layer without a name.
+fn label(name: Option<&Name>) -> SharedString {
+    match name {
+        Some(Name::Static(name)) => SharedString::const_str(name),
+        Some(Name::Shared(name)) => SharedString::from_shared(Arc::clone(name)),
+        None => SharedString::const_str(""),
+    }
 }

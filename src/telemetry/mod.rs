@@ -2,16 +2,16 @@
 
 mod calls;
 mod event;
+mod info;
 #[cfg(feature = "metrics")]
 mod metrics;
-mod site;
 pub(crate) mod trace;
 
 pub(crate) use self::{
     calls::Calls,
-    site::{site, site_setters},
+    info::{layer_info, layer_setters},
 };
 pub use self::{
-    event::{Event, Outcome},
-    site::{Observer, Site},
+    event::{LayerEvent, Outcome},
+    info::{LayerInfo, Observer},
 };

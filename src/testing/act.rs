@@ -38,7 +38,7 @@ impl Act {
         Self::new(How::Answer)
     }
 
-    /// It fails with a [`Failure`].
+    /// It fails with a [`ScriptedError`].
     pub const fn error() -> Self {
         Self::new(How::Error)
     }
@@ -94,12 +94,12 @@ impl Act {
 
 /// The error of a [`Scripted`](super::Scripted) service: the number of the outcome, as an answer has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Failure(pub u64);
+pub struct ScriptedError(pub u64);
 
-impl fmt::Display for Failure {
+impl fmt::Display for ScriptedError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "failure {}", self.0)
     }
 }
 
-impl std::error::Error for Failure {}
+impl std::error::Error for ScriptedError {}

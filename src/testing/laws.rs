@@ -15,7 +15,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::{
-    act::Failure,
+    act::ScriptedError,
     checks,
     law::{Broken, Law},
     script::{Script, Scripted},
@@ -305,10 +305,10 @@ impl Outcome {
         }
         let mut next = Some(error);
         while let Some(error) = next {
-            if let Some(Error::Service(failure)) = error.downcast_ref::<Error<Failure>>() {
+            if let Some(Error::Service(failure)) = error.downcast_ref::<Error<ScriptedError>>() {
                 return Self::Failed(failure.0);
             }
-            if let Some(failure) = error.downcast_ref::<Failure>() {
+            if let Some(failure) = error.downcast_ref::<ScriptedError>() {
                 return Self::Failed(failure.0);
             }
             next = error.source();

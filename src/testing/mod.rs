@@ -4,7 +4,7 @@
 //!   is acquired is released wherever a call is dropped, who waits is woken, clones share their state, and more: see [`Law`].
 //! - [`Script`] makes services that do what it says, and tells what was done to them.
 //! - [`Strict`] holds callers to the contract of a [`Service`]: it panics when it is called without being ready.
-//! - [`Task`] polls a future by hand, step by step, and tells whether it was woken.
+//! - [`TestTask`] polls a future by hand, step by step, and tells whether it was woken.
 
 use std::{
     fmt,
@@ -27,7 +27,7 @@ mod script;
 mod sharing;
 mod trial;
 
-pub use act::{Act, Failure};
+pub use act::{Act, ScriptedError};
 pub use law::{Broken, Law};
 pub use laws::{HttpNumber, Laws, Number, laws, laws_with_gauges};
 pub use script::{Entry, Script, Scripted, ScriptedResponse};
@@ -71,7 +71,7 @@ impl<S: Service<Req>, Req> Service<Req> for Strict<S> {
 }
 
 /// A future that is polled by hand, step by step.
-pub struct Task<F> {
+pub struct TestTask<F> {
     future: Pin<Box<F>>,
     woken: Arc<Woken>,
 }
@@ -87,7 +87,7 @@ impl Wake for Woken {
     }
 }
 
-impl<F: Future> Task<F> {
+impl<F: Future> TestTask<F> {
     /// Takes a future that is not polled yet.
     pub fn new(future: F) -> Self {
         Self { future: Box::pin(future), woken: Arc::default() }
@@ -106,8 +106,8 @@ impl<F: Future> Task<F> {
     }
 }
 
-impl<F> fmt::Debug for Task<F> {
+impl<F> fmt::Debug for TestTask<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Task").field("times_woken", &self.woken.times).finish()
+        f.debug_struct("TestTask").field("times_woken", &self.woken.times).finish()
     }
 }

@@ -14,7 +14,7 @@ use std::{
 
 use tower_service::Service;
 
-use super::act::{Act, At, Failure, How};
+use super::act::{Act, At, How, ScriptedError};
 use crate::{outcome::Error, scope::Scope};
 
 /// Something that was done to a [`Scripted`] service. Services and calls are numbered from 1, each clone is a service of its own.
@@ -40,12 +40,12 @@ pub enum Entry {
 ///
 /// ```
 /// use tower::ServiceExt;
-/// use ziggurat::testing::{Act, Script, Task};
+/// use ziggurat::testing::{Act, Script, TestTask};
 ///
 /// let script = Script::new().then(Act::answer().pending(1)).then(Act::error());
 /// let service = script.service(|number| format!("answer {number}"));
 ///
-/// let mut first = Task::new(service.clone().oneshot("a request"));
+/// let mut first = TestTask::new(service.clone().oneshot("a request"));
 /// assert!(first.poll().is_pending());
 /// assert_eq!((first.times_woken(), script.in_flight()), (1, 1));
 /// drop(first);
@@ -219,10 +219,10 @@ impl Script {
         }
     }
 
-    fn fail(&self) -> Error<Failure> {
+    fn fail(&self) -> Error<ScriptedError> {
         let mut state = self.state();
         state.outcomes += 1;
-        Error::Service(Failure(state.outcomes))
+        Error::Service(ScriptedError(state.outcomes))
     }
 }
 
@@ -272,7 +272,7 @@ where
     A: Fn(u64) -> R + Clone,
 {
     type Response = R;
-    type Error = Error<Failure>;
+    type Error = Error<ScriptedError>;
     type Future = ScriptedResponse<A>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
@@ -376,7 +376,7 @@ impl<A, R> Future for ScriptedResponse<A>
 where
     A: Fn(u64) -> R,
 {
-    type Output = Result<R, Error<Failure>>;
+    type Output = Result<R, Error<ScriptedError>>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.script.note_scope();

@@ -21,7 +21,7 @@ use ziggurat::{
     Class, Deadline, Error, Reason, Scope,
     batch::BatchLayer,
     circuit_breaker::{CircuitBreakerLayer, State},
-    testing::Task,
+    testing::TestTask,
     timeout::TimeoutLayer,
 };
 
@@ -60,12 +60,12 @@ fn seen(calls: &Calls) -> Vec<Vec<u32>> {
 }
 
 /// Calls that are in a batch, as tasks to be polled by hand.
-fn start<S>(service: &S, numbers: impl IntoIterator<Item = u32>) -> Vec<Task<tower::util::Oneshot<S, u32>>>
+fn start<S>(service: &S, numbers: impl IntoIterator<Item = u32>) -> Vec<TestTask<tower::util::Oneshot<S, u32>>>
 where
     S: Service<u32> + Clone,
 {
     let start = |number| {
-        let mut task = Task::new(service.clone().oneshot(number));
+        let mut task = TestTask::new(service.clone().oneshot(number));
         assert!(task.poll().is_pending());
         task
     };
@@ -79,7 +79,7 @@ async fn settle() {
     }
 }
 
-fn finished<F: Future>(task: &mut Task<F>) -> F::Output {
+fn finished<F: Future>(task: &mut TestTask<F>) -> F::Output {
     match task.poll() {
         Poll::Ready(output) => output,
         Poll::Pending => panic!("it is pending"),
@@ -641,7 +641,7 @@ async fn on_many_threads_everybody_gets_their_own_and_no_batch_is_too_large() {
                 let number = 100 + task * 50 + round;
                 if round % 5 == 0 {
                     // One that gives up, wherever it is by then.
-                    let mut given_up = Task::new(service.clone().oneshot(number));
+                    let mut given_up = TestTask::new(service.clone().oneshot(number));
                     let _ = given_up.poll();
                     yield_now().await;
                 }
@@ -669,9 +669,9 @@ fn a_call_that_cannot_join_leaves_no_trace() {
     let calls = Calls::default();
     let service = BatchLayer::new(2, SECOND).by(|number: &u32| assert!(*number != 7, "no key")).layer(doubles(&calls));
     assert!(catch_unwind(AssertUnwindSafe(|| drop(service.clone().oneshot(1)))).is_ok(), "it was not polled");
-    let mut task = Task::new(service.clone().oneshot(7));
+    let mut task = TestTask::new(service.clone().oneshot(7));
     assert!(catch_unwind(AssertUnwindSafe(|| task.poll())).is_err());
-    let mut task = Task::new(service.clone().oneshot(1));
+    let mut task = TestTask::new(service.clone().oneshot(1));
     let told = "there is no tokio runtime here to send a batch on: poll the call inside of one".to_owned();
     assert_eq!(shared(&finished(&mut task)), (told, Class::PERMANENT));
     assert!(format!("{service:?}").contains("waiting: 0"));
@@ -725,11 +725,11 @@ fn no_code_of_the_users_runs_under_the_lock_of_a_batch() {
     assert!(is_set.is_ok());
 
     // Without a runtime, joined and left, alone in a batch and not, and sent.
-    assert!(finished(&mut Task::new(service.clone().oneshot(Request))).is_err());
+    assert!(finished(&mut TestTask::new(service.clone().oneshot(Request))).is_err());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
         let start = || {
-            let mut task = Task::new(service.clone().oneshot(Request));
+            let mut task = TestTask::new(service.clone().oneshot(Request));
             assert!(task.poll().is_pending());
             task
         };
@@ -778,7 +778,7 @@ async fn a_waker_that_panics_keeps_no_other_caller_from_its_answer() {
             assert_eq!((finished(last).is_ok(), last.times_woken()), (answers == 3, 1));
         }
         for call in &mut panicking {
-            let outcome = Task::new(call.as_mut()).poll().map(|outcome| outcome.is_ok());
+            let outcome = TestTask::new(call.as_mut()).poll().map(|outcome| outcome.is_ok());
             assert_eq!(outcome, Poll::Ready(is_full && answers == 3));
         }
     }

@@ -312,7 +312,7 @@ async fn a_probe_waits_behind_nobody() {
 }
 
 /// Opens the circuit by a failure, as a call to another service of the layer.
-async fn open(circuit: &ziggurat::circuit_breaker::Circuit, layer: &CircuitBreakerLayer) {
+async fn open(circuit: &ziggurat::circuit_breaker::CircuitBreakerHandle, layer: &CircuitBreakerLayer) {
     let failing = layer.layer(service_fn(|()| async { Err::<(), Failed>(Error::Service("down")) }));
     failing.oneshot(()).await.unwrap_err();
     assert_eq!(circuit.state(), State::Open);

@@ -21,12 +21,13 @@ use tokio::{
 };
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
-    Class, Classify, Deadline, Error, Event, GrpcStatus, HttpStatus, Outcome, Reason, Reject, Rejection, Scope, Site,
+    Class, Classify, Deadline, Error, GrpcStatus, HttpStatus, LayerEvent, LayerInfo, Outcome, Reason, Reject,
+    Rejection, Scope,
     circuit_breaker::{CircuitBreakerLayer, State},
     concurrency_limit::ConcurrencyLimitLayer,
     context::ContextLayer,
     observe::ObserveLayer,
-    testing::Task,
+    testing::TestTask,
     timeout::TimeoutLayer,
 };
 
@@ -205,7 +206,7 @@ async fn an_idle_limit_counts_the_time_in_which_the_reader_waits_and_no_other() 
     let step = Duration::from_millis(200);
     // It needs 400 ms. The reader asks once, is woken after 200 ms, and asks again five seconds later.
     let mut body = in_steps(2, step);
-    let mut reader = Task::new(body.frame());
+    let mut reader = TestTask::new(body.frame());
     assert!(reader.poll().is_pending());
     advance(step).await;
     assert_eq!(reader.times_woken(), 1);
@@ -223,7 +224,7 @@ async fn an_idle_limit_counts_the_time_in_which_the_reader_waits_and_no_other() 
 
     // One that asks without being woken waits too.
     let mut body = in_steps(1, 5 * SECOND);
-    let mut reader = Task::new(body.frame());
+    let mut reader = TestTask::new(body.frame());
     for _ in 0..5 {
         assert!(reader.poll().is_pending());
         advance(step).await;
@@ -232,7 +233,7 @@ async fn an_idle_limit_counts_the_time_in_which_the_reader_waits_and_no_other() 
 
     // What the body took before it woke its reader counts, even if the reader comes late.
     let mut body = in_steps(2, 2 * SECOND);
-    let mut reader = Task::new(body.frame());
+    let mut reader = TestTask::new(body.frame());
     assert!(reader.poll().is_pending());
     advance(2 * SECOND).await;
     advance(5 * SECOND).await;
@@ -601,7 +602,7 @@ async fn a_rejection_that_ends_a_body_has_its_own_class() {
         let circuit = layer.handle();
         let service = ServiceBuilder::new().layer(layer).service(origin.service());
         let sender = origin.answers(200);
-        let rejected: Result<(), BoxError> = Reject::reject(Site::new("inside").reject(reason));
+        let rejected: Result<(), BoxError> = Reject::reject(LayerInfo::new("inside").reject(reason));
         sender.send(Err(rejected.unwrap_err())).unwrap();
         let mut body = service.oneshot(()).await.unwrap().into_body();
         assert!(next(&mut body).await.unwrap().is_err());
@@ -675,8 +676,8 @@ async fn a_body_that_panics_is_neither_a_success_nor_a_failure() {
             let (circuit, ended) = (breaker.handle(), Arc::new(Mutex::new(Vec::new())));
             let heard = Arc::clone(&ended);
             let observe = ObserveLayer::new().classify(PanicsAtTrailers).until_body_end().observer(
-                move |_: &Site, event: &Event<'_>| {
-                    if let Event::Ended { outcome, .. } = event {
+                move |_: &LayerInfo, event: &LayerEvent<'_>| {
+                    if let LayerEvent::Ended { outcome, .. } = event {
                         heard.lock().unwrap().push(*outcome);
                     }
                 },
@@ -736,12 +737,13 @@ async fn a_grpc_response_without_a_status_is_a_failure() {
         let breaker = CircuitBreakerLayer::consecutive(1).classify(GrpcStatus).until_body_end();
         let (circuit, ended) = (breaker.handle(), Arc::new(Mutex::new(None)));
         let heard = Arc::clone(&ended);
-        let observe =
-            ObserveLayer::new().classify(GrpcStatus).until_body_end().observer(move |_: &Site, event: &Event<'_>| {
-                if let Event::Ended { outcome, .. } = event {
+        let observe = ObserveLayer::new().classify(GrpcStatus).until_body_end().observer(
+            move |_: &LayerInfo, event: &LayerEvent<'_>| {
+                if let LayerEvent::Ended { outcome, .. } = event {
                     *heard.lock().unwrap() = Some(*outcome);
                 }
-            });
+            },
+        );
         let frames = Arc::new(Mutex::new(Some(frames)));
         let service =
             ServiceBuilder::new().layer(observe).layer(breaker).map_err(Error::Service).service_fn(move |()| {
@@ -873,8 +875,8 @@ async fn the_end_of_a_body_by_its_limit_is_an_event() {
     let events: Arc<Mutex<Vec<String>>> = Arc::default();
     let heard = Arc::clone(&events);
     let origin = Origin::default();
-    let layer = TimeoutLayer::new(SECOND).idle(SECOND).observer(move |_: &Site, event: &Event<'_>| {
-        if let Event::Rejected(rejection) = event {
+    let layer = TimeoutLayer::new(SECOND).idle(SECOND).observer(move |_: &LayerInfo, event: &LayerEvent<'_>| {
+        if let LayerEvent::Rejected(rejection) = event {
             heard.lock().unwrap().push(rejection.to_string());
         }
     });

@@ -16,7 +16,7 @@ use ziggurat::{
     Class, Error, Reason,
     concurrency_limit::ConcurrencyLimitLayer,
     resource::{ResourceLayer, current},
-    testing::Task,
+    testing::TestTask,
     timeout::TimeoutLayer,
 };
 
@@ -73,7 +73,7 @@ async fn a_handler_that_calls_itself_through_a_full_limit_of_its_own_is_rejected
             assert!(awaits_itself(&call(&handler, permits).await));
         }
         // Nothing is left of it: a call that waits for others waits.
-        let mut calls: Vec<_> = (0..=permits).map(|_| Task::new(handler.clone().oneshot(0))).collect();
+        let mut calls: Vec<_> = (0..=permits).map(|_| TestTask::new(handler.clone().oneshot(0))).collect();
         assert!(calls.iter_mut().all(|call| call.poll().is_pending()));
     }
 }
@@ -109,7 +109,7 @@ async fn a_call_of_itself_can_use_the_resource_of_the_call_around_it() {
     assert_eq!(call(&handler, 3).await.unwrap(), 3);
     assert_eq!(seats.available_permits(), 1);
     // Side by side they do not share it.
-    let (mut one, mut two) = (Task::new(handler.clone().oneshot(0)), Task::new(handler.oneshot(0)));
+    let (mut one, mut two) = (TestTask::new(handler.clone().oneshot(0)), TestTask::new(handler.oneshot(0)));
     assert!(one.poll().is_pending() && two.poll().is_pending());
     assert!(one.poll().is_ready());
     assert!(two.poll().is_pending());
@@ -122,18 +122,18 @@ async fn a_call_that_can_get_a_permit_waits_for_it() {
     let limit = ConcurrencyLimitLayer::new(2);
     let gate = limit.handle();
     let handler = calls_itself(&limit);
-    let mut other = Task::new(handler.clone().oneshot(0));
+    let mut other = TestTask::new(handler.clone().oneshot(0));
     assert!(other.poll().is_pending());
-    let mut nested = Task::new(handler.clone().oneshot(1));
+    let mut nested = TestTask::new(handler.clone().oneshot(1));
     assert!(nested.poll().is_pending() && nested.poll().is_pending());
     assert_eq!((gate.in_flight(), gate.waiting()), (2, 1));
     assert_eq!(other.poll().map(Result::unwrap), Poll::Ready(0));
     assert!(nested.poll().is_pending());
     assert_eq!(nested.poll().map(Result::unwrap), Poll::Ready(1));
     // Neither is held by what runs here now.
-    let mut one = Task::new(handler.clone().oneshot(0));
-    let mut two = Task::new(handler.clone().oneshot(0));
-    let mut three = Task::new(handler.oneshot(0));
+    let mut one = TestTask::new(handler.clone().oneshot(0));
+    let mut two = TestTask::new(handler.clone().oneshot(0));
+    let mut three = TestTask::new(handler.oneshot(0));
     assert!(one.poll().is_pending() && two.poll().is_pending() && three.poll().is_pending());
     assert_eq!(gate.waiting(), 1);
 }

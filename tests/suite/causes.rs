@@ -16,13 +16,13 @@ use std::{
 use http::{Method, Request, Response};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
-    Class, Deadline, Error, Event, FailOnError, Outcome, Reason, Reject, Rejection, Site,
+    Class, Deadline, Error, FailOnError, LayerEvent, LayerInfo, Outcome, Reason, Reject, Rejection,
     cache::CacheLayer,
     circuit_breaker::{CircuitBreakerLayer, State},
     fallback::FallbackLayer,
     observe::ObserveLayer,
     retry::RetryLayer,
-    testing::Task,
+    testing::TestTask,
     timeout::TimeoutLayer,
     with_rejections,
 };
@@ -49,7 +49,7 @@ impl StdError for Own {
 }
 
 fn rejection(reason: Reason) -> Rejection {
-    Site::new("inside").reject(reason)
+    LayerInfo::new("inside").reject(reason)
 }
 
 fn failed(reason: Reason) -> Error<BoxError> {
@@ -217,8 +217,8 @@ async fn a_deadline_that_passed_further_in_is_nothing_to_those_who_share_the_cal
             if first { late() } else { Ok("in time") }
         }
     }));
-    let mut leads = Task::new(service.clone().oneshot(1));
-    let mut waits = Task::new(service.oneshot(1));
+    let mut leads = TestTask::new(service.clone().oneshot(1));
+    let mut waits = TestTask::new(service.oneshot(1));
     assert!(leads.poll().is_pending() && waits.poll().is_pending());
     assert!(matches!(leads.poll(), Poll::Ready(Err(Error::Service(_)))));
     assert!(waits.poll().is_pending());
@@ -234,8 +234,8 @@ async fn what_is_measured_has_its_reason() {
     ] {
         let ended = Arc::new(Mutex::new(None));
         let heard = Arc::clone(&ended);
-        let layer = ObserveLayer::new().observer(move |_: &Site, event: &Event<'_>| {
-            if let Event::Ended { outcome, reason, .. } = event {
+        let layer = ObserveLayer::new().observer(move |_: &LayerInfo, event: &LayerEvent<'_>| {
+            if let LayerEvent::Ended { outcome, reason, .. } = event {
                 *heard.lock().unwrap() = Some((*outcome, *reason));
             }
         });

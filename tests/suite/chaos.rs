@@ -10,12 +10,12 @@ use std::{
 use tokio::time::Instant;
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
-    Class, Deadline, Error, Event, Reason, Scope, Site,
-    chaos::{Chaos, ChaosLayer, Fault, Schedule},
+    Class, Deadline, Error, LayerEvent, LayerInfo, Reason, Scope,
+    chaos::{ChaosHandle, ChaosLayer, Fault, Schedule},
     circuit_breaker::{CircuitBreakerLayer, State},
     context::ContextLayer,
     retry::RetryLayer,
-    testing::{Act, Script, Strict, Task},
+    testing::{Act, Script, Strict, TestTask},
     timeout::TimeoutLayer,
 };
 
@@ -218,7 +218,7 @@ async fn one_in_a_thousand_is_struck_if_nothing_else_is_said() {
     let layer = ChaosLayer::new(Fault::Error).seed(42);
     let told = ChaosLayer::new(Fault::Error).seed(42).rate(0.001);
     let all = [layer.handle(), told.handle()];
-    all.iter().for_each(Chaos::on);
+    all.iter().for_each(ChaosHandle::on);
     let (layer, told) =
         (ServiceBuilder::new().layer(layer).service(echo()), ServiceBuilder::new().layer(told).service(echo()));
     let expected = struck(&told, 5_000).await;
@@ -290,7 +290,7 @@ fn a_schedule_is_exact_over_all_clones_and_threads() {
                 scope.spawn(move || {
                     let mut counted = 0;
                     for number in 0..1_000 {
-                        let mut call = Task::new(service.clone().oneshot(number));
+                        let mut call = TestTask::new(service.clone().oneshot(number));
                         let std::task::Poll::Ready(outcome) = call.poll() else { panic!("pending") };
                         counted += usize::from(is_injected(&outcome));
                     }
@@ -312,17 +312,17 @@ async fn every_fault_is_told() {
         let told = Arc::new(Mutex::new(Vec::new()));
         let layer = ChaosLayer::new(fault).schedule(Schedule::first(1)).observer({
             let told = Arc::clone(&told);
-            move |_: &Site, event: &Event<'_>| {
+            move |_: &LayerInfo, event: &LayerEvent<'_>| {
                 told.lock().unwrap().push(match event {
-                    Event::Rejected(rejection) => rejection.to_string(),
-                    Event::Injected { reason } => (*reason).to_owned(),
+                    LayerEvent::Rejected(rejection) => rejection.to_string(),
+                    LayerEvent::Injected { reason } => (*reason).to_owned(),
                     other => panic!("{other:?}"),
                 });
             }
         });
         layer.handle().on();
         let service = ServiceBuilder::new().layer(layer).service(echo());
-        drop(Task::new(service.clone().oneshot(1)).poll());
+        drop(TestTask::new(service.clone().oneshot(1)).poll());
         service.oneshot(2).await.unwrap();
         assert_eq!(*told.lock().unwrap(), [expected]);
     }
@@ -355,7 +355,7 @@ async fn a_function_that_panics_wedges_nothing() {
         ChaosLayer::new(|number: &u64| if *number == 1 { panic!("in the gate") } else { Fault::Error }).rate(1.0);
     layer.handle().on();
     let service = ServiceBuilder::new().layer(layer).service(echo());
-    let mut call = Task::new(service.clone().oneshot(1));
+    let mut call = TestTask::new(service.clone().oneshot(1));
     assert!(catch_unwind(AssertUnwindSafe(|| call.poll().is_ready())).is_err());
     assert!(is_injected(&service.oneshot(2).await));
 }
@@ -364,6 +364,6 @@ async fn a_function_that_panics_wedges_nothing() {
 fn it_says_how_it_stands() {
     let layer = ChaosLayer::new(Fault::Error).schedule(Schedule::every(3));
     layer.handle().on();
-    assert_eq!(format!("{:?}", layer.handle()), "Chaos { on: true, rate: None, injected: 0 }");
-    assert!(format!("{layer:?}").contains("chaos: Chaos { on: true"));
+    assert_eq!(format!("{:?}", layer.handle()), "ChaosHandle { on: true, rate: None, injected: 0 }");
+    assert!(format!("{layer:?}").contains("chaos: ChaosHandle { on: true"));
 }

@@ -18,10 +18,10 @@ use http::{Request, Response, header::RETRY_AFTER};
 use tokio::time::{advance, sleep};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
-    Backoff, Class, Error, Event, HttpStatus, Jitter, Reason, Rejection, Site,
-    circuit_breaker::{Cancelled, Circuit, CircuitBreakerLayer, State, Transition},
+    Backoff, Class, Error, HttpStatus, Jitter, LayerEvent, LayerInfo, Reason, Rejection,
+    circuit_breaker::{Cancelled, CircuitBreakerHandle, CircuitBreakerLayer, State, Transition},
     concurrency_limit::ConcurrencyLimitLayer,
-    testing::{Strict, Task},
+    testing::{Strict, TestTask},
     timeout::TimeoutLayer,
 };
 
@@ -93,7 +93,7 @@ fn fragile() -> CircuitBreakerLayer {
 /// A breaker over a strict backend, which is cloned with it and holds it to the contract of a service.
 struct Setup<S> {
     backend: Backend,
-    circuit: Circuit,
+    circuit: CircuitBreakerHandle,
     service: S,
 }
 
@@ -301,7 +301,7 @@ async fn half_open_lets_as_many_probes_through_as_it_is_told() {
     let Setup { backend, circuit, mut service } = setup(&fragile().probes(2).successes_to_close(2));
     call(&mut service, BAD).await.unwrap_err();
     advance(5 * SECOND).await;
-    let mut first = Task::new(service.ready().await.unwrap().call(Do::Hang));
+    let mut first = TestTask::new(service.ready().await.unwrap().call(Do::Hang));
     assert!(first.poll().is_pending());
     call(&mut service, GOOD).await.unwrap();
     assert_eq!(circuit.state(), State::HalfOpen, "one success of two");
@@ -335,7 +335,7 @@ async fn an_error_of_poll_ready_counts() {
     assert_eq!(circuit.state(), State::Closed);
 
     // A limit on this side says nothing about the service.
-    let full = Site::new("limit").reject(Reason::Overloaded { limit: 1 });
+    let full = LayerInfo::new("limit").reject(Reason::Overloaded { limit: 1 });
     backend.readiness.lock().unwrap().push(Poll::Ready(Err(Error::Rejected(full))));
     assert!(matches!(poll_ready(&mut service), Poll::Ready(Err(_))));
     assert_eq!(circuit.state(), State::Closed);
@@ -349,13 +349,13 @@ async fn a_probe_that_is_dropped_or_panics_frees_its_place() {
     advance(5 * SECOND).await;
 
     drop(service.ready().await.unwrap().call(Do::Hang));
-    let mut polled = Task::new(service.ready().await.unwrap().call(Do::Hang));
+    let mut polled = TestTask::new(service.ready().await.unwrap().call(Do::Hang));
     assert!(polled.poll().is_pending());
     drop(polled);
 
     service.ready().await.unwrap();
     assert!(catch_unwind(AssertUnwindSafe(|| service.call(Do::PanicInCall))).is_err());
-    let mut panics = Task::new(service.ready().await.unwrap().call(Do::PanicInPoll));
+    let mut panics = TestTask::new(service.ready().await.unwrap().call(Do::PanicInPoll));
     assert!(catch_unwind(AssertUnwindSafe(|| panics.poll())).is_err());
     drop(panics);
 
@@ -376,7 +376,7 @@ async fn a_classifier_that_panics_frees_the_place_too() {
     let (circuit, mut service) = (layer.handle(), layer.layer(Backend::default()));
     call(&mut service, BAD).await.unwrap_err();
     advance(5 * SECOND).await;
-    let mut odd = Task::new(service.ready().await.unwrap().call(Do::Answer(Ok("odd"))));
+    let mut odd = TestTask::new(service.ready().await.unwrap().call(Do::Answer(Ok("odd"))));
     assert!(catch_unwind(AssertUnwindSafe(|| odd.poll())).is_err());
     drop(odd);
     assert_eq!(circuit.state(), State::HalfOpen);
@@ -403,7 +403,7 @@ async fn a_probe_that_never_ends_gives_up_its_place_and_changes_nothing_later() 
     }));
     call(&mut service, BAD).await.unwrap_err();
     advance(5 * SECOND).await;
-    let mut hung = Task::new(service.ready().await.unwrap().call(Do::Hang));
+    let mut hung = TestTask::new(service.ready().await.unwrap().call(Do::Hang));
     assert!(hung.poll().is_pending());
     advance(4 * SECOND).await;
     let outcome = call(&mut service, GOOD).await;
@@ -429,7 +429,7 @@ async fn a_late_result_of_an_old_call_decides_nothing() {
         layer.layer(service_fn(|answer: tokio::sync::oneshot::Receiver<Outcome>| async { answer.await.unwrap() }));
     let mut start = async || {
         let (answer, answered) = tokio::sync::oneshot::channel();
-        let mut task = Task::new(service.ready().await.unwrap().call(answered));
+        let mut task = TestTask::new(service.ready().await.unwrap().call(answered));
         assert!(task.poll().is_pending());
         (answer, task)
     };
@@ -492,7 +492,7 @@ async fn a_client_that_hangs_up_says_nothing_about_the_service() {
     let mut service =
         ServiceBuilder::new().layer(TimeoutLayer::new(10 * SECOND)).layer(layer).service(Backend::default());
     let mut hang_up = async || {
-        let mut response = Task::new(service.ready().await.unwrap().call(Do::Hang));
+        let mut response = TestTask::new(service.ready().await.unwrap().call(Do::Hang));
         assert!(response.poll().is_pending());
         advance(SECOND).await;
         assert!(response.poll().is_pending());
@@ -505,7 +505,7 @@ async fn a_client_that_hangs_up_says_nothing_about_the_service() {
     circuit.close();
     call(&mut service, BAD).await.unwrap_err();
     advance(5 * SECOND).await;
-    let mut response = Task::new(service.ready().await.unwrap().call(Do::Hang));
+    let mut response = TestTask::new(service.ready().await.unwrap().call(Do::Hang));
     assert!(response.poll().is_pending());
     drop(response);
     assert_eq!(circuit.state(), State::HalfOpen);
@@ -522,7 +522,7 @@ async fn cancelled_calls_can_count_always_or_never() {
         (Cancelled::Ignored, State::Closed, State::Closed),
     ] {
         let Setup { circuit, mut service, .. } = setup(&fragile().cancelled(cancelled));
-        let mut response = Task::new(service.ready().await.unwrap().call(Do::Hang));
+        let mut response = TestTask::new(service.ready().await.unwrap().call(Do::Hang));
         assert!(response.poll().is_pending());
         drop(response);
         assert_eq!(circuit.state(), by_client, "{cancelled:?}");
@@ -540,7 +540,7 @@ async fn an_attempt_that_timed_out_inside_is_a_failure_and_a_local_overload_is_n
     let layer = fragile();
     let circuit = layer.handle();
     let mut service = ServiceBuilder::new().layer(layer).layer(TimeoutLayer::new(SECOND)).service(Backend::default());
-    let full = Site::new("limit").reject(Reason::Overloaded { limit: 1 });
+    let full = LayerInfo::new("limit").reject(Reason::Overloaded { limit: 1 });
     call(&mut service, Do::Answer(Err(Error::Rejected(full)))).await.unwrap_err();
     assert_eq!(circuit.state(), State::Closed);
     call(&mut service, Do::Hang).await.unwrap_err();
@@ -550,7 +550,7 @@ async fn an_attempt_that_timed_out_inside_is_a_failure_and_a_local_overload_is_n
 /// The clean-up of a call belongs to the call.
 #[tokio::test(start_paused = true)]
 async fn the_outcome_counts_when_the_call_is_cleaned_up_and_before_its_caller_has_it() {
-    struct CleanUp(Circuit, Arc<Mutex<Vec<State>>>);
+    struct CleanUp(CircuitBreakerHandle, Arc<Mutex<Vec<State>>>);
     impl Drop for CleanUp {
         fn drop(&mut self) {
             self.1.lock().unwrap().push(self.0.state());
@@ -654,12 +654,12 @@ async fn a_subscriber_that_is_too_slow_loses_the_oldest() {
 async fn an_observer_hears_of_failures_rejections_and_transitions_in_order() {
     let heard = Arc::new(Mutex::new(Vec::new()));
     let log = Arc::clone(&heard);
-    let layer = fragile().named("payments").observer(move |site: &Site, event: &Event<'_>| {
-        assert_eq!((site.layer(), site.name()), ("circuit_breaker", Some("payments")));
+    let layer = fragile().named("payments").observer(move |info: &LayerInfo, event: &LayerEvent<'_>| {
+        assert_eq!((info.layer(), info.name()), ("circuit_breaker", Some("payments")));
         log.lock().unwrap().push(match event {
-            Event::Failed => "failed".to_owned(),
-            Event::Rejected(rejection) => rejection.to_string(),
-            Event::Transition { from, to } => format!("{from} -> {to}"),
+            LayerEvent::Failed => "failed".to_owned(),
+            LayerEvent::Rejected(rejection) => rejection.to_string(),
+            LayerEvent::Transition { from, to } => format!("{from} -> {to}"),
             _ => unreachable!(),
         });
     });
@@ -667,7 +667,7 @@ async fn an_observer_hears_of_failures_rejections_and_transitions_in_order() {
     call(&mut service, BAD).await.unwrap_err();
     call(&mut service, GOOD).await.unwrap_err();
     advance(5 * SECOND).await;
-    let mut probe = Task::new(service.ready().await.unwrap().call(Do::Hang));
+    let mut probe = TestTask::new(service.ready().await.unwrap().call(Do::Hang));
     assert!(probe.poll().is_pending());
     assert_eq!(heard.lock().unwrap().last().unwrap(), "open -> half_open", "at once");
     drop(probe);
@@ -687,10 +687,10 @@ async fn an_observer_hears_of_failures_rejections_and_transitions_in_order() {
 /// Shows: B7
 #[tokio::test(start_paused = true)]
 async fn an_observer_may_turn_the_circuit_itself_or_panic() {
-    let handle: Arc<Mutex<Option<Circuit>>> = Arc::default();
+    let handle: Arc<Mutex<Option<CircuitBreakerHandle>>> = Arc::default();
     let (own, panics) = (Arc::clone(&handle), AtomicUsize::new(0));
-    let layer = fragile().observer(move |_: &Site, event: &Event<'_>| {
-        if let Event::Transition { to: "open", .. } = event {
+    let layer = fragile().observer(move |_: &LayerInfo, event: &LayerEvent<'_>| {
+        if let LayerEvent::Transition { to: "open", .. } = event {
             let circuit = own.lock().unwrap().clone().unwrap();
             circuit.close();
             assert!(panics.fetch_add(1, Ordering::SeqCst) != 1, "the second time");
@@ -705,7 +705,7 @@ async fn an_observer_may_turn_the_circuit_itself_or_panic() {
     for to in [State::Open, State::Closed] {
         assert_eq!(transitions.next().await.unwrap().to, to);
     }
-    let mut response = Task::new(service.ready().await.unwrap().call(BAD.into()));
+    let mut response = TestTask::new(service.ready().await.unwrap().call(BAD.into()));
     assert!(catch_unwind(AssertUnwindSafe(|| response.poll())).is_err());
     drop(response);
     // Nothing is wedged: the next one is told again.
@@ -720,8 +720,8 @@ fn transitions_of_many_threads_are_told_in_order() {
     let seen = Arc::new(Mutex::new(vec!["closed"]));
     let log = Arc::clone(&seen);
     let circuit = fragile()
-        .observer(move |_: &Site, event: &Event<'_>| {
-            let Event::Transition { from, to } = *event else { return };
+        .observer(move |_: &LayerInfo, event: &LayerEvent<'_>| {
+            let LayerEvent::Transition { from, to } = *event else { return };
             let mut log = log.lock().unwrap();
             assert_eq!(log.last(), Some(&from));
             log.push(to);
@@ -947,7 +947,7 @@ async fn a_hung_call_that_is_dropped_from_outside_after_its_deadline_is_a_failur
             .layer(TimeoutLayer::new(Duration::from_secs(1)))
             .layer(breaker)
             .service(service_fn(|()| std::future::pending::<Result<(), Error<String>>>()));
-        let mut call = Task::new(service.oneshot(()));
+        let mut call = TestTask::new(service.oneshot(()));
         assert!(call.poll().is_pending());
         tokio::time::advance(late).await;
         drop(call);
@@ -959,11 +959,12 @@ async fn a_hung_call_that_is_dropped_from_outside_after_its_deadline_is_a_failur
 #[tokio::test(start_paused = true)]
 async fn a_probe_whose_observer_panics_gives_its_place_back() {
     let panics = std::sync::atomic::AtomicBool::new(true);
-    let layer =
-        CircuitBreakerLayer::consecutive(1).open_for(10 * SECOND).observer(move |_: &Site, event: &Event<'_>| {
-            let half_open = matches!(event, Event::Transition { to: "half_open", .. });
+    let layer = CircuitBreakerLayer::consecutive(1).open_for(10 * SECOND).observer(
+        move |_: &LayerInfo, event: &LayerEvent<'_>| {
+            let half_open = matches!(event, LayerEvent::Transition { to: "half_open", .. });
             assert!(!half_open || !panics.swap(false, Ordering::SeqCst));
-        });
+        },
+    );
     let mut service = ServiceBuilder::new()
         .layer(layer)
         .map_err(Error::Service)
@@ -980,13 +981,14 @@ async fn a_probe_whose_observer_panics_gives_its_place_back() {
 /// Shows: B5
 #[tokio::test(start_paused = true)]
 async fn a_failure_counts_also_if_who_is_told_of_it_panics() {
-    let layer = CircuitBreakerLayer::consecutive(1)
-        .open_for(10 * SECOND)
-        .observer(|_: &Site, event: &Event<'_>| assert!(!matches!(event, Event::Failed), "told of a failure"));
+    let layer =
+        CircuitBreakerLayer::consecutive(1).open_for(10 * SECOND).observer(|_: &LayerInfo, event: &LayerEvent<'_>| {
+            assert!(!matches!(event, LayerEvent::Failed), "told of a failure")
+        });
     let circuit = layer.handle();
     let mut service = layer.layer(Backend::default());
     for _ in 0..2 {
-        let mut call = Task::new(service.ready().await.unwrap().call(BAD.into()));
+        let mut call = TestTask::new(service.ready().await.unwrap().call(BAD.into()));
         assert!(catch_unwind(AssertUnwindSafe(|| call.poll())).is_err());
         assert_eq!(circuit.state(), State::Open, "the second time it was a probe");
         advance(10 * SECOND).await;
@@ -1061,13 +1063,14 @@ async fn a_subscriber_hears_of_a_transition_also_if_an_observer_or_another_subsc
             panic!("woken");
         }
     }
-    let layer = CircuitBreakerLayer::consecutive(1).observer(|_: &Site, event: &Event<'_>| panic!("told of {event:?}"));
+    let layer = CircuitBreakerLayer::consecutive(1)
+        .observer(|_: &LayerInfo, event: &LayerEvent<'_>| panic!("told of {event:?}"));
     let circuit = layer.handle();
     let (mut panics, mut hears) = (circuit.subscribe(), circuit.subscribe());
     let bang = std::task::Waker::from(Arc::new(Bang));
     let mut panics = std::pin::pin!(panics.next());
     assert!(panics.as_mut().poll(&mut std::task::Context::from_waker(&bang)).is_pending());
-    let mut heard = Task::new(hears.next());
+    let mut heard = TestTask::new(hears.next());
     assert!(heard.poll().is_pending());
     assert!(catch_unwind(AssertUnwindSafe(|| circuit.force_open())).is_err());
     assert_eq!(heard.times_woken(), 1);

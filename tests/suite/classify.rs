@@ -14,7 +14,7 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
-    Class, Error, Event, FailOnError, HttpStatus, Outcome, Reason, Reject, Rejection, Site,
+    Class, Error, FailOnError, HttpStatus, LayerEvent, LayerInfo, Outcome, Reason, Reject, Rejection,
     batch::BatchLayer,
     cache::CacheLayer,
     circuit_breaker::{CircuitBreakerLayer, State},
@@ -29,7 +29,7 @@ const SECOND: Duration = Duration::from_secs(1);
 type Answer = Result<&'static str, Error<&'static str>>;
 
 fn rejected(reason: Reason) -> Answer {
-    Reject::reject(Site::new("inside").reject(reason))
+    Reject::reject(LayerInfo::new("inside").reject(reason))
 }
 
 fn timed_out() -> Answer {
@@ -106,7 +106,7 @@ async fn a_rejection_that_ends_a_body_is_judged_as_one() {
     type Body = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
     fn respond() -> Response<Body> {
         let error: Result<(), Box<dyn std::error::Error + Send + Sync>> =
-            Reject::reject(Site::new("inside").reject(Reason::TimedOut { limit: SECOND }));
+            Reject::reject(LayerInfo::new("inside").reject(Reason::TimedOut { limit: SECOND }));
         let frames = tokio_stream::iter([Err(error.unwrap_err())]);
         Response::new(StreamBody::new(frames).boxed_unsync())
     }
@@ -117,12 +117,13 @@ async fn a_rejection_that_ends_a_body_is_judged_as_one() {
         let breaker = CircuitBreakerLayer::consecutive(1).classify(judge.clone()).until_body_end();
         let (circuit, ended) = (breaker.handle(), Arc::new(Mutex::new(None)));
         let heard = Arc::clone(&ended);
-        let observe =
-            ObserveLayer::new().classify(judge).until_body_end().observer(move |_: &Site, event: &Event<'_>| {
-                if let Event::Ended { outcome, .. } = event {
+        let observe = ObserveLayer::new().classify(judge).until_body_end().observer(
+            move |_: &LayerInfo, event: &LayerEvent<'_>| {
+                if let LayerEvent::Ended { outcome, .. } = event {
                     *heard.lock().unwrap() = Some(*outcome);
                 }
-            });
+            },
+        );
         let service = ServiceBuilder::new()
             .layer(observe)
             .layer(breaker)
@@ -173,7 +174,7 @@ async fn a_cache_gives_nothing_stale_for_a_rejection_that_is_called_a_success_an
     let service = layer.layer(service_fn(move |_: Request<()>| {
         count.fetch_add(1, Ordering::SeqCst);
         let outcome: Result<Response<Full<Bytes>>, Infallible> =
-            Reject::reject(Site::new("inside").reject(Reason::Injected));
+            Reject::reject(LayerInfo::new("inside").reject(Reason::Injected));
         std::future::ready(outcome)
     }));
     for made in 1..3 {
@@ -188,7 +189,7 @@ async fn a_batch_takes_the_same_form() {
     let layer = BatchLayer::new(2, SECOND).classify(with_rejections(FailOnError, timeouts_are(Class::Ignored)));
     let service = layer.layer(service_fn(|_: Vec<u8>| async {
         let outcome: Result<Vec<Result<u8, Error<&'static str>>>, Error<&'static str>> =
-            Reject::reject(Site::new("inside").reject(Reason::TimedOut { limit: SECOND }));
+            Reject::reject(LayerInfo::new("inside").reject(Reason::TimedOut { limit: SECOND }));
         outcome
     }));
     let (one, two) = tokio::join!(service.clone().oneshot(1), service.clone().oneshot(2));

@@ -20,9 +20,9 @@ use tokio::{
 };
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, limit::ConcurrencyLimitLayer as TowerLimitLayer, service_fn};
 use ziggurat::{
-    Error, Event, Reason, Site,
-    concurrency_limit::{ConcurrencyLimit, ConcurrencyLimitLayer, Gate},
-    testing::{Strict, Task},
+    Error, LayerEvent, LayerInfo, Reason,
+    concurrency_limit::{ConcurrencyLimit, ConcurrencyLimitHandle, ConcurrencyLimitLayer},
+    testing::{Strict, TestTask},
     timeout::TimeoutLayer,
 };
 
@@ -39,13 +39,13 @@ fn until_rung() -> impl Service<Bell, Response = (), Error = Error<&'static str>
 }
 
 /// A call of the service that is ready, as a task to be polled by hand.
-fn start<S: Service<Req>, Req>(service: &mut S, request: Req) -> Task<S::Future> {
-    let ready = Task::new(poll_fn(|cx| service.poll_ready(cx))).poll();
+fn start<S: Service<Req>, Req>(service: &mut S, request: Req) -> TestTask<S::Future> {
+    let ready = TestTask::new(poll_fn(|cx| service.poll_ready(cx))).poll();
     assert!(matches!(ready, Poll::Ready(Ok(()))), "the service was not ready");
-    Task::new(service.call(request))
+    TestTask::new(service.call(request))
 }
 
-fn counts(gate: &Gate) -> (usize, usize) {
+fn counts(gate: &ConcurrencyLimitHandle) -> (usize, usize) {
     (gate.in_flight(), gate.waiting())
 }
 
@@ -91,7 +91,7 @@ async fn all_routes_of_a_router_share_the_limit_and_who_finds_no_room_is_told_50
     let app = Router::new().route("/a", get(handler.clone())).route("/b", get(handler)).layer(layer);
     let request = |path: &str| app.clone().oneshot(Request::get(path).body(Body::empty()).unwrap());
 
-    let mut first = Task::new(request("/a"));
+    let mut first = TestTask::new(request("/a"));
     assert!(first.poll().is_pending());
     let refused = request("/b").await;
     assert!(ziggurat::rejection(&refused).unwrap().is_overloaded());
@@ -304,7 +304,7 @@ async fn an_answer_an_error_and_a_panic_give_the_permit_back() {
 /// Shows: L2
 #[tokio::test]
 async fn the_permit_is_back_after_the_call_is_gone_and_before_the_caller_is_answered() {
-    struct Probe(Gate, Arc<Mutex<Vec<usize>>>);
+    struct Probe(ConcurrencyLimitHandle, Arc<Mutex<Vec<usize>>>);
     impl Drop for Probe {
         fn drop(&mut self) {
             self.1.lock().unwrap().push(self.0.in_flight());
@@ -427,7 +427,7 @@ async fn a_higher_limit_wakes_those_who_wait_and_a_lower_one_lets_nobody_in_unti
 
     gate.set_limit(3);
     assert_eq!(counts(&gate), (3, 2));
-    assert_eq!(calls.iter().map(Task::times_woken).collect::<Vec<_>>(), [0, 1, 1, 0, 0]);
+    assert_eq!(calls.iter().map(TestTask::times_woken).collect::<Vec<_>>(), [0, 1, 1, 0, 0]);
     assert!(calls.iter_mut().all(|call| call.poll().is_pending()));
 
     gate.set_limit(1);
@@ -491,7 +491,7 @@ async fn load_is_shed_only_when_the_limit_is_reached_and_not_because_something_e
     busy.store(true, Ordering::SeqCst);
     let layer = ConcurrencyLimitLayer::new(1).max_waiting(0);
     let mut service = layer.layer(inner);
-    let mut call = Task::new(service.clone().oneshot(()));
+    let mut call = TestTask::new(service.clone().oneshot(()));
     assert!(call.poll().is_pending(), "not ready is not full");
     assert_eq!(counts(&layer.handle()), (0, 0));
     busy.store(false, Ordering::SeqCst);
@@ -521,7 +521,7 @@ async fn a_call_that_waits_does_not_hoard_what_the_inner_service_reserved() {
     assert!(elsewhere.poll().is_pending());
 
     // Admitted, it gets its own readiness: pending while the inner limit is reached, and then it runs.
-    let mut another = Task::new(inner.clone().oneshot(Arc::clone(&bell)));
+    let mut another = TestTask::new(inner.clone().oneshot(Arc::clone(&bell)));
     drop(running);
     assert!(another.poll().is_pending());
     assert!(waiting.poll().is_pending());
@@ -536,11 +536,11 @@ async fn an_observer_hears_of_a_wait_and_of_a_rejection() {
     let heard = Arc::new(Mutex::new(Vec::new()));
     let observer = {
         let heard = Arc::clone(&heard);
-        move |site: &Site, event: &Event<'_>| {
+        move |info: &LayerInfo, event: &LayerEvent<'_>| {
             heard.lock().unwrap().push(match event {
-                Event::Queued => "queued".to_owned(),
-                Event::Rejected(rejection) => rejection.to_string(),
-                other => panic!("{}: {other:?}", site.layer()),
+                LayerEvent::Queued => "queued".to_owned(),
+                LayerEvent::Rejected(rejection) => rejection.to_string(),
+                other => panic!("{}: {other:?}", info.layer()),
             });
         }
     };
@@ -574,7 +574,7 @@ fn it_is_send_sync_and_clone_over_services_that_are_and_shows_its_state() {
         &layer.layer(service_fn(|_: Bell| async { Ok::<_, Error<()>>(()) })),
     ));
     let shown = format!("{layer:?}");
-    assert!(shown.contains("Gate { limit: 4, in_flight: 0, waiting: 0 }"), "{shown}");
+    assert!(shown.contains("ConcurrencyLimitHandle { limit: 4, in_flight: 0, waiting: 0 }"), "{shown}");
     let mut service = layer.layer(Moody::default());
     let shown = format!("{:?}", service.call(()));
     assert_eq!(shown, "concurrency_limit::ResponseFuture { state: \"running\", admitted: true }");
@@ -585,7 +585,7 @@ fn it_is_send_sync_and_clone_over_services_that_are_and_shows_its_state() {
 async fn zero_permits_are_refused_and_every_other_value_works() {
     let refused: [(&str, fn()); 2] = [
         ("ConcurrencyLimitLayer::new(0)", || drop(ConcurrencyLimitLayer::new(0))),
-        ("Gate::set_limit(0)", || ConcurrencyLimitLayer::new(1).handle().set_limit(0)),
+        ("ConcurrencyLimitHandle::set_limit(0)", || ConcurrencyLimitLayer::new(1).handle().set_limit(0)),
     ];
     for (what, make) in refused {
         let panicked = catch_unwind(make).expect_err(what);

@@ -18,7 +18,7 @@ use ziggurat::{
     context::{ContextLayer, ScopeBody},
     retry::RetryLayer,
     scope::TaskError,
-    testing::{Strict, Task},
+    testing::{Strict, TestTask},
 };
 
 use crate::scope_disposables::{Log, quick};
@@ -227,7 +227,7 @@ async fn a_call_that_is_dropped_or_panics_is_dropped_in_its_scope_and_leaves_non
         },
     ));
     for polls in 0..3 {
-        let mut response = Task::new(service.clone().oneshot(request("/")));
+        let mut response = TestTask::new(service.clone().oneshot(request("/")));
         (0..polls).for_each(|_| assert!(response.poll().is_pending()));
         drop(response);
         assert!(Scope::current().is_none());

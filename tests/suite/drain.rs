@@ -31,7 +31,7 @@ use tower::{ServiceBuilder, ServiceExt};
 use ziggurat::{
     Error,
     retry::{Discard, Drained, Dropped, RetryLayer},
-    testing::Task,
+    testing::TestTask,
     timeout::TimeoutLayer,
 };
 
@@ -132,7 +132,7 @@ async fn is_read_on(frames: impl IntoIterator<Item = usize>, size: Option<u64>) 
         sender.send(vec![7; bytes].into()).unwrap();
     }
     // Otherwise the channel would let others have their turn first.
-    let mut call = Task::new(unconstrained(second_attempt(10 * SECOND, 60 * SECOND, body)));
+    let mut call = TestTask::new(unconstrained(second_attempt(10 * SECOND, 60 * SECOND, body)));
     assert!(call.poll().is_pending());
     !sender.is_closed()
 }
@@ -152,7 +152,7 @@ async fn a_body_that_is_too_large_is_dropped() {
 #[tokio::test(start_paused = true)]
 async fn it_is_dropped_with_the_call() {
     let (sender, body) = streamed();
-    let mut call = Task::new(second_attempt(10 * SECOND, 60 * SECOND, body));
+    let mut call = TestTask::new(second_attempt(10 * SECOND, 60 * SECOND, body));
     assert!(call.poll().is_pending());
     assert!(!sender.is_closed());
     drop(call);

@@ -19,9 +19,9 @@ use tokio::{
 };
 use tokio_stream::{Stream, StreamExt};
 use ziggurat::{
-    Event, EventBus, Site,
+    EventBus, LayerEvent, LayerInfo,
     events::{Lag, Lagged, Subscription},
-    testing::Task,
+    testing::TestTask,
 };
 
 #[derive(Debug, Clone, PartialEq)]
@@ -53,13 +53,15 @@ fn types(bus: &EventBus) -> String {
 fn observed() -> (EventBus, Arc<Mutex<Vec<String>>>) {
     let reports = Arc::<Mutex<Vec<String>>>::default();
     let told = Arc::clone(&reports);
-    let bus = EventBus::new().named("orders").observer(move |site: &Site, event: &Event<'_>| {
+    let bus = EventBus::new().named("orders").observer(move |info: &LayerInfo, event: &LayerEvent<'_>| {
         let report = match event {
-            Event::HandlerFailed { of, error } => format!("{} failed: {error}", of.rsplit("::").next().unwrap()),
-            Event::HandlerLagged { of, missed } => format!("{} lagged: {missed:?}", of.rsplit("::").next().unwrap()),
+            LayerEvent::HandlerFailed { of, error } => format!("{} failed: {error}", of.rsplit("::").next().unwrap()),
+            LayerEvent::HandlerLagged { of, missed } => {
+                format!("{} lagged: {missed:?}", of.rsplit("::").next().unwrap())
+            }
             other => format!("{other:?}"),
         };
-        let (layer, name) = (site.layer(), site.name().unwrap());
+        let (layer, name) = (info.layer(), info.name().unwrap());
         told.lock().unwrap().push(format!("{layer} {name}: {report}"));
     });
     (bus, reports)
@@ -103,7 +105,7 @@ async fn only_what_is_published_after_subscribing_is_heard() {
 async fn who_waits_is_woken_once_for_an_event() {
     let bus = EventBus::new();
     let mut events = bus.subscribe::<OrderPlaced>();
-    let mut waiting = Task::new(events.next());
+    let mut waiting = TestTask::new(events.next());
     assert!(waiting.poll().is_pending());
     assert!(waiting.poll().is_pending());
     bus.publish(OrderShipped(1));
@@ -365,9 +367,9 @@ fn who_publishes_and_waits_waits_for_those_who_block_and_for_no_others() {
     let bus = EventBus::new();
     let mut blocks = bus.subscribe_with(1, Lag::Block);
     let mut lags = bus.subscribe_with(1, Lag::Tell);
-    let mut first = Task::new(bus.publish_and_wait(OrderPlaced(1)));
+    let mut first = TestTask::new(bus.publish_and_wait(OrderPlaced(1)));
     assert_eq!(first.poll(), Poll::Ready(2));
-    let mut second = Task::new(bus.publish_and_wait(OrderPlaced(2)));
+    let mut second = TestTask::new(bus.publish_and_wait(OrderPlaced(2)));
     assert!(second.poll().is_pending());
     // While it waits, nobody has heard it.
     assert_eq!(next(&mut lags), Ok(OrderPlaced(1)));
@@ -390,7 +392,7 @@ fn those_who_wait_to_publish_do_so_in_turn_and_who_gives_up_leaves_no_trace() {
     let bus = EventBus::new();
     let mut events = bus.subscribe_with::<OrderPlaced>(1, Lag::Block);
     bus.publish(OrderPlaced(0));
-    let mut waiting: Vec<_> = (1..=4).map(|id| Task::new(bus.publish_and_wait(OrderPlaced(id)))).collect();
+    let mut waiting: Vec<_> = (1..=4).map(|id| TestTask::new(bus.publish_and_wait(OrderPlaced(id)))).collect();
     for task in &mut waiting {
         assert!(task.poll().is_pending());
     }
@@ -413,7 +415,7 @@ fn a_wait_for_room_ends_with_the_subscriber_that_has_none_and_with_the_bus() {
     let bus = EventBus::new();
     let (blocks, mut other) = (bus.subscribe_with::<OrderPlaced>(1, Lag::Block), bus.subscribe());
     bus.publish(OrderPlaced(1));
-    let mut waiting = Task::new(bus.publish_and_wait(OrderPlaced(2)));
+    let mut waiting = TestTask::new(bus.publish_and_wait(OrderPlaced(2)));
     assert!(waiting.poll().is_pending());
     drop(blocks);
     assert_eq!(waiting.times_woken(), 1);
@@ -422,7 +424,7 @@ fn a_wait_for_room_ends_with_the_subscriber_that_has_none_and_with_the_bus() {
 
     let _blocks = bus.subscribe_with::<OrderPlaced>(1, Lag::Block);
     bus.publish(OrderPlaced(3));
-    let mut waiting = [4, 5].map(|id| Task::new(bus.publish_and_wait(OrderPlaced(id))));
+    let mut waiting = [4, 5].map(|id| TestTask::new(bus.publish_and_wait(OrderPlaced(id))));
     assert!(waiting.iter_mut().all(|task| task.poll().is_pending()));
     bus.close();
     for task in &mut waiting {
@@ -439,7 +441,7 @@ fn who_waits_to_publish_reaches_a_subscriber_that_leaves_and_comes_back() {
     let bus = EventBus::new();
     let leaves = bus.subscribe_with::<OrderPlaced>(1, Lag::Block);
     bus.publish(OrderPlaced(0));
-    let mut waiting = [1, 2].map(|id| Task::new(bus.publish_and_wait(OrderPlaced(id))));
+    let mut waiting = [1, 2].map(|id| TestTask::new(bus.publish_and_wait(OrderPlaced(id))));
     assert!(waiting.iter_mut().all(|task| task.poll().is_pending()));
     drop(leaves);
     let mut back = bus.subscribe_with::<OrderPlaced>(1, Lag::Block);
@@ -450,7 +452,7 @@ fn who_waits_to_publish_reaches_a_subscriber_that_leaves_and_comes_back() {
     assert_eq!(next(&mut back), Ok(OrderPlaced(2)));
     // Nobody comes back: nobody hears it, and the wait ends.
     bus.publish(OrderPlaced(3));
-    let mut alone = Task::new(bus.publish_and_wait(OrderPlaced(4)));
+    let mut alone = TestTask::new(bus.publish_and_wait(OrderPlaced(4)));
     assert!(alone.poll().is_pending());
     drop(back);
     assert_eq!(alone.poll(), Poll::Ready(0));
@@ -485,7 +487,7 @@ fn a_reference_is_refused_behind_a_type_parameter_too() {
 async fn streams_end_after_their_backlog_when_the_bus_is_closed() {
     let bus = EventBus::new();
     let (mut busy, mut idle) = (bus.subscribe(), bus.subscribe::<OrderShipped>());
-    let mut waiting = Task::new(idle.next());
+    let mut waiting = TestTask::new(idle.next());
     assert!(waiting.poll().is_pending());
     bus.publish(OrderPlaced(1));
     for _ in 0..2 {
@@ -790,7 +792,7 @@ fn a_subscriber_whose_events_panic_when_they_are_dropped_still_makes_room() {
     let bus = EventBus::new();
     let blocks = bus.subscribe_with::<Touchy>(1, Lag::Block);
     bus.publish(Touchy(true));
-    let mut waiting = Task::new(bus.publish_and_wait(Touchy(false)));
+    let mut waiting = TestTask::new(bus.publish_and_wait(Touchy(false)));
     assert!(waiting.poll().is_pending());
     assert!(catch_unwind(AssertUnwindSafe(|| drop(blocks))).is_err());
     assert_eq!(waiting.times_woken(), 1);
@@ -808,7 +810,7 @@ async fn a_handler_goes_on_whatever_panics_around_it() {
             panic!("touched");
         }
     }
-    let bus = EventBus::new().observer(|_: &Site, event: &Event<'_>| panic!("told of {event:?}"));
+    let bus = EventBus::new().observer(|_: &LayerInfo, event: &LayerEvent<'_>| panic!("told of {event:?}"));
     let (tell, mut told) = mpsc::unbounded_channel();
     let guard = bus.on(move |OrderPlaced(id)| {
         tell.send(id).unwrap();
@@ -846,7 +848,7 @@ fn a_waker_that_panics_keeps_nobody_else_from_hearing_the_event_or_the_end() {
     let (mut other, mut of_another_type) = (bus.subscribe::<OrderPlaced>(), bus.subscribe::<OrderShipped>());
     {
         bangs(&mut first);
-        let mut heard = Task::new(other.next());
+        let mut heard = TestTask::new(other.next());
         assert!(heard.poll().is_pending());
         let _ = catch_unwind(AssertUnwindSafe(|| bus.publish(OrderPlaced(1))));
         assert_eq!(heard.times_woken(), 1);
@@ -865,7 +867,7 @@ fn a_waker_that_panics_keeps_nobody_else_from_hearing_the_event_or_the_end() {
     bus.publish(3_u32);
     assert!(waits());
 
-    let (mut heard, mut shipped) = (Task::new(other.next()), Task::new(of_another_type.next()));
+    let (mut heard, mut shipped) = (TestTask::new(other.next()), TestTask::new(of_another_type.next()));
     assert!(heard.poll().is_pending() && shipped.poll().is_pending());
     let _ = catch_unwind(AssertUnwindSafe(|| bus.close()));
     assert_eq!((heard.times_woken(), shipped.times_woken()), (1, 1));

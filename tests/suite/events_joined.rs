@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, mpsc};
 use ziggurat::{
     EventBus, Scope,
     events::{Joined, Lag, Lagged},
-    testing::Task,
+    testing::TestTask,
 };
 
 #[derive(Debug, Clone, PartialEq)]
@@ -34,7 +34,7 @@ async fn who_joins_an_event_waits_until_every_handler_of_it_has_ended() {
         })
         .detach();
     }
-    let mut joined = Task::new(bus.publish_and_join(OrderPlaced(7)));
+    let mut joined = TestTask::new(bus.publish_and_join(OrderPlaced(7)));
     for ended in 0..3 {
         assert!(joined.poll().is_pending(), "{ended} of 3 have ended");
         begins.recv().await.unwrap();
@@ -71,13 +71,13 @@ async fn who_joins_an_event_hears_which_handlers_failed_with_it_and_with_no_othe
 fn a_stream_has_handled_an_event_when_it_asks_for_the_next_or_is_dropped() {
     let bus = EventBus::new();
     let (mut first, mut second) = (bus.subscribe(), bus.subscribe());
-    let mut joined = Task::new(bus.publish_and_join(OrderPlaced(1)));
+    let mut joined = TestTask::new(bus.publish_and_join(OrderPlaced(1)));
     assert!(joined.poll().is_pending());
-    assert_eq!(Task::new(first.next()).poll(), Poll::Ready(Some(Ok(OrderPlaced(1)))));
-    assert_eq!(Task::new(second.next()).poll(), Poll::Ready(Some(Ok(OrderPlaced(1)))));
+    assert_eq!(TestTask::new(first.next()).poll(), Poll::Ready(Some(Ok(OrderPlaced(1)))));
+    assert_eq!(TestTask::new(second.next()).poll(), Poll::Ready(Some(Ok(OrderPlaced(1)))));
     drop(second);
     assert!(joined.poll().is_pending());
-    assert!(Task::new(first.next()).poll().is_pending());
+    assert!(TestTask::new(first.next()).poll().is_pending());
     assert!(matches!(joined.poll(), Poll::Ready(joined) if outcome(&joined) == (2, vec![])));
 }
 
@@ -86,22 +86,22 @@ fn a_stream_has_handled_an_event_when_it_asks_for_the_next_or_is_dropped() {
 fn who_joins_an_event_waits_for_no_subscriber_that_misses_it() {
     let bus = EventBus::new();
     assert!(
-        matches!(Task::new(bus.publish_and_join(OrderPlaced(0))).poll(), Poll::Ready(joined) if joined.heard() == 0)
+        matches!(TestTask::new(bus.publish_and_join(OrderPlaced(0))).poll(), Poll::Ready(joined) if joined.heard() == 0)
     );
     let (mut lags, falls_behind) = (bus.subscribe_with(1, Lag::Tell), bus.subscribe_with::<OrderPlaced>(1, Lag::Drop));
-    let mut joined = [1, 2].map(|id| Task::new(bus.publish_and_join(OrderPlaced(id))));
+    let mut joined = [1, 2].map(|id| TestTask::new(bus.publish_and_join(OrderPlaced(id))));
     assert!(joined[0].poll().is_pending());
     // The first subscriber misses the first event, and the second takes no other.
     assert!(joined[1].poll().is_pending());
     assert!(joined[0].poll().is_pending());
     drop(falls_behind);
     assert!(matches!(joined[0].poll(), Poll::Ready(joined) if joined.heard() == 2));
-    assert_eq!(Task::new(lags.next()).poll(), Poll::Ready(Some(Err(Lagged::Missed(1)))));
-    assert_eq!(Task::new(lags.next()).poll(), Poll::Ready(Some(Ok(OrderPlaced(2)))));
+    assert_eq!(TestTask::new(lags.next()).poll(), Poll::Ready(Some(Err(Lagged::Missed(1)))));
+    assert_eq!(TestTask::new(lags.next()).poll(), Poll::Ready(Some(Ok(OrderPlaced(2)))));
     assert!(joined[1].poll().is_pending());
     // The streams end after what waits, and the last one with its subscriber.
     bus.close();
-    assert_eq!(Task::new(lags.next()).poll(), Poll::Ready(None));
+    assert_eq!(TestTask::new(lags.next()).poll(), Poll::Ready(None));
     assert!(matches!(joined[1].poll(), Poll::Ready(joined) if joined.heard() == 1));
 }
 
@@ -111,17 +111,17 @@ fn who_joins_an_event_waits_for_room_first_and_has_told_nobody_when_dropped_befo
     let bus = EventBus::new();
     let mut events = bus.subscribe_with(1, Lag::Block);
     bus.publish(OrderPlaced(0));
-    let mut given_up = Task::new(bus.publish_and_join(OrderPlaced(1)));
+    let mut given_up = TestTask::new(bus.publish_and_join(OrderPlaced(1)));
     assert!(given_up.poll().is_pending());
     drop(given_up);
-    let mut joined = Task::new(bus.publish_and_join(OrderPlaced(2)));
+    let mut joined = TestTask::new(bus.publish_and_join(OrderPlaced(2)));
     assert!(joined.poll().is_pending());
-    assert_eq!(Task::new(events.next()).poll(), Poll::Ready(Some(Ok(OrderPlaced(0)))));
+    assert_eq!(TestTask::new(events.next()).poll(), Poll::Ready(Some(Ok(OrderPlaced(0)))));
     assert!(joined.poll().is_pending());
-    assert_eq!(Task::new(events.next()).poll(), Poll::Ready(Some(Ok(OrderPlaced(2)))));
+    assert_eq!(TestTask::new(events.next()).poll(), Poll::Ready(Some(Ok(OrderPlaced(2)))));
     // It is published: who joined it may leave, and changes nothing.
     drop(joined);
-    assert!(Task::new(events.next()).poll().is_pending());
+    assert!(TestTask::new(events.next()).poll().is_pending());
 }
 
 /// Shows: E4
@@ -130,7 +130,7 @@ async fn who_joins_an_event_waits_no_longer_for_a_handler_that_is_detached_or_wh
     let app = Scope::root("app");
     let guard = app.events().on(|_: OrderPlaced| async {});
     let bus = app.events();
-    let mut joined = Task::new(bus.publish_and_join(OrderPlaced(1)));
+    let mut joined = TestTask::new(bus.publish_and_join(OrderPlaced(1)));
     assert!(joined.poll().is_pending());
     // The handler was not called yet, and is detached.
     drop(guard);
@@ -163,8 +163,8 @@ fn the_waker_of_who_joins_an_event_disturbs_no_subscriber() {
     let waker = std::sync::Arc::new(Panics).into();
     let mut joined = std::pin::pin!(bus.publish_and_join(OrderPlaced(1)));
     assert!(joined.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending());
-    let took = catch_unwind(AssertUnwindSafe(|| Task::new(events.next()).poll())).unwrap();
+    let took = catch_unwind(AssertUnwindSafe(|| TestTask::new(events.next()).poll())).unwrap();
     assert_eq!(took, Poll::Ready(Some(Ok(OrderPlaced(1)))));
-    let asked = catch_unwind(AssertUnwindSafe(|| Task::new(events.next()).poll())).unwrap();
+    let asked = catch_unwind(AssertUnwindSafe(|| TestTask::new(events.next()).poll())).unwrap();
     assert!(asked.is_pending());
 }

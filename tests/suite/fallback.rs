@@ -19,14 +19,14 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
-    Class, Classify, Degraded, Error, Event, HttpStatus, Idempotent, Reason, Reject, Rejection, Site,
+    Class, Classify, Degraded, Error, HttpStatus, Idempotent, LayerEvent, LayerInfo, Reason, Reject, Rejection,
     body::ReplayBody,
     cache::CacheLayer,
     circuit_breaker::{CircuitBreakerLayer, State},
     concurrency_limit::ConcurrencyLimitLayer,
     fallback::{Failed, FallbackLayer, RejectionsOnly},
     replay::ReplayLayer,
-    testing::{Act, Entry, Script, Strict, Task},
+    testing::{Act, Entry, Script, Strict, TestTask},
     timeout::TimeoutLayer,
 };
 
@@ -72,12 +72,12 @@ fn own(outcome: Outcome) -> &'static str {
 struct Told(Arc<Mutex<Vec<String>>>);
 
 impl Told {
-    fn observer(&self) -> impl Fn(&Site, &Event<'_>) + use<> {
+    fn observer(&self) -> impl Fn(&LayerInfo, &LayerEvent<'_>) + use<> {
         let told = Arc::clone(&self.0);
-        move |site: &Site, event: &Event<'_>| {
+        move |info: &LayerInfo, event: &LayerEvent<'_>| {
             let said = match event {
-                Event::FellBack { reason } => format!("{} fell back: {reason}", site.layer()),
-                Event::FallbackFailed { reason, error } => format!("{} failed: {reason}, {error}", site.layer()),
+                LayerEvent::FellBack { reason } => format!("{} fell back: {reason}", info.layer()),
+                LayerEvent::FallbackFailed { reason, error } => format!("{} failed: {reason}, {error}", info.layer()),
                 other => format!("{other:?}"),
             };
             told.lock().unwrap().push(said);
@@ -268,7 +268,7 @@ async fn an_open_circuit_a_timeout_and_an_overload_lead_to_it() {
         .layer(fallback())
         .layer(ConcurrencyLimitLayer::new(1).max_waiting(0))
         .service(service_fn(|()| pending::<Outcome>()));
-    let mut first = Task::new(limit.clone().oneshot(()));
+    let mut first = TestTask::new(limit.clone().oneshot(()));
     assert!(first.poll().is_pending());
     assert_eq!(limit.oneshot(()).await.unwrap().0, "Overloaded { limit: 1 }");
 }
@@ -360,7 +360,7 @@ async fn a_slow_fallback_holds_up_nobody() {
         .layer(FallbackLayer::service(backup.service(|number: u64| number)))
         .layer(limit)
         .service(script.service(|number: u64| number));
-    let mut slow = Task::new(service.clone().oneshot(()));
+    let mut slow = TestTask::new(service.clone().oneshot(()));
     assert!(slow.poll().is_pending());
     assert_eq!((script.calls(), gate.in_flight()), (1, 0));
     assert_eq!(service.oneshot(()).await.unwrap(), 2);
@@ -376,7 +376,7 @@ async fn a_response_that_failed_is_dropped_before_the_fallback_runs() {
         .layer(FallbackLayer::future(|_: Failed<'_, _, _>| pending()).http())
         .layer(limit)
         .service(service_fn(|_: ()| ready(Ok::<_, Error<Broken>>(status(503, "a long story".into())))));
-    let mut call = Task::new(service.oneshot(()));
+    let mut call = TestTask::new(service.oneshot(()));
     assert!(call.poll().is_pending());
     assert_eq!(gate.in_flight(), 0);
 }
@@ -389,7 +389,7 @@ async fn dropping_the_call_drops_what_runs() {
     let layer = FallbackLayer::service(backup.service(|number| number));
     let service = ServiceBuilder::new().layer(layer).service(script.service(|number| number));
     for polls in 0..=3 {
-        let mut call = Task::new(service.clone().oneshot(()));
+        let mut call = TestTask::new(service.clone().oneshot(()));
         for _ in 0..polls {
             assert!(call.poll().is_pending());
         }
@@ -404,7 +404,7 @@ async fn dropping_the_call_drops_what_runs() {
 async fn a_function_that_panics_wedges_nothing() {
     let layer = FallbackLayer::new(|_: Failed<'_, _, _>| -> Answer { panic!("in the fallback") });
     let service = ServiceBuilder::new().layer(layer).service(primary());
-    let mut call = Task::new(service.clone().oneshot(""));
+    let mut call = TestTask::new(service.clone().oneshot(""));
     assert!(catch_unwind(AssertUnwindSafe(|| call.poll().is_ready())).is_err());
     assert_eq!(service.oneshot("hello").await.unwrap().0, "hello");
 }

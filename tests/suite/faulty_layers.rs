@@ -14,8 +14,8 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::{Layer, Service};
 use ziggurat::{
-    Error, Reason, Reject, Scope, Site,
-    testing::{Failure, Law, laws, laws_with_gauges},
+    Error, LayerInfo, Reason, Reject, Scope,
+    testing::{Law, ScriptedError, laws, laws_with_gauges},
 };
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -100,7 +100,7 @@ impl<S: Clone> Clone for Limit<S> {
 
 impl<S, Req> Service<Req> for Limit<S>
 where
-    S: Service<Req, Response: Send, Error = Error<Failure>, Future: Send> + Clone + Send + 'static,
+    S: Service<Req, Response: Send, Error = Error<ScriptedError>, Future: Send> + Clone + Send + 'static,
     Req: Send + 'static,
 {
     type Response = S::Response;
@@ -178,7 +178,7 @@ async fn acquire(fault: Fault, permits: Arc<Semaphore>) -> OwnedSemaphorePermit 
 
 async fn finish<R, F>(fault: Fault, state: Arc<State>, permit: Arc<OwnedSemaphorePermit>, response: F) -> F::Output
 where
-    F: Future<Output = Result<R, Error<Failure>>>,
+    F: Future<Output = Result<R, Error<ScriptedError>>>,
 {
     let _permit = permit;
     let mut response = pin!(response);
@@ -196,8 +196,8 @@ where
     }
 }
 
-fn refused<R>() -> Result<R, Error<Failure>> {
-    Error::reject(Site::new("limit").reject(Reason::Overloaded { limit: 1 }))
+fn refused<R>() -> Result<R, Error<ScriptedError>> {
+    Error::reject(LayerInfo::new("limit").reject(Reason::Overloaded { limit: 1 }))
 }
 
 /// Counts down when it is dropped.

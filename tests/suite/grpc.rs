@@ -30,11 +30,11 @@ use tonic_health::pb::{
 };
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
-    Error, Event, GrpcStatus, Rejection, Scope, Site,
-    answer::AnswerLayer,
+    Error, GrpcStatus, LayerEvent, LayerInfo, Rejection, Scope,
     circuit_breaker::{CircuitBreakerLayer, State},
-    concurrency_limit::{ConcurrencyLimitLayer, Gate},
+    concurrency_limit::{ConcurrencyLimitHandle, ConcurrencyLimitLayer},
     context::ContextLayer,
+    rejection_response::RejectionResponseLayer,
     replay::ReplayLayer,
     retry::{CopyIf, RetryLayer},
     timeout::TimeoutLayer,
@@ -136,7 +136,7 @@ macro_rules! whole_server {
     ($limit:expr, $timeout:expr) => {
         ServiceBuilder::new()
             .layer(ContextLayer::new(Scope::root("app").with(7_i32)))
-            .layer(AnswerLayer::grpc())
+            .layer(RejectionResponseLayer::grpc())
             .layer($limit.until_body_end())
             .layer(CircuitBreakerLayer::consecutive(100).classify(GrpcStatus))
             .layer(TimeoutLayer::new($timeout))
@@ -206,7 +206,7 @@ async fn a_server_that_is_full_answers_resource_exhausted_on_every_connection_an
 #[tokio::test]
 async fn a_server_whose_circuit_is_open_answers_unavailable_and_says_when_to_come_back() {
     let breaker = CircuitBreakerLayer::consecutive(2).classify(GrpcStatus).open_for(FAR);
-    let layers = ServiceBuilder::new().layer(AnswerLayer::grpc()).layer(breaker).into_inner();
+    let layers = ServiceBuilder::new().layer(RejectionResponseLayer::grpc()).layer(breaker).into_inner();
     let (door, failures) = (Door::default(), 2);
     let address = serve!(door, layers);
     // Its own answer, though the HTTP status is 200, counts as what it is.
@@ -334,8 +334,8 @@ async fn a_client_obeys_the_pushback_of_a_server_that_is_full() {
     let leave = Arc::clone(&door.leave);
     let retrying = ServiceBuilder::new()
         .layer(RetryLayer::new().classify(GrpcStatus).max_attempts(100).backoff(Duration::ZERO).observer(
-            move |_: &Site, event: &Event<'_>| {
-                if let Event::Retrying { delay, .. } = event {
+            move |_: &LayerInfo, event: &LayerEvent<'_>| {
+                if let LayerEvent::Retrying { delay, .. } = event {
                     assert!(*delay >= Duration::from_millis(1), "the server says when, and no backoff is shorter");
                     leave.notify_one();
                 }
@@ -350,7 +350,7 @@ async fn a_client_obeys_the_pushback_of_a_server_that_is_full() {
 }
 
 /// A stream of updates whose sender the test has, on a server that has one place.
-async fn watching() -> (SocketAddr, Gate, mpsc::UnboundedSender<Update>) {
+async fn watching() -> (SocketAddr, ConcurrencyLimitHandle, mpsc::UnboundedSender<Update>) {
     let (sender, receiver) = mpsc::unbounded_channel();
     let door = Door::default();
     *door.watched.lock().unwrap() = Some(receiver);
@@ -398,7 +398,7 @@ async fn a_server_that_gives_up_in_the_middle_of_a_stream_answers_deadline_excee
     let door = Door::default();
     *door.watched.lock().unwrap() = Some(receiver);
     let layers = ServiceBuilder::new()
-        .layer(AnswerLayer::grpc().until_body_end())
+        .layer(RejectionResponseLayer::grpc().until_body_end())
         .layer(TimeoutLayer::new(FAR).until_body_end().idle(SOON))
         .into_inner();
     let address = serve!(door, layers);

@@ -29,7 +29,7 @@ use ziggurat::{
     Error, HttpStatus, Reason, Reject, Rejection, Scope,
     cache::CacheLayer,
     circuit_breaker::CircuitBreakerLayer,
-    concurrency_limit::{ConcurrencyLimitLayer, Gate},
+    concurrency_limit::{ConcurrencyLimitHandle, ConcurrencyLimitLayer},
     context::ContextLayer,
     retry::RetryLayer,
     timeout::TimeoutLayer,
@@ -104,7 +104,7 @@ async fn a_router_answers_504_where_a_handler_hangs() {
 }
 
 /// A limit of one until the end of the body, over a router that streams what comes from the sender.
-async fn streaming() -> (SocketAddr, Gate, Frames) {
+async fn streaming() -> (SocketAddr, ConcurrencyLimitHandle, Frames) {
     let (sender, body) = streamed();
     let body = only(Body::new(body));
     let layer = ConcurrencyLimitLayer::new(1).max_waiting(0).until_body_end();

@@ -1,7 +1,6 @@
 //! One binary, a module for each subject.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails should say where")]
 
-mod answer;
 mod batch;
 mod blame;
 mod body;
@@ -22,11 +21,12 @@ mod fallback;
 mod faulty_layers;
 mod grpc;
 mod http;
-mod identity;
 mod observe;
 mod peers;
 mod propagate;
+mod rejection_response;
 mod replay;
+mod request_id;
 mod resource;
 mod retry;
 mod scope;

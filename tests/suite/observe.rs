@@ -12,9 +12,9 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use tokio::time::sleep;
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
-    Class, Error, Event, Outcome, Site,
+    Class, Error, LayerEvent, LayerInfo, Outcome,
     observe::ObserveLayer,
-    testing::{Act, Script, Task},
+    testing::{Act, Script, TestTask},
     timeout::TimeoutLayer,
 };
 
@@ -23,13 +23,13 @@ const SECOND: Duration = Duration::from_secs(1);
 /// What was told of calls: of each that has begun, `None`, and then how it ended.
 type Log = Arc<Mutex<Vec<Option<(Outcome, Option<&'static str>, Duration)>>>>;
 
-fn observer(log: &Log) -> impl Fn(&Site, &Event<'_>) + Send + Sync + use<> {
+fn observer(log: &Log) -> impl Fn(&LayerInfo, &LayerEvent<'_>) + Send + Sync + use<> {
     let log = Arc::clone(log);
-    move |site: &Site, event: &Event<'_>| {
-        assert_eq!((site.layer(), site.name()), ("observe", Some("orders")));
+    move |info: &LayerInfo, event: &LayerEvent<'_>| {
+        assert_eq!((info.layer(), info.name()), ("observe", Some("orders")));
         log.lock().unwrap().push(match *event {
-            Event::Started => None,
-            Event::Ended { outcome, reason, elapsed } => Some((outcome, reason, elapsed)),
+            LayerEvent::Started => None,
+            LayerEvent::Ended { outcome, reason, elapsed } => Some((outcome, reason, elapsed)),
             ref other => panic!("{other:?}"),
         });
     }
@@ -156,15 +156,15 @@ fn the_call_is_gone_when_its_end_is_told() {
     let gone = Arc::new(Mutex::new(Vec::new()));
     let (told, calls) = (Arc::clone(&gone), script.clone());
     let service = ServiceBuilder::new()
-        .layer(ObserveLayer::new().observer(move |_: &Site, event: &Event<'_>| {
-            if let Event::Ended { .. } = event {
+        .layer(ObserveLayer::new().observer(move |_: &LayerInfo, event: &LayerEvent<'_>| {
+            if let LayerEvent::Ended { .. } = event {
                 told.lock().unwrap().push(calls.in_flight());
             }
         }))
         .service(script.service(|n| n));
-    let mut call = Task::new(service.clone().oneshot(1));
+    let mut call = TestTask::new(service.clone().oneshot(1));
     assert!(call.poll().is_pending());
     drop(call);
-    assert!(Task::new(service.oneshot(1)).poll().is_ready());
+    assert!(TestTask::new(service.oneshot(1)).poll().is_ready());
     assert_eq!(*gone.lock().unwrap(), [0, 0]);
 }

@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
     Backoff, Deadline, Jitter, Scope,
-    headers::{Identity, TimeoutHeader},
+    headers::{RequestIds, TimeoutHeader},
     propagate::PropagateLayer,
     retry::RetryLayer,
     testing::Strict,
@@ -32,8 +32,8 @@ fn headers(of: &[Header]) -> HeaderMap {
     headers
 }
 
-fn identity(of: &[Header]) -> Identity {
-    Identity::read(&headers(of), REQUEST_ID)
+fn ids(of: &[Header]) -> RequestIds {
+    RequestIds::read(&headers(of), REQUEST_ID)
 }
 
 fn request(of: &[Header]) -> Request<String> {
@@ -61,7 +61,7 @@ async fn sent_within(left: Duration, header: &TimeoutHeader, of: &[Header]) -> H
 /// Shows: X6
 #[tokio::test]
 async fn the_identity_of_the_request_that_is_served_is_passed_on() {
-    let served = identity(&[("x-request-id", "order-17"), ("traceparent", TRACE), ("tracestate", "congo=t61")]);
+    let served = ids(&[("x-request-id", "order-17"), ("traceparent", TRACE), ("tracestate", "congo=t61")]);
     let of_request = Scope::root("app").child("request").with(served);
     // A scope that the client's own stack has opened lies within that of the request.
     for scope in [of_request.clone(), of_request.child("call")] {
@@ -83,9 +83,9 @@ async fn without_an_identity_nothing_is_added() {
 /// A proxy forwards the request that it got, extensions and all.
 #[tokio::test]
 async fn the_identity_in_the_request_comes_before_that_of_the_scope() {
-    let scope = Scope::root("request").with(identity(&[("x-request-id", "of-the-scope"), ("traceparent", OTHER)]));
+    let scope = Scope::root("request").with(ids(&[("x-request-id", "of-the-scope"), ("traceparent", OTHER)]));
     let mut request = request(&[]);
-    request.extensions_mut().insert(identity(&[("x-request-id", "of-the-request")]));
+    request.extensions_mut().insert(ids(&[("x-request-id", "of-the-request")]));
     let sent = scope.within(sent(&PropagateLayer::new(), request)).await;
     assert_eq!(sent, headers(&[("x-request-id", "of-the-request")]));
 }
@@ -93,7 +93,7 @@ async fn the_identity_in_the_request_comes_before_that_of_the_scope() {
 /// A span of a tracing client is the parent of the call, and not the span that called this server.
 #[tokio::test]
 async fn what_the_request_says_already_stays() {
-    let scope = Scope::root("request").with(identity(&[
+    let scope = Scope::root("request").with(ids(&[
         ("x-request-id", "order-17"),
         ("traceparent", TRACE),
         ("tracestate", "congo=t61"),
@@ -109,7 +109,7 @@ async fn what_the_request_says_already_stays() {
 #[tokio::test]
 async fn an_id_is_passed_on_under_the_name_that_it_came_by() {
     let name = HeaderName::from_static("x-correlation-id");
-    let scope = Scope::root("request").with(Identity::read(&headers(&[("x-correlation-id", "c1")]), name));
+    let scope = Scope::root("request").with(RequestIds::read(&headers(&[("x-correlation-id", "c1")]), name));
     let sent = scope.within(sent(&PropagateLayer::new(), request(&[]))).await;
     assert_eq!(sent, headers(&[("x-correlation-id", "c1")]));
 }

@@ -32,7 +32,7 @@ use tokio::{
 };
 use tower::{Layer, ServiceBuilder, ServiceExt};
 use ziggurat::{
-    Error, Event, Idempotent, Site,
+    Error, Idempotent, LayerEvent, LayerInfo,
     body::{CopyBody, ReplayBody},
     fallback::FallbackLayer,
     replay::ReplayLayer,
@@ -85,14 +85,14 @@ struct Told(Arc<Mutex<Vec<String>>>);
 impl Told {
     fn observer(&self) -> impl ziggurat::Observer {
         let told = Arc::clone(&self.0);
-        move |site: &Site, event: &Event<'_>| {
+        move |info: &LayerInfo, event: &LayerEvent<'_>| {
             let words = match event {
-                Event::NotRepeatable { reason } => format!("not repeatable: {reason}"),
-                Event::Retrying { attempt, .. } => format!("retrying after {attempt}"),
-                Event::GaveUp { reason, .. } => format!("gave up: {reason}"),
+                LayerEvent::NotRepeatable { reason } => format!("not repeatable: {reason}"),
+                LayerEvent::Retrying { attempt, .. } => format!("retrying after {attempt}"),
+                LayerEvent::GaveUp { reason, .. } => format!("gave up: {reason}"),
                 other => panic!("{other:?}"),
             };
-            told.lock().unwrap().push(format!("{}: {words}", site.layer()));
+            told.lock().unwrap().push(format!("{}: {words}", info.layer()));
         }
     }
 

@@ -14,11 +14,11 @@ use http_body::Body;
 use tokio::time::{Instant, sleep};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
-    Backoff, Class, Error, Event, HttpStatus, Jitter, Reason, Reject, Site,
+    Backoff, Class, Error, HttpStatus, Jitter, LayerEvent, LayerInfo, Reason, Reject,
     circuit_breaker::CircuitBreakerLayer,
     concurrency_limit::ConcurrencyLimitLayer,
     retry::{Budget, RetryLayer, Wait},
-    testing::{Strict, Task},
+    testing::{Strict, TestTask},
     timeout::TimeoutLayer,
 };
 
@@ -253,7 +253,7 @@ async fn a_post_that_a_layer_did_not_let_through_is_sent_again() {
         let counted = Arc::clone(&called);
         let service = ServiceBuilder::new().layer(RetryLayer::http()).service(service_fn(move |_: Request<()>| {
             counted.fetch_add(1, Ordering::SeqCst);
-            let rejection = Site::new("pool").reject(reason.clone());
+            let rejection = LayerInfo::new("pool").reject(reason.clone());
             std::future::ready(<Failed as Reject<Response<String>>>::reject(rejection))
         }));
         assert!(service.oneshot(Request::post("/").body(()).unwrap()).await.is_err());
@@ -350,16 +350,19 @@ async fn a_total_around_a_retry_covers_the_wait_for_readiness() {
 async fn each_attempt_is_told_and_knows_its_number() {
     let log = Arc::new(Mutex::new(Vec::new()));
     let heard = Arc::clone(&log);
-    let layer = RetryLayer::new().backoff(SECOND).named("orders").observer(move |site: &Site, event: &Event<'_>| {
-        assert_eq!((site.layer(), site.name()), ("retry", Some("orders")));
-        heard.lock().unwrap().push(match event {
-            Event::Retrying { attempt, delay, cause } => {
-                format!("attempt {attempt} failed ({cause}), next in {delay:?}")
-            }
-            Event::GaveUp { attempt, reason, cause } => format!("attempt {attempt} failed ({cause}), no more {reason}"),
-            _ => panic!("{event:?}"),
+    let layer =
+        RetryLayer::new().backoff(SECOND).named("orders").observer(move |info: &LayerInfo, event: &LayerEvent<'_>| {
+            assert_eq!((info.layer(), info.name()), ("retry", Some("orders")));
+            heard.lock().unwrap().push(match event {
+                LayerEvent::Retrying { attempt, delay, cause } => {
+                    format!("attempt {attempt} failed ({cause}), next in {delay:?}")
+                }
+                LayerEvent::GaveUp { attempt, reason, cause } => {
+                    format!("attempt {attempt} failed ({cause}), no more {reason}")
+                }
+                _ => panic!("{event:?}"),
+            });
         });
-    });
     let called = Arc::clone(&log);
     let service = ServiceBuilder::new().layer(layer).service(service_fn(move |()| {
         let number = ziggurat::attempt();
@@ -389,15 +392,17 @@ async fn each_attempt_is_told_and_knows_its_number() {
 type Told = Arc<Mutex<Vec<String>>>;
 
 /// Notes the events of a retry, in words.
-fn telling() -> (Told, impl Fn(&Site, &Event<'_>) + Send + Sync + Clone) {
+fn telling() -> (Told, impl Fn(&LayerInfo, &LayerEvent<'_>) + Send + Sync + Clone) {
     let told = Told::default();
     let notes = Arc::clone(&told);
-    let observer = move |_: &Site, event: &Event<'_>| {
+    let observer = move |_: &LayerInfo, event: &LayerEvent<'_>| {
         notes.lock().unwrap().push(match event {
-            Event::Retrying { attempt, cause, .. } => format!("retrying after attempt {attempt} ({cause})"),
-            Event::Recovered { attempt } => format!("recovered in attempt {attempt}"),
-            Event::GaveUp { attempt, reason, cause } => format!("gave up after attempt {attempt}: {reason} ({cause})"),
-            Event::NotRetried { attempt, reason, cause } => {
+            LayerEvent::Retrying { attempt, cause, .. } => format!("retrying after attempt {attempt} ({cause})"),
+            LayerEvent::Recovered { attempt } => format!("recovered in attempt {attempt}"),
+            LayerEvent::GaveUp { attempt, reason, cause } => {
+                format!("gave up after attempt {attempt}: {reason} ({cause})")
+            }
+            LayerEvent::NotRetried { attempt, reason, cause } => {
                 format!("attempt {attempt} not retried: {reason} ({cause})")
             }
             _ => panic!("{event:?}"),
@@ -455,7 +460,7 @@ async fn an_event_says_why_an_attempt_failed_and_that_a_later_one_succeeded() {
         .layer(RetryLayer::new().observer(observer))
         .layer(ConcurrencyLimitLayer::new(1).max_waiting(0))
         .service(service_fn(|()| std::future::pending::<Result<(), Failed>>()));
-    let mut first = Task::new(limited.clone().oneshot(()));
+    let mut first = TestTask::new(limited.clone().oneshot(()));
     assert!(first.poll().is_pending());
     assert!(limited.oneshot(()).await.is_err());
     assert_eq!(*told.lock().unwrap(), ["attempt 1 not retried: ignored (overloaded)"]);
@@ -670,7 +675,7 @@ async fn dropped_during_the_pause_it_starts_no_other_attempt_and_gives_back_its_
     let layer = RetryLayer::new().max_attempts(2).backoff(SECOND).budget(Budget::new(0.0).min_per_second(1));
     let service = ServiceBuilder::new().layer(layer).service(counting(&calls, failing));
     for number in 1..=100 {
-        let mut response = Task::new(service.clone().oneshot(""));
+        let mut response = TestTask::new(service.clone().oneshot(""));
         assert!(response.poll().is_pending());
         drop(response);
         assert_eq!(calls.load(Ordering::SeqCst), number);
@@ -698,7 +703,7 @@ async fn nothing_of_a_failed_attempt_is_held_during_the_pause() {
         async move { Ok::<_, Failed>(held) }
     }));
     let before = Arc::strong_count(&held);
-    let mut response = Task::new(service.oneshot(()));
+    let mut response = TestTask::new(service.oneshot(()));
     assert!(response.poll().is_pending());
     // Only the service's clone in the response future is left beside the first.
     assert_eq!(Arc::strong_count(&held), before);
@@ -749,8 +754,8 @@ async fn a_request_that_cannot_be_copied_is_sent_once() {
     let counted = Arc::clone(&calls);
     let given_up = Arc::new(Mutex::new(None));
     let heard = Arc::clone(&given_up);
-    let layer = RetryLayer::new().copy(|_: &OnlyOnce| None).observer(move |_: &Site, event: &Event<'_>| {
-        if let Event::GaveUp { reason, .. } = event {
+    let layer = RetryLayer::new().copy(|_: &OnlyOnce| None).observer(move |_: &LayerInfo, event: &LayerEvent<'_>| {
+        if let LayerEvent::GaveUp { reason, .. } = event {
             *heard.lock().unwrap() = Some(*reason);
         }
     });
@@ -795,7 +800,7 @@ async fn endless_attempts_without_a_pause_leave_others_their_turn() {
 async fn the_longest_wait_is_a_wait() {
     let layer = RetryLayer::new().backoff(Duration::MAX);
     let service = ServiceBuilder::new().layer(layer).service(counting(&Arc::default(), failing));
-    let mut response = Task::new(service.oneshot(""));
+    let mut response = TestTask::new(service.oneshot(""));
     assert!(response.poll().is_pending());
     assert!(response.poll().is_pending());
 }
@@ -847,7 +852,8 @@ async fn a_retry_that_waits_for_readiness_and_is_dropped_goes_back_into_the_budg
     }
     let layer = RetryLayer::new().backoff(SECOND).budget(Budget::new(0.0).min_per_second(1));
     for _ in 0..100 {
-        let mut call = Task::new(ServiceBuilder::new().layer(layer.clone()).service(ReadyOnce::default()).oneshot(()));
+        let mut call =
+            TestTask::new(ServiceBuilder::new().layer(layer.clone()).service(ReadyOnce::default()).oneshot(()));
         assert!(call.poll().is_pending());
         tokio::time::advance(SECOND).await;
         // The pause is over; the service is not ready.

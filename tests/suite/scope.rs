@@ -9,7 +9,7 @@ use std::{
 };
 
 use tokio::{sync::oneshot, task::LocalSet};
-use ziggurat::{Scope, testing::Task};
+use ziggurat::{Scope, testing::TestTask};
 
 #[derive(Debug, PartialEq, Default)]
 struct Setting(u32);
@@ -184,7 +184,7 @@ fn it_is_current_while_its_future_is_dropped() {
     let drops = Arc::new(AtomicUsize::new(0));
     for polls in 0..2 {
         let dropped = Dropped(Arc::clone(&drops));
-        let mut future = Task::new(Scope::root("app").within(async move {
+        let mut future = TestTask::new(Scope::root("app").within(async move {
             let _dropped = dropped;
             std::future::pending::<()>().await;
         }));

@@ -13,7 +13,7 @@ use std::{
 use tokio::time::{Instant, sleep};
 use ziggurat::{
     Scope,
-    scope::{Disposable, FaultKind},
+    scope::{Disposable, ScopeFailureKind},
 };
 
 use crate::scope_disposables::{Log, Value, quick, slow, stuck};
@@ -220,7 +220,7 @@ async fn a_tear_down_that_awaits_its_own_closing_gets_an_error_at_once() {
             let scope = Scope::current().unwrap();
             tear_down.note(scope.close().await.unwrap_err());
             let error = scope.parent().unwrap().close().await.unwrap_err();
-            assert!(matches!(error.faults()[0].kind(), FaultKind::AwaitsItself));
+            assert!(matches!(error.faults()[0].kind(), ScopeFailureKind::AwaitsItself));
         },
     ));
     let child = child.open().await.unwrap();
@@ -258,7 +258,7 @@ async fn a_scope_that_is_closed_while_it_is_set_up_is_undone_and_not_opened() {
         async |_: Arc<Value>| {},
     ));
     let error = opening.open().await.unwrap_err();
-    assert!(matches!(error.faults()[0].kind(), FaultKind::Closed), "{error}");
+    assert!(matches!(error.faults()[0].kind(), ScopeFailureKind::Closed), "{error}");
     assert_eq!(log.take(), ["up a in app", "down a in app"]);
 }
 
@@ -268,7 +268,7 @@ async fn an_opening_that_nobody_polls_does_not_hold_up_a_closing() {
     let log = Log::default();
     let app = Scope::root("app");
     let opening = app.clone().disposable(quick("a", &log)).disposable(slow("b", 60 * SECOND, &log));
-    let mut opening = ziggurat::testing::Task::new(opening.open());
+    let mut opening = ziggurat::testing::TestTask::new(opening.open());
     assert!(opening.poll().is_pending());
     sleep(SECOND).await;
     app.close().await.unwrap();
@@ -366,7 +366,7 @@ fn when_the_runtime_is_gone_a_closing_says_so() {
     let app = runtime.block_on(Scope::root("app").disposable(holds).open()).unwrap();
     let child = runtime.block_on(app.child("child").disposable(quick("c", &log)).open()).unwrap();
     drop(runtime);
-    let mut closing = ziggurat::testing::Task::new(app.close());
+    let mut closing = ziggurat::testing::TestTask::new(app.close());
     let std::task::Poll::Ready(closed) = closing.poll() else { panic!("it hangs") };
     let error = closed.unwrap_err();
     let lost = |scope| {
@@ -388,15 +388,15 @@ fn a_closing_that_is_cut_off_by_the_end_of_its_runtime_says_so() {
     let log = Log::default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     let app = runtime.block_on(Scope::root("app").disposable(slow_down("a", &log)).open()).unwrap();
-    let mut closing = ziggurat::testing::Task::new(app.close());
+    let mut closing = ziggurat::testing::TestTask::new(app.close());
     runtime.block_on(async {
         assert!(closing.poll().is_pending());
         sleep(SECOND / 2).await;
     });
     drop(runtime);
     let std::task::Poll::Ready(Err(error)) = closing.poll() else { panic!("it hangs") };
-    assert!(matches!(error.faults()[0].kind(), FaultKind::NoRuntime), "{error}");
-    assert!(matches!(error.faults()[1].kind(), FaultKind::NotTornDown { .. }), "{error}");
+    assert!(matches!(error.faults()[0].kind(), ScopeFailureKind::NoRuntime), "{error}");
+    assert!(matches!(error.faults()[1].kind(), ScopeFailureKind::NotTornDown { .. }), "{error}");
 }
 
 /// Each of two tear-downs awaits the closing of the other's scope: the grace period of their own ends the wait.
@@ -441,8 +441,8 @@ async fn tear_downs_of_two_scopes_that_await_each_other_end_with_their_grace_per
 fn a_scope_that_owns_nothing_is_closed_without_a_runtime() {
     let app = Scope::root("app");
     let cancelled = app.child("child").cancelled();
-    assert!(ziggurat::testing::Task::new(app.close()).poll().is_ready());
-    assert!(ziggurat::testing::Task::new(cancelled).poll().is_ready());
+    assert!(ziggurat::testing::TestTask::new(app.close()).poll().is_ready());
+    assert!(ziggurat::testing::TestTask::new(cancelled).poll().is_ready());
 }
 
 /// Bad input: wakers are code of others.
@@ -464,12 +464,12 @@ async fn a_waker_that_panics_keeps_neither_the_scope_from_closing_nor_others_fro
     log.take();
     // Behind it: others that wait, here and within, for the beginning and for the end.
     let child = app.child("child");
-    let mut told = [app.cancelled(), child.cancelled(), app.cancelled()].map(ziggurat::testing::Task::new);
+    let mut told = [app.cancelled(), child.cancelled(), app.cancelled()].map(ziggurat::testing::TestTask::new);
     assert!(told.iter_mut().all(|told| told.poll().is_pending()));
     let mut closing = pin!(app.close());
     assert!(closing.as_mut().poll(&mut Context::from_waker(&bang)).is_pending());
     assert!(told.iter_mut().all(|told| told.times_woken() == 1 && told.poll().is_ready()));
-    let mut others = [app.close(), app.close()].map(ziggurat::testing::Task::new);
+    let mut others = [app.close(), app.close()].map(ziggurat::testing::TestTask::new);
     assert!(others.iter_mut().all(|closing| closing.poll().is_pending()));
     while !others.iter().any(|closing| closing.times_woken() > 0) {
         tokio::task::yield_now().await;

@@ -10,7 +10,7 @@ use std::{
 use tokio::time::{Instant, sleep};
 use ziggurat::{
     Scope,
-    scope::{Disposable, FaultKind, Panic, RunError, ScopeError},
+    scope::{Disposable, Panic, RunError, ScopeError, ScopeFailureKind},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -183,7 +183,7 @@ async fn a_half_made_scope_does_not_leak_exactly_what_was_set_up_is_undone() {
     assert_eq!(error.scope(), "app");
     assert_eq!(error.to_string(), "the scope `app` could not set up `suite::scope_disposables::Value`: refused");
     assert_eq!(error.source().unwrap().downcast_ref::<io::Error>().unwrap().to_string(), "refused");
-    assert!(matches!(error.faults()[0].kind(), FaultKind::SetUp { .. }));
+    assert!(matches!(error.faults()[0].kind(), ScopeFailureKind::SetUp { .. }));
 }
 
 /// Shows: X4
@@ -331,7 +331,7 @@ async fn a_body_runs_in_its_scope_which_is_closed_afterwards() {
     assert_eq!(log.take(), ["up a in app", "body", "down a in app"]);
     // Now it is closed, and cannot run anything more.
     let error = scope.run(async |_: Scope| unreachable!("it is closed")).await.unwrap_err();
-    assert!(matches!(error.faults()[0].kind(), FaultKind::Closed));
+    assert!(matches!(error.faults()[0].kind(), ScopeFailureKind::Closed));
 }
 
 /// Shows: X4
@@ -377,13 +377,13 @@ async fn in_a_closed_scope_nothing_is_set_up() {
 #[test]
 fn outside_of_a_runtime_nothing_is_set_up() {
     let log = Log::default();
-    let mut opening = ziggurat::testing::Task::new(Scope::root("app").disposable(quick("a", &log)).open());
+    let mut opening = ziggurat::testing::TestTask::new(Scope::root("app").disposable(quick("a", &log)).open());
     let std::task::Poll::Ready(opened) = opening.poll() else { panic!("it hangs") };
     assert_eq!(opened.unwrap_err().to_string(), "the scope `app` has no tokio runtime to open or close in");
     assert!(log.take().is_empty());
     // Without anything to set up none is needed.
     let opening = Scope::root("app").disposables([]).disposables(Vec::new());
-    let std::task::Poll::Ready(opened) = ziggurat::testing::Task::new(opening.open()).poll() else {
+    let std::task::Poll::Ready(opened) = ziggurat::testing::TestTask::new(opening.open()).poll() else {
         panic!("it hangs")
     };
     assert_eq!(opened.unwrap().name(), "app");

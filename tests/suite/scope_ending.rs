@@ -9,7 +9,7 @@ use ziggurat::{
     Scope,
     context::ContextLayer,
     scope::{Disposable, Ending},
-    testing::Task,
+    testing::TestTask,
 };
 
 use crate::scope_disposables::Log;
@@ -54,7 +54,7 @@ async fn a_tear_down_learns_that_the_work_was_cut_off() {
     // A scope around is closed, whatever becomes of the body.
     let app = Scope::root("app");
     let mut run =
-        Task::new(app.child("order").disposable(transaction(&log)).run(async |_: Scope| pending::<()>().await));
+        TestTask::new(app.child("order").disposable(transaction(&log)).run(async |_: Scope| pending::<()>().await));
     assert!(run.poll().is_pending());
     tokio::task::yield_now().await;
     assert!(run.poll().is_pending());
@@ -108,7 +108,7 @@ async fn a_tear_down_in_the_scope_of_a_request_learns_how_the_call_ended() {
     };
     assert!(call(Some(Ok(()))).await.is_ok());
     assert!(call(Some(Err("broken"))).await.is_err());
-    let mut dropped = Task::new(call(None));
+    let mut dropped = TestTask::new(call(None));
     for _ in 0..10 {
         assert!(dropped.poll().is_pending());
         tokio::task::yield_now().await;

@@ -13,7 +13,7 @@ use std::{
 };
 
 use tokio::{runtime::Builder, sync::Semaphore};
-use ziggurat::{Scope, scope::Disposable, testing::Task};
+use ziggurat::{Scope, scope::Disposable, testing::TestTask};
 
 const DEPTH: usize = 10_000;
 
@@ -85,9 +85,9 @@ fn nested_scopes_end_one_after_the_other_where_no_runtime_is_left() {
         let (app, innermost) = nested(DEPTH);
         let innermost = runtime.block_on(innermost.disposable(held()).open()).unwrap();
         drop(runtime);
-        let Poll::Ready(closed) = Task::new(app.close()).poll() else { panic!("it hangs") };
+        let Poll::Ready(closed) = TestTask::new(app.close()).poll() else { panic!("it hangs") };
         assert!(closed.is_err());
-        let Poll::Ready(closed) = Task::new(innermost.close()).poll() else { panic!("it hangs") };
+        let Poll::Ready(closed) = TestTask::new(innermost.close()).poll() else { panic!("it hangs") };
         assert_eq!(closed.unwrap_err().faults().len(), 2);
     });
 }

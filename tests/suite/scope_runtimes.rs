@@ -11,7 +11,7 @@ use std::{
 use tokio::runtime::{Builder, Handle, Id, Runtime};
 use ziggurat::{
     Scope,
-    scope::{Disposable, Ending, FaultKind, TaskError},
+    scope::{Disposable, Ending, ScopeFailureKind, TaskError},
 };
 
 struct Connection;
@@ -100,16 +100,16 @@ fn a_tear_down_that_no_runtime_is_left_for_is_named() {
     let app = home.block_on(Scope::root("app").disposable(connection(told)).open()).unwrap();
     drop(home);
     let error = idle_without_it(app);
-    let kinds: Vec<_> = error.faults().iter().map(ziggurat::scope::Fault::kind).collect();
+    let kinds: Vec<_> = error.faults().iter().map(ziggurat::scope::ScopeFailure::kind).collect();
     assert!(
-        matches!(kinds[..], [FaultKind::NoRuntime, FaultKind::NotTornDown { type_name }] if type_name.ends_with("Connection")),
+        matches!(kinds[..], [ScopeFailureKind::NoRuntime, ScopeFailureKind::NotTornDown { type_name }] if type_name.ends_with("Connection")),
         "{error}"
     );
     assert!(tells.recv().is_err());
 }
 
 fn idle_without_it(app: Scope) -> ziggurat::scope::ScopeError {
-    let Poll::Ready(closed) = ziggurat::testing::Task::new(app.close()).poll() else { panic!("it hangs") };
+    let Poll::Ready(closed) = ziggurat::testing::TestTask::new(app.close()).poll() else { panic!("it hangs") };
     closed.unwrap_err()
 }
 

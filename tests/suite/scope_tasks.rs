@@ -242,10 +242,10 @@ async fn in_a_closed_scope_a_task_is_refused() {
 #[test]
 fn outside_of_a_runtime_a_task_is_refused() {
     let app = Scope::root("app");
-    let mut task = testing::Task::new(app.spawn(async {}));
+    let mut task = testing::TestTask::new(app.spawn(async {}));
     let Poll::Ready(Err(error)) = task.poll() else { panic!("it was started") };
     assert_eq!(error.to_string(), "the task was not started: the scope `app` has no tokio runtime to start it on");
-    assert!(testing::Task::new(app.close()).poll().is_ready());
+    assert!(testing::TestTask::new(app.close()).poll().is_ready());
 }
 
 /// A scope remembers where its tasks run.
@@ -301,7 +301,7 @@ async fn what_waits_for_the_end_of_a_scope_is_told_wherever_it_is_closed() {
     child.close().await.unwrap();
     assert!(child.is_cancelled() && !app.is_cancelled());
     child.cancelled().await;
-    assert!(testing::Task::new(app.cancelled()).poll().is_pending());
+    assert!(testing::TestTask::new(app.cancelled()).poll().is_pending());
 
     // To wait does not keep it.
     let dropped = Scope::root("app");

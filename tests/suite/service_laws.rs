@@ -12,7 +12,6 @@ use tokio::sync::Semaphore;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
     Error, HttpStatus, Rejection, Scope,
-    answer::AnswerLayer,
     batch::BatchLayer,
     cache::CacheLayer,
     chaos::{ChaosLayer, Fault, Schedule},
@@ -21,14 +20,15 @@ use ziggurat::{
     context::ContextLayer,
     fallback::{Backup, Failed, FallbackLayer},
     headers::TimeoutHeader,
-    identity::IdentityLayer,
     observe::ObserveLayer,
     propagate::PropagateLayer,
+    rejection_response::RejectionResponseLayer,
     replay::ReplayLayer,
+    request_id::RequestIdLayer,
     resource::{Acquire, ResourceLayer},
     retry::{Budget, RetryLayer},
     stack::{ClientSettings, ClientStack, ServerSettings, ServerStack},
-    testing::{Act, Law, Script, Scripted, Task, laws, laws_with_gauges},
+    testing::{Act, Law, Script, Scripted, TestTask, laws, laws_with_gauges},
     timeout::TimeoutLayer,
     upload::UploadLayer,
 };
@@ -115,10 +115,10 @@ these_keep_to_the_laws! {
     batch_of_what_comes_by_now: laws(|| batched(BatchLayer::new(10, Duration::ZERO))).over(|n| n, |n| n, |answer: &u64| *answer).except(Law::Wakes);
     batch_that_waits: laws(|| batched(BatchLayer::new(2, SECOND))).over(|n| n, |n| n, |answer: &u64| *answer).except(Law::Wakes);
     batch_of_all_scopes: laws(|| batched(BatchLayer::new(2, SECOND).by(|_: &u64| ()))).over(|n| n, |n| n, |answer: &u64| *answer).except(Law::Wakes);
-    answer_with_a_problem: laws(AnswerLayer::problem_json);
-    answer_with_a_grpc_status: laws(AnswerLayer::grpc);
-    answer_with_a_grpc_status_until_the_body_ends: laws(|| AnswerLayer::grpc().until_body_end());
-    answer_with_a_function: laws(|| AnswerLayer::new(|rejection: &Rejection, request: &Parts| {
+    answer_with_a_problem: laws(RejectionResponseLayer::problem_json);
+    answer_with_a_grpc_status: laws(RejectionResponseLayer::grpc);
+    answer_with_a_grpc_status_until_the_body_ends: laws(|| RejectionResponseLayer::grpc().until_body_end());
+    answer_with_a_function: laws(|| RejectionResponseLayer::new(|rejection: &Rejection, request: &Parts| {
         Response::new(format!("{}: {rejection}", request.uri))
     }));
     observe: laws(ObserveLayer::http);
@@ -143,9 +143,9 @@ these_keep_to_the_laws! {
     /// Shows: X7
     context: laws(|| ContextLayer::new(around()).state(|req: &Request<String>| req.uri().clone()));
     context_without_http: laws(|| ContextLayer::ambient(around())).over(|n| n, |n| n, |answer: &u64| *answer);
-    identity: laws(IdentityLayer::new);
+    identity: laws(RequestIdLayer::new);
     /// Shows: X8
-    identity_in_a_scope: laws(|| (ContextLayer::new(around()), IdentityLayer::new()));
+    identity_in_a_scope: laws(|| (ContextLayer::new(around()), RequestIdLayer::new()));
     upload: laws(|| UploadLayer::new(SECOND));
     upload_around_a_limit: laws(|| (UploadLayer::new(SECOND), TimeoutLayer::new(MINUTE)));
     propagate: laws(PropagateLayer::new);
@@ -197,7 +197,7 @@ fn the_call_is_gone_before_its_answer_is_handed_out() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let _entered = runtime.enter();
         let before = Arc::strong_count(held);
-        let mut call = Task::new(service.oneshot(()));
+        let mut call = TestTask::new(service.oneshot(()));
         assert!(call.poll().is_ready(), "{name}");
         assert_eq!(Arc::strong_count(held), before - 1, "{name} holds the call that it answered");
     }
@@ -310,9 +310,9 @@ fn key(request: &Request<String>) -> Option<Uri> {
     Some(request.uri().clone())
 }
 
-type Cache = CacheLayer<Uri, Response<String>, fn(&Request<String>) -> Option<Uri>>;
+type Caching = CacheLayer<Uri, Response<String>, fn(&Request<String>) -> Option<Uri>>;
 
-fn cached() -> Cache {
+fn cached() -> Caching {
     CacheLayer::new(10, MINUTE, key)
 }
 

@@ -34,7 +34,7 @@ use ziggurat::{
     retry::RetryLayer,
     stack::{ClientSettings, ClientStack, ServerSettings, ServerStack},
     stream::StreamExt as _,
-    testing::Task,
+    testing::TestTask,
     timeout::TimeoutLayer,
     upload::{UploadBody, UploadLayer},
 };
@@ -143,7 +143,7 @@ async fn settled() {
 /// It ends in the first poll after its limit, and not before; also if its task has no budget left when it is polled.
 async fn ends_at<F: Future<Output = bool>>(name: &str, limit: Duration, make: impl Fn() -> F) {
     async fn check(name: &str, limit: Duration, future: impl Future<Output = bool>) {
-        let mut future = Task::new(future);
+        let mut future = TestTask::new(future);
         assert!(future.poll().is_pending(), "{name} ended at once");
         for pause in [limit - MILLI, MILLI] {
             settled().await;

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
-use ziggurat::{Deadline, Error, Event, Reason, Scope, Site, testing::Task, timeout::TimeoutLayer};
+use ziggurat::{Deadline, Error, LayerEvent, LayerInfo, Reason, Scope, testing::TestTask, timeout::TimeoutLayer};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -265,7 +265,7 @@ async fn dropping_the_response_future_drops_the_call() {
             std::future::pending::<Result<(), Error<()>>>().await
         },
     ));
-    let mut response = Task::new(service.oneshot(Arc::clone(&running)));
+    let mut response = TestTask::new(service.oneshot(Arc::clone(&running)));
     assert!(response.poll().is_pending());
     assert!(running.load(Ordering::SeqCst));
     drop(response);
@@ -278,7 +278,7 @@ async fn a_panic_inside_leaves_nothing_behind() {
     let service = ServiceBuilder::new()
         .layer(TimeoutLayer::new(SECOND))
         .service(service_fn(|()| async { if true { panic!("inside") } else { Ok::<(), Error<()>>(()) } }));
-    let mut response = Task::new(service.oneshot(()));
+    let mut response = TestTask::new(service.oneshot(()));
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| response.poll()));
     assert!(panicked.is_err());
     drop(response);
@@ -290,9 +290,9 @@ async fn an_observer_hears_of_it_with_the_layers_name() {
     let heard = Arc::new(AtomicUsize::new(0));
     let observer = {
         let heard = Arc::clone(&heard);
-        move |site: &Site, event: &Event<'_>| {
-            assert_eq!((site.layer(), site.name()), ("timeout", Some("attempt")));
-            assert!(matches!(event, Event::Rejected(rejection) if rejection.name() == Some("attempt")));
+        move |info: &LayerInfo, event: &LayerEvent<'_>| {
+            assert_eq!((info.layer(), info.name()), ("timeout", Some("attempt")));
+            assert!(matches!(event, LayerEvent::Rejected(rejection) if rejection.name() == Some("attempt")));
             heard.fetch_add(1, Ordering::SeqCst);
         }
     };
@@ -367,11 +367,11 @@ async fn the_deadline_is_in_place_while_the_call_is_dropped_from_outside() {
     let limited = ServiceBuilder::new().layer(TimeoutLayer::new(SECOND)).service(service);
     let answers = Arc::new(Mutex::new(Vec::new()));
     for late in [Duration::ZERO, 2 * SECOND] {
-        let mut call = Task::new(limited.clone().oneshot(Asks(Arc::clone(&answers))));
+        let mut call = TestTask::new(limited.clone().oneshot(Asks(Arc::clone(&answers))));
         assert!(call.poll().is_pending());
         tokio::time::advance(late).await;
         drop(call);
-        let mut call = Task::new(Deadline::after(SECOND).within(service.oneshot(Asks(Arc::clone(&answers)))));
+        let mut call = TestTask::new(Deadline::after(SECOND).within(service.oneshot(Asks(Arc::clone(&answers)))));
         assert!(call.poll().is_pending());
         tokio::time::advance(late).await;
         drop(call);
@@ -386,7 +386,7 @@ async fn the_wait_for_readiness_is_not_covered_by_a_timeout_alone() {
     let mut service = ServiceBuilder::new().layer(TimeoutLayer::new(SECOND)).layer(limit).service(sleeper());
     let mut other = service.clone();
     let first = service.ready().await.unwrap().call(Duration::from_millis(500));
-    let mut waiting = Task::new(other.ready());
+    let mut waiting = TestTask::new(other.ready());
     sleep(60 * SECOND).await;
     assert!(waiting.poll().is_pending());
     drop(first);

@@ -22,10 +22,10 @@ use tokio::{
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
 use ziggurat::{
-    Error, Event, Scope, Site,
+    Error, LayerEvent, LayerInfo, Scope,
     concurrency_limit::ConcurrencyLimitLayer,
     stack::{ServerSettings, ServerStack},
-    testing::Task,
+    testing::TestTask,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -107,16 +107,16 @@ async fn a_permit_that_is_reclaimed_goes_to_the_first_that_waits_and_is_an_event
     let limit = ConcurrencyLimitLayer::new(1)
         .until_body_end()
         .reclaim_after(SECOND)
-        .observer(move |_: &Site, event: &Event<'_>| heard.lock().unwrap().push(event.name()));
+        .observer(move |_: &LayerInfo, event: &LayerEvent<'_>| heard.lock().unwrap().push(event.name()));
     let gate = limit.handle();
     let service = limit.layer(service_fn(|_: ()| async {
         Ok::<_, Error<Infallible>>(Response::new(Frames { left: 3, ..Frames::default() }))
     }));
     let stuck = service.clone().oneshot(()).await.unwrap();
-    let mut first = Task::new(service.clone().oneshot(()));
+    let mut first = TestTask::new(service.clone().oneshot(()));
     assert!(first.poll().is_pending());
     advance(SECOND).await;
-    let mut second = Task::new(service.clone().oneshot(()));
+    let mut second = TestTask::new(service.clone().oneshot(()));
     assert!(second.poll().is_pending());
     let Poll::Ready(Ok(response)) = first.poll() else { panic!("the first did not get the permit") };
     assert_eq!((gate.in_flight(), gate.waiting()), (1, 1));

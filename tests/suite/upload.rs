@@ -24,7 +24,7 @@ use tokio::{
 };
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
-    Class, Error, Event, Outcome, Reason, Reject, Rejection, Site,
+    Class, Error, LayerEvent, LayerInfo, Outcome, Reason, Reject, Rejection,
     circuit_breaker::{CircuitBreakerLayer, State},
     observe::ObserveLayer,
     replay::ReplayLayer,
@@ -233,8 +233,8 @@ async fn a_service_that_stops_asking_has_waited_no_longer_than_the_idle_limit() 
 async fn a_call_whose_body_fails_is_rejected_at_once() {
     let told = Arc::new(Mutex::new(Vec::new()));
     let heard = Arc::clone(&told);
-    let observe = ObserveLayer::new().observer(move |_: &Site, event: &Event<'_>| {
-        if let Event::Ended { outcome, .. } = event {
+    let observe = ObserveLayer::new().observer(move |_: &LayerInfo, event: &LayerEvent<'_>| {
+        if let LayerEvent::Ended { outcome, .. } = event {
             heard.lock().unwrap().push(*outcome);
         }
     });
@@ -266,9 +266,9 @@ async fn a_caller_that_stops_sending_is_rejected_and_nobody_inside_counts_it() {
         let breaker = fragile();
         let (circuit, calls, events) = (breaker.handle(), Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(vec![])));
         let (count, heard) = (Arc::clone(&calls), Arc::clone(&events));
-        let observer = move |site: &Site, event: &Event<'_>| {
-            if let Event::Rejected(rejection) = event {
-                heard.lock().unwrap().push((site.layer(), rejection.to_string()));
+        let observer = move |info: &LayerInfo, event: &LayerEvent<'_>| {
+            if let LayerEvent::Rejected(rejection) = event {
+                heard.lock().unwrap().push((info.layer(), rejection.to_string()));
             }
         };
         let service = ServiceBuilder::new()
@@ -498,7 +498,7 @@ where
 async fn a_rejection_that_ends_the_body_is_the_calls() {
     let service = ServiceBuilder::new().layer(UploadLayer::new(SECOND)).service(storage(Reader::Task, Duration::ZERO));
     let (sender, request) = upload();
-    let rejected: Result<(), BoxError> = Reject::reject(Site::new("outside").reject(Reason::RateLimited));
+    let rejected: Result<(), BoxError> = Reject::reject(LayerInfo::new("outside").reject(Reason::RateLimited));
     sender.send(Err(rejected.unwrap_err())).unwrap();
     let outcome = service.oneshot(request).await;
     assert_eq!(ziggurat::rejection(&outcome).unwrap().reason(), &Reason::RateLimited);

@@ -41,7 +41,7 @@ use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
     Backoff, Error, Scope,
     cache::{CacheLayer, HttpStorable, http_key},
-    circuit_breaker::{Circuit, CircuitBreakerLayer, State},
+    circuit_breaker::{CircuitBreakerHandle, CircuitBreakerLayer, State},
     concurrency_limit::ConcurrencyLimitLayer,
     context::ContextLayer,
     retry::RetryLayer,
@@ -68,7 +68,7 @@ const LONGEST: Duration = Duration::from_secs(20);
 /// Through the whole stack: all requests once, then some of them again.
 async fn with_stack(seed: u64) -> Result<(Run, Run, Timeline), BoxError> {
     let upstream = Upstream::start(seed).await?;
-    let (http, ids, in_flight) = (http_client(), RequestIds::default(), Arc::<InFlight>::default());
+    let (http, ids, in_flight) = (http_client(), NumberedIds::default(), Arc::<InFlight>::default());
     let breaker = CircuitBreakerLayer::http().over(Duration::from_secs(1)).open_for(Duration::from_millis(500));
     let timeline = follow(&breaker.handle(), upstream.started);
 
@@ -111,7 +111,7 @@ async fn send(
     in_flight: Arc<InFlight>,
     mut request: HttpRequest,
 ) -> io::Result<Response<Full<Bytes>>> {
-    if let Some(id) = Scope::current().and_then(|scope| scope.get::<RequestId>()) {
+    if let Some(id) = Scope::current().and_then(|scope| scope.get::<RequestIdHeader>()) {
         request.headers_mut().insert("x-request-id", id.0.into());
     }
     request.headers_mut().insert("x-attempt", ziggurat::attempt().into());
@@ -124,7 +124,7 @@ async fn send(
 /// For comparison: the same client without any layer.
 async fn with_bare_client(seed: u64) -> Result<Run, BoxError> {
     let upstream = Upstream::start(seed).await?;
-    let (http, ids, in_flight) = (http_client(), RequestIds::default(), Arc::<InFlight>::default());
+    let (http, ids, in_flight) = (http_client(), NumberedIds::default(), Arc::<InFlight>::default());
     let client = ServiceBuilder::new().map_err(Error::Service).service(service_fn({
         let in_flight = in_flight.clone();
         move |mut request: HttpRequest| {
@@ -177,14 +177,14 @@ fn promises(bare: &Run, stack: &Run, again: &Run, timeline: &Timeline, took: Dur
 
 // === Whose call it is, and how many there are ===
 
-struct RequestId(u64);
+struct RequestIdHeader(u64);
 
 #[derive(Clone, Default)]
-struct RequestIds(Arc<AtomicU64>);
+struct NumberedIds(Arc<AtomicU64>);
 
-impl RequestIds {
-    fn next(&self) -> RequestId {
-        RequestId(self.0.fetch_add(1, Ordering::Relaxed))
+impl NumberedIds {
+    fn next(&self) -> RequestIdHeader {
+        RequestIdHeader(self.0.fetch_add(1, Ordering::Relaxed))
     }
 }
 
@@ -383,7 +383,7 @@ fn print_table(runs: &[(&str, &Run)]) {
 type Timeline = Vec<(Duration, State)>;
 
 /// Listens through the circuit's handle until the circuit is gone, with the last service that shares it.
-fn follow(circuit: &Circuit, started: Instant) -> JoinHandle<Timeline> {
+fn follow(circuit: &CircuitBreakerHandle, started: Instant) -> JoinHandle<Timeline> {
     let mut timeline = vec![(Duration::ZERO, circuit.state())];
     let mut transitions = circuit.subscribe();
     tokio::spawn(async move {

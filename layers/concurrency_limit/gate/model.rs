@@ -12,7 +12,7 @@ use loom::{
     thread,
 };
 
-use super::{Entry, Gate, Permit};
+use super::{ConcurrencyLimitHandle, Entry, Permit};
 use crate::clock;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -25,7 +25,7 @@ fn explore(scenario: impl Fn() + Send + Sync + 'static) {
 }
 
 /// Waits as the service does. Loom reports a lost wake-up as a deadlock.
-fn enter(gate: &Gate) -> Permit {
+fn enter(gate: &ConcurrencyLimitHandle) -> Permit {
     let mut place = None;
     block_on(poll_fn(|cx| match &mut place {
         None => match gate.enter(usize::MAX, false, cx.waker()) {
@@ -40,9 +40,9 @@ fn enter(gate: &Gate) -> Permit {
 #[test]
 fn one_permit_is_never_held_twice_and_nobody_is_forgotten() {
     explore(|| {
-        let gate = Gate::new(1);
+        let gate = ConcurrencyLimitHandle::new(1);
         let inside = Arc::new(AtomicUsize::new(0));
-        let work = |gate: Gate, inside: Arc<AtomicUsize>| {
+        let work = |gate: ConcurrencyLimitHandle, inside: Arc<AtomicUsize>| {
             move || {
                 let permit = gate.try_enter().unwrap_or_else(|| enter(&gate));
                 assert_eq!(inside.fetch_add(1, SeqCst), 0);
@@ -60,9 +60,9 @@ fn one_permit_is_never_held_twice_and_nobody_is_forgotten() {
 #[test]
 fn who_is_turned_away_waits_for_nobody_and_is_told_within_bounds() {
     explore(|| {
-        let (gate, now) = (Gate::new(1), clock::now());
+        let (gate, now) = (ConcurrencyLimitHandle::new(1), clock::now());
         let permit = gate.try_enter();
-        let asks = |gate: Gate, now| move || gate.retry_after(now);
+        let asks = |gate: ConcurrencyLimitHandle, now| move || gate.retry_after(now);
         let other = thread::spawn(asks(gate.clone(), now + SECOND));
         let leaver = thread::spawn(move || drop(permit));
         let said = [asks(gate.clone(), now)(), other.join().unwrap()];
@@ -75,7 +75,7 @@ fn who_is_turned_away_waits_for_nobody_and_is_told_within_bounds() {
 #[test]
 fn a_waiter_that_gives_up_while_it_is_admitted_loses_no_permit() {
     explore(|| {
-        let gate = Gate::new(1);
+        let gate = ConcurrencyLimitHandle::new(1);
         let permit = gate.try_enter();
         let quitter = {
             let gate = gate.clone();
@@ -95,7 +95,7 @@ fn a_waiter_that_gives_up_while_it_is_admitted_loses_no_permit() {
 #[test]
 fn a_limit_that_changes_meanwhile_neither_underflows_nor_forgets_a_waiter() {
     explore(|| {
-        let gate = Gate::new(1);
+        let gate = ConcurrencyLimitHandle::new(1);
         let permit = gate.try_enter();
         let waiter = {
             let gate = gate.clone();
@@ -119,7 +119,7 @@ fn a_limit_that_changes_meanwhile_neither_underflows_nor_forgets_a_waiter() {
 #[test]
 fn a_full_queue_refuses_only_while_the_gate_is_full() {
     explore(|| {
-        let gate = Gate::new(1);
+        let gate = ConcurrencyLimitHandle::new(1);
         let permit = gate.try_enter();
         let leaver = thread::spawn(move || drop(permit));
         let refused = matches!(gate.enter(0, false, std::task::Waker::noop()), Entry::Full);

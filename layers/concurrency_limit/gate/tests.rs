@@ -9,7 +9,7 @@ use std::{
 
 use proptest::{collection::vec, prelude::*};
 
-use super::{AVAILABLE_BITS, Entry, Gate, LEFT_BITS, MOST, MOST_WAITING, Permit, State, Waiter};
+use super::{AVAILABLE_BITS, ConcurrencyLimitHandle, Entry, LEFT_BITS, MOST, MOST_WAITING, Permit, State, Waiter};
 use crate::clock;
 
 /// Counts how often it is woken.
@@ -34,25 +34,25 @@ fn bell() -> (Arc<Bell>, Waker) {
     (bell, waker)
 }
 
-fn queue(gate: &Gate, waker: &Waker) -> Waiter {
+fn queue(gate: &ConcurrencyLimitHandle, waker: &Waker) -> Waiter {
     match gate.enter(usize::MAX, false, waker) {
         Entry::Queued(waiter) => waiter,
         other => panic!("expected a place in the queue, got {other:?}"),
     }
 }
 
-fn enter(gate: &Gate) -> Permit {
+fn enter(gate: &ConcurrencyLimitHandle) -> Permit {
     gate.try_enter().expect("a free permit")
 }
 
-fn counts(gate: &Gate) -> (usize, usize) {
+fn counts(gate: &ConcurrencyLimitHandle) -> (usize, usize) {
     (gate.in_flight(), gate.waiting())
 }
 
 /// Shows: L1
 #[test]
 fn admits_as_many_as_the_limit_and_no_more() {
-    let gate = Gate::new(2);
+    let gate = ConcurrencyLimitHandle::new(2);
     let (first, _second) = (enter(&gate), enter(&gate));
     assert!(gate.try_enter().is_none());
     drop(first);
@@ -63,7 +63,7 @@ fn admits_as_many_as_the_limit_and_no_more() {
 /// Shows: L1
 #[test]
 fn permits_are_handed_over_in_the_order_of_arrival() {
-    let gate = Gate::new(1);
+    let gate = ConcurrencyLimitHandle::new(1);
     let (_, waker) = bell();
     let permit = enter(&gate);
     let (mut first, mut second) = (queue(&gate, &waker), queue(&gate, &waker));
@@ -77,7 +77,7 @@ fn permits_are_handed_over_in_the_order_of_arrival() {
 /// Shows: L1
 #[test]
 fn a_newcomer_never_overtakes_somebody_who_was_admitted_but_has_not_noticed() {
-    let gate = Gate::new(1);
+    let gate = ConcurrencyLimitHandle::new(1);
     let (_, waker) = bell();
     let permit = enter(&gate);
     let mut waiter = queue(&gate, &waker);
@@ -90,7 +90,7 @@ fn a_newcomer_never_overtakes_somebody_who_was_admitted_but_has_not_noticed() {
 /// Shows: L1
 #[test]
 fn a_queue_that_is_full_refuses_and_a_queue_without_places_always_does() {
-    let gate = Gate::new(1);
+    let gate = ConcurrencyLimitHandle::new(1);
     let (_, waker) = bell();
     assert!(!gate.is_full(0));
     let permit = enter(&gate);
@@ -106,7 +106,7 @@ fn a_queue_that_is_full_refuses_and_a_queue_without_places_always_does() {
 
 #[test]
 fn asking_to_wait_at_a_gate_with_room_admits_at_once() {
-    let gate = Gate::new(1);
+    let gate = ConcurrencyLimitHandle::new(1);
     let (bell, waker) = bell();
     let Entry::Admitted(_permit) = gate.enter(0, false, &waker) else { panic!("there was room") };
     assert_eq!(counts(&gate), (1, 0));
@@ -116,7 +116,7 @@ fn asking_to_wait_at_a_gate_with_room_admits_at_once() {
 /// Shows: L2
 #[test]
 fn a_waiter_that_gives_up_leaves_no_trace() {
-    let gate = Gate::new(1);
+    let gate = ConcurrencyLimitHandle::new(1);
     let (bells, wakers): (Vec<_>, Vec<_>) = (0..3).map(|_| bell()).unzip();
     let permit = enter(&gate);
     let mut waiters: Vec<_> = wakers.iter().map(|waker| queue(&gate, waker)).collect();
@@ -133,7 +133,7 @@ fn a_waiter_that_gives_up_leaves_no_trace() {
 /// Shows: L2
 #[test]
 fn a_waiter_that_was_admitted_and_gives_up_passes_the_permit_on() {
-    let gate = Gate::new(1);
+    let gate = ConcurrencyLimitHandle::new(1);
     let (_, waker) = bell();
     let (next_bell, next_waker) = bell();
     let permit = enter(&gate);
@@ -148,7 +148,7 @@ fn a_waiter_that_was_admitted_and_gives_up_passes_the_permit_on() {
 
 #[test]
 fn only_the_waker_of_the_latest_poll_is_woken_and_only_once() {
-    let gate = Gate::new(1);
+    let gate = ConcurrencyLimitHandle::new(1);
     let ((old, old_waker), (new, new_waker)) = (bell(), bell());
     let permit = enter(&gate);
     let mut waiter = queue(&gate, &old_waker);
@@ -165,7 +165,7 @@ fn only_the_waker_of_the_latest_poll_is_woken_and_only_once() {
 /// Shows: L3
 #[test]
 fn a_higher_limit_admits_those_who_wait_at_once() {
-    let gate = Gate::new(1);
+    let gate = ConcurrencyLimitHandle::new(1);
     let (bells, wakers): (Vec<_>, Vec<_>) = (0..3).map(|_| bell()).unzip();
     let _permit = enter(&gate);
     let mut waiters: Vec<_> = wakers.iter().map(|waker| queue(&gate, waker)).collect();
@@ -179,7 +179,7 @@ fn a_higher_limit_admits_those_who_wait_at_once() {
 /// Shows: L3
 #[test]
 fn a_lower_limit_lets_nobody_in_until_enough_have_left() {
-    let gate = Gate::new(3);
+    let gate = ConcurrencyLimitHandle::new(3);
     let (bell, waker) = bell();
     let mut permits: Vec<_> = (0..3).map(|_| enter(&gate)).collect();
     gate.set_limit(1);
@@ -199,7 +199,7 @@ fn a_lower_limit_lets_nobody_in_until_enough_have_left() {
 /// Shows: L3
 #[test]
 fn the_largest_limit_is_a_limit_and_can_be_lowered_again() {
-    let gate = Gate::new(usize::MAX);
+    let gate = ConcurrencyLimitHandle::new(usize::MAX);
     assert_eq!(gate.limit(), MOST);
     let permits = [enter(&gate), enter(&gate)];
     gate.set_limit(1);
@@ -214,7 +214,7 @@ fn the_largest_limit_is_a_limit_and_can_be_lowered_again() {
 /// Shows: L1
 #[test]
 fn a_queue_that_holds_as_many_as_can_be_counted_is_full() {
-    let gate = Gate::new(1);
+    let gate = ConcurrencyLimitHandle::new(1);
     let (_, waker) = bell();
     let _permit = enter(&gate);
     let full = State { available: 0, waiting: MOST_WAITING, left: 7 };
@@ -229,7 +229,7 @@ const MILLI: Duration = Duration::from_millis(1);
 #[test]
 fn who_is_turned_away_is_told_when_it_would_be_their_turn() {
     let (start, (_, waker)) = (clock::now(), bell());
-    let gate = Gate::new(2);
+    let gate = ConcurrencyLimitHandle::new(2);
     let mut inside = vec![enter(&gate), enter(&gate)];
     // Nothing is known: a call is taken to last 100 ms, and there are two of them.
     assert_eq!(gate.retry_after(start), 50 * MILLI);
@@ -245,7 +245,7 @@ fn who_is_turned_away_is_told_when_it_would_be_their_turn() {
 
 #[test]
 fn who_is_turned_away_where_many_come_and_go_may_come_back_soon() {
-    let (start, gate) = (clock::now(), Gate::new(1));
+    let (start, gate) = (clock::now(), ConcurrencyLimitHandle::new(1));
     gate.retry_after(start);
     (0..999).for_each(|_| drop(enter(&gate)));
     let _inside = enter(&gate);
@@ -266,12 +266,12 @@ proptest! {
 #[test]
 #[should_panic(expected = "`limit` must be at least 1: with no permits nothing could ever pass")]
 fn a_limit_of_zero_is_refused() {
-    let _ = Gate::new(0);
+    let _ = ConcurrencyLimitHandle::new(0);
 }
 
 #[test]
 fn a_change_to_zero_is_refused_and_changes_nothing() {
-    let gate = Gate::new(2);
+    let gate = ConcurrencyLimitHandle::new(2);
     let refused = std::panic::catch_unwind(|| gate.set_limit(0));
     assert!(refused.is_err());
     assert_eq!(gate.limit(), 2);
@@ -280,10 +280,10 @@ fn a_change_to_zero_is_refused_and_changes_nothing() {
 
 #[test]
 fn a_clone_is_the_same_gate() {
-    let gate = Gate::new(1);
+    let gate = ConcurrencyLimitHandle::new(1);
     let _permit = enter(&gate);
     assert!(gate.clone().try_enter().is_none());
-    assert_eq!(format!("{gate:?}"), "Gate { limit: 1, in_flight: 1, waiting: 0 }");
+    assert_eq!(format!("{gate:?}"), "ConcurrencyLimitHandle { limit: 1, in_flight: 1, waiting: 0 }");
 }
 
 /// Threads that enter, wait, give up and change the limit never see more in flight than the highest limit there was,
@@ -293,7 +293,7 @@ fn a_clone_is_the_same_gate() {
 #[test]
 fn threads_never_exceed_the_limit_and_leave_nothing_behind() {
     const LIMIT: usize = 3;
-    let gate = Gate::new(LIMIT);
+    let gate = ConcurrencyLimitHandle::new(LIMIT);
     let (inside, peak) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let work = |permit: Permit| {
         peak.fetch_max(inside.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
@@ -418,7 +418,7 @@ proptest! {
     /// Shows: L1, L2, L3
     #[test]
     fn does_what_a_naive_model_of_all_events_does(limit in 1..5_usize, events in vec(event(), 1..80)) {
-        let gate = Gate::new(limit);
+        let gate = ConcurrencyLimitHandle::new(limit);
         let mut callers: Vec<Option<Caller>> = Vec::new();
         for (now, event) in events.iter().enumerate() {
             let (ring, waker) = bell();

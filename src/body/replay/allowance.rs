@@ -5,14 +5,14 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use crate::telemetry::{Site, site};
+use crate::telemetry::{LayerInfo, layer_info};
 
 /// What one request may keep, and all of them together. A clone counts into the same total.
 #[derive(Debug, Clone)]
 pub(crate) struct Allowance {
     pub(crate) max_bytes: usize,
     pub(crate) max_total_bytes: usize,
-    pub(crate) site: Site,
+    pub(crate) info: LayerInfo,
     total: Arc<AtomicUsize>,
 }
 
@@ -43,6 +43,11 @@ impl Allowance {
 impl Default for Allowance {
     /// 64 KiB for a request, the figure of linkerd2; 64 MiB for all.
     fn default() -> Self {
-        Self { max_bytes: 64 * 1024, max_total_bytes: 64 * 1024 * 1024, site: site!("replay"), total: Arc::default() }
+        Self {
+            max_bytes: 64 * 1024,
+            max_total_bytes: 64 * 1024 * 1024,
+            info: layer_info!("replay"),
+            total: Arc::default(),
+        }
     }
 }

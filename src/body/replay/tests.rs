@@ -8,7 +8,7 @@ use std::{
 use http::{HeaderMap, HeaderValue};
 
 use super::*;
-use crate::telemetry::{Event, Site};
+use crate::telemetry::{LayerEvent, LayerInfo};
 
 mod property;
 
@@ -170,9 +170,9 @@ fn allowing(max_bytes: usize, max_total_bytes: usize) -> (Arc<Allowance>, Arc<Mu
     let hears = Arc::clone(&told);
     let mut allowance = Allowance::default();
     (allowance.max_bytes, allowance.max_total_bytes) = (max_bytes, max_total_bytes);
-    allowance.site = allowance.site.observer(move |site: &Site, event: &Event<'_>| {
-        assert_eq!(site.layer(), "replay");
-        let Event::NotRepeatable { reason } = event else { panic!("{event:?}") };
+    allowance.info = allowance.info.observer(move |info: &LayerInfo, event: &LayerEvent<'_>| {
+        assert_eq!(info.layer(), "replay");
+        let LayerEvent::NotRepeatable { reason } = event else { panic!("{event:?}") };
         hears.lock().unwrap().push(*reason);
     });
     (Arc::new(allowance), told)

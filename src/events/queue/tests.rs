@@ -9,7 +9,7 @@ fn events_come_in_the_order_in_which_they_were_published() {
         assert_eq!(queue.push(event), Pushed::Waits { instead_of: None });
     }
     for event in 1..=3 {
-        assert_eq!(queue.pop(), Next::Event(event));
+        assert_eq!(queue.pop(), Next::LayerEvent(event));
     }
     assert_eq!(queue.pop(), Next::Nothing);
 }
@@ -24,7 +24,7 @@ fn who_lags_misses_the_oldest_and_is_told_before_the_next() {
         assert_eq!(queue.push(3), Pushed::Waits { instead_of: Some(1) });
         assert_eq!(queue.push(4), Pushed::Waits { instead_of: Some(2) });
         assert_eq!(queue.pop(), Next::Lagged(Lagged::Missed(2)));
-        assert_eq!(queue.pop(), Next::Event(3));
+        assert_eq!(queue.pop(), Next::LayerEvent(3));
         assert!(!queue.blocks());
     }
 }
@@ -36,7 +36,7 @@ fn who_lags_and_is_dropped_gets_what_waited_is_told_and_ends() {
     assert_eq!(queue.push(2), Pushed::Refused(2));
     assert_eq!(queue.push(3), Pushed::Refused(3));
     queue.close();
-    assert_eq!(queue.pop(), Next::Event(1));
+    assert_eq!(queue.pop(), Next::LayerEvent(1));
     assert_eq!(queue.pop(), Next::Lagged(Lagged::Dropped));
     assert_eq!(queue.pop(), Next::End);
     assert_eq!(queue.pop(), Next::End);
@@ -77,7 +77,7 @@ fn expected(steps: &[Step], capacity: usize, lag: Lag) -> Vec<Next<usize>> {
             Step::Pop => seen.push(match waiting.first() {
                 Some(first) => {
                     gone.push(*first);
-                    Next::Event(*first)
+                    Next::LayerEvent(*first)
                 }
                 None if dropped_at.is_some() && !seen.contains(&Next::Lagged(Lagged::Dropped)) => {
                     Next::Lagged(Lagged::Dropped)

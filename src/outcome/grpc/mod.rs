@@ -1,9 +1,9 @@
 //! gRPC: what a rejection is there, and what a status says about a service.
 //!
-//! **A server** puts [`AnswerLayer::grpc`](crate::answer::AnswerLayer::grpc) outside of the layers that reject. A rejection then is the
+//! **A server** puts [`RejectionResponseLayer::grpc`](crate::rejection_response::RejectionResponseLayer::grpc) outside of the layers that reject. A rejection then is the
 //! status that clients of any language understand: see [`Rejection::grpc_code`]. With tonic, the whole stack goes into
 //! `Server::builder().layer(..)` and needs no feature of this crate: `examples/tonic_server.rs`. Where a timeout inside lasts to the end
-//! of the body, [its own end](crate::answer::AnswerLayer::until_body_end) is there too: a stream that is given up after its first
+//! of the body, [its own end](crate::rejection_response::RejectionResponseLayer::until_body_end) is there too: a stream that is given up after its first
 //! message ends with a status.
 //!
 //! **A client** judges by [`GrpcStatus`], in every layer that takes a classifier: an HTTP status, which is 200 for almost

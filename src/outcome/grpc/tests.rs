@@ -4,7 +4,7 @@ use http::header::RETRY_AFTER;
 use proptest::prelude::*;
 
 use super::*;
-use crate::telemetry::Site;
+use crate::telemetry::LayerInfo;
 
 fn judged(status: u16, headers: &[(&str, &[u8])]) -> Class {
     let mut response = Response::builder().status(status);
@@ -136,7 +136,7 @@ fn a_rejection_has_a_code_and_says_in_milliseconds_when_to_come_back() {
         (Reason::UploadStalled { idle: limit }, 1),
         (Reason::UploadFailed { message: "secret".into() }, 1),
     ] {
-        let rejection = Site::new("any").reject(reason);
+        let rejection = LayerInfo::new("any").reject(reason);
         assert_eq!((rejection.grpc_code(), rejection.grpc_pushback()), (code, None));
         for (wait, millis) in [
             (Duration::ZERO, None),
@@ -218,7 +218,7 @@ mod tonic {
     /// Shows: R4
     #[test]
     fn a_rejection_is_a_status_and_is_found_in_it() {
-        let rejection = Site::new("any").named("secret").reject(Reason::CircuitOpen);
+        let rejection = LayerInfo::new("any").named("secret").reject(Reason::CircuitOpen);
         let outcome: Result<(), Status> = Reject::reject(rejection.with_retry_after(Duration::from_millis(1500)));
         assert!(crate::outcome::rejection(&outcome).unwrap().is_circuit_open());
         let made = outcome.unwrap_err();
@@ -231,7 +231,7 @@ mod tonic {
         assert_eq!(made.code(), Code::Unavailable);
         assert!(Rejection::find(&made).unwrap().is_circuit_open());
         // From another stack's error, the rejection is found too.
-        let other: Result<(), Error<io::Error>> = Reject::reject(Site::new("any").reject(Reason::RateLimited));
+        let other: Result<(), Error<io::Error>> = Reject::reject(LayerInfo::new("any").reject(Reason::RateLimited));
         let made: Result<(), Status> = other.map_err(status);
         assert_eq!(crate::outcome::rejection(&made).unwrap().reason(), &Reason::RateLimited);
         assert_eq!(made.unwrap_err().code(), Code::ResourceExhausted);

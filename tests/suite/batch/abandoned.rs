@@ -15,7 +15,7 @@ impl Idle {
     }
 
     /// Calls that begin a batch on this runtime.
-    fn start<S>(&self, service: &S, numbers: impl IntoIterator<Item = u32>) -> Vec<Task<Oneshot<S, u32>>>
+    fn start<S>(&self, service: &S, numbers: impl IntoIterator<Item = u32>) -> Vec<TestTask<Oneshot<S, u32>>>
     where
         S: Service<u32> + Clone,
     {
@@ -46,7 +46,9 @@ impl Drop for Idle {
     }
 }
 
-fn answers<S: Service<u32, Response = u32, Error: std::fmt::Debug>>(tasks: &mut [Task<Oneshot<S, u32>>]) -> Vec<u32> {
+fn answers<S: Service<u32, Response = u32, Error: std::fmt::Debug>>(
+    tasks: &mut [TestTask<Oneshot<S, u32>>],
+) -> Vec<u32> {
     tasks.iter_mut().map(|task| finished(task).unwrap()).collect()
 }
 

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tower::{Layer, ServiceBuilder};
-use ziggurat::{Classify, Event, FailOnError, Site, cache::CacheLayer};
+use ziggurat::{Classify, FailOnError, LayerEvent, LayerInfo, cache::CacheLayer};
 
 use super::*;
 
@@ -128,14 +128,14 @@ async fn a_function_that_panics_wedges_nothing() {
             classify();
             FailOnError.classify(outcome)
         })
-        .observer(move |_: &Site, _: &Event<'_>| observer());
+        .observer(move |_: &LayerInfo, _: &LayerEvent<'_>| observer());
         let service = ServiceBuilder::new()
             .layer(layer)
             .map_response(move |_| Answer(answer.clone()))
             .map_err(move |_| Error::Service(Failure(failure.clone())))
             .service(strict);
 
-        let call = || Task::new(service.clone().oneshot("a"));
+        let call = || TestTask::new(service.clone().oneshot("a"));
         let (mut leader, mut first, mut second) = (call(), call(), call());
         for task in [&mut leader, &mut first, &mut second] {
             assert!(task.poll().is_pending());

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use tower::{Service, ServiceExt, service_fn};
 use ziggurat::{
     Error,
-    testing::{Strict, Task},
+    testing::{Strict, TestTask},
 };
 
 mod input;
@@ -99,11 +99,11 @@ fn ok(answer: &str) -> Outcome {
 }
 
 /// A call that is polled by hand.
-fn task<S>(service: &S, request: &'static str) -> Task<impl Future<Output = Outcome> + use<S>>
+fn task<S>(service: &S, request: &'static str) -> TestTask<impl Future<Output = Outcome> + use<S>>
 where
     S: Service<&'static str, Response = String, Error = Error<&'static str>> + Clone,
 {
-    Task::new(service.clone().oneshot(request))
+    TestTask::new(service.clone().oneshot(request))
 }
 
 #[track_caller]

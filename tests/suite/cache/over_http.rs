@@ -11,17 +11,17 @@ use http::{
 };
 use tokio::task::yield_now;
 use tower::{Layer, util::BoxCloneSyncService};
-use ziggurat::cache::{Cache, CacheLayer, HttpKey, HttpStorable, http_key};
+use ziggurat::cache::{CacheHandle, CacheLayer, HttpKey, HttpStorable, http_key};
 
 use super::*;
 
 type Answer = Response<String>;
-type Cached = BoxCloneSyncService<Request<()>, Answer, Error<Infallible>>;
+type Cache = BoxCloneSyncService<Request<()>, Answer, Error<Infallible>>;
 
 /// The service and its cache, in front of a service that makes its answer of the request and the number of its call.
 fn cached(
     answer: impl Fn(&Request<()>, usize) -> Answer + Clone + Send + Sync + 'static,
-) -> (Cached, Cache<HttpKey, Answer>) {
+) -> (Cache, CacheHandle<HttpKey, Answer>) {
     let calls = Arc::new(AtomicUsize::new(0));
     let service = service_fn(move |request: Request<()>| {
         let (answer, calls) = (answer.clone(), Arc::clone(&calls));

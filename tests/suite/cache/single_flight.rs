@@ -14,7 +14,7 @@ use tokio::{
 };
 use tower::{Layer, ServiceBuilder, util::BoxCloneSyncService};
 use ziggurat::{
-    Class, HttpStatus, Reason, Reject, Scope, Site,
+    Class, HttpStatus, LayerInfo, Reason, Reject, Scope,
     cache::{CacheLayer, scoped_key},
     timeout::TimeoutLayer,
 };
@@ -147,7 +147,7 @@ async fn the_leaders_call_is_over_before_another_one_is_told() {
             service_fn(move |()| Calling(Arc::clone(&log), false))
         };
         let service = CacheLayer::new(10, SECOND, |()| Some(())).layer(service);
-        let mut leader = Task::new(service.clone().oneshot(()));
+        let mut leader = TestTask::new(service.clone().oneshot(()));
         assert!(leader.poll().is_pending());
         let mut waiter = Box::pin(service.oneshot(()));
         let waker = Arc::new(Told(Arc::clone(&log))).into();
@@ -234,7 +234,7 @@ async fn an_error_that_can_be_cloned_goes_to_all_if_they_are_to_get_it() {
 /// Shows: C4
 #[tokio::test(start_paused = true)]
 async fn a_shared_failure_has_the_status_of_the_original() {
-    let overloaded = Reject::reject(Site::new("limit").reject(Reason::Overloaded { limit: 1 }));
+    let overloaded = Reject::reject(LayerInfo::new("limit").reject(Reason::Overloaded { limit: 1 }));
     for (outcome, status, code) in [(Err(Error::Service("not found")), 502, 14), (overloaded, 503, 8)] {
         let (backend, strict) = backend();
         let service = CacheLayer::new(10, SECOND, itself).layer(strict);
@@ -479,7 +479,7 @@ async fn a_failure_that_is_a_response_goes_to_all_and_is_not_stored() {
             async move {
                 yield_now().await;
                 match request.uri().path() {
-                    "/rejected" => Reject::reject(Site::new("limit").reject(Reason::Overloaded { limit: 1 })),
+                    "/rejected" => Reject::reject(LayerInfo::new("limit").reject(Reason::Overloaded { limit: 1 })),
                     _ => Ok::<_, Infallible>(Response::builder().status(503).body(()).unwrap()),
                 }
             }
@@ -563,7 +563,7 @@ async fn a_call_runs_in_the_scope_of_who_makes_it() {
     });
     let service = CacheLayer::new(10, SECOND, |()| Some(())).layer(service);
     let [mut first, mut second] =
-        ["first", "second"].map(|name| Task::new(Scope::root(name).within(service.clone().oneshot(()))));
+        ["first", "second"].map(|name| TestTask::new(Scope::root(name).within(service.clone().oneshot(()))));
     assert!(first.poll().is_pending());
     assert!(second.poll().is_pending());
     drop(first);
@@ -583,7 +583,7 @@ async fn two_tenants_that_ask_at_once_share_no_call() {
     let service = CacheLayer::new(10, SECOND, key).layer(strict);
     let mut calls = ["acme", "globex", "acme"].map(|name| {
         let request = Scope::root("request").with(Tenant(name));
-        Task::new(request.within(service.clone().oneshot("/bill")))
+        TestTask::new(request.within(service.clone().oneshot("/bill")))
     });
     for call in &mut calls {
         assert!(call.poll().is_pending());
@@ -601,13 +601,13 @@ async fn calls_that_are_given_up_leave_nothing_behind() {
     let service = service_fn(|_: Arc<str>| std::future::pending::<Result<(), Error<Infallible>>>());
     let service = CacheLayer::new(10, SECOND, |key: &Arc<str>| Some(Arc::clone(key))).layer(service);
     let hot: Arc<str> = "hot".into();
-    let mut leader = Task::new(service.clone().oneshot(Arc::clone(&hot)));
+    let mut leader = TestTask::new(service.clone().oneshot(Arc::clone(&hot)));
     assert!(leader.poll().is_pending());
     let led = Arc::strong_count(&hot);
     for _ in 0..1_000 {
         let own: Arc<str> = "own".into();
         for key in [&hot, &own] {
-            assert!(Task::new(service.clone().oneshot(Arc::clone(key))).poll().is_pending());
+            assert!(TestTask::new(service.clone().oneshot(Arc::clone(key))).poll().is_pending());
         }
         assert_eq!((Arc::strong_count(&hot), Arc::strong_count(&own)), (led, 1));
     }

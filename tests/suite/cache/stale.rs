@@ -4,8 +4,8 @@ use http::{Request, Response};
 use tokio::{task::yield_now, time::advance};
 use tower::{Layer, ServiceBuilder};
 use ziggurat::{
-    Event, Reason, Reject, Scope, Site,
-    cache::{Cache, CacheLayer, HttpStorable, Stale, http_key},
+    LayerEvent, LayerInfo, Reason, Reject, Scope,
+    cache::{CacheHandle, CacheLayer, HttpStorable, Stale, http_key},
     context::ContextLayer,
     timeout::TimeoutLayer,
 };
@@ -71,7 +71,7 @@ async fn those_who_wait_get_the_stale_answer_too_and_a_success_replaces_it() {
 /// Shows: C6
 #[tokio::test(start_paused = true)]
 async fn a_stale_answer_stands_in_for_a_rejection_even_one_that_says_nothing_about_the_service() {
-    let overloaded = || Reject::reject(Site::new("limit").reject(Reason::Overloaded { limit: 1 }));
+    let overloaded = || Reject::reject(LayerInfo::new("limit").reject(Reason::Overloaded { limit: 1 }));
     let (backend, strict) = backend();
     let service = CacheLayer::new(10, SECOND, itself).stale_if_error(Duration::MAX).layer(strict);
     fetch(&service, &backend, 0, ok("first")).unwrap();
@@ -154,8 +154,8 @@ async fn a_fetch_that_fails_is_told_and_leaves_the_stale_answer_and_the_next_one
     let told = Arc::new(Mutex::new(Vec::new()));
     let observer = {
         let told = Arc::clone(&told);
-        move |_: &Site, event: &Event<'_>| {
-            if let Event::RefreshFailed { reason, error } = event {
+        move |_: &LayerInfo, event: &LayerEvent<'_>| {
+            if let LayerEvent::RefreshFailed { reason, error } = event {
                 told.lock().unwrap().push(format!("{reason}: {error}"));
             }
         }
@@ -304,7 +304,7 @@ async fn a_failure_is_an_answer_for_a_time_of_its_own() {
     assert_eq!((cache.stats().hits, backend.calls()), (1, 1));
     advance(SECOND).await;
     // A rejection says something about this moment only.
-    let overloaded = Reject::reject(Site::new("limit").reject(Reason::Overloaded { limit: 1 }));
+    let overloaded = Reject::reject(LayerInfo::new("limit").reject(Reason::Overloaded { limit: 1 }));
     assert!(fetch(&service, &backend, 1, overloaded).is_err());
     assert_eq!(fetch(&service, &backend, 2, ok("up")).unwrap(), "up");
     advance(60 * SECOND).await;
@@ -384,7 +384,7 @@ async fn a_fetch_has_a_scope_of_its_own_and_neither_the_deadline_nor_the_end_of_
         .service(strict);
     fetch(&service, &backend, 0, ok("first")).unwrap();
     advance(SECOND).await;
-    let mut request = Task::new(Scope::root("request").within(service.clone().oneshot("a")));
+    let mut request = TestTask::new(Scope::root("request").within(service.clone().oneshot("a")));
     assert_eq!(answered(request.poll()).unwrap(), "first");
     drop(request);
     yield_now().await;
@@ -413,7 +413,7 @@ async fn an_invalidation_beats_a_call_that_was_under_way() {
     let (backend, strict) = backend();
     let layer = CacheLayer::new(10, 10 * SECOND, itself).stale_if_error(SECOND);
     let (cache, service) = (layer.handle(), layer.layer(strict));
-    let ways: [fn(&Cache<_, _>); 2] = [|cache| cache.invalidate(&"a"), |cache| cache.clear()];
+    let ways: [fn(&CacheHandle<_, _>); 2] = [|cache| cache.invalidate(&"a"), |cache| cache.clear()];
     for (round, forget) in ways.into_iter().enumerate() {
         let (mut old, mut waiter) = (task(&service, "a"), task(&service, "a"));
         assert!(old.poll().is_pending());
@@ -458,8 +458,8 @@ async fn the_statistics_count_each_request_for_what_it_got() {
     let heard = Arc::new(Mutex::new(Vec::new()));
     let observer = {
         let heard = Arc::clone(&heard);
-        move |site: &Site, event: &ziggurat::Event<'_>| {
-            assert_eq!(site.name(), Some("users"));
+        move |info: &LayerInfo, event: &ziggurat::LayerEvent<'_>| {
+            assert_eq!(info.name(), Some("users"));
             heard.lock().unwrap().push(format!("{event:?}"));
         }
     };
@@ -482,9 +482,9 @@ async fn the_statistics_count_each_request_for_what_it_got() {
 }
 
 /// A call that has looked into the memory already, in vain, and is not polled yet.
-fn looked_up<S>(service: &S) -> Task<S::Future>
+fn looked_up<S>(service: &S) -> TestTask<S::Future>
 where
     S: Service<&'static str, Response = String, Error = Error<&'static str>> + Clone,
 {
-    Task::new(service.clone().call("a"))
+    TestTask::new(service.clone().call("a"))
 }

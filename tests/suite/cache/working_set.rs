@@ -9,7 +9,7 @@ use std::{
 };
 
 use tower::Layer;
-use ziggurat::cache::{Cache, CacheLayer};
+use ziggurat::cache::{CacheHandle, CacheLayer};
 
 use super::*;
 
@@ -98,7 +98,7 @@ fn misses(keys: impl IntoIterator<Item = u64>, is_weighted: bool) -> (u64, u64) 
     let service = service_fn(|key: u64| -> Ready<Result<u64, Error<Infallible>>> { ready(Ok(key)) });
     let layer = CacheLayer::new(capacity, Duration::MAX, |key: &u64| Some(*key));
     let layer = if is_weighted { layer.weigh(move |key: &u64, _: &u64| weigh(*key)) } else { layer };
-    let cache: Cache<u64, u64> = layer.handle();
+    let cache: CacheHandle<u64, u64> = layer.handle();
     let (mut service, mut lru, mut missed) = (layer.layer(service), Lru::default(), 0);
     let mut context = Context::from_waker(Waker::noop());
     for key in keys {

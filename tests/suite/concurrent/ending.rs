@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 use tokio_stream::{StreamExt, iter};
 use ziggurat::{
     concurrent::{Cause, ItemError, process_concurrently, split},
-    testing::Task,
+    testing::TestTask,
 };
 
 use super::Alive;
@@ -112,12 +112,12 @@ fn no_item_is_started_beside_one_that_has_failed_though_others_wake_themselves()
             if item == 249 { Poll::Ready(Err::<(), _>("the last of the first 250")) } else { Poll::Pending }
         })
     });
-    let mut run = Task::new(run.max_concurrency(500).into_future());
-    assert!(Task::new(send(0..250)).poll().is_ready());
+    let mut run = TestTask::new(run.max_concurrency(500).into_future());
+    assert!(TestTask::new(send(0..250)).poll().is_ready());
     while started.get() < 250 {
         assert!(run.poll().is_pending());
     }
-    assert!(Task::new(send(250..500)).poll().is_ready());
+    assert!(TestTask::new(send(250..500)).poll().is_ready());
     go.set(true);
     wakers.take().into_iter().for_each(Waker::wake);
     let outcome = (0..1_000).find_map(|_| match run.poll() {
@@ -289,7 +289,7 @@ async fn a_panic_is_a_first_failure_too_and_its_future_is_dropped() {
 fn a_panic_of_the_source_comes_out_and_drops_every_item() {
     let alive = Alive::default();
     let source = (0..5).inspect(|item| assert!(*item != 3, "no more"));
-    let mut run = Task::new(
+    let mut run = TestTask::new(
         process_concurrently(source, |_| {
             let ticket = alive.ticket();
             async move {
@@ -349,7 +349,7 @@ fn dropping_it_at_any_poll_point_drops_the_source_and_every_item() {
                 2 => Box::pin(async { assert_eq!(process.unordered().collect::<Vec<_>>().await.len(), 6) }),
                 _ => Box::pin(async { assert_eq!(process.ordered().collect::<Vec<_>>().await.len(), 6) }),
             };
-            let mut run = Task::new(async move {
+            let mut run = TestTask::new(async move {
                 results.await;
                 mark.set(true);
             });
@@ -420,7 +420,7 @@ async fn a_sibling_that_panics_when_it_is_dropped_loses_no_other_and_no_error() 
     assert_eq!(run().await, Err(ItemError { index: 5, cause: Cause::Failed("own") }));
     assert_eq!(alive.count(), 0);
 
-    let mut stream = Task::new(run().unordered().collect::<Vec<_>>());
+    let mut stream = TestTask::new(run().unordered().collect::<Vec<_>>());
     assert!(stream.poll().is_pending() && alive.count() == 6);
     drop(stream);
     assert_eq!(alive.count(), 0);

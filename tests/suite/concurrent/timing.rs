@@ -16,7 +16,7 @@ use ziggurat::{
     concurrent::{Cause, ItemError, call_concurrently, process_concurrently},
     retry::RetryLayer,
     stream::Stream,
-    testing::{Strict, Task},
+    testing::{Strict, TestTask},
     timeout::TimeoutLayer,
 };
 
@@ -283,7 +283,7 @@ async fn a_run_that_is_never_pending_does_not_keep_the_thread_for_itself() {
 /// Bad input: a source without an end that is always ready, and no limit.
 #[test]
 fn without_a_limit_a_source_that_never_ends_is_not_read_for_ever_in_one_poll() {
-    let mut run = Task::new(
+    let mut run = TestTask::new(
         process_concurrently(0_u64.., |_| std::future::pending::<Result<(), ()>>())
             .max_concurrency(usize::MAX)
             .into_future(),

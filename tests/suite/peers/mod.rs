@@ -36,7 +36,7 @@ use tower::{Service, ServiceBuilder, ServiceExt, util::BoxCloneSyncService};
 use ziggurat::{
     Error, Scope,
     circuit_breaker::CircuitBreakerLayer,
-    concurrency_limit::{ConcurrencyLimitLayer, Gate},
+    concurrency_limit::{ConcurrencyLimitHandle, ConcurrencyLimitLayer},
     context::ContextLayer,
     retry::RetryLayer,
     timeout::TimeoutLayer,
@@ -174,14 +174,14 @@ pub(crate) fn only<T>(value: T) -> impl Fn() -> T + Clone {
 /// Tells whether everything that calls of a stack take is given back.
 #[derive(Debug, Clone)]
 struct Watch {
-    gate: Gate,
+    gate: ConcurrencyLimitHandle,
     scopes: Arc<Semaphore>,
 }
 
 impl Watch {
     const SCOPES: u32 = 1 << 20;
 
-    fn new(gate: Gate) -> Self {
+    fn new(gate: ConcurrencyLimitHandle) -> Self {
         Self { gate, scopes: Arc::new(Semaphore::new(Self::SCOPES as usize)) }
     }
 

@@ -9,8 +9,8 @@ use tokio::{sync::oneshot, task::JoinHandle};
 use tower::{ServiceExt, service_fn};
 use ziggurat::{
     Degraded,
-    chaos::{Chaos, ChaosLayer, Fault},
-    circuit_breaker::{Circuit, State},
+    chaos::{ChaosHandle, ChaosLayer, Fault},
+    circuit_breaker::{CircuitBreakerHandle, State},
     fallback::{Failed, FallbackLayer},
 };
 
@@ -47,8 +47,8 @@ type Answered = Response<Full<Bytes>>;
 struct Stack {
     service: BoxCloneSyncService<Request<Full<Bytes>>, Answered, Error<io::Error>>,
     address: SocketAddr,
-    circuit: Circuit,
-    chaos: Chaos,
+    circuit: CircuitBreakerHandle,
+    chaos: ChaosHandle,
     sent: Arc<AtomicUsize>,
 }
 

@@ -18,11 +18,11 @@ use hyper::{
 use reqwest::{Body, Client, Method, Request};
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
-    Error, Event, HttpStatus, Rejection, Scope, Site,
+    Error, HttpStatus, LayerEvent, LayerInfo, Rejection, Scope,
     circuit_breaker::{CircuitBreakerLayer, State},
     concurrency_limit::ConcurrencyLimitLayer,
     context::ContextLayer,
-    headers::{Identity, TimeoutHeader},
+    headers::{RequestIds, TimeoutHeader},
     propagate::PropagateLayer,
     retry::RetryLayer,
     timeout::TimeoutLayer,
@@ -150,8 +150,8 @@ async fn a_streamed_request_is_sent_once_and_an_event_says_why() {
     let (server, log) = recorder(|_, _| status(StatusCode::SERVICE_UNAVAILABLE)).await;
     let reasons = Arc::new(Mutex::new(Vec::new()));
     let heard = Arc::clone(&reasons);
-    let retry = RetryLayer::http().observer(move |_: &Site, event: &Event<'_>| {
-        if let Event::GaveUp { attempt, reason, .. } = event {
+    let retry = RetryLayer::http().observer(move |_: &LayerInfo, event: &LayerEvent<'_>| {
+        if let LayerEvent::GaveUp { attempt, reason, .. } = event {
             heard.lock().unwrap().push((*attempt, *reason));
         }
     });
@@ -281,7 +281,7 @@ async fn identity_and_deadline_are_passed_on_to_the_next_hop() {
         .service(Client::new());
     let headers = [("x-request-id", "order-17"), ("traceparent", TRACE), ("tracestate", "congo=t61")];
     let headers = headers.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).into_iter().collect();
-    let identity = Identity::read(&headers, HeaderName::from_static("x-request-id"));
+    let identity = RequestIds::read(&headers, HeaderName::from_static("x-request-id"));
     let served = Scope::root("served").with(identity);
     let get = || request(Method::GET, server.address, "/");
     soon(served.within(client.clone().oneshot(get()))).await.unwrap();

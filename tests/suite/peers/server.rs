@@ -23,10 +23,10 @@ use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use tower::{Service, ServiceBuilder, service_fn, util::BoxCloneSyncService};
 use ziggurat::{
     HttpStatus, Scope,
-    answer::AnswerLayer,
-    circuit_breaker::{Circuit, CircuitBreakerLayer, State},
+    circuit_breaker::{CircuitBreakerHandle, CircuitBreakerLayer, State},
     concurrency_limit::ConcurrencyLimitLayer,
     context::ContextLayer,
+    rejection_response::RejectionResponseLayer,
     timeout::TimeoutLayer,
 };
 
@@ -38,7 +38,7 @@ use super::{
 pub(super) type Stack = BoxCloneSyncService<Request<Incoming>, Response<AnyBody>, Infallible>;
 
 /// A server's stack that lets one call be in flight to the end of its body, and opens its circuit at the first failure.
-pub(super) fn guarded<S>(service: S) -> (Stack, Watch, Circuit)
+pub(super) fn guarded<S>(service: S) -> (Stack, Watch, CircuitBreakerHandle)
 where
     S: Service<Request<Incoming>, Response = Response<AnyBody>, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send,
@@ -266,7 +266,7 @@ async fn a_problem_has_the_same_head_for_head_as_for_get() {
     for version in BOTH {
         let layer = ServiceBuilder::new()
             .map_response(|response: Response<Full<Bytes>>| response.map(any))
-            .layer(AnswerLayer::problem_json())
+            .layer(RejectionResponseLayer::problem_json())
             .layer(TimeoutLayer::new(Duration::ZERO));
         let never =
             service_fn(|_: Request<Incoming>| std::future::pending::<Result<Response<Full<Bytes>>, Infallible>>());

@@ -12,7 +12,7 @@ use http_body_util::{BodyExt, Full};
 use tokio::{net::TcpSocket, sync::mpsc};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
-    Error, Event, Site,
+    Error, LayerEvent, LayerInfo,
     replay::ReplayLayer,
     retry::{CopyIf, RetryLayer},
 };
@@ -45,15 +45,15 @@ fn taking_orders() -> (
 }
 
 /// An address at which nobody listens until a retry is announced: then a server does that takes orders.
-fn opening_late() -> (SocketAddr, impl Fn(&Site, &Event<'_>) + Send + Sync + Clone, Orders) {
+fn opening_late() -> (SocketAddr, impl Fn(&LayerInfo, &LayerEvent<'_>) + Send + Sync + Clone, Orders) {
     // Bound, so that nobody else gets the port, and not listening.
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = socket.local_addr().unwrap();
     let socket = Arc::new(Mutex::new(Some(socket)));
     let (service, orders) = taking_orders();
-    let open = move |_: &Site, event: &Event<'_>| {
-        if let Event::Retrying { .. } = event
+    let open = move |_: &LayerInfo, event: &LayerEvent<'_>| {
+        if let LayerEvent::Retrying { .. } = event
             && let Some(socket) = socket.lock().unwrap().take()
         {
             serve_on(socket.listen(16).unwrap(), service.clone());
@@ -152,8 +152,8 @@ async fn a_streamed_post_whose_connection_was_refused_is_sent_again_and_costs_no
 async fn the_last_refusal_comes_back() {
     let retried = Arc::new(Mutex::new(0));
     let counted = Arc::clone(&retried);
-    let count = move |_: &Site, event: &Event<'_>| {
-        if let Event::Retrying { .. } = event {
+    let count = move |_: &LayerInfo, event: &LayerEvent<'_>| {
+        if let LayerEvent::Retrying { .. } = event {
             *counted.lock().unwrap() += 1;
         }
     };

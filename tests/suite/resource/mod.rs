@@ -26,12 +26,12 @@ use tokio::{
 };
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
-    Class, Error, Event, Reason, Rejection, Scope, Site,
+    Class, Error, LayerEvent, LayerInfo, Reason, Rejection, Scope,
     circuit_breaker::{CircuitBreakerLayer, State},
     context::ContextLayer,
     resource::{self, Acquire, Held, Lent, ResourceLayer, Unavailable, Why},
     retry::RetryLayer,
-    testing::Task,
+    testing::TestTask,
     timeout::TimeoutLayer,
 };
 
@@ -82,7 +82,7 @@ async fn a_call_has_a_resource_across_awaits_and_gives_it_back_with_its_answer()
     let pool = Pool::of(1);
     let bell = Arc::new(Notify::new());
     let service = pool.layer().layer(service_fn(|()| seated(bell.notified())));
-    let mut call = Task::new(service.oneshot(()));
+    let mut call = TestTask::new(service.oneshot(()));
     assert_eq!(pool.free(), 1);
     assert!(call.poll().is_pending());
     assert_eq!(pool.free(), 0);
@@ -111,7 +111,7 @@ async fn it_goes_back_when_the_call_fails_panics_or_is_dropped() {
             *kept.lock().unwrap() = Some(resource::current::<Seat>().unwrap());
             make()
         }));
-        let mut call = Task::new(service.oneshot(()));
+        let mut call = TestTask::new(service.oneshot(()));
         let polled = catch_unwind(AssertUnwindSafe(|| call.poll()));
         assert_eq!(matches!(polled, Ok(Poll::Ready(Err(Error::Service("broken"))))), ends, "{name}");
         assert_eq!(pool.free(), usize::from(ends), "{name}");
@@ -144,7 +144,7 @@ async fn what_is_in_use_when_the_call_ends_goes_back_after_that_use() {
         .layer()
         .layer(service_fn(async |()| resource::current::<Seat>().and_then(|seat| seat.get()).map_err(Error::Service)));
     let mut held: Held<Seat> = service.clone().oneshot(()).await.unwrap();
-    let mut next = Task::new(service.oneshot(()));
+    let mut next = TestTask::new(service.oneshot(()));
     assert!(next.poll().is_pending());
     held.used += 1;
     assert_eq!(pool.free(), 0);
@@ -252,7 +252,7 @@ async fn what_cleans_up_finds_it_when_a_call_is_dropped_or_answered() {
     for answers in [true, false] {
         let (pool, cleaned) = (Pool::of(1), Arc::new(AtomicUsize::new(0)));
         let service = pool.layer().layer(service_fn(|()| Answers(answers, RollsBack(Arc::clone(&cleaned)))));
-        let mut call = Task::new(service.oneshot(()));
+        let mut call = TestTask::new(service.oneshot(()));
         assert_eq!(call.poll().is_ready(), answers);
         drop(call);
         assert_eq!((cleaned.load(Ordering::SeqCst), pool.free()), (1, 1));
@@ -302,7 +302,7 @@ async fn who_finds_none_free_waits_in_order_and_who_gives_up_leaves_no_trace() {
             Ok::<_, Error<Infallible>>(())
         }
     }));
-    let mut calls: Vec<_> = (0..5).map(|number| Some(Task::new(service.clone().oneshot(number)))).collect();
+    let mut calls: Vec<_> = (0..5).map(|number| Some(TestTask::new(service.clone().oneshot(number)))).collect();
     assert!(calls.iter_mut().flatten().all(|call| call.poll().is_pending()));
     calls[2] = None;
     for number in [0, 1, 3, 4] {
@@ -321,7 +321,7 @@ async fn past_the_longest_wait_a_call_is_rejected_and_is_in_nobodys_way() {
     let pool = Pool::of(1);
     let events = Arc::new(Mutex::new(Vec::new()));
     let heard = Arc::clone(&events);
-    let observer = move |_: &Site, event: &Event<'_>| heard.lock().unwrap().push(event.name());
+    let observer = move |_: &LayerInfo, event: &LayerEvent<'_>| heard.lock().unwrap().push(event.name());
     let service =
         pool.layer().max_wait(SECOND).named("db").observer(observer).layer(service_fn(|()| seated(sleep(SECOND))));
     let start = Instant::now();
@@ -354,13 +354,13 @@ async fn with_no_time_to_wait_nobody_waits_and_with_all_of_it_everybody_does() {
     let inner = service_fn(|()| seated(ready(())));
     let events = Arc::new(Mutex::new(Vec::new()));
     let heard = Arc::clone(&events);
-    let observer = move |_: &Site, event: &Event<'_>| heard.lock().unwrap().push(event.name());
-    let mut call = Task::new(pool.layer().max_wait(Duration::ZERO).observer(observer).layer(inner).oneshot(()));
+    let observer = move |_: &LayerInfo, event: &LayerEvent<'_>| heard.lock().unwrap().push(event.name());
+    let mut call = TestTask::new(pool.layer().max_wait(Duration::ZERO).observer(observer).layer(inner).oneshot(()));
     let Poll::Ready(outcome) = call.poll() else { panic!("it waits") };
     assert_eq!(*events.lock().unwrap(), ["rejected"]);
     assert_eq!(ziggurat::rejection(&outcome).unwrap().reason(), &Reason::Exhausted { max_wait: Duration::ZERO });
 
-    let mut call = Task::new(pool.layer().max_wait(Duration::MAX).layer(inner).oneshot(()));
+    let mut call = TestTask::new(pool.layer().max_wait(Duration::MAX).layer(inner).oneshot(()));
     assert!(call.poll().is_pending());
     advance(Duration::from_secs(1_000_000)).await;
     assert!(call.poll().is_pending());
@@ -441,7 +441,7 @@ async fn each_attempt_of_a_retry_has_its_own_and_none_while_it_sleeps() {
         ready(if attempts.lock().unwrap().len() < 3 { Err(Error::Service("again")) } else { Ok(()) })
     });
     let service = ServiceBuilder::new().layer(RetryLayer::new().backoff(SECOND)).layer(pool.layer()).service(inner);
-    let mut call = Task::new(service.oneshot(()));
+    let mut call = TestTask::new(service.oneshot(()));
     for _ in 0..2 {
         assert!(call.poll().is_pending());
         assert_eq!(pool.free(), 1);
@@ -463,11 +463,12 @@ async fn an_error_of_the_function_is_a_rejection_that_tells_strangers_nothing() 
     }
     let said = Arc::new(Mutex::new(Vec::new()));
     let heard = Arc::clone(&said);
-    let layer = ResourceLayer::new(|| ready(Err::<Seat, _>(Refused))).observer(move |_: &Site, event: &Event<'_>| {
-        if let Event::Rejected(rejection) = event {
-            heard.lock().unwrap().push(rejection.to_string());
-        }
-    });
+    let layer =
+        ResourceLayer::new(|| ready(Err::<Seat, _>(Refused))).observer(move |_: &LayerInfo, event: &LayerEvent<'_>| {
+            if let LayerEvent::Rejected(rejection) = event {
+                heard.lock().unwrap().push(rejection.to_string());
+            }
+        });
     let inner = service_fn(|_: Request<()>| async { Ok::<_, Infallible>(Response::new(String::new())) });
     let Ok(answer) = layer.layer(inner).oneshot(Request::new(())).await;
     assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
@@ -547,7 +548,7 @@ async fn a_service_that_was_made_ready_is_given_back_while_a_call_waits() {
         tower::limit::GlobalConcurrencyLimitLayer::new(1).layer(service_fn(|()| ready(Ok::<_, Error<Infallible>>(()))));
     let mut service = pool.layer().layer(limited.clone());
     let response = poll_fn(|cx| service.poll_ready(cx)).await.map(|()| service.call(())).unwrap();
-    let mut waiting = Task::new(response);
+    let mut waiting = TestTask::new(response);
     assert!(waiting.poll().is_pending());
     limited.oneshot(()).await.unwrap();
     drop(taken);

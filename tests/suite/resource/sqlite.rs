@@ -24,7 +24,7 @@ use ziggurat::{
     context::ContextLayer,
     resource::{self, Held, Lent, ResourceLayer},
     scope::Disposable,
-    testing::Task,
+    testing::TestTask,
 };
 
 use super::SECOND;
@@ -142,7 +142,7 @@ async fn a_pool_is_closed_with_the_scope_that_set_it_up_and_who_waits_for_it_is_
         }));
     let call = || {
         let (bell, rings) = oneshot::channel();
-        (bell, Task::new(service.clone().oneshot(rings)))
+        (bell, TestTask::new(service.clone().oneshot(rings)))
     };
     let (bells, mut calls): (Vec<_>, Vec<_>) = (0..4).map(|_| call()).unzip();
     assert!(calls.iter_mut().all(|call| call.poll().is_pending()));
@@ -185,7 +185,7 @@ async fn a_connection_that_was_left_in_a_transaction_is_replaced_and_not_used_ag
         Ok::<_, Error<Infallible>>(count(&db))
     }));
     assert_eq!(service.clone().oneshot(false).await.unwrap(), 0);
-    let mut dropped = Task::new(service.clone().oneshot(true));
+    let mut dropped = TestTask::new(service.clone().oneshot(true));
     assert!(dropped.poll().is_pending());
     assert_eq!(free(&pool), (0, 1));
     drop(dropped);
@@ -234,10 +234,10 @@ async fn a_query_that_cannot_be_stopped_keeps_its_connection_to_its_end() {
             Ok::<_, Error<Infallible>>(query.await.unwrap())
         }
     }));
-    let mut dropped = Task::new(service.clone().oneshot(1));
+    let mut dropped = TestTask::new(service.clone().oneshot(1));
     assert!(dropped.poll().is_pending());
     drop(dropped);
-    let mut next = Task::new(service.clone().oneshot(2));
+    let mut next = TestTask::new(service.clone().oneshot(2));
     assert!(next.poll().is_pending());
     assert_eq!(free(&pool), (0, 1));
     barrier.wait();

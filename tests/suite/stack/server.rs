@@ -14,9 +14,9 @@ use tokio::{net::TcpListener, sync::Semaphore};
 use tower::{Layer, ServiceExt};
 use ziggurat::{
     Scope,
-    answer::AnswerLayer,
     context::ContextLayer,
-    headers::Identity,
+    headers::RequestIds,
+    rejection_response::RejectionResponseLayer,
     stack::{ServerSettings, ServerStack},
 };
 
@@ -45,7 +45,7 @@ impl Served {
         let router = Router::new()
             .route(
                 "/",
-                get(|scope: Scope| async move { scope.require::<Identity>().unwrap().request_id().to_string() }),
+                get(|scope: Scope| async move { scope.require::<RequestIds>().unwrap().request_id().to_string() }),
             )
             .route("/tenant", get(|scope: Scope| async move { scope.require::<Tenant>().unwrap().0.clone() }))
             .route("/hangs", get(std::future::pending::<StatusCode>))
@@ -94,7 +94,7 @@ async fn every_request_has_an_id_a_scope_and_a_limit_of_time() {
 #[tokio::test]
 async fn who_comes_when_the_server_is_full_is_told_so_at_once_and_when_to_come_back() {
     let app = Scope::root("app").with(ServerSettings::default().max_in_flight(1));
-    let stack = ServerStack::new(&app).with_answer(AnswerLayer::problem_json());
+    let stack = ServerStack::new(&app).with_rejection_response(RejectionResponseLayer::problem_json());
     let gate = stack.gate();
     let served = Arc::new(Served::by(|router| router.layer(stack)).await);
     let inside = tokio::spawn({
@@ -125,7 +125,7 @@ async fn every_part_can_be_replaced_or_left_out() {
         router.layer(
             ServerStack::new(&app)
                 .with_context(context)
-                .without_identity()
+                .without_request_id()
                 .without_timeout()
                 .without_concurrency_limit(),
         )

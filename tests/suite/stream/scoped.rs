@@ -16,7 +16,7 @@ use ziggurat::{
     concurrent::process_concurrently,
     scope::Disposable,
     stream::{Stream, StreamExt as _, generate},
-    testing::Task,
+    testing::TestTask,
 };
 
 fn current() -> Option<String> {
@@ -122,7 +122,7 @@ async fn a_scope_that_only_its_stream_holds_is_closed_with_the_stream() {
 #[test]
 fn the_scope_is_gone_after_a_panic_in_the_stream() {
     let stream = iter(0..1).map(|_| -> u32 { panic!("in the stream") }).within_scope(&Scope::root("stream"));
-    let mut read = Task::new(stream.collect::<Vec<_>>());
+    let mut read = TestTask::new(stream.collect::<Vec<_>>());
     assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| read.poll())).is_err());
     assert_eq!(current(), None);
 }

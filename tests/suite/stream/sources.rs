@@ -18,7 +18,7 @@ use tokio::{
 use tokio_stream::{StreamExt as _, empty, iter, pending};
 use ziggurat::{
     stream::{Closed, Sender, Stream, channel, generate, merge, try_generate},
-    testing::Task,
+    testing::TestTask,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -30,7 +30,7 @@ async fn a_producer_that_is_too_quick_waits_for_its_reader() {
     let mut third = {
         sender.send(1).await.unwrap();
         sender.send(2).await.unwrap();
-        Task::new(async { sender.send(3).await })
+        TestTask::new(async { sender.send(3).await })
     };
     assert!(third.poll().is_pending());
     assert_eq!(stream.next().await, Some(1));
@@ -48,7 +48,7 @@ async fn to_send_after_the_stream_was_dropped_is_an_error_and_the_item_comes_bac
     let (sender, stream) = channel(1);
     let second = sender.clone();
     sender.send("kept").await.unwrap();
-    let mut waiting = Task::new(async { second.send("waiting").await });
+    let mut waiting = TestTask::new(async { second.send("waiting").await });
     assert!(waiting.poll().is_pending());
     drop(stream);
     assert_eq!(waiting.poll(), Poll::Ready(Err(Closed { item: "waiting" })));
@@ -121,15 +121,15 @@ async fn a_generator_ends_with_its_producer_though_a_sender_is_alive_elsewhere()
     }));
     let elsewhere = elsewhere.take().unwrap();
     assert_eq!(stream.next().await, Some(1));
-    let mut closed = Task::new(elsewhere.closed());
+    let mut closed = TestTask::new(elsewhere.closed());
     assert!(closed.poll().is_pending());
     // It is offered before the producer ends, and taken after it.
-    let mut last = Task::new(elsewhere.send(2));
+    let mut last = TestTask::new(elsewhere.send(2));
     assert!(last.poll().is_pending());
     assert_eq!(stream.next().await, Some(2));
-    let mut backlog = Task::new(elsewhere.send(3));
+    let mut backlog = TestTask::new(elsewhere.send(3));
     let start = Instant::now();
-    let mut next = Task::new(stream.next());
+    let mut next = TestTask::new(stream.next());
     assert!(next.poll().is_pending());
     advance(SECOND).await;
     assert!(backlog.poll().is_pending());
@@ -151,8 +151,8 @@ async fn to_send_after_a_generated_stream_was_dropped_is_an_error_and_the_item_c
         async move { items.closed().await }
     }));
     let elsewhere = elsewhere.take().unwrap();
-    assert!(Task::new(stream.next()).poll().is_pending());
-    let mut waiting = Task::new(elsewhere.send("waiting"));
+    assert!(TestTask::new(stream.next()).poll().is_pending());
+    let mut waiting = TestTask::new(elsewhere.send("waiting"));
     assert!(waiting.poll().is_pending());
     drop(stream);
     assert_eq!((waiting.times_woken(), waiting.poll()), (1, Poll::Ready(Err(Closed { item: "waiting" }))));
@@ -201,7 +201,7 @@ async fn an_error_of_a_producer_is_the_last_item_after_those_before_it() {
         async { "two".parse::<u32>().map(drop) }
     }));
     let elsewhere = elsewhere.take().unwrap();
-    let mut offered = Task::new(elsewhere.send(7_u32));
+    let mut offered = TestTask::new(elsewhere.send(7_u32));
     assert!(offered.poll().is_pending());
     let items = [stream.next().await, stream.next().await, stream.next().await, stream.next().await];
     assert_eq!(items, [Some(Ok(7)), Some(Err(error)), None, None]);
@@ -243,12 +243,12 @@ async fn a_producer_gets_its_turn_beside_a_sender_that_always_has_something() {
     }));
     let elsewhere = elsewhere.take().unwrap();
     let mut taken = 0;
-    let mut waiting = Task::new(elsewhere.send(0));
+    let mut waiting = TestTask::new(elsewhere.send(0));
     while waiting.poll().is_pending() && taken < 100 {
         assert_eq!(stream.next().await, Some(taken));
         taken += 1;
         assert_eq!(waiting.poll(), Poll::Ready(Ok(())));
-        waiting = Task::new(elsewhere.send(taken));
+        waiting = TestTask::new(elsewhere.send(taken));
     }
     assert!(taken < 100, "the producer has ended");
 }
@@ -272,7 +272,7 @@ async fn a_producer_without_its_sender_is_run_to_its_end() {
 #[test]
 fn a_panic_of_a_producer_is_one_of_the_stream() {
     let stream = generate(|_: Sender<u32>| async { panic!("no more") });
-    let mut read = Task::new(stream.collect::<Vec<_>>());
+    let mut read = TestTask::new(stream.collect::<Vec<_>>());
     assert!(catch_unwind(AssertUnwindSafe(|| read.poll())).is_err());
 }
 
@@ -349,7 +349,7 @@ proptest! {
     /// Shows: S5
     #[test]
     fn merging_keeps_the_order_of_each_and_loses_nothing(left in vec(0..100_u32, 0..20), right in vec(100..200_u32, 0..20)) {
-        let mut read = Task::new(merge(iter(left.clone()), iter(right.clone())).collect::<Vec<_>>());
+        let mut read = TestTask::new(merge(iter(left.clone()), iter(right.clone())).collect::<Vec<_>>());
         let Poll::Ready(all) = read.poll() else { panic!("it is always ready") };
         let (from_left, from_right): (Vec<_>, Vec<_>) = all.into_iter().partition(|item| *item < 100);
         prop_assert_eq!((from_left, from_right), (left, right));

@@ -32,11 +32,11 @@ use ziggurat::{
     Deadline, Error, Scope,
     concurrency_limit::ConcurrencyLimitLayer,
     context::{ContextLayer, ScopeBody},
-    headers::{Identity, TimeoutHeader},
-    identity::IdentityLayer,
+    headers::{RequestIds, TimeoutHeader},
     propagate::PropagateLayer,
+    request_id::RequestIdLayer,
     retry::RetryLayer,
-    testing::{Strict, Task},
+    testing::{Strict, TestTask},
     timeout::TimeoutLayer,
 };
 
@@ -61,9 +61,9 @@ fn is_random(id: &HeaderValue) -> bool {
 
 /// The id that a handler finds, which is the same wherever it looks.
 fn found<B>(request: &Request<B>) -> String {
-    let here = request.extensions().get::<Identity>().unwrap();
+    let here = request.extensions().get::<RequestIds>().unwrap();
     let scope = Scope::current().unwrap();
-    assert_eq!(*scope.require::<Identity>().unwrap(), *here);
+    assert_eq!(*scope.require::<RequestIds>().unwrap(), *here);
     assert_eq!(request.headers().get_all(ID).iter().collect::<Vec<_>>(), [here.request_id().as_str()]);
     here.request_id().to_string()
 }
@@ -72,7 +72,7 @@ fn found<B>(request: &Request<B>) -> String {
 async fn an_id_that_can_be_taken_over_is_kept_and_any_other_replaced_and_sent_back() {
     let service = ServiceBuilder::new()
         .layer(ContextLayer::new(Scope::root("app")))
-        .layer(IdentityLayer::new())
+        .layer(RequestIdLayer::new())
         .service(Strict::new(service_fn(|req: Request<String>| async move {
             Ok::<_, Infallible>(Response::new(found(&req)))
         })));
@@ -94,20 +94,20 @@ async fn an_id_that_can_be_taken_over_is_kept_and_any_other_replaced_and_sent_ba
 /// Shows: X6
 #[tokio::test]
 async fn a_valid_traceparent_is_taken_over_with_its_tracestate() {
-    let service = IdentityLayer::new().layer(service_fn(|req: Request<String>| async move {
-        let identity = req.extensions().get::<Identity>().unwrap().clone();
+    let service = RequestIdLayer::new().layer(service_fn(|req: Request<String>| async move {
+        let ids = req.extensions().get::<RequestIds>().unwrap().clone();
         // The headers are as they came, for a tracing library further in.
         let came = req.headers().get("traceparent").cloned();
         let mut response = Response::new(());
-        response.extensions_mut().insert((identity, came));
+        response.extensions_mut().insert((ids, came));
         Ok::<_, Infallible>(response)
     }));
     let read = async |traceparent: &'static [u8]| {
         let request = request(&[("traceparent", traceparent), ("tracestate", b"congo=t61")]);
         let response = service.clone().oneshot(request).await.unwrap();
-        let (identity, came) = response.extensions().get::<(Identity, Option<HeaderValue>)>().unwrap().clone();
+        let (ids, came) = response.extensions().get::<(RequestIds, Option<HeaderValue>)>().unwrap().clone();
         assert_eq!(came.unwrap().as_bytes(), traceparent);
-        identity.trace().cloned()
+        ids.trace().cloned()
     };
     let trace = read(TRACE.as_bytes()).await.unwrap();
     assert_eq!((trace.trace_id(), trace.header().to_str().unwrap()), (TRACE_ID, TRACE));
@@ -120,7 +120,7 @@ async fn a_valid_traceparent_is_taken_over_with_its_tracestate() {
 #[tokio::test]
 async fn the_header_can_have_another_name() {
     let name = HeaderName::from_static("x-correlation-id");
-    let service = IdentityLayer::new().header(name).layer(service_fn(|req: Request<String>| async move {
+    let service = RequestIdLayer::new().header(name).layer(service_fn(|req: Request<String>| async move {
         assert_eq!(req.headers()["x-correlation-id"], "c1");
         Ok::<_, Infallible>(Response::new(()))
     }));
@@ -132,7 +132,7 @@ async fn the_header_can_have_another_name() {
 /// It is that of somebody behind the service, for example.
 #[tokio::test]
 async fn an_id_that_the_service_sends_stays() {
-    let service = IdentityLayer::new().layer(service_fn(|_: Request<String>| async {
+    let service = RequestIdLayer::new().layer(service_fn(|_: Request<String>| async {
         Ok::<_, Infallible>(Response::builder().header(ID, "own").body(()).unwrap())
     }));
     let response = service.oneshot(request(&[(ID, b"order-17")])).await.unwrap();
@@ -142,7 +142,7 @@ async fn an_id_that_the_service_sends_stays() {
 #[tokio::test]
 async fn an_error_passes_unchanged() {
     let service =
-        IdentityLayer::new().layer(service_fn(|_: Request<String>| async { Err::<Response<()>, _>("service's own") }));
+        RequestIdLayer::new().layer(service_fn(|_: Request<String>| async { Err::<Response<()>, _>("service's own") }));
     assert_eq!(service.oneshot(request(&[])).await.unwrap_err(), "service's own");
 }
 
@@ -150,7 +150,7 @@ async fn an_error_passes_unchanged() {
 async fn a_rejection_carries_the_id() {
     let service = ServiceBuilder::new()
         .layer(ContextLayer::new(Scope::root("app")))
-        .layer(IdentityLayer::new())
+        .layer(RequestIdLayer::new())
         .layer(TimeoutLayer::new(FAR))
         .service(service_fn(|_: Request<String>| pending::<Result<Response<String>, Infallible>>()));
     let response = service.oneshot(request(&[(ID, b"order-17")])).await.unwrap();
@@ -166,12 +166,12 @@ async fn a_rejection_carries_the_id() {
 #[tokio::test]
 async fn only_the_scope_of_the_request_itself_knows_its_identity() {
     let app = Scope::root("app");
-    let without_context = IdentityLayer::new()
+    let without_context = RequestIdLayer::new()
         .layer(service_fn(|_: Request<String>| async { Ok::<_, Infallible>(Response::new(String::new())) }));
     app.within(without_context.clone().oneshot(request(&[]))).await.unwrap();
-    assert_eq!(app.get::<Identity>(), None);
+    assert_eq!(app.get::<RequestIds>(), None);
 
-    let service = ServiceBuilder::new().layer(ContextLayer::new(app.clone())).layer(IdentityLayer::new()).service(
+    let service = ServiceBuilder::new().layer(ContextLayer::new(app.clone())).layer(RequestIdLayer::new()).service(
         service_fn(|req: Request<String>| async move {
             let before = found(&req);
             for _ in 0..10 {
@@ -189,15 +189,15 @@ async fn only_the_scope_of_the_request_itself_knows_its_identity() {
         (&first.unwrap().headers()[ID], &second.unwrap().headers()[ID]),
         (&"first".parse().unwrap(), &"second".parse().unwrap())
     );
-    assert_eq!(app.get::<Identity>(), None);
+    assert_eq!(app.get::<RequestIds>(), None);
 }
 
 #[tokio::test]
 async fn of_two_such_layers_the_outer_one_decides() {
     let service = ServiceBuilder::new()
         .layer(ContextLayer::new(Scope::root("app")))
-        .layer(IdentityLayer::new())
-        .layer(IdentityLayer::new().header(HeaderName::from_static("x-other-id")))
+        .layer(RequestIdLayer::new())
+        .layer(RequestIdLayer::new().header(HeaderName::from_static("x-other-id")))
         .service(service_fn(|req: Request<String>| async move { Ok::<_, Infallible>(Response::new(found(&req))) }));
     let response = service.oneshot(request(&[(ID, b"order-17"), ("x-other-id", b"other")])).await.unwrap();
     assert_eq!(response.headers()[ID], "order-17");
@@ -216,8 +216,8 @@ fn the_call_is_gone_before_its_answer_is_handed_out() {
     }
     let held = Arc::new(());
     let holding = Arc::clone(&held);
-    let mut service = IdentityLayer::new().layer(service_fn(move |_: Request<String>| Holds(Arc::clone(&holding))));
-    let mut call = Task::new(tower::Service::call(&mut service, request(&[])));
+    let mut service = RequestIdLayer::new().layer(service_fn(move |_: Request<String>| Holds(Arc::clone(&holding))));
+    let mut call = TestTask::new(tower::Service::call(&mut service, request(&[])));
     assert_eq!(Arc::strong_count(&held), 3);
     assert!(call.poll().is_ready());
     assert_eq!(Arc::strong_count(&held), 2);
@@ -265,9 +265,9 @@ fn upstream(app: Scope, seen: Arc<Seen>) -> Upstream {
 }
 
 /// Asks the second server, and answers with its status and the id that it sent back.
-async fn relays(State(app): State<App>, scope: Scope, identity: Identity) -> String {
+async fn relays(State(app): State<App>, scope: Scope, ids: RequestIds) -> String {
     assert_eq!(scope.id(), Scope::current().unwrap().id());
-    assert_eq!(*scope.require::<Identity>().unwrap(), identity);
+    assert_eq!(*scope.require::<RequestIds>().unwrap(), ids);
     *app.seen.left.lock().unwrap() = Deadline::current().map(|deadline| deadline.remaining());
     let request = Request::get(format!("http://{}/", app.second)).body(Full::default()).unwrap();
     let response = app.upstream.oneshot(request).await.unwrap();
@@ -280,8 +280,8 @@ async fn waits(State(app): State<App>) {
 }
 
 /// Fails the first attempt of two.
-async fn arrives(State(seen): State<Arc<Seen>>, headers: HeaderMap, identity: Identity) -> StatusCode {
-    assert_eq!(headers[ID], identity.request_id().as_str());
+async fn arrives(State(seen): State<Arc<Seen>>, headers: HeaderMap, ids: RequestIds) -> StatusCode {
+    assert_eq!(headers[ID], ids.request_id().as_str());
     let mut arrived = seen.arrived.lock().unwrap();
     arrived.push(headers);
     if arrived.len() % 2 == 1 { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }
@@ -297,12 +297,12 @@ async fn serve(router: Router) -> SocketAddr {
 /// Two servers, of which the first one asks the second.
 async fn servers() -> (SocketAddr, Arc<Seen>) {
     let seen = Arc::<Seen>::default();
-    let second = Router::new().route("/", get(arrives)).with_state(Arc::clone(&seen)).layer(IdentityLayer::new());
+    let second = Router::new().route("/", get(arrives)).with_state(Arc::clone(&seen)).layer(RequestIdLayer::new());
     let second = serve(second).await;
     let scope = Scope::root("first");
     let layers = ServiceBuilder::new()
         .layer(ContextLayer::new(scope.clone()))
-        .layer(IdentityLayer::new())
+        .layer(RequestIdLayer::new())
         .layer(TimeoutLayer::new(TimeoutHeader::grpc().at_most(FAR)))
         .layer(ConcurrencyLimitLayer::new(1).max_waiting(0));
     let app = App { seen: Arc::clone(&seen), upstream: upstream(scope, Arc::clone(&seen)), second };
@@ -407,7 +407,7 @@ async fn malformed_headers_are_ignored_and_the_request_is_served() {
 async fn an_extractor_without_its_layer_answers_500_and_its_error_says_what_to_add() {
     let app = Router::new()
         .route("/scope", get(|scope: Scope| async move { scope.name().to_owned() }))
-        .route("/identity", get(|identity: Identity| async move { identity.request_id().to_string() }));
+        .route("/ids", get(|ids: RequestIds| async move { ids.request_id().to_string() }));
     let answer = async |app: Router, path: &str| {
         let request = Request::get(path).header(ID, "order-17").body(Body::empty()).unwrap();
         let response = app.oneshot(request).await.unwrap();
@@ -415,13 +415,13 @@ async fn an_extractor_without_its_layer_answers_500_and_its_error_says_what_to_a
         (head.status.as_u16(), String::from_utf8(body.collect().await.unwrap().to_bytes().into()).unwrap())
     };
     // Strangers are not told what the program is made of.
-    for path in ["/scope", "/identity"] {
+    for path in ["/scope", "/ids"] {
         assert_eq!(answer(app.clone(), path).await, (500, String::new()));
     }
     let (mut parts, ()) = Request::new(()).into_parts();
     for (error, what, layer) in [
         (Scope::from_request_parts(&mut parts, &()).await.unwrap_err(), "scope", "ContextLayer"),
-        (Identity::from_request_parts(&mut parts, &()).await.unwrap_err(), "identity", "IdentityLayer"),
+        (RequestIds::from_request_parts(&mut parts, &()).await.unwrap_err(), "ids", "RequestIdLayer"),
     ] {
         let said = format!(
             "the request has no {what}: put ziggurat's `{layer}` around the router, with `.layer({layer}::new(..))`"
@@ -429,7 +429,7 @@ async fn an_extractor_without_its_layer_answers_500_and_its_error_says_what_to_a
         assert_eq!(error.to_string(), said);
     }
 
-    let app = app.layer(IdentityLayer::new()).layer(ContextLayer::new(Scope::root("app")).named("of this request"));
+    let app = app.layer(RequestIdLayer::new()).layer(ContextLayer::new(Scope::root("app")).named("of this request"));
     assert_eq!(answer(app.clone(), "/scope").await, (200, "of this request".to_owned()));
-    assert_eq!(answer(app, "/identity").await, (200, "order-17".to_owned()));
+    assert_eq!(answer(app, "/ids").await, (200, "order-17".to_owned()));
 }

@@ -1,14 +1,17 @@
 //! Which layer an event comes from, and who observes it.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 #[cfg(feature = "metrics")]
 use super::metrics;
 use super::{
-    Event,
+    LayerEvent,
     trace::{Trace, trace_to},
 };
-use crate::outcome::{Class, Reason, Reject, Rejection};
+use crate::{
+    name::Name,
+    outcome::{Class, Reason, Reject, Rejection},
+};
 
 /// Hears the events of the layers that it is attached to with `.observer(..)`. A closure is one too.
 ///
@@ -17,45 +20,46 @@ use crate::outcome::{Class, Reason, Reject, Rejection};
 ///
 /// ```
 /// use std::sync::{Arc, atomic::{AtomicUsize, Ordering}};
-/// use ziggurat::{Event, Site, timeout::TimeoutLayer};
+/// use ziggurat::{LayerEvent, LayerInfo, timeout::TimeoutLayer};
 ///
 /// let timeouts = Arc::new(AtomicUsize::new(0));
 /// let counter = timeouts.clone();
-/// let layer = TimeoutLayer::new(std::time::Duration::from_secs(1)).observer(move |_: &Site, event: &Event<'_>| {
-///     if let Event::Rejected(_) = event {
+/// let layer = TimeoutLayer::new(std::time::Duration::from_secs(1)).observer(move |_: &LayerInfo, event: &LayerEvent<'_>| {
+///     if let LayerEvent::Rejected(_) = event {
 ///         counter.fetch_add(1, Ordering::Relaxed);
 ///     }
 /// });
 /// ```
 pub trait Observer: Send + Sync + 'static {
-    /// Something happened at `site`.
-    fn event(&self, site: &Site, event: &Event<'_>);
+    /// Called for each event of a layer.
+    fn on_event(&self, info: &LayerInfo, event: &LayerEvent<'_>);
 }
 
 impl<F> Observer for F
 where
-    F: Fn(&Site, &Event<'_>) + Send + Sync + 'static,
+    F: Fn(&LayerInfo, &LayerEvent<'_>) + Send + Sync + 'static,
 {
-    fn event(&self, site: &Site, event: &Event<'_>) {
-        self(site, event);
+    fn on_event(&self, info: &LayerInfo, event: &LayerEvent<'_>) {
+        self(info, event);
     }
 }
 
-/// Which layer something happened in: its kind, the name that it was given, and who listens.
+/// A layer as observers, logs and metrics know it: which layer it is, its name, and its observers.
 ///
-/// Each layer value has one. A layer of your own makes it with [`Site::new`] and tells its events with [`Site::tell`].
+/// Each layer value has one. A layer of your own makes it with [`LayerInfo::new`], emits its events with [`LayerInfo::emit`], and rejects
+/// calls with [`LayerInfo::reject`].
 #[derive(Clone)]
-pub struct Site {
+pub struct LayerInfo {
     layer: &'static str,
-    name: Option<&'static str>,
+    name: Option<Name>,
     observer: Option<Arc<dyn Observer>>,
     trace: Trace,
     #[cfg(feature = "metrics")]
     counters: metrics::Counters,
 }
 
-impl Site {
-    /// The site of a layer of this kind: its module's name. Its events go to the target `ziggurat` of `tracing`.
+impl LayerInfo {
+    /// Describes a layer, which is called by its module's name. Its events go to the target `ziggurat` of `tracing`.
     #[must_use]
     pub const fn new(layer: &'static str) -> Self {
         trace_to!("ziggurat");
@@ -73,10 +77,10 @@ impl Site {
         }
     }
 
-    /// The same, with a name that tells this layer from others of its kind.
+    /// Gives the layer a name, which tells it from other values of the same layer.
     #[must_use]
-    pub fn named(mut self, name: &'static str) -> Self {
-        self.name = Some(name);
+    pub fn named(mut self, name: impl Into<Cow<'static, str>>) -> Self {
+        self.name = Some(Name::new(name));
         // The clones that were used before go on counting under the old name.
         #[cfg(feature = "metrics")]
         {
@@ -85,14 +89,18 @@ impl Site {
         self
     }
 
-    /// The same, with somebody who listens in place of who did before.
+    /// Adds an observer. It is called after those that were added before.
     #[must_use]
     pub fn observer(mut self, observer: impl Observer) -> Self {
-        self.observer = Some(Arc::new(observer));
+        let observer = Arc::new(observer);
+        self.observer = Some(match self.observer {
+            Some(first) => Arc::new(Both { first, second: observer }),
+            None => observer,
+        });
         self
     }
 
-    /// The kind of layer: its module's name.
+    /// The layer, by the name of its module, such as `"timeout"`.
     #[must_use]
     pub fn layer(&self) -> &'static str {
         self.layer
@@ -100,26 +108,26 @@ impl Site {
 
     /// The name that the layer was given.
     #[must_use]
-    pub fn name(&self) -> Option<&'static str> {
-        self.name
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
     }
 
     /// Rejects a call: builds the rejection, emits the event, and returns it for [`Reject::reject`](crate::Reject::reject).
     #[must_use]
     #[cold]
     pub fn reject(&self, reason: Reason) -> Rejection {
-        self.emit_rejected(Rejection::new(self.layer, self.name, reason))
+        self.emit_rejected(Rejection::new(self.layer, self.name.clone(), reason))
     }
 
     /// Rejects a call as [`reject`](Self::reject) does, and tells the caller when to come back.
     #[must_use]
     #[cold]
     pub fn reject_with_retry_after(&self, reason: Reason, retry_after: Duration) -> Rejection {
-        self.emit_rejected(Rejection::new(self.layer, self.name, reason).with_retry_after(retry_after))
+        self.emit_rejected(Rejection::new(self.layer, self.name.clone(), reason).with_retry_after(retry_after))
     }
 
     fn emit_rejected(&self, rejection: Rejection) -> Rejection {
-        self.tell(Event::Rejected(&rejection));
+        self.emit(LayerEvent::Rejected(&rejection));
         rejection
     }
 
@@ -133,11 +141,16 @@ impl Site {
             return rejection.clone();
         }
         let message = outcome.as_ref().err().map(E::to_string).unwrap_or_default().into();
-        let shared = Rejection::new(self.layer, self.name, Reason::Shared { message, class });
+        let shared = Rejection::new(self.layer, self.name.clone(), Reason::Shared { message, class });
         match class.retry_after() {
             Some(wait) => shared.with_retry_after(wait),
             None => shared,
         }
+    }
+
+    #[cfg(feature = "metrics")]
+    pub(super) fn raw_name(&self) -> Option<&Name> {
+        self.name.as_ref()
     }
 
     /// Whether an observer listens.
@@ -145,20 +158,33 @@ impl Site {
         self.observer.is_some()
     }
 
-    /// Tells the observer and `tracing` that this happened. Where nobody listens it costs two branches.
-    pub fn tell(&self, event: Event<'_>) {
+    /// Emits an event to the observers, to `tracing` and to the metrics. Without any of them it costs two branches.
+    pub fn emit(&self, event: LayerEvent<'_>) {
         if let Some(observer) = &self.observer {
-            observer.event(self, &event);
+            observer.on_event(self, &event);
         }
-        (self.trace)(self.layer, self.name, &event);
+        (self.trace)(self.layer, self.name.as_deref(), &event);
         #[cfg(feature = "metrics")]
-        self.counters.count(self.layer, self.name, &event);
+        self.counters.count(self.layer, self.name.as_ref(), &event);
     }
 }
 
-impl fmt::Debug for Site {
+/// Two observers of one layer.
+struct Both<O> {
+    first: Arc<dyn Observer>,
+    second: Arc<O>,
+}
+
+impl<O: Observer> Observer for Both<O> {
+    fn on_event(&self, info: &LayerInfo, event: &LayerEvent<'_>) {
+        self.first.on_event(info, event);
+        self.second.on_event(info, event);
+    }
+}
+
+impl fmt::Debug for LayerInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Site")
+        f.debug_struct("LayerInfo")
             .field("layer", &self.layer)
             .field("name", &self.name)
             .field("observed", &self.observer.is_some())
@@ -166,35 +192,35 @@ impl fmt::Debug for Site {
     }
 }
 
-/// The [`Site`] of one of this crate's layers, with the target `ziggurat::<layer>`.
-macro_rules! site {
+/// The [`LayerInfo`] of one of this crate's layers, with the target `ziggurat::<layer>`.
+macro_rules! layer_info {
     ($layer:literal) => {{
         $crate::telemetry::trace::trace_to!(concat!("ziggurat::", $layer));
-        $crate::telemetry::Site::with_trace($layer, trace)
+        $crate::telemetry::LayerInfo::with_trace($layer, trace)
     }};
 }
 
-/// The two setters that every layer has, for a layer with a field `site`, or with one at the path that is given.
-macro_rules! site_setters {
+/// The two setters that every layer has, for a layer with a field `info`, or with one at the path that is given.
+macro_rules! layer_setters {
     () => {
-        $crate::telemetry::site_setters!(site);
+        $crate::telemetry::layer_setters!(info);
     };
-    ($($site:ident).+) => {
+    ($($info:ident).+) => {
         /// Gives this layer a name, which its rejections and events carry.
-        pub fn named(mut self, name: &'static str) -> Self {
-            self.$($site).+ = self.$($site).+.named(name);
+        pub fn named(mut self, name: impl Into<std::borrow::Cow<'static, str>>) -> Self {
+            self.$($info).+ = self.$($info).+.named(name);
             self
         }
 
-        /// Attaches somebody who hears this layer's events; one that was attached before hears them no more.
+        /// Adds an observer of this layer's events. It is called after those that were added before.
         pub fn observer(mut self, observer: impl $crate::telemetry::Observer) -> Self {
-            self.$($site).+ = self.$($site).+.observer(observer);
+            self.$($info).+ = self.$($info).+.observer(observer);
             self
         }
     };
 }
 
-pub(crate) use {site, site_setters};
+pub(crate) use {layer_info, layer_setters};
 
 #[cfg(test)]
 mod tests {
@@ -203,19 +229,19 @@ mod tests {
 
     #[test]
     fn who_shared_a_failure_learns_its_rejection_or_what_it_said() {
-        let (site, wait) = (Site::new("cache"), Some(Duration::from_secs(1)));
+        let (info, wait) = (LayerInfo::new("cache"), Some(Duration::from_secs(1)));
         let rejected: Result<(), Error<fmt::Error>> =
-            Reject::reject(site.reject(Reason::TimedOut { limit: Duration::from_millis(250) }));
-        assert!(site.shared(&rejected, Class::TRANSIENT).is_timed_out());
+            Reject::reject(info.reject(Reason::TimedOut { limit: Duration::from_millis(250) }));
+        assert!(info.shared(&rejected, Class::TRANSIENT).is_timed_out());
 
         let failed: Result<(), _> = Err(Error::Service("no such table"));
         let class = Class::Failure { transient: false, retry_after: wait };
-        let shared = site.shared(&failed, class);
+        let shared = info.shared(&failed, class);
         assert_eq!(shared.to_string(), "cache: the call that this one shared failed: no such table; try again in 1s");
         assert_eq!((shared.class(), shared.retry_after()), (class, wait));
 
         // A wait of zero would send all of them back at once.
         let asked = Class::Failure { transient: true, retry_after: Some(Duration::ZERO) };
-        assert_eq!(site.shared(&failed, asked).retry_after(), None);
+        assert_eq!(info.shared(&failed, asked).retry_after(), None);
     }
 }

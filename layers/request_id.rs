@@ -1,11 +1,11 @@
 //! Takes over who a request is: its id, made if it brings none, and the trace that it belongs to.
 //!
-//! For servers. Of every request this layer makes an [`Identity`]: the id in `x-request-id` (or in [another
-//! header](IdentityLayer::header)) if it is one visible word of at most 128 characters, a new random one otherwise; and a valid
+//! For servers. Of every request this layer makes an [`RequestIds`]: the id in `x-request-id` (or in [another
+//! header](RequestIdLayer::header)) if it is one visible word of at most 128 characters, a new random one otherwise; and a valid
 //! W3C `traceparent`, with its `tracestate`. It is then
 //!
 //! - in the request's extensions, and with a [`ContextLayer`](crate::context::ContextLayer) outside in the scope of the
-//!   request: `Scope::current()?.get::<Identity>()` finds it in handlers, and in the clients that they call, where a
+//!   request: `Scope::current()?.get::<RequestIds>()` finds it in handlers, and in the clients that they call, where a
 //!   [`PropagateLayer`](crate::propagate::PropagateLayer) passes it on;
 //! - in the scope's span in `tracing`, as `request_id` and `trace_id`: they stand beside everything that is logged in the
 //!   request;
@@ -19,7 +19,7 @@
 //!
 //! **Where it belongs**: just inside of the [`ContextLayer`](crate::context::ContextLayer), outside of everything that may
 //! answer instead of the service, so that a rejection carries the id too. Outside of the context, the scope does not know the
-//! identity. Of two such layers the outer one decides. An error that is no response passes unchanged, without an id.
+//! ids. Of two such layers the outer one decides. An error that is no response passes unchanged, without an id.
 //!
 //! **Cancellation.** Dropping the response future drops the call.
 //!
@@ -29,15 +29,15 @@
 //! ```
 //! use http::{Request, Response};
 //! use tower::{ServiceBuilder, ServiceExt, service_fn};
-//! use ziggurat::{Scope, context::ContextLayer, identity::IdentityLayer, headers::Identity};
+//! use ziggurat::{Scope, context::ContextLayer, request_id::RequestIdLayer, headers::RequestIds};
 //!
 //! # #[tokio::main(flavor = "current_thread")] async fn main() {
 //! let service = ServiceBuilder::new()
 //!     .layer(ContextLayer::new(Scope::root("app")))
-//!     .layer(IdentityLayer::new())
+//!     .layer(RequestIdLayer::new())
 //!     .service(service_fn(|_: Request<String>| async {
-//!         let identity = Scope::current().unwrap().require::<Identity>().unwrap();
-//!         Ok::<_, std::convert::Infallible>(Response::new(format!("serving {}", identity.request_id())))
+//!         let ids = Scope::current().unwrap().require::<RequestIds>().unwrap();
+//!         Ok::<_, std::convert::Infallible>(Response::new(format!("serving {}", ids.request_id())))
 //!     }));
 //!
 //! let request = Request::get("/").header("x-request-id", "order-17").body(String::new()).unwrap();
@@ -63,18 +63,18 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    headers::{Identity, RequestId},
+    headers::{RequestIdHeader, RequestIds},
     scope::Scope,
 };
 
 /// Takes over who a request is: see the [module](self).
 #[derive(Debug, Clone)]
 #[must_use]
-pub struct IdentityLayer {
+pub struct RequestIdLayer {
     header: HeaderName,
 }
 
-impl IdentityLayer {
+impl RequestIdLayer {
     /// With the request id in `x-request-id`.
     pub fn new() -> Self {
         Self { header: HeaderName::from_static("x-request-id") }
@@ -87,44 +87,44 @@ impl IdentityLayer {
     }
 
     /// Who the request is, written wherever it is looked for.
-    fn identify<B>(&self, request: &mut Request<B>) -> Identity {
-        if let Some(known) = request.extensions().get::<Identity>() {
+    fn identify<B>(&self, request: &mut Request<B>) -> RequestIds {
+        if let Some(known) = request.extensions().get::<RequestIds>() {
             return known.clone();
         }
-        let identity = Identity::read(request.headers(), self.header.clone());
-        let id = identity.request_id();
+        let ids = RequestIds::read(request.headers(), self.header.clone());
+        let id = ids.request_id();
         request.headers_mut().insert(id.name().clone(), id.value().clone());
         // The request's own scope, and not just the current one: that may be one which many requests share.
         if let Some(scope) = request.extensions().get::<Scope>() {
-            scope.identify(identity.clone());
+            scope.identify(ids.clone());
         }
-        request.extensions_mut().insert(identity.clone());
-        identity
+        request.extensions_mut().insert(ids.clone());
+        ids
     }
 }
 
-impl Default for IdentityLayer {
+impl Default for RequestIdLayer {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<S> Layer<S> for IdentityLayer {
-    type Service = Identified<S>;
+impl<S> Layer<S> for RequestIdLayer {
+    type Service = RequestId<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Identified { inner, layer: self.clone() }
+        RequestId { inner, layer: self.clone() }
     }
 }
 
-/// The service of [`IdentityLayer`].
+/// The service of [`RequestIdLayer`].
 #[derive(Debug, Clone)]
-pub struct Identified<S> {
+pub struct RequestId<S> {
     inner: S,
-    layer: IdentityLayer,
+    layer: RequestIdLayer,
 }
 
-impl<S, B, R> Service<Request<B>> for Identified<S>
+impl<S, B, R> Service<Request<B>> for RequestId<S>
 where
     S: Service<Request<B>, Response = Response<R>>,
 {
@@ -143,13 +143,13 @@ where
 }
 
 pin_project! {
-    /// The response future of [`Identified`].
+    /// The response future of [`RequestId`].
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F> {
         // None: it was answered.
         #[pin]
         response: Option<F>,
-        id: RequestId,
+        id: RequestIdHeader,
     }
 }
 
@@ -173,7 +173,7 @@ where
 
 impl<F> fmt::Debug for ResponseFuture<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("identity::ResponseFuture")
+        f.debug_struct("request_id::ResponseFuture")
             .field("response", &type_name::<F>())
             .field("id", &self.id.as_str())
             .finish()

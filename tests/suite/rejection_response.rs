@@ -28,12 +28,12 @@ use hyper_util::{
 use tokio::net::TcpListener;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
-    Class, Error, HttpStatus, Reason, Reject, Rejection, Scope, Site,
-    answer::AnswerLayer,
+    Class, Error, HttpStatus, LayerInfo, Reason, Reject, Rejection, Scope,
     circuit_breaker::{CircuitBreakerLayer, State},
     concurrency_limit::ConcurrencyLimitLayer,
     context::ContextLayer,
-    testing::Task,
+    rejection_response::RejectionResponseLayer,
+    testing::TestTask,
     timeout::TimeoutLayer,
 };
 
@@ -50,7 +50,7 @@ fn rejecting<E: Reject<Answer>>(
 }
 
 fn rejection(reason: Reason) -> Rejection {
-    Site::new("any").named("secret").reject(reason)
+    LayerInfo::new("any").named("secret").reject(reason)
 }
 
 fn shared() -> Reason {
@@ -83,7 +83,7 @@ fn told(rejection: &Rejection, request: &Parts) -> Answer {
 #[tokio::test]
 async fn the_answer_is_what_the_function_makes_of_the_rejection_and_of_the_requests_head() {
     let service = ServiceBuilder::new()
-        .layer(AnswerLayer::new(|rejection: &Rejection, request: &Parts| told(rejection, request)))
+        .layer(RejectionResponseLayer::new(|rejection: &Rejection, request: &Parts| told(rejection, request)))
         .service(rejecting::<Infallible>(rejection(Reason::RateLimited)));
     let request =
         Request::put("/a?b").version(http::Version::HTTP_10).header("x", "y").extension(7_u8).body(()).unwrap();
@@ -104,7 +104,7 @@ async fn what_is_no_rejection_passes_unchanged() {
             status => Ok(Response::builder().status(status).header("x", "y").body("its own".to_owned()).unwrap()),
         }
     });
-    let service = ServiceBuilder::new().layer(AnswerLayer::problem_json()).service(own);
+    let service = ServiceBuilder::new().layer(RejectionResponseLayer::problem_json()).service(own);
     for status in [200, 429, 500, 503, 504] {
         let answer = service.clone().oneshot(Request::new(status)).await.unwrap();
         assert_eq!((answer.status().as_u16(), answer.body().as_str()), (status, "its own"));
@@ -117,7 +117,8 @@ async fn what_is_no_rejection_passes_unchanged() {
 #[tokio::test]
 async fn an_error_that_carries_a_rejection_becomes_a_response() {
     async fn check<E: Reject<Answer>>() -> Answer {
-        let service = ServiceBuilder::new().layer(AnswerLayer::grpc()).service(rejecting::<E>(rejection(LIMIT)));
+        let service =
+            ServiceBuilder::new().layer(RejectionResponseLayer::grpc()).service(rejecting::<E>(rejection(LIMIT)));
         let Ok(answer) = service.oneshot(get_head("/")).await else { panic!("the error passed") };
         answer
     }
@@ -135,7 +136,7 @@ async fn an_error_that_carries_a_rejection_becomes_a_response() {
 /// A problem, or the head alone.
 async fn problem(method: Method, rejection: Rejection) -> Answer {
     let request = Request::builder().method(method).uri("/secret").body(()).unwrap();
-    let layer = AnswerLayer::problem_json();
+    let layer = RejectionResponseLayer::problem_json();
     let Ok(answer) =
         ServiceBuilder::new().layer(layer).service(rejecting::<Infallible>(rejection)).oneshot(request).await;
     answer
@@ -171,11 +172,11 @@ async fn a_problem_says_what_rfc_9457_asks_for_and_nothing_internal() {
 
 #[tokio::test]
 async fn a_layers_name_may_hold_anything() {
-    let odd = Site::new("größe \"1\"\n100%").reject(Reason::CircuitOpen);
+    let odd = LayerInfo::new("größe \"1\"\n100%").reject(Reason::CircuitOpen);
     let body = problem(Method::GET, odd.clone()).await.into_body();
     assert!(body.ends_with(r#""detail":"größe \"1\"\u000a100%: the circuit is open"}"#), "{body}");
 
-    let service = ServiceBuilder::new().layer(AnswerLayer::grpc()).service(rejecting::<Infallible>(odd));
+    let service = ServiceBuilder::new().layer(RejectionResponseLayer::grpc()).service(rejecting::<Infallible>(odd));
     let Ok(answer) = service.oneshot(get_head("/")).await;
     assert_eq!(answer.headers()["grpc-message"], "gr%C3%B6%C3%9Fe \"1\"%0A100%25: the circuit is open");
     // tonic reads the same.
@@ -199,7 +200,8 @@ async fn a_grpc_answer_is_a_status_without_messages() {
         for (wait, pushback) in [(None, None), (Some(SECOND / 2), Some("500"))] {
             let rejection = wait.into_iter().fold(rejection(reason.clone()), Rejection::with_retry_after);
             let message = rejection.public_message();
-            let service = ServiceBuilder::new().layer(AnswerLayer::grpc()).service(rejecting::<Infallible>(rejection));
+            let service =
+                ServiceBuilder::new().layer(RejectionResponseLayer::grpc()).service(rejecting::<Infallible>(rejection));
             let Ok(answer) = service.oneshot(get_head("/")).await;
             let headers = answer.headers();
             assert_eq!((answer.status(), answer.body().as_str()), (StatusCode::OK, ""));
@@ -217,8 +219,8 @@ async fn a_grpc_answer_is_a_status_without_messages() {
 #[tokio::test]
 async fn of_two_answers_the_inner_one_stays() {
     let service = ServiceBuilder::new()
-        .layer(AnswerLayer::problem_json())
-        .layer(AnswerLayer::new(|_: &Rejection, _: &Parts| Response::new("the inner one".to_owned())))
+        .layer(RejectionResponseLayer::problem_json())
+        .layer(RejectionResponseLayer::new(|_: &Rejection, _: &Parts| Response::new("the inner one".to_owned())))
         .service(rejecting::<Infallible>(rejection(LIMIT)));
     let Ok(answer) = service.oneshot(get_head("/")).await;
     assert_eq!(answer.body(), "the inner one");
@@ -231,7 +233,7 @@ async fn a_layer_outside_still_takes_the_answer_for_the_rejection() {
     let circuit = breaker.handle();
     let service = ServiceBuilder::new()
         .layer(breaker)
-        .layer(AnswerLayer::grpc())
+        .layer(RejectionResponseLayer::grpc())
         .layer(TimeoutLayer::new(SECOND))
         .service(service_fn(|_: Request<()>| pending::<Result<Answer, Infallible>>()));
     let Ok(answer) = service.oneshot(get_head("/")).await;
@@ -243,7 +245,7 @@ async fn a_layer_outside_still_takes_the_answer_for_the_rejection() {
 async fn the_scope_of_the_request_is_current_while_it_is_answered() {
     let service = ServiceBuilder::new()
         .layer(ContextLayer::new(Scope::root("app").with("of the app")))
-        .layer(AnswerLayer::new(|_: &Rejection, request: &Parts| {
+        .layer(RejectionResponseLayer::new(|_: &Rejection, request: &Parts| {
             let current = Scope::current().unwrap();
             let carried = request.extensions.get::<Scope>().unwrap();
             assert_eq!(current.id(), carried.id());
@@ -260,19 +262,19 @@ fn a_function_that_panics_wedges_nothing() {
     let limit = ConcurrencyLimitLayer::new(1).max_waiting(0);
     let gate = limit.handle();
     let service = ServiceBuilder::new()
-        .layer(AnswerLayer::new(|rejection: &Rejection, _: &Parts| -> Answer { panic!("{rejection}") }))
+        .layer(RejectionResponseLayer::new(|rejection: &Rejection, _: &Parts| -> Answer { panic!("{rejection}") }))
         .layer(limit)
         .service(service_fn(|_: Request<()>| pending::<Result<Answer, Infallible>>()));
-    let mut inside = Task::new(service.clone().oneshot(get_head("/")));
+    let mut inside = TestTask::new(service.clone().oneshot(get_head("/")));
     assert!(inside.poll().is_pending());
     for _ in 0..2 {
-        let mut refused = Task::new(service.clone().oneshot(get_head("/")));
+        let mut refused = TestTask::new(service.clone().oneshot(get_head("/")));
         let panicked = catch_unwind(AssertUnwindSafe(|| refused.poll()));
         assert!(panicked.is_err());
     }
     assert_eq!((gate.in_flight(), gate.waiting()), (1, 0));
     drop(inside);
-    let Poll::Pending = Task::new(service.oneshot(get_head("/"))).poll() else { panic!("it was rejected") };
+    let Poll::Pending = TestTask::new(service.oneshot(get_head("/"))).poll() else { panic!("it was rejected") };
 }
 
 async fn serve(router: Router) -> SocketAddr {
@@ -295,7 +297,7 @@ async fn a_router_answers_with_problems_over_a_socket() {
     circuit.handle().force_open();
     let router = Router::new()
         .route("/", get(|| async { "never" }))
-        .layer(ServiceBuilder::new().layer(AnswerLayer::problem_json()).layer(circuit));
+        .layer(ServiceBuilder::new().layer(RejectionResponseLayer::problem_json()).layer(circuit));
     let address = serve(router).await;
     let client = Client::builder(TokioExecutor::new()).build_http();
     for method in [Method::HEAD, Method::GET, Method::HEAD, Method::POST] {
@@ -326,9 +328,10 @@ async fn a_rejection_that_ends_a_grpc_body_comes_in_its_trailers_and_all_else_pa
     async fn ended(last: Result<Frame<Bytes>, BoxError>) -> Result<Frame<Bytes>, BoxError> {
         let data = || Ok(Frame::data(Bytes::from_static(b"message")));
         let mut frames = Some(Frames([data(), last, data()].into()));
-        let mut service = ServiceBuilder::new().layer(AnswerLayer::grpc().until_body_end()).service(service_fn(
-            move |_: Request<()>| std::future::ready(Ok::<_, Infallible>(Response::new(frames.take().unwrap()))),
-        ));
+        let mut service =
+            ServiceBuilder::new().layer(RejectionResponseLayer::grpc().until_body_end()).service(service_fn(
+                move |_: Request<()>| std::future::ready(Ok::<_, Infallible>(Response::new(frames.take().unwrap()))),
+            ));
         let Ok(response) = service.ready().await.unwrap().call(get_head("/")).await;
         let mut body = response.into_body();
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "message");
@@ -370,7 +373,8 @@ macro_rules! every_refusal {
             ("a limit with a longest wait", one().max_wait(SECOND), 1),
         ] {
             let service = ServiceBuilder::new().layer($answer).layer(limit).service(hangs());
-            let mut before: Vec<_> = (0..others).map(|_| Task::new(service.clone().oneshot(get_head("/")))).collect();
+            let mut before: Vec<_> =
+                (0..others).map(|_| TestTask::new(service.clone().oneshot(get_head("/")))).collect();
             assert!(before.iter_mut().all(|call| call.poll().is_pending()));
             let Ok(answer) = service.oneshot(get_head("/")).await;
             answers.push((name, answer));
@@ -391,10 +395,10 @@ macro_rules! every_refusal {
                 circuit.force_open();
             }
             let service = service.service(hangs());
-            let mut probe = Task::new(service.clone().oneshot(get_head("/")));
+            let mut probe = TestTask::new(service.clone().oneshot(get_head("/")));
             if name.contains("probe") {
                 tokio::time::sleep(SECOND).await;
-                probe = Task::new(service.clone().oneshot(get_head("/")));
+                probe = TestTask::new(service.clone().oneshot(get_head("/")));
                 assert!(probe.poll().is_pending());
             }
             let Ok(answer) = service.oneshot(get_head("/")).await;
@@ -425,7 +429,7 @@ fn number(answer: &Answer, header: &str) -> Option<u64> {
 #[tokio::test(start_paused = true)]
 async fn every_429_and_503_says_when_to_come_back() {
     let plain = every_refusal!(tower::layer::util::Identity::new());
-    let problems = every_refusal!(AnswerLayer::problem_json());
+    let problems = every_refusal!(RejectionResponseLayer::problem_json());
     assert_eq!((plain.len(), problems.len()), (12, 12));
     for (name, answer) in plain.iter().chain(&problems) {
         let status = answer.status().as_u16();
@@ -433,7 +437,7 @@ async fn every_429_and_503_says_when_to_come_back() {
         assert!(number(answer, "retry-after") >= Some(1), "{name}: {:?}", answer.headers());
     }
     // What a layer knows, and what it has to guess.
-    for (name, answer) in every_refusal!(AnswerLayer::grpc()) {
+    for (name, answer) in every_refusal!(RejectionResponseLayer::grpc()) {
         let known = !["somebody", "put in", "pool", "not to be had"].iter().any(|word| name.contains(word));
         assert_eq!(number(&answer, "grpc-retry-pushback-ms").is_some(), known, "{name}: {:?}", answer.headers());
     }
@@ -443,7 +447,7 @@ async fn every_429_and_503_says_when_to_come_back() {
 async fn bodies_of_the_usual_crates_can_be_answered_with() {
     async fn check<B: From<String> + http_body::Body<Error: StdError>>() {
         let service = ServiceBuilder::new()
-            .layer(AnswerLayer::problem_json())
+            .layer(RejectionResponseLayer::problem_json())
             .service(service_fn(|_: Request<()>| async { Error::<Infallible>::reject(rejection(LIMIT)) }));
         let answer: Response<B> = service.oneshot(get_head("/")).await.unwrap();
         let body = answer.into_body().collect().await.unwrap().to_bytes();

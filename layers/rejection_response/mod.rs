@@ -2,9 +2,9 @@
 //!
 //! Without this layer a rejection of an HTTP server is an empty response with status 504, 503 or 429 (and `Retry-After`), and one of
 //! a client an error. With it, both are what a function of the rejection and of the request's head makes of them; ready-made are
-//! [`problem_json`](AnswerLayer::problem_json) and [`grpc`](AnswerLayer::grpc). Everything else passes unchanged: responses of the
+//! [`problem_json`](RejectionResponseLayer::problem_json) and [`grpc`](RejectionResponseLayer::grpc). Everything else passes unchanged: responses of the
 //! service, whatever their status, and errors of its own, `poll_ready`'s too. What ends a body that has begun cannot become another
-//! response any more; in gRPC it can become [trailers](AnswerLayer::until_body_end).
+//! response any more; in gRPC it can become [trailers](RejectionResponseLayer::until_body_end).
 //!
 //! **It counts nothing, and has no clock.**
 //!
@@ -23,13 +23,13 @@
 //! use std::{convert::Infallible, time::Duration};
 //! use http::{Request, Response, request::Parts};
 //! use tower::{ServiceBuilder, ServiceExt, service_fn};
-//! use ziggurat::{Rejection, answer::AnswerLayer, timeout::TimeoutLayer};
+//! use ziggurat::{Rejection, rejection_response::RejectionResponseLayer, timeout::TimeoutLayer};
 //!
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
 //! let hangs = service_fn(|_: Request<()>| std::future::pending::<Result<Response<String>, Infallible>>());
 //!
 //! let service = ServiceBuilder::new()
-//!     .layer(AnswerLayer::problem_json())
+//!     .layer(RejectionResponseLayer::problem_json())
 //!     .layer(TimeoutLayer::new(Duration::from_secs(2)))
 //!     .service(hangs);
 //! let answer = service.oneshot(Request::new(())).await.unwrap();
@@ -40,7 +40,7 @@
 //! );
 //!
 //! let service = ServiceBuilder::new()
-//!     .layer(AnswerLayer::new(|rejection: &Rejection, request: &Parts| {
+//!     .layer(RejectionResponseLayer::new(|rejection: &Rejection, request: &Parts| {
 //!         let mut answer = Response::new(format!("{} is busy", request.uri.path()));
 //!         *answer.status_mut() = rejection.status();
 //!         answer
@@ -83,12 +83,12 @@ pub use self::{
 
 /// Turns a rejection into the response that you want: see the [module](self).
 #[must_use]
-pub struct AnswerLayer<A, U = ResponseEnd> {
+pub struct RejectionResponseLayer<A, U = ResponseEnd> {
     respond: A,
     until: PhantomData<fn() -> U>,
 }
 
-impl<A> AnswerLayer<A> {
+impl<A> RejectionResponseLayer<A> {
     /// Answers with what `respond` makes of the rejection and of the head of the request:
     /// `|rejection: &Rejection, request: &http::request::Parts| -> Response<_>`, or any other [`Respond`].
     ///
@@ -99,14 +99,14 @@ impl<A> AnswerLayer<A> {
     }
 }
 
-impl AnswerLayer<ProblemJson> {
+impl RejectionResponseLayer<ProblemJson> {
     /// Answers with a problem as RFC 9457 defines it: see [`ProblemJson`].
     pub fn problem_json() -> Self {
         Self::new(ProblemJson)
     }
 }
 
-impl AnswerLayer<Grpc> {
+impl RejectionResponseLayer<Grpc> {
     /// Answers with a gRPC status: see [`Grpc`].
     pub fn grpc() -> Self {
         Self::new(Grpc)
@@ -117,52 +117,55 @@ impl AnswerLayer<Grpc> {
     ///
     /// Without this the stream is reset, and the client learns only that something went wrong. The body becomes a
     /// [`GuardBody`](crate::body::GuardBody). It costs nothing but a look at its errors.
-    pub fn until_body_end(self) -> AnswerLayer<Grpc, BodyEnd> {
-        AnswerLayer { respond: self.respond, until: PhantomData }
+    pub fn until_body_end(self) -> RejectionResponseLayer<Grpc, BodyEnd> {
+        RejectionResponseLayer { respond: self.respond, until: PhantomData }
     }
 }
 
 // By hand, and so for the service: where a call ends need not be Clone or Debug for this.
-impl<A: Clone, U> Clone for AnswerLayer<A, U> {
+impl<A: Clone, U> Clone for RejectionResponseLayer<A, U> {
     fn clone(&self) -> Self {
         Self { respond: self.respond.clone(), until: PhantomData }
     }
 }
 
-impl<S, A: Clone, U> Layer<S> for AnswerLayer<A, U> {
-    type Service = Answer<S, A, U>;
+impl<S, A: Clone, U> Layer<S> for RejectionResponseLayer<A, U> {
+    type Service = RejectionResponse<S, A, U>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Answer { inner, respond: self.respond.clone(), until: PhantomData }
+        RejectionResponse { inner, respond: self.respond.clone(), until: PhantomData }
     }
 }
 
-impl<A, U> fmt::Debug for AnswerLayer<A, U> {
+impl<A, U> fmt::Debug for RejectionResponseLayer<A, U> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AnswerLayer").field("respond", &type_name::<A>()).field("until", &type_name::<U>()).finish()
+        f.debug_struct("RejectionResponseLayer")
+            .field("respond", &type_name::<A>())
+            .field("until", &type_name::<U>())
+            .finish()
     }
 }
 
-/// The service of [`AnswerLayer`].
-pub struct Answer<S, A, U = ResponseEnd> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
+/// The service of [`RejectionResponseLayer`].
+pub struct RejectionResponse<S, A, U = ResponseEnd> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
     inner: S,
     respond: A,
     until: PhantomData<fn() -> U>,
 }
 
-impl<S: Clone, A: Clone, U> Clone for Answer<S, A, U> {
+impl<S: Clone, A: Clone, U> Clone for RejectionResponse<S, A, U> {
     fn clone(&self) -> Self {
         Self { inner: self.inner.clone(), respond: self.respond.clone(), until: PhantomData }
     }
 }
 
-impl<S: fmt::Debug, A, U> fmt::Debug for Answer<S, A, U> {
+impl<S: fmt::Debug, A, U> fmt::Debug for RejectionResponse<S, A, U> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Answer").field("inner", &self.inner).field("respond", &type_name::<A>()).finish()
+        f.debug_struct("RejectionResponse").field("inner", &self.inner).field("respond", &type_name::<A>()).finish()
     }
 }
 
-impl<S, A, U, T, B> Service<Request<T>> for Answer<S, A, U>
+impl<S, A, U, T, B> Service<Request<T>> for RejectionResponse<S, A, U>
 where
     S: Service<Request<T>, Response = Response<B>>,
     S::Error: Reject<Response<B>>,
@@ -185,7 +188,7 @@ where
 }
 
 pin_project! {
-    /// The response future of [`Answer`].
+    /// The response future of [`RejectionResponse`].
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F, A, M, U = ResponseEnd> {
         // None: it was answered.
@@ -209,7 +212,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         let (Some(response), Some(_)) = (this.response.as_mut().as_pin_mut(), &this.memory) else {
-            panic!("answer::ResponseFuture polled after it was ready")
+            panic!("rejection_response::ResponseFuture polled after it was ready")
         };
         let outcome = ready!(response.poll(cx));
         this.response.set(None);
@@ -248,7 +251,7 @@ fn answer<A: Respond<B>, B, E>(
 
 impl<F, A, M, U> fmt::Debug for ResponseFuture<F, A, M, U> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("answer::ResponseFuture")
+        f.debug_struct("rejection_response::ResponseFuture")
             .field("respond", &type_name::<A>())
             .field("answered", &self.response.is_none())
             .finish()

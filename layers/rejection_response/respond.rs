@@ -11,7 +11,7 @@ use crate::outcome::Rejection;
 ///
 /// ```
 /// use http::{Request, Response, Uri};
-/// use ziggurat::{Rejection, answer::{AnswerLayer, Respond}};
+/// use ziggurat::{Rejection, rejection_response::{RejectionResponseLayer, Respond}};
 ///
 /// #[derive(Clone)]
 /// struct Sorry;
@@ -28,12 +28,12 @@ use crate::outcome::Rejection;
 ///     }
 /// }
 ///
-/// let layer = AnswerLayer::new(Sorry);
+/// let layer = RejectionResponseLayer::new(Sorry);
 /// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not make a response with a body of type `{B}` of a rejection",
     note = "write `|rejection: &Rejection, request: &http::request::Parts| -> Response<{B}> {{ .. }}`, with the types of both arguments",
-    note = "`AnswerLayer::problem_json()` needs a body that is `From<String>`, and `AnswerLayer::grpc()` one that is `Default`"
+    note = "`RejectionResponseLayer::problem_json()` needs a body that is `From<String>`, and `RejectionResponseLayer::grpc()` one that is `Default`"
 )]
 pub trait Respond<B> {
     /// What it remembers.

@@ -42,7 +42,7 @@ impl<B: Default> Respond<B> for Grpc {
 }
 
 /// Ends a body with trailers where a rejection would end it with an error: see
-/// [`until_body_end`](super::AnswerLayer::until_body_end).
+/// [`until_body_end`](super::RejectionResponseLayer::until_body_end).
 #[derive(Debug, Default)]
 pub struct GrpcTrailers {
     sent: bool,
