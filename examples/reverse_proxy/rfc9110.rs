@@ -1,7 +1,8 @@
 //! What a proxy owes HTTP: RFC 9110 is about what messages mean, RFC 9112 about HTTP/1.1, RFC 9113 about HTTP/2.
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header, uri::Authority,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
+    uri::{Authority, Scheme},
 };
 
 use super::forwarded;
@@ -57,24 +58,34 @@ fn is_plain(headers: &HeaderMap) -> bool {
 }
 
 /// What the caller calls this server. HTTP/1.1 says so exactly once (9112, 3.2); the target's own authority has precedence (3.2.2),
-/// and in HTTP/2 they are the same (9113, 8.3.1).
+/// and in HTTP/2 they are the same (9113, 8.3.1). A proxy that came from HTTP/1.1 may have left out the authority there (7540, 8.1.2.3).
 fn host<B>(request: &Request<B>) -> Result<Option<HeaderValue>, StatusCode> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let host = hosts.next();
-    let is_valid = |host: &HeaderValue| {
-        host.is_empty() || Authority::try_from(host.as_bytes()).is_ok_and(|authority| is_host(&authority))
-    };
-    if hosts.next().is_some() || !host.map_or(request.version() != Version::HTTP_11, is_valid) {
+    let named = host.and_then(|host| Authority::try_from(host.as_bytes()).ok()).filter(is_host);
+    let is_valid = host.map_or(request.version() != Version::HTTP_11, |host| host.is_empty() || named.is_some());
+    if hosts.next().is_some() || !is_valid {
         return Err(StatusCode::BAD_REQUEST);
     }
-    let target = target(request)?.map(|target| HeaderValue::from_str(target.as_str()));
-    let target = target.transpose().map_err(|_| StatusCode::BAD_REQUEST)?;
-    let differ =
-        |target: &HeaderValue| host.is_some_and(|host| !host.as_bytes().eq_ignore_ascii_case(target.as_bytes()));
-    if request.version() == Version::HTTP_2 && target.as_ref().is_none_or(differ) {
-        return Err(StatusCode::BAD_REQUEST);
+    let target = target(request)?;
+    if request.version() == Version::HTTP_2 {
+        let is_fit = match (target, host) {
+            (Some(target), Some(_)) => named.is_some_and(|named| are_same(target, &named, request.uri().scheme())),
+            (target, _) => target.is_some() || named.is_some(),
+        };
+        if !is_fit {
+            return Err(StatusCode::BAD_REQUEST);
+        }
     }
-    Ok(target.or_else(|| host.cloned()))
+    let target = target.map(|target| HeaderValue::from_str(target.as_str()));
+    Ok(target.transpose().map_err(|_| StatusCode::BAD_REQUEST)?.or_else(|| host.cloned()))
+}
+
+/// Whether they are the same server's, as the scheme means them (3986, 6.2.3).
+fn are_same(one: &Authority, other: &Authority, scheme: Option<&Scheme>) -> bool {
+    let default = if scheme == Some(&Scheme::HTTPS) { 443 } else { 80 };
+    let port = |authority: &Authority| authority.port_u16().unwrap_or(default);
+    one.host().eq_ignore_ascii_case(other.host()) && port(one) == port(other)
 }
 
 /// The authority of the target, whose form is one that the method takes: a path, `*` of `OPTIONS`, or all of a URI (9112, 3.2).
@@ -96,7 +107,7 @@ pub(crate) fn is_host(authority: &Authority) -> bool {
 
 /// It may be left out after the colon (3986, 3.2.3).
 fn is_port(port: &str) -> bool {
-    port.is_empty() || port.parse::<u16>().is_ok()
+    port.bytes().all(|digit| digit.is_ascii_digit()) && (port.is_empty() || port.parse::<u16>().is_ok())
 }
 
 /// `TRACE` and `OPTIONS` may say how often they are sent on (9110, 7.6.2).

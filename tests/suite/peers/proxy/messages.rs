@@ -1,6 +1,10 @@
 //! What the proxy owes HTTP: which messages are sent on, and in which form.
 
 use super::*;
+use ::hyper::{
+    client::conn::http2,
+    header::{HOST, HeaderValue},
+};
 
 #[tokio::test]
 async fn what_a_proxy_cannot_do_is_not_forwarded() {
@@ -20,6 +24,7 @@ async fn what_a_proxy_cannot_do_is_not_forwarded() {
         ("a target that is a host", "GET a.example:80 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n".into(), 400),
         ("all of them", "GET * HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n".into(), 400),
         ("another scheme", "GET ftp://a/ HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n".into(), 400),
+        ("a port with a sign", "GET / HTTP/1.1\r\nhost: a:+80\r\nconnection: close\r\n\r\n".into(), 400),
         ("a password", "GET http://u:p@a/ HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n".into(), 400),
         ("a password in the host", "GET / HTTP/1.1\r\nhost: u:p@a\r\nconnection: close\r\n\r\n".into(), 400),
         ("its own", format!("{get}via: 1.0 fred, 1.1 Ziggurat (here)\r\n\r\n"), 508),
@@ -90,6 +95,50 @@ async fn a_request_is_forwarded_as_the_next_hop_has_to_get_it() {
     let seen = String::from_utf8(soon(http2.collect()).await.unwrap().to_bytes().to_vec()).unwrap();
     assert!(seen.contains("via: 2.0 ziggurat\n"), "{seen}");
     assert!(seen.contains(&format!("x-forwarded-host: {}\n", proxy.address)), "{seen}");
+}
+
+/// RFC 9113, 8.3.1: they are compared as their scheme means them. A proxy of HTTP/1.1 may have left out `:authority` (RFC 7540, 8.1.2.3).
+#[tokio::test]
+async fn in_http2_the_host_has_to_be_that_of_the_authority() {
+    let upstream = mirror().await;
+    let proxy = proxy(upstream.address).await;
+    let stream = TokioIo::new(TcpStream::connect(proxy.address).await.unwrap());
+    let (sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    tokio::spawn(connection);
+    for (target, hosts, told) in [
+        ("http://a/", &[][..], Some("a")),
+        ("http://a/", &["a"], Some("a")),
+        ("http://a/", &["A"], Some("a")),
+        ("http://a/", &["a:80"], Some("a")),
+        ("http://a:80/", &["a"], Some("a:80")),
+        ("http://a/", &["a:"], Some("a")),
+        ("https://a/", &["a:443"], Some("a")),
+        ("http://[::1]/", &["[::1]:80"], Some("[::1]")),
+        ("/", &["a:81"], Some("a:81")),
+        ("http://a/", &["b"], None),
+        ("http://a/", &["a:81"], None),
+        ("http://a:81/", &["a"], None),
+        ("http://a/", &["a:443"], None),
+        ("https://a/", &["a:80"], None),
+        ("http://a/", &["a.b"], None),
+        ("http://a/", &[""], None),
+        ("http://a/", &["a", "a"], None),
+        ("http://a/", &["a", "b"], None),
+        ("/", &["a", "a"], None),
+        ("/", &[""], None),
+        ("/", &[], None),
+    ] {
+        let mut request = Request::get(target).body(String::new()).unwrap();
+        for host in hosts {
+            request.headers_mut().append(HOST, HeaderValue::from_static(host));
+        }
+        let response = soon(sender.clone().send_request(request)).await.unwrap();
+        let status = response.status();
+        let seen = String::from_utf8(soon(response.collect()).await.unwrap().to_bytes().to_vec()).unwrap();
+        let host = seen.lines().find_map(|line| line.strip_prefix("x-forwarded-host: "));
+        let status_of_answer = if told.is_some() { 200 } else { 400 };
+        assert_eq!((status.as_u16(), host), (status_of_answer, told), "{target} and {hosts:?}");
+    }
 }
 
 #[tokio::test]
