@@ -95,7 +95,7 @@ async fn main() -> Result<(), Box<dyn StdError + Send + Sync>> {
     // The scope takes the pool with it, and who comes later is told so.
     app.close().await?;
     let error = workers.oneshot(0).await.err().map(|error| error.to_string());
-    assert_eq!(error.as_deref(), Some("resource `db`: none to be had: Pool has been closed"));
+    assert_eq!(error.as_deref(), Some("resource `db`: no resource available: Pool has been closed"));
 
     std::fs::remove_file(path)?;
     println!("ten workers, five connections, {} visits, and one connection replaced", 2 * visits.len());

@@ -70,7 +70,7 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     assert_eq!(ask("/health").await?.0, 0);
     let (degraded, why) = ask("/tea").await?;
     // Three in a row are rare.
-    assert_eq!((degraded, why.as_str()), (1, "chaos: a fault put in on purpose"));
+    assert_eq!((degraded, why.as_str()), (1, "chaos: an injected fault"));
     errors_on.off();
 
     println!("The backend is dead: five calls wait for their timeout, then the circuit is open.");

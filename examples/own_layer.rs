@@ -108,7 +108,7 @@ async fn main() -> Result<(), Error<http::Error>> {
     // Now the layer answers, and the service is not called. In a service that is `Infallible` this would be a response 429.
     let outcome = service.clone().oneshot("/").await;
     let rejection = ziggurat::rejection(&outcome).map(ToString::to_string);
-    assert_eq!(rejection.as_deref(), Some("quiet: more calls than the rate allows; try again in 5s"));
+    assert_eq!(rejection.as_deref(), Some("quiet: the rate limit is exceeded; try again in 5s"));
 
     advance(Duration::from_secs(5)).await;
     assert_eq!(service.oneshot("/").await?.body(), &"served");

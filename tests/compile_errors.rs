@@ -250,7 +250,7 @@ mod tests {
             (
                 "no_map_err",
                 &[
-                    "a layer has to answer in place of the service, and `std::io::Error` cannot say so in a service that answers `String`",
+                    "`std::io::Error` cannot carry a layer's rejection, as the error of a service that returns `String`",
                     "put `.map_err(ziggurat::Error::Service)` innermost, next to the service",
                 ] as &[_],
             ),

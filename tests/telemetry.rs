@@ -70,9 +70,9 @@ async fn every_layer_logs_under_its_own_target_with_its_name() {
     assert_eq!(
         log,
         [
-            r#"INFO ziggurat::timeout: rejected layer="timeout" name="attempt" reason="timed_out" rejection=timeout `attempt`: no answer within 3s"#,
+            r#"INFO ziggurat::timeout: rejected layer="timeout" name="attempt" reason="timed_out" rejection=timeout `attempt`: no response within 3s"#,
             r#"INFO ziggurat::retry: retrying layer="retry" name="orders" attempt=1 delay=1s cause=timed_out"#,
-            r#"INFO ziggurat::timeout: rejected layer="timeout" name="attempt" reason="timed_out" rejection=timeout `attempt`: no answer within 3s"#,
+            r#"INFO ziggurat::timeout: rejected layer="timeout" name="attempt" reason="timed_out" rejection=timeout `attempt`: no response within 3s"#,
             r#"WARN ziggurat::circuit_breaker: transition layer="circuit_breaker" name="orders" from="closed" to="open""#,
             r#"WARN ziggurat::retry: gave_up layer="retry" name="orders" attempt=2 reason="attempts" cause=timed_out"#,
         ]

@@ -36,7 +36,7 @@
 //! assert_eq!(answer.headers()["content-type"], "application/problem+json");
 //! assert_eq!(
 //!     answer.body(),
-//!     r#"{"type":"about:blank","title":"Gateway Timeout","status":504,"detail":"timeout: no answer in time"}"#,
+//!     r#"{"type":"about:blank","title":"Gateway Timeout","status":504,"detail":"timeout: no response in time"}"#,
 //! );
 //!
 //! let service = ServiceBuilder::new()

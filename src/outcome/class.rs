@@ -1,43 +1,43 @@
-//! Classes: what an outcome says about the service, said once for all layers.
+//! Classes: what an outcome says about the service, in one vocabulary for all layers.
 
 use std::time::Duration;
 
 /// What an outcome says about the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
-    /// It works.
+    /// The service works.
     Success,
-    /// It does not.
+    /// The service does not work.
     Failure {
-        /// Whether trying again may help.
+        /// Whether a retry may succeed.
         transient: bool,
-        /// How long the service asks to be left alone.
+        /// How long the service asks callers to stay away.
         retry_after: Option<Duration>,
     },
-    /// It works, and has declined this request because of its sender: too many requests (429), or one that came too
-    /// slowly (408).
+    /// The service works, and declined this request because of its sender: too many requests (429), or a request that
+    /// arrived too slowly (408).
     ///
-    /// A retry sends it again, as after a transient failure. It never counts against the service: one tenant's 429 must
-    /// not open a circuit that it shares with others.
+    /// A retry repeats the call, as after a transient failure. A declined request never counts against the service: one
+    /// tenant's 429 must not open a circuit that all tenants share.
     Declined {
         /// How long the service asks this sender to wait.
         retry_after: Option<Duration>,
     },
-    /// Nothing: the caller's own mistake, for example, or a limit on this side.
+    /// The outcome says nothing about the service, for example a caller's own mistake or a local limit.
     Ignored,
 }
 
 impl Class {
-    /// A failure that may be gone the next time.
+    /// A failure that may have passed by the next attempt.
     pub const TRANSIENT: Self = Self::Failure { transient: true, retry_after: None };
 
-    /// A failure that will be the same the next time.
+    /// A failure that the next attempt would meet again.
     pub const PERMANENT: Self = Self::Failure { transient: false, retry_after: None };
 
-    /// A request that the service declined, without saying when to come back.
+    /// A request that the service declined, without a time to come back.
     pub const DECLINED: Self = Self::Declined { retry_after: None };
 
-    /// Whether the caller did not get what it asked for: a failure, or a request that was declined.
+    /// Returns whether the caller did not get what it asked for: a failure, or a declined request.
     ///
     /// Only [`Failure`](Self::Failure) counts against the service.
     #[must_use]
@@ -45,13 +45,13 @@ impl Class {
         matches!(self, Self::Failure { .. } | Self::Declined { .. })
     }
 
-    /// Whether another attempt may help: a transient failure, or a request that was declined.
+    /// Returns whether another attempt may succeed: after a transient failure, or a declined request.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Failure { transient: true, .. } | Self::Declined { .. })
     }
 
-    /// How long the service asks to be left alone, or asks this sender to wait.
+    /// Returns how long the service asks its callers, or this sender, to wait.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {

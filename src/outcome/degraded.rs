@@ -74,7 +74,7 @@ impl fmt::Display for Degraded {
         match &self.cause {
             Cause::Rejected(rejection) => rejection.fmt(f),
             Cause::Failed(message) => f.write_str(message),
-            Cause::Answered(status) => write!(f, "the service answered {status}"),
+            Cause::Answered(status) => write!(f, "the service responded with {status}"),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Outcomes: the service's own answer or error, or a layer's rejection in its place; and what an outcome says about the service.
+//! Outcomes: the service's own response or error, or a layer's rejection in its place, and what they say about the
+//! service.
 
 mod class;
 mod classify;

@@ -1,4 +1,5 @@
-//! Errors that carry a rejection: a layer answers instead of the service, and the stack keeps the service's own error type.
+//! Errors that carry a rejection: a layer responds in place of the service, and the stack keeps the service's own error
+//! type.
 
 use std::{convert::Infallible, error::Error as StdError, fmt};
 
@@ -9,18 +10,19 @@ use super::{
     unprocessed::{is_unprocessed, known},
 };
 
-/// An error that can carry a rejection, in a service that answers `R`.
+/// An error type that can carry a rejection, in a service whose response is `R`.
 ///
-/// Every layer asks this of its service's error and then keeps that error type: a stack of layers has the error that its
-/// innermost service has. It is implemented for
+/// Every layer requires this of its service's error, and keeps that error type: a stack has the error type of its
+/// innermost service. The trait is implemented for
 ///
-/// - [`Error<E>`]: put `.map_err(ziggurat::Error::Service)` innermost, next to the service, and every error type will do;
-/// - `Box<dyn Error + Send + Sync>`: put `.map_err(ziggurat::boxed)` there instead, if you want a boxed error, and nothing if the
-///   service has one already;
-/// - `Infallible`, for services that answer [`http::Response`]: an axum `Router` takes every layer as it is, and a rejection
-///   becomes a response with status 504, 503 or 429, the latter two with `Retry-After`;
+/// - [`Error<E>`]: put `.map_err(ziggurat::Error::Service)` innermost, next to the service, and any error type works;
+/// - `Box<dyn Error + Send + Sync>`: put `.map_err(ziggurat::boxed)` there instead. A service whose error is already
+///   boxed needs neither;
+/// - `Infallible`, for services whose response is an [`http::Response`]: an axum `Router` accepts every layer as it is.
+///   A rejection becomes a response with the status of [`Rejection::status`], and with `Retry-After` if that is 503 or
+///   429;
 /// - `tonic::Status` (feature `tonic`): put `.map_err(ziggurat::grpc::status)` next to a channel;
-/// - your own error type, if you write it:
+/// - your own error type, if you implement it:
 ///
 /// ```
 /// use ziggurat::{Reject, Rejection};
@@ -43,43 +45,43 @@ use super::{
 /// }
 /// ```
 ///
-/// # It does not compile
+/// # Compile errors
 ///
-/// - *"a layer has to answer in place of the service, and `reqwest::Error` cannot say so"*: the error of the innermost service
-///   carries no rejection. Put `.map_err(ziggurat::Error::Service)` next to the service, as the last line before `.service(..)`.
-/// - *"the method `oneshot` (or `ready`) exists .. but its trait bounds were not satisfied"* hides the reason. Ask for it: write
-///   `tower::util::BoxCloneSyncService::new(svc)` and compile again.
-/// - *"implementation of `FnOnce` is not general enough"* inside of `tokio::spawn`: the service's own error is a boxed one. It
-///   carries rejections as it is; leave out the `map_err`, which the compiler does not see through there.
-/// - *"doesn't implement `std::fmt::Display`"*: a retry, a fallback and a cache tell what an error said, in events and
+/// - *"`reqwest::Error` cannot carry a layer's rejection .."*: the error of the innermost service cannot carry
+///   a rejection. Put `.map_err(ziggurat::Error::Service)` next to the service, as the last line before `.service(..)`.
+/// - *"the method `oneshot` (or `ready`) exists .. but its trait bounds were not satisfied"* hides the reason. To see
+///   it, write `tower::util::BoxCloneSyncService::new(svc)` and compile again.
+/// - *"implementation of `FnOnce` is not general enough"* inside `tokio::spawn`: the service's own error is already
+///   boxed, and carries rejections as it is. Remove the `map_err`, which defeats the compiler's inference there.
+/// - *"doesn't implement `std::fmt::Display`"*: a retry, a fallback and a cache put the error's message into events and
 ///   rejections.
-/// - The same elsewhere, or *"type annotations needed"*: a closure that a layer was given does not
-///   name its argument's type. Write `|req: &http::Request<_>| ..`, never a bare `|req|`.
-/// - A body that is not `Default` (such as that of tower-http's `TraceLayer`) stands in the way of the `Infallible` form: put
-///   that layer outside of these, or `.map_response(|r: Response<_>| r.map(Body::new))` between.
+/// - *"implementation of `FnOnce` is not general enough"* elsewhere, or *"type annotations needed"*: a closure that was
+///   passed to a layer does not name its argument's type. Write `|req: &http::Request<_>| ..`, never a bare `|req|`.
+/// - A body that is not `Default` (such as that of tower-http's `TraceLayer`) rules out the `Infallible` form. Put that
+///   layer outside these layers, or `.map_response(|r: Response<_>| r.map(Body::new))` between them.
 #[diagnostic::on_unimplemented(
-    message = "a layer has to answer in place of the service, and `{Self}` cannot say so in a service that answers `{R}`",
-    label = "this error carries no rejection",
+    message = "`{Self}` cannot carry a layer's rejection, as the error of a service that returns `{R}`",
+    label = "this error cannot carry a rejection",
     note = "put `.map_err(ziggurat::Error::Service)` innermost, next to the service",
     note = "or `.map_err(ziggurat::boxed)` for a boxed error; or implement `ziggurat::Reject` for your own error type",
-    note = "an HTTP service that is `Infallible` needs a response body that is `Default`: a body that is not (tower-http's `TraceLayer`) belongs outside"
+    note = "an `Infallible` HTTP service needs a response body that is `Default`: put a layer whose body is not, such as tower-http's `TraceLayer`, outside"
 )]
 pub trait Reject<R>: Sized {
-    /// The outcome that says: a layer rejected.
+    /// Creates the outcome of a rejected call.
     ///
     /// # Errors
     ///
-    /// Always, where the rejection is an error; where it is a response (as for `Infallible`), never.
+    /// Always, if the rejection is an error. Never, if it is a response, as for `Infallible`.
     fn reject(rejection: Rejection) -> Result<R, Self>;
 
-    /// The rejection that lies in an outcome, if it is one.
+    /// Returns the rejection in an outcome, if there is one.
     fn rejection(outcome: &Result<R, Self>) -> Option<&Rejection>;
 
-    /// The same outcome, an error or a rejection, telling of another error that came afterwards and that the caller does not get: that of a
-    /// fallback, for example.
+    /// Records a later error in an outcome that is an error or a rejection. The caller does not receive the later
+    /// error, for example that of a fallback.
     ///
-    /// A rejection tells of it ([`Rejection::suppressed`]). Any other error stays as it is, unless your error type has a place for what
-    /// the other one says: then put it there.
+    /// A rejection keeps its message ([`Rejection::suppressed`]). Any other error stays as it is, unless your error
+    /// type overrides this method to store the message.
     fn suppress(outcome: Result<R, Self>, error: &dyn fmt::Display) -> Result<R, Self> {
         match Self::rejection(&outcome) {
             Some(rejection) if outcome.is_err() => Self::reject(rejection.clone().with_suppressed(error)),
@@ -87,18 +89,19 @@ pub trait Reject<R>: Sized {
         }
     }
 
-    /// The error in an outcome, or the first of its causes that can be looked into: for a layer that asks what lies
-    /// behind it, as a retry does with [`is_unprocessed`](crate::is_unprocessed). `None`: that is not known.
+    /// Returns the error in an outcome, or the first of its causes that can be inspected. `None` if there is none.
     ///
-    /// An error type of yours gives itself if it is a `std::error::Error`, or what it wraps. [`Error`] knows it of
-    /// boxed errors, of `io::Error`, and of those of the crates that this one has features for.
+    /// A layer that needs the underlying cause uses it, as a retry does with [`is_unprocessed`](crate::is_unprocessed).
+    ///
+    /// Your own error type returns itself if it is a `std::error::Error`, or the error that it wraps. [`Error`]
+    /// supports boxed errors, `io::Error`, and the error types of the crates that this crate has features for.
     fn cause(outcome: &Result<R, Self>) -> Option<&(dyn StdError + 'static)> {
         let _ = outcome;
         None
     }
 }
 
-/// The rejection that lies in an outcome of a stack, if a layer answered instead of the service.
+/// Returns the rejection in an outcome of a stack, if a layer responded in place of the service.
 ///
 /// ```
 /// # use ziggurat::{Error, Reject, Rejection};
@@ -120,7 +123,7 @@ pub fn rejection<R, E: Reject<R>>(outcome: &Result<R, E>) -> Option<&Rejection> 
 /// `.map_err(ziggurat::Error::Service)` innermost, next to the service, makes it the stack's error. It never nests.
 #[derive(Debug, Clone)]
 pub enum Error<E> {
-    /// A layer answered instead of the service.
+    /// A layer responded in place of the service.
     Rejected(Rejection),
     /// The service's own error.
     Service(E),
@@ -172,7 +175,7 @@ impl<R, E: 'static> Reject<R> for Error<E> {
 
 /// Boxes an error, for `.map_err(ziggurat::boxed)` innermost, next to the service.
 ///
-/// A function of its own because `Into::into` there would have to be told its types.
+/// `Into::into` there would need explicit types.
 pub fn boxed<E>(error: E) -> Box<dyn StdError + Send + Sync>
 where
     E: Into<Box<dyn StdError + Send + Sync>>,
@@ -180,7 +183,7 @@ where
     error.into()
 }
 
-/// In a box of any lifetime a rejection can only be found through `source()`, which is `'static`.
+/// In a box of any lifetime, a rejection can only be found through `source()`, which is `'static`.
 struct Boxed(Rejection);
 
 impl fmt::Debug for Boxed {
@@ -201,7 +204,7 @@ impl StdError for Boxed {
     }
 }
 
-// For every lifetime: with 'static alone, a stack inside `tokio::spawn(async move { .. })` is "not general enough".
+// For every lifetime: with `'static` alone, a stack inside `tokio::spawn(async move { .. })` is "not general enough".
 impl<'a, R> Reject<R> for Box<dyn StdError + Send + Sync + 'a> {
     fn reject(rejection: Rejection) -> Result<R, Self> {
         Err(Box::new(Boxed(rejection)))
@@ -243,7 +246,7 @@ impl<B: Default> Reject<Response<B>> for Infallible {
     }
 }
 
-/// Whether it is certain that no service has processed the request that had this outcome.
+/// Returns whether it is certain that no service has processed the request with this outcome.
 pub(crate) fn was_unprocessed<R, E: Reject<R>>(outcome: &Result<R, E>) -> bool {
     match E::rejection(outcome) {
         Some(rejection) => rejection.is_unprocessed(),
@@ -251,7 +254,7 @@ pub(crate) fn was_unprocessed<R, E: Reject<R>>(outcome: &Result<R, E>) -> bool {
     }
 }
 
-/// The rejection that an outcome is judged as: the one that it is, or one among the causes of the service's own error. See
+/// Returns the rejection that classifies an outcome: the outcome itself, or a cause of the service's own error. See
 /// [`Classify`](super::Classify).
 pub(crate) fn judged_as<R, E: Reject<R>>(outcome: &Result<R, E>) -> Option<&Rejection> {
     match E::rejection(outcome) {
@@ -260,7 +263,7 @@ pub(crate) fn judged_as<R, E: Reject<R>>(outcome: &Result<R, E>) -> Option<&Reje
     }
 }
 
-/// The rejection among the causes of the service's own error.
+/// Returns the rejection among the causes of the service's own error.
 #[cold]
 pub(super) fn among_causes<R, E: Reject<R>>(outcome: &Result<R, E>) -> Option<&Rejection> {
     E::cause(outcome).and_then(Rejection::find)
@@ -287,7 +290,7 @@ mod tests {
         assert!(rejection(&boxed).unwrap().is_timed_out());
         assert!(Rejection::find(boxed.unwrap_err().as_ref()).unwrap().is_timed_out());
 
-        // Typed inside boxed: a user boxed the error of a whole stack.
+        // A typed error inside a boxed one, as when user code boxes the error of a whole stack.
         let typed: Result<(), Error<fmt::Error>> = Reject::reject(timed_out());
         let both: Result<(), Box<dyn StdError + Send + Sync>> = typed.map_err(Into::into);
         assert!(rejection(&both).unwrap().is_timed_out());
@@ -308,7 +311,7 @@ mod tests {
             (Reason::TimedOut { limit: second }, None, 504, None),
             (Reason::DeadlineExceeded { after: None }, None, 504, None),
             (Reason::CircuitOpen, Some(second * 5 / 2), 503, Some("3")),
-            // Sooner than in a second cannot be said, nor that nobody knows.
+            // The header cannot express less than a second, nor an unknown wait.
             (Reason::CircuitOpen, Some(Duration::ZERO), 503, Some("1")),
             (Reason::Overloaded { limit: 1 }, None, 503, Some("1")),
             (Reason::Injected, None, 503, Some("1")),

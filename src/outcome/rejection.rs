@@ -1,4 +1,4 @@
-//! Rejections: a layer answers instead of the service, and the stack keeps the service's own error type.
+//! Rejections: a layer responds in place of the service, and the stack keeps the service's own error type.
 
 use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
@@ -7,12 +7,13 @@ use http::{HeaderValue, StatusCode};
 use super::{Class, unprocessed::chain};
 use crate::name::Name;
 
-/// A layer's answer in place of the service's: which layer, why, and when to come back.
+/// A layer's response in place of the service's: which layer rejected the call, why, and when to come back.
 ///
-/// It travels inside the stack's own error (or response): [`rejection`](crate::rejection()) and [`Rejection::find`] get it out again. A layer of your
-/// own puts it there with [`Reject::reject`](crate::Reject::reject); boxed by itself, it would be an error like any other.
+/// A rejection travels inside the stack's own error (or response). [`rejection`](crate::rejection()) and
+/// [`Rejection::find`] extract it. Your own layer creates one with [`Reject::reject`](crate::Reject::reject). A
+/// rejection that is merely boxed counts as an ordinary error.
 ///
-/// It is one pointer, so that a result that may carry it is small; a clone is another one to the same.
+/// A rejection is a single pointer, so that a result that may carry one stays small. Clones share one allocation.
 #[derive(Clone)]
 pub struct Rejection {
     inner: Arc<Inner>,
@@ -28,56 +29,56 @@ struct Inner {
     previous: Option<Arc<str>>,
 }
 
-/// Why a layer answered instead of the service.
+/// Why a layer rejected a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reason {
-    /// The service did not answer within the limit.
+    /// The service did not respond within the limit.
     TimedOut {
         /// The limit that was exceeded.
         limit: Duration,
     },
-    /// The deadline that surrounds the call passed: an outer limit or the caller's own, and not a limit of this layer.
+    /// The surrounding deadline passed: an outer limit or the caller's own deadline, not a limit of this layer.
     DeadlineExceeded {
-        /// How long the service had until then; `None` if the deadline had passed before the call was sent.
+        /// How long the service had until then. `None` if the deadline had passed before the call was sent.
         after: Option<Duration>,
     },
-    /// A circuit breaker lets no call through at the moment.
+    /// A circuit breaker is open and admits no calls.
     CircuitOpen,
-    /// As many calls as allowed are in flight, and no more may wait, or this one has waited too long.
+    /// The concurrency limit is reached, and the queue is full or the call has waited too long.
     Overloaded {
-        /// The number of calls that are allowed in flight.
+        /// The maximum number of calls in flight.
         limit: usize,
     },
-    /// More calls came than the rate allows.
+    /// The call exceeds the allowed rate.
     RateLimited,
-    /// Another caller's call, which this one shared, has failed: the error went to that caller, this is what it said.
+    /// The call shared another caller's call, which failed. That caller received the error, and this is its message.
     Shared {
         /// The error's message.
         message: Arc<str>,
-        /// What the original error said about the service.
+        /// The class of the original error.
         class: Class,
     },
-    /// The call would wait for itself: it was made inside of the very call whose outcome, or whose permit, it needs.
+    /// The call would wait for itself: it was made inside the very call whose outcome or permit it needs.
     Recursive,
-    /// A fault that was put in on purpose.
+    /// A fault that was injected on purpose.
     Injected,
-    /// The call needs a resource, a connection say, and none came free in time.
+    /// The call needs a resource, for example a connection, and none became free in time.
     Exhausted {
-        /// How long it was allowed to wait for one.
+        /// The longest time that the call was allowed to wait for a resource.
         max_wait: Duration,
     },
-    /// The call needs a resource, and getting one failed.
+    /// The call needs a resource, and acquiring one failed.
     Unavailable {
         /// The error's message.
         message: Arc<str>,
     },
-    /// The caller made the service wait too long for the next part of the request's body.
+    /// The caller kept the service waiting too long for the next part of the request body.
     UploadStalled {
-        /// How long it was allowed to.
+        /// The longest allowed pause between two parts.
         idle: Duration,
     },
-    /// The request's body failed: the caller broke off, or sent what is no body.
+    /// The request body failed: the caller disconnected, or sent an invalid body.
     UploadFailed {
         /// The error's message.
         message: Arc<str>,
@@ -85,8 +86,9 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// One word for it, as it stands in events, labels and metrics: `"timed_out"`, `"deadline_exceeded"`, `"circuit_open"`, `"overloaded"`,
-    /// `"rate_limited"`, `"shared"`, `"recursive"`, `"injected"`, `"exhausted"`, `"unavailable"`, `"upload_stalled"` or `"upload_failed"`.
+    /// The reason as one word, for events, labels and metrics: `"timed_out"`, `"deadline_exceeded"`, `"circuit_open"`,
+    /// `"overloaded"`, `"rate_limited"`, `"shared"`, `"recursive"`, `"injected"`, `"exhausted"`, `"unavailable"`,
+    /// `"upload_stalled"` or `"upload_failed"`.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -107,94 +109,95 @@ impl Reason {
 }
 
 impl Rejection {
-    /// A rejection by this layer. Layers make it with [`LayerInfo::reject`](crate::LayerInfo::reject).
+    /// Creates a rejection by this layer. Layers use [`LayerInfo::reject`](crate::LayerInfo::reject).
     pub(crate) fn new(layer: &'static str, name: Option<Name>, reason: Reason) -> Self {
         let inner = Inner { layer, name, reason, retry_after: None, suppressed: None, previous: None };
         Self { inner: Arc::new(inner) }
     }
 
-    /// The same, telling when it is worth coming back.
+    /// Sets how long the caller should wait before it tries again.
     ///
-    /// A wait of zero is no advice, and is left out: it would send every rejected caller back at once.
+    /// A wait of zero is ignored: it would send every rejected caller back at once.
     #[must_use]
     pub fn with_retry_after(mut self, retry_after: Duration) -> Self {
         Arc::make_mut(&mut self.inner).retry_after = Some(retry_after).filter(|wait| !wait.is_zero());
         self
     }
 
-    /// The same, telling of another error that came afterwards, when something tried to make up for this one, and that is not what the
-    /// caller gets.
+    /// Records a later error that the caller does not receive, such as the error of a fallback.
     #[must_use]
     pub fn with_suppressed(mut self, error: impl fmt::Display) -> Self {
         Arc::make_mut(&mut self.inner).suppressed = Some(error.to_string().into());
         self
     }
 
-    /// The same, telling how an earlier attempt of the same call failed: a breaker that opens between two attempts must
-    /// not hide why.
+    /// Records how an earlier attempt of the same call failed.
+    ///
+    /// A breaker that opens between two attempts must not hide why the first one failed.
     #[must_use]
     pub fn with_previous(mut self, error: impl fmt::Display) -> Self {
         Arc::make_mut(&mut self.inner).previous = Some(error.to_string().into());
         self
     }
 
-    /// The layer that rejected: its module's name, such as `"timeout"`.
+    /// Returns the layer that rejected the call: the name of its module, such as `"timeout"`.
     #[must_use]
     pub fn layer(&self) -> &'static str {
         self.inner.layer
     }
 
-    /// The name that was given to that layer with `.named(..)`.
+    /// Returns the name that was given to that layer with `.named(..)`.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         self.inner.name.as_deref()
     }
 
-    /// Why it rejected.
+    /// Returns why the layer rejected the call.
     #[must_use]
     pub fn reason(&self) -> &Reason {
         &self.inner.reason
     }
 
-    /// How long to wait before coming back, where the layer knows it: never zero.
+    /// Returns how long to wait before trying again, if the layer knows. Never zero.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.inner.retry_after
     }
 
-    /// What another error said that came afterwards: that of a fallback, which was to answer in the place of this rejection.
+    /// Returns the message of a later error that the caller did not receive, such as the error of a fallback.
     #[must_use]
     pub fn suppressed(&self) -> Option<&str> {
         self.inner.suppressed.as_deref()
     }
 
-    /// How an earlier attempt of the same call failed, where a retry stands outside of the layer that rejected: what
-    /// its error, or the status of its response, said.
+    /// Returns how an earlier attempt of the same call failed, if a retry is outside the layer that rejected: the
+    /// message of its error, or the status of its response.
     #[must_use]
     pub fn previous(&self) -> Option<&str> {
         self.inner.previous.as_deref()
     }
 
-    /// Whether a limit of time ended the call: the layer's own ([`Reason::TimedOut`]), or the surrounding deadline
+    /// Returns whether a time limit ended the call: the layer's own ([`Reason::TimedOut`]), or the surrounding deadline
     /// ([`Reason::DeadlineExceeded`]).
     #[must_use]
     pub fn is_timed_out(&self) -> bool {
         matches!(self.inner.reason, Reason::TimedOut { .. } | Reason::DeadlineExceeded { .. })
     }
 
-    /// Whether a circuit breaker was open.
+    /// Returns whether a circuit breaker was open.
     #[must_use]
     pub fn is_circuit_open(&self) -> bool {
         self.inner.reason == Reason::CircuitOpen
     }
 
-    /// Whether a concurrency limit had no place.
+    /// Returns whether a concurrency limit was full.
     #[must_use]
     pub fn is_overloaded(&self) -> bool {
         matches!(self.inner.reason, Reason::Overloaded { .. })
     }
 
-    /// Whether the call went no further than the layer that rejected it, so that no service has processed the request.
+    /// Returns whether the call got no further than the layer that rejected it, so that no service has processed the
+    /// request.
     #[must_use]
     pub fn is_unprocessed(&self) -> bool {
         let is_before_the_call = matches!(
@@ -205,15 +208,17 @@ impl Rejection {
                 | Reason::Exhausted { .. }
                 | Reason::Unavailable { .. }
         );
-        // A retry further in had sent it before, or a fallback to its backup after.
+        // An inner retry sent the request earlier, or a fallback sent it to its backup later.
         is_before_the_call && self.inner.previous.is_none() && self.inner.suppressed.is_none()
     }
 
-    /// What this rejection says about the service beneath the layer that rejected.
+    /// Returns what this rejection says about the service inside the layer that rejected.
     ///
-    /// Too slow is a transient failure, and so is a resource that could not be had. An open circuit is a failure that no retry
-    /// helps. A local limit says nothing about the service, nor does a pool that is empty, nor a caller that does not send what it began, nor a
-    /// deadline that the caller brought: it may have left the service no time. A shared failure is what the original was.
+    /// - A timeout, an injected fault and an unavailable resource are transient failures.
+    /// - An open circuit is a failure that no retry helps.
+    /// - A local limit, an empty pool and a caller that stops sending say nothing about the service. Neither does a
+    ///   caller's deadline, because it may have left the service no time.
+    /// - A shared failure has the class of the original error.
     #[must_use]
     pub fn class(&self) -> Class {
         match self.inner.reason {
@@ -231,9 +236,17 @@ impl Rejection {
         }
     }
 
-    /// The status that an HTTP server answers with: 504 for a timeout, 429 for a rate, 408 for a request's body that stalls and 400 for one
-    /// that fails, 502 for the failure of a call that was shared (its rejection, if it was one, keeps its own status), 500 for a call that
-    /// would wait for itself, 503 otherwise.
+    /// Returns the status for an HTTP response.
+    ///
+    /// | reason | status |
+    /// |---|---|
+    /// | timeout or deadline | 504 |
+    /// | rate limit | 429 |
+    /// | stalled request body | 408 |
+    /// | failed request body | 400 |
+    /// | failure of a shared call | 502 (if that call was rejected, its rejection keeps its own status) |
+    /// | call that would wait for itself | 500 |
+    /// | all others | 503 |
     #[must_use]
     pub fn status(&self) -> StatusCode {
         match self.inner.reason {
@@ -247,32 +260,33 @@ impl Rejection {
         }
     }
 
-    /// Which layer rejected and why, in a few words that may be told to strangers: no name that you gave, no limit of yours, no
-    /// message of an error.
+    /// Returns which layer rejected the call and why, in a few words that are safe to show to strangers. They contain
+    /// no configured name, no limit and no error message.
     ///
-    /// The [`Display`](fmt::Display) form has all of these, for your own logs.
+    /// The [`Display`](fmt::Display) form contains all of these, for your own logs.
     #[must_use]
     pub fn public_message(&self) -> String {
         let why = match self.inner.reason {
-            Reason::TimedOut { .. } => "no answer in time",
+            Reason::TimedOut { .. } => "no response in time",
             Reason::DeadlineExceeded { .. } => "the caller's deadline has passed",
             Reason::CircuitOpen => "the circuit is open",
             Reason::Overloaded { .. } => "too many calls are in flight",
-            Reason::RateLimited => "more calls than the rate allows",
-            Reason::Shared { .. } => "the call that this one shared failed",
+            Reason::RateLimited => "the rate limit is exceeded",
+            Reason::Shared { .. } => "the shared call failed",
             Reason::Recursive => "the call would wait for itself",
-            Reason::Injected => "a fault put in on purpose",
-            Reason::Exhausted { .. } => "what the call needs is all in use",
-            Reason::Unavailable { .. } => "what the call needs is not to be had",
-            Reason::UploadStalled { .. } => "the request's body did not come in time",
-            Reason::UploadFailed { .. } => "the request's body broke off",
+            Reason::Injected => "an injected fault",
+            Reason::Exhausted { .. } => "all resources are in use",
+            Reason::Unavailable { .. } => "the resource is unavailable",
+            Reason::UploadStalled { .. } => "the request body did not arrive in time",
+            Reason::UploadFailed { .. } => "the request body failed",
         };
         format!("{}: {why}", self.inner.layer)
     }
 
-    /// The value of `Retry-After`: whole seconds, rounded up, so that who comes back after them comes late enough; at least 1.
+    /// Returns the value of `Retry-After`: whole seconds, rounded up so that a caller does not come back early, and at
+    /// least 1.
     ///
-    /// Every 429 and 503 has one: where the layer does not know, it is the shortest that can be said.
+    /// Every 429 and 503 has one. If the layer knows no wait, it is 1 second, the shortest that the header can express.
     pub(crate) fn retry_after_header(&self) -> Option<HeaderValue> {
         let wait = match self.status() {
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => self.retry_after().unwrap_or_default(),
@@ -282,10 +296,10 @@ impl Rejection {
         Some(HeaderValue::from(seconds.max(1)))
     }
 
-    /// The rejection that `error` is, or that lies somewhere in its chain of sources, also in what an `io::Error` was made of.
+    /// Finds the rejection in `error` or in its chain of sources, including the error inside an `io::Error`.
     ///
-    /// An error type of yours keeps it findable by returning it from `source()`; with thiserror that is a field marked
-    /// `#[source]` or `#[from]` and `#[error("{0}")]`, while `#[error(transparent)]` hides it.
+    /// Your own error type keeps a rejection findable by returning it from `source()`. With thiserror that is a field
+    /// marked `#[source]` or `#[from]` together with `#[error("{0}")]`; `#[error(transparent)]` hides it.
     #[must_use]
     pub fn find<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Self> {
         chain(error).find_map(<dyn StdError>::downcast_ref)
@@ -299,7 +313,7 @@ impl fmt::Display for Rejection {
             write!(f, " `{name}`")?;
         }
         match &self.inner.reason {
-            Reason::TimedOut { limit } => write!(f, ": no answer within {limit:?}")?,
+            Reason::TimedOut { limit } => write!(f, ": no response within {limit:?}")?,
             Reason::DeadlineExceeded { after: None } => {
                 write!(f, ": the caller's deadline had passed before the call was sent")?;
             }
@@ -308,27 +322,27 @@ impl fmt::Display for Rejection {
             }
             Reason::CircuitOpen => write!(f, ": the circuit is open")?,
             Reason::Overloaded { limit } => write!(f, ": {limit} calls are in flight, which is the limit")?,
-            Reason::RateLimited => write!(f, ": more calls than the rate allows")?,
-            Reason::Shared { message, .. } => write!(f, ": the call that this one shared failed: {message}")?,
+            Reason::RateLimited => write!(f, ": the rate limit is exceeded")?,
+            Reason::Shared { message, .. } => write!(f, ": the shared call failed: {message}")?,
             Reason::Recursive => {
-                write!(f, ": the call would wait for itself: it was made inside of the call that it asks for")?
+                write!(f, ": the call would wait for itself: it was made inside the call that it depends on")?
             }
-            Reason::Injected => write!(f, ": a fault put in on purpose")?,
-            Reason::Exhausted { max_wait } => write!(f, ": none came free within {max_wait:?}")?,
-            Reason::Unavailable { message } => write!(f, ": none to be had: {message}")?,
+            Reason::Injected => write!(f, ": an injected fault")?,
+            Reason::Exhausted { max_wait } => write!(f, ": no resource became free within {max_wait:?}")?,
+            Reason::Unavailable { message } => write!(f, ": no resource available: {message}")?,
             Reason::UploadStalled { idle } => {
-                write!(f, ": the caller sent no more of the request's body for {idle:?}")?;
+                write!(f, ": the caller sent no more of the request body for {idle:?}")?;
             }
-            Reason::UploadFailed { message } => write!(f, ": the request's body failed: {message}")?,
+            Reason::UploadFailed { message } => write!(f, ": the request body failed: {message}")?,
         }
         if let Some(wait) = self.inner.retry_after {
             write!(f, "; try again in {wait:?}")?;
         }
         if let Some(error) = &self.inner.previous {
-            write!(f, "; before: {error}")?;
+            write!(f, "; previous attempt: {error}")?;
         }
         match &self.inner.suppressed {
-            Some(error) => write!(f, "; afterwards: {error}"),
+            Some(error) => write!(f, "; suppressed: {error}"),
             None => Ok(()),
         }
     }
@@ -364,7 +378,7 @@ mod tests {
         let rejection = Rejection::new("circuit_breaker", Some(Name::new("payments")), Reason::CircuitOpen)
             .with_retry_after(Duration::from_millis(1500));
         assert_eq!(rejection.to_string(), "circuit_breaker `payments`: the circuit is open; try again in 1.5s");
-        assert_eq!(timed_out().to_string(), "timeout: no answer within 250ms");
+        assert_eq!(timed_out().to_string(), "timeout: no response within 250ms");
     }
 
     #[test]

@@ -237,7 +237,7 @@ mod tests {
         let failed: Result<(), _> = Err(Error::Service("no such table"));
         let class = Class::Failure { transient: false, retry_after: wait };
         let shared = info.shared(&failed, class);
-        assert_eq!(shared.to_string(), "cache: the call that this one shared failed: no such table; try again in 1s");
+        assert_eq!(shared.to_string(), "cache: the shared call failed: no such table; try again in 1s");
         assert_eq!((shared.class(), shared.retry_after()), (class, wait));
 
         // A wait of zero would send all of them back at once.

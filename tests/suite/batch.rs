@@ -239,10 +239,7 @@ async fn answers_that_are_not_one_for_each_are_nobodys() {
             let outcome = finished(task);
             let message = format!("{answers} answers to 3 requests: there has to be one for each, in their order");
             assert_eq!(shared(&outcome), (message.clone(), Class::PERMANENT));
-            assert_eq!(
-                outcome.unwrap_err().to_string(),
-                format!("batch `users`: the call that this one shared failed: {message}")
-            );
+            assert_eq!(outcome.unwrap_err().to_string(), format!("batch `users`: the shared call failed: {message}"));
         }
     }
 }

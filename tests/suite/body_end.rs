@@ -111,7 +111,7 @@ async fn a_total_covers_the_body_and_ends_it_at_exactly_its_limit() {
     assert_eq!(next(&mut body).await.unwrap().unwrap(), "one");
     let rejection = next(&mut body).await.unwrap().unwrap_err();
     assert_eq!(start.elapsed(), 3 * SECOND);
-    assert_eq!(rejection.to_string(), "timeout `total`: no answer within 3s");
+    assert_eq!(rejection.to_string(), "timeout `total`: no response within 3s");
     assert!(sender.is_closed(), "the body is dropped before its reader learns of it");
     assert!(next(&mut body).await.is_none());
 }
@@ -272,7 +272,7 @@ async fn an_idle_limit_is_for_each_frame_and_does_not_count_a_slow_reader() {
     let asked = Instant::now();
     let rejection = next(&mut body).await.unwrap().unwrap_err();
     assert_eq!(asked.elapsed(), 2 * SECOND);
-    assert_eq!(rejection.to_string(), "timeout: no answer within 2s");
+    assert_eq!(rejection.to_string(), "timeout: no response within 2s");
 }
 
 /// Shows: T4
@@ -884,5 +884,5 @@ async fn the_end_of_a_body_by_its_limit_is_an_event() {
     let _sender = origin.answers(200);
     let mut body = service.oneshot(()).await.unwrap().into_body();
     assert!(next(&mut body).await.unwrap().is_err());
-    assert_eq!(*events.lock().unwrap(), ["timeout: no answer within 1s"]);
+    assert_eq!(*events.lock().unwrap(), ["timeout: no response within 1s"]);
 }

@@ -60,7 +60,7 @@ async fn a_handler_that_calls_itself_through_a_full_limit_of_its_own_is_rejected
     let rejection = ziggurat::rejection(&outcome).unwrap();
     assert_eq!(
         rejection.to_string(),
-        "concurrency_limit `orders`: the call would wait for itself: it was made inside of the call that it asks for"
+        "concurrency_limit `orders`: the call would wait for itself: it was made inside the call that it depends on"
     );
     assert_eq!((rejection.status().as_u16(), rejection.class()), (500, Class::PERMANENT));
     assert_eq!((gate.in_flight(), gate.waiting()), (0, 0));

@@ -79,7 +79,7 @@ async fn an_error_is_a_rejection_that_is_a_transient_failure_and_the_service_is_
     let service = ServiceBuilder::new().layer(layer).service(script.service(|number| number));
     let outcome = service.oneshot(()).await;
     let rejection = ziggurat::rejection(&outcome).unwrap();
-    assert_eq!(rejection.to_string(), "chaos `drill`: a fault put in on purpose");
+    assert_eq!(rejection.to_string(), "chaos `drill`: an injected fault");
     assert_eq!(rejection.class(), Class::TRANSIENT);
     assert_eq!((script.calls(), script.ready()), (0, 0));
 }
@@ -307,7 +307,7 @@ fn a_schedule_is_exact_over_all_clones_and_threads() {
 #[tokio::test(start_paused = true)]
 async fn every_fault_is_told() {
     for (fault, expected) in
-        [(Fault::Error, "chaos: a fault put in on purpose"), (Fault::Delay(SECOND), "delay"), (Fault::Hang, "hang")]
+        [(Fault::Error, "chaos: an injected fault"), (Fault::Delay(SECOND), "delay"), (Fault::Hang, "hang")]
     {
         let told = Arc::new(Mutex::new(Vec::new()));
         let layer = ChaosLayer::new(fault).schedule(Schedule::first(1)).observer({

@@ -170,8 +170,8 @@ async fn a_rejection_comes_back_with_the_fallbacks_error_in_it() {
     let rejection = ziggurat::rejection(&outcome).unwrap();
     assert_eq!(rejection.reason(), &Reason::TimedOut { limit: SECOND });
     assert_eq!(rejection.suppressed(), Some("backup"));
-    assert_eq!(rejection.to_string(), "timeout `total`: no answer within 1s; afterwards: backup");
-    assert_eq!(rejection.public_message(), "timeout: no answer in time");
+    assert_eq!(rejection.to_string(), "timeout `total`: no response within 1s; suppressed: backup");
+    assert_eq!(rejection.public_message(), "timeout: no response in time");
     assert_eq!(told.all(), ["fallback failed: timed_out, backup"]);
 }
 
@@ -534,9 +534,11 @@ async fn over_http_the_answer_says_that_it_is_degraded_and_why() {
         .layer(FallbackLayer::value(status(200, "fallback".into())).http())
         .layer(TimeoutLayer::new(SECOND))
         .service(failing());
-    for (how, why) in
-        [(0, "timeout: no answer within 1s"), (1, "down"), (503, "the service answered 503 Service Unavailable")]
-    {
+    for (how, why) in [
+        (0, "timeout: no response within 1s"),
+        (1, "down"),
+        (503, "the service responded with 503 Service Unavailable"),
+    ] {
         let response = service.clone().oneshot(how).await.unwrap();
         let degraded = response.extensions().get::<Degraded>().unwrap();
         assert_eq!((response.body().as_str(), degraded.to_string().as_str()), ("fallback", why));
@@ -581,8 +583,8 @@ async fn where_a_rejection_is_a_response_the_services_own_comes_back() {
     assert_eq!((response.status(), &**response.body()), (StatusCode::GATEWAY_TIMEOUT, "worded by a layer"));
     let rejection = response.extensions().get::<Rejection>().unwrap();
     assert_eq!(rejection.name(), Some("primary"));
-    assert_eq!(rejection.suppressed(), Some("timeout `backup`: no answer within 1s"));
-    assert_eq!(told.all(), ["fallback failed: timed_out, timeout `backup`: no answer within 1s"]);
+    assert_eq!(rejection.suppressed(), Some("timeout `backup`: no response within 1s"));
+    assert_eq!(told.all(), ["fallback failed: timed_out, timeout `backup`: no response within 1s"]);
 }
 
 /// A cache outside would give a degraded answer for a whole ttl.

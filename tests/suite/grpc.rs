@@ -180,7 +180,7 @@ async fn an_answer_and_a_status_of_the_services_own_pass_every_layer_on_both_sid
 async fn a_server_that_is_too_slow_answers_deadline_exceeded() {
     let address = serve!(Door::default(), whole_server!(ConcurrencyLimitLayer::new(16), SOON));
     let status = ask(address, "hangs").await.unwrap_err();
-    assert_eq!((status.code(), status.message()), (Code::DeadlineExceeded, "timeout: no answer in time"));
+    assert_eq!((status.code(), status.message()), (Code::DeadlineExceeded, "timeout: no response in time"));
 }
 
 /// Shows: L1
@@ -406,7 +406,7 @@ async fn a_server_that_gives_up_in_the_middle_of_a_stream_answers_deadline_excee
     let mut updates = HealthClient::new(channel(address)).watch(named("")).await.unwrap().into_inner();
     assert_eq!(updates.message().await.unwrap(), Some(healthy(1)));
     let status = updates.message().await.unwrap_err();
-    assert_eq!((status.code(), status.message()), (Code::DeadlineExceeded, "timeout: no answer in time"));
+    assert_eq!((status.code(), status.message()), (Code::DeadlineExceeded, "timeout: no response in time"));
     sender.closed().await;
     // A status that the stream ends with passes unchanged, and so does one that comes without messages.
     assert_eq!(ask(address, "fails").await.unwrap_err().details(), own_status().details());

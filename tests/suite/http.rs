@@ -231,7 +231,7 @@ async fn what_stands_outside_recognises_a_rejection_in_a_response() {
         })
         .layer(TimeoutLayer::new(|req: &Request| limit(req)).named("total"));
     let address = serve(router(&Arc::default()).layer(layers)).await;
-    assert_eq!(ask(address, "/hangs").await.headers()["x-rejected"], "timeout `total`: no answer within 10ms");
+    assert_eq!(ask(address, "/hangs").await.headers()["x-rejected"], "timeout `total`: no response within 10ms");
     assert_eq!(ask(address, "/hello").await.headers()["x-rejected"], "");
 }
 

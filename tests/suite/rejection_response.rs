@@ -145,15 +145,15 @@ async fn problem(method: Method, rejection: Rejection) -> Answer {
 #[tokio::test]
 async fn a_problem_says_what_rfc_9457_asks_for_and_nothing_internal() {
     for (reason, status, title, detail) in [
-        (LIMIT, 504, "Gateway Timeout", "any: no answer in time"),
+        (LIMIT, 504, "Gateway Timeout", "any: no response in time"),
         (Reason::CircuitOpen, 503, "Service Unavailable", "any: the circuit is open"),
         (Reason::Overloaded { limit: 7 }, 503, "Service Unavailable", "any: too many calls are in flight"),
-        (Reason::RateLimited, 429, "Too Many Requests", "any: more calls than the rate allows"),
-        (shared(), 502, "Bad Gateway", "any: the call that this one shared failed"),
+        (Reason::RateLimited, 429, "Too Many Requests", "any: the rate limit is exceeded"),
+        (shared(), 502, "Bad Gateway", "any: the shared call failed"),
         (Reason::Recursive, 500, "Internal Server Error", "any: the call would wait for itself"),
-        (Reason::Injected, 503, "Service Unavailable", "any: a fault put in on purpose"),
-        (Reason::Exhausted { max_wait: SECOND }, 503, "Service Unavailable", "any: what the call needs is all in use"),
-        (unavailable(), 503, "Service Unavailable", "any: what the call needs is not to be had"),
+        (Reason::Injected, 503, "Service Unavailable", "any: an injected fault"),
+        (Reason::Exhausted { max_wait: SECOND }, 503, "Service Unavailable", "any: all resources are in use"),
+        (unavailable(), 503, "Service Unavailable", "any: the resource is unavailable"),
     ] {
         let rejection = rejection(reason).with_retry_after(SECOND * 5 / 2);
         let answer = problem(Method::GET, rejection.clone()).await;
@@ -352,7 +352,7 @@ async fn a_rejection_that_ends_a_grpc_body_comes_in_its_trailers_and_all_else_pa
     let rejected: Result<(), BoxError> = Reject::reject(rejection(LIMIT).with_retry_after(SECOND));
     let trailers = ended(Err(rejected.unwrap_err())).await.unwrap().into_trailers().unwrap();
     let held = ["grpc-status", "grpc-message", "grpc-retry-pushback-ms"].map(|name| trailers[name].to_str().unwrap());
-    assert_eq!(held, ["4", "any: no answer in time", "1000"]);
+    assert_eq!(held, ["4", "any: no response in time", "1000"]);
 }
 
 /// Every way in which a layer answers 429 or 503: the response to a request that comes at that moment.

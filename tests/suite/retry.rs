@@ -479,7 +479,7 @@ async fn a_rejection_after_a_failure_tells_how_the_service_failed() {
     let rejection = ziggurat::rejection(&rejected).unwrap();
     assert!(rejection.is_circuit_open());
     assert_eq!(rejection.previous(), Some("failure 2"));
-    assert!(rejection.to_string().ends_with("; before: failure 2"), "{rejection}");
+    assert!(rejection.to_string().ends_with("; previous attempt: failure 2"), "{rejection}");
 
     // Of a response that is a failure it is the status.
     let over_http = |attempts| {

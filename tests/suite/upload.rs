@@ -295,7 +295,7 @@ async fn a_caller_that_stops_sending_is_rejected_and_nobody_inside_counts_it() {
             assert!(sender.is_closed(), "the body is dropped");
         }
         assert_eq!(calls.load(Ordering::SeqCst), 10, "nothing was tried again");
-        let message = "upload `callers`: the caller sent no more of the request's body for 2s";
+        let message = "upload `callers`: the caller sent no more of the request body for 2s";
         assert_eq!(*events.lock().unwrap(), vec![("upload", message.to_owned()); 10]);
     }
 }

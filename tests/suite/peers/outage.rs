@@ -142,7 +142,7 @@ async fn while_faults_are_switched_on_answers_are_degraded_and_afterwards_they_a
 
         stack.chaos.on();
         let (why, sent) = stack.is_degraded().await;
-        let expected = if fault == Fault::Hang { "no answer within 50ms" } else { "the circuit is open" };
+        let expected = if fault == Fault::Hang { "no response within 50ms" } else { "the circuit is open" };
         assert!(why.contains(expected), "{why}");
         // The upstream is well, and saw none of it.
         assert_eq!(sent, 0);

@@ -341,7 +341,7 @@ async fn past_the_longest_wait_a_call_is_rejected_and_is_in_nobodys_way() {
     let rejection = ziggurat::rejection(&outcome).unwrap();
     assert_eq!(rejection.reason(), &Reason::Exhausted { max_wait: SECOND });
     assert_eq!((rejection.class(), rejection.status().as_u16()), (Class::Ignored, 503));
-    assert_eq!(rejection.to_string(), "resource `db`: none came free within 1s");
+    assert_eq!(rejection.to_string(), "resource `db`: no resource became free within 1s");
     assert_eq!(*events.lock().unwrap(), ["queued", "rejected"]);
     drop(_taken);
     assert_eq!(pool.free(), 1);
@@ -473,11 +473,11 @@ async fn an_error_of_the_function_is_a_rejection_that_tells_strangers_nothing() 
     let Ok(answer) = layer.layer(inner).oneshot(Request::new(())).await;
     assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert!(!format!("{:?} {:?}", answer.headers(), answer.body()).contains("hunter2"));
-    assert_eq!(*said.lock().unwrap(), ["resource: none to be had: password `hunter2` refused"]);
+    assert_eq!(*said.lock().unwrap(), ["resource: no resource available: password `hunter2` refused"]);
 
     let rejection = answer.extensions().get::<Rejection>().unwrap();
     assert_eq!(rejection.class(), Class::TRANSIENT);
-    assert_eq!(rejection.public_message(), "resource: what the call needs is not to be had");
+    assert_eq!(rejection.public_message(), "resource: the resource is unavailable");
 }
 
 /// A body that answers with what is found when it is polled.

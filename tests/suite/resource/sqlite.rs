@@ -169,7 +169,7 @@ async fn a_pool_is_closed_with_the_scope_that_set_it_up_and_who_waits_for_it_is_
 
 fn closed<T>(outcome: &Result<T, Error<Infallible>>) {
     let rejection = ziggurat::rejection(outcome).unwrap();
-    assert_eq!(rejection.to_string(), "resource: none to be had: Pool has been closed");
+    assert_eq!(rejection.to_string(), "resource: no resource available: Pool has been closed");
 }
 
 /// Shows: O3
