@@ -1,4 +1,4 @@
-//! Classifiers: they tell the class of an outcome.
+//! Classifiers: map an outcome to its class.
 
 use std::{any::type_name, fmt};
 
@@ -8,12 +8,14 @@ use super::{Class, Reject, Rejection, reject::among_causes};
 use crate::ambient::caller;
 
 impl Class {
-    /// The class of an outcome, as the classifier judges it: a rejection with [`Classify::classify_rejection`], also one among the
-    /// causes of an error, and the service's own answer or error with [`Classify::classify`].
+    /// Returns the class of an outcome, as `classifier` judges it.
     ///
-    /// Every layer judges with this, and so should yours: it tells a rejection by a layer further in apart from the service's own answer
-    /// before it asks the classifier. An error is [`Class::Ignored`] where the caller failed to send the request's body, which an
-    /// [`UploadLayer`](crate::upload::UploadLayer) further out finds out.
+    /// A rejection goes to [`Classify::classify_rejection`], even if it is only a cause of the service's own error. The
+    /// service's own response or error goes to [`Classify::classify`]. Every layer classifies outcomes with this
+    /// function, and so should your own.
+    ///
+    /// An error is [`Class::Ignored`] if the caller failed to send the request body, which an outer
+    /// [`UploadLayer`](crate::upload::UploadLayer) detects.
     #[inline]
     pub fn of<R, E, C>(outcome: &Result<R, E>, classifier: &C) -> Self
     where
@@ -33,7 +35,7 @@ impl Class {
         E: Reject<R>,
         C: Classify<R, E>,
     {
-        // What a service makes of a body that its caller broke off is not its fault.
+        // An error that follows from a broken request body is not the service's fault.
         if caller::failed() {
             return Self::Ignored;
         }
@@ -44,7 +46,9 @@ impl Class {
     }
 }
 
-/// Tells what an outcome says about the service. A closure from `Result<&R, &E>` to [`Class`] is one too:
+/// Classifies outcomes: decides what they say about the service.
+///
+/// A closure from `Result<&R, &E>` to [`Class`] is a classifier too:
 ///
 /// ```
 /// use ziggurat::{Class, retry::RetryLayer};
@@ -58,9 +62,9 @@ impl Class {
 ///
 /// # Rejections
 ///
-/// A closure over outcomes never sees a rejection, neither as an error (`Err(Error::Rejected(..))`) nor as a response: an arm for it
-/// compiles, and no layer ever calls it. A rejection has a class of its own ([`Rejection::class`]). Where you want another one, put
-/// [`with_rejections`] around the classifier. This layer retries errors, but not timeouts:
+/// A closure over outcomes never sees a rejection, neither as an error (`Err(Error::Rejected(..))`) nor as a response.
+/// An arm for it compiles, but no layer ever calls it. A rejection has its own class ([`Rejection::class`]). To change
+/// it, wrap the classifier in [`with_rejections`]. This layer retries errors, but not timeouts:
 ///
 /// ```
 /// use ziggurat::{Class, HttpStatus, Reason, retry::RetryLayer, with_rejections};
@@ -73,66 +77,71 @@ impl Class {
 ///
 /// # Rejections among the causes of an error
 ///
-/// The service's own error is judged as a rejection too, where one lies among its causes: the service calls something through
-/// a stack of its own, or its connector has layers. The error has to be one that can be looked into ([`Reject::cause`]): in
-/// [`Error`](crate::Error) a boxed error, or one of a crate that this one has a feature for. The classifier judges an error of
-/// any other type by itself.
+/// The service's own error also counts as a rejection if there is one among its causes. That happens if the service
+/// calls another service through its own stack, or if its connector has layers. The error must be one that
+/// [`Reject::cause`] can inspect: in [`Error`](crate::Error), a boxed error, or an error of a crate that this crate has
+/// a feature for. An error of any other type goes to the classifier as it is.
 ///
-/// The stack further in knows better than the layers around it why the call failed:
+/// The inner stack knows better than the outer layers why the call failed:
 ///
-/// - A circuit breaker does not count a full limit, nor a deadline that the caller brought. The deadline reaches the stack further in,
-///   and one caller without patience would open the circuit for all others.
-/// - A retry does not repeat a call that met an open circuit or a full limit further in. It would only add to the load there.
-/// - A fallback, and a cache that has something stale, stand in for it, as they do for every rejection.
-/// - An [`ObserveLayer`](crate::observe::ObserveLayer) tells the outcome [`Rejected`](crate::Outcome::Rejected), with the reason.
+/// - A circuit breaker does not count a full limit or a caller's deadline. The deadline reaches the inner stack too,
+///   and one impatient caller would otherwise open the circuit for all callers.
+/// - A retry does not repeat a call that met an open circuit or a full limit in the inner stack. It would only add to
+///   the load there.
+/// - A fallback, or a cache that has a stale value, replaces the error, as it replaces every rejection.
+/// - An [`ObserveLayer`](crate::observe::ObserveLayer) reports the outcome as [`Rejected`](crate::Outcome::Rejected),
+///   with the reason.
 ///
-/// [`with_rejections`] changes each of these. The error itself stays as it is, and nothing is concluded from the rejection about what
-/// the service did before: it does not prove that a `POST` was not processed.
+/// [`with_rejections`] changes each of these. The error itself stays as it is. The rejection proves nothing about the
+/// work that the service did before: in particular, it does not prove that a `POST` was not processed.
 pub trait Classify<R, E> {
-    /// The class of this outcome, which is not a rejection.
+    /// Returns the class of this outcome, which is not a rejection.
     fn classify(&self, outcome: Result<&R, &E>) -> Class;
 
-    /// The class of a rejection by a layer further in: the outcome, a cause of the service's own error, or in the error of a response's
-    /// body. Its own, unless said otherwise.
+    /// Returns the class of a rejection by an inner layer. The default is [`Rejection::class`].
+    ///
+    /// The rejection is the outcome itself, a cause of the service's own error, or in the error of a response body.
     fn classify_rejection(&self, rejection: &Rejection) -> Class {
         rejection.class()
     }
 
-    /// The class of a success that said otherwise after all, in the trailers of its body: as gRPC does. A success, unless said otherwise.
+    /// Returns the class of a successful response once its body's trailers have arrived, which may report a failure, as
+    /// in gRPC. The default is a success.
     ///
-    /// Only layers that wait for the end of the body ask this.
+    /// Only layers that wait for the end of the body call this.
     fn classify_trailers(&self, _trailers: &HeaderMap) -> Class {
         Class::Success
     }
 
-    /// The class that a response which is a success so far has if its body ends, complete, without any trailers: in gRPC that is a
-    /// failure, unless the head has a status. A success, unless said otherwise.
+    /// Returns the class that a successful response has if its body ends complete, but without trailers. The default is
+    /// a success. In gRPC it is a failure, unless the head has a status.
     ///
-    /// Only layers that wait for the end of the body ask this, when the response is there.
+    /// Only layers that wait for the end of the body call this, when the response arrives.
     fn classify_without_trailers(&self, _response: &R) -> Class {
         Class::Success
     }
 
-    /// Says in a few words what speaks against this response, which was judged a failure: its status, for example. It
-    /// is what events and rejections tell; "response", unless said otherwise.
+    /// Describes in a few words why this response was classified as a failure, for example by its status. Events and
+    /// rejections contain the text. The default is "response".
     ///
     /// # Errors
     ///
-    /// If `f` cannot be written to.
+    /// If writing to `f` fails.
     fn describe(&self, response: &R, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let _ = response;
         f.write_str("response")
     }
 }
 
-/// Judges rejections by a closure, and everything else by `classify`: [`HttpStatus`](crate::HttpStatus), a closure, or any other classifier.
+/// Classifies rejections with a closure, and everything else with `classify`: [`HttpStatus`](crate::HttpStatus), a
+/// closure, or any other classifier.
 ///
-/// It goes wherever a layer takes a classifier. Class by class, the closure decides for
+/// The result works wherever a layer takes a classifier. The class that the closure returns has these effects:
 ///
-/// - a retry: only a transient failure is tried again;
-/// - a circuit breaker: a failure counts, [`Class::Ignored`] does not;
-/// - a fallback, and a cache that has something stale: they stand in for every rejection, unless the closure says that it is a
-///   [`Class::Success`]. Then the caller gets the rejection, and no cache stores it.
+/// - A retry repeats the call only after a transient failure.
+/// - A circuit breaker counts a failure, and does not count [`Class::Ignored`].
+/// - A fallback, or a cache that has a stale value, replaces every rejection except a [`Class::Success`]. The caller
+///   receives such a rejection, and no cache stores it.
 ///
 /// ```
 /// use ziggurat::{Class, FailOnError, circuit_breaker::CircuitBreakerLayer, with_rejections};
@@ -149,7 +158,7 @@ where
     WithRejections { classify, rejections }
 }
 
-/// A classifier that judges rejections by a closure: see [`with_rejections`].
+/// A classifier that classifies rejections with a closure: see [`with_rejections`].
 #[derive(Clone, Copy)]
 pub struct WithRejections<C, F> {
     classify: C,
@@ -201,7 +210,7 @@ where
     }
 }
 
-/// An error is a transient failure, every response a success. The default.
+/// Classifies every error as a transient failure and every response as a success. The default.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct FailOnError;
 

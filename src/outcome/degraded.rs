@@ -1,4 +1,4 @@
-//! Degraded answers: something else has answered in the place of a service that failed, and says so.
+//! Degraded responses: marked as a substitute for the response of a service that failed.
 
 use std::{fmt, sync::Arc};
 
@@ -6,12 +6,14 @@ use http::{Extensions, Response, StatusCode};
 
 use super::{Class, Reject, Rejection};
 
-/// Lies in the extensions of a response that does not come from the service, because that failed; and says why.
+/// Marks a response that replaces the outcome of a failed service, and records why. It is stored in the response's
+/// extensions.
 ///
-/// The [`FallbackLayer`](crate::fallback::FallbackLayer) puts it there [over HTTP](crate::fallback::FallbackLayer::http), and a layer of
-/// your own can. What stands outside can show it, in a header say, and [`HttpStatus`](crate::HttpStatus) judges by it.
+/// The [`FallbackLayer`](crate::fallback::FallbackLayer) inserts it [over HTTP](crate::fallback::FallbackLayer::http),
+/// and your own layer can too. Outer layers can expose it, for example in a header, and
+/// [`HttpStatus`](crate::HttpStatus) takes it into account.
 ///
-/// Its `Display` form has the message of the error: for your own logs, not for strangers.
+/// Its `Display` form contains the error's message. Keep it to your own logs.
 #[derive(Debug, Clone)]
 pub struct Degraded {
     cause: Cause,
@@ -25,7 +27,7 @@ enum Cause {
 }
 
 impl Degraded {
-    /// Says that this is the outcome in whose place something else was answered.
+    /// Creates the mark of a response that replaces `outcome`.
     pub fn new<B, E>(outcome: &Result<Response<B>, E>) -> Self
     where
         E: Reject<Response<B>> + fmt::Display,
@@ -45,12 +47,12 @@ impl Degraded {
         Self { cause }
     }
 
-    /// `class`, but for a success that does not come from the service.
+    /// Returns `class`, or [`Class::Ignored`] for a success that is degraded.
     pub(crate) fn unless(class: Class, extensions: &Extensions) -> Class {
         if class == Class::Success && extensions.get::<Self>().is_some() { Class::Ignored } else { class }
     }
 
-    /// The rejection that the service's answer was replaced for, if it was one.
+    /// Returns the rejection that was replaced, if the outcome was one.
     #[must_use]
     pub fn rejection(&self) -> Option<&Rejection> {
         match &self.cause {
@@ -59,7 +61,7 @@ impl Degraded {
         }
     }
 
-    /// The status of the response that was replaced, if the service answered with one.
+    /// Returns the status of the response that was replaced, if the service responded.
     #[must_use]
     pub fn status(&self) -> Option<StatusCode> {
         match self.cause {

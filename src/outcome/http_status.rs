@@ -1,4 +1,4 @@
-//! The status of an HTTP response as a class.
+//! Classifies HTTP responses by status.
 
 use std::fmt::{self, Display};
 
@@ -6,39 +6,40 @@ use http::{HeaderMap, Response, StatusCode};
 
 use super::{Class, Classify, Degraded, retry_after, retry_after::retry_after_millis};
 
-/// Judges an HTTP response by its status; an error is a transient failure.
+/// Classifies an HTTP response by its status. An error is a transient failure.
 ///
 /// | status | class |
 /// |---|---|
-/// | 429, 408 | [declined](Class::Declined): it speaks about the sender, and is retried |
+/// | 429, 408 | [declined](Class::Declined): it concerns this sender, and is retried |
 /// | 502, 503, 504 | a transient failure (the set of Finagle and of Microsoft's HTTP resilience) |
-/// | 520 to 524, 529 | a transient failure: Cloudflare's words for an origin that it cannot reach or that does not answer, and an overload |
-/// | any other 5xx | a transient failure if it carries `Retry-After`; otherwise one that is not retried: a 500 may have done its work |
-/// | all others | a success: a 404 is an answer |
+/// | 520 to 524, 529 | a transient failure: Cloudflare's codes for an unreachable or unresponsive origin, and for overload |
+/// | any other 5xx | a transient failure if it has `Retry-After`, otherwise not retried: a 500 may have done its work |
+/// | all others | a success: a 404 is a valid response |
 ///
-/// `Retry-After` is read as seconds, where a fraction is rounded up, and as a date, which is measured from the
-/// response's own `Date` (where there is an `Age`, that is the date of a stored response, and the clock here counts). A
-/// value that cannot be read counts as absent. [`with_retry_after_ms`](Self::with_retry_after_ms) reads milliseconds
+/// `Retry-After` is read as seconds, with a fraction rounded up, or as a date. A date is measured from the response's
+/// own `Date`, or from the local clock if the response has an `Age`, because a stored response has an old `Date`. A
+/// value that does not parse counts as absent. [`with_retry_after_ms`](Self::with_retry_after_ms) reads milliseconds
 /// too.
 ///
-/// A success that is [`Degraded`](crate::Degraded) says nothing about the service, for it did not come from there: it
-/// is ignored. So a cache outside of a fallback does not keep it, and a circuit breaker there does not count it.
+/// A success that is [`Degraded`](crate::Degraded) did not come from the service, and is ignored. So a cache outside a
+/// fallback does not store it, and a circuit breaker there does not count it.
 ///
-/// It judges an [`http::Response`], and with the feature `reqwest` a `reqwest::Response` too.
+/// The classifier works with [`http::Response`], and with `reqwest::Response` (feature `reqwest`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HttpStatus;
 
-/// Judges as [`HttpStatus`] does, and reads `retry-after-ms` too: see [`HttpStatus::with_retry_after_ms`].
+/// Classifies as [`HttpStatus`] does, and reads `retry-after-ms` too: see [`HttpStatus::with_retry_after_ms`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HttpStatusMillis {
-    // Made by the method alone, so that more settings can follow.
+    // Private, so that settings can be added later.
     _private: (),
 }
 
 impl HttpStatus {
-    /// Reads `retry-after-ms` and `x-ms-retry-after-ms` as well, in milliseconds. Azure's services and OpenAI's send
-    /// them; no standard knows them, so it is a choice. Where one is there and can be read, it counts in the place of
-    /// `Retry-After`.
+    /// Also reads `retry-after-ms` and `x-ms-retry-after-ms`, in milliseconds.
+    ///
+    /// Azure and OpenAI send these headers. No standard defines them, so they are opt-in. One that is present and
+    /// parses takes precedence over `Retry-After`.
     ///
     /// ```
     /// use ziggurat::{HttpStatus, retry::RetryLayer};
@@ -150,7 +151,7 @@ mod tests {
         }
     }
 
-    /// A server that says when to come back expects to work then.
+    /// A server that says when to come back expects to work by then.
     ///
     /// Shows: R5, F3
     #[test]
@@ -162,7 +163,7 @@ mod tests {
         }
         assert_eq!(judged(429, Some((RETRY_AFTER.as_str(), "1.5"))), Class::Declined { retry_after });
         assert_eq!(judged(404, Some((RETRY_AFTER.as_str(), "1.5"))), Class::Success);
-        // Junk counts as absent.
+        // A value that does not parse counts as absent.
         assert_eq!(judged(500, Some((RETRY_AFTER.as_str(), "soon"))), Class::PERMANENT);
         assert_eq!(judged(503, Some((RETRY_AFTER.as_str(), "soon"))), Class::TRANSIENT);
     }

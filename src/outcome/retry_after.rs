@@ -1,4 +1,4 @@
-//! When a response asks to be asked again.
+//! Reads when a response asks the client to retry.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,15 +7,15 @@ use http::{
     header::{AGE, DATE, RETRY_AFTER},
 };
 
-/// The milliseconds of Azure and of OpenAI: the first of these that can be read.
+/// The headers in milliseconds that Azure and OpenAI send. The first one that parses counts.
 const MILLIS: [HeaderName; 2] =
     [HeaderName::from_static("retry-after-ms"), HeaderName::from_static("x-ms-retry-after-ms")];
 
-/// `Retry-After` (RFC 9110, section 10.2.3), as the time from now on: never less than it asks for.
+/// Returns the wait that `Retry-After` (RFC 9110, section 10.2.3) asks for, from now. It is never rounded down.
 ///
-/// Seconds may have a fraction, which the RFC has not and servers send: it is rounded up. A date is one on the clock of
-/// the server, so it is measured from the response's own `Date`; where that came out of a cache (`Age`), from the clock
-/// here.
+/// Seconds may have a fraction, which the RFC does not allow but servers send. It is rounded up. A date is on the
+/// server's clock, so the wait is measured from the response's own `Date`. In a response that came out of a cache
+/// (`Age`), it is measured from the local clock.
 pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Some(seconds) = rounded_up(value) {
@@ -26,13 +26,13 @@ pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(until.duration_since(now).unwrap_or_default())
 }
 
-/// `retry-after-ms`, which is more exact, or else `Retry-After`.
+/// Returns the wait of `retry-after-ms`, which is more exact, or else that of `Retry-After`.
 pub(super) fn retry_after_millis(headers: &HeaderMap) -> Option<Duration> {
     let millis = |name| rounded_up(headers.get(name)?.to_str().ok()?.trim());
     MILLIS.iter().find_map(millis).map(Duration::from_millis).or_else(|| retry_after(headers))
 }
 
-/// The clock of the server when it made the response; unknown if the response was stored since.
+/// Returns the server's clock at the time of the response. `None` if the response was stored in between.
 fn sent_at(headers: &HeaderMap) -> Option<SystemTime> {
     if headers.contains_key(AGE) {
         return None;
@@ -40,8 +40,8 @@ fn sent_at(headers: &HeaderMap) -> Option<SystemTime> {
     httpdate::parse_http_date(headers.get(DATE)?.to_str().ok()?.trim()).ok()
 }
 
-/// A number that is not negative: digits, and maybe a fraction. Rust's own parser would take a sign and an exponent
-/// too. More than a `u64` can hold is as much as can be.
+/// Parses a non-negative number: digits, with an optional fraction. Rust's own parser would also accept a sign and an
+/// exponent. A number that exceeds `u64` saturates.
 fn rounded_up(number: &str) -> Option<u64> {
     let is_digits = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
@@ -90,7 +90,7 @@ mod tests {
         }
     }
 
-    /// The clock of the server may be an hour off. A date of a response that was stored is not its clock now.
+    /// The server's clock may be an hour off. The date of a stored response is not the current time.
     ///
     /// Shows: F3
     #[test]
@@ -100,10 +100,10 @@ mod tests {
         let asked = |date, until| retry_after(&headers(&[(DATE, date), (RETRY_AFTER, until)]));
         assert_eq!(asked(AT, SOON_AFTER), Some(10 * SECOND));
         assert_eq!(asked(SOON_AFTER, AT), Some(Duration::ZERO));
-        assert_eq!(asked(b"yesterday", SOON_AFTER), Some(Duration::ZERO), "of the clock here");
+        assert_eq!(asked(b"yesterday", SOON_AFTER), Some(Duration::ZERO), "from the local clock");
         let stored = headers(&[(DATE, AT), (AGE, b"1"), (RETRY_AFTER, SOON_AFTER)]);
-        assert_eq!(retry_after(&stored), Some(Duration::ZERO), "of the clock here");
-        // What is no date is not measured from one.
+        assert_eq!(retry_after(&stored), Some(Duration::ZERO), "from the local clock");
+        // A number of seconds is not measured from the response's date.
         assert_eq!(asked(AT, b"5"), Some(5 * SECOND));
 
         assert_eq!(read(AT), Some(Duration::ZERO));
@@ -119,7 +119,7 @@ mod tests {
         assert_eq!(asked(&[(millis.clone(), b"soon"), (azure, b"7")]), Some(7));
         assert_eq!(asked(&[(millis.clone(), b"-5"), (RETRY_AFTER, b"2")]), Some(2000));
         assert_eq!(asked(&[]), None);
-        assert_eq!(retry_after(&headers(&[(millis, b"1500")])), None, "only by choice");
+        assert_eq!(retry_after(&headers(&[(millis, b"1500")])), None, "opt-in");
     }
 
     proptest! {

@@ -1,10 +1,11 @@
-//! What an error says about the request: that nobody processed it, or that no other attempt can help it.
+//! Whether an error proves that the request was not processed, or that no other attempt can succeed.
 
 use std::{any::Any, error::Error as StdError, io};
 
-/// Whether this error proves that no service has processed the request, so that it can be sent again whatever it does.
+/// Returns whether this error proves that no service has processed the request, so that even a request that is not
+/// idempotent can be sent again.
 ///
-/// It looks through the chain of sources, for
+/// It searches the chain of sources for
 ///
 /// - a connection that was refused ([`io::ErrorKind::ConnectionRefused`]);
 /// - with the feature `hyper`: a client of hyper-util that could not connect, and a request that hyper never began to
@@ -14,12 +15,12 @@ use std::{any::Any, error::Error as StdError, io};
 /// - with the feature `reqwest`: a `reqwest::Client` that could not connect;
 /// - with the feature `tonic`: a channel that could not connect.
 ///
-/// Everything else counts as sent: a connection that was reset, or closed before an answer came (hyper's
-/// `IncompleteMessage`), may have brought the request to the service. So does an error of the request's own body.
+/// Any other error counts as sent. A connection that was reset, or closed before a response arrived (hyper's
+/// `IncompleteMessage`), may have delivered the request. So may an error of the request's own body.
 ///
-/// [`RetryLayer::http`](crate::retry::RetryLayer::http) asks this of the errors of its service. It believes what it is
-/// told: a service that sends *several* requests for one (one that follows redirects, for example) can fail to connect
-/// for the second of them.
+/// [`RetryLayer::http`](crate::retry::RetryLayer::http) checks the errors of its service with this function, and cannot
+/// see further. A service that sends *several* requests for one call (for example, because it follows redirects) can
+/// fail to connect for the second of them.
 #[must_use]
 pub fn is_unprocessed(error: &(dyn StdError + 'static)) -> bool {
     for error in chain(error) {
@@ -33,7 +34,8 @@ pub fn is_unprocessed(error: &(dyn StdError + 'static)) -> bool {
     false
 }
 
-/// This error and its sources. What an `io::Error` was made of is not among its sources, and so comes in its place.
+/// Iterates over this error and its sources. The error inside an `io::Error` is not among its sources, and takes its
+/// place.
 pub(super) fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     std::iter::successors(Some(error), |&error| {
         let inner = error.downcast_ref().and_then(io::Error::get_ref);
@@ -71,14 +73,15 @@ fn was_not_begun(error: &(dyn StdError + 'static)) -> bool {
     if let Some(error) = error.downcast_ref::<h2::Error>()
         && error.is_remote()
     {
-        // To a stream that it still processes, h2 gives no such error: it goes on, or ends with that of the connection.
+        // h2 does not report this error for a stream that the server still processes: it continues, or ends with the
+        // connection.
         return error.is_go_away() || (error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM));
     }
     let _ = error;
     false
 }
 
-/// Whether it is the caller's own doing, in the middle of the request.
+/// Returns whether the caller itself caused the error, in the middle of the request.
 fn is_of_the_body(error: &(dyn StdError + 'static)) -> bool {
     #[cfg(feature = "hyper")]
     if error.downcast_ref().is_some_and(hyper::Error::is_user) {
@@ -88,8 +91,8 @@ fn is_of_the_body(error: &(dyn StdError + 'static)) -> bool {
     false
 }
 
-/// Whether this error is one of a certificate that does not verify: it will not verify the next time either. With the
-/// feature `rustls`.
+/// Returns whether the error is a certificate that failed verification, and so would fail again. Always false without
+/// the feature `rustls`.
 pub(crate) fn is_bad_certificate(error: &(dyn StdError + 'static)) -> bool {
     #[cfg(feature = "rustls")]
     if chain(error).any(|error| matches!(error.downcast_ref(), Some(rustls::Error::InvalidCertificate(_)))) {
@@ -99,7 +102,7 @@ pub(crate) fn is_bad_certificate(error: &(dyn StdError + 'static)) -> bool {
     false
 }
 
-/// A service's own error of any type as an error to look into, where it is of a type that is known here.
+/// Returns a service's own error as a `std::error::Error`, if it has one of the types listed here.
 pub(crate) fn known<E: 'static>(error: &E) -> Option<&(dyn StdError + 'static)> {
     let any: &dyn Any = error;
     macro_rules! known {
@@ -165,13 +168,13 @@ mod tests {
         let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
         assert!(is_unprocessed(&refused()));
         assert!(is_unprocessed(&Wrapped(Box::new(Wrapped(refused().into())))));
-        // The source of an io::Error is that of what it was made of.
+        // The source of an `io::Error` is the source of the error inside it.
         assert!(is_unprocessed(&io::Error::other(refused())));
         assert!(is_unprocessed(&io::Error::other(Wrapped(Box::new(io::Error::other(refused()))))));
         for other in [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe, io::ErrorKind::TimedOut] {
             assert!(!is_unprocessed(&Wrapped(Box::new(io::Error::from(other)))), "{other}");
         }
-        assert!(!is_unprocessed(&Wrapped("connection refused".into())), "a text is no proof");
+        assert!(!is_unprocessed(&Wrapped("connection refused".into())), "a message proves nothing");
     }
 
     /// Shows: F4
@@ -184,7 +187,7 @@ mod tests {
         assert!(found(Error::Service(refused())));
         assert!(found(Error::Service(crate::outcome::boxed(refused()))));
         assert!(found(Error::Service(crate::outcome::boxed(Wrapped(refused().into())))));
-        // Of a box that may hold a borrowed error only the sources can be seen.
+        // Only the sources of a box that may hold a borrowed error are visible.
         assert!(found(crate::outcome::boxed(Wrapped(refused().into()))));
         assert!(!found(Error::Service("connection refused")));
         #[cfg(feature = "tonic")]
@@ -198,7 +201,7 @@ mod tests {
         let refused = || crate::outcome::boxed("handshake failed");
         assert!(is_unprocessed(&crate::outcome::grpc::status(tonic::ConnectError(refused()))));
         assert!(!is_unprocessed(&crate::outcome::grpc::status(refused())));
-        assert!(!is_unprocessed(&tonic::Status::unavailable("connection refused")), "a server may have sent it");
+        assert!(!is_unprocessed(&tonic::Status::unavailable("connection refused")), "it may come from a server");
     }
 
     #[cfg(feature = "rustls")]

@@ -1,30 +1,44 @@
-//! gRPC: what a rejection is there, and what a status says about a service.
+//! gRPC: maps rejections to status codes, and classifies services by their status.
 //!
-//! **A server** puts [`RejectionResponseLayer::grpc`](crate::rejection_response::RejectionResponseLayer::grpc) outside of the layers that reject. A rejection then is the
-//! status that clients of any language understand: see [`Rejection::grpc_code`]. With tonic, the whole stack goes into
-//! `Server::builder().layer(..)` and needs no feature of this crate: `examples/tonic_server.rs`. Where a timeout inside lasts to the end
-//! of the body, [its own end](crate::rejection_response::RejectionResponseLayer::until_body_end) is there too: a stream that is given up after its first
-//! message ends with a status.
+//! # Servers
 //!
-//! **A client** judges by [`GrpcStatus`], in every layer that takes a classifier: an HTTP status, which is 200 for almost
-//! everything, says nothing there. With tonic (feature `tonic`) it puts `.map_err(ziggurat::grpc::status)` innermost, next to the
-//! `Channel`: the stack's error is a `tonic::Status`, and the generated client takes the stack in place of the channel. Its caller gets
-//! the status of a rejection as if a server had sent it, and [`Rejection::find`] finds the rejection in it. See
-//! `examples/tonic_client.rs`. If a timeout lasts to the end of the body, what it ends the body with becomes such a status by
-//! `.map_response(|response: http::Response<_>| response.map(|body| body.map_err(ziggurat::grpc::status)))`, outermost (with `BodyExt`
-//! of http-body-util).
+//! A server puts [`RejectionResponseLayer::grpc`](crate::rejection_response::RejectionResponseLayer::grpc) outside the
+//! layers that reject. A rejection then becomes a status that clients in any language understand: see
+//! [`Rejection::grpc_code`]. With tonic, the whole stack goes into `Server::builder().layer(..)` and needs no feature
+//! of this crate: see `examples/tonic_server.rs`.
 //!
-//! **Retries.** Every gRPC call is a `POST`, so nothing tells which of them may be repeated, and the body is a stream.
-//! You have to say it, in one of two places:
+//! If a timeout inside covers the response body, use
+//! [`until_body_end`](crate::rejection_response::RejectionResponseLayer::until_body_end) on that layer too. A stream
+//! that times out after its first message then ends with a status.
 //!
-//! - around the generated client, where a request is a message, which can be cloned: a `service_fn` that makes the call, with
-//!   `RetryLayer::new().classify(GrpcStatus)` around it, for the methods that may be repeated (the example does that);
-//! - beneath it, around the channel: `ReplayLayer::new()` outside of `RetryLayer::new().classify(GrpcStatus).copy(CopyIf(..))`, whose
-//!   function looks at the path (`/package.Service/Method`), and next to the channel
-//!   `.map_request(|request: http::Request<_>| request.map(tonic::body::Body::new))`.
+//! # Clients
 //!
-//! `RetryLayer::http()` sends every gRPC call once, for it takes a `POST` for what it is, unless
-//! [nobody processed](crate::is_unprocessed) the call: the channel could not connect, or the server refused the stream.
+//! A client classifies with [`GrpcStatus`], in every layer that takes a classifier. The HTTP status is 200 for almost
+//! every gRPC response and says nothing.
+//!
+//! With tonic (feature `tonic`), put `.map_err(ziggurat::grpc::status)` innermost, next to the `Channel`. The stack's
+//! error is then a `tonic::Status`, and the generated client takes the stack in place of the channel. Its callers
+//! receive the status of a rejection as if a server had sent it, and [`Rejection::find`] finds the rejection in it. See
+//! `examples/tonic_client.rs`.
+//!
+//! If a timeout covers the response body, the body's error needs the same conversion, outermost:
+//! `.map_response(|response: http::Response<_>| response.map(|body| body.map_err(ziggurat::grpc::status)))` (with
+//! `BodyExt` of http-body-util).
+//!
+//! # Retries
+//!
+//! Every gRPC call is a `POST` whose body is a stream, so a layer cannot see which calls are safe to repeat. Declare it
+//! in one of two places:
+//!
+//! - Around the generated client, where a request is a message that can be cloned: wrap a `service_fn` that makes the
+//!   call in `RetryLayer::new().classify(GrpcStatus)`, for the methods that are safe to repeat. The example does this.
+//! - Inside it, around the channel: put `ReplayLayer::new()` outside
+//!   `RetryLayer::new().classify(GrpcStatus).copy(CopyIf(..))`, with a function that checks the path
+//!   (`/package.Service/Method`), and next to the channel `.map_request(|request: http::Request<_>|
+//!   request.map(tonic::body::Body::new))`.
+//!
+//! `RetryLayer::http()` treats every gRPC call as an ordinary `POST` and sends it once, unless the call was [not
+//! processed](crate::is_unprocessed): the channel could not connect, or the server refused the stream.
 
 #[cfg(feature = "tonic")]
 mod status;
@@ -38,7 +52,7 @@ use crate::outcome::{Class, Classify, Degraded, Error, Reason, Rejection, retry_
 #[cfg_attr(docsrs, doc(cfg(feature = "tonic")))]
 pub use status::status;
 
-/// The codes of <https://grpc.github.io/grpc/core/md_doc_statuscodes.html> that are named here.
+/// The codes of <https://grpc.github.io/grpc/core/md_doc_statuscodes.html> that this module uses.
 pub(crate) mod code {
     pub(crate) const OK: i32 = 0;
     pub(crate) const CANCELLED: i32 = 1;
@@ -53,7 +67,7 @@ pub(crate) mod code {
     pub(crate) const UNAUTHENTICATED: i32 = 16;
 }
 
-/// How long to wait before a retry, in milliseconds; anything but a number from 0 asks for no retry at all (gRPC A6).
+/// How long to wait before a retry, in milliseconds. Any value but a non-negative number forbids a retry (gRPC A6).
 pub(crate) const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 const STATUS: &str = "grpc-status";
@@ -61,25 +75,32 @@ const STATUS: &str = "grpc-status";
 const GRPC: &[u8] = b"application/grpc";
 
 impl Rejection {
-    /// The status code that a gRPC server answers with: 4 (`DEADLINE_EXCEEDED`) for a timeout, 8 (`RESOURCE_EXHAUSTED`) for an
-    /// overload, a rate or an empty pool, 1 (`CANCELLED`) for a caller that stopped sending, 2 (`UNKNOWN`) for the failure of a
-    /// shared call that would be the same the next time, 13 (`INTERNAL`) for a call that would wait for itself, 14
-    /// (`UNAVAILABLE`) otherwise.
+    /// Returns the status code for a gRPC response.
+    ///
+    /// | reason | code |
+    /// |---|---|
+    /// | timeout or deadline | 4 (`DEADLINE_EXCEEDED`) |
+    /// | concurrency limit, rate limit, or empty pool | 8 (`RESOURCE_EXHAUSTED`) |
+    /// | stalled or failed request body | 1 (`CANCELLED`) |
+    /// | failure of a shared call that another attempt would meet again | 2 (`UNKNOWN`) |
+    /// | call that would wait for itself | 13 (`INTERNAL`) |
+    /// | all others | 14 (`UNAVAILABLE`) |
     #[must_use]
     pub fn grpc_code(&self) -> i32 {
         match self.reason() {
             Reason::TimedOut { .. } | Reason::DeadlineExceeded { .. } => code::DEADLINE_EXCEEDED,
             Reason::Overloaded { .. } | Reason::RateLimited | Reason::Exhausted { .. } => code::RESOURCE_EXHAUSTED,
-            // It is the caller who gave the call up.
+            // The caller gave up the call.
             Reason::UploadStalled { .. } | Reason::UploadFailed { .. } => code::CANCELLED,
-            // A client sends again what it hears to be unavailable.
+            // Clients retry `UNAVAILABLE`.
             Reason::Shared { class, .. } if !matches!(class, Class::Failure { transient: true, .. }) => code::UNKNOWN,
             Reason::Recursive => code::INTERNAL,
             _ => code::UNAVAILABLE,
         }
     }
 
-    /// The value of [`PUSHBACK`], where the layer knows it: whole milliseconds, rounded up, as many as the format can say.
+    /// Returns the value of [`PUSHBACK`], if the layer knows it: whole milliseconds, rounded up, up to the format's
+    /// maximum.
     pub(crate) fn grpc_pushback(&self) -> Option<i32> {
         let wait = self.retry_after()?;
         let millis = wait.as_millis() + u128::from(wait.subsec_nanos() % 1_000_000 > 0);
@@ -87,38 +108,45 @@ impl Rejection {
     }
 }
 
-/// Judges a gRPC response by its status.
+/// Classifies a gRPC response by its status.
 ///
 /// | status | class |
 /// |---|---|
 /// | `UNAVAILABLE` | a transient failure |
-/// | `RESOURCE_EXHAUSTED` with `grpc-retry-pushback-ms` from 0 up | [declined](Class::Declined): retried, and not held against the service |
-/// | `DEADLINE_EXCEEDED`, `INTERNAL`, `UNKNOWN`, `DATA_LOSS` | a failure: it may have done its work, so it is not retried |
-/// | `CANCELLED`, any other `RESOURCE_EXHAUSTED` | ignored: this caller hung up, or has used up its quota, or sent too much |
-/// | all others | a success: `NOT_FOUND` or `PERMISSION_DENIED` is an answer |
+/// | `RESOURCE_EXHAUSTED` with a non-negative `grpc-retry-pushback-ms` | [declined](Class::Declined): retried, and not counted against the service |
+/// | `DEADLINE_EXCEEDED`, `INTERNAL`, `UNKNOWN`, `DATA_LOSS` | a failure that is not retried: the call may have done its work |
+/// | `CANCELLED`, any other `RESOURCE_EXHAUSTED` | ignored: the caller hung up, used up its quota, or sent too much |
+/// | all others | a success: `NOT_FOUND` or `PERMISSION_DENIED` is a valid response |
 ///
-/// The failures are those of linkerd2-proxy, without `PERMISSION_DENIED`, which says more about the caller. Of them only `UNAVAILABLE`
-/// is retried, as in the policy of gRPC A6: a status should be retried if it says that the service did not process the
-/// request. The pushback of a transient failure is how long to leave the service alone; one that is negative or cannot be read makes
-/// it a failure that is not retried (A6 again).
+/// The failures are those of linkerd2-proxy, except for `PERMISSION_DENIED`, which says more about the caller. Only
+/// `UNAVAILABLE` is retried, as in the policy of gRPC A6: a status is retried if it means that the service did not
+/// process the request. The pushback of a transient failure is the time to leave the service alone. A pushback that is
+/// negative or does not parse forbids a retry (A6).
 ///
-/// The status is read where the response has no messages, which is where servers put an error that came before the
-/// first message (a *trailers-only* response). A response without it is judged by its HTTP status, as [gRPC's
-/// table](https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md) says, and `Retry-After` counts as
-/// pushback; a 429 is declined. With the status 200 it is `UNKNOWN`, a failure, unless its `content-type` is
-/// `application/grpc`: then it counts as a success, because what its trailers will say is not known yet.
+/// # Where the status is
 ///
-/// A layer that waits for the end of the body judges the trailers too, such as a circuit breaker with
-/// [`until_body_end`](crate::circuit_breaker::CircuitBreakerLayer::until_body_end). There a body that ends without a status is `UNKNOWN`;
-/// one that its reader drops before its end is not. The status of gRPC-Web (`application/grpc-web`) lies in the last message, which
-/// no layer reads.
+/// The status is read from the response's headers. Servers put it there if an error occurs before the first message (a
+/// *trailers-only* response).
 ///
-/// A success that is [`Degraded`](crate::Degraded) is ignored, as with `HttpStatus`.
+/// A response without a status is classified by its HTTP status, according to [gRPC's
+/// table](https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md), with `Retry-After` as the
+/// pushback. A 429 is declined. A 200 counts as a success if its `content-type` is `application/grpc`, because its
+/// trailers are still to come. With any other `content-type` it is `UNKNOWN`, a failure.
 ///
-/// An error is a transient failure, as with [`HttpStatus`](crate::HttpStatus): no response came. A `tonic::Status` as the error (feature
-/// `tonic`) is judged by its code, or, if tonic made it of an error of the transport that it has no better code for, as such.
+/// A layer that waits for the end of the body also classifies the trailers, for example a circuit breaker with
+/// [`until_body_end`](crate::circuit_breaker::CircuitBreakerLayer::until_body_end). A body that ends without a status
+/// is then `UNKNOWN`. A body that its reader drops early is not. The status of gRPC-Web (`application/grpc-web`) is in
+/// the last message, which no layer reads.
 ///
-/// An error type of your own says itself what it is:
+/// A success that is [`Degraded`](crate::Degraded) is ignored, as with [`HttpStatus`](crate::HttpStatus).
+///
+/// # Errors of the service
+///
+/// An error is a transient failure, as with [`HttpStatus`](crate::HttpStatus): no response came. A `tonic::Status` as
+/// the error (feature `tonic`) is classified by its code. If tonic created it from a transport error for which it has
+/// no better code, it is a transient failure.
+///
+/// For your own error type, implement [`Classify`]:
 ///
 /// ```
 /// use ziggurat::{Class, Classify, GrpcStatus};
@@ -142,7 +170,7 @@ impl Rejection {
 pub struct GrpcStatus;
 
 impl GrpcStatus {
-    /// What this response says about the service.
+    /// Returns what this response says about the service.
     #[must_use]
     pub fn judge<B>(&self, response: &Response<B>) -> Class {
         Degraded::unless(self.judge_head(response), response.extensions())
@@ -154,7 +182,7 @@ impl GrpcStatus {
             return class;
         }
         let code = match response.status() {
-            // Its status comes at its end.
+            // The status is in the trailers, which are still to come.
             StatusCode::OK if Content::of(headers) != Content::Other => return Class::Success,
             StatusCode::BAD_REQUEST | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => code::INTERNAL,
             StatusCode::UNAUTHORIZED => code::UNAUTHENTICATED,
@@ -176,7 +204,7 @@ impl GrpcStatus {
     }
 }
 
-// An impl for every error would leave no room for the one that has a code of its own.
+// A blanket impl for every error would leave no room for an error that has its own code.
 impl<B> Classify<Response<B>, Infallible> for GrpcStatus {
     fn classify(&self, outcome: Result<&Response<B>, &Infallible>) -> Class {
         self.judge_or_transient(outcome)
@@ -231,7 +259,7 @@ impl<'a, B> Classify<Response<B>, Box<dyn StdError + Send + Sync + 'a>> for Grpc
     }
 }
 
-/// What the server says about a retry.
+/// The server's instruction about retries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pushback {
     Unsaid,
@@ -250,30 +278,30 @@ impl Pushback {
     }
 }
 
-/// What these headers, or trailers, say; if they say it.
+/// Returns the class of the status in these headers or trailers, if they have one.
 fn read(headers: &HeaderMap) -> Option<Class> {
     headers.get(STATUS).map(|status| class(read_code(status), || Pushback::of(headers)))
 }
 
-/// gRPC knows no call that ends without a status: to it the status is unknown then.
+/// To gRPC, a call that ends without a status has the status `UNKNOWN`.
 fn judge_trailers(trailers: &HeaderMap) -> Class {
     read(trailers).unwrap_or(Class::PERMANENT)
 }
 
-/// A success so far, whose body ends without trailers.
+/// Classifies a successful response whose body ends without trailers.
 fn judge_without_trailers<B>(response: &Response<B>) -> Class {
     let headers = response.headers();
     let is_unsaid = response.status() == StatusCode::OK && !headers.contains_key(STATUS);
     if is_unsaid && Content::of(headers) == Content::Grpc { Class::PERMANENT } else { Class::Success }
 }
 
-/// What a response says that it is.
+/// The content type of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Content {
     Grpc,
-    /// gRPC-Web: its trailers are in the last message of its body.
+    /// gRPC-Web, whose trailers are in the last message of the body.
     Web,
-    /// Not gRPC: the page of a proxy, say.
+    /// Not gRPC, for example a proxy's error page.
     Other,
 }
 
@@ -290,7 +318,7 @@ impl Content {
     }
 }
 
-/// The status of gRPC, or where there is none that of HTTP.
+/// Writes the gRPC status, or the HTTP status if there is none.
 fn describe<B>(response: &Response<B>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     match response.headers().get(STATUS) {
         Some(status) => write!(f, "{STATUS} {}", read_code(status)),
@@ -302,7 +330,7 @@ fn read_code(status: &HeaderValue) -> i32 {
     number(status.as_bytes()).unwrap_or(code::UNKNOWN)
 }
 
-/// Digits, as they are written: without a sign, and no zero in front. That is how tonic reads a status.
+/// Parses plain digits, without a sign or leading zeros, as tonic reads a status.
 fn number(digits: &[u8]) -> Option<i32> {
     let is_plain = digits.iter().all(u8::is_ascii_digit) && (digits == b"0" || !digits.starts_with(b"0"));
     std::str::from_utf8(digits).ok().filter(|_| is_plain)?.parse().ok()
@@ -322,7 +350,7 @@ fn class(code: i32, pushback: impl FnOnce() -> Pushback) -> Class {
         code::CANCELLED => Class::Ignored,
         code::DEADLINE_EXCEEDED | code::INTERNAL | code::UNKNOWN | code::DATA_LOSS => Class::PERMANENT,
         code::OK..=code::UNAUTHENTICATED => Class::Success,
-        // Not a code: as gRPC reads it, unknown.
+        // Not a defined code, which gRPC treats as `UNKNOWN`.
         _ => Class::PERMANENT,
     }
 }

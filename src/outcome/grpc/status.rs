@@ -8,10 +8,12 @@ use tonic::{Code, Status};
 use super::{GrpcStatus, PUSHBACK, Pushback, class, describe, judge_trailers, judge_without_trailers};
 use crate::outcome::{Class, Classify, Reject, Rejection};
 
-/// Makes a status of any error, for `.map_err(ziggurat::grpc::status)` innermost, next to a `tonic::transport::Channel`.
+/// Converts any error to a status, for `.map_err(ziggurat::grpc::status)` innermost, next to a
+/// `tonic::transport::Channel`.
 ///
-/// It is `Status::from_error`, as a function that infers its type: what cannot connect is `UNAVAILABLE`, what tonic does not know is
-/// `UNKNOWN`, and the error stays the status's source. An error that carries a rejection becomes the rejection's status.
+/// It is `Status::from_error` with inferred types. A failure to connect is `UNAVAILABLE`, an error that tonic does not
+/// know is `UNKNOWN`, and the error becomes the status's source. An error that carries a rejection becomes the
+/// rejection's status.
 #[cfg_attr(docsrs, doc(cfg(feature = "tonic")))]
 pub fn status<E>(error: E) -> Status
 where
@@ -32,8 +34,9 @@ fn rejected(rejection: Rejection) -> Status {
     status
 }
 
-/// The status has the code of [`Rejection::grpc_code`], a message fit for strangers, `grpc-retry-pushback-ms` where the layer knows when
-/// to come back, and the rejection as its source: there it is found again, also in a status that was made of another error.
+/// A rejection becomes a status with the code of [`Rejection::grpc_code`], a message that is safe to show to strangers,
+/// and `grpc-retry-pushback-ms` if the layer knows when to come back. The rejection is the source of the status, and is
+/// also found in a status that was created from another error.
 #[cfg_attr(docsrs, doc(cfg(feature = "tonic")))]
 impl<R> Reject<R> for Status {
     fn reject(rejection: Rejection) -> Result<R, Self> {
@@ -49,7 +52,7 @@ impl<R> Reject<R> for Status {
     }
 }
 
-/// For a stack around a channel.
+/// Classifies for a stack around a channel.
 #[cfg_attr(docsrs, doc(cfg(feature = "tonic")))]
 impl<B> Classify<Response<B>, Status> for GrpcStatus {
     fn classify(&self, outcome: Result<&Response<B>, &Status>) -> Class {
@@ -72,7 +75,7 @@ impl<B> Classify<Response<B>, Status> for GrpcStatus {
     }
 }
 
-/// For a stack around a generated client.
+/// Classifies for a stack around a generated client.
 #[cfg_attr(docsrs, doc(cfg(feature = "tonic")))]
 impl<T> Classify<tonic::Response<T>, Status> for GrpcStatus {
     fn classify(&self, outcome: Result<&tonic::Response<T>, &Status>) -> Class {
@@ -82,7 +85,7 @@ impl<T> Classify<tonic::Response<T>, Status> for GrpcStatus {
 
 fn class_of(status: &Status) -> Class {
     match status.code() {
-        // One that a peer sent has no source: this one tonic made of an error of the transport.
+        // A status from a peer has no source, so tonic created this one from a transport error.
         Code::Unknown | Code::Cancelled if status.source().is_some() => Class::TRANSIENT,
         code => class(code.into(), || {
             status.metadata().get(PUSHBACK).map_or(Pushback::Unsaid, |value| Pushback::read(value.as_bytes()))

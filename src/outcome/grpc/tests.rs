@@ -45,7 +45,7 @@ fn every_code_has_a_class() {
     ] {
         let code = code.to_string();
         assert_eq!(judged(200, &[("grpc-status", code.as_bytes())]), class, "{code}");
-        // Where there is a status, that of HTTP says nothing.
+        // A gRPC status takes precedence over the HTTP status.
         assert_eq!(judged(500, &[("grpc-status", code.as_bytes())]), class, "{code}");
     }
     for junk in [&b""[..], b"OK", b"14 ", b"+14", b"014", b"-0", b"00", b"99999999999", b"\xff"] {
@@ -57,12 +57,12 @@ fn every_code_has_a_class() {
 fn without_a_status_that_of_http_is_mapped() {
     let typed = |kind: &'static str| judged(200, &[("content-type", kind.as_bytes())]);
     for kind in ["application/grpc", "application/grpc+proto", "Application/gRPC; x=y", "application/grpc-web+proto"] {
-        assert_eq!(typed(kind), Class::Success, "{kind}: its status comes at its end");
+        assert_eq!(typed(kind), Class::Success, "{kind}: the status is in the trailers");
     }
     for kind in ["text/html", "application/json", "application/grpcx", "application/grp", ""] {
-        assert_eq!(typed(kind), Class::PERMANENT, "{kind}: not gRPC, and so unknown");
+        assert_eq!(typed(kind), Class::PERMANENT, "{kind}: not gRPC");
     }
-    assert_eq!(judged(200, &[]), Class::PERMANENT, "nothing says that it is gRPC");
+    assert_eq!(judged(200, &[]), Class::PERMANENT, "no content type");
     for status in [502, 503, 504] {
         assert_eq!(judged(status, &[]), Class::TRANSIENT, "{status}");
     }
@@ -79,7 +79,7 @@ fn without_a_status_that_of_http_is_mapped() {
 
 #[test]
 fn a_server_says_when_to_come_back_or_not_to() {
-    // `RESOURCE_EXHAUSTED` speaks about its caller, and is held against nobody else.
+    // `RESOURCE_EXHAUSTED` concerns its caller, and never counts against the service.
     let declined = |millis| Class::Declined { retry_after: Some(Duration::from_millis(millis)) };
     for is_declined in [false, true] {
         let (code, given_up) = if is_declined { (&b"8"[..], Class::Ignored) } else { (&b"14"[..], Class::PERMANENT) };
@@ -94,7 +94,7 @@ fn a_server_says_when_to_come_back_or_not_to() {
             assert_eq!(judged(never), given_up, "{never:?}");
         }
     }
-    // Where nothing is retried, it changes nothing.
+    // It has no effect on a status that is not retried.
     assert_eq!(judged(200, &[("grpc-status", b"4"), (PUSHBACK, b"5")]), Class::PERMANENT);
     assert_eq!(judged(200, &[("grpc-status", b"5"), (PUSHBACK, b"-1")]), Class::Success);
 }
@@ -171,7 +171,7 @@ proptest! {
         }
     }
 
-    /// Read digit by digit, it is the same number; and it is written as one writes it.
+    /// Parses the digits independently, and accepts only the canonical form.
     #[test]
     fn a_pushback_is_a_number_of_32_bits_or_never(text in "-?[0-9]{0,12}") {
         let digits = text.strip_prefix('-').unwrap_or(&text);
@@ -225,12 +225,12 @@ mod tonic {
         assert_eq!((made.code(), made.message()), (Code::Unavailable, "any: the circuit is open"));
         assert_eq!(made.metadata().get(PUSHBACK).unwrap(), "1500");
 
-        // As the generated client does with the error of what it was given: the status is the same one.
+        // The generated client boxes the error of its service in the same way. The status stays the same.
         let boxed: Box<dyn StdError + Send + Sync> = Box::new(made);
         let made = status(boxed);
         assert_eq!(made.code(), Code::Unavailable);
         assert!(Rejection::find(&made).unwrap().is_circuit_open());
-        // From another stack's error, the rejection is found too.
+        // The rejection is also found in another stack's error.
         let other: Result<(), Error<io::Error>> = Reject::reject(LayerInfo::new("any").reject(Reason::RateLimited));
         let made: Result<(), Status> = other.map_err(status);
         assert_eq!(crate::outcome::rejection(&made).unwrap().reason(), &Reason::RateLimited);
@@ -239,7 +239,7 @@ mod tonic {
     }
 }
 
-/// A status may come after the messages.
+/// The status may follow the messages.
 #[test]
 fn trailers_are_judged_as_headers_are() {
     let judged = |status: &'static str| {
@@ -252,7 +252,7 @@ fn trailers_are_judged_as_headers_are() {
     assert_eq!(judged("13"), Class::PERMANENT);
     assert_eq!(judged("14"), Class::TRANSIENT);
     let none = Classify::<Response<()>, Error<()>>::classify_trailers(&GrpcStatus, &HeaderMap::new());
-    assert_eq!(none, Class::PERMANENT, "a call does not end without a status");
+    assert_eq!(none, Class::PERMANENT, "a call without a status is `UNKNOWN`");
 }
 
 #[test]
