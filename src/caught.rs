@@ -11,8 +11,8 @@ use std::{
 /// What `future` gives, or what it said when it panicked. It is dropped before this answers; a panic in its `Drop` counts too.
 pub(crate) async fn caught<F: Future>(future: F) -> Result<F::Output, String> {
     unwound(future).await.map_err(|panic| {
-        let text = text(panic).unwrap_or_else(|| "without a message".to_owned());
-        format!("it panicked: {text}")
+        let text = text(panic).unwrap_or_else(|| "(no message)".to_owned());
+        format!("panicked: {text}")
     })
 }
 
@@ -87,11 +87,11 @@ mod tests {
     #[tokio::test]
     async fn a_panic_becomes_its_message_wherever_it_is() {
         assert_eq!(caught(async { 7 }).await, Ok(7));
-        assert_eq!(caught(PanicsInDrop(false)).await, Err("it panicked: in drop".into()));
-        assert_eq!(caught(PanicsInDrop(true)).await, Err("it panicked: in poll".into()));
+        assert_eq!(caught(PanicsInDrop(false)).await, Err("panicked: in drop".into()));
+        assert_eq!(caught(PanicsInDrop(true)).await, Err("panicked: in poll".into()));
         let silent = caught(async { std::panic::resume_unwind(Box::new(7)) }).await;
-        assert_eq!(silent, Err::<(), _>("it panicked: without a message".into()));
+        assert_eq!(silent, Err::<(), _>("panicked: (no message)".into()));
         let again = caught(async { std::panic::panic_any(PanicsInDrop(false)) }).await;
-        assert_eq!(again, Err::<(), _>("it panicked: without a message".into()));
+        assert_eq!(again, Err::<(), _>("panicked: (no message)".into()));
     }
 }

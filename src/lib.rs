@@ -2,7 +2,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails should say where"))]
 
-// The layers stand beside `src/`, at the top of the repository: they are what this crate is about.
+// The layers are the subject of this crate, so they have a folder at the top of the repository.
 #[path = "../layers/mod.rs"]
 mod layers;
 pub use layers::*;
@@ -33,7 +33,7 @@ mod telemetry;
 #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
 pub mod testing;
 
-/// Its code is compiled and run with the documentation's.
+/// Compiles and runs the guide's code with the doctests.
 #[cfg(doctest)]
 #[doc = include_str!("../docs/guide.md")]
 mod guide {}

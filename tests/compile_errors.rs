@@ -265,7 +265,7 @@ mod tests {
                     "a body that is streamed is to be collected inside of the cache",
                 ],
             ),
-            ("body_without_default", &["an HTTP service that is `Infallible` needs a response body that is `Default`"]),
+            ("body_without_default", &["an `Infallible` HTTP service needs a response body that is `Default`"]),
             (
                 "setting_of_another_type",
                 &[
@@ -279,7 +279,7 @@ mod tests {
                 "request_that_is_not_clone",
                 &[
                     "a request of type `",
-                    "Upload` cannot be copied by `ziggurat::Cloned`, so that it could be sent once more",
+                    "Upload` cannot be copied by `ziggurat::Cloned` to be sent again",
                     ".copy(|req: &",
                     "where `None` means that it is sent once",
                 ],

@@ -12,7 +12,7 @@ use super::{Class, Classify, Degraded, retry_after, retry_after::retry_after_mil
 /// |---|---|
 /// | 429, 408 | [declined](Class::Declined): it concerns this sender, and is retried |
 /// | 502, 503, 504 | a transient failure (the set of Finagle and of Microsoft's HTTP resilience) |
-/// | 520 to 524, 529 | a transient failure: Cloudflare's codes for an unreachable or unresponsive origin, and for overload |
+/// | 520 to 524, 529 | a transient failure: Cloudflare's codes for an unreachable origin, and for overload |
 /// | any other 5xx | a transient failure if it has `Retry-After`, otherwise not retried: a 500 may have done its work |
 /// | all others | a success: a 404 is a valid response |
 ///

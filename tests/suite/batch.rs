@@ -274,7 +274,7 @@ async fn a_panic_of_the_inner_call_is_an_error_for_all_and_wedges_nothing() {
         let mut tasks = start(&service, [1, 2]);
         settle().await;
         for task in &mut tasks {
-            assert_eq!(shared(&finished(task)).0, format!("it panicked: {place}"));
+            assert_eq!(shared(&finished(task)).0, format!("panicked: {place}"));
         }
     }
     step.store(3, SeqCst);
@@ -297,7 +297,7 @@ async fn an_item_whose_error_cannot_be_made_the_services_own_fails_alone() {
     settle().await;
     let [one, two, three] = &mut tasks[..] else { panic!("three") };
     assert_eq!((finished(one).unwrap(), finished(three).unwrap()), (1, 3));
-    assert_eq!(shared(&finished(two)).0, "it panicked: in from");
+    assert_eq!(shared(&finished(two)).0, "panicked: in from");
 }
 
 /// Shows: P7

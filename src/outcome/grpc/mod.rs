@@ -113,8 +113,8 @@ impl Rejection {
 /// | status | class |
 /// |---|---|
 /// | `UNAVAILABLE` | a transient failure |
-/// | `RESOURCE_EXHAUSTED` with a non-negative `grpc-retry-pushback-ms` | [declined](Class::Declined): retried, and not counted against the service |
-/// | `DEADLINE_EXCEEDED`, `INTERNAL`, `UNKNOWN`, `DATA_LOSS` | a failure that is not retried: the call may have done its work |
+/// | `RESOURCE_EXHAUSTED` with a non-negative `grpc-retry-pushback-ms` | [declined](Class::Declined), and retried |
+/// | `DEADLINE_EXCEEDED`, `INTERNAL`, `UNKNOWN`, `DATA_LOSS` | a failure, not retried: the call may have done its work |
 /// | `CANCELLED`, any other `RESOURCE_EXHAUSTED` | ignored: the caller hung up, used up its quota, or sent too much |
 /// | all others | a success: `NOT_FOUND` or `PERMISSION_DENIED` is a valid response |
 ///
