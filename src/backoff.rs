@@ -1,10 +1,11 @@
-//! How long to wait before trying again.
+//! Backoff: how long to wait before the next attempt.
 
 use std::{ops::RangeInclusive, time::Duration};
 
-/// How long to wait before trying again: a rule for the first, second, .. wait, and how much chance is in it.
+/// How long to wait before each attempt: a rule for the first, second, and later waits, and its jitter.
 ///
-/// A plain [`Duration`] is a fixed backoff. Arithmetic saturates: no base, factor or number of waits overflows.
+/// A plain [`Duration`] converts to a fixed backoff. Arithmetic saturates: no base, factor or number of waits
+/// overflows.
 ///
 /// ```
 /// use std::time::Duration;
@@ -23,41 +24,40 @@ pub struct Backoff {
     jitter: Jitter,
 }
 
-/// How much chance is in a [`Backoff`]: without it, callers that failed together try again together.
+/// How a [`Backoff`] randomizes its waits. Without jitter, callers that failed together retry together.
 ///
 /// The formulas are those of "Exponential Backoff And Jitter" (Marc Brooker, AWS Architecture Blog, 2015).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Jitter {
-    /// Exactly the wait that the rule gives.
+    /// Exactly the wait of the rule.
     None,
-    /// Anything from zero to that wait: spreads callers best, and is the default.
+    /// From zero to the wait of the rule. Spreads callers best, and is the default.
     #[default]
     Full,
-    /// Anything from half of that wait to the whole of it: never at once.
+    /// From half of the wait of the rule to all of it. Never immediate, unless the wait is zero.
     Equal,
-    /// Anything from that wait to half as much again, at most the maximum: never sooner than the rule says.
+    /// From the wait of the rule to one and a half times that, at most the maximum. Never shorter than the base.
     ///
-    /// Where the maximum leaves no room for that, the wait begins at two thirds of it, or at the base if that is
-    /// longer: callers that have reached the maximum do not come all at once either. A fixed wait is its own maximum,
-    /// and leaves none.
+    /// Near the maximum, the lower bound is two thirds of the maximum, or the base if that is longer. Callers whose
+    /// waits have reached the maximum are therefore spread too. A fixed wait is its own maximum, and gets no jitter.
     Upward,
-    /// Anything from the base to three times the wait before, at most the maximum; the factor is not used.
+    /// From the base to three times the previous wait, at most the maximum. The factor is not used.
     Decorrelated,
 }
 
 impl Backoff {
-    /// Always the same wait, without jitter.
+    /// Creates a constant backoff without jitter.
     pub const fn fixed(wait: Duration) -> Self {
         Self { base: wait, factor: 1.0, max: wait, jitter: Jitter::None }
     }
 
-    /// Waits `base`, then twice as long each time, without an upper bound, with full jitter.
+    /// Creates a backoff that waits `base` first and doubles each time, without a maximum and with full jitter.
     pub const fn exponential(base: Duration) -> Self {
         Self { base, factor: 2.0, max: Duration::MAX, jitter: Jitter::Full }
     }
 
-    /// By how much each wait is longer than the one before; 2 if it is not set.
+    /// Sets the ratio of each wait to the previous one. The default is 2.
     ///
     /// # Panics
     ///
@@ -69,11 +69,11 @@ impl Backoff {
         self
     }
 
-    /// No wait is longer than this.
+    /// Sets the longest wait.
     ///
     /// # Panics
     ///
-    /// If `max` is shorter than the base, which no wait could then be.
+    /// If `max` is shorter than the base.
     #[track_caller]
     pub fn max(mut self, max: Duration) -> Self {
         let base = self.base;
@@ -82,34 +82,35 @@ impl Backoff {
         self
     }
 
-    /// How much chance is in each wait.
+    /// Sets how the waits are randomized.
     pub const fn jitter(mut self, jitter: Jitter) -> Self {
         self.jitter = jitter;
         self
     }
 
-    /// The waits of one call, one after the other, without end. Each iterator draws its own chance.
+    /// Returns an endless iterator over the waits of one call. Each iterator draws its own random numbers.
     #[must_use]
     pub fn waits(&self) -> Waits {
         Waits { backoff: *self, number: 0, last: Duration::ZERO }
     }
 
-    /// No wait is longer: the maximum, where one was set.
+    /// Returns the longest possible wait: the maximum, if one is set.
     pub(crate) fn longest(&self) -> Duration {
         self.max
     }
 
-    /// The wait with this number (from 1) without jitter.
+    /// Returns the wait with this number (from 1) without jitter.
     fn rule(&self, number: u32) -> Duration {
         if number <= 1 || self.base.is_zero() {
             return self.base.min(self.max);
         }
-        // `powf`, not `powi`: the number may be as large as u32::MAX. What is too large becomes infinite, and then the maximum.
+        // `powf` instead of `powi`, because the number may be as large as `u32::MAX`. A wait that is too long becomes
+        // infinite, and then the maximum.
         let seconds = self.base.as_secs_f64() * self.factor.powf(f64::from(number - 1));
         Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX).min(self.max)
     }
 
-    /// The wait with this number (from 1), where `last` was the one before.
+    /// Returns the wait with this number (from 1), given the previous wait.
     pub(crate) fn nth(&self, number: u32, last: Duration) -> Duration {
         let wait = match self.jitter {
             Jitter::Decorrelated => last.max(self.base).saturating_mul(3),
@@ -136,7 +137,7 @@ impl From<Duration> for Backoff {
 
 fn between(range: RangeInclusive<Duration>) -> Duration {
     let (low, high) = range.into_inner();
-    // To the nanosecond while that fits into a u64 (584 years), and by seconds beyond.
+    // Nanoseconds if the span fits into a `u64` (584 years), otherwise seconds.
     let span = high.saturating_sub(low);
     let part = match u64::try_from(span.as_nanos()) {
         Ok(nanos) => Duration::from_nanos(fastrand::u64(0..=nanos)),
@@ -154,7 +155,7 @@ pub struct Waits {
 }
 
 impl Waits {
-    /// Goes on by another rule, from the same number.
+    /// Continues with another rule, from the same number.
     pub(crate) fn follow(&mut self, backoff: Backoff) {
         self.backoff = backoff;
     }
@@ -269,7 +270,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against a model that multiplies step by step in nanoseconds.
+        /// Compares with a model that multiplies step by step in nanoseconds.
         ///
         /// Shows: R3
         #[test]
@@ -284,7 +285,7 @@ mod tests {
             let rule = grown.min(max.as_nanos());
             let last = base.min(max);
             let wait = Backoff::exponential(base).max(max).jitter(JITTERS[jitter]).nth(number, last).as_nanos();
-            // f64 holds 53 bits: of ten seconds times 2^19 that is a few nanoseconds.
+            // An `f64` has 53 bits: the error for ten seconds times 2^19 is a few nanoseconds.
             let rounding = rule / (1 << 50) + 1;
             match JITTERS[jitter] {
                 Jitter::None => prop_assert!(wait.abs_diff(rule) <= rounding),

@@ -1,4 +1,4 @@
-//! One call of a service, from its readiness on.
+//! A call of a service, including its readiness.
 
 use std::{
     fmt,
@@ -11,7 +11,7 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 pin_project! {
-    /// A call of a service that becomes ready first, inside of this future. An error of its readiness is the call's.
+    /// Waits until the service is ready, then calls it. An error of `poll_ready` is the call's error.
     #[must_use = "futures do nothing unless polled"]
     pub struct Call<S, Req>
     where

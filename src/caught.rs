@@ -1,4 +1,4 @@
-//! A panic of code that is not ours, as a message.
+//! Catches panics of user code, and extracts their messages.
 
 use std::{
     any::Any,
@@ -8,7 +8,8 @@ use std::{
     task::Poll,
 };
 
-/// What `future` gives, or what it said when it panicked. It is dropped before this answers; a panic in its `Drop` counts too.
+/// Returns the output of `future`, or a message if it panicked. The future is dropped first, and a panic in its `Drop`
+/// counts too.
 pub(crate) async fn caught<F: Future>(future: F) -> Result<F::Output, String> {
     unwound(future).await.map_err(|panic| {
         let text = text(panic).unwrap_or_else(|| "(no message)".to_owned());
@@ -16,7 +17,7 @@ pub(crate) async fn caught<F: Future>(future: F) -> Result<F::Output, String> {
     })
 }
 
-/// The same, with what it panicked with.
+/// Returns the output of `future`, or the payload of its panic.
 pub(crate) async fn unwound<F: Future>(future: F) -> Result<F::Output, Box<dyn Any + Send>> {
     let mut future = pin!(Some(future));
     poll_fn(|cx| {
@@ -30,7 +31,7 @@ pub(crate) async fn unwound<F: Future>(future: F) -> Result<F::Output, Box<dyn A
         match polled {
             Ok(polled) => polled.map(Ok),
             Err(panic) => {
-                // What is left of it may panic once more, and that would say nothing new.
+                // Dropping the rest may panic again, which adds no information.
                 let _ = catch_unwind(AssertUnwindSafe(|| future.set(None)));
                 Poll::Ready(Err(panic))
             }
@@ -39,12 +40,12 @@ pub(crate) async fn unwound<F: Future>(future: F) -> Result<F::Output, Box<dyn A
     .await
 }
 
-/// Calls code of others, which is not to disturb the caller. If it panics, the panic hook has told of it.
+/// Runs user code whose panic must not affect the caller. The panic hook has reported it.
 pub(crate) fn undisturbed(f: impl FnOnce()) {
     let _ = contained(f);
 }
 
-/// What code of others gives; `None` if it panics, of which the panic hook has told.
+/// Returns the result of user code, or `None` if it panicked. The panic hook has reported it.
 pub(crate) fn contained<T>(f: impl FnOnce() -> T) -> Option<T> {
     match catch_unwind(AssertUnwindSafe(f)) {
         Ok(given) => Some(given),
@@ -55,7 +56,8 @@ pub(crate) fn contained<T>(f: impl FnOnce() -> T) -> Option<T> {
     }
 }
 
-/// What it was panicked with, if that is a text. Anything else is dropped, and may panic then: it says nothing more.
+/// Returns the message of a panic, if the payload is a string. Any other payload is dropped, and a panic of that drop
+/// is ignored.
 pub(crate) fn text(panic: Box<dyn Any + Send>) -> Option<String> {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     let text = text.map(str::to_owned);

@@ -1,6 +1,6 @@
-//! The only place that names tokio's time: everything else is told the time, or asks here. So it is the only place that polls a timer.
+//! The clock, and the only module that uses `tokio::time`. All other modules read the time and poll timers through it.
 //!
-//! It follows the runtime's clock, so a test on a paused clock moves every layer.
+//! It follows the runtime's clock, so a test with a paused clock controls every layer.
 
 use std::{
     future::{Future, poll_fn},
@@ -19,35 +19,38 @@ use tokio::{
 
 pub(crate) use time::Instant;
 
-/// The time of the runtime that this is called in; outside of a runtime, the system's monotonic clock.
+/// Returns the current time of the runtime, or of the system's monotonic clock outside a runtime.
 pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
-/// When this was called for the first time: an origin to count from. Times before it exist too, on a clock that was paused earlier.
+/// Returns the time of the first call of this function, as an origin to count from.
+///
+/// Earlier times are possible, on a clock that was paused before.
 pub(crate) fn first_asked() -> Instant {
     static FIRST: OnceLock<Instant> = OnceLock::new();
     *FIRST.get_or_init(now)
 }
 
 pin_project! {
-    /// A timer, which is ready once its time has come, whatever else was polled before it.
+    /// A timer that ignores the task's cooperative budget.
     ///
-    /// tokio's own timer is pending while the task has no cooperative budget left. A future that spends all of it in every poll, as one
-    /// that copies without a pause does, would keep a limit that is looked at afterwards from ever ending it.
+    /// tokio's own timer stays pending while the task has no budget left. A future that spends the whole budget in
+    /// every poll, for example by copying without a pause, would then keep a limit that is polled after it from ever
+    /// firing.
     pub(crate) struct Sleep {
         #[pin]
         timer: time::Sleep,
     }
 }
 
-/// A timer that is ready after this time. Panics outside of a runtime with a clock.
+/// Returns a timer that fires after `time`. Panics outside a runtime with a clock.
 #[track_caller]
 pub(crate) fn sleep(time: Duration) -> Sleep {
     Sleep { timer: time::sleep(time) }
 }
 
-/// A timer that is ready at this time. Panics outside of a runtime with a clock.
+/// Returns a timer that fires at `end`. Panics outside a runtime with a clock.
 #[track_caller]
 pub(crate) fn sleep_until(end: Instant) -> Sleep {
     Sleep { timer: time::sleep_until(end) }
@@ -71,7 +74,9 @@ impl Future for Sleep {
     }
 }
 
-/// What `future` answers, unless it is still pending at `end`. If it is ready at once, or `end` has passed, there is no timer.
+/// Returns the output of `future`, or `None` if it is still pending at `end`.
+///
+/// A future that is ready at once needs no timer, and neither does an `end` that has passed.
 pub(crate) async fn timeout_at<F: Future>(end: Instant, future: F) -> Option<F::Output> {
     let (mut future, mut timer) = (pin!(future), pin!(None));
     poll_fn(|cx| {
@@ -86,9 +91,9 @@ pub(crate) async fn timeout_at<F: Future>(end: Instant, future: F) -> Option<F::
     .await
 }
 
-/// As [`timeout_at`], and on a runtime without time too, where a thread of its blocking pool measures it.
+/// Works as [`timeout_at`], also on a runtime without a clock. There a thread of the blocking pool measures the time.
 pub(crate) async fn within<F: Future>(end: Instant, future: F) -> Option<F::Output> {
-    // A timer panics where the runtime has no time, and there is no other way to know.
+    // A timer panics if the runtime has no clock, and there is no other way to find out.
     if now() >= end || catch_unwind(|| drop(sleep_until(end))).is_ok() {
         return timeout_at(end, future).await;
     }

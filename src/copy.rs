@@ -1,4 +1,4 @@
-//! How a request is copied, so that it can be sent once more: again, or to somebody else.
+//! Copies requests, so that a retry can repeat them or a fallback can send them to a backup.
 
 use std::{any::type_name, fmt};
 
@@ -6,42 +6,45 @@ use http::{HeaderMap, Method, Request};
 
 use crate::body::CopyBody;
 
-/// How a request is copied before it is sent, so that it can be sent once more if that fails: by a retry, or to a backup.
+/// Copies a request before it is sent, so that it can be sent again: by a retry, or to a backup.
 ///
-/// Where there is no copy the request is sent once, never refused. A closure is a strategy too, so for a request type with a
-/// method like `fn try_clone(&self) -> Option<Self>` that method is one. One that copies a
-/// [`ReplayBody`](crate::body::ReplayBody) itself cannot [`claim`](CopyRequest::claim) it: say which requests with [`CopyIf`].
+/// A request without a copy is sent once. It is never rejected for that.
+///
+/// A closure is a strategy too. For a request type with a method such as `fn try_clone(&self) -> Option<Self>`, pass
+/// that method. A closure cannot [`claim`](CopyRequest::claim) a [`ReplayBody`](crate::body::ReplayBody) that it
+/// copies: choose the requests with [`CopyIf`] instead.
 #[diagnostic::on_unimplemented(
-    message = "a request of type `{Req}` cannot be copied by `{Self}`, so that it could be sent once more",
-    label = "no way to copy this request",
+    message = "a request of type `{Req}` cannot be copied by `{Self}` to be sent again",
+    label = "cannot copy this request",
     note = "`Cloned` needs a request that is `Clone`, `Idempotent` an `http::Request` whose body is `Clone`, such as `http_body_util::Full<Bytes>`",
-    note = "for an `http::Request` with any other body put ziggurat's `ReplayLayer::new()` right outside of this layer",
-    note = "for any other request say how: `.copy(|req: &{Req}| -> Option<{Req}> {{ .. }})`, where `None` means that it is sent once"
+    note = "for an `http::Request` with any other body put ziggurat's `ReplayLayer::new()` directly outside this layer",
+    note = "for any other request write `.copy(|req: &{Req}| -> Option<{Req}> {{ .. }})`, where `None` means that it is sent once"
 )]
 pub trait CopyRequest<Req> {
-    /// A copy; `None` if this request may not be repeated.
+    /// Returns a copy, or `None` if this request must not be repeated.
     fn copy(&self, request: &Req) -> Option<Req>;
 
-    /// A copy of a request that may not be repeated, to be sent only if it turns out that nobody processed it
-    /// ([`is_unprocessed`](crate::is_unprocessed)). `None`, unless said otherwise: then it is sent once. Asked where
-    /// [`copy`](Self::copy) gave none.
+    /// Returns a copy of a request that must not be repeated. It is sent only if the request was not processed
+    /// ([`is_unprocessed`](crate::is_unprocessed)).
+    ///
+    /// Called if [`copy`](Self::copy) returns `None`. The default is `None`: the request is sent once.
     fn copy_unprocessed(&self, request: &Req) -> Option<Req> {
         let _ = request;
         None
     }
 
-    /// The attempt before has failed, and everything else speaks for another one: whether `copy` can still be sent. Asked
-    /// last, before the outcome of that attempt is given up.
+    /// Returns whether `copy` can still be sent. Called last, after the previous attempt has failed and everything else
+    /// allows another one, before the outcome of that attempt is dropped.
     ///
-    /// Always, unless the copy shares something with the request that was sent, as a
-    /// [`ReplayBody`](crate::body::ReplayBody) does; what they share belongs to the copy if the answer is yes.
+    /// The default is `true`. It differs if the copy shares state with the request that was sent, as a
+    /// [`ReplayBody`](crate::body::ReplayBody) does. If this returns `true`, the shared state belongs to the copy.
     fn claim(&self, copy: &Req) -> bool {
         let _ = copy;
         true
     }
 }
 
-/// Clones every request: for services where every call may be repeated. The default of
+/// Clones every request, for services whose calls are all safe to repeat. The default of
 /// [`RetryLayer::new`](crate::retry::RetryLayer::new).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Cloned;
@@ -52,15 +55,18 @@ impl<Req: Clone> CopyRequest<Req> for Cloned {
     }
 }
 
-/// Copies HTTP requests that may be repeated: those with an idempotent method (RFC 9110, section 9.2.2), and those with an
-/// `Idempotency-Key`. The default of [`RetryLayer::http`](crate::retry::RetryLayer::http).
+/// Copies HTTP requests that are safe to repeat. The default of [`RetryLayer::http`](crate::retry::RetryLayer::http).
 ///
-/// Any other `POST` is copied too, and the copy is sent only if [nobody processed](crate::is_unprocessed) the request:
-/// the connection was refused, for example. Around a client that follows redirects, where one `POST` can be several
-/// requests, say `.copy(|req: &Request<_>| Idempotent.copy(req))`, which gives no such copy.
+/// Those are requests with an idempotent method (RFC 9110, section 9.2.2), and requests with an `Idempotency-Key`.
 ///
-/// The copy of an [`http::Request`] has the same method, URI, version, headers and extensions, and a copy of the body ([`CopyBody`]).
-/// With the feature `reqwest` it copies a `reqwest::Request` too; one whose body is a stream is sent once.
+/// Any other request, such as a `POST`, is copied too, but its copy is sent only if the request was [not
+/// processed](crate::is_unprocessed), for example because the connection was refused. A client that follows redirects
+/// may send several requests for one `POST`. Around such a client, use `.copy(|req: &Request<_>|
+/// Idempotent.copy(req))`, which makes no such copy.
+///
+/// The copy of an [`http::Request`] has the same method, URI, version, headers and extensions, and a copy of the body
+/// ([`CopyBody`]). With the feature `reqwest`, a `reqwest::Request` can be copied too. A `reqwest::Request` whose body
+/// is a stream is sent once.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Idempotent;
 
@@ -78,9 +84,10 @@ impl<B: CopyBody> CopyRequest<Request<B>> for Idempotent {
     }
 }
 
-/// Copies the HTTP requests for which this function says that they may be repeated, as [`Idempotent`] does: for a
-/// service where that is known by the path, as in gRPC, where everything is a `POST`. All others are sent again only if
-/// nobody processed them.
+/// Copies the HTTP requests that a function declares safe to repeat.
+///
+/// Use it if the path decides, as in gRPC, where every request is a `POST`. All other requests are repeated only if
+/// they were not processed, as with [`Idempotent`].
 ///
 /// ```
 /// # use http::Request;

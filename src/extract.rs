@@ -1,4 +1,4 @@
-//! Extractors for axum: the request's [`Scope`], and its [`RequestIds`], as arguments of a handler.
+//! Extractors for axum: the request's [`Scope`] and its [`RequestIds`] as arguments of a handler.
 //!
 //! ```
 //! use axum::{Router, routing::get};
@@ -24,10 +24,11 @@ use http::{StatusCode, request::Parts};
 
 use crate::{headers::RequestIds, scope::Scope};
 
-/// What a handler asks for, a layer should have put into the request, and no such layer stands around the handler.
+/// The rejection of an extractor whose layer is not around the handler.
 ///
-/// As a response it is a 500 without a body: the mistake is the server's, and nothing that strangers need to know. What is missing, and
-/// what to add, is its [`Display`](fmt::Display), and an ERROR in `tracing`, target `ziggurat::extract`.
+/// As a response it is a 500 without a body: the mistake is the server's, and its details are not for strangers. Its
+/// [`Display`](fmt::Display) form names the missing value and the layer to add. It is also logged to `tracing` (ERROR,
+/// target `ziggurat::extract`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MissingLayer {
     what: &'static str,
@@ -54,7 +55,7 @@ impl IntoResponse for MissingLayer {
     }
 }
 
-/// The scope that a [`ContextLayer`](crate::context::ContextLayer) opened for the request.
+/// Extracts the scope that a [`ContextLayer`](crate::context::ContextLayer) opened for the request.
 impl<S: Sync> FromRequestParts<S> for Scope {
     type Rejection = MissingLayer;
 
@@ -63,7 +64,7 @@ impl<S: Sync> FromRequestParts<S> for Scope {
     }
 }
 
-/// What an [`RequestIdLayer`](crate::request_id::RequestIdLayer) says that the request is.
+/// Extracts the ids that a [`RequestIdLayer`](crate::request_id::RequestIdLayer) assigned to the request.
 impl<S: Sync> FromRequestParts<S> for RequestIds {
     type Rejection = MissingLayer;
 

@@ -1,8 +1,8 @@
-//! The name of a layer, which may be made at run time, such as a host's.
+//! The name of a layer, which may be created at run time, for example from a host name.
 
 use std::{borrow::Cow, fmt, ops::Deref, sync::Arc};
 
-/// A string that is cheap to clone wherever it comes from: services carry their layer's name, and are cloned for each call.
+/// A string that is cheap to clone in either form. A service carries its layer's name, and is cloned for each call.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Name {
     Static(&'static str),

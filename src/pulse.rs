@@ -1,8 +1,7 @@
-//! Tells whether a future that others wait for is still polled. A future that was woken and is not polled never ends,
-//! and neither does the wait of those who depend on it.
+//! Detects futures that are woken but no longer polled. Such a future never completes, and neither does any waiter that
+//! depends on it.
 //!
-//! That happens to a task of a runtime that nobody drives any more, and to a future whose owner keeps it and does not
-//! poll it.
+//! This happens to a task whose runtime is no longer driven, and to a future whose owner keeps it without polling it.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -12,10 +11,10 @@ use std::{
 
 use crate::clock::{self, Instant};
 
-/// How long a future may take to be polled once it was woken. A runtime that is only busy is faster.
+/// How long a woken future may go unpolled before it counts as abandoned. A runtime that is merely busy is faster.
 pub(crate) const ABANDONED: Duration = Duration::from_secs(5);
 
-/// Stands between a future and its waker, and notes when the future was woken and has not been polled since.
+/// Sits between a future and its waker, and records when the future was woken without being polled since.
 pub(crate) struct Pulse {
     beat: Mutex<Beat>,
 }
@@ -23,12 +22,12 @@ pub(crate) struct Pulse {
 struct Beat {
     state: State,
     waker: Option<Waker>,
-    /// When a timer of the future's own runtime is to wake it.
+    /// When a timer of the future's own runtime is due to wake it.
     alarm: Option<Instant>,
 }
 
 impl Beat {
-    /// Its first poll is still to come.
+    /// Returns the state before the first poll.
     fn first() -> Self {
         Self { state: State::Woken(clock::now()), waker: None, alarm: None }
     }
@@ -36,28 +35,28 @@ impl Beat {
 
 #[derive(Clone, Copy)]
 enum State {
-    /// It waits to be woken.
+    /// It is waiting to be woken.
     Asleep,
-    /// It is being polled; and may have been woken meanwhile.
+    /// It is being polled, and may have been woken during the poll.
     Polled { woken: bool },
-    /// It was woken at this time.
+    /// It was woken at this time, and not polled since.
     Woken(Instant),
 }
 
 impl Pulse {
-    /// The pulse of a future that is about to be polled for the first time.
+    /// Creates the pulse of a future that is about to be polled for the first time.
     pub(crate) fn woken() -> Arc<Self> {
         Arc::new(Self { beat: Mutex::new(Beat::first()) })
     }
 
-    /// Becomes the pulse of another future, which is about to be polled for the first time.
+    /// Resets this to the pulse of another future that is about to be polled for the first time.
     pub(crate) fn restart(&self) {
         let first = Beat::first();
         let before = std::mem::replace(&mut *self.beat(), first);
         drop(before);
     }
 
-    /// Polls: `poll` is given a context whose waker this notes.
+    /// Calls `poll` with a context whose waker records wakes.
     pub(crate) fn poll<R>(self: &Arc<Self>, cx: &mut Context<'_>, poll: impl FnOnce(&mut Context<'_>) -> R) -> R {
         self.begin(cx.waker());
         let _end = End(self);
@@ -69,26 +68,27 @@ impl Pulse {
         let waker = (!is_kept).then(|| waker.clone());
         let before = {
             let mut beat = self.beat();
-            // Together: a wake that finds the poll begun and no waker would be taken for one that nothing follows.
+            // Both under one lock: a wake between them would find the poll begun and no waker, and would be lost.
             beat.state = State::Polled { woken: false };
             waker.and_then(|waker| beat.waker.replace(waker))
         };
         drop(before);
     }
 
-    /// Tells that the future sleeps until `alarm` at the latest, or has no such time any more. A timer belongs to a
-    /// runtime, and does not fire where nobody drives it: so at that time the future counts as woken.
+    /// Records that the future sleeps until `alarm` at the latest, or without a limit if `None`.
+    ///
+    /// A timer does not fire in a runtime that is no longer driven, so the future counts as woken at that time.
     pub(crate) fn set_alarm(&self, alarm: Option<Instant>) {
         self.beat().alarm = alarm;
     }
 
-    /// Whether it was woken long ago and is still not polled. Reads the clock only if it was woken.
+    /// Returns whether it was woken long ago and has not been polled since. Reads the clock only if it was woken.
     pub(crate) fn is_abandoned(&self) -> bool {
         self.abandoned_from().is_some_and(|from| from <= clock::now())
     }
 
-    /// From when on it counts as abandoned if it is not polled before. `None` while it is polled, and while it sleeps
-    /// without an alarm.
+    /// Returns the time from which it counts as abandoned unless it is polled earlier. `None` while it is being polled,
+    /// and while it sleeps without an alarm.
     pub(crate) fn abandoned_from(&self) -> Option<Instant> {
         let beat = self.beat();
         let woken = match beat.state {
@@ -99,13 +99,13 @@ impl Pulse {
         woken?.checked_add(ABANDONED)
     }
 
-    /// Nobody is to be woken any more.
+    /// Drops the waker, so that later wakes have no effect.
     pub(crate) fn forget_waker(&self) {
         let waker = self.beat().waker.take();
         drop(waker);
     }
 
-    /// Nothing of the user's runs under the lock, but `will_wake`, which compares.
+    /// No user code runs under the lock except `will_wake`, which only compares.
     fn beat(&self) -> MutexGuard<'_, Beat> {
         self.beat.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -126,12 +126,12 @@ impl Wake for Pulse {
             }
             beat.waker.take()
         };
-        // It stands where it is until the next poll: one more would say nothing new.
+        // The state stays the same until the next poll, so one wake is enough.
         waker.into_iter().for_each(Waker::wake);
     }
 }
 
-/// The end of a poll, also by a panic.
+/// Ends a poll, even if it panics.
 struct End<'a>(&'a Pulse);
 
 impl Drop for End<'_> {
@@ -144,7 +144,7 @@ impl Drop for End<'_> {
     }
 }
 
-// What a test moves the clock with.
+// Tests use it to advance the clock.
 #[cfg(test)]
 pub(crate) use tokio::time::advance;
 
@@ -175,11 +175,11 @@ mod tests {
         pulse.poll(&mut cx, |cx| inner = Some(cx.waker().clone()));
         let inner = inner.unwrap();
         advance(100 * ABANDONED).await;
-        assert!(!pulse.is_abandoned(), "nobody woke it");
+        assert!(!pulse.is_abandoned(), "it was not woken");
 
         inner.wake_by_ref();
         inner.wake_by_ref();
-        assert_eq!(counter.0.load(SeqCst), 1, "once is enough until it is polled");
+        assert_eq!(counter.0.load(SeqCst), 1, "one wake per poll");
         advance(ABANDONED - MILLI).await;
         assert!(!pulse.is_abandoned());
         advance(MILLI).await;
@@ -187,7 +187,7 @@ mod tests {
 
         pulse.poll(&mut cx, |cx| cx.waker().wake_by_ref());
         assert_eq!(counter.0.load(SeqCst), 2);
-        assert!(!pulse.is_abandoned(), "its time begins anew");
+        assert!(!pulse.is_abandoned(), "its time starts again");
         advance(ABANDONED).await;
         assert!(pulse.is_abandoned());
         pulse.poll(&mut cx, |_| assert!(!pulse.is_abandoned(), "it is being polled"));
@@ -220,9 +220,9 @@ mod tests {
         pulse.restart();
         assert_eq!(pulse.abandoned_from(), Some(clock::now() + ABANDONED));
         pulse.wake_by_ref();
-        assert_eq!(counter.0.load(SeqCst), 0, "the waker was that of the future before");
+        assert_eq!(counter.0.load(SeqCst), 0, "the waker belonged to the previous future");
         pulse.poll(&mut cx, |_| ());
         advance(ABANDONED).await;
-        assert!(!pulse.is_abandoned(), "the alarm was that of the future before");
+        assert!(!pulse.is_abandoned(), "the alarm belonged to the previous future");
     }
 }

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-/// A setting that is the same for every request, or a function of the request.
+/// A value that is the same for every request, or a function of the request.
 ///
-/// A plain value is a setting. So is a function of the request that returns the value, or an `Option` of it: `None` means that
-/// the policy does not apply to this request. The function runs before the call; it may read
-/// [`Scope::current`](crate::Scope::current), and that is how settings change while the program runs.
+/// A plain value is a setting. So is a function of the request that returns the value or an `Option` of it. `None`
+/// means that the layer does not apply to this request. The function runs before the call. It may read
+/// [`Scope::current`](crate::Scope::current), so settings can change while the program runs.
 ///
-/// A closure has to name the type of its argument, `|req: &Request<_>| ..`: a bare `|req|` is never inferred.
+/// A closure must name the type of its argument, `|req: &Request<_>| ..`. A bare `|req|` is never inferred.
 ///
 /// ```
 /// use std::time::Duration;
@@ -25,7 +25,7 @@ use std::time::Duration;
     note = "give a value of type `{T}`, or a closure that names its argument's type: `|req: &{Req}| ..`, returning `{T}` or `Option<{T}>`"
 )]
 pub trait Setting<Req, T> {
-    /// The value for this request; `None` if the policy does not apply to it.
+    /// Returns the value for this request, or `None` if the layer does not apply to it.
     fn get(&self, request: &Req) -> Option<T>;
 }
 

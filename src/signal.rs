@@ -1,6 +1,6 @@
-//! Something that happens once, and the tasks that wait for it.
+//! A one-time signal, and the tasks that wait for it.
 //!
-//! tokio's `Notify` wakes its waiters in a loop that ends with the first waker that panics. This one wakes them all.
+//! tokio's `Notify` wakes its waiters in a loop that a panicking waker ends early. This signal wakes all of them.
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +23,7 @@ pub(crate) struct Signal {
     waiting: Mutex<Waiting>,
 }
 
-/// Nothing of a user's runs while these are locked: wakers are cloned and dropped outside.
+/// No user code runs while this is locked: wakers are cloned and dropped outside the lock.
 #[derive(Default)]
 struct Waiting {
     next: u64,
@@ -35,13 +35,14 @@ impl Signal {
         self.is_given.load(Ordering::SeqCst)
     }
 
-    /// Gives the signal, and wakes those who wait for it, in the order in which they came.
+    /// Sets the signal, and wakes its waiters in the order of their arrival.
     pub(crate) fn give(&self) {
         self.set();
         self.wake();
     }
 
-    /// Gives the signal and wakes nobody yet: [`wake`](Self::wake) follows. False if it was given before.
+    /// Sets the signal without waking its waiters: call [`wake`](Self::wake) next. Returns whether this was the first
+    /// time.
     pub(crate) fn set(&self) -> bool {
         !self.is_given.swap(true, Ordering::SeqCst)
     }
@@ -53,7 +54,7 @@ impl Signal {
         }
     }
 
-    /// Resolves when the signal is given.
+    /// Returns a future that completes when the signal is set.
     pub(crate) fn wait(self: &Arc<Self>) -> Wait {
         Wait { signal: Arc::clone(self), place: None }
     }
@@ -66,12 +67,12 @@ impl Signal {
 /// The future of [`Signal::wait`].
 pub(crate) struct Wait {
     signal: Arc<Signal>,
-    /// Where its waker is.
+    /// The key of its waker.
     place: Option<u64>,
 }
 
 impl Wait {
-    /// Whether a waker is there that wakes the same task.
+    /// Returns whether a waker is registered that wakes the same task.
     fn is_known(&self, waiting: &Waiting, waker: &Waker) -> bool {
         self.place.and_then(|place| waiting.wakers.get(&place)).is_some_and(|known| known.will_wake(waker))
     }
@@ -90,7 +91,7 @@ impl Future for Wait {
         let waker = cx.waker().clone();
         let signal = Arc::clone(&self.signal);
         let mut waiting = signal.waiting();
-        // Whoever gives the signal after this finds the waker.
+        // A signal that is set after this finds the waker.
         if signal.is_given() {
             drop(waiting);
             return Poll::Ready(());
@@ -127,7 +128,7 @@ mod tests {
 
     use super::*;
 
-    /// Counts how often it is woken; the first time it panics, if it is to.
+    /// Counts its wakes. With `panics`, each wake panics.
     struct Woken {
         times: AtomicUsize,
         panics: bool,

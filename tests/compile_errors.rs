@@ -288,7 +288,7 @@ mod tests {
                 "body_that_is_not_clone",
                 &[
                     "`Idempotent` an `http::Request` whose body is `Clone`, such as `http_body_util::Full<Bytes>`",
-                    "with any other body put ziggurat's `ReplayLayer::new()` right outside of this layer",
+                    "with any other body put ziggurat's `ReplayLayer::new()` directly outside this layer",
                 ],
             ),
             (
