@@ -1,40 +1,62 @@
-//! Lets only so many calls be in flight at once; the others wait their turn.
+//! Limits the number of calls in flight.
 //!
-//! A call holds a permit from the moment it is admitted until its response future is done or dropped. All services that one
-//! layer value makes, and all their clones, share its permits: all routes of a router and all connections of a server.
-//! Whoever finds none free waits in the response future, and is admitted in the order of the first polls.
+//! A call holds a permit from its admission until its response future completes or is dropped. All services that one
+//! layer value makes, and all their clones, share its permits: all routes of a router, and all connections of a
+//! server. A call that finds no free permit waits in its response future. Waiting calls are admitted in the order in
+//! which they were first polled.
 //!
-//! **It counts** calls, not services: one that was polled ready and is not called holds neither a permit nor a place in the
-//! queue. The permit is back before the caller sees the answer, and after the call was dropped. The response's body is not counted,
-//! unless the layer is told to hold permits [`until_body_end`](ConcurrencyLimitLayer::until_body_end).
+//! The limit counts calls, not services: a service that was polled ready but not called holds neither a permit nor a
+//! place in the queue. A permit is released before the caller sees the outcome, and after the call was dropped. The
+//! response's body is not counted, unless the layer holds permits
+//! [`until_body_end`](ConcurrencyLimitLayer::until_body_end).
 //!
-//! **How long one waits** is up to the surrounding [`TimeoutLayer`](crate::timeout::TimeoutLayer), which drops what waits too
-//! long; and up to [`max_waiting`](ConcurrencyLimitLayer::max_waiting) and [`max_wait`](ConcurrencyLimitLayer::max_wait), past which
-//! the call is answered with [`Reason::Overloaded`]. The clock of the latter starts when the call takes its place in the queue: at its
-//! first poll.
+//! # Waiting
 //!
-//! **When to come back.** A rejection says it from what the limit saw: the time in which one permit after the other came free lately,
-//! times the number of those who wait already. It learns that from rejection to rejection; as long as it knows nothing, it takes a
-//! call to last 100 ms. If no permit came free since the last rejection, it says at least so long. It never says less than a
-//! millisecond, nor more than a minute; over HTTP it is whole seconds, rounded up.
+//! The wait for a permit is bounded by the surrounding [`TimeoutLayer`](crate::timeout::TimeoutLayer), which drops a
+//! call that waits too long, and by [`max_waiting`](ConcurrencyLimitLayer::max_waiting) and
+//! [`max_wait`](ConcurrencyLimitLayer::max_wait), beyond which a call is rejected with [`Reason::Overloaded`]. The
+//! clock of `max_wait` starts when the call enters the queue, at its first poll.
 //!
-//! **Where it belongs.** Inside of retry and circuit breaker, and outside of the attempt's timeout: then a retry that sleeps
-//! between two attempts holds no permit, an attempt's time is not spent in the queue, and a call that an open circuit refuses
-//! needs no permit. Outside of the retry, a permit would be held for all attempts and the pauses between them; inside of
-//! the attempt's timeout, a wait in the queue would count as the service being slow, and be retried. On a server it stands
-//! outside of all that costs something, usually with `max_waiting(0)`.
+//! # Retry-After
 //!
-//! **A call that waits for itself.** A handler that calls itself through its own limit, while the calls around it hold all of its permits,
-//! can never get one: it is rejected with [`Reason::Recursive`]. That is seen where the inner call is polled by the outer one. A handler
-//! that spawns a task which calls, and waits for it, is not seen, and waits until a limit of time ends it.
+//! A rejection estimates when a retry is worthwhile: the recent average interval between two released permits, times
+//! the number of waiting calls. The estimate is updated at each rejection. Before the first measurement, the limit
+//! assumes that a call takes 100 ms. If no permit was released since the last rejection, the estimate is at least the
+//! time since then. It is at least one millisecond and at most one minute. Over HTTP, it is rounded up to whole
+//! seconds.
 //!
-//! **Cancellation.** Dropping the response future gives back the permit, or the place in the queue, or passes on the permit that
-//! arrived and was not noticed yet. So does a panic. A response future that nobody polls any more, but that is kept, keeps what
-//! it has. A circuit breaker outside does not hold it against the service if a call was still waiting here when it was dropped.
+//! # Order
 //!
-//! It needs `S: Clone`: a call that has to wait, or is rejected, gives back the readiness of the service that it was called on,
-//! or it would keep for itself what that service has reserved, and makes a clone ready once it is admitted. A call that is
-//! admitted at once clones and allocates nothing, takes no lock and reads no clock.
+//! Place the limit inside retry and circuit breaker, and outside the attempt timeout. Then a retry that sleeps
+//! between two attempts holds no permit, the time in the queue is not part of an attempt, and a call that an open
+//! circuit rejects needs no permit. Outside the retry, a permit would be held for all attempts and the pauses between
+//! them. Inside the attempt timeout, the time in the queue would count as slowness of the service, and be retried. On
+//! a server, place the limit outside all expensive work, usually with `max_waiting(0)`.
+//!
+//! # Recursive calls
+//!
+//! A handler that calls itself through its own limit, while the surrounding calls hold all permits, can never get
+//! one. Such a call is rejected with [`Reason::Recursive`]. The limit detects this if the outer call polls the inner
+//! one. It does not detect a handler that spawns a task, which makes the call, and awaits that task: such a call
+//! waits until a timeout ends it.
+//!
+//! # Cancellation safety
+//!
+//! Dropping the response future releases its permit or its place in the queue, and so does a panic of the call. A
+//! permit that was assigned but not yet observed goes to the next waiter. A response future that is kept but no longer
+//! polled keeps its permit or its place. If a call is dropped while it waits here, a circuit breaker outside does not
+//! count it against the service.
+//!
+//! # Requirements
+//!
+//! The service must be `Clone`. A call that waits or is rejected drops the ready service that it was called on, which
+//! would otherwise hold on to its reservations. Once admitted, a waiting call makes its own clone ready.
+//!
+//! # Cost
+//!
+//! A call that is admitted at once clones and allocates nothing, takes no lock, and reads no clock.
+//!
+//! # Examples
 //!
 //! ```
 //! use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
@@ -90,7 +112,7 @@ use crate::{
     telemetry::{LayerEvent, LayerInfo, layer_info, layer_setters},
 };
 
-/// Lets only so many calls be in flight at once: see the [module](self).
+/// Limits the number of calls in flight: see the [module](self).
 ///
 /// Two layer values share nothing; clones of one value share everything.
 #[doc(alias = "bulkhead")]
@@ -109,13 +131,13 @@ struct Settings {
 }
 
 impl ConcurrencyLimitLayer {
-    /// At most `limit` calls in flight; as many wait as come, for as long as the surrounding deadline lets them.
+    /// Allows at most `limit` calls in flight. A limit above 8,388,607 is clamped to that value.
     ///
-    /// A limit above 8,388,607 is taken as that. When 1,048,575 wait, the next one is rejected.
+    /// Up to 1,048,575 calls can wait, each for as long as the surrounding deadline allows; further calls are rejected.
     ///
     /// # Panics
     ///
-    /// If `limit` is zero: nothing could ever pass.
+    /// Panics if `limit` is zero, because no call could ever pass.
     #[track_caller]
     pub fn new(limit: usize) -> Self {
         let gate = ConcurrencyLimitHandle::new(limit);
@@ -123,25 +145,29 @@ impl ConcurrencyLimitLayer {
         Self { settings, until: PhantomData }
     }
 
-    /// For HTTP: a call holds its permit until the response's body has ended, failed or was dropped, and not only until the response
-    /// is there. That is what a server wants, whose work is the body.
+    /// Holds permits until the response's body has ended, failed, or was dropped, instead of until the response is
+    /// returned. For HTTP.
     ///
-    /// The body becomes a [`GuardBody`](crate::body::GuardBody). An empty one gives the permit back at once, also that of a 101: a
-    /// connection that was upgraded is not counted.
+    /// Servers need this, because their work is the body. The body becomes a [`GuardBody`](crate::body::GuardBody).
+    /// An empty body releases the permit at once, and so does the body of a 101: upgraded connections are not
+    /// counted.
     pub fn until_body_end(self) -> ConcurrencyLimitLayer<BodyEnd> {
         ConcurrencyLimitLayer { settings: self.settings, until: PhantomData }
     }
 }
 
 impl ConcurrencyLimitLayer<BodyEnd> {
-    /// A body that has handed out no frame for this long loses its permit to a call that finds none free. Never, if it is not set.
+    /// Reclaims the permit of a body that has yielded no frame for `after`, if a call finds no permit free. The
+    /// default is never.
     ///
-    /// That is for servers: a client that does not read its response would hold a permit for as long as its connection lasts. The body
-    /// itself goes on, uncounted, and gives back nothing at its end; the connection is the server's business. A body whose service is slow to
-    /// give a frame is treated alike. The permits of all such bodies are reclaimed when a call arrives and finds none, so nothing is
-    /// reclaimed while calls only wait. It costs a clock read for each body that is not empty, and for each of its frames but the last.
+    /// Use it on servers: a client that does not read its response would otherwise hold a permit for as long as its
+    /// connection lasts. The body itself goes on without a permit and releases nothing at its end; the connection is
+    /// up to the server. A body whose service is slow to produce a frame is treated alike. The permits of all stalled
+    /// bodies are reclaimed when a call arrives and finds none free. Nothing is reclaimed while calls only wait. The
+    /// cost is one clock read for each non-empty body, and one for each of its frames but the last.
     ///
-    /// Like the limit it belongs to the gate that all clones of this layer share. Any duration is valid; it counts in milliseconds.
+    /// Like the limit, this setting is shared by all clones of this layer. Any duration is valid; the resolution is
+    /// one millisecond.
     pub fn reclaim_after(self, after: Duration) -> Self {
         self.settings.gate.set_reclaim_after(after);
         self
@@ -149,17 +175,18 @@ impl ConcurrencyLimitLayer<BodyEnd> {
 }
 
 impl<U> ConcurrencyLimitLayer<U> {
-    /// At most this many calls wait for a permit; the next one is rejected at once. Zero sheds every call that finds no permit.
+    /// Limits the number of calls that wait for a permit. Further calls are rejected at once. Zero sheds every call
+    /// that finds no permit free.
     ///
-    /// Like the limit it belongs to the gate that all clones of this layer share.
+    /// Like the limit, this setting is shared by all clones of this layer.
     pub fn max_waiting(self, max_waiting: usize) -> Self {
         self.settings.gate.set_max_waiting(max_waiting);
         self
     }
 
-    /// A call that has waited this long for a permit is rejected.
+    /// Rejects a call that has waited `max_wait` for a permit.
     ///
-    /// Every duration is good: with zero nobody waits, and [`Duration::MAX`] never ends.
+    /// Any duration is valid. With zero, no call waits; [`Duration::MAX`] never ends a wait.
     pub fn max_wait(mut self, max_wait: Duration) -> Self {
         self.settings.max_wait = Some(max_wait);
         self
@@ -167,7 +194,7 @@ impl<U> ConcurrencyLimitLayer<U> {
 
     layer_setters!(settings.info);
 
-    /// A handle to the live state, to look at, and to change the limits.
+    /// Returns a handle that reads the live state and changes the limits.
     #[must_use]
     pub fn handle(&self) -> ConcurrencyLimitHandle {
         self.settings.gate.clone()
@@ -175,13 +202,13 @@ impl<U> ConcurrencyLimitLayer<U> {
 }
 
 impl Settings {
-    /// How many may wait; where no time is given to wait, none. An urgent call finds a place wherever one may wait at all.
+    /// The number of calls that may wait: none if `max_wait` is zero. An urgent call may wait wherever any call may.
     fn places(&self) -> usize {
         let places = if self.max_wait == Some(Duration::ZERO) { 0 } else { self.gate.max_waiting() };
         if places > 0 && ambient::get::<Urgent>().0 { usize::MAX } else { places }
     }
 
-    /// A permit of a body that made no progress for too long.
+    /// Takes over a permit from a body that made no progress for too long.
     #[cold]
     fn reclaim(&self) -> Option<Permit> {
         let permits = self.gate.reclaim();
@@ -203,7 +230,7 @@ impl Settings {
     }
 }
 
-// By hand, and so for the service: when a permit is given back need not be Clone or Debug for this.
+// Manual impls, here and for the service: `U` need not be `Clone` or `Debug`.
 impl<U> Clone for ConcurrencyLimitLayer<U> {
     fn clone(&self) -> Self {
         Self { settings: self.settings.clone(), until: PhantomData }
@@ -230,7 +257,7 @@ impl<S, U> Layer<S> for ConcurrencyLimitLayer<U> {
 /// The service of [`ConcurrencyLimitLayer`].
 pub struct ConcurrencyLimit<S, U = ResponseEnd> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
     inner: S,
-    // Shared by all clones: one counter is cheaper than a copy of it all.
+    // Shared by all clones: a reference count is cheaper than a copy of the settings.
     settings: Arc<Settings>,
     until: PhantomData<fn() -> U>,
 }
@@ -268,7 +295,7 @@ where
         }
         let settings = Arc::clone(&self.settings);
         let service = self.inner.clone();
-        // The one that was made ready is dropped, and with it what it reserved for a call that it will not get.
+        // Drops the service that was made ready, together with its reservations for a call that it will not receive.
         self.inner = self.inner.clone();
         if settings.gate.is_full(settings.places()) {
             return ResponseFuture::new(State::Refused { settings }, None);
@@ -287,7 +314,7 @@ pin_project! {
     {
         #[pin]
         state: State<S, Req>,
-        // After the state, and so dropped after it: the permit is back when the call is gone, not before.
+        // After the state, and therefore dropped after it: the permit is released once the call is gone.
         permit: Option<Permit>,
         until: PhantomData<fn() -> U>,
     }
@@ -305,20 +332,20 @@ pin_project! {
     where
         S: Service<Req>,
     {
-        // There was no permit, and no place to wait for one.
+        // Neither a permit nor a place in the queue was free.
         Refused { settings: Arc<Settings> },
-        // It waits for its turn, or has its permit and waits for its own clone of the service to be ready.
+        // Waiting for a permit, or, with a permit, for its own clone of the service to become ready.
         Waiting {
             turn: Turn,
             service: S,
             request: Option<Req>,
         },
-        // It is in flight.
+        // The call is in flight.
         Running {
             #[pin]
             response: S::Future,
         },
-        // It was answered.
+        // The outcome was returned.
         Done,
     }
 }
@@ -389,7 +416,9 @@ where
                 }
                 StateProjection::Done => None,
             };
-            let Some(response) = response else { panic!("polled after it was answered") };
+            let Some(response) = response else {
+                panic!("concurrency_limit::ResponseFuture polled after it was ready")
+            };
             self.set(State::Running { response });
         }
     }
@@ -410,18 +439,18 @@ impl<S: Service<Req>, Req, U> fmt::Debug for ResponseFuture<S, Req, U> {
     }
 }
 
-/// A call's wait for its permit. It takes its place in the queue at the first poll, and its clock starts then.
+/// A call's wait for its permit. It enters the queue and starts its clock at the first poll.
 struct Turn {
     settings: Arc<Settings>,
     place: Option<Waiter>,
-    // Boxed, so that a call that does not wait is not larger for it.
+    // Boxed, so that a call that does not wait does not pay for its size.
     timer: Option<Pin<Box<Sleep>>>,
     admitted: bool,
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        // If the whole call is dropped with it: so far it was nobody's but ours.
+        // In case the whole call is dropped along with this wait: the service has not seen it.
         if !self.admitted {
             ambient::set(Unsent(true));
         }
@@ -453,7 +482,7 @@ impl Turn {
             self.admitted = true;
             return Poll::Ready(Ok(permit));
         }
-        // A circuit breaker outside looks again when the call has its turn.
+        // A circuit breaker outside checks again when the call is admitted.
         ambient::set(Unsent(true));
         let Some(timer) = &mut self.timer else { return Poll::Pending };
         ready!(timer.as_mut().poll(cx));

@@ -1,36 +1,61 @@
-//! Answers something else when the service has failed.
+//! Substitutes a response when the service fails.
 //!
-//! What answers is a [value](FallbackLayer::value), a [function](FallbackLayer::new) of the outcome (or one that returns a
-//! [future](FallbackLayer::future)), or another [service](FallbackLayer::service). A function can have what it needs of the request
-//! [remembered](FallbackLayer::remember), for the request itself is gone by then.
+//! The fallback is a [value](FallbackLayer::value), a [function](FallbackLayer::new) of the outcome, a function that
+//! returns a [future](FallbackLayer::future), or another [service](FallbackLayer::service). The request itself is
+//! gone by then, so a function can have parts of it [remembered](FallbackLayer::remember).
 //!
-//! **Which calls** are answered so: those that [`classify`](FallbackLayer::classify) calls failures, by default every error; and every
-//! rejection of a layer inside, an overload too, which says nothing about the service: the caller has no answer all the same. An outcome
-//! that the classifier ignores goes through, also to those who only shared the call ([`Reason::Shared`](crate::Reason::Shared)). With
-//! [`with_rejections`](crate::with_rejections) a rejection that is called a success goes through too.
-//! [`RejectionsOnly`] leaves the service's own outcomes alone. **Over HTTP say [`.http()`](FallbackLayer::http)**: then a 503 is a
-//! failure, and the answer carries [`Degraded`](crate::Degraded) in its extensions.
+//! # Which calls fall back
 //!
-//! **Both errors are kept.** A response that was judged a failure is dropped when the fallback has seen it, before that runs, and with it what hangs on its
-//! body (a connection, a permit); an error or a rejection is kept. If the fallback fails too, with an error or a rejection, both go to
-//! [`on_failure`](FallbackLayer::on_failure). By default the service's own comes back, and the
-//! fallback's message in it where it has a place for that: a rejection has one ([`Rejection::suppressed`](crate::Rejection::suppressed)), and an
-//! error type of yours can have one ([`Reject::suppress`](crate::Reject::suppress)). The event has the fallback's in any case. What the
-//! fallback answers *without* an error is the answer, whatever its status.
+//! - Outcomes that [`classify`](FallbackLayer::classify) judges to be failures. By default, these are all errors.
+//! - Every rejection of a layer inside. This includes an overload, which says nothing about the service but leaves
+//!   the caller without a response.
 //!
-//! **Where it belongs.** Outside of everything that can fail or reject: cache, total timeout, retry, breaker, limit. So an open circuit
-//! or a total that has passed leads to it, and a fresh answer from the cache comes first. Inside of a cache or a circuit breaker its answers
-//! would count as the service's own, be stored for a whole ttl, and keep the circuit closed; [`HttpStatus`] ignores
-//! what is [`Degraded`](crate::Degraded), and for other responses a classifier of yours has to tell. Inside of a retry it answers each attempt, and
-//! nothing is ever retried.
+//! Outcomes that the classifier ignores pass through, also to callers that only shared the call
+//! ([`Reason::Shared`](crate::Reason::Shared)). With [`with_rejections`](crate::with_rejections), a rejection that is
+//! classified as a success passes through too. [`RejectionsOnly`] leaves all outcomes of the service alone.
 //!
-//! **Its own time.** A timeout inside is over when the fallback is asked. A backup that can be slow needs one of its own.
+//! Over HTTP, use [`.http()`](FallbackLayer::http): a 503 is then a failure, and the fallback's response carries
+//! [`Degraded`](crate::Degraded) in its extensions.
 //!
-//! **Cancellation.** Dropping the response future drops the call, or the fallback, whichever runs.
+//! # If the fallback fails too
 //!
-//! It needs `S: Clone`, and is always ready: the service and the backup become ready inside of the response future, and an error
-//! of their readiness is an outcome like any other. Nothing is asked of responses (but of a [value](FallbackLayer::value), to be
-//! `Clone`); errors have to be [`Display`](std::fmt::Display). A call that succeeds costs what is remembered of its request, and no allocation.
+//! A response that was judged a failure is dropped when the fallback has seen it, before the fallback runs. This
+//! releases everything that depends on its body, such as a connection or a permit. An error or a rejection is kept.
+//!
+//! If the fallback ends with an error or a rejection, [`on_failure`](FallbackLayer::on_failure) receives both. By
+//! default, the caller receives the outcome of the service, with the fallback's message attached where there is a
+//! place for it: in a rejection ([`Rejection::suppressed`](crate::Rejection::suppressed)), or in an error type that
+//! implements [`Reject::suppress`](crate::Reject::suppress). The event contains the fallback's error in any case. A
+//! response from the fallback is final, whatever its status.
+//!
+//! # Order
+//!
+//! Place the layer outside everything that can fail or reject: cache, total timeout, retry, circuit breaker, and
+//! concurrency limit. Then it covers an open circuit and an expired total, and a fresh response from the cache takes
+//! precedence.
+//!
+//! Inside a cache or a circuit breaker, its responses would count as the service's own: they would be stored for a
+//! whole ttl, and keep the circuit closed. [`HttpStatus`] ignores responses that are [`Degraded`](crate::Degraded);
+//! for other response types, use a classifier that detects them. Inside a retry, the fallback would replace the
+//! outcome of each attempt, and nothing would ever be retried.
+//!
+//! A timeout inside does not cover the fallback. A backup that can be slow needs a timeout of its own.
+//!
+//! # Cancellation safety
+//!
+//! Dropping the response future drops the call or the fallback, whichever is running.
+//!
+//! # Requirements
+//!
+//! The service must be `Clone`, and errors must be [`Display`](std::fmt::Display). A [value](FallbackLayer::value)
+//! must be `Clone`; nothing else is required of responses. The fallback service is always ready: the inner service
+//! and the backup become ready inside the response future, and a readiness error is an outcome like any other.
+//!
+//! # Cost
+//!
+//! A call that succeeds pays for the remembered parts of its request. It does not allocate.
+//!
+//! # Examples
 //!
 //! ```
 //! use tower::{ServiceBuilder, ServiceExt, service_fn};
@@ -83,7 +108,7 @@ pub use self::{
 };
 pub use crate::call::Call;
 
-/// Answers something else when the service has failed: see the [module](self).
+/// Substitutes a response when the service fails: see the [module](self).
 #[doc(alias = "degradation")]
 #[must_use]
 pub struct FallbackLayer<Substitute, Classifier = FailOnError, Failing = KeepPrimary, Marker = Unmarked> {
@@ -95,35 +120,38 @@ pub struct FallbackLayer<Substitute, Classifier = FailOnError, Failing = KeepPri
 }
 
 impl<R> FallbackLayer<Value<R>> {
-    /// Answers with a clone of this response.
+    /// Falls back to a clone of `response`.
     pub fn value(response: R) -> Self {
         Self::with(Value(Arc::new(response)))
     }
 }
 
 impl<F> FallbackLayer<Function<F>> {
-    /// Answers with what this function makes of the outcome: `|failed: Failed<'_, _, _>| ..`, returning a response or an `Option` of one,
-    /// where `None` means that there is no fallback for this: then the outcome comes back as it is.
+    /// Falls back to the result of `function`, a closure `|failed: Failed<'_, _, _>| ..` that returns a response or
+    /// an `Option` of one.
+    ///
+    /// If the function returns `None`, the caller receives the outcome of the service unchanged.
     pub fn new(function: F) -> Self {
         Self::with(Function::new(function))
     }
 }
 
 impl<F> FallbackLayer<Function<F, Nothing, Later>> {
-    /// Answers with what comes of the future that this function returns: `|failed: Failed<'_, _, _>| async move { .. }`, a `Result` with
-    /// the response and the error of the service.
+    /// Falls back to the output of the future that `function` returns: `|failed: Failed<'_, _, _>| async move { ..
+    /// }`, with a `Result` of the service's response and error types.
     ///
-    /// The future cannot borrow from `failed`: what it needs of that, the function takes before.
+    /// The future cannot borrow from `failed`: the function extracts what the future needs.
     pub fn future(function: F) -> Self {
         Self::with(Function::new(function))
     }
 }
 
 impl<B> FallbackLayer<Backup<B>> {
-    /// Answers with what this other service makes of a copy of the request. It has the same response and error types.
+    /// Falls back to another service, `backup`, which receives a copy of the request. It must have the same response
+    /// and error types.
     ///
-    /// The request is copied before it is sent, so it has to be `Clone`; or see [`copy`](FallbackLayer::copy). A service that failed
-    /// may have done its work: what must not be done twice must not be copied.
+    /// The request is copied before it is sent, so it must be `Clone`, unless [`copy`](FallbackLayer::copy) is set. A
+    /// service that failed may have done its work, so do not copy requests that must not be processed twice.
     pub fn service(backup: B) -> Self {
         Self::with(Backup { service: backup, copy: Cloned })
     }
@@ -142,7 +170,8 @@ impl<Substitute> FallbackLayer<Substitute> {
 }
 
 impl<F, K, Classifier, Failing, Marker> FallbackLayer<Function<F, Nothing, K>, Classifier, Failing, Marker> {
-    /// What is kept of each request for the function, which finds it in [`Failed::remembered`]: `|req: &Request<_>| ..`.
+    /// Sets which parts of each request to remember for the function, which finds them in [`Failed::remembered`]: a
+    /// closure `|req: &Request<_>| ..`.
     pub fn remember<M>(self, remember: M) -> FallbackLayer<Function<F, M, K>, Classifier, Failing, Marker> {
         let Self { alternative: Function { function, remember: _, kind }, classify, on_failure, info, mark } = self;
         FallbackLayer { alternative: Function { function, remember, kind }, classify, on_failure, info, mark }
@@ -150,11 +179,11 @@ impl<F, K, Classifier, Failing, Marker> FallbackLayer<Function<F, Nothing, K>, C
 }
 
 impl<B, P, Classifier, Failing, Marker> FallbackLayer<Backup<B, P>, Classifier, Failing, Marker> {
-    /// How the request is copied for the backup, and which requests have no fallback: [`Cloned`],
+    /// Sets how the request is copied for the backup, and which requests have no fallback: [`Cloned`],
     /// [`Idempotent`](crate::Idempotent), [`CopyIf`](crate::CopyIf), or a closure `|req: &Req| -> Option<Req>`.
     ///
-    /// `Idempotent` and `CopyIf` send the backup every request that [nobody processed](crate::is_unprocessed), a `POST`
-    /// whose circuit is open, for example.
+    /// With `Idempotent` and `CopyIf`, the backup receives every request that was [never
+    /// processed](crate::is_unprocessed), for example a `POST` that an open circuit rejected.
     pub fn copy<P2>(self, copy: P2) -> FallbackLayer<Backup<B, P2>, Classifier, Failing, Marker> {
         let Self { alternative: Backup { service, copy: _ }, classify, on_failure, info, mark } = self;
         FallbackLayer { alternative: Backup { service, copy }, classify, on_failure, info, mark }
@@ -162,21 +191,24 @@ impl<B, P, Classifier, Failing, Marker> FallbackLayer<Backup<B, P>, Classifier, 
 }
 
 impl<Substitute, Classifier, Failing, Marker> FallbackLayer<Substitute, Classifier, Failing, Marker> {
-    /// Which outcomes of the service are answered for: those that this says are failures, besides every rejection of a layer.
+    /// Sets the classifier. Outcomes that it classifies as failures fall back, and so does every rejection of a
+    /// layer.
     pub fn classify<C2>(self, classify: C2) -> FallbackLayer<Substitute, C2, Failing, Marker> {
         let Self { alternative, classify: _, on_failure, info, mark } = self;
         FallbackLayer { alternative, classify, on_failure, info, mark }
     }
 
-    /// For HTTP: a failure is what [`HttpStatus`] says is one, and what is answered in its place carries [`Degraded`](crate::Degraded) in its
-    /// extensions, which says why.
+    /// Classifies with [`HttpStatus`], and marks the fallback's responses with [`Degraded`](crate::Degraded). For
+    /// HTTP.
+    ///
+    /// The mark is in the response's extensions and contains the reason.
     pub fn http(self) -> FallbackLayer<Substitute, HttpStatus, Failing, InExtensions> {
         let Self { alternative, classify: _, on_failure, info, mark: _ } = self;
         FallbackLayer { alternative, classify: HttpStatus, on_failure, info, mark: PhantomData }
     }
 
-    /// What the caller gets if the fallback failed too: [`KeepPrimary`], or a closure
-    /// `|primary: Option<Result<_, _>>, fallback: Result<_, _>| -> Result<_, _>` (see [`OnFailure`]).
+    /// Sets which outcome the caller receives if the fallback fails too: [`KeepPrimary`], or a closure `|primary:
+    /// Option<Result<_, _>>, fallback: Result<_, _>| -> Result<_, _>` (see [`OnFailure`]).
     pub fn on_failure<N2>(self, on_failure: N2) -> FallbackLayer<Substitute, Classifier, N2, Marker> {
         let Self { alternative, classify, on_failure: _, info, mark } = self;
         FallbackLayer { alternative, classify, on_failure, info, mark }
@@ -228,7 +260,7 @@ impl<Substitute: fmt::Debug, Classifier, Failing, Marker> fmt::Debug
 pub struct Fallback<S, Substitute, Classifier = FailOnError, Failing = KeepPrimary, Marker = Unmarked> /* not a Service? see ziggurat::Reject, "It does not compile" */
 {
     inner: S,
-    // Shared with the response futures: one counter is cheaper than a copy of it all.
+    // Shared with the response futures: a reference count is cheaper than a copy of the layer.
     layer: Arc<FallbackLayer<Substitute, Classifier, Failing, Marker>>,
 }
 
@@ -286,25 +318,25 @@ pin_project! {
     where
         S: Service<Req>,
     {
-        // The service is made ready and called.
+        // The service becomes ready and is called.
         Calling {
             #[pin]
             call: Call<S, Req>,
         },
-        // It has failed.
+        // The service failed, and the fallback is running.
         FallingBack {
             #[pin]
             answer: F,
             primary: Option<P>,
         },
-        // It was answered.
+        // The outcome was returned.
         Done,
     }
 }
 
-/// The outcome in whose place something else is to be answered.
+/// The service's outcome, which the fallback replaces.
 struct Primary<R, E, W> {
-    // None: it was a response, and is gone.
+    // None: it was a response, which has been dropped.
     outcome: Option<Result<R, E>>,
     reason: &'static str,
     why: W,
@@ -328,11 +360,11 @@ where
             match this.state.as_mut().project() {
                 StateProj::Calling { call } => {
                     let outcome = ready!(call.poll(cx));
-                    // The call is gone before anybody learns of its outcome.
+                    // Drop the call before its outcome is reported.
                     this.state.set(State::Done);
                     let memory = this.memory.take();
                     let class = Class::of(&outcome, &this.layer.classify);
-                    // A rejection that the classifier calls a success is to be the answer.
+                    // A rejection that the classifier calls a success passes through.
                     let is_rejected = class != Class::Success && judged_as(&outcome).is_some_and(is_ours);
                     let is_lost = class.is_failure() || is_rejected;
                     let (true, Some(remembered)) = (is_lost, memory) else { return Poll::Ready(outcome) };
@@ -356,13 +388,14 @@ where
     }
 }
 
-/// Whether a layer answered, and not the service: what others are told of a call that they shared is the service's answer.
+/// Whether a layer rejected this very call. A [`Reason::Shared`] rejection stands for the service's own outcome.
 fn is_ours(rejection: &Rejection) -> bool {
     !matches!(rejection.reason(), Reason::Shared { .. })
 }
 
 impl<Substitute, Classifier, Failing, Marker> FallbackLayer<Substitute, Classifier, Failing, Marker> {
-    /// What is kept of an outcome while the fallback runs. A response is not: what hangs on its body would be held all the while.
+    /// Records the outcome while the fallback runs. A response is dropped, because its body may hold a permit or a
+    /// connection.
     #[cold]
     fn keep<R, E>(&self, outcome: Result<R, E>) -> Primary<R, E, Marker::Why>
     where

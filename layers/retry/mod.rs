@@ -1,40 +1,62 @@
-//! Sends a request once more after a failure that may be gone by then.
+//! Retries failed requests, within a budget that all clones share.
 //!
-//! **What it counts**: attempts, the first one included. The last outcome comes back untouched, whether it is a response or an
-//! error. An outcome is retried if its [`Class`] is a transient failure, or says that the service has
-//! declined the request (429), and
+//! An outcome is retried if its [`Class`] is a transient failure, or says that the service declined the request
+//! (429). All of the following must hold as well:
 //!
-//! - attempts are left: three in all by default;
-//! - there is a copy of the request ([`CopyRequest`]); without one it is sent once, never refused. Where a request may
-//!   not be repeated, its copy is sent only if [nobody processed](crate::is_unprocessed) it: a `POST` whose connection
-//!   was refused. A request that was not sent, because the service did not become ready, needs no copy. A streamed body
-//!   can be copied inside of a [`ReplayLayer`](crate::replay::ReplayLayer);
-//! - its error is not one of a certificate that does not verify (seen with the feature `rustls`);
-//! - the next attempt can start before the [`Deadline`](crate::Deadline); and if the service said how long to leave it
-//!   alone (`Retry-After`), that is obeyed, up to 300 s (the figure of linkerd2);
-//! - the [`Budget`], which all clones share, has one left.
+//! - Attempts are left. The default maximum is three, the first attempt included.
+//! - There is a copy of the request ([`CopyRequest`]). A request without a copy is sent once; it is never rejected
+//!   for that. If a request must not be repeated, its copy is sent only if the request was [never
+//!   processed](crate::is_unprocessed), for example a `POST` whose connection was refused. A request that was not
+//!   sent, because the service did not become ready, needs no copy. Inside a
+//!   [`ReplayLayer`](crate::replay::ReplayLayer), a streamed body can be copied.
+//! - The error does not come from a certificate that fails to verify (detected with the feature `rustls`).
+//! - The next attempt can start before the [`Deadline`](crate::Deadline). A `Retry-After` of the service is honoured
+//!   if it is at most 300 s (linkerd2's figure); a longer one ends the retries.
+//! - The [`Budget`], which all clones share, grants a retry.
 //!
-//! **What its caller gets** is the outcome of the last attempt. If that is a rejection (the attempt before opened the
-//! circuit), it tells how the attempt before failed ([`Rejection::previous`](crate::Rejection::previous)); if the
-//! service did not become ready again for the last one, the error of the last request that was sent comes back.
-//! [`LayerEvent::Retrying`], [`GaveUp`](LayerEvent::GaveUp), [`NotRetried`](LayerEvent::NotRetried) and
-//! [`Recovered`](LayerEvent::Recovered) tell of each attempt, and why it failed.
+//! # Result
 //!
-//! Between two attempts it waits: by default [`Backoff::exponential`] from 100 ms to 1 s with full jitter, so that
-//! callers that failed together do not come back together. **Its clock** runs only then; calls that succeed read one
-//! for the budget, about eight times a second in all. The response of the attempt that failed is dropped ([`Dropped`]),
-//! or drained meanwhile ([`Drained`], in [`RetryLayer::http`]). A body that panics while it is drained ends the
-//! draining, and not the call.
+//! The caller receives the outcome of the last attempt unchanged, whether it is a response or an error. There are two
+//! exceptions:
 //!
-//! **Where it belongs**: inside of the total timeout and outside of everything that should see each attempt: circuit breaker,
-//! concurrency limit, the attempt's timeout. Outside of the total timeout it would retry what has no time left; inside of a
-//! concurrency limit it would hold a permit while it sleeps. What stands inside can read [`attempt()`](crate::attempt).
+//! - A rejection, for example because the previous attempt opened the circuit, carries the failure of that attempt
+//!   ([`Rejection::previous`](crate::Rejection::previous)).
+//! - If the service did not become ready for the last attempt, the caller receives the error of the last request that
+//!   was sent.
 //!
-//! **Cancellation.** Dropping the response future drops the attempt, or the pause and what is drained, and starts no other; a retry
-//! that was granted and not started goes back into the budget.
+//! The layer emits [`LayerEvent::Retrying`], [`GaveUp`](LayerEvent::GaveUp), [`NotRetried`](LayerEvent::NotRetried)
+//! and [`Recovered`](LayerEvent::Recovered). Each event has the number of the attempt, and each failure its cause.
 //!
-//! It needs `S: Clone`, and is always ready: each attempt waits for the readiness of a clone of its own. The error has
-//! to be [`Display`](std::fmt::Display), for what is told of it.
+//! # Backoff
+//!
+//! The default is [`Backoff::exponential`] from 100 ms to 1 s with full jitter, which spreads out the retries of
+//! callers that failed together. The response of the failed attempt is dropped ([`Dropped`]), or drained during the
+//! pause ([`Drained`], the default of [`RetryLayer::http`]). A body that panics while it is drained ends the
+//! draining, not the call.
+//!
+//! # Order
+//!
+//! Place the layer inside the total timeout, and outside every layer that should see each attempt: circuit breaker,
+//! concurrency limit, and attempt timeout. Outside the total timeout, it would retry calls that have no time left.
+//! Inside a concurrency limit, it would hold a permit while it sleeps. Everything inside can read the number of the
+//! [`attempt()`](crate::attempt).
+//!
+//! # Cancellation safety
+//!
+//! Dropping the response future drops the current attempt, or the pause and the response that is being drained. No
+//! further attempt starts. A retry that was granted but not started is returned to the budget.
+//!
+//! # Requirements
+//!
+//! The service must be `Clone`, and its error must be [`Display`](std::fmt::Display), because the events contain its
+//! message. The retry service is always ready: each attempt waits until its own clone of the inner service is ready.
+//!
+//! # Cost
+//!
+//! Timers run during pauses only. Calls that succeed read the clock for the budget, about eight times a second in
+//! total.
+//!
+//! # Examples
 //!
 //! ```
 //! use std::{io, sync::atomic::{AtomicU32, Ordering}, time::Duration};
@@ -96,10 +118,10 @@ pub use discard::{Discard, Drained, Dropped};
 pub use handle::RetryHandle;
 pub use wait::Wait;
 
-/// The most attempts without a pause that are made in one poll; then the executor gets its turn.
+/// The maximum number of attempts without a pause in one poll. After that, the future yields to the executor.
 const UNBROKEN: u32 = 64;
 
-/// Sends a request once more after a failure that may be gone by then: see the [module](self).
+/// Retries failed requests: see the [module](self).
 #[derive(Clone)]
 #[must_use]
 pub struct RetryLayer<C = FailOnError, P = Cloned, B = Backoff, D = Dropped> {
@@ -112,7 +134,8 @@ pub struct RetryLayer<C = FailOnError, P = Cloned, B = Backoff, D = Dropped> {
 }
 
 impl RetryLayer {
-    /// Three attempts, for any request that is `Clone`; every error of the service is retried, no response is.
+    /// Creates a layer that makes at most three attempts, for requests that are `Clone`. It retries every error of
+    /// the service, and no response.
     pub fn new() -> Self {
         Self::with(FailOnError, Cloned, Dropped)
     }
@@ -125,7 +148,8 @@ impl Default for RetryLayer {
 }
 
 impl RetryLayer<HttpStatus, Idempotent, Backoff, Drained> {
-    /// Three attempts, for HTTP requests that may be repeated: see [`Idempotent`], [`HttpStatus`] and [`Drained`].
+    /// Creates a layer that makes at most three attempts, for HTTP requests that may be repeated: see [`Idempotent`],
+    /// [`HttpStatus`] and [`Drained`].
     pub fn http() -> Self {
         Self::with(HttpStatus, Idempotent, Drained)
     }
@@ -145,50 +169,54 @@ impl<C, P, D> RetryLayer<C, P, Backoff, D> {
 }
 
 impl<C, P, B, D> RetryLayer<C, P, B, D> {
-    /// How often a request is sent at most, the first time included; 3 if it is not set. With 1 nothing is retried, nor copied.
+    /// Sets the maximum number of attempts, the first one included. The default is 3. With 1, requests are neither
+    /// retried nor copied.
     ///
     /// # Panics
     ///
-    /// If `attempts` is zero.
+    /// Panics if `attempts` is zero.
     #[track_caller]
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.retries = self.retries.but_max_attempts(attempts);
         self
     }
 
-    /// How long to wait before the next attempt: a [`Backoff`], a [`Duration`], or a function of the number of the attempt that
-    /// failed and of its outcome, `|attempt: u32, outcome: Result<&_, &_>| -> Duration`.
+    /// Sets the wait before the next attempt: a [`Backoff`], a [`Duration`], or a function of the failed attempt's
+    /// number and outcome, `|attempt: u32, outcome: Result<&_, &_>| -> Duration`.
     ///
-    /// If the service says how long to leave it alone, the longer of both counts; a later attempt that says nothing of
-    /// it (a connection that was reset) waits as long, if the deadline allows. A jitter that depends on the wait before
-    /// goes by this backoff's own. A wait of zero makes no timer, and needs no clock in the runtime.
+    /// If the service asks for a wait (`Retry-After`), the longer of the two applies. If a later attempt fails
+    /// without such a request (for example, its connection is reset), the retry waits at least as long as the service
+    /// last asked, if the deadline allows. A jitter that depends on the previous wait uses the previous wait of this
+    /// backoff. A wait of zero creates no timer and needs no clock in the runtime.
     ///
-    /// A function that panics ends the retries: the outcome of that attempt comes back, with the reason `"backoff"` in
-    /// [`LayerEvent::GaveUp`].
+    /// A function that panics ends the retries: the caller receives the outcome of that attempt, and
+    /// [`LayerEvent::GaveUp`] has the reason `"backoff"`.
     pub fn backoff<B2>(self, backoff: B2) -> RetryLayer<C, P, B2, D> {
         let Self { retries, classify, copy, backoff: _, discard, info } = self;
         RetryLayer { retries: retries.but_no_backoff(), classify, copy, backoff, discard, info }
     }
 
-    /// Which outcomes are retried: those that this says are transient failures.
+    /// Sets the classifier. Outcomes that it classifies as transient failures, or as declined, are retried.
     pub fn classify<C2>(self, classify: C2) -> RetryLayer<C2, P, B, D> {
         let Self { retries, classify: _, copy, backoff, discard, info } = self;
         RetryLayer { retries, classify, copy, backoff, discard, info }
     }
 
-    /// How a request is copied, and which are sent once: [`Cloned`], [`Idempotent`], [`CopyIf`], or a closure `|req: &Req| -> Option<Req>`.
+    /// Sets how a request is copied, and which requests are sent only once: [`Cloned`], [`Idempotent`], [`CopyIf`],
+    /// or a closure `|req: &Req| -> Option<Req>`.
     pub fn copy<P2>(self, copy: P2) -> RetryLayer<C, P2, B, D> {
         let Self { retries, classify, copy: _, backoff, discard, info } = self;
         RetryLayer { retries, classify, copy, backoff, discard, info }
     }
 
-    /// What becomes of the response of an attempt that failed, when there is another one: [`Dropped`] or [`Drained`].
+    /// Sets how the response of a failed attempt is discarded before the next attempt: [`Dropped`] or [`Drained`].
     pub fn discard<D2>(self, discard: D2) -> RetryLayer<C, P, B, D2> {
         let Self { retries, classify, copy, backoff, discard: _, info } = self;
         RetryLayer { retries, classify, copy, backoff, discard, info }
     }
 
-    /// How many retries all calls together may make; `None` for any number. [`Budget::default`] if it is not set.
+    /// Limits the number of retries of all calls together; `None` removes the limit. The default is
+    /// [`Budget::default`].
     pub fn budget(mut self, budget: impl Into<Option<Budget>>) -> Self {
         self.retries = self.retries.but_budget(budget.into());
         self
@@ -234,7 +262,7 @@ impl<C, P, B, D> fmt::Debug for RetryLayer<C, P, B, D> {
 pub struct Retry<S, C = FailOnError, P = Cloned, B = Backoff, D = Dropped> /* not a Service? see ziggurat::Reject, "It does not compile" */
 {
     inner: S,
-    // Shared with the response futures: one counter is cheaper than a copy of it all.
+    // Shared with the response futures: a reference count is cheaper than a copy of the layer.
     layer: Arc<RetryLayer<C, P, B, D>>,
 }
 
@@ -291,17 +319,17 @@ pin_project! {
         service: S,
         layer: Arc<RetryLayer<C, P, B, D>>,
         attempt: Attempt,
-        // What the backoff said the last time.
+        // The last wait that the backoff computed.
         last_wait: Duration,
-        // The longest time for which an attempt was asked to wait.
+        // The longest wait that the service has asked for.
         asked: Duration,
-        // The next attempt's place in the budget, until it is sent.
+        // The next attempt's share of the budget, until the request is sent.
         granted: Option<Withdrawal>,
-        // What the next call takes; while one is under way, the copy for the one after it.
+        // The next request to send. While a call is running, the copy for a retry.
         request: Option<Req>,
-        // Whether that copy can be sent although the request was processed.
+        // Whether that copy may be sent even if the request was processed.
         may_repeat: bool,
-        // How an attempt failed, for a caller that would not learn it from the last one.
+        // How an earlier attempt failed, for the case that the last outcome does not show it.
         previous: Previous<S::Error>,
         #[pin]
         state: State<S::Future, D::Rest>,
@@ -311,20 +339,20 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<F, R> {
-        // The service of this attempt is not ready yet.
+        // Waiting for the service of this attempt to become ready.
         Readying,
         Calling {
             #[pin]
             response: F,
         },
         Pausing {
-            // None: there is nothing to wait for but the rest.
+            // None: only the rest is left to wait for.
             #[pin]
             pause: Option<Sleep>,
-            // Of the response of the attempt before.
+            // The rest of the failed attempt's response.
             rest: Option<R>,
         },
-        // It was answered.
+        // The outcome was returned.
         Done,
     }
 }
@@ -344,14 +372,14 @@ where
         let mut this = self.project();
         let mut unbroken = 0;
         loop {
-            // The first attempt mostly is what is in place already: no need to put it there.
+            // Usually the ambient attempt is right already, and the swap is skipped.
             let mut attempt = *this.attempt;
             let _entered = (attempt != ambient::get()).then(|| ambient::enter(&mut attempt));
             let (outcome, sent) = match this.state.as_mut().project() {
                 StateProj::Readying => match ready!(this.service.poll_ready(cx)) {
                     Ok(()) => {
                         let Some(request) = this.request.take() else {
-                            // Never: there is no next attempt without a request.
+                            // Unreachable: a next attempt always has a request.
                             return Poll::Pending;
                         };
                         if let Some(granted) = this.granted.take() {
@@ -366,7 +394,7 @@ where
                         this.state.set(State::Calling { response });
                         continue;
                     }
-                    // It was not sent: the request is still there for the next attempt, which asks another clone.
+                    // The request was not sent, so the next attempt uses it, on a fresh clone of the service.
                     Err(error) => {
                         *this.service = this.service.clone();
                         (Err(error), false)
@@ -374,7 +402,7 @@ where
                 },
                 StateProj::Calling { response } => (ready!(response.poll(cx)), true),
                 StateProj::Pausing { pause, rest } => {
-                    // A body that panics has ended: the call goes on without it.
+                    // A body that panics counts as ended: the call goes on without it.
                     if let Some(left) = rest
                         && contained(|| D::poll_gone(left, cx).is_ready()).unwrap_or(true)
                     {
@@ -401,7 +429,7 @@ where
                 }
                 StateProj::Done => panic!("retry::ResponseFuture polled after it was ready"),
             };
-            // The call is gone before anybody learns of its outcome, and nothing of it is held during the pause.
+            // Drop the call before its outcome is reported, so that the pause holds nothing of it.
             this.state.set(State::Done);
             let class = Class::of(&outcome, &this.layer.classify);
             let attempt = this.attempt.0;
