@@ -1,4 +1,4 @@
-//! The number of the attempt that a call is.
+//! The attempt number of a call.
 
 use super::{get, slot};
 
@@ -14,10 +14,11 @@ impl Default for Attempt {
 
 slot!(Attempt, Attempt(1));
 
-/// The number of the attempt that the caller runs in: 1 for the first, and outside of any retry.
+/// Returns the number of the current attempt: 1 for the first, and outside any retry.
 ///
-/// Every layer and service inside a [`RetryLayer`](crate::retry::RetryLayer) can ask, in `poll_ready`, `call`, and while its
-/// response future is polled. Of nested retries the innermost answers. A spawned task starts at 1 again.
+/// Every layer and service inside a [`RetryLayer`](crate::retry::RetryLayer) can call it in `poll_ready`, in `call`,
+/// and while its response future is polled. With nested retries, the innermost counts. A spawned task starts at 1
+/// again.
 ///
 /// ```
 /// assert_eq!(ziggurat::attempt(), 1);

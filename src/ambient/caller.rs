@@ -1,4 +1,4 @@
-//! What a call knows of its caller, who may still be sending the request's body.
+//! The state of a call's caller, which may still be sending the request body.
 
 use std::{
     error::Error,
@@ -16,8 +16,8 @@ use crate::{
 
 /// The caller of one call: how long the call has waited for its bytes, and whether it failed to send them.
 ///
-/// The body of the request writes it, often on another task; the call reads it, and every limit of time inside of it. A clone is the
-/// same one.
+/// The request body writes this state, often on another task. The call reads it, and so does every time limit inside
+/// the call. Clones share one state.
 #[derive(Clone, Default)]
 pub(crate) struct Caller(Arc<Mutex<State>>);
 
@@ -28,14 +28,14 @@ pub(crate) type Failure = Arc<dyn Error + Send + Sync>;
 
 #[derive(Default)]
 struct State {
-    /// In waits that are over.
+    /// The total of the waits that have ended.
     waited: Duration,
-    /// The wait that goes on.
+    /// The wait in progress.
     wait: Option<Wait>,
     failed: Option<Failure>,
     /// The task of the call.
     task: Option<Waker>,
-    /// The limits that have passed but for the wait that goes on: they look again when it is over.
+    /// The limits that have passed apart from the wait in progress. They check again when it ends.
     limits: Vec<Waker>,
 }
 
@@ -43,7 +43,7 @@ struct State {
 #[derive(Clone, Copy)]
 struct Wait {
     since: Instant,
-    /// The caller is given up then. A service that does not look after its body any more has waited no longer than to here.
+    /// When the call gives the caller up. A service that no longer polls its body waits until then at most.
     until: Option<Instant>,
 }
 
@@ -60,11 +60,11 @@ impl State {
     }
 }
 
-/// How much later a limit ends.
+/// How much longer a limit lasts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Later {
     By(Duration),
-    /// The wait goes on. The limit is woken when it is over, and looks again by then in any case.
+    /// The wait is still in progress. The limit is woken when it ends, and checks again at this time in any case.
     NotBefore(Option<Instant>),
 }
 
@@ -73,12 +73,12 @@ impl Caller {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The call waits for the caller's bytes from now on, and gives the caller up in the end.
+    /// Records that the call waits for the caller's bytes since `since`, and gives the caller up at `until`.
     pub(crate) fn is_awaited(&self, since: Instant, until: Option<Instant>) {
         self.lock().wait.get_or_insert(Wait { since, until });
     }
 
-    /// That wait is over, if there was one.
+    /// Ends the wait, if there is one.
     pub(crate) fn is_heard(&self, now: Instant) {
         let mut state = self.lock();
         state.waited = state.waited(now);
@@ -86,12 +86,12 @@ impl Caller {
         let limits = mem::take(&mut state.limits);
         drop(state);
         for limit in limits {
-            // One that panics keeps no other from being woken.
+            // A waker that panics must not keep the others from being woken.
             undisturbed(|| limit.wake());
         }
     }
 
-    /// The caller failed to send the body, which is for the call to reject.
+    /// Records that the caller failed to send the body, so that the call rejects it.
     pub(crate) fn has_failed(&self, failure: Failure) {
         let mut state = self.lock();
         state.failed.get_or_insert(failure);
@@ -102,10 +102,10 @@ impl Caller {
         }
     }
 
-    /// Why the caller failed, if it did; otherwise this task is woken if it does.
+    /// Returns why the caller failed. If it has not failed, registers the waker of a task to wake when it does.
     pub(crate) fn poll_failure(&self, waker: &Waker) -> Option<Failure> {
         let is_kept = self.lock().task.as_ref().is_some_and(|task| task.will_wake(waker));
-        // A waker is the user's code: it is cloned and dropped outside of the lock.
+        // A waker is user code, so it is cloned and dropped outside the lock.
         let mut task = (!is_kept).then(|| waker.clone());
         let mut state = self.lock();
         if state.failed.is_none() && task.is_some() {
@@ -117,10 +117,11 @@ impl Caller {
         failed
     }
 
-    /// How much the wait for the caller puts a limit off that has passed now, and at whose start the call had waited `before`.
+    /// Returns how much the wait for the caller extends a limit that has just passed, if the call had waited `before`
+    /// when the limit started.
     fn put_off(&self, before: Duration, waker: &Waker) -> Later {
         let now = clock::now();
-        // Outside of the lock, as in `poll_failure`; it is cold.
+        // Cloned outside the lock, as in `poll_failure`. This path is cold.
         let waker = waker.clone();
         let mut state = self.lock();
         let Some(wait) = state.waits(now) else {
@@ -139,7 +140,7 @@ impl Caller {
     }
 }
 
-/// How long the current call has waited for its caller's bytes so far. Zero where nothing looks after them.
+/// Returns how long the current call has waited for its caller's bytes so far. Zero if no layer tracks the body.
 pub(crate) fn waited() -> Duration {
     match get::<Option<Caller>>() {
         Some(caller) => caller.lock().waited(clock::now()),
@@ -147,7 +148,7 @@ pub(crate) fn waited() -> Duration {
     }
 }
 
-/// How much a limit of the current call is put off that has passed now: see [`Caller::put_off`].
+/// Returns how much a limit of the current call that has just passed is extended: see [`Caller::put_off`].
 #[cold]
 pub(crate) fn put_off(before: Duration, waker: &Waker) -> Later {
     match get::<Option<Caller>>() {
@@ -156,7 +157,8 @@ pub(crate) fn put_off(before: Duration, waker: &Waker) -> Later {
     }
 }
 
-/// Whether the current call waits for its caller's bytes, or will never get them: then what becomes of it says nothing about the service.
+/// Returns whether the current call waits for its caller's bytes, or will never receive them. Its outcome then says
+/// nothing about the service.
 #[cold]
 pub(crate) fn is_to_blame() -> bool {
     get::<Option<Caller>>().is_some_and(|caller| {
@@ -166,7 +168,7 @@ pub(crate) fn is_to_blame() -> bool {
     })
 }
 
-/// Whether the caller of the current call failed to send the request's body.
+/// Returns whether the caller of the current call failed to send the request body.
 #[cold]
 pub(crate) fn failed() -> bool {
     get::<Option<Caller>>().is_some_and(|caller| caller.lock().failed.is_some())

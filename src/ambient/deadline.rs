@@ -1,4 +1,4 @@
-//! Deadlines: one clock for the whole request.
+//! Deadlines: one time limit for the whole request.
 
 use std::{
     future::Future,
@@ -12,14 +12,14 @@ use pin_project_lite::pin_project;
 use super::{Entered, Limit, enter_with, get, slot};
 use crate::clock::{self, Instant};
 
-/// The instant by which the request that is being worked on has to be answered.
+/// The instant by which the current request must be complete.
 ///
-/// The outermost [`TimeoutLayer`](crate::timeout::TimeoutLayer) sets it, and ends everything inside by it: waiting for a
-/// permit, the pause between two attempts, each attempt. Your own code can ask for it, for example to give a query the time
-/// that is left.
+/// The outermost [`TimeoutLayer`](crate::timeout::TimeoutLayer) sets it. It bounds everything inside: waiting for a
+/// permit, the pause between two attempts, and each attempt. Your own code can read it, for example to pass the
+/// remaining time to a database query.
 ///
-/// It is ambient: in place while a layer's `call` and its response future run. A spawned task loses it; this type is `Copy`,
-/// and [`within`](Deadline::within) carries it over:
+/// The deadline is ambient: it is set while a layer's `call` and its response future run. A spawned task loses it. This
+/// type is `Copy`, and [`within`](Deadline::within) carries the deadline over:
 ///
 /// ```
 /// # use ziggurat::Deadline;
@@ -39,11 +39,12 @@ pub struct Deadline {
 }
 
 impl Deadline {
-    /// The deadline that surrounds the caller, if there is one.
+    /// Returns the deadline of the current call, if there is one.
     ///
-    /// A timeout reads the clock only when its service is pending for the first time; asking for the deadline earlier fixes it
-    /// then and there, at the cost of one clock read. (Asked in `call`, a limit beside a deadline that runs already answers as if it
-    /// began at once; it still begins at its first poll.)
+    /// A timeout reads the clock only when its service is first pending. Reading the deadline earlier starts the
+    /// timeout at once, at the cost of one clock read. There is one exception: in `call`, inside a deadline that has
+    /// started, the returned deadline is computed as if the limit started now, but the limit still starts at the first
+    /// poll.
     #[must_use]
     pub fn current() -> Option<Self> {
         let mut limit = get::<Limit>();
@@ -54,7 +55,7 @@ impl Deadline {
         limit.min(get::<Told>().0).instant().map(|at| Self { at })
     }
 
-    /// The deadline that is `limit` from now. A limit beyond what the clock can hold is as far as 30 years.
+    /// Creates the deadline that is `limit` from now. A limit beyond the clock's range counts as 30 years.
     #[must_use]
     pub fn after(limit: Duration) -> Self {
         let now = clock::now();
@@ -62,27 +63,27 @@ impl Deadline {
         Self { at: now.checked_add(limit).unwrap_or_else(|| now + far) }
     }
 
-    /// How long it is until then; zero if it has passed. Reads the clock.
+    /// Returns the remaining time, or zero if the deadline has passed. Reads the clock.
     #[must_use]
     pub fn remaining(&self) -> Duration {
         self.at.saturating_duration_since(clock::now())
     }
 
-    /// Whether it has passed. Reads the clock.
+    /// Returns whether the deadline has passed. Reads the clock.
     #[must_use]
     pub fn has_passed(&self) -> bool {
         self.at <= clock::now()
     }
 
-    /// Runs `future` with this deadline in place; a surrounding one that is earlier stays.
+    /// Runs `future` with this deadline, or with the surrounding deadline if that is earlier.
     ///
-    /// The deadline is told to what runs inside, and [`TimeoutLayer`](crate::timeout::TimeoutLayer)s in there end their calls by it.
-    /// The future itself is not ended by it, nor is anything in it that no timeout stands around.
+    /// Code inside can read the deadline, and every [`TimeoutLayer`](crate::timeout::TimeoutLayer) inside ends its
+    /// calls by it. The deadline does not end the future itself, nor any other code inside that has no timeout.
     pub fn within<F>(self, future: F) -> WithDeadline<F> {
         WithDeadline { future: Some(future), deadline: self }
     }
 
-    /// What is in place inside of [`within`](Self::within).
+    /// Returns the value that is set inside [`within`](Self::within).
     pub(crate) fn told(self) -> Told {
         Told(Limit::at(self.at))
     }
@@ -97,7 +98,7 @@ pin_project! {
     #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
     pub struct WithDeadline<F> {
-        // None: it has ended.
+        // None: it has completed.
         #[pin]
         future: Option<F>,
         deadline: Deadline,
@@ -127,14 +128,14 @@ impl<F: Future> Future for WithDeadline<F> {
     }
 }
 
-/// Whether a deadline is in place that has passed. One that has not started yet has not.
+/// Returns whether the current deadline has passed. A limit that has not started has not passed.
 pub(crate) fn has_passed() -> bool {
     let passed = |limit: Limit| limit.instant().is_some_and(|at| at <= clock::now());
     passed(get::<Limit>()) || passed(get::<Told>().0)
 }
 
-/// Whether work that begins now begins too late for `surrounding`, or for a deadline that is only told. Reads the clock only if one of them
-/// has started.
+/// Returns whether work that starts now starts too late for `surrounding`, or for an advisory deadline. Reads the clock
+/// only if one of them has started.
 ///
 /// A limit that ends at this very moment is not too late: a limit of zero lets a ready response through.
 #[inline]
@@ -147,7 +148,7 @@ pub(crate) fn is_too_late(surrounding: Limit) -> bool {
     (!surrounding.is_pending() && surrounding < now) || (!told.is_pending() && told <= now)
 }
 
-/// An instant that nobody ends the work by; only timeouts inside do.
+/// An advisory deadline: only timeouts inside it end their work by it.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Told(pub(crate) Limit);
 

@@ -1,20 +1,20 @@
-//! A limit of time in one word.
+//! A time limit in one word.
 
 use std::time::Duration;
 
 use super::slot;
 use crate::clock::{self, Instant};
 
-/// What is in place: nothing, a time that has not started yet, or an instant.
+/// A time limit: none, a duration that has not started yet, or an instant.
 ///
-/// One word, because it is put in place and taken out at every call and every poll. Of two of the same kind the smaller one is
-/// the earlier one, and nothing is later than all.
+/// It is one word because every call and every poll swaps it. Of two limits of the same kind, the smaller word is the
+/// earlier one, and [`NONE`](Self::NONE) is the largest.
 ///
-/// | word | what it is |
+/// | word | meaning |
 /// |---|---|
-/// | below 2^62 | not started: so many nanoseconds from when it is (146 years) |
-/// | 2^62 to 2^63 | an instant: 2^62 + 2^61 is when this process first asked, and it is so many nanoseconds before or after that |
-/// | the largest | nothing |
+/// | below 2^62 | not started: a duration in nanoseconds (up to 146 years) |
+/// | 2^62 to 2^63 | an instant: its offset in nanoseconds from this process's first clock read, which is 2^62 + 2^61 |
+/// | the largest | none |
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Limit(u64);
 
@@ -34,7 +34,7 @@ impl Limit {
     pub(crate) const NONE: Self = Self(u64::MAX);
     pub(crate) const ZERO: Self = Self(0);
 
-    /// A time that has not started. One that is too long for its word is none at all.
+    /// Creates a limit that has not started. A duration that is too long for the word becomes [`NONE`](Self::NONE).
     #[inline]
     pub(crate) fn after(time: Duration) -> Self {
         match time.as_secs().checked_mul(1_000_000_000) {
@@ -57,18 +57,18 @@ impl Limit {
         self.0 < INSTANTS
     }
 
-    /// Whether it has not started, or is none.
+    /// Returns whether it has not started, or is [`NONE`](Self::NONE).
     #[inline]
     pub(super) fn is_pending(self) -> bool {
         self.is_unstarted() || self == Self::NONE
     }
 
-    /// How long it is, if it has not started.
+    /// Returns its duration, if it has not started.
     pub(crate) fn duration(self) -> Option<Duration> {
         self.is_unstarted().then(|| Duration::from_nanos(self.0))
     }
 
-    /// When it ends, if it has started.
+    /// Returns its end, if it has started.
     pub(crate) fn instant(self) -> Option<Instant> {
         if self.is_pending() {
             return None;
@@ -80,17 +80,17 @@ impl Limit {
         }
     }
 
-    /// When it ends, if it starts at `start`; unchanged if it has started before.
+    /// Returns the limit if it starts at `start`. A limit that has started stays the same.
     pub(crate) fn started(self, start: Self) -> Self {
         if self.is_unstarted() { Self(self.0.saturating_add(start.0)).or_none() } else { self }
     }
 
-    /// How long it is from `start` until this; or when a time started that ends then.
+    /// Returns the duration from `start` to this instant, or the start of a limit of duration `start` that ends at it.
     pub(crate) fn since(self, start: Self) -> Self {
         Self(self.0.saturating_sub(start.0))
     }
 
-    /// The earlier one. If one has started and the other has not, that one starts now.
+    /// Returns the earlier of two limits. If only one of them has started, the other one starts now.
     #[inline]
     pub(crate) fn earlier(&mut self, other: &mut Self) -> Self {
         if *self != Self::NONE && *other != Self::NONE && self.is_unstarted() != other.is_unstarted() {
@@ -101,7 +101,7 @@ impl Limit {
         (*self).min(*other)
     }
 
-    /// What is beyond the instants that a word can hold is nothing.
+    /// Instants beyond the range of the word become [`NONE`](Self::NONE).
     fn or_none(self) -> Self {
         if self.0 < INSTANTS << 1 { self } else { Self::NONE }
     }
@@ -152,7 +152,7 @@ mod tests {
         assert!(day.is_unstarted());
         assert_eq!(hour.earlier(&mut Limit::NONE.clone()), hour);
         assert_eq!(Limit::NONE.clone().earlier(&mut hour), hour);
-        // One has started: so has the other, now.
+        // One has started, so the other one starts now.
         let mut soon = Limit::at(now + SECOND);
         assert_eq!(hour.earlier(&mut soon), Limit::at(now + SECOND));
         assert!(!hour.is_unstarted());

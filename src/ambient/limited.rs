@@ -1,4 +1,4 @@
-//! A future that is given up at its limit.
+//! A future with a time limit.
 
 use std::{
     future::Future,
@@ -16,38 +16,38 @@ use super::{
 };
 use crate::clock::{self, Sleep};
 
-/// Puts a limit in place for everything inside, as far as it is not later than the surrounding one.
+/// Sets a limit for everything inside, unless the surrounding limit is earlier.
 #[inline]
 pub(crate) fn enter<'a>(own: &mut Limit, inside: &'a mut Limit) -> Entered<'a, Limit> {
     enter_with(inside, |inside, outer| *inside = own.earlier(outer))
 }
 
-/// When a limit started that was put in place as `before` and now is `inside`: somebody asked for the deadline, which fixed it.
+/// Returns the start of a limit that was set as `before` and is now `inside`, if it has started in between: reading the
+/// deadline starts it.
 #[inline]
 pub(crate) fn started(before: Limit, inside: Limit) -> Option<Limit> {
     (before.is_unstarted() && !inside.is_unstarted()).then(|| inside.since(before))
 }
 
-/// A limit of time on its way: as it was set, when it ends, and whether it ends a call by a deadline that is not its own.
+/// A time limit in progress: its value, its end, and whether an earlier advisory deadline replaces that end.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Clock {
-    /// As it was set.
+    /// The limit as it was set.
     pub(crate) limit: Limit,
-    /// The limit too, until it has started; then when the work ends: with the limit, or with an earlier deadline that it was told of.
+    /// The limit, until it starts. Then the end of the work: the end of the limit, or an earlier advisory deadline.
     pub(crate) own: Limit,
-    /// When the limit would end, if the work ends earlier by a deadline that it was told of.
+    /// The end of the limit, if the work ends earlier because of an advisory deadline.
     full: Limit,
 }
 
 impl Clock {
-    /// `own` is the limit too, or when it ends if it has started already.
+    /// `own` is the limit too, or its end if it has started.
     #[inline]
     pub(crate) fn new(limit: Limit, own: Limit) -> Self {
         Self { limit, own, full: Limit::NONE }
     }
 
-    /// Nothing else ends the work by a deadline that it was only told of: so this limit does, if it ends later, and nothing outside ends
-    /// sooner.
+    /// Adopts the advisory deadline if it is earlier than this limit and than `outer`. Nothing else would enforce it.
     pub(crate) fn adopt_told(&mut self, outer: Limit) -> bool {
         let Told(told) = get();
         let adopts = self.own != Limit::NONE && told < self.own && told < outer;
@@ -58,12 +58,12 @@ impl Clock {
         adopts
     }
 
-    /// Whether the work ends with the limit itself, and not by an earlier deadline that it was told of.
+    /// Returns whether the work ends with the limit itself, and not with an earlier advisory deadline.
     fn is_its_own(&self) -> bool {
         self.full == Limit::NONE
     }
 
-    /// How the work ended, if it ends by this clock.
+    /// Returns the reason, if the work ends by this clock.
     pub(crate) fn expired(&self) -> Expired {
         if self.is_its_own() {
             return Expired::Limit(self.limit.duration().unwrap_or(Duration::MAX));
@@ -72,7 +72,7 @@ impl Clock {
         Expired::Deadline { after: Some(self.own.since(start).duration().unwrap_or_default()) }
     }
 
-    /// While the work is dropped before it ended: notes in the surroundings whether it had all of the limit by then.
+    /// Records in the surroundings whether the work had its full limit. Called while unfinished work is dropped.
     #[cold]
     pub(crate) fn note_whether_it_had_its_time(&self) {
         let end = if self.is_its_own() { self.own } else { self.full };
@@ -82,26 +82,26 @@ impl Clock {
     }
 }
 
-/// Why a future was given up. It was dropped before this was said.
+/// Why a future was ended. It has been dropped by then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Expired {
-    /// It took longer than its own limit.
+    /// It exceeded its own limit.
     Limit(Duration),
-    /// A deadline that surrounds it passed.
+    /// A surrounding deadline passed.
     Deadline {
-        /// How long the work had until then; `None` if the deadline had passed before the work began.
+        /// How long the work had until then. `None` if the deadline had passed before the work began.
         after: Option<Duration>,
     },
 }
 
 pin_project! {
-    /// A future that is given up at its limit, which is in place whenever it is polled, and when it is dropped.
+    /// Ends a future at its limit. The limit is set in the surroundings while the future is polled or dropped.
     ///
-    /// The clock starts when the future is first pending, or when somebody inside asks for the deadline. A limit that would end after
-    /// the surrounding one leaves it to that one to end the future.
+    /// The clock starts when the future is first pending, or when code inside reads the deadline. If the surrounding
+    /// limit ends earlier, this limit leaves it to that one to end the future.
     #[must_use = "futures do nothing unless polled"]
     pub(crate) struct Limited<F> {
-        // None: it has ended, or the limit has passed.
+        // None: it has completed, or the limit has passed.
         #[pin]
         future: Option<F>,
         clock: Clock,
@@ -109,14 +109,14 @@ pin_project! {
         timer: Option<Sleep>,
         // How long the call had waited for its caller's bytes when the limit started.
         waited: Duration,
-        // It has passed, but for a wait for the caller that goes on.
+        // The limit has passed apart from a wait for the caller that is still in progress.
         put_off: bool,
     }
 
     impl<F> PinnedDrop for Limited<F> {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
-            // Whatever cleans up can see whether its deadline has passed.
+            // Set during the drop, so that cleanup code can see whether its deadline has passed.
             if this.future.is_some() && !this.clock.own.is_unstarted() {
                 let mut inside = Limit::NONE;
                 let entered = enter(&mut this.clock.own, &mut inside);
@@ -136,7 +136,7 @@ impl<F> Limited<F> {
         Self { future: Some(future), clock, timer: None, waited, put_off: false }
     }
 
-    /// Work that does not begin, because a deadline that surrounds it has passed.
+    /// Work that does not start, because a surrounding deadline has passed.
     pub(crate) fn too_late() -> Self {
         Self {
             future: None,
@@ -147,12 +147,13 @@ impl<F> Limited<F> {
         }
     }
 
-    /// Its limit.
+    /// Returns its clock.
     pub(crate) fn clock(&self) -> Clock {
         self.clock
     }
 
-    /// The future is pending: starts the clock if it does not run yet. Answers whether this limit is the one to end it.
+    /// Starts the clock of a pending future, if it is not running yet. Returns whether this limit is the one to end the
+    /// future.
     fn start(self: Pin<&mut Self>, entered: &mut Entered<'_, Limit>) -> bool {
         let this = self.project();
         let own = &mut this.clock.own;
@@ -167,7 +168,7 @@ impl<F> Limited<F> {
         if this.clock.adopt_told(*entered.outer) {
             set(this.clock.own);
         }
-        // Of two that end together the outer one does: its end is the request's.
+        // If both end together, the outer limit ends the future, because that is the end of the request.
         this.clock.own < *entered.outer
     }
 }
@@ -191,7 +192,7 @@ impl<F: Future> Future for Limited<F> {
             return Poll::Pending;
         }
         let mut this = self.project();
-        // A limit of zero needs no timer to have passed.
+        // A limit of zero has passed without a timer.
         if this.clock.limit != Limit::ZERO
             && let Some(end) = this.clock.own.instant()
         {
@@ -200,14 +201,14 @@ impl<F: Future> Future for Limited<F> {
             }
             if let Some(mut timer) = this.timer.as_mut().as_pin_mut() {
                 if !*this.put_off {
-                    // It was told of an earlier deadline meanwhile.
+                    // An earlier advisory deadline was adopted in the meantime.
                     if timer.deadline() != end {
                         timer.as_mut().reset(end);
                     }
                     ready!(timer.as_mut().poll(cx));
                 }
-                // The time in which the service waited for its caller's bytes is not its own, unless it is the caller's deadline that has
-                // passed.
+                // Time that the service spent waiting for its caller's bytes does not count, unless the caller's own
+                // deadline has passed.
                 let is_its_own = this.clock.is_its_own();
                 let later =
                     if is_its_own { caller::put_off(*this.waited, cx.waker()) } else { Later::By(Duration::ZERO) };
@@ -217,14 +218,14 @@ impl<F: Future> Future for Limited<F> {
                         *this.put_off = false;
                         *this.waited += later;
                         this.clock.own = end.checked_add(later).map_or(Limit::NONE, Limit::at);
-                        // What is inside has to learn that it has more time, too.
+                        // Wakes the task, so that layers inside see the extended limit too.
                         cx.waker().wake_by_ref();
                         return Poll::Pending;
                     }
                     Later::NotBefore(time) => {
                         *this.put_off = true;
                         if let Some(time) = time {
-                            // A timer that is set back to a time that has passed wakes its task, again and again.
+                            // A timer that is reset to a past time wakes its task again and again.
                             if timer.deadline() != time {
                                 timer.as_mut().reset(time);
                             }
@@ -237,7 +238,7 @@ impl<F: Future> Future for Limited<F> {
                 }
             }
         }
-        // Dropped while the limit is in place, so that whatever cleans up can see that its deadline has passed.
+        // Dropped while the limit is set, so that cleanup code can see that its deadline has passed.
         this.future.set(None);
         Poll::Ready(Err(this.clock.expired()))
     }

@@ -1,8 +1,8 @@
-//! The surroundings of a call, in thread-locals: its deadline, the number of its attempt, its caller. The modules above add their own, such
-//! as the scope.
+//! The surroundings of a call, in thread-locals: its deadline, its attempt number, and its caller. Modules that build
+//! on this one add their own, such as the scope.
 //!
-//! A future that brings such a value swaps it in for the length of each poll and out again afterwards. Nothing is cloned,
-//! and it works for every request type, in `join!` and `select!`, and for many requests on one task.
+//! A future that carries such a value swaps it in at the start of each poll, and out at the end. Nothing is cloned. It
+//! works for every request type, in `join!` and `select!`, and with many requests on one task.
 
 use std::{cell::Cell, mem, thread::LocalKey};
 
@@ -30,14 +30,15 @@ thread_local! {
     static TASK: Cell<Option<Id>> = const { Cell::new(None) };
 }
 
-/// A value that has its place in the surroundings.
+/// A value in the surroundings.
 pub(crate) trait Slot: Default + Clone + 'static {
     fn place() -> &'static LocalKey<Cell<Self>>;
 }
 
-/// Gives a type its place in the surroundings: `$outside` is there where nothing else was put in place.
+/// Declares a type's thread-local. `$outside` is the value outside any layer.
 ///
-/// Each on its own: a thread-local without a destructor, as that of a limit or a number is, costs a plain access.
+/// Each type has its own thread-local, because one without a destructor, such as a limit or a number, costs only a
+/// plain access.
 macro_rules! slot {
     ($value:ty, $outside:expr) => {
         impl $crate::ambient::Slot for $value {
@@ -54,14 +55,15 @@ macro_rules! slot {
 
 pub(crate) use slot;
 
-/// As long as the guard lives, `value` is in place; afterwards (also after a panic) the outer value is back, and `value` is
-/// what was left in place.
+/// Sets `value` in the surroundings until the guard is dropped, also by a panic. Then the outer value is restored, and
+/// `value` receives the value that was set last inside.
 #[inline]
 pub(crate) fn enter<T: Slot>(value: &mut T) -> Entered<'_, T> {
     enter_with(value, |_, _| {})
 }
 
-/// The same for what `combine` makes of `value`, its first argument, and the outer value.
+/// Sets the result of `combine` until the guard is dropped. Its arguments are `value`, which it changes, and the outer
+/// value.
 #[inline]
 pub(crate) fn enter_with<T: Slot>(value: &mut T, combine: impl FnOnce(&mut T, &mut T)) -> Entered<'_, T> {
     with(|cell| {
@@ -74,7 +76,7 @@ pub(crate) fn enter_with<T: Slot>(value: &mut T, combine: impl FnOnce(&mut T, &m
 
 /// The guard of [`enter`].
 pub(crate) struct Entered<'a, T: Slot> {
-    /// The value that was in place before, and will be again.
+    /// The value that was set before, and will be restored.
     pub(crate) outer: &'a mut T,
 }
 
@@ -85,14 +87,14 @@ impl<T: Slot> Drop for Entered<'_, T> {
     }
 }
 
-/// Notes, as long as the guard lives, that the surroundings are those of the running task.
+/// Records, until the guard is dropped, that the surroundings belong to the running task.
 #[inline]
 pub(crate) fn enter_task() -> EnteredTask {
     EnteredTask { outer: TASK.try_with(|cell| cell.replace(task::try_id())).unwrap_or_default() }
 }
 
-/// Whether the surroundings are those of the running task. A task that is polled by another one, as those of a
-/// `LocalSet` are, sees the other's.
+/// Returns whether the surroundings belong to the running task. A task that is polled by another task, such as a task
+/// of a `LocalSet`, sees that task's surroundings.
 #[inline]
 pub(crate) fn are_of_this_task() -> bool {
     TASK.try_with(Cell::get).unwrap_or_default() == task::try_id()
@@ -110,7 +112,7 @@ impl Drop for EnteredTask {
     }
 }
 
-/// A copy of the value that is in place.
+/// Returns a copy of the current value.
 #[inline]
 pub(crate) fn get<T: Slot>() -> T {
     with(|cell: &Cell<T>| {
@@ -120,7 +122,7 @@ pub(crate) fn get<T: Slot>() -> T {
     })
 }
 
-/// Changes the value that is in place.
+/// Changes the current value.
 pub(crate) fn change<T: Slot, R: Default>(f: impl FnOnce(&mut T) -> R) -> R {
     with(|cell: &Cell<T>| {
         let mut value = cell.take();
@@ -130,13 +132,13 @@ pub(crate) fn change<T: Slot, R: Default>(f: impl FnOnce(&mut T) -> R) -> R {
     })
 }
 
-/// Puts `value` in place of the one that is there.
+/// Replaces the current value with `value`.
 #[inline]
 pub(crate) fn set<T: Slot>(value: T) {
     with(|cell| cell.set(value));
 }
 
-/// While its thread is torn down there are no surroundings: then everything is as if outside of any layer.
+/// While a thread is torn down, its surroundings are gone: everything behaves as if outside any layer.
 #[inline]
 fn with<T: Slot, R: Default>(f: impl FnOnce(&Cell<T>) -> R) -> R {
     T::place().try_with(f).unwrap_or_default()

@@ -1,21 +1,22 @@
-//! Notes that one layer leaves for another one around the same call.
+//! Notes that one layer leaves for another around the same call.
 
 use super::slot;
 
-/// Whether the call that was just dropped had not reached the service, or the one that was just polled still has not: it waits for its
-/// turn on this side.
+/// Whether the call is still waiting in a local queue and has not reached the service. Set by a call that was just
+/// dropped or polled.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Unsent(pub(crate) bool);
 
 slot!(Unsent, Unsent(false));
 
-/// Whether other calls wait for what this one finds out, so that it waits behind none of them: a circuit breaker's probe.
+/// Whether other calls wait for the outcome of this one, so that it must not queue behind them: a circuit breaker's
+/// probe.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Urgent(pub(crate) bool);
 
 slot!(Urgent, Urgent(false));
 
-/// Whether the call that was just dropped had all the time that a limit beneath gives to it: the service was given its chance.
+/// Whether the call that was just dropped had the full time of an inner limit, so that the service had its chance.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct HadItsTime(pub(crate) bool);
 
