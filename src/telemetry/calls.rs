@@ -1,4 +1,4 @@
-//! The beginning and the end of calls, as an observing layer reports them.
+//! Reports the start and end of calls, for the observing layer.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::metrics;
 use super::{LayerEvent, LayerInfo, Outcome};
 
-/// Who hears of calls: everybody who hears of events, and the meters.
+/// Reports calls to observers, `tracing` and metrics.
 pub(crate) struct Calls {
     info: LayerInfo,
     #[cfg(feature = "metrics")]
@@ -26,7 +26,7 @@ impl Calls {
         &self.info
     }
 
-    /// Whether anybody may hear when calls end.
+    /// Returns whether anything may record the end of a call.
     pub(crate) fn are_heard(&self) -> bool {
         cfg!(feature = "metrics")
             || self.info.is_observed()
@@ -34,7 +34,7 @@ impl Calls {
     }
 
     pub(crate) fn started(&self) {
-        // An observer that panics ends the call here: then it is not in flight.
+        // Emitted first: if an observer panics, the call ends here and was never in flight.
         self.info.emit(LayerEvent::Started);
         #[cfg(feature = "metrics")]
         self.meters.started();

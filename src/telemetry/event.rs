@@ -1,14 +1,16 @@
-//! The events of layers, and how calls end.
+//! The events of layers, and the outcomes of calls.
 
 use std::{fmt, time::Duration};
 
 use crate::outcome::{Class, Rejection};
 
-/// What happened in a layer. More kinds may be added.
+/// An event in a layer.
 ///
-/// One set of names serves observers, `tracing` and, with the feature `metrics`, the metrics:
+/// # Names
 ///
-/// | event | its name | level in `tracing` | fields there |
+/// Observers, `tracing` and metrics (feature `metrics`) use one set of names:
+///
+/// | event | name | level in `tracing` | fields in `tracing` |
 /// |---|---|---|---|
 /// | [`Rejected`](LayerEvent::Rejected) | `rejected` | INFO | `reason`, `rejection` |
 /// | [`Retrying`](LayerEvent::Retrying) | `retrying` | INFO | `attempt`, `delay`, `cause` |
@@ -29,145 +31,153 @@ use crate::outcome::{Class, Rejection};
 /// | [`Ended`](LayerEvent::Ended) | `ended` | DEBUG | `outcome`, `reason`, `elapsed` |
 /// | all others | `started`, `queued`, `hit`, `miss`, `stale`, `shared`, `stored` | TRACE | |
 ///
-/// In `tracing` the message is the event's name, the target the layer's path, such as `ziggurat::timeout`, and every event has the
-/// fields `layer`, the layer's kind, and `name`, the one that was given with `.named(..)`.
+/// # Tracing
 ///
-/// | metric | what | labels |
-/// |---|---|---|
-/// | `ziggurat_events_total` | a counter of the events of all layers, but for `started` and `ended` | `layer`, `name`, `event`, `reason` (of a transition: the new state) |
-/// | `ziggurat_calls_total` | a counter of the calls that an [`ObserveLayer`](crate::observe::ObserveLayer) saw end | `name`, `outcome`, `reason` |
-/// | `ziggurat_call_duration_seconds` | a histogram of how long they took | `name`, `outcome` |
-/// | `ziggurat_calls_in_flight` | a gauge of those that have not ended | `name` |
+/// The message in `tracing` is the event's name, and the target is the layer's path, such as `ziggurat::timeout`. Every
+/// event has the fields `layer`, such as `timeout`, and `name`, which `.named(..)` sets.
 ///
-/// A label that does not apply is empty. The recorder of metrics has to be installed before the first service is made.
+/// # Metrics
+///
+/// | metric | kind | counts | labels |
+/// |---|---|---|---|
+/// | `ziggurat_events_total` | counter | events of all layers, except `started` and `ended` | `layer`, `name`, `event`, `reason` |
+/// | `ziggurat_calls_total` | counter | completed calls through an [`ObserveLayer`] | `name`, `outcome`, `reason` |
+/// | `ziggurat_call_duration_seconds` | histogram | the duration of these calls | `name`, `outcome` |
+/// | `ziggurat_calls_in_flight` | gauge | calls that have not completed | `name` |
+///
+/// The `reason` of a transition is the new state. A label that does not apply is empty. Install the metrics recorder
+/// before you create the first service.
+///
+/// [`ObserveLayer`]: crate::observe::ObserveLayer
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum LayerEvent<'a> {
-    /// The layer answered instead of the service.
+    /// The layer rejected a call.
     Rejected(&'a Rejection),
-    /// An attempt failed, and another one will be made.
+    /// An attempt failed, and the call will be retried.
     Retrying {
-        /// The number of the attempt that failed, from 1.
+        /// The number of the failed attempt, from 1.
         attempt: u32,
-        /// How long it is until the next one.
+        /// The wait until the next attempt.
         delay: Duration,
-        /// Why it failed: of a rejection [`Reason::as_str`](crate::Reason::as_str), what an error says, or the status
-        /// of a response.
+        /// Why the attempt failed: [`Reason::as_str`](crate::Reason::as_str) of a rejection, the message of an error,
+        /// or the status of a response.
         cause: fmt::Arguments<'a>,
     },
-    /// An attempt succeeded after others had failed.
+    /// An attempt succeeded after earlier ones failed.
     Recovered {
-        /// The number of the attempt that succeeded, from 2.
+        /// The number of the successful attempt, from 2.
         attempt: u32,
     },
-    /// An attempt failed with a failure that may be retried, and there will be no other.
+    /// An attempt failed in a way that may be retried, but the call is not retried again.
     GaveUp {
-        /// The number of the attempt that failed, from 1.
+        /// The number of the failed attempt, from 1.
         attempt: u32,
-        /// Why there is no other: `"attempts"`, `"backoff"`, `"budget"`, `"certificate"`, `"copy"`, `"deadline"` or
-        /// `"retry_after"`.
+        /// Why there is no further attempt: `"attempts"`, `"backoff"`, `"budget"`, `"certificate"`, `"copy"`,
+        /// `"deadline"` or `"retry_after"`.
         reason: &'static str,
-        /// Why it failed: as in [`Retrying`](Self::Retrying).
+        /// Why the attempt failed: as in [`Retrying`](Self::Retrying).
         cause: fmt::Arguments<'a>,
     },
-    /// An attempt failed in a way that no other attempt helps.
+    /// An attempt failed in a way that a retry would not help.
     NotRetried {
-        /// The number of the attempt that failed, from 1.
+        /// The number of the failed attempt, from 1.
         attempt: u32,
-        /// Why there is no other: `"permanent"`, or `"ignored"` of a rejection that says nothing about the service.
+        /// Why there is no further attempt: `"permanent"`, or `"ignored"` for a rejection that says nothing about the
+        /// service.
         reason: &'static str,
-        /// Why it failed: as in [`Retrying`](Self::Retrying).
+        /// Why the attempt failed: as in [`Retrying`](Self::Retrying).
         cause: fmt::Arguments<'a>,
     },
-    /// A state changed.
+    /// The layer changed its state, as a circuit breaker does.
     Transition {
-        /// The state before.
+        /// The previous state.
         from: &'static str,
-        /// The state now.
+        /// The new state.
         to: &'static str,
     },
-    /// A call failed, and was answered by something else.
+    /// A call failed, and a fallback provided the response.
     FellBack {
-        /// How it failed: `"error"`, `"response"`, or of a rejection [`Reason::as_str`](crate::Reason::as_str).
+        /// How the call failed: `"error"`, `"response"`, or [`Reason::as_str`](crate::Reason::as_str) of a rejection.
         reason: &'static str,
     },
-    /// A call failed, and what should have answered in its place failed too.
+    /// A call failed, and so did its fallback.
     FallbackFailed {
-        /// How the call failed: `"error"`, `"response"`, or of a rejection [`Reason::as_str`](crate::Reason::as_str).
+        /// How the call failed: `"error"`, `"response"`, or [`Reason::as_str`](crate::Reason::as_str) of a rejection.
         reason: &'static str,
-        /// What the fallback failed with.
+        /// The fallback's error.
         error: fmt::Arguments<'a>,
     },
-    /// The call behind a stale answer brought no other one that can be stored.
+    /// The call that should have refreshed a stale response returned nothing that can be stored.
     RefreshFailed {
-        /// How: `"error"`, `"response"`, or of a rejection [`Reason::as_str`](crate::Reason::as_str).
+        /// How it failed: `"error"`, `"response"`, or [`Reason::as_str`](crate::Reason::as_str) of a rejection.
         reason: &'static str,
-        /// What it failed with.
+        /// The error of that call.
         error: fmt::Arguments<'a>,
     },
-    /// A fault was put in on purpose, and not an error: that is a [rejection](Self::Rejected).
+    /// A delay or a hang was injected. An injected error is [`Rejected`](Self::Rejected) instead.
     Injected {
-        /// Which: `"delay"` or `"hang"`.
+        /// The kind of fault: `"delay"` or `"hang"`.
         reason: &'static str,
     },
-    /// A call counts as a failure of the service.
+    /// A call counted as a failure of the service.
     Failed,
-    /// The body of a request is not kept any longer while it is sent: this attempt goes on, and there can be no other.
+    /// The copy of a request body was dropped while the body is sent. This attempt continues, but cannot be repeated.
     NotRepeatable {
-        /// Why: `"size"`, it is larger than one may be, or `"total"`, all together are.
+        /// Why: `"size"` if this body exceeds its limit, `"total"` if all bodies together exceed theirs.
         reason: &'static str,
     },
-    /// A call has to wait its turn.
+    /// A call is waiting in the queue.
     Queued,
     /// Bodies made no progress for too long, and lost their permits to calls that need them.
     Reclaimed {
-        /// How many.
+        /// The number of permits.
         permits: usize,
     },
-    /// The answer came from memory.
+    /// The response came from the cache.
     Hit,
-    /// The answer was not in memory.
+    /// The response was not in the cache.
     Miss,
-    /// The answer came from memory although it had expired.
+    /// An expired response came from the cache.
     Stale,
-    /// The answer came from another caller's call.
+    /// The response came from another caller's call.
     Shared,
-    /// An answer was put into memory.
+    /// A response was stored in the cache.
     Stored,
-    /// Settings of a recommended stack that were changed while it works contradict each other: the ones before them stay.
+    /// New settings of a running recommended stack contradict each other. The previous settings stay in effect.
     SettingsRefused {
-        /// Which two, and their values.
+        /// The two settings and their values.
         error: &'a str,
     },
-    /// A handler of an [`EventBus`](crate::EventBus) failed or panicked. It goes on with the next event, and so do all others.
+    /// A handler of an [`EventBus`](crate::EventBus) failed or panicked. It continues with the next event.
     HandlerFailed {
-        /// The type of event.
+        /// The type of the event.
         of: &'static str,
-        /// What it said.
+        /// The handler's error.
         error: &'a str,
     },
     /// A handler of an [`EventBus`](crate::EventBus) was too slow.
     HandlerLagged {
-        /// The type of event.
+        /// The type of the event.
         of: &'static str,
-        /// The number of events that it missed; `None`: it was dropped ([`Lag::Drop`](crate::events::Lag::Drop)).
+        /// The number of events that it missed. `None` if it was dropped ([`Lag::Drop`](crate::events::Lag::Drop)).
         missed: Option<u64>,
     },
-    /// A call began.
+    /// A call started.
     Started,
-    /// A call ended, or was dropped.
+    /// A call completed, or was dropped.
     Ended {
-        /// How.
+        /// How the call ended.
         outcome: Outcome,
-        /// Of a rejection, why: see [`Reason::as_str`](crate::Reason::as_str).
+        /// Why it was rejected, if it was: see [`Reason::as_str`](crate::Reason::as_str).
         reason: Option<&'static str>,
-        /// How long it took.
+        /// The duration of the call.
         elapsed: Duration,
     },
 }
 
 impl LayerEvent<'_> {
-    /// Its name in `tracing` and in metrics, such as `"gave_up"`.
+    /// Returns the event's name in `tracing` and in metrics, such as `"gave_up"`.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -199,26 +209,26 @@ impl LayerEvent<'_> {
     }
 }
 
-/// How a call ended, for who counts calls.
+/// How a call ended, for call statistics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// The service answered, and works.
+    /// The service responded, and works.
     Success,
-    /// It failed.
+    /// The service failed.
     Failure,
-    /// What it answered says nothing about it.
+    /// The outcome says nothing about the service.
     Ignored,
-    /// A layer answered instead of the service.
+    /// A layer rejected the call.
     Rejected,
-    /// The call was dropped before it ended.
+    /// The call was dropped before it completed.
     Cancelled,
 }
 
 impl Outcome {
-    /// All of them.
+    /// All outcomes.
     pub const ALL: [Self; 5] = [Self::Success, Self::Failure, Self::Ignored, Self::Rejected, Self::Cancelled];
 
-    /// Its name in `tracing` and in metrics, such as `"success"`.
+    /// Returns the outcome's name in `tracing` and in metrics, such as `"success"`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

@@ -1,4 +1,4 @@
-//! Which layer an event comes from, and who observes it.
+//! The identity of a layer in telemetry, and its observers.
 
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
@@ -13,10 +13,11 @@ use crate::{
     outcome::{Class, Reason, Reject, Rejection},
 };
 
-/// Hears the events of the layers that it is attached to with `.observer(..)`. A closure is one too.
+/// Receives the events of the layers that it is attached to with `.observer(..)`. A closure is an observer too.
 ///
-/// It is called where the event happens, inside a request's call or poll, or while that is dropped: it must not block, and must not
-/// panic. What is dropped because of a panic tells its end too, and a second panic in there ends the program.
+/// An observer runs where the event happens: inside a request's call or poll, or while a future or body is dropped. It
+/// must not block, and it must not panic. Futures that are dropped during a panic emit events too, and a second panic
+/// there aborts the program.
 ///
 /// ```
 /// use std::sync::{Arc, atomic::{AtomicUsize, Ordering}};
@@ -44,10 +45,10 @@ where
     }
 }
 
-/// A layer as observers, logs and metrics know it: which layer it is, its name, and its observers.
+/// Describes a layer for observers, logs and metrics: the layer's kind, its name, and its observers.
 ///
-/// Each layer value has one. A layer of your own makes it with [`LayerInfo::new`], emits its events with [`LayerInfo::emit`], and rejects
-/// calls with [`LayerInfo::reject`].
+/// Each layer value has its own. Your own layer creates one with [`LayerInfo::new`], emits its events with
+/// [`LayerInfo::emit`], and rejects calls with [`LayerInfo::reject`].
 #[derive(Clone)]
 pub struct LayerInfo {
     layer: &'static str,
@@ -59,7 +60,8 @@ pub struct LayerInfo {
 }
 
 impl LayerInfo {
-    /// Describes a layer, which is called by its module's name. Its events go to the target `ziggurat` of `tracing`.
+    /// Creates the description of a layer with the name of its module. Its events in `tracing` have the target
+    /// `ziggurat`.
     #[must_use]
     pub const fn new(layer: &'static str) -> Self {
         trace_to!("ziggurat");
@@ -77,11 +79,11 @@ impl LayerInfo {
         }
     }
 
-    /// Gives the layer a name, which tells it from other values of the same layer.
+    /// Names the layer, to distinguish it from other instances of the same layer.
     #[must_use]
     pub fn named(mut self, name: impl Into<Cow<'static, str>>) -> Self {
         self.name = Some(Name::new(name));
-        // The clones that were used before go on counting under the old name.
+        // Clones that are already in use keep counting under the old name.
         #[cfg(feature = "metrics")]
         {
             self.counters = metrics::Counters::new();
@@ -89,7 +91,7 @@ impl LayerInfo {
         self
     }
 
-    /// Adds an observer. It is called after those that were added before.
+    /// Adds an observer. Observers run in the order in which they were added.
     #[must_use]
     pub fn observer(mut self, observer: impl Observer) -> Self {
         let observer = Arc::new(observer);
@@ -100,26 +102,27 @@ impl LayerInfo {
         self
     }
 
-    /// The layer, by the name of its module, such as `"timeout"`.
+    /// Returns the layer by the name of its module, such as `"timeout"`.
     #[must_use]
     pub fn layer(&self) -> &'static str {
         self.layer
     }
 
-    /// The name that the layer was given.
+    /// Returns the name that was set with [`named`](Self::named).
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
     }
 
-    /// Rejects a call: builds the rejection, emits the event, and returns it for [`Reject::reject`](crate::Reject::reject).
+    /// Rejects a call: creates the rejection, emits the event, and returns the rejection for
+    /// [`Reject::reject`](crate::Reject::reject).
     #[must_use]
     #[cold]
     pub fn reject(&self, reason: Reason) -> Rejection {
         self.emit_rejected(Rejection::new(self.layer, self.name.clone(), reason))
     }
 
-    /// Rejects a call as [`reject`](Self::reject) does, and tells the caller when to come back.
+    /// Rejects a call as [`reject`](Self::reject) does, with a time to come back.
     #[must_use]
     #[cold]
     pub fn reject_with_retry_after(&self, reason: Reason, retry_after: Duration) -> Rejection {
@@ -131,8 +134,8 @@ impl LayerInfo {
         rejection
     }
 
-    /// The rejection that other callers get who shared a call that failed: its own rejection, or what its error says. `class` is what the
-    /// outcome says about the service.
+    /// Returns the rejection for callers that shared a failed call: the call's own rejection, or one with its error's
+    /// message. `class` is the class of the outcome.
     pub(crate) fn shared<R, E>(&self, outcome: &Result<R, E>, class: Class) -> Rejection
     where
         E: Reject<R> + fmt::Display,
@@ -153,12 +156,12 @@ impl LayerInfo {
         self.name.as_ref()
     }
 
-    /// Whether an observer listens.
+    /// Returns whether there is an observer.
     pub(super) fn is_observed(&self) -> bool {
         self.observer.is_some()
     }
 
-    /// Emits an event to the observers, to `tracing` and to the metrics. Without any of them it costs two branches.
+    /// Emits an event to the observers, to `tracing` and to the metrics. Costs two branches if none of them is active.
     pub fn emit(&self, event: LayerEvent<'_>) {
         if let Some(observer) = &self.observer {
             observer.on_event(self, &event);
@@ -192,7 +195,7 @@ impl fmt::Debug for LayerInfo {
     }
 }
 
-/// The [`LayerInfo`] of one of this crate's layers, with the target `ziggurat::<layer>`.
+/// Creates the [`LayerInfo`] of a layer in this crate, with the target `ziggurat::<layer>`.
 macro_rules! layer_info {
     ($layer:literal) => {{
         $crate::telemetry::trace::trace_to!(concat!("ziggurat::", $layer));
@@ -200,19 +203,19 @@ macro_rules! layer_info {
     }};
 }
 
-/// The two setters that every layer has, for a layer with a field `info`, or with one at the path that is given.
+/// Defines the two setters that every layer has. The [`LayerInfo`] is in the field `info`, or at the given path.
 macro_rules! layer_setters {
     () => {
         $crate::telemetry::layer_setters!(info);
     };
     ($($info:ident).+) => {
-        /// Gives this layer a name, which its rejections and events carry.
+        /// Names this layer. Its rejections and events carry the name.
         pub fn named(mut self, name: impl Into<std::borrow::Cow<'static, str>>) -> Self {
             self.$($info).+ = self.$($info).+.named(name);
             self
         }
 
-        /// Adds an observer of this layer's events. It is called after those that were added before.
+        /// Adds an observer of this layer's events. Observers run in the order in which they were added.
         pub fn observer(mut self, observer: impl $crate::telemetry::Observer) -> Self {
             self.$($info).+ = self.$($info).+.observer(observer);
             self
@@ -240,7 +243,7 @@ mod tests {
         assert_eq!(shared.to_string(), "cache: the shared call failed: no such table; try again in 1s");
         assert_eq!((shared.class(), shared.retry_after()), (class, wait));
 
-        // A wait of zero would send all of them back at once.
+        // A wait of zero would send all callers back at once.
         let asked = Class::Failure { transient: true, retry_after: Some(Duration::ZERO) };
         assert_eq!(info.shared(&failed, asked).retry_after(), None);
     }

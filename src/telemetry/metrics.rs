@@ -1,4 +1,4 @@
-//! The metrics of events and calls, through the `metrics` facade: see the table at [`LayerEvent`].
+//! The metrics of events and calls, through the `metrics` facade. See the table at [`LayerEvent`].
 
 use std::{
     sync::{Arc, OnceLock},
@@ -10,10 +10,10 @@ use ::metrics::{Counter, Gauge, Histogram, SharedString, counter, gauge, histogr
 use super::{LayerEvent, Outcome};
 use crate::name::Name;
 
-/// Counts the events of a site.
+/// Counts the events of a layer.
 #[derive(Clone, Default)]
 pub(super) struct Counters {
-    // Of those that a call on the happy path may tell: looking one up would allocate.
+    // The counters of events that the happy path may emit: looking one up would allocate.
     frequent: OnceLock<Arc<[Counter; 6]>>,
 }
 
@@ -69,7 +69,7 @@ fn of(layer: &'static str, name: Option<&Name>, event: &LayerEvent<'_>, reason: 
     counter!("ziggurat_events_total", "layer" => layer, "name" => name, "event" => event.name(), "reason" => reason)
 }
 
-/// The meters of the calls at a site.
+/// The metrics of the calls through a layer.
 pub(super) struct Meters {
     name: SharedString,
     in_flight: Gauge,
@@ -109,7 +109,7 @@ fn calls(name: &SharedString, outcome: Outcome, reason: &'static str) -> Counter
     counter!("ziggurat_calls_total", "name" => name.clone(), "outcome" => outcome.as_str(), "reason" => reason)
 }
 
-/// A label: empty for a layer without a name.
+/// Returns the label for a layer's name. It is empty for a layer without a name.
 fn label(name: Option<&Name>) -> SharedString {
     match name {
         Some(Name::Static(name)) => SharedString::const_str(name),

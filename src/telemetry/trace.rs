@@ -1,18 +1,19 @@
-//! The events of layers in `tracing`.
+//! Emits the events of layers to `tracing`.
 
 use super::LayerEvent;
 
-/// Emits an event of this layer, of this name.
+/// Emits an event of the given layer and name.
 pub(crate) type Trace = fn(layer: &'static str, name: Option<&str>, event: &LayerEvent<'_>);
 
-/// One event in `tracing`. Its message is the event's name, which has to be a literal there.
+/// Emits one event to `tracing`. Its message is the event's name, which must be a literal there.
 macro_rules! tell {
     ($level:ident, $target:expr, ($layer:ident, $name:ident), $message:literal $(, $($fields:tt)+)?) => {
         tracing::$level!(target: $target, layer = $layer, name = $name, $($($fields)+,)? $message)
     };
 }
 
-/// Defines `fn trace(layer, name, event)` with this target: a target of `tracing` has to be a constant at each place.
+/// Defines `fn trace(layer, name, event)` with this target, because `tracing` requires a constant target at each call
+/// site.
 macro_rules! trace_to {
     ($target:expr) => {
         fn trace(layer: &'static str, name: Option<&str>, event: &$crate::telemetry::LayerEvent<'_>) {
