@@ -1,4 +1,4 @@
-//! The handle to a live circuit: what its state is, how to turn it by hand, and how to hear of its turns.
+//! The handle to a live circuit: reads its state, opens and closes it by hand, and subscribes to its transitions.
 
 #[cfg(all(test, ziggurat_loom))]
 use loom::sync::atomic::{AtomicBool, Ordering};
@@ -21,12 +21,13 @@ use crate::{
     telemetry::{LayerEvent, LayerInfo},
 };
 
-/// So many transitions are kept for a subscriber that is slow to take them.
+/// The number of transitions that are kept for a slow subscriber.
 const BACKLOG: usize = 64;
 
-/// The live state of a breaker, which all services of one [`CircuitBreakerLayer`](super::CircuitBreakerLayer) share.
+/// The live state of a circuit breaker, which all services of one [`CircuitBreakerLayer`](super::CircuitBreakerLayer)
+/// share.
 ///
-/// It is cheap to clone, and taken from the layer with [`handle`](super::CircuitBreakerLayer::handle).
+/// The layer returns it from [`handle`](super::CircuitBreakerLayer::handle). Clones are cheap.
 #[derive(Clone)]
 pub struct CircuitBreakerHandle {
     shared: Arc<Shared>,
@@ -37,7 +38,7 @@ struct Shared {
     cancelled: Cancelled,
     info: LayerInfo,
     transitions: EventBus,
-    /// Whether somebody is telling the machine's news.
+    /// Whether a thread is publishing the machine's transitions.
     telling: AtomicBool,
 }
 
@@ -53,48 +54,47 @@ impl CircuitBreakerHandle {
         Self { shared: Arc::new(shared) }
     }
 
-    /// The state that the circuit is in. One atomic read.
+    /// Returns the state of the circuit. Costs one atomic read.
     ///
-    /// An open circuit whose time is over is [`State::Open`] until the next call comes, which half-opens it.
+    /// A circuit whose open time is over stays [`State::Open`] until the next call half-opens it.
     #[must_use]
     pub fn state(&self) -> State {
         self.shared.machine.state()
     }
 
-    /// Opens the circuit, and keeps it open until [`close`](CircuitBreakerHandle::close): for maintenance, say. Who is rejected meanwhile is told
-    /// to come back after the first time that the circuit would be open for.
+    /// Opens the circuit and keeps it open until [`close`](CircuitBreakerHandle::close), for example for maintenance.
     ///
-    /// Calls that are under way go on, and what becomes of them changes nothing.
+    /// Its rejections ask callers to come back after the first open time. Calls in flight continue, and their outcomes
+    /// change nothing.
     pub fn force_open(&self) {
         self.shared.machine.force_open();
         self.shared.tell_news();
     }
 
-    /// Closes the circuit and forgets all that it counted, also if it was closed before.
+    /// Closes the circuit and resets all counts, even if it is closed already.
     ///
-    /// Calls that are under way go on, and what becomes of them changes nothing.
+    /// Calls in flight continue, and their outcomes change nothing.
     pub fn close(&self) {
         self.shared.machine.close();
         self.shared.tell_news();
     }
 
-    /// The transitions from now on.
+    /// Subscribes to the transitions from now on.
     #[must_use]
     pub fn subscribe(&self) -> Transitions {
         Transitions { transitions: self.shared.transitions.subscribe_with(BACKLOG, Lag::Tell) }
     }
 
-    /// Changes the number of failures in a row that opens the circuit. With 0 no number of them does, and only rates
-    /// open it.
+    /// Changes the number of failures in a row that opens the circuit. With 0, only rates open it.
     ///
-    /// The new number is compared when the next call fails. A row that is counted already goes on.
+    /// The new number applies from the next failure. The current row of failures continues.
     pub fn set_consecutive_failures(&self, failures: u32) {
         self.shared.machine.set_consecutive_failures(failures);
     }
 
-    /// Changes the part of the calls that have to fail to open the circuit, and keeps the window that it is taken of.
+    /// Changes the fraction of failed calls that opens the circuit, and keeps the window of counted calls.
     ///
-    /// It is looked at when the next call fails. If it opened for failures in a row alone, a window begins now.
+    /// The new rate applies from the next call that ends. If the circuit had no rate before, its window starts now.
     ///
     /// # Panics
     ///
@@ -104,7 +104,7 @@ impl CircuitBreakerHandle {
         self.shared.machine.set_failure_rate(part_of_one("rate", rate), clock::now());
     }
 
-    /// Changes how many calls the window has to hold before a rate opens the circuit.
+    /// Changes the number of calls that the window must hold before a rate can open the circuit.
     ///
     /// # Panics
     ///
@@ -114,8 +114,9 @@ impl CircuitBreakerHandle {
         self.shared.machine.set_min_calls(at_least_one("calls", calls));
     }
 
-    /// Changes how long the circuit will stay open, from the next time that it opens on. A [`Backoff`] goes on from where it is: it
-    /// begins anew when the circuit has been closed.
+    /// Changes how long the circuit stays open, from the next time it opens.
+    ///
+    /// A [`Backoff`] continues at its current step and starts over after the circuit has closed.
     pub fn set_open_for(&self, open_for: impl Into<Backoff>) {
         self.shared.machine.set_open_for(open_for.into());
     }
@@ -124,13 +125,13 @@ impl CircuitBreakerHandle {
         &self.shared.info
     }
 
-    /// Whether a call would be admitted now.
+    /// Returns an error if a call would be rejected now.
     #[inline]
     pub(super) fn check(&self) -> Result<(), Refused> {
         self.shared.machine.check(clock::now)
     }
 
-    /// Admits a call. The clock is not read while the circuit is closed, unless slow calls are looked for.
+    /// Admits a call. Reads the clock only if the circuit is not closed or calls are timed.
     #[inline]
     pub(super) fn admit(&self) -> Result<Call, Refused> {
         match self.shared.machine.admit_untimed() {
@@ -143,9 +144,9 @@ impl CircuitBreakerHandle {
     fn admit_timed(&self) -> Result<Call, Refused> {
         let ticket = self.shared.machine.admit(clock::now)?;
         let is_probe = ticket.is_probe();
-        // Before anybody is told: if who hears of it panics, the call is dropped, and its place is free again.
+        // Before publishing: if a subscriber panics, the call is dropped and frees its probe slot.
         let call = Call { circuit: self.clone(), ticket, is_over: false };
-        // It may have half-opened the circuit.
+        // The call may have half-opened the circuit.
         if is_probe {
             self.shared.tell_news();
         }
@@ -154,10 +155,10 @@ impl CircuitBreakerHandle {
 }
 
 impl Shared {
-    // Half of what a breaker costs is the way to here and back, if it is not inlined.
+    // Without inlining, getting here and back would be half of the cost of a circuit breaker.
     #[inline(always)]
     fn record(&self, ticket: &Ticket, outcome: Outcome) {
-        // Before anybody is told: who hears of it may panic, and it counts all the same.
+        // Before emitting: an observer may panic, and the outcome must count all the same.
         let turned = self.machine.record(ticket, outcome, clock::now);
         if outcome.is_failure() {
             self.info.emit(LayerEvent::Failed);
@@ -167,20 +168,20 @@ impl Shared {
         }
     }
 
-    /// Tells all who listen of the transitions that nobody has told yet.
+    /// Publishes all transitions that have not been published yet.
     ///
-    /// One thread at a time, so that everybody hears them in order; and under no lock, so that who hears of one may turn the
-    /// circuit again.
+    /// One thread publishes at a time, so that subscribers see the transitions in order. No lock is held, so that an
+    /// observer may open or close the circuit.
     #[cold]
     fn tell_news(&self) {
         struct Telling<'a>(&'a AtomicBool);
         impl Drop for Telling<'_> {
             fn drop(&mut self) {
-                // Not a plain store: loom cannot tell its order among the swaps.
+                // Not a plain store, whose order among the swaps loom does not model.
                 self.0.swap(false, Ordering::AcqRel);
             }
         }
-        // Who finds somebody telling leaves the news to them: they look again after they said that they are done.
+        // Another thread that is publishing picks up new transitions: it checks again after it has cleared the flag.
         while self.machine.has_news() && !self.telling.swap(true, Ordering::AcqRel) {
             let _telling = Telling(&self.telling);
             while let Some(transition) = self.machine.news() {
@@ -202,22 +203,22 @@ impl fmt::Debug for CircuitBreakerHandle {
     }
 }
 
-/// A call that was admitted. Dropped without an outcome, it was cancelled (or it panicked).
+/// An admitted call. Dropping it without an outcome records a cancelled call (or a panic).
 #[derive(Debug)]
 pub(super) struct Call {
     circuit: CircuitBreakerHandle,
     ticket: Ticket,
-    /// Its outcome is recorded.
+    /// Whether its outcome is recorded.
     is_over: bool,
 }
 
 impl Call {
-    /// Its response is there, which is what its time is measured to; it goes on with the body.
+    /// Marks that the response has arrived. The call's time is measured up to here; the call continues with the body.
     pub(super) fn answered(&mut self) {
         self.circuit.shared.machine.answered(&mut self.ticket, clock::now);
     }
 
-    /// Records how the call ended; `unsent` if it still waited on this side when it did.
+    /// Records how the call ended. `unsent` means that it still waited in a local queue.
     #[inline]
     pub(super) fn ended<R, E: Reject<R>>(&mut self, class: Class, outcome: &Result<R, E>, unsent: Unsent) {
         self.over(match class {
@@ -226,7 +227,7 @@ impl Call {
         });
     }
 
-    /// Records how the body ended of a response that was a success.
+    /// Records how the body of a successful response ended.
     pub(super) fn body_ended(&mut self, class: Class) {
         self.over(match class {
             Class::Success => Outcome::Success,
@@ -244,19 +245,19 @@ impl Call {
         }
     }
 
-    /// Whether it decides about a half-open circuit.
+    /// Whether its outcome decides about a half-open circuit.
     pub(super) fn is_probe(&self) -> bool {
         self.ticket.is_probe()
     }
 
-    /// The call waited on this side until now: its time begins.
+    /// Marks that the call left a local queue: its time starts now.
     pub(super) fn sent(&mut self) {
         self.ticket.sent(clock::now);
     }
 
-    /// Asks once more for a call that still waits on this side, if the circuit has turned since it was admitted.
+    /// Admits a call again that still waits in a local queue, if the circuit has changed its state since.
     ///
-    /// It never becomes a probe: that would wait behind others, who are all rejected meanwhile.
+    /// The call never becomes a probe: it would wait behind other calls, which are all about to be rejected.
     pub(super) fn admit_again(&mut self) -> Result<(), Refused> {
         if self.circuit.shared.machine.is_current(&self.ticket) {
             return Ok(());
@@ -265,7 +266,7 @@ impl Call {
             self.is_over = true;
             return Err(self.circuit.check().err().unwrap_or(Refused { retry_after: Duration::ZERO }));
         }
-        // What becomes of a call that was admitted before the turn changes nothing.
+        // The outcome of a call from before the transition changes nothing.
         self.is_over = true;
         *self = self.circuit.admit()?;
         Ok(())
@@ -275,7 +276,7 @@ impl Call {
         &self.circuit
     }
 
-    /// Records that the call panicked: a fault on this side.
+    /// Records that the call panicked, which is a local fault.
     #[cold]
     pub(super) fn panicked(&mut self) {
         self.over(match self.circuit.shared.cancelled {
@@ -284,7 +285,7 @@ impl Call {
         });
     }
 
-    /// Records that the call was dropped; with what it said itself meanwhile.
+    /// Records that the call was dropped, with the notes that inner layers left while it was.
     #[cold]
     pub(super) fn cancelled(&mut self, Unsent(unsent): Unsent, HadItsTime(had_its_time): HadItsTime) {
         self.over(match self.circuit.shared.cancelled {
@@ -299,14 +300,14 @@ impl Call {
     }
 }
 
-/// What a circuit makes of an outcome that is no success.
+/// Maps an outcome that is not a success to what the circuit counts.
 #[cold]
 fn unsuccessful(class: Class, rejection: Option<&Rejection>, Unsent(unsent): Unsent) -> Outcome {
     match (class, rejection.map(Rejection::reason)) {
-        // A limit of time between here and a queue passed there.
+        // A timeout between this layer and a local queue ended the call.
         (_, Some(Reason::TimedOut { .. })) if unsent => Outcome::Ignored,
         (Class::Failure { retry_after: Some(wait), .. }, _) => Outcome::LeaveAlone(wait),
-        // The service's own answer, to whichever caller.
+        // The service's own outcome, even if another caller's call received it.
         (Class::Failure { .. }, None | Some(Reason::Shared { .. })) => Outcome::Failure,
         (Class::Failure { .. }, Some(_)) => Outcome::NoAnswer,
         (_, None) => Outcome::Answered,
@@ -318,22 +319,23 @@ fn unsuccessful(class: Class, rejection: Option<&Rejection>, Unsent(unsent): Uns
 impl Drop for Call {
     #[inline]
     fn drop(&mut self) {
-        // Whatever ends a call in order records it: this one panicked before it had a future, or its body did.
+        // All other ends are recorded: the call panicked before it had a future, or its body panicked.
         if !self.is_over {
             self.panicked();
         }
     }
 }
 
-/// The transitions of a circuit, from when they were [subscribed](CircuitBreakerHandle::subscribe) to.
+/// The transitions of a circuit since the [subscription](CircuitBreakerHandle::subscribe).
 pub struct Transitions {
     transitions: Subscription<Transition>,
 }
 
 impl Transitions {
-    /// The next transition; `None` when the circuit is gone, with all handles, layers and services that share it.
+    /// Waits for the next transition. Returns `None` when the circuit is gone, with all its handles, layers and
+    /// services.
     ///
-    /// Who is more than 64 transitions late loses the oldest. Dropping this future loses nothing.
+    /// A receiver that lags by more than 64 transitions misses the oldest. Dropping this future loses no transition.
     pub async fn next(&mut self) -> Option<Transition> {
         loop {
             match self.transitions.next().await {

@@ -1,61 +1,100 @@
-//! Stops calling a service that fails, and tries from time to time whether it works again.
+//! Stops calling a service that fails, and probes from time to time whether it has recovered.
 //!
-//! A *closed* circuit lets every call through and counts how they end. If too many of them fail it *opens*: for a while every
-//! call is rejected at once with [`Reason::CircuitOpen`], which spares its caller the wait and the service the load. Then it is
-//! *half-open*: a few calls pass as probes. One that succeeds closes the circuit, one that fails opens it again, for longer.
+//! # States
 //!
-//! **What it counts.** How calls end, by [class](crate::Class): failures in a row
-//! ([`consecutive`](CircuitBreakerLayer::consecutive)), the rate of failures over a window that slides
-//! ([`failure_rate`](CircuitBreakerLayer::failure_rate)), of slow calls
-//! ([`slow_calls`](CircuitBreakerLayer::slow_calls)), or any of these together. What is ignored is not counted: an
-//! overload of a limit on this side says nothing about the service. Nor is what the service
-//! [declined](crate::Class::Declined): a 429 speaks about its caller, and must not shut out all others. An error of the
-//! service's `poll_ready` is counted like one of its answers. A call that began before the circuit last changed its
-//! state is late, and its result changes nothing. An error is taken for the service's, also where the body of the
-//! *request* broke off, unless an [`UploadLayer`](crate::upload::UploadLayer) outside tells the two apart: a proxy,
-//! whose callers can hang up in the middle of an upload, needs one. Rates are judged whenever a call can raise them:
-//! one that fails, one that completes [`min_calls`](CircuitBreakerLayer::min_calls), and the first after the window has
-//! slid on.
+//! - A *closed* circuit admits every call and counts how the calls end. It *opens* when too many of them fail.
+//! - An *open* circuit rejects every call at once with [`Reason::CircuitOpen`]. This spares the caller the wait and
+//!   the service the load.
+//! - When the open time is over, the circuit is *half-open*: it admits a few calls as probes. A probe that succeeds
+//!   closes the circuit. A probe that fails opens it again, for longer.
 //!
-//! **Whose fault it is.** A limit of time counts against the service only if the service had that time: the whole limit of a
-//! [`TimeoutLayer`](crate::timeout::TimeoutLayer) beneath, or the time that [`Cancelled::After`] names. A call that a surrounding deadline ended
-//! earlier is *abandoned*, and neutral: a caller with a short deadline, or one that waited in a queue on this side, opens no circuit. The one
-//! exception: while nothing at all comes back from the service, abandoned calls count as calls without an answer. As many of these in a row as
-//! failures in a row (or [`min_calls`](CircuitBreakerLayer::min_calls) of a rate) open the circuit, or a service that hangs behind short
-//! deadlines never would. A panic of the call is a fault of this program, and neutral.
+//! # What counts
 //!
-//! A call ends with its response; with [`until_body_end`](CircuitBreakerLayer::until_body_end) a success only with the response's
-//! body, and one that fails (a connection that is reset in the middle of a download) is a failure.
+//! The circuit opens after a number of failures in a row ([`consecutive`](CircuitBreakerLayer::consecutive)), at a
+//! rate of failures over a sliding window ([`failure_rate`](CircuitBreakerLayer::failure_rate)), at a rate of slow
+//! calls ([`slow_calls`](CircuitBreakerLayer::slow_calls)), or at any combination of these. A classifier gives the
+//! outcome of each call its [class](crate::Class):
 //!
-//! **Where it belongs.** Inside of the retry, so that it sees each attempt, and an attempt that finds it open is not retried;
-//! outside of the attempt's timeout, so that it sees what timed out as a failure. Outside of the retry it would see one failure
-//! for all attempts. Inside of the cache, or hits would be rejected too. For each upstream one layer value: all services
-//! that a layer value makes, and their clones, share one circuit.
+//! - Ignored outcomes are not counted: a local limit that is overloaded says nothing about the service.
+//! - Neither are [declined](crate::Class::Declined) requests: a 429 speaks about its caller, and must not shut out
+//!   all others.
+//! - An error from the service's `poll_ready` counts like an error from a call.
+//! - A call that began before the circuit last changed its state is late, and its result changes nothing.
+//! - An error counts against the service even if the body of the *request* broke off, unless an
+//!   [`UploadLayer`](crate::upload::UploadLayer) outside tells the two apart. A proxy needs one, because its callers
+//!   can hang up in the middle of an upload.
 //!
-//! **Cancellation.** A call that is dropped without an outcome is a failure if the service had its time, and abandoned if its
-//! [`Deadline`](crate::Deadline) had passed when it was dropped: see above. Otherwise it is ignored: a client that hangs up says nothing about
-//! the service, nor does a call that still waited in the queue of a
-//! [`ConcurrencyLimitLayer`](crate::concurrency_limit::ConcurrencyLimitLayer) (of a service that calls several others at once, if any
-//! of them did). [`Cancelled`] has the other choices. A probe that is dropped, abandoned, or panics, makes room for the next one; so does,
-//! after as long as the circuit was open, one that does not end.
+//! Rates are evaluated at each call that can raise them: a call that fails, a call that completes
+//! [`min_calls`](CircuitBreakerLayer::min_calls), and the first call after the window has moved.
 //!
-//! **A queue beneath.** A call that waits for its turn in a concurrency limit is looked at again when it is next polled, at the latest when it
-//! has its turn: if the circuit is not closed any more, it is rejected and not sent. A probe goes to the front of that queue. (A service that
-//! calls several others at once waits as long as any of them does, and is dropped as a whole.)
+//! A call ends with its response. With [`until_body_end`](CircuitBreakerLayer::until_body_end), a successful call ends
+//! with the response's body, and a body that fails (a connection that is reset in the middle of a download) makes the
+//! call a failure.
 //!
-//! **When to come back.** A rejection says it exactly: the time that the circuit is still open, or, if it is half-open, that after
-//! which a probe gives up its place (they mostly end sooner). How long a circuit that was opened by hand will be open nobody knows:
-//! it says its first open time then.
+//! # Timeouts
 //!
-//! **Readiness.** An open circuit is ready at once, to reject; its service is neither called nor asked whether it is ready. A call
-//! that was promised only that is rejected even if the circuit half-opens between `poll_ready` and `call`. A caller that waits
-//! for the service's readiness when the circuit opens is told so when it next asks. A service that was asked whether it is ready and is then not
-//! called, because the circuit opened in between or another call became the probe, is dropped and replaced by its clone: it would keep its
-//! place in a queue, or what it reserved (tower's limits do), until it is used or dropped.
+//! A time limit counts against the service only if the service had all of that time: the whole limit of a
+//! [`TimeoutLayer`](crate::timeout::TimeoutLayer) inside, or the duration of [`Cancelled::After`]. A call that a
+//! surrounding deadline ended earlier is *abandoned*, which is neutral: a caller that has a short deadline, or that
+//! spent it in a local queue, does not open the circuit.
 //!
-//! It needs `S: Clone`, to give readiness back. A closed circuit clones nothing, and costs a call three atomic reads and a
-//! reference count (with a rate, also an atomic write): no lock, no allocation, and no clock read unless its window is one of
-//! time, it looks for slow calls, or [`Cancelled::After`] names a time.
+//! There is one exception, because a service that hangs behind short deadlines would otherwise never open the circuit.
+//! While nothing at all comes back from the service, abandoned calls count as unanswered calls. The number of
+//! unanswered calls in a row that opens the circuit is the limit of failures in a row, or the
+//! [`min_calls`](CircuitBreakerLayer::min_calls) of a rate.
+//!
+//! A call that panics is a fault of the local program, and neutral.
+//!
+//! # Order
+//!
+//! - Inside the retry, so that the circuit breaker sees each attempt, and an attempt that finds the circuit open is
+//!   not retried. Outside the retry it would see one failure for all attempts.
+//! - Outside the attempt's timeout, so that an attempt that times out counts as a failure.
+//! - Inside the cache, because it would otherwise reject hits too.
+//!
+//! Use one layer value for each upstream: all services that a layer value makes, and their clones, share one circuit.
+//!
+//! # Cancellation
+//!
+//! A call that is dropped without an outcome is a failure if the service had its full time, and abandoned if the call's
+//! [`Deadline`](crate::Deadline) had passed when it was dropped. Otherwise it is ignored. A client that hangs up says
+//! nothing about the service. Nor does a call that is still in the queue of a
+//! [`ConcurrencyLimitLayer`](crate::concurrency_limit::ConcurrencyLimitLayer). (If the service calls several others at
+//! once, this applies when any of these calls is in a queue.) [`Cancelled`] has the other choices.
+//!
+//! A probe that is dropped, is abandoned, or panics makes room for the next probe. So does a probe that runs for longer
+//! than the circuit was open.
+//!
+//! # A concurrency limit inside
+//!
+//! A call that waits in the queue of a concurrency limit is checked again when it is next polled, at the latest when it
+//! gets its permit. If the circuit is no longer closed by then, the call is rejected and not sent. A probe goes to the
+//! front of the queue. (A service that calls several others at once counts as waiting while any of these calls waits,
+//! and is dropped as a whole.)
+//!
+//! # Retry-After
+//!
+//! A rejection carries the exact time after which a call can be admitted: the rest of the open time or, in a half-open
+//! circuit, the time until a probe loses its slot (most probes end sooner). A circuit that was opened by hand has no
+//! end to report, so its rejections carry the first open time.
+//!
+//! # Readiness
+//!
+//! An open circuit is ready at once, in order to reject. It neither calls nor polls its service. A call for which
+//! `poll_ready` returned ready in this way is rejected even if the circuit half-opens between `poll_ready` and `call`.
+//! A caller that waits for the service's readiness while the circuit opens sees it at its next `poll_ready`.
+//!
+//! The service can be polled for readiness and then not be called, because the circuit opened in between or another
+//! call became the probe. The circuit breaker then replaces the service with a clone and drops it: otherwise it would
+//! keep its reservation (tower's limits make one) or its place in a queue. This is why the layer needs `S: Clone`.
+//!
+//! # Cost
+//!
+//! In a closed circuit, a call costs three atomic reads and a reference count, and with a rate also an atomic write.
+//! It clones no service, takes no lock and does not allocate. It reads the clock only if the window is one of time, if
+//! slow calls are counted, or with [`Cancelled::After`].
+//!
+//! # Examples
 //!
 //! ```
 //! use std::time::Duration;
@@ -127,7 +166,7 @@ pub use self::{
     state::{State, Transition},
 };
 
-/// Stops calling a service that fails: see the [module](self).
+/// Stops calling a service that fails. See the [module documentation](self).
 ///
 /// | setting | default | source of the default |
 /// |---|---|---|
@@ -135,12 +174,12 @@ pub use self::{
 /// | [`min_calls`](Self::min_calls) | 20 | Finagle, Polly |
 /// | [`open_for`](Self::open_for) | 5 s, doubling to 300 s, with [`Jitter::Upward`] | Polly, Finagle |
 /// | [`probes`](Self::probes), [`successes_to_close`](Self::successes_to_close) | 1 | Polly, Finagle, linkerd2 |
-/// | [`cancelled`](Self::cancelled) | a failure if the service had its time | |
+/// | [`cancelled`](Self::cancelled) | a failure if the service had its full time | |
 #[must_use]
 pub struct CircuitBreakerLayer<C = FailOnError, U = ResponseEnd> {
     settings: Settings,
     classify: C,
-    /// Made when it is first asked for; a setting that is changed after that begins a new one.
+    /// Made on first use. A setting that is changed after that starts a new circuit.
     circuit: Arc<OnceLock<CircuitBreakerHandle>>,
     until: PhantomData<fn() -> U>,
 }
@@ -152,29 +191,31 @@ struct Settings {
     info: LayerInfo,
 }
 
-/// What a call says about the service if it is dropped before it ended.
+/// How a call counts that is dropped before it ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Cancelled {
-    /// A failure if the service had all the time of a [`TimeoutLayer`](crate::timeout::TimeoutLayer) beneath, the attempt's. If the
-    /// surrounding [`Deadline`](crate::Deadline) passed earlier the call was *abandoned*: that is a failure only while nothing at all comes back
-    /// from the service. Otherwise it says nothing.
+    /// A failure if the service had the whole limit of a [`TimeoutLayer`](crate::timeout::TimeoutLayer) inside, the
+    /// attempt's timeout. If the surrounding [`Deadline`](crate::Deadline) passed earlier, the call was *abandoned*:
+    /// this is a failure only while nothing at all comes back from the service. Otherwise the call is not counted.
     #[default]
     ByDeadline,
-    /// A failure if the service had at least this long, and the same as [`ByDeadline`](Self::ByDeadline) if it had less: for attempts whose limit is
-    /// not this crate's. Each call then reads the clock when it is admitted. (Beside [slow calls](CircuitBreakerLayer::slow_calls) it does
-    /// not cover the body.)
+    /// A failure if the service had at least this duration, and otherwise as [`ByDeadline`](Self::ByDeadline).
+    ///
+    /// For attempts that are limited by something other than a layer of this crate. Each call reads the clock when it
+    /// is admitted. (Together with [slow calls](CircuitBreakerLayer::slow_calls), the duration does not include the
+    /// body.)
     After(Duration),
-    /// A failure, whoever dropped it and why: where a foreign timeout stands outside, say.
+    /// Always a failure, for example if a foreign timeout is outside the circuit breaker.
     Failure,
-    /// Nothing.
+    /// Never counted.
     Ignored,
 }
 
 impl CircuitBreakerLayer {
-    /// Opens when at least this part of the calls failed: 0.5 is half of them, the default of resilience4j.
+    /// Opens when at least this fraction of the calls failed: 0.5, for example, is resilience4j's default.
     ///
-    /// Counted over the last 30 seconds, if there were 20 calls in them: see [`over`](Self::over),
+    /// The rate is taken over the last 30 seconds, once they hold 20 calls. See [`over`](Self::over),
     /// [`over_calls`](Self::over_calls) and [`min_calls`](Self::min_calls).
     ///
     /// # Panics
@@ -185,7 +226,7 @@ impl CircuitBreakerLayer {
         Self::new(None, Some(part_of_one("rate", rate)))
     }
 
-    /// Opens when so many calls in a row failed.
+    /// Opens after this number of failures in a row.
     ///
     /// # Panics
     ///
@@ -215,14 +256,14 @@ impl CircuitBreakerLayer {
 }
 
 impl CircuitBreakerLayer<HttpStatus> {
-    /// [`failure_rate(0.5)`](CircuitBreakerLayer::failure_rate) for HTTP: responses are judged by [`HttpStatus`].
+    /// [`failure_rate(0.5)`](CircuitBreakerLayer::failure_rate) for HTTP, with [`HttpStatus`] as the classifier.
     pub fn http() -> Self {
         CircuitBreakerLayer::failure_rate(0.5).classify(HttpStatus)
     }
 }
 
 impl<C, U> CircuitBreakerLayer<C, U> {
-    /// Opens also when so many calls in a row failed: sooner than a rate can, at an outage.
+    /// Also opens after this number of failures in a row, which reacts to an outage sooner than a rate.
     ///
     /// # Panics
     ///
@@ -233,10 +274,10 @@ impl<C, U> CircuitBreakerLayer<C, U> {
         self.set(|settings| settings.policy.consecutive = Some(failures))
     }
 
-    /// Takes rates over the calls of the last so much time.
+    /// Computes rates over a sliding time window.
     ///
-    /// The window slides in ten steps: it is never longer than this, and at most a tenth shorter. It costs each call a clock
-    /// read, when it ends.
+    /// The window moves in ten steps, so it covers between nine tenths of `window` and all of it. Each call reads the
+    /// clock when it ends.
     ///
     /// # Panics
     ///
@@ -247,10 +288,10 @@ impl<C, U> CircuitBreakerLayer<C, U> {
         self.set(|settings| settings.policy.extent = Extent::Time(window))
     }
 
-    /// Takes rates over the last so many calls, however long ago they were.
+    /// Computes rates over the last `calls` calls, however long ago they ended.
     ///
-    /// Above ten calls the window slides in steps: it holds never less than this, and at most a fifth more. More
-    /// [`min_calls`](Self::min_calls) than these count as these. More than ten million calls are taken as that.
+    /// If `calls` is above ten, the window moves in steps and holds at least `calls` and at most a fifth more.
+    /// [`min_calls`](Self::min_calls) is capped at `calls`, and `calls` at ten million.
     ///
     /// # Panics
     ///
@@ -261,7 +302,7 @@ impl<C, U> CircuitBreakerLayer<C, U> {
         self.set(|settings| settings.policy.extent = Extent::Calls(calls.min(MOST_CALLS)))
     }
 
-    /// While the window holds fewer calls than this, no rate opens the circuit.
+    /// Sets the number of calls that the window must hold before a rate can open the circuit.
     ///
     /// # Panics
     ///
@@ -272,10 +313,10 @@ impl<C, U> CircuitBreakerLayer<C, U> {
         self.set(|settings| settings.policy.min_calls = calls)
     }
 
-    /// Opens also when at least this part of the calls took longer than so long, whether they failed or not. A probe that takes
-    /// longer fails.
+    /// Also opens when at least this fraction of the calls took longer than `longer_than`, successful or not.
     ///
-    /// A call's time begins when it is admitted. It costs each call two clock reads.
+    /// A probe that takes longer than `longer_than` fails. A call's time starts when the call is admitted. Each call
+    /// reads the clock twice.
     ///
     /// # Panics
     ///
@@ -286,19 +327,21 @@ impl<C, U> CircuitBreakerLayer<C, U> {
         self.set(|settings| settings.policy.slow = Some((longer_than, rate)))
     }
 
-    /// How long the circuit stays open: a [`Duration`], or a [`Backoff`] for each time that it opens again before it was closed.
+    /// Sets how long the circuit stays open: a [`Duration`], or a [`Backoff`] that grows each time the circuit opens
+    /// again before it has closed.
     ///
-    /// A failure that asks to be left alone for longer (a 503 with `Retry-After`) and opens the circuit keeps it open
-    /// for that long, up to the [maximum](Backoff::max) of the backoff; a fixed time is its own maximum. One sender's
-    /// 429 does not open it at all.
+    /// The failure that opens the circuit may carry a longer wait (a 503 with `Retry-After`). The circuit then stays
+    /// open for that time, up to the [maximum](Backoff::max) of the backoff. A fixed duration is its own maximum. A 429
+    /// to a single sender does not open the circuit at all.
     ///
-    /// Anything below a millisecond is a millisecond. What the clock cannot hold is until [`CircuitBreakerHandle::close`].
+    /// The minimum is one millisecond. A time that the clock cannot represent lasts until
+    /// [`CircuitBreakerHandle::close`].
     pub fn open_for(self, open_for: impl Into<Backoff>) -> Self {
         let open_for = open_for.into();
         self.set(|settings| settings.policy.open_for = open_for)
     }
 
-    /// How many calls a half-open circuit lets through at the same time.
+    /// Sets the number of probes that a half-open circuit admits at the same time.
     ///
     /// # Panics
     ///
@@ -309,7 +352,7 @@ impl<C, U> CircuitBreakerLayer<C, U> {
         self.set(|settings| settings.policy.probes = probes)
     }
 
-    /// How many probes must succeed to close the circuit.
+    /// Sets the number of probes that must succeed to close the circuit.
     ///
     /// # Panics
     ///
@@ -320,24 +363,27 @@ impl<C, U> CircuitBreakerLayer<C, U> {
         self.set(|settings| settings.policy.successes_to_close = successes)
     }
 
-    /// Judges by another classifier than [`FailOnError`]: [`HttpStatus`], a closure, or your own.
+    /// Replaces the classifier [`FailOnError`], for example with [`HttpStatus`], a closure, or your own type.
     pub fn classify<D>(self, classify: D) -> CircuitBreakerLayer<D, U> {
         CircuitBreakerLayer { settings: self.settings, classify, circuit: self.circuit, until: PhantomData }
     }
 
-    /// For HTTP: a call whose response is a success ends with the response's body, and is a failure if that fails.
+    /// Ends a successful call with the end of its response's body, and makes it a failure if the body fails.
     ///
-    /// A body that is dropped while its reader waits for it is a call that was [`cancelled`](Self::cancelled). Dropped otherwise, the
-    /// service had given all that it was asked for, and the call is a success: a server drops a body that it has sent whole, or that
-    /// nobody wants (HEAD), and a reader who is slow, or has had enough, is not the service's fault. For the same reason
-    /// [slow calls](Self::slow_calls) are timed to the response. An error in which a rejection lies is judged by that, any other one is
-    /// a failure. A body that panics says nothing about the service, however far it had come. A response that is not a success is judged at once. The body's error becomes a boxed one.
+    /// - A body that is dropped while its reader waits for it was [cancelled](Self::cancelled).
+    /// - A body that is dropped otherwise is a success, because the service had sent all that was asked for. A server
+    ///   drops a body that it has sent completely, or does not need (HEAD). A reader that is slow or stops early is not
+    ///   the service's fault. For the same reason, [slow calls](Self::slow_calls) are timed up to the response.
+    /// - An error that contains a rejection is classified by the rejection. Any other error is a failure.
+    /// - A body that panics does not count, however much of it was read.
+    ///
+    /// A response that is not a success is counted at once. The error type of the body becomes a boxed error.
     pub fn until_body_end(self) -> CircuitBreakerLayer<C, BodyEnd> {
         let Self { settings, classify, circuit, until: _ } = self;
         CircuitBreakerLayer { settings, classify, circuit, until: PhantomData }
     }
 
-    /// What a call says about the service if it is dropped before it ended.
+    /// Sets how a call counts that is dropped before it ends.
     pub fn cancelled(self, cancelled: Cancelled) -> Self {
         self.set(|settings| {
             settings.cancelled = cancelled;
@@ -350,16 +396,16 @@ impl<C, U> CircuitBreakerLayer<C, U> {
         self.set(move |settings| settings.info = settings.info.clone().named(name))
     }
 
-    /// Attaches somebody who hears this layer's events; one that was attached before hears them no more.
+    /// Adds an observer of this layer's events. It is called after those that were added before.
     ///
-    /// It is called under no lock, so it may turn the circuit itself.
+    /// No lock is held while it runs, so it may open or close the circuit itself.
     pub fn observer(self, observer: impl Observer) -> Self {
         self.set(|settings| settings.info = settings.info.clone().observer(observer))
     }
 
-    /// The circuit that all services of this layer share.
+    /// Returns the handle to the circuit that all services of this layer share.
     ///
-    /// Take it last: a setting that is changed later begins a new one.
+    /// Call it last: a setting that is changed later starts a new circuit.
     #[must_use]
     pub fn handle(&self) -> CircuitBreakerHandle {
         let made = self.circuit.get_or_init(|| {
@@ -388,7 +434,7 @@ fn part_of_one(name: &str, rate: f64) -> f64 {
     rate
 }
 
-// By hand, and so for the service: when a call ends need not be Clone for this.
+// By hand, here and for the service: a derive would require `U: Clone`.
 impl<C: Clone, U> Clone for CircuitBreakerLayer<C, U> {
     fn clone(&self) -> Self {
         let (settings, classify) = (self.settings.clone(), self.classify.clone());
@@ -421,9 +467,9 @@ pub struct CircuitBreaker<S, C = FailOnError, U = ResponseEnd> /* not a Service?
     inner: S,
     circuit: CircuitBreakerHandle,
     classify: C,
-    /// Whether `inner` was asked whether it is ready, and not called since: it may have reserved something.
+    /// Whether `inner` was polled for readiness since its last call: it may hold a reservation.
     asked: bool,
-    /// Whether it was ready then.
+    /// Whether that poll returned ready.
     ready: bool,
     until: PhantomData<fn() -> U>,
 }
@@ -434,7 +480,7 @@ impl<S: Clone, C: Clone, U> Clone for CircuitBreaker<S, C, U> {
             inner: self.inner.clone(),
             circuit: self.circuit.clone(),
             classify: self.classify.clone(),
-            // Nothing asked this one.
+            // The clone was not polled.
             asked: false,
             ready: false,
             until: PhantomData,
@@ -476,7 +522,7 @@ where
         let Err(error) = readiness else {
             return Poll::Ready(Ok(()));
         };
-        // Admitted only now, for an instant: a service that is ready and idle holds no probe's place.
+        // Admitted only now, for a moment: an idle service that is ready must not hold a probe slot.
         let outcome: Result<S::Response, _> = Err(error);
         if let Ok(mut call) = self.circuit.admit() {
             call.ended(Class::of(&outcome, &self.classify), &outcome, Unsent(false));
@@ -485,14 +531,14 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        // The circuit was open when this service was asked, even if that is over now.
+        // The circuit was open when this service was polled, even if it no longer is.
         if !self.ready {
             let refused = self.circuit.check().err().unwrap_or(Refused { retry_after: Duration::ZERO });
             return self.refuse(refused);
         }
         self.ready = false;
         match self.circuit.admit() {
-            // If the inner call panics, this one is dropped, and was cancelled.
+            // If the inner call panics, `call` is dropped, which records the panic.
             Ok(call) => {
                 self.asked = false;
                 let mut urgent = Urgent(true);
@@ -517,8 +563,8 @@ where
 }
 
 impl<S: Clone, C, U> CircuitBreaker<S, C, U> {
-    /// The service that was asked whether it is ready is dropped, and with it what it reserved, or its place in a queue, for a call that it
-    /// will not get.
+    /// Replaces a service that was polled for readiness with a clone. Dropping it releases its reservation or its
+    /// place in a queue, which would be held for a call that never comes.
     fn give_readiness_back(&mut self) {
         if self.asked {
             self.asked = false;
@@ -546,7 +592,7 @@ impl<S, C: Clone, U> CircuitBreaker<S, C, U> {
 enum Admission {
     Admitted(Call),
     Refused(CircuitBreakerHandle, Refused),
-    // It goes on with the response's body.
+    // The call moved to the response's body, or was rejected while it waited.
     Passed,
 }
 
@@ -554,14 +600,14 @@ pin_project! {
     /// The response future of [`CircuitBreaker`].
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F, C, U = ResponseEnd> {
-        // None: refused, or over.
+        // `None`: rejected or completed.
         #[pin]
         response: Option<F>,
-        // Dropped after the response: what that cleans up belongs to the call.
+        // Dropped after the response, whose cleanup is part of the call.
         admission: Admission,
-        // Whether the call waited for its turn on this side when it was last polled.
+        // Whether the call was in a local queue when it was last polled.
         waits: bool,
-        // While the response is polled, and after a poll that panicked.
+        // `true` while the response is polled, and after a poll that panicked.
         polling: bool,
         classify: C,
         until: PhantomData<fn() -> U>,
@@ -571,7 +617,7 @@ pin_project! {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
             if let (true, Admission::Admitted(call)) = (this.response.is_some(), this.admission) {
-                // A call that a limit kept waiting on this side says nothing about the service, however late it is.
+                // A call that waited in a local queue says nothing about the service, however late it is.
                 let (mut unsent, mut had_its_time) = (Unsent(false), HadItsTime(false));
                 let entered = (ambient::enter(&mut unsent), ambient::enter(&mut had_its_time));
                 this.response.set(None);
@@ -580,7 +626,7 @@ pin_project! {
                     call.panicked();
                 }
                 call.cancelled(Unsent(unsent.0 || caller::is_to_blame()), had_its_time);
-                // A breaker around this one is to know it too.
+                // For a circuit breaker outside this one.
                 if unsent.0 {
                     ambient::set(unsent);
                 }
@@ -610,7 +656,7 @@ where
                     && let Err(refused) = call.admit_again()
                 {
                     let rejection = rejected(call.circuit(), refused);
-                    // Gives its place in the queue to the next, or the permit that it has just got.
+                    // Releases its place in the queue, or the permit that it has just acquired.
                     this.response.set(None);
                     *this.admission = Admission::Passed;
                     return Poll::Ready(E::reject(rejection));
@@ -653,9 +699,9 @@ where
                 }
             })
         });
-        // It ends here, and so does an empty body.
+        // Without a body to follow, the call ends here. So does a call whose body is empty.
         if let Admission::Admitted(call) = this.admission {
-            // Nothing, if that was recorded before.
+            // Does nothing if the end is recorded already.
             call.body_ended(at_end);
         }
         Poll::Ready(outcome)
