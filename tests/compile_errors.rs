@@ -294,13 +294,13 @@ mod tests {
             (
                 "fallback_of_another_type",
                 &[
-                    "this fallback has no answer of type `String` for a request of type `String`",
+                    "this fallback does not return a response of type `String` for a request of type `String`",
                     "`FallbackLayer::new(|failed: Failed<'_, _, _>| ..)`, which returns `String` or `Option<String>`",
                 ],
             ),
             (
                 "fallback_that_is_not_clone",
-                &["this fallback has no answer of type `", "Report`, which has to be `Clone`"],
+                &["this fallback does not return a response of type `", "Report`, which must be `Clone`"],
             ),
             (
                 "backup_with_another_error",
@@ -310,10 +310,7 @@ mod tests {
             ),
             (
                 "degraded_without_extensions",
-                &[
-                    "a response of type `String` has no extensions, in which it could say that it is `Degraded`",
-                    "leave out `.http()`",
-                ],
+                &["a response of type `String` has no extensions to carry the mark `Degraded`", "leave out `.http()`"],
             ),
             ("fault_of_another_type", &["Fault` for a request of type `String`"]),
             (

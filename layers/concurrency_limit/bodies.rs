@@ -1,4 +1,4 @@
-//! The permits of response bodies, and how one is taken back whose body makes no progress.
+//! The permits of response bodies, and how the permit of a stalled body is reclaimed.
 
 use std::{
     fmt,
@@ -19,20 +19,22 @@ use crate::{
 };
 
 impl ConcurrencyLimitHandle {
-    /// How long a body may hand out no frame before its permit can be reclaimed; [`Duration::MAX`] if it never is.
+    /// Returns how long a body may yield no frame before its permit can be reclaimed; [`Duration::MAX`] if permits
+    /// are never reclaimed.
     #[must_use]
     pub fn reclaim_after(&self) -> Duration {
         self.seats().reclaim_after().unwrap_or(Duration::MAX)
     }
 
-    /// Changes how long a body may hand out no frame before its permit can be reclaimed, for all that share this gate: see
-    /// [`ConcurrencyLimitLayer::reclaim_after`](super::ConcurrencyLimitLayer::reclaim_after). A body that began while there was no such time
-    /// keeps its permit.
+    /// Changes how long a body may yield no frame before its permit can be reclaimed, for all clones.
+    ///
+    /// See [`ConcurrencyLimitLayer::reclaim_after`](super::ConcurrencyLimitLayer::reclaim_after). A body that began
+    /// while no such time was set keeps its permit.
     pub fn set_reclaim_after(&self, after: Duration) {
         self.seats().set_reclaim_after(after);
     }
 
-    /// Takes back the permits of bodies that have made no progress for too long: answers how many.
+    /// Reclaims the permits of stalled bodies, and returns their number.
     #[cold]
     pub(super) fn reclaim(&self) -> usize {
         let reclaimed = self.seats().reclaim_at(clock::now);
@@ -41,12 +43,13 @@ impl ConcurrencyLimitHandle {
     }
 }
 
-/// The permit of a response's body: what [`ConcurrencyLimitLayer::until_body_end`](super::ConcurrencyLimitLayer::until_body_end) keeps
-/// with it. Dropping it gives the permit back, unless it was reclaimed.
+/// The permit of a response's body, kept by
+/// [`ConcurrencyLimitLayer::until_body_end`](super::ConcurrencyLimitLayer::until_body_end). Dropping it releases the
+/// permit, unless it was reclaimed.
 pub struct BodyPermit {
     // None: it was reclaimed.
     gate: Option<ConcurrencyLimitHandle>,
-    // None: it cannot be.
+    // None: it cannot be reclaimed.
     seat: Option<Seat>,
 }
 
@@ -69,12 +72,12 @@ impl BodyPermit {
     }
 }
 
-/// The body is passed on as it is; the permit is given back after it.
+/// Passes the body through. The permit is released after the body is dropped.
 impl<B: Body> Guard<B> for BodyPermit {
     type Error = B::Error;
 
     fn poll_frame(&mut self, mut body: Pin<&mut B>, cx: &mut Context<'_>) -> PollFrame<B::Data, B::Error> {
-        // One that was reclaimed is not held here any more, though the body learns of that only with its next frame.
+        // A reclaimed permit is no longer held here, although the body learns of that only with its next frame.
         let is_held = |gate: &&ConcurrencyLimitHandle| self.seat.as_ref().is_none_or(|seat| gate.seats().is_held(seat));
         let held = self.gate.as_ref().filter(is_held).map(ConcurrencyLimitHandle::hold);
         let polled = body.as_mut().poll_frame(cx);

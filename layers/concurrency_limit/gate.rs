@@ -1,14 +1,15 @@
-//! The decision of the limit: who enters, who waits, and whose turn is next.
+//! The decision of the limit: admit a call, queue it, or reject it.
 //!
-//! One atomic word holds how many permits are free, how many callers wait for one and how many have left, so that entering a
-//! gate with room, leaving a gate where nobody waits and being turned away are each one atomic operation on it. The queue
-//! behind a mutex is touched only by those who wait and by those who owe them a permit.
+//! One atomic word holds the number of free permits, of waiters, and of permits released so far. Entering a gate with
+//! room, leaving a gate without waiters, and being rejected are therefore each one atomic operation on it. The queue
+//! behind the mutex is touched only by waiters and by callers that release a permit to a waiter.
 //!
-//! Whoever leaves while others wait *hands the permit over* to the first of them instead of freeing it, so a newcomer
-//! can never overtake the queue. The word counts free permits and not those in use because a limit that is lowered
-//! beneath what is in flight then is an ordinary negative number, and because the fast path needs no second atomic:
-//! a limit that it had read could have changed before the swap. It counts those who leave because they rewrite it anyway: from
-//! that number, and two looks at the clock when somebody is turned away, comes when it is worth coming back ([`Pace`]).
+//! A caller that leaves while others wait *hands its permit over* to the first waiter instead of freeing it, so a
+//! newcomer can never overtake the queue. The word counts free permits rather than permits in use, for two reasons: a
+//! limit that was lowered below the number in flight is then simply a negative number, and the fast path needs no
+//! second atomic for the limit, which could change between the read and the swap. The word also counts released
+//! permits, because releasing rewrites it anyway. From this count and two clock reads at rejections, the gate
+//! estimates when a retry is worthwhile ([`Pace`]).
 
 #[cfg(all(test, ziggurat_loom))]
 use loom::sync::{
@@ -34,41 +35,41 @@ use super::{
 };
 use crate::clock::Instant;
 
-/// The most permits that a gate can have, and the most callers that can wait: what fits into their parts of the word.
+/// The maximum number of permits and of waiters, bounded by their bits in the word.
 const MOST: usize = (1 << (AVAILABLE_BITS - 1)) - 1;
 const MOST_WAITING: u32 = (1 << WAITING_BITS) - 1;
 
 const AVAILABLE_BITS: u32 = 24;
 const WAITING_BITS: u32 = u64::BITS - AVAILABLE_BITS - LEFT_BITS;
 
-/// The live state of a concurrency limit: what it counts, and the number that may be changed while it works.
+/// A handle to the live state of a concurrency limit: reads its counts and changes its limits.
 ///
-/// A clone is another handle to the same gate.
+/// Clones refer to the same state.
 #[derive(Clone)]
 pub struct ConcurrencyLimitHandle {
     shared: Arc<Shared>,
 }
 
 struct Shared {
-    /// A packed [`State`]. Who waits is added and removed under the lock of `queue` alone.
+    /// A packed [`State`]. Waiters are added and removed under the lock of `queue` only.
     state: AtomicU64,
     /// Written under the lock of `queue`, together with `state`.
     limit: AtomicUsize,
     max_waiting: AtomicUsize,
     queue: Mutex<Queue>,
-    /// Touched only by those who are turned away, none of whom waits for another one.
+    /// Touched by rejected callers only, none of which waits for another.
     pace: Mutex<Pace>,
-    /// Its latest answer, in nanoseconds for each permit, for those who find somebody else asking.
+    /// The latest estimate, in nanoseconds per permit, for callers that find the lock of `pace` taken.
     latest_pace: AtomicU64,
-    /// Of the bodies that hold a permit, if permits are reclaimed.
+    /// The seats of bodies that hold a permit, if permits are reclaimed.
     seats: Seats,
 }
 
 struct Queue {
-    /// The ticket of the next who queues at the end, and of the last who queued in front of all.
+    /// The ticket of the last waiter that joined at the back, and of the last that joined at the front.
     back: u64,
     front: u64,
-    /// Who waits, in the order of arrival. Somebody whose ticket is no longer here was admitted.
+    /// The waiters in order of arrival. A waiter whose ticket is missing was admitted.
     waiting: BTreeMap<u64, Waker>,
 }
 
@@ -78,37 +79,37 @@ impl Default for Queue {
     }
 }
 
-/// Those whose turn it is. If one of their wakers panics, the others are woken all the same.
+/// The wakers of admitted waiters. If one of them panics, the others are still woken.
 struct Admitted(Vec<Waker>);
 
-/// The numbers of the word. While somebody waits nothing is available: every transition keeps it so.
+/// The counts in the word. While there are waiters, no permit is available: every transition preserves this.
 #[derive(Clone, Copy, Debug)]
 struct State {
-    /// Permits that are free: the limit less those in flight, so negative while a lowered limit is still exceeded.
+    /// The number of free permits: the limit minus the calls in flight. Negative while a lowered limit is exceeded.
     available: i32,
     waiting: u32,
-    /// How many permits were given back since the gate was made. It wraps around.
+    /// The number of permits released since the gate was made. It wraps around.
     left: u32,
 }
 
-/// What came of asking for a permit with the readiness to wait for it.
+/// The result of [`enter`](ConcurrencyLimitHandle::enter).
 #[derive(Debug)]
 pub(crate) enum Entry {
-    /// There was room.
+    /// A permit was free.
     Admitted(Permit),
-    /// There was none, and this is the place in the queue.
+    /// No permit was free, and the caller has a place in the queue.
     Queued(Waiter),
-    /// There was none, and the queue has no room either.
+    /// Neither a permit nor a place in the queue was free.
     Full,
 }
 
-/// The right to be in flight. Dropping it gives it to the first who waits, or back to the gate.
+/// The right to be in flight. Dropping it hands it to the first waiter, or releases it.
 pub(crate) struct Permit {
-    // None: it goes on as something else.
+    // None: the gate was taken out with `into_gate`.
     gate: Option<ConcurrencyLimitHandle>,
 }
 
-/// A place in the queue. Dropping it leaves the queue, or passes on the permit that arrived and was not taken.
+/// A place in the queue. Dropping it leaves the queue, or passes on a permit that was assigned but not taken.
 pub(crate) struct Waiter {
     gate: ConcurrencyLimitHandle,
     /// `None` once the permit was taken.
@@ -134,20 +135,20 @@ impl ConcurrencyLimitHandle {
         Self { shared: Arc::new(shared) }
     }
 
-    /// How many may be in flight at once.
+    /// Returns the maximum number of calls in flight.
     #[must_use]
     pub fn limit(&self) -> usize {
         self.shared.limit.load(Ordering::Acquire)
     }
 
-    /// Changes how many may be in flight at once, at once and for all who share this gate.
+    /// Changes the maximum number of calls in flight, with immediate effect and for all clones.
     ///
-    /// A higher limit admits those who wait, in their order. A lower one takes nothing from those who are in flight:
-    /// nobody enters until so many have left that the new limit holds. A limit above 8,388,607 is taken as that.
+    /// A higher limit admits waiters in order. A lower limit revokes no permits: no call is admitted until the number
+    /// in flight has fallen below the new limit. A limit above 8,388,607 is clamped to that value.
     ///
     /// # Panics
     ///
-    /// If `limit` is zero: nothing could ever pass.
+    /// Panics if `limit` is zero, because no call could ever pass.
     #[track_caller]
     pub fn set_limit(&self, limit: usize) {
         let limit = checked(limit);
@@ -156,20 +157,22 @@ impl ConcurrencyLimitHandle {
         self.settle(queue, limit as i32 - before as i32, 0);
     }
 
-    /// How many may wait for a permit.
+    /// Returns the maximum number of calls that wait for a permit.
     #[must_use]
     pub fn max_waiting(&self) -> usize {
         self.shared.max_waiting.load(Ordering::Relaxed)
     }
 
-    /// Changes how many may wait for a permit, for all who share this gate. Nobody who waits already is sent away.
+    /// Changes the maximum number of calls that wait for a permit, for all clones. Calls that already wait are not
+    /// rejected.
     pub fn set_max_waiting(&self, max_waiting: usize) {
         self.shared.max_waiting.store(max_waiting, Ordering::Relaxed);
     }
 
-    /// How many hold a permit, among them those who were just admitted from the queue and have not noticed yet.
+    /// Returns the number of calls that hold a permit, including those that were admitted from the queue but not
+    /// polled since.
     ///
-    /// It is above [`limit`](Self::limit) only after the limit was lowered. It takes the lock of the queue.
+    /// It exceeds [`limit`](Self::limit) only after the limit was lowered. It takes the lock of the queue.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         let _unchanged = self.lock();
@@ -177,28 +180,28 @@ impl ConcurrencyLimitHandle {
         usize::try_from(self.limit() as i32 - available).unwrap_or(0)
     }
 
-    /// How many wait for a permit.
+    /// Returns the number of calls that wait for a permit.
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.state().waiting as usize
     }
 
-    /// A permit, if one is free at this moment. It never overtakes somebody who waits.
+    /// Returns a permit if one is free. It never overtakes a waiter.
     pub(crate) fn try_enter(&self) -> Option<Permit> {
         self.update(|state| (state.available > 0).then(|| State { available: state.available - 1, ..state })).ok()?;
         Some(Permit::new(self))
     }
 
-    /// Whether at this moment there is neither a permit nor, with `max_waiting` places, room in the queue.
+    /// Whether there is currently neither a free permit nor, with `max_waiting` places, room in the queue.
     pub(crate) fn is_full(&self, max_waiting: usize) -> bool {
         let state = self.state();
         state.available <= 0 && state.waiting as usize >= max_waiting
     }
 
-    /// A permit or, if fewer than `max_waiting` wait already, a place in the queue: the last one, or the first one if it is `urgent`. `waker` is
-    /// woken once.
+    /// Returns a permit, or a place in the queue if fewer than `max_waiting` calls wait. An `urgent` call joins the
+    /// queue at the front. `waker` is woken once.
     pub(crate) fn enter(&self, max_waiting: usize, urgent: bool, waker: &Waker) -> Entry {
-        // A waker is the caller's code: it is cloned, dropped and woken outside the lock.
+        // A waker is foreign code: it is cloned, dropped, and woken outside the lock.
         let waker = waker.clone();
         let mut queue = self.lock();
         let before = self.update(|state| match state {
@@ -224,11 +227,11 @@ impl ConcurrencyLimitHandle {
         }
     }
 
-    /// How long it will be, as far as one can tell from those who left lately, until a permit comes free for somebody who queues
-    /// now: for who was just turned away.
+    /// Estimates, from the recent pace, how long it takes until a permit is released for a caller that joins the
+    /// queue now. Called for a caller that was just rejected.
     #[cold]
     pub(crate) fn retry_after(&self, now: Instant) -> Duration {
-        // Read under the lock: who had it before has seen no more leave.
+        // Read under the lock, so that the count never decreases from one holder of the lock to the next.
         let look = |pace: &mut Pace| pace.look(now, self.state().left, self.limit() as u32);
         let pace = match self.shared.pace.try_lock() {
             Ok(mut pace) => look(&mut pace),
@@ -236,7 +239,8 @@ impl ConcurrencyLimitHandle {
             Err(TryLockError::WouldBlock) => Duration::from_nanos(self.shared.latest_pace.load(Ordering::Relaxed)),
         };
         self.shared.latest_pace.store(nanos(pace), Ordering::Relaxed);
-        // All who wait come before; and while a lowered limit is exceeded, so many leave without admitting anybody.
+        // All waiters come first. While a lowered limit is exceeded, the excess calls leave without admitting a
+        // waiter.
         let State { available, waiting, .. } = self.state();
         let ahead = waiting.saturating_add(available.min(0).unsigned_abs()).saturating_add(1);
         pace.saturating_mul(ahead).clamp(SHORTEST, LONGEST)
@@ -246,19 +250,20 @@ impl ConcurrencyLimitHandle {
         &self.shared.seats
     }
 
-    /// A number that no other gate has while this one lives.
+    /// Returns an id that is unique among live gates.
     pub(super) fn id(&self) -> usize {
         Arc::as_ptr(&self.shared).addr()
     }
 
-    /// Gives back permits that were reclaimed. They say nothing about how long a call takes.
+    /// Releases permits that were reclaimed. They are not counted as released, because they say nothing about how
+    /// long a call takes.
     pub(super) fn reclaimed(&self, permits: usize) {
         if permits > 0 {
             self.settle(self.lock(), permits as i32, 0);
         }
     }
 
-    /// Gives back one permit.
+    /// Releases one permit.
     pub(super) fn leave(&self) {
         let freed = self.update(|state| {
             let State { available, waiting, left } = state;
@@ -269,8 +274,8 @@ impl ConcurrencyLimitHandle {
         }
     }
 
-    /// Adds `freed` permits (or takes some away), of which `left` were given back, and hands what is then available to those who
-    /// wait, in one step.
+    /// Adds `freed` permits (or removes some, if negative), of which `left` were released, and hands the available
+    /// permits to waiters, in one step.
     fn settle(&self, mut queue: MutexGuard<'_, Queue>, freed: i32, left: u32) {
         let mut granted = 0;
         let _ = self.update(|state| {
@@ -295,7 +300,8 @@ impl ConcurrencyLimitHandle {
         State::unpack(self.shared.state.load(Ordering::Acquire))
     }
 
-    /// Replaces the state by what `change` makes of it, and returns the one before; the unchanged one if it declines.
+    /// Replaces the state by `change(state)` and returns the previous state. If `change` declines, returns the
+    /// unchanged state as an error.
     fn update(&self, mut change: impl FnMut(State) -> Option<State>) -> Result<State, State> {
         let change = |word| change(State::unpack(word)).map(State::pack);
         let before = self.shared.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, change);
@@ -323,7 +329,7 @@ fn checked(limit: usize) -> usize {
 
 impl Admitted {
     fn wake(mut self) {
-        // In their order: what is left is woken by `drop`.
+        // Reversed, so that `pop` wakes them in order. After a panic, `drop` wakes the rest.
         self.0.reverse();
         while let Some(waker) = self.0.pop() {
             waker.wake();
@@ -340,14 +346,14 @@ impl Drop for Admitted {
 // === impl State ===
 
 impl State {
-    /// `left | waiting | available`, from the highest bit to the lowest.
+    /// Packs `left | waiting | available`, from the highest bit to the lowest.
     fn pack(self) -> u64 {
         let available = u64::from(self.available as u32) & ((1 << AVAILABLE_BITS) - 1);
         available | u64::from(self.waiting) << AVAILABLE_BITS | u64::from(self.left) << (AVAILABLE_BITS + WAITING_BITS)
     }
 
     fn unpack(word: u64) -> Self {
-        // Up and down again, for the sign.
+        // Shift left and right again to extend the sign.
         let unused = u32::BITS - AVAILABLE_BITS;
         Self {
             available: ((word as u32) << unused) as i32 >> unused,
@@ -372,7 +378,7 @@ impl Permit {
         self.gate.as_ref()
     }
 
-    /// The gate, to which the permit is to be given back.
+    /// Returns the gate without releasing the permit: the caller must release it.
     pub(super) fn into_gate(mut self) -> Option<ConcurrencyLimitHandle> {
         self.gate.take()
     }
@@ -395,7 +401,7 @@ impl fmt::Debug for Permit {
 // === impl Waiter ===
 
 impl Waiter {
-    /// The permit, once it is this one's turn; until then `waker` replaces the one that is to be told.
+    /// Ready with the permit once this waiter is admitted. Until then, `waker` replaces the previous waker.
     pub(crate) fn poll(&mut self, waker: &Waker) -> Poll<Permit> {
         let waker = waker.clone();
         let mut queue = self.gate.lock();
@@ -420,7 +426,7 @@ impl Drop for Waiter {
         let mut queue = self.gate.lock();
         let waker = queue.waiting.remove(&ticket);
         if waker.is_none() {
-            // Admitted and gone before it noticed: the permit is somebody else's now.
+            // Dropped after its admission, before it was polled: the permit goes to the next waiter.
             return self.gate.settle(queue, 1, 1);
         }
         let _ = self.gate.update(|state| Some(State { waiting: state.waiting - 1, ..state }));

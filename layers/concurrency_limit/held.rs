@@ -1,26 +1,26 @@
-//! The permits that the running code holds: a call that would wait for one of its own would wait for ever.
+//! The permits held by the calls around the running code. A call that waited for one of them would wait for ever.
 
 use std::cell::{Cell, RefCell};
 
 use super::gate::ConcurrencyLimitHandle;
 
-/// The number of limits around each other that are noted in place. More of them are rare, and cost an allocation.
+/// The number of nested limits that are stored inline. More are rare, and cost an allocation.
 const IN_PLACE: usize = 8;
 
 thread_local! {
-    // It needs no destructor, and so costs a plain access.
+    // Needs no destructor, so an access costs no check.
     static HELD: Chain = const { Chain { depth: Cell::new(0), outermost: [const { Cell::new(0) }; IN_PLACE] } };
     static DEEPER: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The gates whose permits are held around what is being polled, from the outside in.
+/// The gates whose permits are held around the current poll, outermost first.
 struct Chain {
     depth: Cell<usize>,
-    /// The first of them. The others are in [`DEEPER`].
+    /// The outermost gates. The rest are in [`DEEPER`].
     outermost: [Cell<usize>; IN_PLACE],
 }
 
-/// As long as this lives, what runs on this thread runs with a permit of the gate.
+/// While this guard lives, code on this thread runs with a permit of the gate.
 pub(super) struct Held(());
 
 impl ConcurrencyLimitHandle {
@@ -37,7 +37,8 @@ impl ConcurrencyLimitHandle {
         Held(())
     }
 
-    /// Whether all permits that there are lie with the calls that surround the caller: none can come free before the caller is done.
+    /// Whether all permits are held by calls around the caller, so that none can be released before the caller is
+    /// done.
     #[cold]
     pub(super) fn is_all_held_here(&self) -> bool {
         let mut here = HELD
@@ -62,7 +63,7 @@ impl Drop for Held {
     }
 }
 
-/// While its thread is torn down nothing is held there.
+/// During the teardown of its thread, no permit is held there.
 #[cold]
 fn deeper(f: impl FnOnce(&mut Vec<usize>)) {
     let _torn_down = DEEPER.try_with(|deeper| f(&mut deeper.borrow_mut()));

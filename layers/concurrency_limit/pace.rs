@@ -1,41 +1,44 @@
-//! How often permits come free: the estimate alone, told the time and how many have been given back.
+//! Estimates how often permits are released, given the time and the number of permits released so far.
 //!
-//! It is asked only when somebody is turned away, so all it knows of the time in between is how many left. It takes the mean, together
-//! with one more permit at the pace that it knew before: so it has an answer before anybody left, a single call that is fast or slow
-//! by chance does not turn it around, and while nobody leaves the answer grows with the time that this lasts.
+//! The estimate is updated only when a call is rejected, so it sees nothing but the number of permits released in
+//! between. It is the mean interval, with one additional permit at the previous pace. This gives an estimate before
+//! the first permit is released, keeps a single fast or slow call from dominating it, and lets it grow while no
+//! permit is released.
 
 use std::time::Duration;
 
 use crate::clock::Instant;
 
-/// As long as nothing is known, a call is taken to last so long: the first wait of gRPC's backoff, and of the retry's.
+/// The assumed duration of a call before the first measurement: the initial wait of gRPC's backoff, and of the
+/// retry's.
 pub(super) const UNKNOWN: Duration = Duration::from_millis(100);
 
-/// Nobody is told to come back sooner than this, or later than that.
+/// The bounds of the estimate that a rejection reports.
 pub(super) const SHORTEST: Duration = Duration::from_millis(1);
 pub(super) const LONGEST: Duration = Duration::from_secs(60);
 
-/// After so long a measurement is whole, and what comes out of it is what the next one knows.
+/// After this time a measurement is complete. Its result is the previous pace of the next measurement.
 const WHOLE: Duration = Duration::from_secs(1);
 
-/// After so long without a question the gate may have been empty in between: that few left says nothing then.
+/// After this time without a rejection, the gate may have been empty in between, so that few released permits say
+/// nothing.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// Those who left are counted modulo two to the power of this. Should more than that leave during a measurement, the pace is taken to
-/// be slower than it is.
+/// Released permits are counted modulo two to the power of this. If more are released during one measurement, the
+/// pace is estimated slower than it is.
 pub(super) const LEFT_BITS: u32 = 20;
 
-/// How often permits come free.
+/// The estimated pace at which permits are released.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
-    /// When the measurement began, and the count of those who had left by then.
+    /// The start of the measurement, and the number of permits released by then.
     since: Option<(Instant, u32)>,
-    /// The time from one permit to the next, as it was measured before.
+    /// The interval between two released permits, from the previous measurement.
     known: Option<Duration>,
 }
 
 impl Pace {
-    /// The time from one permit that comes free to the next, of which none is free now and `limit` are in use.
+    /// Returns the interval between two released permits, while none is free and `limit` are in use.
     pub(super) fn look(&mut self, now: Instant, left: u32, limit: u32) -> Duration {
         let known = self.known.unwrap_or(UNKNOWN / limit.max(1));
         let (began, before) = *self.since.get_or_insert((now, left));

@@ -1,8 +1,8 @@
-//! The seats of the bodies that hold a permit.
+//! The seats of bodies that hold a permit.
 //!
-//! A seat is one atomic word, zero while the seat is free, else when its body last handed out a frame and a number that tells it from
-//! others. Only the body and the call that reclaims change the word, each from the word that it has seen, so exactly one of them gives the
-//! permit back.
+//! A seat is one atomic word. It is zero while the seat is free. Otherwise it holds the time at which its body last
+//! yielded a frame, and a number that distinguishes it from other bodies. Only the body and the call that reclaims
+//! change the word, each by a compare-exchange, so exactly one of them releases the permit.
 
 #[cfg(all(test, ziggurat_loom))]
 use loom::sync::atomic::{AtomicU64, Ordering};
@@ -17,27 +17,27 @@ const NUMBER_BITS: u32 = 20;
 /// No body is reclaimed.
 const NEVER: u64 = u64::MAX;
 
-/// How many seats of a table are looked at for a free one.
+/// The number of seats of a table that are probed for a free one.
 const PROBES: u64 = 8;
 
 /// The seats of all bodies that hold a permit of one gate.
 pub(super) struct Seats {
     /// How long a body may make no progress, in milliseconds.
     reclaim_after: AtomicU64,
-    /// No seat can be reclaimed before then.
+    /// The earliest time at which a seat can be reclaimed.
     look_at: AtomicU64,
     next_number: AtomicU64,
-    // None: there was no body yet.
+    // None: there has been no body yet.
     table: OnceLock<Table>,
 }
 
-/// Some seats, and more where they did not suffice.
+/// A table of seats, and a larger one for when it is full.
 struct Table {
     seats: Box<[AtomicU64]>,
     more: OnceLock<Box<Table>>,
 }
 
-/// A body's seat, with the word that it has put there.
+/// A body's seat, and the word that the body stored there.
 pub(super) struct Seat {
     table: usize,
     index: usize,
@@ -50,7 +50,7 @@ impl Seats {
         Self { reclaim_after: AtomicU64::new(NEVER), look_at, next_number, table: OnceLock::new() }
     }
 
-    /// How long a body may make no progress; `None`: no seat is taken back.
+    /// Returns how long a body may make no progress; `None` if seats are never reclaimed.
     pub(super) fn reclaim_after(&self) -> Option<Duration> {
         match self.reclaim_after.load(Ordering::Relaxed) {
             NEVER => None,
@@ -71,7 +71,7 @@ impl Seats {
         self.tables().nth(seat.table)?.seats.get(seat.index)
     }
 
-    /// A seat for a body that begins now. `limit` is how many there may be, about.
+    /// Takes a seat for a body that begins now. `limit` is the approximate number of bodies.
     pub(super) fn take(&self, now: u64, limit: usize) -> Seat {
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
         let word = word(now, number);
@@ -86,7 +86,7 @@ impl Seats {
         }
     }
 
-    /// Whether the seat is still this body's.
+    /// Records progress. Returns whether the seat still belongs to this body.
     pub(super) fn progress(&self, seat: &mut Seat, now: u64) -> bool {
         let new = word(now, seat.word);
         let changed = self.exchange(seat, new);
@@ -94,12 +94,12 @@ impl Seats {
         changed
     }
 
-    /// Whether the seat is this body's.
+    /// Whether the seat belongs to this body.
     pub(super) fn is_held(&self, seat: &Seat) -> bool {
         self.word(seat).is_some_and(|word| word.load(Ordering::Relaxed) == seat.word)
     }
 
-    /// Whether the seat was still this body's; it is free now.
+    /// Frees the seat. Returns whether it still belonged to this body.
     pub(super) fn leave(&self, seat: &Seat) -> bool {
         self.exchange(seat, 0)
     }
@@ -109,7 +109,7 @@ impl Seats {
         word.is_some_and(|word| word.compare_exchange(seat.word, new, Ordering::AcqRel, Ordering::Relaxed).is_ok())
     }
 
-    /// Frees the seats of all bodies that have made no progress for too long: answers how many.
+    /// Frees the seats of all bodies that have stalled for `reclaim_after`, and returns their number.
     pub(super) fn reclaim_at(&self, now: impl FnOnce() -> Instant) -> usize {
         match self.reclaim_after.load(Ordering::Relaxed) {
             NEVER => 0,
@@ -117,7 +117,7 @@ impl Seats {
         }
     }
 
-    /// Frees the seats of all bodies that have made no progress for that long: answers how many.
+    /// Frees the seats of all bodies that have stalled for `after`, and returns their number.
     fn reclaim(&self, now: u64, after: u64) -> usize {
         let look_at = self.look_at.load(Ordering::Relaxed);
         if now < look_at {
@@ -136,7 +136,7 @@ impl Seats {
                 reclaimed += 1;
             }
         }
-        // Not over another time that was set meanwhile.
+        // Do not overwrite a value that was set in the meantime.
         let next = oldest.saturating_add(after);
         let _ = self.look_at.compare_exchange(look_at, next, Ordering::Relaxed, Ordering::Relaxed);
         reclaimed
@@ -158,12 +158,12 @@ impl Table {
     }
 }
 
-/// `time | number`, and never zero.
+/// Packs `time | number`. The result is never zero.
 fn word(time: u64, number: u64) -> u64 {
     time << NUMBER_BITS | number & ((1 << NUMBER_BITS) - 1)
 }
 
-/// In milliseconds, from 1.
+/// In milliseconds, starting at 1.
 pub(super) fn time(at: Instant) -> u64 {
     millis(at.saturating_duration_since(clock::first_asked())).saturating_add(1)
 }

@@ -1,4 +1,4 @@
-//! What answers when the service has failed, and what it keeps of a request.
+//! The kinds of fallback, and what each remembers of a request.
 
 use std::{
     any::type_name,
@@ -16,52 +16,53 @@ use crate::{
     outcome::{Class, Reject, Rejection, was_unprocessed},
 };
 
-/// A call that failed: what a function of a [`FallbackLayer`](super::FallbackLayer) gets.
+/// A failed call, as passed to the function of a [`FallbackLayer`](super::FallbackLayer).
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Failed<'a, R, E, M = ()> {
-    /// The outcome: an error, a rejection, or a response that was judged to be a failure.
+    /// The outcome: an error, a rejection, or a response that was judged a failure.
     pub outcome: &'a Result<R, E>,
-    /// What it says about the service.
+    /// The class of the outcome.
     pub class: Class,
-    /// What was [remembered](super::FallbackLayer::remember) of the request.
+    /// The parts of the request that were [remembered](super::FallbackLayer::remember).
     pub remembered: M,
 }
 
 impl<'a, R, E: Reject<R>, M> Failed<'a, R, E, M> {
-    /// The rejection, if a layer answered instead of the service.
+    /// Returns the rejection, if a layer rejected the call.
     pub fn rejection(&self) -> Option<&'a Rejection> {
         E::rejection(self.outcome)
     }
 }
 
-/// What answers in the place of a service that failed. [`FallbackLayer`](super::FallbackLayer) has a constructor for each kind.
+/// Produces a response in place of a service that failed. [`FallbackLayer`](super::FallbackLayer) has a constructor
+/// for each kind.
 #[diagnostic::on_unimplemented(
-    message = "this fallback has no answer of type `{R}` for a request of type `{Req}`: `{Self}`",
+    message = "this fallback does not return a response of type `{R}` for a request of type `{Req}`: `{Self}`",
     label = "not a fallback of this service",
-    note = "a value: `FallbackLayer::value(..)`, of type `{R}`, which has to be `Clone`",
+    note = "a value: `FallbackLayer::value(..)`, of type `{R}`, which must be `Clone`",
     note = "a function: `FallbackLayer::new(|failed: Failed<'_, _, _>| ..)`, which returns `{R}` or `Option<{R}>`; `FallbackLayer::future(..)` if it returns a future of `Result<{R}, {E}>`",
-    note = "with `.remember(|req: &{Req}| ..)` the argument's type is `Failed<'_, _, _, _>`, the last one for what was remembered",
-    note = "a service: `FallbackLayer::service(..)`, which is `Clone`, takes `{Req}`, and has the same response and error as this one; a request that is not `Clone` needs `.copy(|req: &{Req}| ..)`"
+    note = "with `.remember(|req: &{Req}| ..)` the argument's type is `Failed<'_, _, _, _>`; the last parameter is the remembered type",
+    note = "a service: `FallbackLayer::service(..)`, which is `Clone`, takes `{Req}`, and has the same response and error types as this one; a request that is not `Clone` needs `.copy(|req: &{Req}| ..)`"
 )]
 pub trait Alternative<Req, R, E> {
-    /// What it keeps of a request until the outcome is known.
+    /// The data that is kept of a request until its outcome is known.
     type Memory;
 
-    /// Its answer.
+    /// The future of the fallback's outcome.
     type Future: Future<Output = Result<R, E>>;
 
-    /// Looks at a request that is about to be sent. On the happy path this is the whole cost.
+    /// Inspects a request before it is sent. On the happy path, this is the only cost.
     fn remember(&self, request: &Req) -> Self::Memory;
 
-    /// Answers; `None` if it has no answer to this.
+    /// Starts the fallback. Returns `None` if there is none for this outcome.
     fn answer(&self, failed: Failed<'_, R, E, Self::Memory>) -> Option<Self::Future>;
 }
 
-/// The same response for every call that failed: see [`FallbackLayer::value`](super::FallbackLayer::value).
+/// A fixed response for every failed call: see [`FallbackLayer::value`](super::FallbackLayer::value).
 pub struct Value<R>(pub(super) Arc<R>);
 
-// By hand, so that whoever gives a response that is not Clone reads so at the service, where it is asked for.
+// Manual impl, so that a response that is not `Clone` is reported at the service, which requires it.
 impl<R> Clone for Value<R> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
@@ -86,7 +87,7 @@ impl<R> fmt::Debug for Value<R> {
     }
 }
 
-/// A function of what has failed: see [`FallbackLayer::new`](super::FallbackLayer::new) and
+/// A function of the failed call: see [`FallbackLayer::new`](super::FallbackLayer::new) and
 /// [`FallbackLayer::future`](super::FallbackLayer::future).
 pub struct Function<F, M = Nothing, K = AtOnce> {
     pub(super) function: F,
@@ -94,11 +95,11 @@ pub struct Function<F, M = Nothing, K = AtOnce> {
     pub(super) kind: PhantomData<fn() -> K>,
 }
 
-/// The kind of function that returns a response.
+/// Marks a [`Function`] that returns a response.
 #[derive(Debug)]
 pub enum AtOnce {}
 
-/// The kind of function that returns a future.
+/// Marks a [`Function`] that returns a future.
 #[derive(Debug)]
 pub enum Later {}
 
@@ -158,16 +159,16 @@ impl<F, M, K> fmt::Debug for Function<F, M, K> {
     }
 }
 
-/// What is kept of a request until its outcome is known: a closure that names the request's type, `|req: &Request<_>| ..`.
+/// Extracts the data to keep of a request: a closure that names the request's type, `|req: &Request<_>| ..`.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` does not say what to remember of a request of type `{Req}`",
-    note = "write `.remember(|req: &{Req}| ..)`, with the type of the argument; what it returns must not borrow from the request"
+    message = "`{Self}` cannot remember parts of a request of type `{Req}`",
+    note = "write `.remember(|req: &{Req}| ..)`, with the type of the argument; its result must not borrow from the request"
 )]
 pub trait Remember<Req> {
-    /// What is kept.
+    /// The data that is kept.
     type Memory;
 
-    /// Looks at the request, before it is sent.
+    /// Inspects the request before it is sent.
     fn remember(&self, request: &Req) -> Self::Memory;
 }
 
@@ -193,7 +194,8 @@ where
     }
 }
 
-/// Another service, which gets a copy of the request: see [`FallbackLayer::service`](super::FallbackLayer::service).
+/// Another service, which receives a copy of the request: see
+/// [`FallbackLayer::service`](super::FallbackLayer::service).
 #[derive(Clone)]
 pub struct Backup<B, P = Cloned> {
     pub(super) service: B,
@@ -204,7 +206,7 @@ pub struct Backup<B, P = Cloned> {
 #[derive(Debug)]
 pub struct Copied<Req> {
     request: Req,
-    // Whether it can be sent although the service processed the request.
+    // Whether the copy may be sent even if the service processed the request.
     may_repeat: bool,
 }
 

@@ -1,4 +1,5 @@
-//! Which calls have failed, how an answer is marked, and what the caller gets if the fallback failed too.
+//! Which calls fail, how a fallback's response is marked, and which outcome the caller receives if the fallback fails
+//! too.
 
 use std::fmt;
 
@@ -6,13 +7,13 @@ use http::Response;
 
 use crate::outcome::{Class, Classify, Degraded, Reject};
 
-/// Judges that only a layer's rejections are failures: what the service answered, an error too, is its own affair. For
-/// [`FallbackLayer::classify`](super::FallbackLayer::classify).
+/// Falls back only for rejections of a layer, and leaves the service's own responses and errors alone.
 ///
-/// An error with a rejection among its causes counts as the rejection: see [`Classify`].
+/// For [`FallbackLayer::classify`](super::FallbackLayer::classify). An error with a rejection among its causes counts
+/// as the rejection: see [`Classify`].
 ///
-/// Where callers share a call (a cache or a batch inside), its error goes to one of them, and to the others a rejection that says what it
-/// said: these get the fallback, if the error was judged a failure in there.
+/// If callers share a call (inside a cache or a batch), its error goes to one of them, and the others receive a
+/// rejection with the error's message. The fallback covers these others, if the error was judged a failure inside.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RejectionsOnly;
 
@@ -22,26 +23,28 @@ impl<R, E> Classify<R, E> for RejectionsOnly {
     }
 }
 
-/// What the caller gets if the fallback failed too. A closure is one:
-/// `|primary: Option<Result<_, _>>, fallback: Result<_, _>| -> Result<_, _>`.
+/// Chooses the outcome for the caller if the fallback fails too. Implemented for closures: `|primary:
+/// Option<Result<_, _>>, fallback: Result<_, _>| -> Result<_, _>`.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` does not say what the caller of a service that answers `{R}` gets if the fallback fails too",
-    note = "the default needs an error that is `Display`",
-    note = "or write `.on_failure(|primary: Option<Result<{R}, {E}>>, fallback: Result<{R}, {E}>| ..)`, with the types of both arguments, returning one of the two, or an error that holds both"
+    message = "`{Self}` is not an `on_failure` for a service with responses of type `{R}`",
+    note = "the default requires an error that is `Display`",
+    note = "or write `.on_failure(|primary: Option<Result<{R}, {E}>>, fallback: Result<{R}, {E}>| ..)`, with the types of both arguments; return one of the two, or an error that contains both"
 )]
 pub trait OnFailure<R, E> {
-    /// The outcome of the call.
+    /// Returns the outcome of the call.
     ///
-    /// `primary` is `None` if the service had answered with a response that was judged a failure: it was dropped before the fallback
-    /// was asked. `fallback` is an error or a rejection.
+    /// `primary` is `None` if the service returned a response that was judged a failure, because that response was
+    /// dropped before the fallback ran. `fallback` is an error or a rejection.
     fn outcome(&self, primary: Option<Result<R, E>>, fallback: Result<R, E>) -> Result<R, E>;
 }
 
-/// The service's own error or rejection comes back, as if there was no fallback: it is where the trouble began. The default.
+/// Returns the service's own error or rejection, as if there were no fallback. The default, because the trouble began
+/// in the service.
 ///
-/// A rejection tells of the fallback's error too ([`Rejection::suppressed`](crate::Rejection::suppressed)), and so does an error type of yours
-/// that has a place for it ([`Reject::suppress`]). Any other error of the service has none: [`LayerEvent::FallbackFailed`](crate::LayerEvent::FallbackFailed),
-/// and so the log, has the fallback's. If the service had answered with a response, the fallback's outcome comes back.
+/// A rejection also carries the fallback's message ([`Rejection::suppressed`](crate::Rejection::suppressed)), and so
+/// does an error type that implements [`Reject::suppress`]. Other errors have no place for it: the fallback's error
+/// is then only in [`LayerEvent::FallbackFailed`](crate::LayerEvent::FallbackFailed), and therefore in the log. If
+/// the service returned a response, the fallback's outcome is returned.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct KeepPrimary;
 
@@ -68,23 +71,23 @@ where
     }
 }
 
-/// How the fallback's answer says that it is one.
+/// Marks the responses of a fallback.
 #[diagnostic::on_unimplemented(
-    message = "a response of type `{R}` has no extensions, in which it could say that it is `Degraded`",
-    note = "leave out `.http()`, and say with `.classify(..)` which outcomes are failures"
+    message = "a response of type `{R}` has no extensions to carry the mark `Degraded`",
+    note = "leave out `.http()`, and choose with `.classify(..)` which outcomes are failures"
 )]
 pub trait Mark<R, E> {
-    /// What there is to say.
+    /// The data for the mark.
     type Why;
 
-    /// Looks at the outcome that something else answers for.
+    /// Extracts the data from the outcome that the fallback replaces.
     fn why(outcome: &Result<R, E>) -> Self::Why;
 
-    /// Marks the answer.
+    /// Marks the fallback's response.
     fn mark(response: &mut R, why: Self::Why);
 }
 
-/// It does not say so: the default, for any response.
+/// Does not mark responses. The default, for any response type.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Unmarked;
 
@@ -96,7 +99,7 @@ impl<R, E> Mark<R, E> for Unmarked {
     fn mark(_: &mut R, (): ()) {}
 }
 
-/// [`Degraded`] lies in the extensions of the response: see [`FallbackLayer::http`](super::FallbackLayer::http).
+/// Marks responses with [`Degraded`] in their extensions: see [`FallbackLayer::http`](super::FallbackLayer::http).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct InExtensions;
 
@@ -132,7 +135,7 @@ where
     }
 }
 
-/// What an outcome that is an error or a rejection says.
+/// The message of an outcome that is an error or a rejection.
 pub(super) fn said<R, E>(outcome: &Result<R, E>) -> Option<&dyn fmt::Display>
 where
     E: Reject<R> + fmt::Display,

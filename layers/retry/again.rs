@@ -1,4 +1,4 @@
-//! Whether there is another attempt, and what is told of those that failed.
+//! Decides whether to retry, and reports how earlier attempts failed.
 
 use std::{fmt, time::Duration};
 
@@ -12,37 +12,37 @@ use crate::{
     telemetry::LayerEvent,
 };
 
-/// A service that asks for more than this is not asked again by the same call.
+/// The longest `Retry-After` that is honoured. A longer one ends the retries.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
 
-/// A response is drained for so long even if the pause is shorter, and no longer than that even if the pause is.
+/// How long a response is drained at least, even if the pause is shorter, and at most, even if the pause is longer.
 const LINGER: Duration = Duration::from_millis(100);
 const LONGEST_LINGER: Duration = Duration::from_secs(1);
 
-/// An attempt that is over.
+/// An attempt that has ended.
 pub(super) struct Over {
     pub(super) attempt: u32,
     pub(super) class: Class,
-    /// What the layer's own backoff said the last time, without what a service asked for.
+    /// The last wait that the layer's own backoff computed, without the wait that a service asked for.
     pub(super) last_wait: Duration,
-    /// The longest time for which an attempt before this one was asked to wait.
+    /// The longest wait that the service asked for in earlier attempts.
     pub(super) asked_before: Duration,
-    /// Whether the request can be sent again although it was processed.
+    /// Whether the request may be sent again even if it was processed.
     pub(super) may_repeat: bool,
 }
 
-/// Another attempt.
+/// A retry that was granted.
 pub(super) struct Granted {
     pub(super) wait: Duration,
-    /// What the layer's own backoff says.
+    /// The wait that the layer's own backoff computed.
     pub(super) own_wait: Duration,
-    /// How long the response of the last one may be kept.
+    /// How long the response of the failed attempt may be kept.
     pub(super) linger: Duration,
     pub(super) withdrawal: Option<Withdrawal>,
 }
 
 impl<C, P, B, D> RetryLayer<C, P, B, D> {
-    /// Whether there is another attempt, with this copy of the request, and after which wait.
+    /// Decides whether to retry with this copy of the request, and after which wait.
     #[cold]
     pub(super) fn try_again<Req, R, E>(
         &self,
@@ -77,7 +77,7 @@ impl<C, P, B, D> RetryLayer<C, P, B, D> {
         }
     }
 
-    /// Another attempt; or why there is none.
+    /// Grants a retry, or returns the reason for which there is none.
     fn grant<Req, R, E>(&self, over: &Over, copy: Option<&Req>, outcome: &Result<R, E>) -> Result<Granted, &'static str>
     where
         E: Reject<R>,
@@ -97,8 +97,8 @@ impl<C, P, B, D> RetryLayer<C, P, B, D> {
             return Err("retry_after");
         }
         let own_wait = self.own_wait(over, outcome.as_ref()).ok_or("backoff")?;
-        // What an attempt before was asked for was waited for; where this one says nothing of it, as long is the safer
-        // guess.
+        // The wait that an earlier attempt was asked for is over. If this attempt does not say how long to wait, the
+        // same wait is the safer guess.
         let again = over.asked_before.max(own_wait);
         let wait = match asked {
             Some(asked) => asked.max(own_wait),
@@ -112,7 +112,7 @@ impl<C, P, B, D> RetryLayer<C, P, B, D> {
             Some(budget) => Some(budget.withdraw(clock::now()).ok_or("budget")?),
             None => None,
         };
-        // Last: if the answer is yes, the attempt before cannot go on.
+        // Last, because a successful claim ends the previous attempt.
         if !self.copy.claim(copy) {
             return Err("copy");
         }
@@ -120,7 +120,7 @@ impl<C, P, B, D> RetryLayer<C, P, B, D> {
         Ok(Granted { wait, own_wait, linger, withdrawal })
     }
 
-    /// How long the layer itself wants to wait; `None` if the user's function panicked.
+    /// The layer's own wait; `None` if the user's function panicked.
     fn own_wait<R, E>(&self, over: &Over, outcome: Result<&R, &E>) -> Option<Duration>
     where
         B: Wait<R, E>,
@@ -132,7 +132,7 @@ impl<C, P, B, D> RetryLayer<C, P, B, D> {
     }
 }
 
-/// Why an attempt failed, in a few words: the word for a rejection, what an error says, or the status of a response.
+/// Displays why an attempt failed: the word for a rejection, the message of an error, or the status of a response.
 struct Cause<'a, R, E, C> {
     outcome: &'a Result<R, E>,
     classify: &'a C,
@@ -152,12 +152,12 @@ where
     }
 }
 
-/// How an attempt failed before the one that is made now, if any did.
+/// How an earlier attempt failed, if any did.
 pub(super) struct Previous<E> {
     failure: Option<Failure<E>>,
-    /// Of a rejection.
+    /// The reason of a rejection.
     reason: Option<&'static str>,
-    /// Whether the request was sent: the service did become ready.
+    /// Whether the request was sent, that is, the service became ready.
     sent: bool,
 }
 
@@ -167,8 +167,8 @@ enum Failure<E> {
 }
 
 impl<E> Previous<E> {
-    /// Takes over how an attempt failed, and gives its response. What the service itself said counts more than a
-    /// rejection after it, and what came of a request that was sent more than what came of one that was not.
+    /// Records a failed attempt and returns its response. The service's own failure takes precedence over a later
+    /// rejection, and the failure of a request that was sent over that of one that was not.
     pub(super) fn record<R, C>(&mut self, outcome: Result<R, E>, classify: &C, sent: bool) -> Option<R>
     where
         E: Reject<R> + fmt::Display,
@@ -192,8 +192,8 @@ impl<E> Previous<E> {
         }
     }
 
-    /// What the caller gets, where this is the outcome of the last attempt: that outcome, unless it hides how the
-    /// service failed before.
+    /// Returns the caller's result, given the outcome of the last attempt. That is the outcome itself, unless it
+    /// hides how the service failed before.
     pub(super) fn last<R>(&mut self, outcome: Result<R, E>, sent: bool) -> Result<R, E>
     where
         E: Reject<R> + fmt::Display,
@@ -204,7 +204,7 @@ impl<E> Previous<E> {
                 None if self.reason != Some(rejection.reason().as_str()) => E::reject(told(rejection, &failure)),
                 _ => outcome,
             },
-            // It never became ready again.
+            // The service never became ready again.
             (None, Failure::Error(error)) if self.sent && !sent => Err(error),
             _ => outcome,
         }
@@ -237,7 +237,7 @@ mod tests {
     use super::*;
     use crate::{outcome::Error, telemetry::LayerInfo};
 
-    /// It will not verify the next time either.
+    /// The certificate would not verify the next time either.
     #[tokio::test(start_paused = true)]
     async fn a_certificate_that_does_not_verify_is_not_tried_again() {
         let told = Arc::new(Mutex::new(Vec::new()));

@@ -1,4 +1,4 @@
-//! The budget: how many retries all calls together may make.
+//! The budget: a limit on the retries of all calls together.
 
 use std::{
     sync::{
@@ -10,55 +10,57 @@ use std::{
 
 use crate::clock::Instant;
 
-/// The window, in seconds, each of which is a slot.
+/// The length of the window in seconds. Each second is a slot.
 const WINDOW: u64 = 10;
 
-/// One slot more than the window is long: its oldest second began in it, and the newest one has not ended.
+/// One slot more than the window, because the window begins in the middle of the oldest slot and the newest slot has
+/// not ended.
 const SLOTS: u64 = WINDOW + 1;
 
-/// The clock is read for one request in so many that this is the time between two of them, and for one in this many at
-/// most.
+/// The stride, the number of requests for each clock read, is adapted so that this is the time between two reads. It
+/// never exceeds `LONGEST_STRIDE`.
 const TICK: Duration = Duration::from_millis(125);
 const LONGEST_STRIDE: u64 = 1 << 16;
 
-/// How many retries all calls together may make, so that retries do not bring down a service that is struggling.
+/// Limits the number of retries of all calls together, so that retries cannot overload a service that is struggling.
 ///
-/// In any window of ten seconds: a share of the requests, but at least so many for each second. The default is 20 % and 10 for
-/// each second, that is `max(20 % of the requests, 100)` (the figures of Finagle and tower).
+/// In any window of ten seconds, the budget grants a share of the number of requests, but at least a fixed number of
+/// retries per second. The default is 20 % of the requests and at least 10 retries per second, that is `max(20 % of
+/// the requests, 100)` (the figures of Finagle and tower).
 ///
-/// It is exact: however many threads ask at once, never more is granted in any ten seconds. Time is counted in whole
-/// seconds, on the safe side: a retry is held against the budget for up to eleven seconds, a request counts for it for
-/// nine to ten. A failure after a quiet day cannot spend the day's share at once.
+/// The limit is exact: regardless of the number of threads, no window of ten seconds ever exceeds it. Time is counted
+/// in whole seconds and rounded to the safe side: a retry counts for up to eleven seconds, and a request for nine to
+/// ten. After a quiet day, a failure cannot spend the day's share at once.
 ///
-/// A request costs one atomic addition. The clock is read about eight times a second, however many requests there are;
-/// requests between two of these count from the earlier one. So for a moment after the rate of requests has dropped,
-/// less is granted than could be.
+/// A request costs one atomic addition. The clock is read about eight times a second, regardless of the number of
+/// requests; requests between two reads count from the earlier one. Therefore the budget grants slightly less than it
+/// could for a moment after the request rate has dropped.
 #[derive(Debug)]
 #[must_use]
 pub struct Budget {
-    /// Requests since the clock was last read.
+    /// The number of requests since the clock was last read.
     requests: AtomicU64,
-    /// It is read again when there are this many.
+    /// The number of requests at which the clock is read again.
     stride: AtomicU64,
     ledger: Mutex<Ledger>,
 }
 
-/// How much is granted.
+/// The share that is granted.
 #[derive(Debug, Clone, Copy)]
 struct Share {
     ratio: f64,
     min_per_second: u32,
 }
 
-/// What happened in the last ten seconds.
+/// The requests and retries of the last ten seconds.
 #[derive(Debug)]
 struct Ledger {
     share: Share,
-    /// When the clock was first read: slots are counted from there.
+    /// The time of the first clock read. Slots are counted from there.
     origin: Option<Instant>,
-    /// When it was last read.
+    /// The time of the last clock read.
     read: Option<Instant>,
-    /// The number of the newest slot. A slot stands at its number modulo `SLOTS`.
+    /// The number of the newest slot. A slot is stored at its number modulo `SLOTS`.
     newest: u64,
     slots: [Slot; SLOTS as usize],
 }
@@ -70,11 +72,11 @@ struct Slot {
 }
 
 impl Budget {
-    /// Retries may be this share of the requests, and at least 10 for each second.
+    /// Grants retries for `ratio` of the requests, and at least 10 per second.
     ///
     /// # Panics
     ///
-    /// If `ratio` is not a number from 0 to 1.
+    /// Panics if `ratio` is not a number from 0 to 1.
     #[track_caller]
     pub fn new(ratio: f64) -> Self {
         assert!((0.0..=1.0).contains(&ratio), "ratio must be a number from 0 to 1, not {ratio}");
@@ -83,23 +85,22 @@ impl Budget {
         Self { requests: AtomicU64::new(0), stride: AtomicU64::new(1), ledger: Mutex::new(ledger) }
     }
 
-    /// So many retries for each second are always granted; zero leaves the share alone.
+    /// Sets the number of retries per second that are always granted. With zero, only the ratio applies.
     pub fn min_per_second(self, retries: u32) -> Self {
         self.ledger().share.min_per_second = retries;
         self
     }
 
-    /// Grants as `other` would from now on, and forgets nothing that happened.
+    /// Adopts the share of `other`, and keeps all recorded requests and retries.
     pub(super) fn follow(&self, other: &Self) {
         let share = other.ledger().share;
         self.ledger().share = share;
     }
 
-    /// A request has come.
+    /// Records a request.
     #[inline]
     pub(super) fn deposit(&self, now: impl FnOnce() -> Instant) {
-        // Relaxed: the ledger's lock orders what is counted; a request that comes at the same time may count a moment
-        // later.
+        // Relaxed: the ledger's lock orders the counts. A concurrent request may be counted a moment later.
         let requests = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
         if requests >= self.stride.load(Ordering::Relaxed) {
             self.tick(now);
@@ -111,27 +112,27 @@ impl Budget {
         let mut ledger = match self.ledger.try_lock() {
             Ok(ledger) => ledger,
             Err(TryLockError::Poisoned(ledger)) => ledger.into_inner(),
-            // Somebody else is just doing it.
+            // Another thread is already reading the clock.
             Err(TryLockError::WouldBlock) => return,
         };
         let requests = self.requests.swap(0, Ordering::Relaxed);
-        // The one that brings this here comes now; those before it came at any time since.
+        // The request that triggers the read arrives now. Those before it arrived at any time since the last read.
         let before = requests.saturating_sub(1);
         self.note(&mut ledger, before, now());
         ledger.newest_slot().requests += requests - before;
     }
 
-    /// Takes over requests that came since the clock was last read, which is `now` again.
+    /// Records the requests since the last clock read, and sets that read to `now`.
     fn note(&self, ledger: &mut Ledger, requests: u64, now: Instant) {
         if ledger.origin.is_some() {
             ledger.newest_slot().requests += requests;
         }
         if let Some(read) = ledger.read {
             let stride = self.stride.load(Ordering::Relaxed);
-            // It may double when it was reached, and not because a retry was asked for early.
+            // The stride may double if it was reached, but not because of an early withdrawal.
             let most = if requests + 1 >= stride { 2 * stride } else { stride };
             let ticks = now.saturating_duration_since(read).as_secs_f64() / TICK.as_secs_f64();
-            // Without any time in between it would be infinite.
+            // If no time has passed, this would be infinite.
             let in_a_tick = (requests + 1) as f64 / ticks;
             self.stride.store((in_a_tick.min(most as f64) as u64).clamp(1, LONGEST_STRIDE), Ordering::Relaxed);
         }
@@ -139,7 +140,7 @@ impl Budget {
         ledger.advance(now);
     }
 
-    /// Takes one retry, if there is one to be had.
+    /// Takes one retry from the budget, if it grants one.
     pub(super) fn withdraw(self: &Arc<Self>, now: Instant) -> Option<Withdrawal> {
         let mut ledger = self.ledger();
         let requests = self.requests.swap(0, Ordering::Relaxed);
@@ -166,7 +167,7 @@ impl Default for Budget {
 }
 
 impl Ledger {
-    /// Moves on to the slot of `now`, forgetting what is too old. Time that goes backwards stands still.
+    /// Advances to the slot of `now` and clears expired slots. If time goes backwards, nothing changes.
     fn advance(&mut self, now: Instant) {
         let origin = *self.origin.get_or_insert(now);
         let slot = now.saturating_duration_since(origin).as_secs();
@@ -186,7 +187,8 @@ impl Ledger {
         &mut self.slots[(number % SLOTS) as usize]
     }
 
-    /// Requests of at most the last ten seconds, retries of at least those.
+    /// Returns the number of requests in at most the last ten seconds, and of retries in at least the last ten
+    /// seconds.
     fn totals(&self) -> (u64, u64) {
         let oldest = (self.newest + 1) % SLOTS;
         let requests =
@@ -195,16 +197,16 @@ impl Ledger {
     }
 }
 
-/// One retry that was granted. Dropped before it is [spent](Withdrawal::spend), it goes back.
+/// A granted retry. If it is dropped before it is [spent](Withdrawal::spend), it is returned to the budget.
 #[derive(Debug)]
 pub(super) struct Withdrawal {
     slot: u64,
-    /// None: spent.
+    /// None: it was spent.
     budget: Option<Arc<Budget>>,
 }
 
 impl Withdrawal {
-    /// The retry is made.
+    /// Marks the retry as made.
     pub(super) fn spend(mut self) {
         self.budget = None;
     }
@@ -278,7 +280,7 @@ mod tests {
         assert_eq!(granted, THREADS * 100);
     }
 
-    /// Whole seconds alone would forget the retries of 0.9 s at 10 s.
+    /// With whole seconds alone, the retries at 0.9 s would no longer count at 10 s.
     ///
     /// Shows: R7
     #[test]
@@ -303,7 +305,7 @@ mod tests {
         assert!(spend(&budget, now + 2 * LATER));
     }
 
-    /// Requests count from when they came, and not from when a retry was last asked for.
+    /// Requests count from their arrival, not from the last withdrawal.
     ///
     /// Shows: R7
     #[test]
@@ -320,7 +322,7 @@ mod tests {
                 if second % 12 == 0 {
                     let now = start + Duration::from_secs(second) + SECOND;
                     let granted = (0..=requests).take_while(|_| spend(&budget, now)).count() as u32;
-                    // A fifth of those of the last nine to ten seconds.
+                    // A fifth of the requests of the last nine to ten seconds.
                     assert!(
                         (2 * per_second - per_second / 3 - 1..=2 * per_second).contains(&granted),
                         "{granted} of {per_second}/s"
@@ -330,7 +332,7 @@ mod tests {
         }
     }
 
-    /// A thousand requests a second cost eight readings of the clock.
+    /// A thousand requests per second cost eight clock reads.
     #[test]
     fn the_clock_is_read_some_times_a_second_however_many_requests_there_are() {
         let reads = std::cell::Cell::new(0);
@@ -360,7 +362,7 @@ mod tests {
             assert!(budget.withdraw(now).is_some());
         }
         let late = budget.withdraw(now);
-        // Its slot has gone by then, and another stands in its place.
+        // The slot of the late withdrawal has been replaced by then.
         assert_eq!((0..20).filter(|_| spend(&budget, now + LATER)).count(), 10);
         drop(late);
         assert!(!spend(&budget, now + LATER));
@@ -387,9 +389,9 @@ mod tests {
     }
 
     proptest! {
-        /// Against a model that keeps every event with its time in milliseconds, and knows of no slots: in no ten
-        /// seconds is more granted than allowed, and what is refused was not allowed by what is left when the oldest
-        /// second is cut off, if requests count from the reading of the clock before them.
+        /// Compares the budget with a model that stores every event with its time in milliseconds and has no slots.
+        /// No ten seconds exceed the limit. A withdrawal is refused only if the limit is exhausted when the oldest
+        /// second is cut off and requests count from the clock read before them.
         ///
         /// Shows: R7
         #[test]
@@ -407,7 +409,7 @@ mod tests {
             let budget = Arc::new(Budget::new(ratio).min_per_second(minimum));
             let start = clock::now();
             let mut now = 0;
-            // Requests by when they came, and by when the clock was read last before.
+            // The requests by their time of arrival, and by the time of the last clock read before.
             let (mut requests, mut counted, mut retries) = (vec![], vec![], vec![]);
             let read = std::cell::Cell::new(0);
             for step in steps {

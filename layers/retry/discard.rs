@@ -1,4 +1,4 @@
-//! What becomes of the response of an attempt that failed, when there is another one.
+//! How the response of a failed attempt is discarded before the next attempt.
 
 use std::{
     convert::Infallible,
@@ -16,28 +16,28 @@ use pin_project_lite::pin_project;
 
 use crate::clock::{self, Sleep};
 
-/// What becomes of the response of an attempt that failed, when there is another one: [`Dropped`] or [`Drained`].
+/// Discards the response of a failed attempt before the next attempt: [`Dropped`] or [`Drained`].
 #[diagnostic::on_unimplemented(
-    message = "a retry cannot get rid of a response of type `{R}` by `{Self}`",
+    message = "`{Self}` cannot discard a response of type `{R}`",
     label = "this response has no body to drain",
-    note = "`RetryLayer::http()` drains the body of a response that is retried, which has to be an `http_body::Body`",
-    note = "for any other response write `.discard(ziggurat::retry::Dropped)`"
+    note = "`RetryLayer::http()` drains the body of a failed response, which must be an `http_body::Body`",
+    note = "for any other response, write `.discard(ziggurat::retry::Dropped)`"
 )]
 pub trait Discard<R> {
-    /// What is left of the response.
+    /// The rest of the response that is still to be discarded.
     #[doc(hidden)]
     type Rest;
 
-    /// Begins to get rid of it, which is to take no longer than `limit`. `None` if nothing is left.
+    /// Starts to discard the response, which must take no longer than `limit`. Returns `None` if nothing is left.
     #[doc(hidden)]
     fn discard(&self, response: R, limit: Duration) -> Option<Self::Rest>;
 
-    /// Goes on; ready once it can be dropped.
+    /// Continues to discard the response. Ready once the rest can be dropped.
     #[doc(hidden)]
     fn poll_gone(rest: &mut Self::Rest, cx: &mut Context<'_>) -> Poll<()>;
 }
 
-/// It is dropped at once. The default of [`RetryLayer::new`](super::RetryLayer::new).
+/// Drops the response at once. The default of [`RetryLayer::new`](super::RetryLayer::new).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Dropped;
 
@@ -53,24 +53,27 @@ impl<R> Discard<R> for Dropped {
     }
 }
 
-/// Its body is read to the end, so that an HTTP/1 connection can be used again: one whose response was dropped in the middle has to
-/// be closed. The default of [`RetryLayer::http`](super::RetryLayer::http).
+/// Reads the response's body to the end, so that an HTTP/1 connection can be reused. The default of
+/// [`RetryLayer::http`](super::RetryLayer::http).
 ///
-/// It is read while the pause before the next attempt runs: for at least 100 ms (or a tenth of what is left until the deadline, if
-/// that is less), for a second at most, and no more than 64 KiB. Past any of these the body is dropped. The next attempt starts when
-/// the pause is over and the body is gone. What is held until the end of the body, a permit say, is held so long.
+/// If a response is dropped in the middle of its body, its connection must be closed.
+///
+/// The body is read during the pause before the next attempt: for at least 100 ms (or a tenth of the time until the
+/// deadline, if that is less), for at most one second, and up to 64 KiB. Beyond these limits it is dropped. The next
+/// attempt starts when the pause is over and the body is gone. Everything that is held until the end of the body,
+/// such as a permit, is held until then.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Drained;
 
-/// How much of a body is read.
+/// The maximum number of bytes read from a body.
 const MOST: usize = 64 * 1024;
 
-/// What a frame counts as at least: a body can also go on for ever without any data.
+/// The minimum that a frame counts for, because a body may yield empty frames for ever.
 const LEAST: usize = 64;
 
 #[diagnostic::do_not_recommend]
 impl<B: Body> Discard<Response<B>> for Drained {
-    // In a box, because few calls ever need the place.
+    // Boxed, because few calls ever need the space.
     type Rest = Pin<Box<Draining<B>>>;
 
     fn discard(&self, response: Response<B>, limit: Duration) -> Option<Self::Rest> {
@@ -97,13 +100,13 @@ impl Discard<reqwest::Response> for Drained {
 }
 
 pin_project! {
-    /// A body that is read to be forgotten.
+    /// A body that is read to its end and discarded.
     pub struct Draining<B> {
         #[pin]
         body: B,
         left: usize,
         limit: Duration,
-        // None: it was not pending yet.
+        // None: the body has not been pending yet.
         #[pin]
         timer: Option<Sleep>,
     }

@@ -1,4 +1,4 @@
-//! The numbers of a retry layer, which can be changed while it works.
+//! The settings of a retry layer that can be changed at run time.
 
 use std::{
     fmt,
@@ -11,10 +11,11 @@ use std::{
 use super::Budget;
 use crate::backoff::Backoff;
 
-/// How often and when the services of one [`RetryLayer`](super::RetryLayer) try again, to look at and to change while they work.
+/// A handle to the live settings of a [`RetryLayer`](super::RetryLayer): the maximum number of attempts, the backoff,
+/// and the budget.
 ///
-/// It is cheap to clone, and taken from the layer with [`handle`](super::RetryLayer::handle). What is changed holds from the next
-/// outcome on, for calls that are under way too.
+/// It is cheap to clone, and is taken from the layer with [`handle`](super::RetryLayer::handle). A change takes
+/// effect with the next outcome, also for calls that are already running.
 #[derive(Clone)]
 pub struct RetryHandle {
     shared: Arc<Shared>,
@@ -22,9 +23,9 @@ pub struct RetryHandle {
 
 struct Shared {
     max_attempts: AtomicU32,
-    /// In place of the layer's own.
+    /// Overrides the layer's own backoff.
     backoff: Mutex<Option<Backoff>>,
-    /// Empty: any number of retries.
+    /// Empty: the number of retries is not limited.
     budget: OnceLock<Arc<Budget>>,
 }
 
@@ -42,7 +43,7 @@ impl RetryHandle {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Others, with this number and the same budget: a layer that is set up leaves its clones alone.
+    /// Returns a new state with this number and the same budget: setting up a layer does not affect its clones.
     #[track_caller]
     pub(super) fn but_max_attempts(&self, max_attempts: u32) -> Self {
         Self::with(checked(max_attempts), self.backoff(), self.budget().cloned())
@@ -56,29 +57,31 @@ impl RetryHandle {
         Self::with(self.max_attempts(), self.backoff(), budget.map(Arc::new))
     }
 
-    /// How often a request is sent at most, the first time included.
+    /// Returns the maximum number of attempts, the first one included.
     #[must_use]
     #[inline]
     pub fn max_attempts(&self) -> u32 {
         self.shared.max_attempts.load(Ordering::Relaxed)
     }
 
-    /// Changes how often a request is sent at most, the first time included. With 1 nothing is retried: in an incident, say.
+    /// Changes the maximum number of attempts, the first one included. With 1 nothing is retried, which helps during
+    /// an incident.
     ///
     /// # Panics
     ///
-    /// If `attempts` is zero.
+    /// Panics if `attempts` is zero.
     #[track_caller]
     pub fn set_max_attempts(&self, attempts: u32) {
         self.shared.max_attempts.store(checked(attempts), Ordering::Relaxed);
     }
 
-    /// Changes how long to wait before the next attempt, whatever the layer was given for that.
+    /// Changes the wait before the next attempt. It overrides the layer's own backoff, including a function.
     pub fn set_backoff(&self, backoff: impl Into<Backoff>) {
         *self.shared.backoff.lock().unwrap_or_else(PoisonError::into_inner) = Some(backoff.into());
     }
 
-    /// Changes how many retries all calls together may make. What was granted within the last ten seconds counts on.
+    /// Changes the limit on the retries of all calls together. Retries that were granted within the last ten seconds
+    /// still count.
     pub fn set_budget(&self, budget: Budget) {
         let budget = Arc::new(budget);
         let held = self.shared.budget.get_or_init(|| Arc::clone(&budget));

@@ -1,16 +1,16 @@
-//! How long a retry waits before the next attempt.
+//! The wait before the next attempt.
 
 use std::time::Duration;
 
 use crate::backoff::Backoff;
 
-/// How long to wait before the next attempt: see [`RetryLayer::backoff`](super::RetryLayer::backoff).
+/// Computes the wait before the next attempt: see [`RetryLayer::backoff`](super::RetryLayer::backoff).
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` does not say how long to wait before the next attempt",
+    message = "`{Self}` is not a backoff for a retry",
     note = "give a `Backoff`, a `Duration`, or a closure `|attempt: u32, outcome: Result<&_, &_>| -> Duration {{ .. }}`"
 )]
 pub trait Wait<R, E> {
-    /// How long to wait after the attempt with this number (from 1) had this outcome; `last` is how long it was the last time.
+    /// Returns the wait after attempt number `attempt` (from 1) ended with `outcome`. `last` is the previous wait.
     fn wait(&self, attempt: u32, last: Duration, outcome: Result<&R, &E>) -> Duration;
 }
 

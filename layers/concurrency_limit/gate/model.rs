@@ -17,14 +17,14 @@ use crate::clock;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Three switches away from a thread that could go on: enough for every known kind of race, and soon done.
+/// At most three preemptions of a runnable thread: this covers every known kind of race and finishes quickly.
 fn explore(scenario: impl Fn() + Send + Sync + 'static) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(3);
     model.check(scenario);
 }
 
-/// Waits as the service does. Loom reports a lost wake-up as a deadlock.
+/// Waits as the service does. Loom reports a lost wakeup as a deadlock.
 fn enter(gate: &ConcurrencyLimitHandle) -> Permit {
     let mut place = None;
     block_on(poll_fn(|cx| match &mut place {
@@ -124,7 +124,7 @@ fn a_full_queue_refuses_only_while_the_gate_is_full() {
         let leaver = thread::spawn(move || drop(permit));
         let refused = matches!(gate.enter(0, false, std::task::Waker::noop()), Entry::Full);
         leaver.join().unwrap();
-        // Refused or not, what remains is a gate with room.
+        // Whether the call was refused or not, the gate has room afterwards.
         assert!(gate.try_enter().is_some(), "refused: {refused}");
     });
 }

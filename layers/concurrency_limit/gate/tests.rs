@@ -12,7 +12,7 @@ use proptest::{collection::vec, prelude::*};
 use super::{AVAILABLE_BITS, ConcurrencyLimitHandle, Entry, LEFT_BITS, MOST, MOST_WAITING, Permit, State, Waiter};
 use crate::clock;
 
-/// Counts how often it is woken.
+/// Counts its wakeups.
 #[derive(Default)]
 struct Bell(AtomicUsize);
 
@@ -231,13 +231,13 @@ fn who_is_turned_away_is_told_when_it_would_be_their_turn() {
     let (start, (_, waker)) = (clock::now(), bell());
     let gate = ConcurrencyLimitHandle::new(2);
     let mut inside = vec![enter(&gate), enter(&gate)];
-    // Nothing is known: a call is taken to last 100 ms, and there are two of them.
+    // Before the first measurement, a call is assumed to take 100 ms, and two are in flight.
     assert_eq!(gate.retry_after(start), 50 * MILLI);
     let _places = [queue(&gate, &waker), queue(&gate, &waker)];
     assert_eq!(gate.retry_after(start), 150 * MILLI, "two come before");
     gate.set_limit(1);
     assert_eq!(gate.retry_after(start), 400 * MILLI, "so does one that is too many inside, and there is one place now");
-    // Nobody left for so long.
+    // No permit was released during that time.
     assert!(gate.retry_after(start + 500 * MILLI) >= 4 * 500 * MILLI);
     assert_eq!(gate.retry_after(start + 1_000_000_000 * MILLI), 60_000 * MILLI);
     inside.clear();
@@ -286,8 +286,8 @@ fn a_clone_is_the_same_gate() {
     assert_eq!(format!("{gate:?}"), "ConcurrencyLimitHandle { limit: 1, in_flight: 1, waiting: 0 }");
 }
 
-/// Threads that enter, wait, give up and change the limit never see more in flight than the highest limit there was,
-/// and leave the gate as they found it.
+/// Threads that enter, wait, give up, and change the limit never see more calls in flight than the highest limit so
+/// far, and leave the gate unchanged.
 ///
 /// Shows: L1, L2
 #[test]
@@ -360,7 +360,7 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// What the callers of the events so far have become: inside or waiting, in their order.
+/// The state after the given events: the callers inside and waiting, in order.
 #[derive(Debug, Default, PartialEq)]
 struct Hall {
     limit: usize,
@@ -407,7 +407,8 @@ enum Caller {
     Inside {
         _permit: Permit,
     },
-    /// A place in the queue, with the bell of its latest poll and how often that must have rung by now at most.
+    /// A place in the queue, with the bell of its latest poll and the maximum number of times that the bell may have
+    /// rung.
     Place {
         waiter: Waiter,
         bell: Arc<Bell>,

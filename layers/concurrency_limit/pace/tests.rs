@@ -41,7 +41,7 @@ fn a_quiet_time_does_not_make_it_slower() {
     for second in 0..5 {
         pace.look(start + second * SECOND, second * 200, 10);
     }
-    // A day later somebody is turned away again, and in between hardly anybody came.
+    // A day later, a call is rejected again. In between, hardly any calls arrived.
     let said = pace.look(start + 86_400 * SECOND, 850, 10);
     assert!((4990..=5010).contains(&said.as_micros()), "{said:?}");
 }
@@ -66,12 +66,12 @@ fn after_an_hour_of_nothing_it_is_itself_again_within_seconds() {
 }
 
 proptest! {
-    /// Whatever it is told, it answers, and what it knows stays within bounds.
+    /// For any input there is an estimate, and the stored pace stays within bounds.
     #[test]
     fn any_history_has_an_answer(looks in vec((any::<u64>(), any::<u32>(), any::<u32>()), 1..30)) {
         let (mut pace, start) = (Pace::default(), clock::now());
         for (nanos, left, limit) in looks {
-            // Threads look at the clock before they take turns, so time may go back.
+            // Threads read the clock before they take the lock, so time may go backwards.
             let now = start.checked_add(Duration::from_nanos(nanos)).unwrap_or(start);
             let known = pace.known;
             let said = pace.look(now, left, limit);
@@ -80,8 +80,9 @@ proptest! {
         }
     }
 
-    /// The model is a door that lets somebody out at every multiple of `period`; how many that were comes from the list of all those
-    /// moments. Asked often enough, the pace is within a factor of three of the period, and of the time between two questions.
+    /// Compares the estimate with a model in which a permit is released at every multiple of `period`, counted from
+    /// the list of all those moments. If it is updated often enough, the estimate is within a factor of three of the
+    /// period and of the interval between updates.
     #[test]
     fn it_finds_the_period_of_a_full_gate(
         period in prop_oneof![100..100_000_u64, 100_000..5_000_000_u64],
@@ -103,7 +104,7 @@ proptest! {
         prop_assert!(said <= 3 * period + 2_000_000, "{} for {}", said, period);
     }
 
-    /// More who left in the same time never make it slower.
+    /// More permits released in the same time never make the pace slower.
     #[test]
     fn the_more_leave_the_faster(micros in 0..9_000_000_u64, some in 0..1000_u32, more in 0..1000_u32) {
         let start = clock::now();
