@@ -1,11 +1,13 @@
-//! What travels in headers: whose request it is, and how much time is left for it.
+//! Headers that carry the identity of a request and its remaining time.
 //!
-//! These are readers and writers of headers, for your own code and for the layers:
-//! [`RequestIdLayer`](crate::request_id::RequestIdLayer) takes over who a request is at a server,
-//! [`PropagateLayer`](crate::propagate::PropagateLayer) passes that and the time that is left on to the next hop, and a
-//! [`TimeoutLayer`](crate::timeout::TimeoutLayer) takes a [`TimeoutHeader`] into account.
+//! These types read and write headers, for your own code and for the layers:
 //!
-//! Headers come from outside: what is malformed counts as absent, and nothing here panics or fails.
+//! - A [`RequestIdLayer`](crate::request_id::RequestIdLayer) reads the identity of a request at a server.
+//! - A [`PropagateLayer`](crate::propagate::PropagateLayer) passes the identity and the remaining time on to the next
+//!   hop.
+//! - A [`TimeoutLayer`](crate::timeout::TimeoutLayer) can take its limit from a [`TimeoutHeader`].
+//!
+//! Headers are untrusted input: a malformed header counts as absent, and nothing here panics or fails.
 
 use http::{HeaderMap, HeaderName, HeaderValue, header::Entry};
 
@@ -17,10 +19,10 @@ pub use request_id::RequestIdHeader;
 pub use timeout::{AtMost, TimeoutHeader};
 pub use trace::Traceparent;
 
-/// Whose request it is: its id, and the trace that it belongs to if its caller is traced.
+/// The identity of a request: its id, and its trace if the caller is traced.
 ///
-/// An [`RequestIdLayer`](crate::request_id::RequestIdLayer) puts it into the request's extensions, and into the scope of the
-/// request:
+/// A [`RequestIdLayer`](crate::request_id::RequestIdLayer) stores it in the request's extensions and in the request's
+/// scope:
 ///
 /// ```
 /// use ziggurat::{Scope, headers::RequestIds};
@@ -38,8 +40,8 @@ pub struct RequestIds {
 }
 
 impl RequestIds {
-    /// What the headers say: the id in the header `request_id`, or a new one if there is none that can be taken over, and a
-    /// valid `traceparent` with its `tracestate`.
+    /// Reads the identity from headers: the id in the header `request_id`, and a valid `traceparent` with its
+    /// `tracestate`. Without a valid id, a new one is generated.
     ///
     /// ```
     /// use http::{HeaderMap, HeaderName};
@@ -60,7 +62,7 @@ impl RequestIds {
         Self { request_id, trace }
     }
 
-    /// The id of the request, under the name of the header that it came in.
+    /// Returns the request's id, with the name of its header.
     #[must_use]
     pub fn request_id(&self) -> &RequestIdHeader {
         &self.request_id
@@ -70,14 +72,14 @@ impl RequestIds {
         self.request_id
     }
 
-    /// The trace that the request belongs to, if its caller said so.
+    /// Returns the trace that the request belongs to, if the caller sent one.
     #[must_use]
     pub fn trace(&self) -> Option<&Traceparent> {
         self.trace.as_ref()
     }
 
-    /// Writes it into headers, but for what they say already: an id that is there stays, and so does a `traceparent`, together
-    /// with the `tracestate` beside it.
+    /// Writes the identity into headers without overwriting: an existing id stays, and so does an existing
+    /// `traceparent` together with its `tracestate`.
     pub fn write(&self, headers: &mut HeaderMap) {
         self.request_id.write(headers);
         if let Some(trace) = &self.trace {
@@ -86,7 +88,7 @@ impl RequestIds {
     }
 }
 
-/// Whether the header was put there: one of this name that is there already stays.
+/// Inserts a header unless its name is present. Returns whether it was inserted.
 fn insert_absent(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) -> bool {
     match headers.entry(name) {
         Entry::Occupied(_) => false,

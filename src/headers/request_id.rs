@@ -1,4 +1,4 @@
-//! Request ids: taken over if they can be, made otherwise.
+//! Request ids: taken from the request if valid, otherwise generated.
 
 use std::fmt;
 
@@ -6,15 +6,15 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::insert_absent;
 
-/// The longest id that is taken over: three times a UUID, and still a line in a log.
+/// The longest valid id: three times a UUID, and still short enough for a line in a log.
 const LONGEST: usize = 128;
 
-/// The id of a request, and the name of the header that it travels in.
+/// The id of a request, and the name of its header.
 ///
-/// An id that comes from outside is kept if it is 1 to 128 visible ASCII characters (no space, no control character, so that it
-/// stays one word of one line wherever it is logged). Anything else is no id, and is never passed on or echoed.
+/// An incoming id is valid if it has 1 to 128 visible ASCII characters. Without spaces and control characters it stays
+/// a single word on a single line in any log. An invalid id is never passed on or echoed.
 ///
-/// An id is no secret and no proof of anything: callers choose theirs, and those that are made can be guessed.
+/// An id is neither secret nor proof of anything: callers choose their own, and generated ids can be guessed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestIdHeader {
     name: HeaderName,
@@ -22,7 +22,7 @@ pub struct RequestIdHeader {
 }
 
 impl RequestIdHeader {
-    /// The id in the header `name`, if there is one that can be taken over. Of several headers of that name the first one counts.
+    /// Returns the id in the header `name`, if it is valid. If there are several such headers, the first one counts.
     #[must_use]
     pub fn read(headers: &HeaderMap, name: &HeaderName) -> Option<Self> {
         let value = headers.get(name)?;
@@ -31,34 +31,35 @@ impl RequestIdHeader {
         sane.then(|| Self { name: name.clone(), value: value.clone() })
     }
 
-    /// A new id: 32 hexadecimal digits, 128 bits from a generator that is fast and not cryptographic. One allocation.
+    /// Generates an id: 32 hexadecimal digits, 128 bits from a fast generator that is not cryptographic. Allocates
+    /// once.
     #[must_use]
     pub fn random(name: HeaderName) -> Self {
         let random = fastrand::u128(..);
-        // Digits are always a header's value: the other way out is never taken, and would be an id too.
+        // Digits are always a valid header value. The fallback is never used, and would be a valid id too.
         let value = HeaderValue::try_from(format!("{random:032x}"));
         Self { name, value: value.unwrap_or_else(|_| HeaderValue::from(fastrand::u64(..))) }
     }
 
-    /// The id itself.
+    /// Returns the id.
     #[must_use]
     pub fn as_str(&self) -> &str {
         self.value.to_str().unwrap_or_default()
     }
 
-    /// The name of the header that it travels in.
+    /// Returns the name of the id's header.
     #[must_use]
     pub fn name(&self) -> &HeaderName {
         &self.name
     }
 
-    /// The id as the value of a header.
+    /// Returns the id as a header value.
     #[must_use]
     pub fn value(&self) -> &HeaderValue {
         &self.value
     }
 
-    /// Writes it into headers, unless one of its name is there already.
+    /// Writes the id into headers, unless there already is a header of that name.
     pub fn write(&self, headers: &mut HeaderMap) {
         insert_absent(headers, self.name.clone(), &self.value);
     }

@@ -1,4 +1,4 @@
-//! How the time that is left is written in a header.
+//! Headers that carry the remaining time of a request.
 
 use std::{any::type_name, fmt, time::Duration};
 
@@ -6,10 +6,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request};
 
 use crate::setting::Setting;
 
-/// The header that tells a server how much time is left for a request, and how the time is written there.
+/// A header that carries the remaining time of a request to a server, and its format.
 ///
-/// A server takes the smaller of its own limit and the one that comes with the request, [at most](Self::at_most) its own. A
-/// client sends what is left with [`PropagateLayer::deadline`](crate::propagate::PropagateLayer::deadline).
+/// A server takes the smaller of its own limit and the header's, with [`at_most`](Self::at_most). A client sends its
+/// remaining time with [`PropagateLayer::deadline`](crate::propagate::PropagateLayer::deadline).
 ///
 /// ```
 /// use std::time::Duration;
@@ -38,51 +38,56 @@ enum Form {
 }
 
 impl TimeoutHeader {
-    /// `grpc-timeout`, as gRPC over HTTP/2 defines it: one to eight digits and one letter for the unit, `H`, `M`, `S`, `m`, `u`
-    /// or `n`, from hours to nanoseconds. Hours past 99,999,999 (11,415 years) are written as that many.
+    /// Selects `grpc-timeout`, as gRPC over HTTP/2 defines it: one to eight digits and a letter for the unit, `H`, `M`,
+    /// `S`, `m`, `u` or `n`, from hours to nanoseconds.
+    ///
+    /// More than 99,999,999 hours (11,415 years) are written as 99,999,999 hours.
     #[must_use]
     pub const fn grpc() -> Self {
         Self { name: HeaderName::from_static("grpc-timeout"), form: Form::Grpc }
     }
 
-    /// A header of your choice, that holds a whole number of milliseconds.
+    /// Selects a header of your choice that holds a whole number of milliseconds.
     #[must_use]
     pub const fn millis(name: HeaderName) -> Self {
         Self { name, form: Form::Millis }
     }
 
-    /// The name of the header.
+    /// Returns the name of the header.
     #[must_use]
     pub fn name(&self) -> &HeaderName {
         &self.name
     }
 
-    /// The time that a request still has; `None` if the header is absent or malformed. Of several the smallest valid one
-    /// counts.
+    /// Returns the remaining time of a request, or `None` if the header is absent or malformed. If there are several
+    /// valid headers, the smallest value counts.
     ///
-    /// Zero means that no time is left. gRPC's specification allows no zero, but implementations have sent it for years.
+    /// Zero means that no time is left. gRPC's specification does not allow zero, but implementations have sent it for
+    /// years.
     #[must_use]
     pub fn read(&self, headers: &HeaderMap) -> Option<Duration> {
         headers.get_all(&self.name).iter().filter_map(|value| self.form.parse(value.as_bytes())).min()
     }
 
-    /// Writes the time that is left in place of what the headers said before.
+    /// Writes the remaining time, replacing any previous value.
     ///
-    /// It is rounded down, to the finest unit that has room for it (`grpc-timeout` loses less than a hundred-thousandth of it),
-    /// so that the next hop gives up no later than this one. Less than the finest unit of all is written as one of it and never
-    /// as zero, which some servers refuse, and which others take to mean no limit.
+    /// It is rounded down to the finest unit that can hold it, so that the next hop gives up no later than this one.
+    /// `grpc-timeout` loses less than a hundred-thousandth of the time. Less than one of the finest unit is written as
+    /// 1, never as zero: some servers refuse zero, and others treat it as no limit.
     pub fn write(&self, left: Duration, headers: &mut HeaderMap) {
         if let Some(value) = self.form.format(left) {
             headers.insert(self.name.clone(), value);
         }
     }
 
-    /// For a [`TimeoutLayer`](crate::timeout::TimeoutLayer) of a server: the time that comes with a request, but at most
-    /// `limit`, which itself is a value or a function of the request. Without a valid header it is `limit`; where a function
-    /// says that no limit applies, it is the header alone.
+    /// Returns a setting for a server's [`TimeoutLayer`](crate::timeout::TimeoutLayer): the time in the request's
+    /// header, but at most `limit`.
     ///
-    /// Callers decide how soon they are given up on. A breaker inside that counts what has timed out can be opened by one that
-    /// asks for very little time: take the header from callers that you trust.
+    /// `limit` is itself a value or a function of the request. Without a valid header, `limit` applies alone. If
+    /// `limit` is a function that returns `None`, the header applies alone.
+    ///
+    /// Callers thereby choose how soon the server gives up. A caller that asks for very little time can open a circuit
+    /// breaker inside that counts timeouts. Read the header only from callers that you trust.
     ///
     /// ```
     /// use std::time::Duration;
@@ -95,7 +100,7 @@ impl TimeoutHeader {
     }
 }
 
-/// The smaller of a limit and of what a header says: see [`TimeoutHeader::at_most`].
+/// The smaller of a limit and a header's value: see [`TimeoutHeader::at_most`].
 #[derive(Clone)]
 #[must_use]
 pub struct AtMost<L> {
@@ -119,7 +124,7 @@ impl<L> fmt::Debug for AtMost<L> {
     }
 }
 
-/// The units of `grpc-timeout`, from the finest.
+/// The units of `grpc-timeout`, from finest to coarsest.
 const UNITS: [(u8, Duration); 6] = [
     (b'n', Duration::from_nanos(1)),
     (b'u', Duration::from_micros(1)),
@@ -129,7 +134,7 @@ const UNITS: [(u8, Duration); 6] = [
     (b'H', Duration::from_secs(60 * 60)),
 ];
 
-/// The most digits in a `grpc-timeout`, and the largest number of that many.
+/// The maximum number of digits in a `grpc-timeout`, and the largest such number.
 const DIGITS: usize = 8;
 const LARGEST: u128 = 99_999_999;
 
@@ -161,7 +166,7 @@ impl Form {
     }
 }
 
-/// Digits and nothing else: no sign, no space, no point. `None` too if it is more than fits.
+/// Parses digits only: no sign, no space, no point. `None` also if the number overflows.
 fn number(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() {
         return None;

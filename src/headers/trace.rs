@@ -9,26 +9,26 @@ use super::insert_absent;
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
-/// Where things stand in `00-<trace id>-<parent id>-<flags>`, and how long it is.
+/// The positions in `00-<trace id>-<parent id>-<flags>`, and its length.
 const VERSION: Range<usize> = 0..2;
 const TRACE_ID: Range<usize> = 3..35;
 const PARENT_ID: Range<usize> = 36..52;
 const FLAGS: Range<usize> = 53..55;
 const LENGTH: usize = 55;
 
-/// How much of `tracestate` is kept: twice the characters that the specification asks for, and as many members as it allows.
+/// The maximum size of a `tracestate`: twice the specification's minimum of characters, and its maximum of members.
 const STATE_LENGTH: usize = 1024;
 const STATE_MEMBERS: usize = 32;
 
-/// A valid `traceparent`, as [W3C Trace Context](https://www.w3.org/TR/trace-context/) defines it, and the `tracestate` beside
-/// it.
+/// A valid `traceparent`, as [W3C Trace Context](https://www.w3.org/TR/trace-context/) defines it, with its
+/// `tracestate`.
 ///
-/// Version 00 has exactly 55 characters, with ids in lower-case hexadecimal digits that are not all zero. Of a higher version,
-/// but for the forbidden `ff`, only that much is looked at, and what follows is left alone. Two headers are none: nobody can
-/// say which is right.
+/// Version 00 has exactly 55 characters, and its ids are lower-case hexadecimal digits that are not all zero. In a
+/// higher version, except for the forbidden `ff`, only these 55 characters are parsed, and the rest is kept as it is.
+/// If there are two `traceparent` headers, neither counts, because nothing shows which one is right.
 ///
-/// It is read and passed on as it came. No span is made here: for the next hop, the parent is the one that called this one,
-/// until a tracing client puts a `traceparent` of its own.
+/// The header is passed on as it came. No span is created here: the next hop sees this service's caller as its parent,
+/// unless a tracing client sets its own `traceparent`.
 ///
 /// ```
 /// use http::{HeaderMap, HeaderValue};
@@ -48,7 +48,7 @@ pub struct Traceparent {
 }
 
 impl Traceparent {
-    /// The trace that the headers tell of, if `traceparent` is there, once, and valid.
+    /// Reads the trace from headers that contain exactly one `traceparent`, which is valid.
     #[must_use]
     pub fn read(headers: &HeaderMap) -> Option<Self> {
         let mut all = headers.get_all(TRACEPARENT).iter();
@@ -60,40 +60,41 @@ impl Traceparent {
         }
     }
 
-    /// The id of the whole trace: 32 hexadecimal digits.
+    /// Returns the id of the whole trace: 32 hexadecimal digits.
     #[must_use]
     pub fn trace_id(&self) -> &str {
         self.part(TRACE_ID)
     }
 
-    /// The id of the caller's span: 16 hexadecimal digits.
+    /// Returns the id of the caller's span: 16 hexadecimal digits.
     #[must_use]
     pub fn parent_id(&self) -> &str {
         self.part(PARENT_ID)
     }
 
-    /// Whether the caller may have recorded its part of the trace.
+    /// Returns whether the caller may have recorded its part of the trace.
     #[must_use]
     pub fn is_sampled(&self) -> bool {
         u8::from_str_radix(self.part(FLAGS), 16).is_ok_and(|flags| flags & 1 == 1)
     }
 
-    /// The header as it came.
+    /// Returns the header as it came.
     #[must_use]
     pub fn header(&self) -> &HeaderValue {
         &self.header
     }
 
-    /// What tracing systems keep beside it: `tracestate` as it came, or several of them in one.
+    /// Returns the `tracestate` as it came, with several headers joined into one.
     ///
-    /// A caller cannot make this server pass on as much as it likes: one of more than 1024 characters or 32 members is dropped, as a
-    /// whole. (The specification asks that 512 characters be passed on at least, and allows no more than 32 members.)
+    /// A `tracestate` of more than 1024 characters or 32 members is dropped as a whole, so that a caller cannot make
+    /// this server forward an unlimited amount. (The specification requires at least 512 characters to be passed on,
+    /// and allows no more than 32 members.)
     #[must_use]
     pub fn state(&self) -> Option<&HeaderValue> {
         self.state.as_ref()
     }
 
-    /// Writes both headers, unless a `traceparent` is there already. A `tracestate` without one belongs to nothing, and is
+    /// Writes both headers, unless there already is a `traceparent`. A `tracestate` without one is meaningless, and is
     /// replaced.
     pub fn write(&self, headers: &mut HeaderMap) {
         if insert_absent(headers, TRACEPARENT, &self.header) {
@@ -115,7 +116,7 @@ fn is_valid(header: &[u8]) -> bool {
     let version = match at(VERSION) {
         b"ff" => false,
         b"00" => rest.is_empty(),
-        // Visible, because it is passed on.
+        // Visible characters only, because the header is passed on.
         other => {
             is_hex(other) && rest.first().is_none_or(|next| *next == b'-') && rest.iter().all(u8::is_ascii_graphic)
         }
@@ -132,7 +133,7 @@ fn is_hex(digits: &[u8]) -> bool {
     digits.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Several headers are one list; it is none if one of them is not text, or if it is too long.
+/// Joins several headers into one list. `None` if one of them is not text, or if the list is too long.
 fn state(headers: &HeaderMap) -> Option<HeaderValue> {
     let lists: Vec<_> = headers.get_all(TRACESTATE).iter().map(|list| list.to_str().ok()).collect::<Option<_>>()?;
     let length = lists.iter().map(|list| list.len() + 1).sum::<usize>().saturating_sub(1);

@@ -40,7 +40,7 @@ use crate::outcome::{Class, Rejection};
 ///
 /// | metric | kind | counts | labels |
 /// |---|---|---|---|
-/// | `ziggurat_events_total` | counter | events of all layers, except `started` and `ended` | `layer`, `name`, `event`, `reason` |
+/// | `ziggurat_events_total` | counter | all events except `started`, `ended` | `layer`, `name`, `event`, `reason` |
 /// | `ziggurat_calls_total` | counter | completed calls through an [`ObserveLayer`] | `name`, `outcome`, `reason` |
 /// | `ziggurat_call_duration_seconds` | histogram | the duration of these calls | `name`, `outcome` |
 /// | `ziggurat_calls_in_flight` | gauge | calls that have not completed | `name` |

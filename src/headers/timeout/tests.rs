@@ -110,7 +110,7 @@ fn a_limit_is_the_smaller_of_both() {
     assert_eq!(no_limit.get(&request(None)), None);
 }
 
-/// Any time, with each order of magnitude as likely as any other.
+/// Any duration, with each order of magnitude equally likely.
 fn any_time() -> impl Strategy<Value = Duration> {
     let seconds = (any::<u64>(), 0_u32..64).prop_map(|(seconds, shift)| seconds >> shift);
     let nanos = (0_u32..1_000_000_000, 0_u32..30).prop_map(|(nanos, shift)| nanos >> shift);
@@ -125,7 +125,7 @@ proptest! {
         }
     }
 
-    /// Digits and a unit are what it says, and with anything else around them nothing.
+    /// Digits and a unit parse as written. Any extra character makes the value invalid.
     #[test]
     fn what_is_read_is_what_it_says(number in 0_u32..=99_999_999, unit in 0_usize..6, junk in "[^0-9]{1,2}", at in 0_usize..9) {
         let (letter, one) = UNITS[unit];
@@ -148,7 +148,7 @@ proptest! {
         prop_assert!(read == Duration::from_secs(99_999_999 * 3600) || lost <= time / 100_000, "{time:?} lost {lost:?}");
     }
 
-    /// What a proxy read it can write again, in whatever unit it came.
+    /// A proxy can write every value that it read, in any unit.
     #[test]
     fn what_came_in_a_header_is_passed_on_exactly(number in 1_u32..=99_999_999, unit in 0_usize..6) {
         let time = UNITS[unit].1 * number;

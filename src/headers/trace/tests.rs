@@ -76,7 +76,7 @@ fn what_is_malformed_is_none() {
     assert_eq!(read(&[0xff; 55]), None);
 }
 
-/// The suite of tests of W3C Trace Context asks for this: nobody can say which of the two is right.
+/// The W3C Trace Context test suite requires this, because nothing shows which of the two is right.
 #[test]
 fn two_are_none() {
     let other = VALID.replace("4bf9", "aaaa");
@@ -93,9 +93,9 @@ fn the_tracestate_is_kept_beside_it() {
     assert_eq!(state(&[]), None);
     assert_eq!(state(&[b"congo=t61,rojo=1"]).as_deref(), Some("congo=t61,rojo=1"));
     assert_eq!(state(&[b"congo=t61", b"rojo=1, x=2"]).as_deref(), Some("congo=t61,rojo=1, x=2"));
-    // One that is not text is dropped as a whole, and the trace goes on.
+    // A list that is not text is dropped as a whole. The trace is kept.
     assert_eq!(state(&[b"congo=t61", b"rojo=\xff"]), None);
-    // Without a valid traceparent it belongs to nothing.
+    // It is meaningless without a valid traceparent.
     assert_eq!(Traceparent::read(&headers(&[b"junk"], &[b"congo=t61"])), None);
 }
 
@@ -134,7 +134,7 @@ proptest! {
         let _ = is_valid(&value);
     }
 
-    /// One byte changed in a valid one: what is still taken over has the form that a pattern says, written independently.
+    /// Changes one byte of a valid header. Headers that are still accepted match an independent pattern.
     #[test]
     fn what_is_taken_over_has_the_form(at in 0..55_usize, byte in any::<u8>(), version in "(00|01|fe|ff)", rest in "(|-x|x)") {
         let mut value = format!("{version}{}{rest}", &VALID[2..]).into_bytes();
