@@ -1,4 +1,4 @@
-//! The end of a call that goes on with the response's body.
+//! Follows a call to the end of its response's body.
 
 use std::{error::Error as StdError, pin::Pin, task::Context};
 
@@ -10,12 +10,12 @@ use crate::{
     body::{End, Guard, PollFrame, Said, Verdict},
 };
 
-/// What a breaker keeps with the body of a response that is a success: the call, which ends with it.
+/// The guard that a circuit breaker attaches to the body of a successful response: the call ends with the body.
 #[derive(Debug)]
 pub struct Judge<C> {
     call: Call,
     verdict: Verdict<C>,
-    /// Of a body that was dropped: whether a limit beneath says that it had its time.
+    /// For a body that was dropped: whether a timeout inside reports that the service had its full time.
     had_its_time: HadItsTime,
 }
 
@@ -53,7 +53,7 @@ where
 
 impl<C> Drop for Judge<C> {
     fn drop(&mut self) {
-        // Unless it has ended: then the body panicked when it was dropped, which says nothing about the service.
+        // Does nothing after `ended`. Otherwise dropping the body panicked, which says nothing about the service.
         self.call.panicked();
     }
 }

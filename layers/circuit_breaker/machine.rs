@@ -1,9 +1,11 @@
-//! When a circuit opens, half-opens and closes: the decision alone, told the time, without a service.
+//! The state machine of a circuit: decides when it opens, half-opens and closes. It is given the time and knows no
+//! service.
 //!
-//! What every call needs is one word, `generation | state | failures in a row`: a call that succeeds while nothing failed only
-//! reads it. Every turn of the state starts a new generation, and each call carries the one that admitted it, so a result
-//! that comes after the turn is known to be late, and changes nothing. Turns happen under a lock, which no call takes
-//! while the circuit is closed and stays closed; nobody else's code runs under it.
+//! All that a call needs on the happy path is one word, `generation | state | failures in a row`. A call that succeeds
+//! with no failure before it only reads the word. Every transition starts a new generation, and a call carries the
+//! generation that admitted it: a result that arrives after a transition is known to be late and changes nothing.
+//! Transitions happen under a lock. A call takes it only when the circuit is not closed, or opens; no user code runs
+//! under it.
 
 #[cfg(all(test, ziggurat_loom))]
 use loom::sync::{
@@ -32,50 +34,50 @@ use crate::{
     clock::Instant,
 };
 
-/// Of a word that counts calls of a generation: which one.
+/// The bits of `unanswered` that hold the generation.
 const TAG: u64 = u64::MAX << 32;
 
-/// A shorter open time would admit everything at once, as a probe.
+/// The shortest open time. With a shorter one, every call would be admitted at once as a probe.
 const SHORTEST: Duration = Duration::from_millis(1);
 
-/// A service that asks for more is left alone for this long, where the open time has no maximum of its own.
+/// Caps the wait that a service asks for, if the open time has no maximum of its own.
 const LONGEST_ASKED: Duration = Duration::from_secs(300);
 
-/// What opens a circuit, for how long, and what closes it again.
+/// The rules by which a circuit opens, for how long, and by which it closes.
 #[derive(Clone, Debug)]
 pub(super) struct Policy {
-    /// So many failures in a row open it.
+    /// The number of failures in a row that opens the circuit.
     pub(super) consecutive: Option<u32>,
-    /// So large a part of failures opens it.
+    /// The fraction of failed calls that opens the circuit.
     pub(super) failure_rate: Option<f64>,
-    /// Calls that take longer than this are slow, and so large a part of them opens it.
+    /// The duration above which a call is slow, and the fraction of slow calls that opens the circuit.
     pub(super) slow: Option<(Duration, f64)>,
-    /// What the rates are taken of.
+    /// The window over which rates are computed.
     pub(super) extent: Extent,
-    /// Fewer calls have no rate.
+    /// The number of calls below which there is no rate.
     pub(super) min_calls: u32,
     pub(super) open_for: Backoff,
     pub(super) probes: usize,
     pub(super) successes_to_close: u32,
-    /// Whether somebody asks how long a call has taken, beside the slow ones.
+    /// Whether calls are timed for a purpose other than slow calls.
     pub(super) timed: bool,
 }
 
-/// How a call ended, as far as a circuit cares.
+/// How a call ended, in the terms of a circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     Success,
-    /// The service answered, or failed by itself, in a way that counts against it.
+    /// The service responded or failed by itself, in a way that counts against it.
     Failure,
-    /// A failure that asks to be left alone for this long.
+    /// A failure that asks callers to stay away for this duration.
     LeaveAlone(Duration),
-    /// A failure without an answer of the service: it had its time.
+    /// The service had its full time and did not respond, which is a failure.
     NoAnswer,
-    /// Neutral, because the caller's deadline left the service less than its time. A failure only while nothing else comes back.
+    /// The caller's deadline left the service less than its full time. Neutral, except while nothing else comes back.
     Abandoned,
-    /// The service answered, and the answer says nothing about it.
+    /// The service responded, and the response says nothing about its health.
     Answered,
-    /// Says nothing about the service, not even that it answers.
+    /// The outcome says nothing about the service, not even that it responds.
     Ignored,
 }
 
@@ -96,35 +98,35 @@ impl Outcome {
 #[derive(Debug)]
 pub(super) struct Ticket {
     generation: u64,
-    /// The place that it takes in a half-open circuit.
+    /// The slot that the call takes in a half-open circuit.
     probe: Option<NonZeroU64>,
-    /// Known only if somebody asks how long calls take, and as long as it is not known that this one was in time.
+    /// When the call began. Known only if calls are timed, and until the call is known not to be slow.
     started: Option<Instant>,
 }
 
 impl Ticket {
-    /// The call waited on this side until now: its time begins.
+    /// Marks that the call left a local queue: its time starts now.
     pub(super) fn sent(&mut self, clock: impl FnOnce() -> Instant) {
         if self.started.is_some() {
             self.started = Some(clock());
         }
     }
 
-    /// Whether it was admitted this long ago, if that is known.
+    /// Returns whether the call began at least `time` ago, if its start is known.
     pub(super) fn had(&self, time: Duration, clock: impl FnOnce() -> Instant) -> bool {
         self.started.is_some_and(|started| clock().saturating_duration_since(started) >= time)
     }
 
-    /// Whether the circuit was half-open.
+    /// Returns whether the circuit was half-open.
     pub(super) fn is_probe(&self) -> bool {
         self.probe.is_some()
     }
 }
 
-/// No call is admitted.
+/// The circuit admits no call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Refused {
-    /// After so long one will be; where that is up to [`Machine::close`], the first open time, for want of better.
+    /// After which a call can be admitted. If that is up to [`Machine::close`], this is the first open time.
     pub(super) retry_after: Duration,
 }
 
@@ -132,55 +134,55 @@ pub(super) struct Refused {
 pub(super) struct Machine {
     policy: Policy,
     word: AtomicU64,
-    /// The number of failures in a row that opens it. Zero: no number does.
+    /// The number of failures in a row that opens the circuit. Zero: no number does.
     consecutive: AtomicU32,
-    /// Fewer calls have no rate.
+    /// The number of calls below which there is no rate.
     min_calls: AtomicU32,
-    /// `generation: 32 | calls in a row that nothing came back of: 32`.
+    /// `generation: 32 | unanswered calls in a row: 32`.
     unanswered: AtomicU64,
-    // Empty: nobody has asked for a rate of failures yet.
+    // Empty until a failure rate is set.
     failures: OnceLock<Box<Rate>>,
     slow: Option<Box<Rate>>,
     episode: Mutex<Episode>,
 }
 
-/// A rate that opens a circuit.
+/// A rate that can open the circuit.
 #[derive(Debug)]
 struct Rate {
-    /// The bits of a number.
+    /// The threshold, as the bits of an `f64`.
     least: AtomicU64,
     window: Window,
-    /// Whether a success may open the circuit, by completing the fewest calls that have a rate, or because the rate was changed.
+    /// Whether a success may open the circuit, because it can complete `min_calls` or the threshold was changed.
     awaits_more: AtomicBool,
 }
 
-/// What is known of a circuit that is not simply closed. All turns of the state happen under its lock.
+/// The state behind a circuit that is not simply closed. Its lock guards all transitions.
 #[derive(Debug)]
 struct Episode {
     open_for: Backoff,
-    /// How long it will be open the next times, until it is closed.
+    /// The open times to come, until the circuit closes.
     waits: Waits,
-    /// How long it is open this time; as long a probe may keep its place.
+    /// The current open time. A probe keeps its slot for as long.
     open_time: Duration,
-    /// When it may half-open; `None` if it stays open.
+    /// When the circuit may half-open. `None` if it stays open.
     until: Option<Instant>,
     probes: Vec<Probe>,
-    /// The number of the next probe.
+    /// The number that the next probe gets.
     next: NonZeroU64,
     successes: u32,
-    /// Turns that nobody has been told yet.
+    /// Transitions that have not been published yet.
     news: VecDeque<Transition>,
 }
 
 #[derive(Debug)]
 struct Probe {
     number: NonZeroU64,
-    /// When it gives up its place, if ever.
+    /// When the probe loses its slot, if ever.
     until: Option<Instant>,
 }
 
 impl Machine {
-    /// A closed circuit. `now` is any moment before the first call.
+    /// Creates a closed circuit. `now` is any moment before the first call.
     pub(super) fn new(policy: Policy, now: Instant) -> Self {
         let rate = |least| Box::new(Rate::new(least, policy.extent, now));
         Self {
@@ -209,7 +211,7 @@ impl Machine {
         self.slow.is_some() || self.policy.timed
     }
 
-    /// Whether the state has not turned since this call was admitted.
+    /// Returns whether the circuit has had no transition since it admitted this call.
     pub(super) fn is_current(&self, ticket: &Ticket) -> bool {
         self.word().generation() == ticket.generation
     }
@@ -219,7 +221,7 @@ impl Machine {
         self.word().state()
     }
 
-    /// Whether a call would be admitted now. The clock is not read while the circuit is closed.
+    /// Returns an error if a call would be rejected now. Reads the clock only if the circuit is not closed.
     #[inline]
     pub(super) fn check(&self, clock: impl FnOnce() -> Instant) -> Result<(), Refused> {
         match self.state() {
@@ -253,10 +255,10 @@ impl Machine {
         }
     }
 
-    /// Admits a call if the circuit is closed, and nobody looks for slow calls.
+    /// Admits a call if the circuit is closed and calls are not timed.
     ///
-    /// It is what nearly all calls come by, and apart from [`admit`](Self::admit) because what it answers is one word: a ticket that is
-    /// put together and then moved costs more than everything else here.
+    /// Nearly all calls take this path. It is separate from [`admit`](Self::admit) because it returns a single word:
+    /// building and moving a whole ticket would cost more than everything else here.
     #[inline]
     pub(super) fn admit_untimed(&self) -> Option<Ticket> {
         let word = self.word();
@@ -264,7 +266,7 @@ impl Machine {
         (word.state() == State::Closed && !self.is_timed()).then_some(Ticket { generation, probe: None, started: None })
     }
 
-    /// Admits a call. The clock is not read while the circuit is closed, unless slow calls are looked for.
+    /// Admits a call. Reads the clock only if the circuit is not closed or calls are timed.
     #[inline]
     pub(super) fn admit(&self, clock: impl FnOnce() -> Instant) -> Result<Ticket, Refused> {
         let word = self.word();
@@ -283,19 +285,19 @@ impl Machine {
             self.turn(&mut episode, State::HalfOpen);
         }
         let started = self.is_timed().then_some(now);
-        // Closed by another thread in the meantime, there is no need for a probe.
+        // If another thread has closed the circuit in the meantime, no probe is needed.
         let probe = (self.state() == State::HalfOpen).then(|| episode.probe(now));
         Ok(Ticket { generation: self.word().generation(), probe, started })
     }
 
-    /// Records how an admitted call ended, and says whether that turned the state.
+    /// Records how an admitted call ended. Returns whether this caused a transition.
     #[inline(always)] // see its caller
     pub(super) fn record(&self, ticket: &Ticket, outcome: Outcome, clock: impl Fn() -> Instant) -> bool {
         let word = self.word();
         if word.generation() != ticket.generation {
             return false;
         }
-        // A success, and nobody looks at how long it took: only a rate can turn the state.
+        // A success that is not timed can open the circuit only through a rate.
         if outcome == Outcome::Success && ticket.probe.is_none() && self.slow.is_none() {
             self.heard();
             if word.failures() > 0 {
@@ -310,7 +312,7 @@ impl Machine {
         self.record_in_time(ticket, outcome, clock)
     }
 
-    // Out of the way of what succeeds, which is small enough then to stand where it is called.
+    // Kept out of the success path, which is then small enough to be inlined.
     #[cold]
     fn record_in_time(&self, ticket: &Ticket, outcome: Outcome, clock: impl Fn() -> Instant) -> bool {
         let now = OnceCell::new();
@@ -328,7 +330,7 @@ impl Machine {
         };
         match ticket.probe {
             Some(number) => self.probe_ended(generation, number, outcome, slow || nothing_comes_back, now()),
-            // Counted, whatever else opens it.
+            // The call is counted even if unanswered calls open the circuit.
             None => {
                 (counts && self.count(generation, outcome.is_failure(), slow, now)) | nothing_comes_back
                     && self.open(generation, outcome.asked(), now())
@@ -336,12 +338,12 @@ impl Machine {
         }
     }
 
-    /// Counts a call that nothing came back of, and says whether that is one too many in a row.
+    /// Counts an unanswered call. Returns whether there are now enough in a row to open the circuit.
     fn count_unanswered(&self, generation: u64) -> bool {
         let tag = generation << 32;
         let more =
             |word: u64| Some(tag | if word & TAG == tag & TAG { (word as u32).saturating_add(1).into() } else { 1 });
-        // Always there: it does not decline.
+        // Always `Ok`: `more` never returns `None`.
         let before = self.unanswered.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).unwrap_or_default();
         let in_a_row = more(before).unwrap_or_default() as u32;
         let consecutive = match self.consecutive.load(Ordering::Relaxed) {
@@ -355,16 +357,16 @@ impl Machine {
         in_a_row >= consecutive.min(min_calls)
     }
 
-    /// Something came back from the service.
+    /// Marks that the service responded.
     #[inline]
     fn heard(&self) {
-        // Mostly it is zero already, and then the line stays shared.
+        // Mostly it is zero already, and not writing keeps the cache line shared.
         if self.unanswered.load(Ordering::Relaxed) as u32 != 0 {
             self.unanswered.store(0, Ordering::Relaxed);
         }
     }
 
-    /// The answer to a call came, which goes on: from now on its time does not count.
+    /// Marks that the response has arrived and the call continues with the body, whose time does not count.
     pub(super) fn answered(&self, ticket: &mut Ticket, clock: impl Fn() -> Instant) {
         if self.slow.is_some() && !self.is_slow(ticket, clock) {
             ticket.started = None;
@@ -378,17 +380,17 @@ impl Machine {
         }
     }
 
-    /// Counts a call that ended while the circuit was closed, and says whether that opens it.
+    /// Counts a call that ended while the circuit was closed. Returns whether this opens it.
     fn count(&self, generation: u64, failed: bool, slow: bool, now: impl Fn() -> Instant) -> bool {
         let over =
             |rate: Option<&Box<Rate>>, bad| rate.is_some_and(|rate| rate.count(generation, &now, bad, &self.min_calls));
-        // Each of them counts the call, whatever the others find.
+        // Without short-circuiting: each of them must count the call.
         self.count_in_a_row(generation, failed) | over(self.failures.get(), failed) | over(self.slow.as_ref(), slow)
     }
 
     fn count_in_a_row(&self, generation: u64, failed: bool) -> bool {
         let limit = self.consecutive.load(Ordering::Relaxed);
-        // A success ends the row also while nobody counts it, or a row would go on that it interrupted.
+        // A success ends the row even while rows do not count. Otherwise the row would continue across it.
         if failed && limit == 0 {
             return false;
         }
@@ -406,14 +408,14 @@ impl Machine {
         }
     }
 
-    /// A probe frees its place and decides.
+    /// Frees the probe's slot and applies its outcome. Returns whether this caused a transition.
     fn probe_ended(&self, generation: u64, number: NonZeroU64, outcome: Outcome, bad: bool, now: Instant) -> bool {
         let mut episode = self.episode();
         if self.word().generation() != generation {
             return false;
         }
-        // It may have lost its place, and still tells what the service does: or calls that take longer than the open time would
-        // never close the circuit.
+        // A probe that has lost its slot still decides. Otherwise calls that take longer than the open time would never
+        // close the circuit.
         episode.probes.retain(|probe| probe.number != number);
         match outcome {
             Outcome::Ignored | Outcome::Answered | Outcome::Abandoned if !bad => false,
@@ -432,7 +434,7 @@ impl Machine {
         }
     }
 
-    /// Opens the circuit, unless its state turned since this generation.
+    /// Opens the circuit, unless there was a transition since this generation.
     fn open(&self, generation: u64, asked: Duration, now: Instant) -> bool {
         let mut episode = self.episode();
         let in_time = self.word().generation() == generation;
@@ -449,28 +451,28 @@ impl Machine {
         self.turn(&mut episode, State::Open);
     }
 
-    /// Closes the circuit, and forgets all that was counted.
+    /// Closes the circuit and resets all counts.
     pub(super) fn close(&self) {
         let mut episode = self.episode();
         self.turn_closed(&mut episode);
     }
 
-    /// Whether there are turns that nobody took yet.
+    /// Returns whether there are transitions to publish.
     pub(super) fn has_news(&self) -> bool {
         !self.episode().news.is_empty()
     }
 
-    /// Takes the oldest of them.
+    /// Takes the oldest transition that has not been published.
     pub(super) fn news(&self) -> Option<Transition> {
         self.episode().news.pop_front()
     }
 
-    /// Opens after this many failures in a row from now on; after no number of them if it is zero.
+    /// Changes the number of failures in a row that opens the circuit. With zero, no number does.
     pub(super) fn set_consecutive_failures(&self, failures: u32) {
         self.consecutive.store(failures, Ordering::Relaxed);
     }
 
-    /// Opens at this rate of failures from now on. If there was none, its window begins now.
+    /// Changes the failure rate that opens the circuit. If there was none before, its window starts now.
     pub(super) fn set_failure_rate(&self, least: f64, now: Instant) {
         let rate = self.failures.get_or_init(|| Box::new(Rate::new(least, self.policy.extent, now)));
         rate.least.store(least.to_bits(), Ordering::Relaxed);
@@ -484,15 +486,16 @@ impl Machine {
         }
     }
 
-    /// From the next time that it opens on. How often it opened before it was last closed counts on.
+    /// Changes the open time, from the next opening. Earlier openings since the circuit was last closed still count.
     pub(super) fn set_open_for(&self, open_for: Backoff) {
         let mut episode = self.episode();
         episode.open_for = open_for;
         episode.waits.follow(open_for);
     }
 
-    /// Opens the circuit for the next of its times, or for as long as the service `asked` if that is longer: up to the
-    /// longest of its own, for who answers so may be wrong.
+    /// Opens the circuit for its next open time, or for the time that the service `asked` for if that is longer.
+    ///
+    /// The time is capped at the longest open time, because the service may ask for too much by mistake.
     fn turn_open(&self, episode: &mut Episode, asked: Duration, now: Instant) {
         let longest = Some(episode.open_for.longest()).filter(|longest| *longest < Duration::MAX);
         episode.open_time = next_of(&mut episode.waits).max(asked.min(longest.unwrap_or(LONGEST_ASKED)));
@@ -509,8 +512,8 @@ impl Machine {
         let from = self.word();
         episode.probes.clear();
         episode.successes = 0;
-        // Overwrites a failure that is counted at this moment: it belongs to the generation that ends here. (Not a plain store:
-        // loom cannot tell its order among the others.)
+        // May overwrite a failure that another thread counts right now, which belongs to the generation that ends here.
+        // (Not a plain store, whose order among the other accesses loom does not model.)
         self.word.swap(from.next(to).0, Ordering::AcqRel);
         if from.state() != to {
             episode.news.push_back(Transition { from: from.state(), to });
@@ -537,13 +540,13 @@ impl Rate {
         Self { least, window, awaits_more: AtomicBool::new(false) }
     }
 
-    /// Counts a call, and says whether the circuit is to open now.
+    /// Counts a call. Returns whether the circuit should open now.
     ///
-    /// A call that is not bad can only raise the rate where good ones leave the window with it, and it can complete the fewest calls that
-    /// have a rate: otherwise there is nothing to sum.
+    /// A call that is not bad can open the circuit in two ways only: good calls leave the window as it moves, or the
+    /// call completes `min_calls`. In all other cases there is nothing to sum.
     ///
-    /// A call that completes them while the one that failed is still summing may not see that more calls are awaited. Then the next call
-    /// is judged in its place, whatever it ends with. To see it at once, every call that succeeds would need a fence.
+    /// A call can complete `min_calls` while a bad call is still summing, and miss `awaits_more`. Then the next call is
+    /// evaluated instead, however it ends. Seeing it at once would cost every successful call a fence.
     #[inline]
     fn count(&self, generation: u64, now: impl Fn() -> Instant, bad: bool, min_calls: &AtomicU32) -> bool {
         let (slot, slides) = self.window.record(generation, now, bad);
@@ -554,7 +557,7 @@ impl Rate {
     fn is_over(&self, slot: u64, min_calls: &AtomicU32) -> bool {
         let held = self.window.tally(slot);
         let enough = held.calls >= min_calls.load(Ordering::Relaxed);
-        // One that saw no failure says nothing: another call may have failed since, and awaits more.
+        // A sum without a bad call proves nothing: another call may have failed since and set `awaits_more`.
         if enough || held.bad > 0 {
             self.awaits_more.store(!enough, Ordering::Relaxed);
         }
@@ -568,7 +571,7 @@ impl Episode {
         next_of(&mut self.open_for.waits())
     }
 
-    /// Takes a place for a probe, which is free or overdue.
+    /// Takes a probe slot that is free or overdue.
     fn probe(&mut self, now: Instant) -> NonZeroU64 {
         self.probes.retain(|probe| probe.until.is_none_or(|until| now < until));
         let number = self.next;

@@ -1,4 +1,4 @@
-//! Every interleaving of the breaker's atomics, as far as loom explores them.
+//! Explores the interleavings of the circuit breaker's atomics with loom:
 //! `RUSTFLAGS="--cfg ziggurat_loom" cargo test --release --lib circuit_breaker`
 
 use std::{
@@ -35,7 +35,7 @@ fn policy() -> Policy {
     }
 }
 
-/// Runs both at the same time, over a machine that `make` made, and looks at it afterwards.
+/// Runs two closures at the same time on a machine from `make`, and then checks the machine.
 fn explore(
     make: impl Fn(Instant) -> Machine + Send + Sync + 'static,
     here: impl Fn(&Machine, Instant) + Send + Sync + 'static,
@@ -65,7 +65,7 @@ fn succeed(machine: &Machine, now: Instant) {
     }
 }
 
-/// Open, and its time is over in five seconds.
+/// Returns a circuit that is open for the next five seconds.
 fn opened(now: Instant) -> Machine {
     let machine = Machine::new(Policy { consecutive: Some(1), ..policy() }, now);
     fail(&machine, now);
@@ -74,7 +74,7 @@ fn opened(now: Instant) -> Machine {
 
 fn is_open(machine: &Machine, now: Instant) {
     assert_eq!(machine.state(), State::Open);
-    assert_eq!(machine.check(|| now), Err(Refused { retry_after: 5 * SECOND }), "it opened once");
+    assert_eq!(machine.check(|| now), Err(Refused { retry_after: 5 * SECOND }), "opened once");
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn two_failures_in_two_buckets_do_not_miss_each_other() {
     explore(move |now| Machine::new(by_time.clone(), now), fail, later, is_open);
 }
 
-/// The success completes the fewest calls that have a rate, and may not see yet that the failure awaits them.
+/// The success completes `min_calls`, and may not see yet that the failure awaits more calls.
 #[test]
 fn a_success_that_completes_the_fewest_calls_is_judged_by_the_next_call_at_the_latest() {
     let third = Policy { failure_rate: Some(0.3), ..policy() };
@@ -104,7 +104,7 @@ fn a_success_that_completes_the_fewest_calls_is_judged_by_the_next_call_at_the_l
     explore(move |now| Machine::new(third.clone(), now), succeed, fail, then);
 }
 
-/// The success looks before the failure comes, and tells what it saw after it.
+/// The success sums before the failure is recorded, and stores its result afterwards.
 #[test]
 fn a_call_that_saw_no_failure_does_not_take_back_that_a_rate_awaits_more_calls() {
     let third = Policy { failure_rate: Some(0.3), min_calls: 3, ..policy() };
@@ -121,7 +121,7 @@ fn one_failure_too_many_by_two_conditions_opens_once() {
     explore(move |now| Machine::new(both.clone(), now), fail, fail, is_open);
 }
 
-/// Two failures would open it, but they are of two generations.
+/// Two failures would open the circuit, but they belong to two generations.
 #[test]
 fn a_failure_that_is_late_is_not_counted() {
     let row = Policy { consecutive: Some(2), ..policy() };

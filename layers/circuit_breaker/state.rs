@@ -1,20 +1,20 @@
-//! The states of a circuit, and the word that holds all that a call needs of them.
+//! The states of a circuit, and the word that packs the state that every call reads.
 
 use std::fmt;
 
-/// What a circuit lets through.
+/// The state of a circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum State {
-    /// Every call passes, and is counted.
+    /// Every call passes and is counted.
     Closed,
-    /// No call passes. Once its time is over a circuit stays open until the next call comes, which half-opens it.
+    /// No call passes. When its time is over, the circuit stays open until the next call half-opens it.
     Open,
-    /// A few calls pass as probes, and decide.
+    /// A few calls pass as probes. Their outcomes decide whether the circuit closes.
     HalfOpen,
 }
 
 impl State {
-    /// Its name in events: `closed`, `open` or `half_open`.
+    /// Returns the name in events: `closed`, `open` or `half_open`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -31,17 +31,19 @@ impl fmt::Display for State {
     }
 }
 
-/// A circuit went from one state to another.
+/// A change of a circuit from one state to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Transition {
-    /// The state before.
+    /// The state before the transition.
     pub from: State,
-    /// The state since.
+    /// The state after the transition.
     pub to: State,
 }
 
-/// `generation: 30 | state: 2 | failures in a row: 32`. A call would have to last for 2^30 turns to be taken for one of today.
+/// `generation: 30 | state: 2 | failures in a row: 32`.
+///
+/// The generation wraps around: a call that lasts for 2^30 transitions would pass for a current one.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Word(pub(super) u64);
 
@@ -69,7 +71,7 @@ impl Word {
         Self(((self.0 >> 32) << 32) | u64::from(failures))
     }
 
-    /// A new generation, in which nothing failed yet.
+    /// Starts a new generation, with no failures.
     pub(super) fn next(self, to: State) -> Self {
         let state = match to {
             State::Closed => 0,

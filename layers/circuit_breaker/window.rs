@@ -1,8 +1,8 @@
-//! What happened lately: how many calls ended, and how many of them badly, over a window that slides.
+//! Counts the calls that ended recently, and the bad ones among them, over a sliding window.
 //!
-//! The window is a ring of buckets, each one word of `tag | calls | bad calls`. A bucket belongs to a *slot* of time (or of
-//! calls); the tag says to which, so that a bucket is emptied by the first call that needs it again and nobody has to
-//! sweep. Recording is one compare-and-swap, summing is a pass over sixteen words.
+//! The window is a ring of buckets. Each bucket is one word, `tag | calls | bad calls`, and belongs to a *slot* of time
+//! (or of calls). The tag names the slot, so the first call that needs a bucket for a new slot resets it, and no sweep
+//! is needed. Recording is one compare-and-swap. Summing is a pass over sixteen words.
 
 #[cfg(all(test, ziggurat_loom))]
 use loom::sync::atomic::{AtomicU64, Ordering, fence};
@@ -12,43 +12,45 @@ use std::{fmt, time::Duration};
 
 use crate::clock::Instant;
 
-/// In how many steps a window slides: Polly's choice.
+/// The number of steps in which a window moves, as in Polly.
 const STEPS: u32 = 10;
 
-/// Buckets in the ring: no fewer than a window has slots, and a power of two, for the sake of the divisions.
+/// The number of buckets in the ring: at least the slots of a window, and a power of two to make the divisions cheap.
 const RING: u64 = 16;
 
-/// A word is `tag: 24 | calls: 20 | bad: 20`.
+/// The layout of a word is `tag: 24 | calls: 20 | bad: 20`.
 const COUNT_BITS: u32 = 20;
 const COUNT: u64 = (1 << COUNT_BITS) - 1;
 const TAG_SHIFT: u32 = 2 * COUNT_BITS;
 const TAG: u64 = u64::MAX >> TAG_SHIFT;
 
-/// A tag that is ahead by at most this many laps of the ring is newer than ours; any other difference is a relic.
+/// The number of laps of the ring by which a tag may be ahead and count as newer. Any other difference means a stale
+/// bucket.
 ///
-/// Tags wrap around after 2^24 laps (25 years of a window of 30 s, three days of one of 10 ms). The few laps that count as newer
-/// are far more than a thread can be late, and so few that a bucket is hardly ever left alone for just as long as to look so.
+/// Tags wrap around after 2^24 laps: 25 years for a window of 30 s, three days for a window of 10 ms. 4,096 laps are
+/// far more than a thread can lag, and few enough that an idle bucket is very unlikely to wrap into this range.
 const AHEAD: u64 = 1 << 12;
 
-/// How many slots lie between a generation and the next.
+/// The number of slots between one generation and the next.
 ///
-/// More than a window would do; a multiple of the ring, so that a late call meets the bucket that its slot of today has taken.
+/// A window's length would be enough. A multiple of the ring makes a late call find its bucket taken by the current
+/// generation.
 const APART: u64 = 64 * RING;
 
-/// A bucket of a window of more calls than this would have to hold more than its word can count.
+/// The largest window of calls. In a larger one, a bucket could overflow its count.
 pub(super) const MOST_CALLS: u32 = 10_000_000;
 
-/// How far a window reaches back.
+/// The range that a window covers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Extent {
-    /// The last so much time: no more, and at most a tenth less.
+    /// The most recent calls within this duration, or within up to a tenth less.
     Time(Duration),
-    /// The last so many calls: no fewer, and at most a fifth more.
+    /// This number of most recent calls, or up to a fifth more.
     Calls(u32),
 }
 
 impl Extent {
-    /// So many calls, or as many as it ever holds.
+    /// Caps a number of calls at the size of the window.
     pub(super) fn at_most(self, calls: u32) -> u32 {
         match self {
             Self::Time(_) => calls,
@@ -59,40 +61,40 @@ impl Extent {
 
 /// Counts of the calls that ended within an [`Extent`], shared by all threads without a lock.
 ///
-/// More than 2^20 calls in one bucket halve what it holds, which keeps its rate (to one call in half a million) and
-/// lets what came later weigh twice as much.
+/// A bucket that exceeds 2^20 calls halves its counts. This keeps its rate (to one call in half a million), and gives
+/// later calls twice the weight.
 pub(super) struct Window {
     pace: Pace,
-    /// So many slots make the window.
+    /// The number of slots that make up the window.
     slots: u64,
     buckets: [AtomicU64; RING as usize],
 }
 
-/// What became of a call that was counted in a bucket.
+/// The result of counting a call in a bucket.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Put {
-    /// It is the first one there: an older slot has left the window.
+    /// The first call in its bucket: an older slot has left the window.
     First,
-    /// It came to others, or too late to count.
+    /// A later call in its bucket, or a call too late to count.
     Next,
-    /// The bucket has no room.
+    /// The bucket is full.
     Full,
 }
 
-/// What moves the window on.
+/// What moves the window.
 enum Pace {
     Time {
         since: Instant,
         nanos: u64,
     },
-    /// The first slot that has room, for so many calls each.
+    /// The first slot with room, and the number of calls in each slot.
     Calls {
         open: AtomicU64,
         calls: u64,
     },
 }
 
-/// What a window holds.
+/// The sums over a window.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Tally {
     pub(super) calls: u32,
@@ -100,23 +102,24 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    /// Whether at least this part of the calls was bad.
+    /// Returns whether at least the fraction `rate` of the calls was bad.
     ///
-    /// A division, because it is rounded as the literal that the user wrote: 7 of 100 is 0.07, but 0.07 * 100 is more than 7.
+    /// Divides, because the quotient is rounded like the literal in user code: 7 of 100 is 0.07, but 0.07 * 100 is more
+    /// than 7.
     pub(super) fn reaches(self, rate: f64) -> bool {
         self.calls > 0 && f64::from(self.bad) / f64::from(self.calls) >= rate
     }
 }
 
 impl Window {
-    /// An empty window; `since` is any moment before the first call ends.
+    /// Creates an empty window. `since` is any moment before the first call ends.
     pub(super) fn new(extent: Extent, since: Instant) -> Self {
         let (pace, slots) = match extent {
             Extent::Time(time) => {
                 let nanos = nanos(time / STEPS).max(1);
                 (Pace::Time { since, nanos }, STEPS)
             }
-            // The newest slot may hold a single call, so the others have to hold all but one.
+            // The newest slot may hold a single call, so the others must hold all but one.
             Extent::Calls(calls) => {
                 let width = calls.div_ceil(STEPS).max(1);
                 let open = AtomicU64::new(0);
@@ -126,13 +129,14 @@ impl Window {
         Self { pace, slots: slots.into(), buckets: Default::default() }
     }
 
-    /// Records a call of this generation, and says into which slot, and whether the window slid on with it. Reads the clock only if the
-    /// window is one of time.
+    /// Records a call of this generation. Returns its slot, and whether the window moved with it.
     ///
-    /// Generations lie far apart: whatever is recorded late for an old one lies outside the window of the current one, or
+    /// Reads the clock only if the window is one of time.
+    ///
+    /// Generations are far apart: a call that is recorded late, for an old generation, is outside the current window or
     /// finds its bucket taken.
     pub(super) fn record(&self, generation: u64, clock: impl FnOnce() -> Instant, bad: bool) -> (u64, bool) {
-        // The first lap stays empty, so that the window of the first slot does not reach below zero.
+        // The first lap stays empty, so that the window of the first slot does not start below zero.
         let first = APART * generation + RING;
         match &self.pace {
             Pace::Time { since, nanos: width } => {
@@ -143,7 +147,7 @@ impl Window {
                 let mut position = open.load(Ordering::Relaxed);
                 loop {
                     match self.put(first + position, *calls, bad) {
-                        // Whoever finds it full opens the next one; who comes second sees that it is open.
+                        // The first thread that finds the slot full opens the next one, and the others see it.
                         Put::Full => {
                             let next =
                                 open.compare_exchange(position, position + 1, Ordering::Relaxed, Ordering::Relaxed);
@@ -159,7 +163,7 @@ impl Window {
     /// Counts a call in the bucket of this slot.
     #[inline]
     fn put(&self, slot: u64, room: u64, bad: bool) -> Put {
-        // The counts are all there is to see, so nothing has to be ordered here; see `tally`.
+        // Relaxed, because the counts are the only shared data. `tally` has the fence.
         let before = self.bucket(slot).fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
             match (word >> TAG_SHIFT).wrapping_sub(tag(slot)) & TAG {
                 0 if (word >> COUNT_BITS) & COUNT >= room => None,
@@ -172,15 +176,15 @@ impl Window {
             Ok(word) if word >> TAG_SHIFT != tag(slot) => Put::First,
             Ok(_) => Put::Next,
             Err(word) if word >> TAG_SHIFT == tag(slot) => Put::Full,
-            // A bucket that is not this slot's any more takes nothing, and never will.
+            // Another slot has taken over the bucket, so this call is too late to count.
             Err(_) => Put::Next,
         }
     }
 
-    /// What the window holds, seen from a slot into which this thread has just recorded.
+    /// Sums the window as seen from a slot in which this thread has just recorded a call.
     ///
-    /// Of two threads that record at the same time and then ask, one at least sees both calls, whatever buckets they fell
-    /// into: each records before the fence and reads after it, and looks at slots that are newer than its own as well.
+    /// If two threads record at the same time and then sum, at least one of them sees both calls, even in different
+    /// buckets: each records before the fence, reads after it, and also looks at slots newer than its own.
     pub(super) fn tally(&self, slot: u64) -> Tally {
         fence(Ordering::SeqCst);
         let words: [u64; RING as usize] = std::array::from_fn(|index| self.buckets[index].load(Ordering::Relaxed));
@@ -197,7 +201,7 @@ impl Window {
     }
 }
 
-/// The slot that a bucket holds, if it is less than a lap older than this one, or at most a lap newer.
+/// Returns the slot that a bucket holds, if it is less than a lap older than `slot`, or at most a lap newer.
 fn slot_of(index: u64, word: u64, slot: u64) -> Option<u64> {
     let older = slot - (slot + RING - index) % RING;
     [older, older + RING].into_iter().find(|slot| tag(*slot) == word >> TAG_SHIFT)
@@ -207,7 +211,7 @@ fn tag(slot: u64) -> u64 {
     (slot / RING) & TAG
 }
 
-/// One call more, in a word that has room for it.
+/// Adds a call to a word.
 fn add(word: u64, bad: bool) -> u64 {
     let full = (word >> COUNT_BITS) & COUNT == COUNT;
     let word = if full {
@@ -218,12 +222,12 @@ fn add(word: u64, bad: bool) -> u64 {
     word + (1 << COUNT_BITS) + u64::from(bad)
 }
 
-/// The lowest count of a word: 20 bits, so it always fits.
+/// Extracts the lowest count of a word. It has 20 bits, so it always fits.
 fn count(word: u64) -> u32 {
     (word & COUNT) as u32
 }
 
-/// At most 292 years, so that a slot has room for its generation.
+/// Converts to nanoseconds, capped at 292 years so that a slot has room for its generation.
 fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).min(u64::MAX / 2)
 }

@@ -39,7 +39,7 @@ fn call(machine: &Machine, now: Instant, outcome: Outcome) -> bool {
     machine.record(&ticket, outcome, at(now))
 }
 
-/// A circuit that opened now.
+/// Returns a circuit that has just opened.
 fn opened(policy: Policy, now: Instant) -> Machine {
     let machine = Machine::new(Policy { consecutive: Some(1), ..policy }, now);
     assert!(call(&machine, now, Outcome::Failure));
@@ -83,7 +83,7 @@ fn the_clock_is_read_only_where_time_matters() {
     assert!(!by_time.record(&ticket, Outcome::Ignored, never));
 }
 
-/// The fault of a window that never slides: after 100,000 successes it took 100,000 failures to open.
+/// With a window that never moved, 100,000 successes took 100,000 failures to open the circuit.
 ///
 /// Shows: B1
 #[test]
@@ -132,7 +132,7 @@ fn slow_calls_open_though_they_succeed() {
     assert!(!take(now, SECOND + Duration::from_nanos(1)));
     assert!(take(now, 2 * SECOND));
 
-    // A slow probe is no better.
+    // A slow probe fails.
     assert!(take(now + 7 * SECOND, 2 * SECOND));
     assert_eq!(machine.state(), State::Open);
 }
@@ -148,7 +148,7 @@ fn open_until_exactly_the_time_is_over() {
     let nearly = 5 * SECOND - Duration::from_nanos(1);
     assert_eq!(machine.admit(at(now + nearly)).map(drop), refused(Duration::from_nanos(1)));
     assert_eq!(machine.check(at(now + 5 * SECOND)), Ok(()));
-    assert_eq!(machine.state(), State::Open, "asking turns nothing");
+    assert_eq!(machine.state(), State::Open, "a check causes no transition");
     assert!(machine.admit(at(now + 5 * SECOND)).is_ok());
     assert_eq!(machine.state(), State::HalfOpen);
 }
@@ -237,7 +237,7 @@ fn a_probe_that_never_ends_gives_up_its_place_after_the_open_time() {
     let hung = machine.admit(at(now)).unwrap();
     assert_eq!(machine.admit(at(now + 4 * SECOND)).map(drop), Err(Refused { retry_after: SECOND }));
     let next = machine.admit(at(now + 5 * SECOND)).unwrap();
-    assert!(machine.admit(at(now + 5 * SECOND)).is_err(), "the place was given once");
+    assert!(machine.admit(at(now + 5 * SECOND)).is_err(), "the slot is taken");
     assert!(machine.record(&next, Outcome::Success, at(now + 6 * SECOND)));
     assert!(!machine.record(&hung, Outcome::Failure, at(now + 7 * SECOND)), "the circuit closed without it");
     assert_eq!(machine.state(), State::Closed);
@@ -261,7 +261,7 @@ fn a_probe_of_an_older_opening_holds_no_place_in_a_newer_one() {
     }
 }
 
-/// Otherwise a service whose calls take longer than the open time would never be found healthy.
+/// Otherwise a service whose calls take longer than the open time would never close the circuit.
 ///
 /// Shows: B5
 #[test]
@@ -288,7 +288,7 @@ fn forced_open_stays_open_until_it_is_closed() {
     machine.close();
     assert!(machine.admit(later).is_ok());
 
-    // Also from the other states, and whatever was under way.
+    // From the other states too, and with a call in flight.
     let machine = opened(policy(), start);
     let probe = machine.admit(at(start + 5 * SECOND)).unwrap();
     machine.force_open();
@@ -297,7 +297,7 @@ fn forced_open_stays_open_until_it_is_closed() {
     let machine = opened(policy(), start);
     machine.force_open();
     assert_eq!(machine.check(later), Err(Refused { retry_after: 5 * SECOND }));
-    assert_eq!(news(&machine), [(State::Closed, State::Open)], "told once");
+    assert_eq!(news(&machine), [(State::Closed, State::Open)], "one transition");
 }
 
 /// Shows: B7
@@ -322,7 +322,7 @@ fn it_stays_open_at_least_as_long_as_the_failure_that_opened_it_asked_for() {
         (open_for, 20, 20, 20),
         (open_for, 61, 60, 60),
         (open_for, 1_000_000, 60, 60),
-        // Jitter is for the circuit's own time.
+        // Jitter applies only to the circuit's own open time.
         (open_for, 1, 2, 5),
         (Backoff::fixed(5 * SECOND), 20, 5, 5),
         (Backoff::exponential(5 * SECOND), 1_000_000, 300, 300),
@@ -330,12 +330,12 @@ fn it_stays_open_at_least_as_long_as_the_failure_that_opened_it_asked_for() {
         let start = Instant::now();
         let machine = Machine::new(Policy { open_for, ..consecutive(2) }, start);
         let asks = Outcome::LeaveAlone(asked * SECOND);
-        // The one before does not count: the second opens it.
+        // The wait of the first failure does not count: the second failure opens the circuit.
         call(&machine, start, Outcome::LeaveAlone(1_000 * SECOND));
         assert!(call(&machine, start, asks));
         let open = machine.check(at(start)).unwrap_err().retry_after;
         assert!((least * SECOND..=most * SECOND).contains(&open), "{open:?} for {asked}");
-        // So does a probe's.
+        // A failed probe does the same.
         let half_open = start + open;
         assert!(machine.check(at(half_open)).is_ok());
         assert!(call(&machine, half_open, asks));
@@ -353,7 +353,7 @@ fn another_rate_is_taken_of_what_was_counted_before_it() {
         call(&machine, now, Outcome::Failure);
     }
     machine.set_failure_rate(0.5, now);
-    assert!(!call(&machine, now, Outcome::Success), "a rate is judged when a call fails");
+    assert!(!call(&machine, now, Outcome::Success), "10 of 21");
     assert!(call(&machine, now, Outcome::Failure), "11 of 22");
 
     let machine = Machine::new(Policy { failure_rate: Some(0.5), min_calls: 20, ..policy() }, now);
@@ -369,18 +369,18 @@ fn another_number_of_failures_in_a_row_holds_from_the_next_failure_on_and_zero_i
     let machine = Machine::new(policy(), now);
     assert!((0..100).all(|_| !call(&machine, now, Outcome::Failure)));
     machine.set_consecutive_failures(3);
-    assert!((0..2).all(|_| !call(&machine, now, Outcome::Failure)), "a row begins where it is first counted");
+    assert!((0..2).all(|_| !call(&machine, now, Outcome::Failure)), "the row starts with the first counted failure");
     machine.set_consecutive_failures(0);
     assert!((0..100).all(|_| !call(&machine, now, Outcome::Failure)));
     machine.set_consecutive_failures(4);
-    assert!(!call(&machine, now, Outcome::Failure), "nothing succeeded meanwhile: the row goes on");
+    assert!(!call(&machine, now, Outcome::Failure), "no success in between: the row continues");
     machine.set_consecutive_failures(0);
     assert!(!call(&machine, now, Outcome::Success));
     machine.set_consecutive_failures(4);
-    assert!((0..3).all(|_| !call(&machine, now, Outcome::Failure)), "a success ends the row that nobody counts");
+    assert!((0..3).all(|_| !call(&machine, now, Outcome::Failure)), "a success ends any row");
     machine.set_consecutive_failures(2);
     assert!(!call(&machine, now, Outcome::Ignored));
-    assert!(call(&machine, now, Outcome::Failure), "4 of 2");
+    assert!(call(&machine, now, Outcome::Failure), "4 failures, limit 2");
 }
 
 /// Shows: B1
@@ -393,7 +393,7 @@ fn a_success_opens_where_it_completes_the_fewest_calls_that_have_a_rate_or_the_w
     assert!((0..5).all(|_| !call(&machine, start, Outcome::Success)));
     assert!(call(&machine, start, Outcome::Success), "19 of 25");
 
-    // 20 successes and 15 failures later; then the successes leave the window.
+    // 20 successes, then 15 failures, then the successes leave the window.
     let machine = Machine::new(Policy { min_calls: 15, ..rated }, start);
     assert!((0..20).all(|_| !call(&machine, start, Outcome::Success)));
     assert!((0..15).all(|_| !call(&machine, start + 15 * SECOND, Outcome::Failure)));
@@ -410,7 +410,7 @@ fn calls_that_nothing_came_back_of_open_in_a_row_and_any_answer_ends_the_row() {
         assert!(!call(&machine, now, answer), "{answer:?}");
     }
     assert!((0..2).all(|_| !call(&machine, now, Outcome::Abandoned)));
-    assert!(!call(&machine, now, Outcome::Ignored), "that one says nothing, not even that the service answers");
+    assert!(!call(&machine, now, Outcome::Ignored), "an ignored call does not show that the service responds");
     assert!(call(&machine, now, Outcome::Abandoned));
 }
 
@@ -421,7 +421,7 @@ fn a_circuit_that_knew_no_rate_counts_from_when_it_is_given_one() {
     assert!((0..50).all(|_| !call(&machine, now, Outcome::Failure)));
     machine.set_failure_rate(1.0, now);
     assert!((0..9).all(|_| !call(&machine, now, Outcome::Failure)));
-    assert!(call(&machine, now, Outcome::Failure), "10 of 10, which is as many as there ever are");
+    assert!(call(&machine, now, Outcome::Failure), "10 of 10: a full window");
 }
 
 #[test]
@@ -430,11 +430,11 @@ fn another_open_time_holds_from_the_next_opening_on_and_goes_on_doubling() {
     let machine = opened(policy(), start);
     machine.set_open_for(Backoff::exponential(SECOND).jitter(Jitter::None));
     let refused = |seconds: u32| Err(Refused { retry_after: seconds * SECOND });
-    assert_eq!(machine.check(at(start)), refused(5), "it is still open, and for as long");
+    assert_eq!(machine.check(at(start)), refused(5), "the current open time is unchanged");
 
     let half_open = start + 5 * SECOND;
     assert!(call(&machine, half_open, Outcome::Failure));
-    assert_eq!(machine.check(at(half_open)), refused(2), "the second time in a row");
+    assert_eq!(machine.check(at(half_open)), refused(2), "the second opening in a row");
     let half_open = half_open + 2 * SECOND;
     call(&machine, half_open, Outcome::Success);
     assert_eq!(machine.state(), State::Closed);
@@ -480,7 +480,7 @@ fn eight_threads_that_fail_or_probe_at_once_turn_the_circuit_once() {
     };
     for _ in 0..500 {
         let fail = || machine.admit(at(now)).is_ok_and(|ticket| machine.record(&ticket, Outcome::Failure, at(now)));
-        assert_eq!(at_once(&fail), 1, "one failure opens, the others are late");
+        assert_eq!(at_once(&fail), 1, "one failure opens the circuit, the others are late");
         assert_eq!(machine.check(at(now)), Err(Refused { retry_after: 5 * SECOND }));
         now += 5 * SECOND;
         assert_eq!(at_once(&|| machine.admit(at(now)).is_ok()), 1, "one probe");

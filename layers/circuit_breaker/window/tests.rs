@@ -6,7 +6,7 @@ use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Records at a moment and answers what the window then holds.
+/// Records a call at this moment, and returns the sums over the window.
 fn record(window: &Window, at: Instant, bad: bool) -> Tally {
     let (slot, _) = window.record(0, || at, bad);
     window.tally(slot)
@@ -19,7 +19,7 @@ fn a_rate_is_reached_exactly_at_the_number_that_was_written() {
         for hundreds in 1..=20 {
             let (calls, bad) = (100 * hundreds, percent * hundreds);
             assert!(Tally { calls, bad }.reaches(rate), "{bad} of {calls}");
-            assert!(!Tally { calls: calls + 1, bad }.reaches(rate), "{bad} of {calls} and one");
+            assert!(!Tally { calls: calls + 1, bad }.reaches(rate), "{bad} of {calls} + 1");
         }
     }
     assert!(!Tally::default().reaches(f64::MIN_POSITIVE), "no call is no rate");
@@ -119,7 +119,7 @@ fn a_record_that_is_a_whole_window_late_is_dropped() {
     assert_eq!(window.tally(slot), Tally { calls: 2, bad: 1 });
 }
 
-/// No call is lost, and none is counted twice, while threads fill one bucket after the other.
+/// No call is lost or counted twice while threads fill one bucket after another.
 #[test]
 fn a_window_of_calls_holds_all_of_its_calls_whoever_opens_the_next_bucket() {
     let now = Instant::now();
@@ -171,7 +171,7 @@ fn bad_calls_of_eight_threads_are_all_counted() {
     }
 }
 
-/// Of two threads whose bad calls fall into neighbouring buckets, one at least sees both.
+/// If the bad calls of two threads fall into neighbouring buckets, at least one thread sees both.
 #[test]
 fn of_two_bad_calls_at_once_one_sees_both() {
     let now = Instant::now();
@@ -192,11 +192,11 @@ fn of_two_bad_calls_at_once_one_sees_both() {
     }
 }
 
-/// All that was ever recorded: the naive window.
+/// A recorded call, in the list that the naive window keeps.
 #[derive(Clone, Copy, Debug)]
 struct Call {
     generation: u64,
-    /// In steps of a tenth of the window.
+    /// The time, in tenths of the window.
     step: u64,
     bad: bool,
 }
@@ -209,7 +209,7 @@ fn naive(calls: &[Call], buckets: u64, seen_from: &Call) -> Tally {
 }
 
 proptest! {
-    /// Time passes in any steps, also for longer than the window; generations change; some calls are recorded late.
+    /// Time passes in any steps, even longer than the window. Generations change, and some calls are recorded late.
     #[test]
     fn a_time_window_agrees_with_a_list_of_all_calls(
         script in prop::collection::vec((0..3_000_u64, 0..1_200_u64, 0..20_u8, any::<bool>()), 1..200),
@@ -220,7 +220,7 @@ proptest! {
         for (passed, late, turn, bad) in script {
             now += if passed < 2_000 { passed / 40 } else { passed }; // ms
             generation += u64::from(turn == 0);
-            // At most two windows late, which is as long as a bucket remembers whose it is.
+            // At most two windows late: an older record could not be told from a current one.
             let at = if turn < 5 { now.saturating_sub(late) } else { now };
             let call = Call { generation: generation - u64::from(turn == 1 && generation > 0), step: at / 100, bad };
             let (slot, _) = window.record(call.generation, || start + Duration::from_millis(at), bad);

@@ -1,4 +1,4 @@
-//! A circuit that is computed anew from the list of all that ever happened, to compare with.
+//! Compares the machine with a naive model, which recomputes the circuit from the list of all events.
 
 use proptest::prelude::*;
 
@@ -7,13 +7,13 @@ use super::*;
 #[derive(Clone, Copy, Debug)]
 enum Happened {
     Asked,
-    /// The call that was asked for by the event of this index ended.
+    /// The call that the event at this index asked for has ended.
     Ended(usize, Outcome),
     ForcedOpen,
     Closed,
-    /// The circuit was given another rate, and another minimum of calls.
+    /// The rate and the minimum of calls were changed.
     Rated(f64, usize),
-    /// The circuit was given another number of failures in a row, or zero.
+    /// The number of failures in a row was changed, possibly to zero.
     Rowed(u32),
 }
 
@@ -24,10 +24,10 @@ enum Phase {
     HalfOpen,
 }
 
-/// The numbers of a policy, in milliseconds.
+/// The settings of a policy, with times in milliseconds.
 #[derive(Clone, Copy, Debug)]
 struct Rules {
-    /// Zero: no number of failures in a row opens it, and none is counted.
+    /// Zero: failures in a row are not counted and do not open the circuit.
     consecutive: u32,
     rate: Option<f64>,
     slow: Option<(u64, f64)>,
@@ -39,12 +39,12 @@ struct Rules {
     successes: usize,
 }
 
-/// A call that ended in time while the circuit was closed.
+/// A call that ended in its own generation while the circuit was closed.
 struct Counted {
     phase: usize,
     at: u64,
     failed: bool,
-    /// Whether failures in a row were counted then.
+    /// Whether failures in a row were counted at that time.
     in_a_row: bool,
     slow: bool,
 }
@@ -58,7 +58,7 @@ struct Admitted {
 
 type Answer = Result<(), Option<u64>>;
 
-/// The state after all these events, and the answer if the last one is a question.
+/// Returns the state after all these events, and the admission if the last event asks for one.
 fn replay(mut rules: Rules, events: &[(u64, Happened)]) -> (State, Option<Answer>) {
     let mut phases = vec![Phase::Closed];
     let mut counted: Vec<Counted> = Vec::new();
@@ -138,7 +138,7 @@ fn replay(mut rules: Rules, events: &[(u64, Happened)]) -> (State, Option<Answer
     (state, answer)
 }
 
-/// How often the circuit opened by itself since it was last closed.
+/// Returns how often the circuit opened by itself since it was last closed.
 fn openings(phases: &[Phase]) -> u32 {
     let since = phases.iter().rev().take_while(|phase| !matches!(phase, Phase::Closed));
     since.filter(|phase| matches!(phase, Phase::Open { until: Some(_) })).count() as u32
@@ -148,7 +148,7 @@ fn open_time(rules: Rules, openings: u32) -> u64 {
     (rules.open_for << (openings - 1).min(20)).min(LONGEST)
 }
 
-/// Whether the last call ended without an answer, as too many before it did since the state turned.
+/// Returns whether the last call completes a row of unanswered calls that opens the circuit.
 fn nothing_comes_back(rules: Rules, endings: &[(usize, Outcome)]) -> bool {
     let unanswered = |outcome: &Outcome| matches!(outcome, Outcome::NoAnswer | Outcome::Abandoned);
     let &(phase, last) = endings.last().unwrap();
@@ -161,16 +161,16 @@ fn nothing_comes_back(rules: Rules, endings: &[(usize, Outcome)]) -> bool {
     unanswered(&last) && in_a_row.count() >= by_row.min(by_rate)
 }
 
-/// Whether the last of these calls opens the circuit.
+/// Returns whether the last of these calls opens the circuit.
 fn opens(rules: Rules, counted: &[Counted]) -> bool {
     let last = counted.last().unwrap();
     let row = counted.iter().rev().take_while(|call| call.phase == last.phase && call.failed);
     let in_a_row = row.filter(|call| call.in_a_row).count();
 
-    // A window slides in steps, so that all calls of a step leave it together.
+    // A window moves in steps, so all calls of a step leave it together.
     let width = if rules.by_calls { rules.window.div_ceil(10) } else { rules.window / 10 };
     let steps = if rules.by_calls { (rules.window - 1).div_ceil(width) + 1 } else { 10 };
-    // A window of calls counts from the first one of its phase.
+    // A window of calls starts with the first call of its phase.
     let first = counted.iter().position(|call| call.phase == last.phase).unwrap();
     let step = |index: usize, call: &Counted| if rules.by_calls { (index - first) as u64 } else { call.at } / width;
     let newest = step(counted.len() - 1, last);
@@ -188,7 +188,7 @@ fn opens(rules: Rules, counted: &[Counted]) -> bool {
         || rules.slow.is_some_and(|(_, limit)| enough && rate(|call| call.slow) >= limit)
 }
 
-/// No opening is longer, in milliseconds.
+/// The longest open time, in milliseconds.
 const LONGEST: u64 = 2_000;
 
 fn rules() -> impl Strategy<Value = Rules> {
@@ -217,11 +217,11 @@ fn rules() -> impl Strategy<Value = Rules> {
 enum Step {
     Pass(u64),
     Ask,
-    /// One of the calls that are under way ends, if there is one.
+    /// A call in flight ends, if there is one.
     End(prop::sample::Index, Outcome),
     ForceOpen,
     Close,
-    /// For a circuit that has a rate already: its window has always been there.
+    /// Changes a rate that exists: a new one would start its window later than the model.
     Rate(f64, usize),
     Row(u32),
 }
