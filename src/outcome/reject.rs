@@ -45,7 +45,7 @@ use super::{
 /// }
 /// ```
 ///
-/// # Compile errors
+/// # It does not compile
 ///
 /// - *"`reqwest::Error` cannot carry a layer's rejection .."*: the error of the innermost service cannot carry
 ///   a rejection. Put `.map_err(ziggurat::Error::Service)` next to the service, as the last line before `.service(..)`.
