@@ -1,23 +1,24 @@
-//! Bodies of requests that may be sent more than once.
+//! Request bodies that may be sent more than once.
 
-/// A body that can be copied, if not in all cases: every body that is `Clone`, and
-/// [`ReplayBody`](super::ReplayBody).
+/// A body that can be copied, at least in some cases: any body that is `Clone`, and [`ReplayBody`](super::ReplayBody).
 ///
-/// A body of your own that is not `Clone` can implement it too.
+/// Your own body type can implement this trait even if it is not `Clone`.
 pub trait CopyBody: Sized {
-    /// A copy of the whole body; `None` if there is none.
+    /// Returns a copy of the whole body, or `None` if that is impossible.
     fn copy_body(&self) -> Option<Self>;
 
-    /// A copy that is sent only if the service did not process the request. It need not be whole once this body was
-    /// read, so nothing has to be kept for it. `None` if there is none.
+    /// Returns a copy that is sent only if the service did not process the request, or `None` if that is impossible.
     ///
-    /// As [`copy_body`](Self::copy_body), unless it says otherwise.
+    /// The copy need not be complete once this body has been read, so nothing has to be kept for it. The default is
+    /// [`copy_body`](Self::copy_body).
     fn copy_unread(&self) -> Option<Self> {
         self.copy_body()
     }
 
-    /// An attempt has failed, and this body is what will be sent next. Answers whether it still can be, and if it shares anything
-    /// with the body that was sent, that is its own from now on.
+    /// Claims this copy for the next attempt, after the previous one has failed. Returns whether the copy can still be
+    /// sent.
+    ///
+    /// If it shares state with the body that was sent, that state belongs to the copy from now on.
     fn claim_body(&self) -> bool {
         true
     }

@@ -1,4 +1,4 @@
-//! A body that a layer keeps something with until it has ended.
+//! A body that holds a layer's guard until it has ended.
 
 use std::{
     any::type_name,
@@ -10,9 +10,9 @@ use std::{
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-/// What a layer keeps with a response's body: a permit, a scope, a clock.
+/// A value that a layer keeps until a response's body has ended, such as a permit, a scope, or a timer.
 ///
-/// For layers of your own; one that only has to be dropped at the end needs nothing but
+/// Implement it for your own layers. A guard that only has to be dropped at the end is short:
 ///
 /// ```
 /// # use std::{pin::Pin, task::Context};
@@ -29,60 +29,64 @@ use pin_project_lite::pin_project;
 /// }
 /// ```
 pub trait Guard<B: Body>: Sized {
-    /// The error of the guarded body: that of the body, or one that holds a rejection too.
+    /// The error of the guarded body: the body's own error, or a type that can also hold a rejection.
     type Error;
 
-    /// Polls the body, for its next frame. After an error, and after the end, it is not asked again.
+    /// Polls the body for its next frame. Not called again after an error or the end.
     fn poll_frame(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> PollFrame<B::Data, Self::Error>;
 
-    /// Runs `drop`, which drops the body: for what has to be in place meanwhile.
+    /// Runs `drop`, which drops the body. Override it to set ambient values meanwhile.
     fn drop_body(&mut self, drop: impl FnOnce()) {
         drop();
     }
 
-    /// The body is gone, in this way. A guard that is dropped without this had a body that panicked when it was dropped.
+    /// Reports that the body has ended and how. If dropping the body panics, the guard is dropped without this call.
     fn ended(self, _end: End) {}
 }
 
-/// What [`Body::poll_frame`] answers.
+/// The result of [`Body::poll_frame`].
 pub type PollFrame<D, E> = Poll<Option<Result<Frame<D>, E>>>;
 
 /// How a body ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// With its last frame.
+    /// The body ended with its last frame.
     Complete,
-    /// With an error: its own, or one of its guard's.
+    /// The body ended with an error, its own or its guard's.
     Failed,
-    /// It panicked, in a poll or when it was dropped at its end, or its guard did meanwhile; whatever came afterwards.
+    /// The body or its guard panicked, in a poll or in the drop at the end. Takes precedence over everything that
+    /// follows.
     Panicked,
-    /// It was dropped before. A server does that too with a response that it has sent whole, or whose body nobody wants (HEAD).
+    /// The body was dropped early. A server also drops a body that it has sent completely, or that is not needed
+    /// (HEAD).
     Dropped {
-        /// Whether whoever reads it was waiting for it: it was asked for a frame and had none.
+        /// Whether its reader was waiting for a frame: the last poll was pending.
         waiting: bool,
     },
 }
 
 pin_project! {
-    /// A body that keeps a [`Guard`] until it has ended, failed or was dropped; then the body is dropped, and the guard after it.
+    /// A body that holds a [`Guard`] until it has ended, failed or been dropped. The body is dropped first, then the
+    /// guard.
     ///
-    /// An empty body has ended from the start, and its guard is gone before it; one that says so ([`Body::is_end_stream`]) has ended with
-    /// its last frame. Frames, trailers, size and errors pass unchanged, unless the guard ends the body with an error. It allocates nothing.
+    /// An empty body has ended from the start, so its guard is released before the body. A body that reports its end
+    /// ([`Body::is_end_stream`]) has ended with its last frame. Frames, trailers, size and errors pass through
+    /// unchanged, unless the guard ends the body with an error. No allocation.
     ///
-    /// The one that [`Default`] makes guards nothing: it is what a rejection answers with.
+    /// The [`Default`] body has no guard. Rejections respond with it.
     pub struct GuardBody<B, G>
     where
         B: Body,
         G: Guard<B>,
     {
-        // None: ended. Before the guard, and so dropped before it.
+        // None: ended. Declared before the guard, so that it is dropped first.
         #[pin]
         body: Option<B>,
-        // None: there is nothing (more) to guard.
+        // None: there is no guard, or no longer.
         guard: Option<G>,
-        // Whether it was asked for a frame and had none.
+        // Whether the last poll was pending.
         waiting: bool,
-        // The body is being polled or dropped, or panicked then.
+        // Set while the body is polled or dropped, so it stays set after a panic.
         panicked: bool,
     }
 
@@ -99,7 +103,7 @@ pin_project! {
 }
 
 impl<B: Body, G: Guard<B>> GuardBody<B, G> {
-    /// Keeps `guard` until `body` has ended; without one it is the body alone.
+    /// Holds `guard` until `body` has ended. Without a guard, only wraps `body`.
     pub fn new(body: B, guard: impl Into<Option<G>>) -> Self {
         let mut guard = guard.into();
         // A body without frames may never be polled.

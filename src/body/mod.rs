@@ -1,5 +1,4 @@
-//! Bodies: what lasts until a response's body has ended, and not only until its head is there; and requests' bodies that can be
-//! sent again.
+//! Bodies: guards that last until the end of a response's body, and request bodies that can be sent again.
 
 mod copy;
 mod guard;

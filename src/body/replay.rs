@@ -22,48 +22,62 @@ pub(crate) use allowance::Allowance;
 use place::Place;
 use tape::{BoxError, Polled, Recording, Tape, Turn};
 
-/// A body that can be sent again, although what it streams comes only once. [`ReplayLayer`](crate::replay::ReplayLayer) makes it.
+/// A body that can be sent again, although it streams only once. Created by
+/// [`ReplayLayer`](crate::replay::ReplayLayer).
 ///
-/// The first attempt streams the inner body, and what passes is kept. A [copy](CopyBody::copy_body) gives what was kept and then goes
-/// on with the rest of the inner body: the same frames and trailers in the same order, whether the attempt before came to the
-/// end, was dropped in the middle, or never began.
+/// The first attempt streams the inner body, and the frames that pass are kept. A [copy](CopyBody::copy_body) yields
+/// the kept frames and then continues with the rest of the inner body. It yields the same frames and trailers in the
+/// same order, whether the previous attempt completed, was dropped halfway, or never started.
 ///
-/// - **One attempt at a time.** When a copy is first polled, or [claims](CopyBody::claim_body) it, the body is its own,
-///   in whatever order the copies were made. The attempt that had it until then is woken and gets an error, unless it
-///   has had everything: a connection that still sends it is closed, and nobody waits for it.
-/// - **Bounds.** What would be more than may be kept ([`max_bytes`](crate::replay::ReplayLayer::max_bytes), over all
-///   requests [`max_total_bytes`](crate::replay::ReplayLayer::max_total_bytes)) goes through unkept, and all that was
-///   kept is freed at once; so is what nobody can ask for any more, because no copy waits for its turn. From then on
-///   there is no copy, and one that was made before is no more than an error. It is never empty or cut. What is kept is
-///   copied: it never keeps the larger buffer that a frame was cut from.
-/// - **Unread.** For [`copy_unread`](CopyBody::copy_unread) nothing is kept: that copy can be sent as long as nothing
-///   was read.
-/// - **Size.** Its `size_hint` is that of the inner body at the start, on each attempt, less what the attempt gave.
-/// - An inner body that fails or panics has failed for all attempts. After an error there are only errors: it never looks as if it
-///   were whole.
+/// An empty body costs nothing. Any other body costs two allocations, and a lock for each frame that only attempts of
+/// the same request share. No code of the inner body runs under the lock.
 ///
-/// It is not `Clone`, because there is not always a copy. An empty body costs nothing. Any other costs two allocations, and each
-/// frame a lock that only attempts of the same request share; none of the inner body's code runs under it.
+/// The type is not `Clone`, because a copy is not always possible. The [`Default`] body is empty.
 ///
-/// The one that [`Default`] makes is empty.
+/// # One attempt at a time
+///
+/// A copy takes over the body when it is first polled, or when it [claims](CopyBody::claim_body) the body, in whatever
+/// order the copies were made. The previous attempt is woken and fails with an error, unless it already has every
+/// frame. A connection that is still sending it is closed, because its response is no longer needed.
+///
+/// # Bounds
+///
+/// A frame that exceeds [`max_bytes`](crate::replay::ReplayLayer::max_bytes), or
+/// [`max_total_bytes`](crate::replay::ReplayLayer::max_total_bytes) over all requests, passes through without being
+/// kept, and all kept frames of the body are freed at once. They are also freed when no copy is left that could need
+/// them. From then on no copy can be made, and an earlier copy fails with an error. It is never empty or truncated.
+///
+/// Kept frames are copied, so they never keep the larger buffer alive that a frame was cut from.
+///
+/// Nothing is kept for [`copy_unread`](CopyBody::copy_unread). Such a copy can be sent until the body is first read.
+///
+/// # Size
+///
+/// The `size_hint` starts as that of the inner body, on each attempt, and decreases by the bytes that the attempt
+/// yields.
+///
+/// # Errors
+///
+/// An inner body that fails or panics has failed for all attempts. Every poll after an error fails too, so that the
+/// body never appears complete.
 pub struct ReplayBody<B> {
     // None: it is empty.
     shared: Option<Arc<Shared<B>>>,
     place: Place,
-    // How many frames and bytes this attempt gave.
+    // The number of frames and bytes that this attempt has yielded.
     frames: usize,
     bytes: u64,
 }
 
 struct Shared<B> {
-    // At the start.
+    // The size at the start.
     size: SizeHint,
     allowance: Arc<Allowance>,
     tape: Mutex<Tape<Pin<Box<B>>>>,
 }
 
 impl<B: Body> ReplayBody<B> {
-    /// With the bounds that [`ReplayLayer`](crate::replay::ReplayLayer) has if they are not set, and a total of its own.
+    /// Wraps `body` with the default bounds of [`ReplayLayer`](crate::replay::ReplayLayer), and its own total.
     pub fn new(body: B) -> Self {
         Self::within(body, &Arc::default())
     }
@@ -110,14 +124,14 @@ impl<B: Body + From<String>> From<String> for ReplayBody<B> {
 }
 
 impl<B> CopyBody for ReplayBody<B> {
-    /// A copy that begins at the start; `None` if that was not kept, or the body has failed.
+    /// Returns a copy from the start, or `None` if the start was not kept, or the body has failed.
     fn copy_body(&self) -> Option<Self> {
         let Some(shared) = &self.shared else { return Some(Self::default()) };
         let place = shared.tape().copy()?;
         Some(Self::attempt(Arc::clone(shared), place))
     }
 
-    /// A copy for which nothing is kept; `None` if something was read and not kept, or the body has failed.
+    /// Returns a copy for which nothing is kept, or `None` if frames were read and not kept, or the body has failed.
     fn copy_unread(&self) -> Option<Self> {
         let Some(shared) = &self.shared else { return Some(Self::default()) };
         let place = shared.tape().spare()?;
@@ -141,7 +155,7 @@ impl<B> Shared<B> {
     }
 }
 
-/// The inner body, in the hands of the attempt that polls it. Unless it is settled, it has panicked.
+/// The inner body while an attempt polls it. Dropping it before `settle` means that it panicked.
 struct Lease<'a, B> {
     shared: &'a Arc<Shared<B>>,
     inner: Option<Pin<Box<B>>>,
@@ -200,7 +214,7 @@ where
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = &mut *self;
         let Some(shared) = &this.shared else { return Poll::Ready(None) };
-        // Cloned here, and what it replaces dropped here: both may run an executor's code.
+        // Cloned here, and the previous waker is dropped here, outside the lock: both may run an executor's code.
         let mut waker = Some(cx.waker().clone());
         let (turn, before) = shared.tape().turn(&this.place, this.frames, &mut waker);
         if let Some(before) = before {
@@ -213,7 +227,7 @@ where
             Turn::End => Poll::Ready(None),
             Turn::Fail(error) => Poll::Ready(Some(Err(error))),
         };
-        // Counted last: if anything before panics, this attempt has lost a frame, and finds that it cannot go on.
+        // Counted last: if something above panics, this attempt has lost a frame, and detects that it cannot continue.
         if let Poll::Ready(Some(Ok(frame))) = &polled {
             this.frames += 1;
             this.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);

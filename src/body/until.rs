@@ -1,37 +1,38 @@
-//! When a call is over for a layer: with its response, or with the end of the response's body.
+//! When a call ends for a layer: with its response, or with the end of the response's body.
 
 use http::Response;
 use http_body::Body;
 
 use super::{Guard, GuardBody};
 
-/// When a call is over for a layer: [`ResponseEnd`], or after `.until_body_end()` [`BodyEnd`].
+/// When a call ends for a layer: [`ResponseEnd`], or [`BodyEnd`] after `.until_body_end()`.
 ///
-/// It changes the type of the response, so it is a type and not a flag.
+/// It is a type instead of a flag, because it changes the type of the response.
 #[diagnostic::on_unimplemented(
-    message = "`.until_body_end()` is for services that answer an `http::Response` with a body, and this one answers `{R}`",
-    note = "leave it out: for this layer the call is then over when the answer is there"
+    message = "`.until_body_end()` needs a service whose response is an `http::Response` with a body, not `{R}`",
+    note = "leave it out: the call then ends for this layer when the response arrives"
 )]
 pub trait Until<R, G>: Sealed {
-    /// What the service answers then.
+    /// The layer's response.
     type Response;
 
-    /// Whether the call lasts to the end of the body.
+    /// Whether the call lasts until the end of the body.
     #[doc(hidden)]
     const WITH_BODY: bool;
 
-    /// The response, its body with what `guard` makes of it. If the call is over already, `guard` is dropped and not called.
+    /// Adds the value of `guard` to the response's body. If the call has already ended, drops `guard` without calling
+    /// it.
     #[doc(hidden)]
     fn answer(response: R, guard: impl FnOnce() -> Option<G>) -> Self::Response;
 }
 
-/// Only the two below: a method may be added.
+/// Sealed, so that methods can be added.
 pub trait Sealed {}
 
 impl Sealed for ResponseEnd {}
 impl Sealed for BodyEnd {}
 
-/// When the response is there. The default.
+/// The call ends when the response arrives. The default.
 #[derive(Debug, Clone, Copy)]
 pub struct ResponseEnd;
 
@@ -47,8 +48,8 @@ impl<R, G> Until<R, G> for ResponseEnd {
     }
 }
 
-/// When the response's body has ended, failed or was dropped. For an [`http::Response`], and with the feature `reqwest` for a
-/// `reqwest::Response`.
+/// The call ends when the response's body has ended, failed or been dropped. For an [`http::Response`], and with the
+/// feature `reqwest` for a `reqwest::Response`.
 #[derive(Debug, Clone, Copy)]
 pub struct BodyEnd;
 
@@ -64,7 +65,8 @@ impl<B: Body, G: Guard<B>> Until<Response<B>, G> for BodyEnd {
     }
 }
 
-/// reqwest's own response stays one, and keeps its URL; a body that is guarded is boxed once more. Its error holds that of the guard.
+/// The response stays a `reqwest::Response`, and keeps its URL. A guarded body is boxed once more. Its error wraps the
+/// guard's.
 #[cfg(feature = "reqwest")]
 #[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))]
 impl<G> Until<reqwest::Response, G> for BodyEnd

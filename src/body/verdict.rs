@@ -1,4 +1,4 @@
-//! What the end of a body says about a call whose response was a success.
+//! Classifies the end of a body whose response was a success.
 
 use std::{
     any::type_name,
@@ -16,18 +16,19 @@ use crate::outcome::{Class, Classify, Rejection};
 
 type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// What the end of a body says about its call.
+/// The verdict of a body's end on its call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Said {
-    /// This about the service.
+    /// The class of the outcome.
     Class(Class),
-    /// Its reader gave it up while it waited.
+    /// The reader gave up the body while it was waiting for a frame.
     Cancelled,
-    /// It panicked, or a guard of it did: nothing about the service, and never that it works.
+    /// The body or a guard of it panicked. This says nothing about the service, and in particular not that it works.
     Panicked,
 }
 
-/// The class of a call whose body ends without trailers; if the call lasts `with_body`. `class` is that of its head.
+/// Returns the class of a call whose body ends without trailers, if the call lasts `with_body`. `class` is that of the
+/// head.
 pub(crate) fn without_trailers<R, E, C>(class: Class, outcome: &Result<R, E>, classify: &C, with_body: bool) -> Class
 where
     C: Classify<R, E>,
@@ -38,20 +39,20 @@ where
     }
 }
 
-/// The verdict on a call whose response is a success so far: its trailers, or the way in which its body ends, may say otherwise.
+/// Classifies a call whose response is a success so far, by its trailers or by the way its body ends.
 pub(crate) struct Verdict<C> {
     classify: C,
-    // Function pointers, because the response and error that the classifier knows are not in the body's type.
+    // Function pointers, because the body's type does not contain the classifier's response and error types.
     classify_trailers: fn(&C, &HeaderMap) -> Class,
     classify_rejection: fn(&C, &Rejection) -> Class,
-    // What a body says that ends without trailers.
+    // The class of a body that ends without trailers.
     without_trailers: Class,
-    // What the trailers said, or the error.
+    // The class of the trailers, or of the error.
     said: Option<Class>,
 }
 
 impl<C> Verdict<C> {
-    /// `without_trailers` is what [`Classify::classify_without_trailers`] says of the response.
+    /// `without_trailers` comes from [`Classify::classify_without_trailers`].
     pub(crate) fn new<R, E>(classify: C, without_trailers: Class) -> Self
     where
         C: Classify<R, E>,
@@ -60,7 +61,7 @@ impl<C> Verdict<C> {
         Self { classify, classify_trailers, classify_rejection, without_trailers, said: None }
     }
 
-    /// The next frame of the body, which this has looked at.
+    /// Polls the body's next frame and inspects it.
     pub(crate) fn poll_frame<B>(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> PollFrame<B::Data, BoxError>
     where
         B: Body<Error: Into<BoxError>>,
@@ -77,7 +78,7 @@ impl<C> Verdict<C> {
                     self.said = Some((self.classify_trailers)(&self.classify, trailers));
                 }
             }
-            // A layer further in may have ended it.
+            // An inner layer may have ended the body.
             Some(Err(error)) => {
                 let rejection = Rejection::find(&**error);
                 let judged = rejection.map(|rejection| (self.classify_rejection)(&self.classify, rejection));
@@ -87,10 +88,10 @@ impl<C> Verdict<C> {
         }
     }
 
-    /// What the call's end says, now that its body has ended.
+    /// Returns the verdict, now that the body has ended.
     ///
-    /// A body that was dropped while nobody waited for it had given all that it was asked for: whether its reader had enough, is slow,
-    /// or has gone, the service has done its part.
+    /// A body that was dropped while its reader was not waiting had delivered everything that it was asked for. Whether
+    /// the reader had enough, is slow, or has disconnected, the service has done its part.
     pub(crate) fn at(&self, end: End) -> Said {
         match (end, self.said) {
             (_, Some(said)) if said != Class::Success => Said::Class(said),

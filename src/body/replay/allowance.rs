@@ -1,4 +1,4 @@
-//! How much of the requests' bodies may be kept.
+//! The bounds on kept request bodies.
 
 use std::sync::{
     Arc,
@@ -7,7 +7,7 @@ use std::sync::{
 
 use crate::telemetry::{LayerInfo, layer_info};
 
-/// What one request may keep, and all of them together. A clone counts into the same total.
+/// The bounds for one request and for all requests together. Clones share the total.
 #[derive(Debug, Clone)]
 pub(crate) struct Allowance {
     pub(crate) max_bytes: usize,
@@ -17,13 +17,13 @@ pub(crate) struct Allowance {
 }
 
 impl Allowance {
-    /// How much is kept just now.
+    /// Returns the number of bytes that are currently kept.
     pub(crate) fn kept(&self) -> usize {
         self.total.load(Ordering::Relaxed)
     }
 
     pub(super) fn take(&self, bytes: usize) -> bool {
-        // Relaxed: it is a number alone, nothing is read because of it.
+        // Relaxed: no other memory depends on this number.
         self.total
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |total| {
                 total.checked_add(bytes).filter(|total| *total <= self.max_total_bytes)
@@ -41,7 +41,7 @@ impl Allowance {
 }
 
 impl Default for Allowance {
-    /// 64 KiB for a request, the figure of linkerd2; 64 MiB for all.
+    /// 64 KiB for one request, as in linkerd2, and 64 MiB for all requests.
     fn default() -> Self {
         Self {
             max_bytes: 64 * 1024,

@@ -1,12 +1,11 @@
-//! Where an attempt stands in the order in which attempts ask for the body.
+//! The position of an attempt in the order in which attempts request the body.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The place of an attempt. Its turn comes when it first asks for the body, whenever it was made: who copies a request
-/// before another one does may be the last to need it.
+/// The position of an attempt. Its turn starts when it first requests the body, no matter when it was created: a layer
+/// that copies a request before another layer does may be the last to need its copy.
 ///
-/// It is looked at and changed under the lock of what the attempts share; the atomic is there because claiming takes a
-/// `&self`.
+/// It is read and changed under the lock of the shared state. It is atomic only because `claim_body` takes `&self`.
 #[derive(Debug)]
 pub(super) struct Place(AtomicU64);
 
@@ -14,7 +13,7 @@ const WAITING: u64 = 0;
 const SPARE: u64 = u64::MAX;
 
 impl Place {
-    /// The turn of the attempt that was there from the start.
+    /// The turn of the first attempt.
     pub(super) const FIRST: u64 = 1;
 
     pub(super) fn first() -> Self {
@@ -33,7 +32,7 @@ impl Place {
         self.0.load(Ordering::Relaxed) == WAITING
     }
 
-    /// `None` if it has not come.
+    /// Returns its turn, or `None` if that has not started.
     pub(super) fn turn(&self) -> Option<u64> {
         Some(self.0.load(Ordering::Relaxed)).filter(|turn| ![WAITING, SPARE].contains(turn))
     }

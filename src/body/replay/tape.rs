@@ -1,7 +1,8 @@
-//! What the attempts of a request share of its body: what has passed so far, who may read on, and whether a copy is still whole.
+//! The state that all attempts of a request share: the frames that have passed, the attempt that may read on, and
+//! whether a copy is still complete.
 //!
-//! Pure: it is told what happened. The plumbing holds it under a lock and runs nobody else's code there: what has to be woken or
-//! dropped is handed out.
+//! This module is pure state. Its caller holds it under a lock, where no user code runs. Values to wake or drop are
+//! returned to the caller.
 
 use std::{
     error::Error as StdError,
@@ -20,57 +21,57 @@ use super::allowance::Allowance;
 
 pub(super) type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// What the attempts share, where `I` is the body that they read. It belongs to the attempt that asked for it last for
-/// the first time.
+/// The shared state, where `I` is the body that the attempts read. The body belongs to the attempt that was the latest
+/// to request it for the first time.
 pub(super) struct Tape<I> {
-    // None while somebody polls it, and when it has ended.
+    // None while an attempt polls it, and when it has ended.
     inner: Option<I>,
     end: End,
-    // None once it was given up.
+    // None after it was discarded.
     recording: Option<Recording>,
-    // How many frames the body gave so far, recorded or not.
+    // The number of frames that the body has yielded so far, recorded or not.
     passed: usize,
-    // The turn of the attempt that the body belongs to. Those before it have lost it.
+    // The turn of the attempt that owns the body. Earlier attempts have lost it.
     current: u64,
-    // How many attempts wait for their turn, and will want all of it then.
+    // The number of attempts that have not started yet, and will need the whole body.
     waiting: usize,
-    // Of who polled last.
+    // The waker of the latest reader.
     reader: Option<Waker>,
 }
 
 enum End {
     Open,
     Ended,
-    // With the error, as long as nobody has got it.
+    // The error, until an attempt takes it.
     Failed(Option<BoxError>),
 }
 
-/// What an attempt finds when it polls.
+/// The next step of an attempt that polls.
 pub(super) enum Turn<I> {
-    /// This frame has passed already.
+    /// A frame that has already passed.
     Frame(Frame<Bytes>),
-    /// It is to poll the body itself, and then to [`settle`](Tape::settle).
+    /// The attempt polls the body itself, and then calls [`settle`](Tape::settle).
     Stream(I),
-    /// An earlier attempt is just polling the body. It will wake this one.
+    /// An earlier attempt is polling the body right now, and will wake this one.
     Wait,
-    /// That was all.
+    /// The body has ended.
     End,
-    /// It cannot go on.
+    /// The attempt cannot continue.
     Fail(BoxError),
 }
 
-/// What a poll of the body gives.
+/// The result of a poll of the body.
 pub(super) type Polled = Poll<Option<Result<Frame<Bytes>, BoxError>>>;
 
-/// What is left for who polled the body, without the lock.
+/// The rest of the work for the attempt that polled the body, to be done without the lock.
 pub(super) struct Settled {
-    /// What it gives.
+    /// The result of the poll.
     pub(super) polled: Polled,
-    /// To be woken: it has the body now.
+    /// The waker of the attempt that owns the body now.
     pub(super) wake: Option<Waker>,
-    /// To be dropped: they are of no use any more.
+    /// Values to drop, which are no longer needed.
     pub(super) given_up: (Option<Recording>, Option<Polled>),
-    /// Why, if somebody might have needed it.
+    /// Why the recording was discarded, if an attempt might have needed it.
     pub(super) reason: Option<&'static str>,
 }
 
@@ -87,25 +88,26 @@ impl<I> Tape<I> {
         }
     }
 
-    /// The place of a new attempt; `None` if it could not have the whole body. What passes is kept while it waits.
+    /// Adds an attempt and returns its place, or `None` if it could not have the whole body. Frames are kept while it
+    /// waits.
     pub(super) fn copy(&mut self) -> Option<Place> {
         self.check(0).ok()?;
         self.waiting += 1;
         Some(Place::waiting())
     }
 
-    /// The place of a new attempt for which nothing is kept: it can have the body as long as nobody reads of it.
+    /// Returns the place of a new attempt for which nothing is kept. It can have the body until the body is first read.
     pub(super) fn spare(&mut self) -> Option<Place> {
         self.check(0).ok()?;
         Some(Place::spare())
     }
 
-    /// An attempt is dropped.
+    /// Removes an attempt that is dropped.
     pub(super) fn leave(&mut self, place: &Place) {
         self.waiting -= usize::from(place.is_waiting());
     }
 
-    /// From now on the body belongs to this attempt, which has had so many frames. Gives the waker of who had it before.
+    /// Gives the body to this attempt, which has received `had` frames. Returns the waker of the previous owner.
     pub(super) fn take_over(&mut self, place: &Place, had: usize) -> Result<Option<Waker>, BoxError> {
         if self.is_lost(place) {
             return Err(Unsendable::TakenOver.into());
@@ -124,9 +126,10 @@ impl<I> Tape<I> {
         place.turn().is_some_and(|turn| turn < self.current)
     }
 
-    /// What an attempt that has had so many frames does next. Leaves the waker, and gives the one that was there before.
+    /// Returns the next step of an attempt that has received `had` frames. Stores its waker, and returns the previous
+    /// owner's.
     pub(super) fn turn(&mut self, place: &Place, had: usize, waker: &mut Option<Waker>) -> (Turn<I>, Option<Waker>) {
-        // It was given everything, so it has lost nothing either.
+        // It has received every frame, so it has lost nothing.
         if self.is_end(had) {
             return (Turn::End, None);
         }
@@ -147,14 +150,14 @@ impl<I> Tape<I> {
         (turn, wake)
     }
 
-    /// Takes what came of polling the body, and the body if it goes on.
+    /// Stores the result of polling the body, and the body if it continues.
     pub(super) fn settle(&mut self, place: &Place, inner: Option<I>, mut polled: Polled) -> Settled {
         let lost = self.is_lost(place);
         let mut given_up = (None, None);
         let mut reason = None;
         if let Poll::Ready(Some(Ok(frame))) = &polled {
             self.passed += 1;
-            // Only an attempt that waits for its turn, or has just had it, can ever ask for it again.
+            // Only an attempt that has not started, or that just took over, can still request this frame.
             let wanted = lost || self.waiting > 0;
             if let Err(why) = if wanted { self.record(frame, lost) } else { Err(None) } {
                 given_up.0 = self.recording.take();
@@ -166,7 +169,7 @@ impl<I> Tape<I> {
         }
         let mut wake = None;
         if lost {
-            // What came of it is for the attempt that has the body now.
+            // The result belongs to the attempt that owns the body now.
             wake = self.reader.take();
             let taken_over = Poll::Ready(Some(Err(Unsendable::TakenOver.into())));
             match mem::replace(&mut polled, taken_over) {
@@ -183,13 +186,13 @@ impl<I> Tape<I> {
         Settled { polled, wake, given_up, reason }
     }
 
-    /// Who polled the body panicked. Gives the waker of who waits for it.
+    /// Records that the attempt that polled the body panicked. Returns the waker of the attempt that waits for it.
     pub(super) fn fail(&mut self) -> Option<Waker> {
         self.end = End::Failed(None);
         self.reader.take()
     }
 
-    /// Whether who has had so many frames has had all of them.
+    /// Returns whether an attempt that has received `had` frames has received all.
     pub(super) fn is_end(&self, had: usize) -> bool {
         matches!(self.end, End::Ended) && had == self.passed
     }
@@ -198,14 +201,14 @@ impl<I> Tape<I> {
         let recording = self.recording.as_mut().ok_or(None)?;
         let kept = Kept::of(frame).ok_or(Some("size"))?;
         if lost {
-            // A later attempt was told that it gets the whole body, before this frame came: it has to, whatever the bounds.
+            // A later attempt took over before this frame came, and was promised the whole body, whatever the bounds.
             recording.push(kept);
             return Ok(());
         }
         recording.keep(kept).map_err(Some)
     }
 
-    /// Whether who has had so many frames can have the rest.
+    /// Checks whether an attempt that has received `had` frames can receive the rest.
     fn check(&self, had: usize) -> Result<(), Unsendable> {
         match self.end {
             End::Failed(_) => Err(Unsendable::Failed),
@@ -233,16 +236,16 @@ enum Unsendable {
 impl fmt::Display for Unsendable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::TakenOver => "a later attempt took this body over",
-            Self::NotKept => "the beginning of this body was not kept: it cannot be sent again",
-            Self::Failed => "this body has failed before, in this attempt or an earlier one",
+            Self::TakenOver => "a later attempt took over this body",
+            Self::NotKept => "the start of this body was not kept, so it cannot be sent again",
+            Self::Failed => "this body has already failed, in this attempt or an earlier one",
         })
     }
 }
 
 impl StdError for Unsendable {}
 
-/// The frames that have passed, all of them from the first on. What it holds is given back to the allowance when it is dropped.
+/// All frames that have passed, from the first. Returns its bytes to the allowance when dropped.
 pub(super) struct Recording {
     frames: Vec<Kept>,
     bytes: usize,
@@ -250,14 +253,14 @@ pub(super) struct Recording {
     allowance: Arc<Allowance>,
 }
 
-/// So many frames are kept however small they are, and one more for each so many bytes that are allowed: a body of empty frames
-/// would grow for ever.
+/// The number of frames that are kept regardless of their size, and the number of allowed bytes for each further frame.
+/// A body of empty frames would otherwise grow without bound.
 const SMALL: usize = 64;
 
 impl Recording {
-    /// For a body of at least so many bytes.
+    /// Creates a recording for a body of at least `at_least` bytes.
     pub(super) fn new(allowance: &Arc<Allowance>, at_least: u64) -> Self {
-        // What will not fit is not begun.
+        // A body that cannot fit is not recorded at all.
         let fits = usize::try_from(at_least).is_ok_and(|bytes| bytes <= allowance.max_bytes);
         let max_bytes = if fits { allowance.max_bytes } else { 0 };
         Self { frames: Vec::new(), bytes: 0, max_bytes, allowance: Arc::clone(allowance) }
@@ -289,8 +292,8 @@ impl Drop for Recording {
     }
 }
 
-/// A frame that is kept, in memory of its own: a slice keeps all of the buffer that it was cut from, however small it
-/// is itself. Trailers come once, so they are not to make the others as large as they are.
+/// A kept frame, in its own memory: even a small slice would keep the whole buffer that it was cut from. Trailers are
+/// boxed, because they come once and would make every frame as large as they are.
 enum Kept {
     Data(Bytes),
     Trailers(Box<HeaderMap>),

@@ -39,11 +39,11 @@ enum Step {
     Frame(Seen),
     Pending,
     Fail,
-    /// Does something in the middle of a poll, and goes on with the next step.
+    /// Runs a closure in the middle of a poll, then continues with the next step.
     Meanwhile(Box<dyn FnMut() + Send>),
 }
 
-/// Gives these frames, and says of its end and its size what it was told.
+/// Yields these frames, and reports its end and size as configured.
 struct Scripted {
     steps: VecDeque<Step>,
     says_end: bool,
@@ -129,7 +129,7 @@ fn poll(body: &mut Replayed) -> Poll<Option<Result<Seen, String>>> {
     poll_as(body, &Arc::default())
 }
 
-/// The next frame's text.
+/// Returns the next frame's text.
 fn text(body: &mut Replayed) -> String {
     match poll(body) {
         Poll::Ready(Some(Ok(Seen::Data(data)))) => String::from_utf8(data.to_vec()).unwrap(),
@@ -144,7 +144,7 @@ fn error(body: &mut Replayed) -> String {
     }
 }
 
-/// All that is left; it never is pending.
+/// Returns all remaining frames. The body must never be pending.
 fn rest(body: &mut Replayed) -> Vec<Seen> {
     let mut all = Vec::new();
     loop {
@@ -164,7 +164,7 @@ fn texts(body: &mut Replayed) -> Vec<String> {
     rest(body).into_iter().map(text).collect()
 }
 
-/// What may be kept, and the reasons that were told.
+/// Returns an allowance, and the reasons that it reports.
 fn allowing(max_bytes: usize, max_total_bytes: usize) -> (Arc<Allowance>, Arc<Mutex<Vec<&'static str>>>) {
     let told = Arc::new(Mutex::new(Vec::new()));
     let hears = Arc::clone(&told);
@@ -178,9 +178,9 @@ fn allowing(max_bytes: usize, max_total_bytes: usize) -> (Arc<Allowance>, Arc<Mu
     (Arc::new(allowance), told)
 }
 
-const TAKEN_OVER: &str = "a later attempt took this body over";
-const NOT_KEPT: &str = "the beginning of this body was not kept: it cannot be sent again";
-const FAILED: &str = "this body has failed before, in this attempt or an earlier one";
+const TAKEN_OVER: &str = "a later attempt took over this body";
+const NOT_KEPT: &str = "the start of this body was not kept, so it cannot be sent again";
+const FAILED: &str = "this body has already failed, in this attempt or an earlier one";
 
 #[test]
 fn a_copy_gives_the_same_frames_and_trailers() {
@@ -190,7 +190,7 @@ fn a_copy_gives_the_same_frames_and_trailers() {
     assert_eq!(sent.len(), 4);
     assert_eq!(rest(&mut second), sent);
     assert_eq!(rest(&mut third), sent);
-    // Who has had everything has lost nothing.
+    // An attempt that has received every frame has lost nothing.
     assert_eq!(rest(&mut first), []);
 }
 
@@ -207,7 +207,7 @@ fn a_first_attempt_that_was_dropped_in_the_middle_leaves_the_rest_to_the_next_on
     assert_eq!(texts(&mut { third }), ["one", "two", "three"]);
 }
 
-/// A replay body of linkerd2-proxy gave the first chunk twice (linkerd2 #15649).
+/// A replay body of linkerd2-proxy yielded the first chunk twice (linkerd2 #15649).
 #[test]
 fn a_body_of_which_nothing_was_read_comes_once() {
     let first = ReplayBody::new(Scripted::of(&["one", "two"]));
@@ -216,7 +216,7 @@ fn a_body_of_which_nothing_was_read_comes_once() {
     assert_eq!(texts(&mut second), ["one", "two"]);
 }
 
-/// A connection that still sends the attempt before learns that it need not.
+/// A connection that is still sending the previous attempt learns that it can stop.
 #[test]
 fn a_later_attempt_that_is_polled_takes_the_body_over_and_wakes_the_one_before() {
     let mut first = ReplayBody::new(Scripted::new([data("one"), Step::Pending, data("two")]));
@@ -234,7 +234,7 @@ fn a_later_attempt_that_is_polled_takes_the_body_over_and_wakes_the_one_before()
     assert_eq!(error(&mut first), TAKEN_OVER);
 }
 
-/// While the pause of a retry runs, the attempt before must not read past what may be kept.
+/// During the pause of a retry, the previous attempt must not read more than may be kept.
 #[test]
 fn a_copy_can_claim_the_body_before_it_is_polled() {
     let mut first = ReplayBody::new(Scripted::new([data("one"), Step::Pending, data("two")]));
@@ -249,7 +249,7 @@ fn a_copy_can_claim_the_body_before_it_is_polled() {
     assert_eq!(texts(&mut second), ["one", "two"]);
 }
 
-/// What happens while the attempt before is in the middle of its poll, on another thread say.
+/// Takes over while the previous attempt is in the middle of its poll, for example on another thread.
 #[test]
 fn what_a_poll_brings_that_was_overtaken_is_for_the_later_attempt() {
     let overtaken = |then: Step, max_bytes| {
@@ -270,7 +270,7 @@ fn what_a_poll_brings_that_was_overtaken_is_for_the_later_attempt() {
     };
     assert_eq!(texts(&mut overtaken(data("one"), 1000)), ["one", "end"]);
     assert_eq!(texts(&mut overtaken(Step::Pending, 1000)), ["end"]);
-    // It was told that it gets the whole body before the frame came that is too large.
+    // The whole body was promised before the frame came that is too large.
     assert_eq!(texts(&mut overtaken(data("one"), 2)), ["one", "end"]);
     let mut failed = overtaken(Step::Fail, 1000);
     assert_eq!(error(&mut failed), "reset");
@@ -312,7 +312,7 @@ fn a_panic_of_the_inner_body_leaves_nobody_behind() {
 fn exactly_what_is_allowed_is_kept() {
     for (allowed, kept) in [(9, true), (8, false)] {
         let (allowance, told) = allowing(allowed, 1000);
-        // 3 of data, 5 of data, and a trailer of 3 and 1 without the first frame of data.
+        // Both are 9 bytes: 3 + 6 of data, or 5 of data and a trailer of 3 + 1.
         for steps in [vec![data("one"), data("three!")], vec![data("three"), trailers("7")]] {
             let mut first = ReplayBody::within(Scripted::new(steps), &allowance);
             let mut second = first.copy_body().unwrap();
@@ -345,7 +345,7 @@ fn what_is_known_to_be_too_large_is_never_kept_but_can_be_sent_again_while_nothi
     assert_eq!(*told.lock().unwrap(), ["size"]);
 }
 
-/// Otherwise an upload that is sent once would be kept for nobody.
+/// Otherwise an upload that is sent once would be kept for no reader.
 #[test]
 fn nothing_is_kept_for_nobody() {
     let (allowance, told) = allowing(1000, 1000);
@@ -359,14 +359,14 @@ fn nothing_is_kept_for_nobody() {
     assert_eq!(text(&mut first), "one");
     assert_eq!(allowance.kept(), 3);
     assert_eq!(text(&mut second), "one");
-    // The last attempt: the one before can have nothing any more, although it is still there.
+    // This is the last attempt. The previous one still exists, but can receive nothing more.
     assert_eq!(text(&mut second), "two");
     assert_eq!(allowance.kept(), 0);
     assert_eq!(texts(&mut second), ["three"]);
     assert!(told.lock().unwrap().is_empty());
 }
 
-/// A layer outside copies the request before one inside does, and is the last to need it.
+/// An outer layer copies the request before an inner one does, and is the last to need its copy.
 #[test]
 fn the_order_in_which_copies_ask_for_the_body_counts_and_not_that_in_which_they_were_made() {
     let mut first = ReplayBody::new(Scripted::of(&["one", "two"]));
@@ -382,14 +382,14 @@ fn the_order_in_which_copies_ask_for_the_body_counts_and_not_that_in_which_they_
     assert_eq!(error(&mut outer), TAKEN_OVER);
 }
 
-/// A request that may be sent again only if nobody processed it costs no memory.
+/// A request that may be sent again only if it was not processed costs no memory.
 #[test]
 fn for_a_copy_of_what_was_not_read_nothing_is_kept() {
     let (allowance, told) = allowing(1000, 1000);
     let mut first = ReplayBody::within(Scripted::new([Step::Pending, data("one"), data("two")]), &allowance);
     let mut second = first.copy_unread().unwrap();
     assert!(poll(&mut first).is_pending());
-    // Asked for and not there yet: nothing was read.
+    // The frame was requested but has not come, so nothing has been read.
     assert!(second.claim_body());
     assert_eq!(error(&mut first), TAKEN_OVER);
     let mut third = second.copy_unread().unwrap();
@@ -398,9 +398,9 @@ fn for_a_copy_of_what_was_not_read_nothing_is_kept() {
     assert_eq!(error(&mut third), NOT_KEPT);
     assert!(second.copy_unread().is_none());
     assert_eq!(texts(&mut second), ["two"]);
-    assert!(told.lock().unwrap().is_empty(), "nobody was promised more");
+    assert!(told.lock().unwrap().is_empty(), "no copy was promised more");
 
-    // What is kept for another copy serves this one too.
+    // Frames that are kept for another copy serve this one too.
     let mut first = ReplayBody::within(Scripted::of(&["one", "two"]), &allowance);
     let (mut unread, whole) = (first.copy_unread().unwrap(), first.copy_body().unwrap());
     assert_eq!(text(&mut first), "one");
@@ -408,14 +408,14 @@ fn for_a_copy_of_what_was_not_read_nothing_is_kept() {
     drop(whole);
 }
 
-/// A slice keeps all of its buffer: a thousand slices of one byte could hold 65 MB under a bound of 64 KiB.
+/// A slice keeps its whole buffer: a thousand slices of one byte could hold 65 MB under a bound of 64 KiB.
 #[test]
 fn what_is_kept_is_no_slice_of_a_larger_buffer() {
     let buffer = Bytes::from(vec![b'x'; 64 * 1024]);
     let mut first = ReplayBody::new(Scripted::new([Step::Frame(Seen::Data(buffer.slice(7..8)))]));
     let mut second = first.copy_body().unwrap();
     assert_eq!(text(&mut first), "x");
-    assert!(buffer.is_unique(), "only the test has it");
+    assert!(buffer.is_unique(), "only the test holds it");
     assert_eq!(texts(&mut second), ["x"]);
     assert!(buffer.is_unique());
 }
@@ -432,7 +432,7 @@ fn all_together_keep_no_more_than_is_allowed_and_give_it_back() {
         (first, second)
     };
     let six = || vec![data("sixsix"), data("")];
-    // However an attempt ends: all of it, in the middle, an error, a panic, too large.
+    // All ways in which an attempt can end: complete, halfway, with an error, with a panic, or too large.
     let ends: [(Vec<Step>, usize); 4] =
         [(six(), 3), (six(), 1), (vec![data("sixsix"), Step::Fail], 2), (vec![data("ten bytes."), data("more")], 2)];
     for (steps, frames) in ends {
@@ -453,7 +453,7 @@ fn all_together_keep_no_more_than_is_allowed_and_give_it_back() {
     assert_eq!(allowance.kept(), 0);
 }
 
-/// Frames without data would be kept for ever otherwise.
+/// Otherwise frames without data would be kept without bound.
 #[test]
 fn many_small_frames_are_too_much_too() {
     let (allowance, told) = allowing(6400, 6400);
@@ -481,7 +481,7 @@ fn an_empty_body_is_empty_as_often_as_it_is_sent() {
     assert_eq!(ReplayBody::<String>::from("text".to_owned()).size_hint().exact(), Some(4));
 }
 
-/// A client wants a body that is `Send` and `Unpin`, some a `Sync` one.
+/// Clients need a body that is `Send` and `Unpin`, and some need `Sync`.
 #[test]
 fn it_is_all_that_a_client_may_ask_for_whatever_the_inner_body_is() {
     struct Awkward(std::cell::Cell<()>, std::marker::PhantomPinned);
@@ -500,7 +500,8 @@ fn each_attempt_has_the_size_of_the_whole() {
     assert_eq!((first.size_hint().exact(), second.size_hint().exact()), (Some(0), Some(5)));
 }
 
-/// On two threads. Halfway through, the inner body stays in a poll of the earlier attempt until the later one was polled as well.
+/// Two threads: halfway through, the inner body stays in a poll of the earlier attempt until the later one has polled
+/// too.
 #[test]
 fn two_attempts_can_be_polled_at_the_same_time() {
     fn collect(mut body: Replayed, mut polled: impl FnMut()) -> Result<Vec<Seen>, String> {
@@ -509,7 +510,7 @@ fn two_attempts_can_be_polled_at_the_same_time() {
             let next = poll(&mut body);
             polled();
             match next {
-                // It would be woken; asking again is the same, and busier.
+                // It would be woken. Polling again has the same effect, but keeps the thread busy.
                 Poll::Pending => std::thread::yield_now(),
                 Poll::Ready(None) => return Ok(all),
                 Poll::Ready(Some(frame)) => all.push(frame?),

@@ -1,4 +1,4 @@
-//! Whatever is done to a body and its copies: a naive model tells what has to come of it.
+//! Compares any sequence of operations on a body and its copies with a naive model.
 
 use std::{collections::VecDeque, task::Poll};
 
@@ -9,20 +9,20 @@ use proptest::prelude::*;
 use super::{FAILED, NOT_KEPT, Scripted, Seen, Step, TAKEN_OVER, allowing, poll};
 use crate::body::{CopyBody, ReplayBody};
 
-/// The naive model: the list of all that happened, from which everything is told anew each time.
+/// The naive model: a list of all past steps, from which every result is computed anew.
 mod model {
     use super::Seen;
 
     #[derive(Debug, Clone)]
     pub(super) enum Happened {
-        /// An attempt came, or went.
+        /// An attempt was created or dropped.
         Made(u64),
-        /// It is one for which nothing is kept.
+        /// An attempt for which nothing is kept was created.
         Spare(u64),
         Dropped(u64),
-        /// An attempt was polled with a right to it, or claimed it.
+        /// An attempt was polled with a right to the body, or claimed it.
         Owns(u64),
-        /// The inner body gave a frame.
+        /// The inner body yielded a frame.
         Passed(Seen),
         Ended,
         Failed,
@@ -33,12 +33,12 @@ mod model {
         past.iter().filter_map(|happened| if let Passed(seen) = happened { Some(seen.clone()) } else { None }).collect()
     }
 
-    /// The first attempt had the body from the start.
+    /// The first attempt owned the body from the start.
     pub(super) fn has_asked(past: &[Happened], attempt: u64) -> bool {
         attempt == 0 || past.iter().any(|happened| matches!(happened, Owns(other) if *other == attempt))
     }
 
-    /// The one that asked last for the first time.
+    /// The attempt that was the latest to request the body for the first time.
     pub(super) fn owner(past: &[Happened]) -> u64 {
         let mut owner = 0;
         for (at, happened) in past.iter().enumerate() {
@@ -75,7 +75,7 @@ mod model {
         living
     }
 
-    /// Everything that passed did so while a copy waited for its turn that will want all of it, and it is not too much.
+    /// Every frame passed while a copy waited that will need the whole body, and the frames are within the bounds.
     pub(super) fn kept(past: &[Happened], max_bytes: usize) -> bool {
         let is_wanted = |at: usize| {
             let before = &past[..at];
@@ -151,7 +151,7 @@ proptest! {
         if empty {
             past.push(Happened::Ended);
         }
-        // Each with what it gave.
+        // Each body, with the frames that it yielded.
         let mut bodies = vec![(0_u64, ReplayBody::within(Scripted { steps, says_end, size: hint }, &allowance), Vec::new())];
         let mut latest = 0;
 
