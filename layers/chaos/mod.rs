@@ -1,27 +1,46 @@
-//! Puts faults in on purpose, to see whether everything else holds.
+//! Injects faults, to test how everything else copes with them.
 //!
-//! **It is off** until its [handle](ChaosLayer::handle) switches it on, and can be switched off at any time: then it costs one atomic
-//! read for each call. A fault is an error ([`Reason::Injected`]), a delay, or a call that never ends: see [`Fault`]. Several kinds at
-//! once are several layers.
+//! The layer is off until its [handle](ChaosLayer::handle) switches it on, and can be switched off at any time. A
+//! [`Fault`] is an error ([`Reason::Injected`]), a delay, or a call that never ends. To inject several kinds of faults,
+//! use several layers.
 //!
-//! **Which calls.** The fault may be a function of the request, whose `None` leaves a call alone; of the others one in a thousand is struck
-//! (the default of Polly), or so many as the [rate](ChaosLayer::rate) or a [function](ChaosLayer::rate_by) says, which may read the
-//! [scope](crate::Scope::current); or those of a [`Schedule`]. **What it counts** are the calls since it was switched on that the fault
-//! applies to, over all clones.
+//! # Which calls get a fault
 //!
-//! **The same faults once more.** With a [seed](ChaosLayer::seed), whether a call is struck depends on nothing but its number: the first
-//! call since the switch, the second, and so on. Callers that run at the same time share those numbers in whatever order they come, so
-//! that among them as many are struck, but not always the same.
+//! The fault may be a function of the request. Where the function returns `None`, the call passes. The other calls get
+//! the fault at a rate of one in a thousand (Polly's default), at the rate of [`rate`](ChaosLayer::rate) or of the
+//! function of [`rate_by`](ChaosLayer::rate_by), which may read the [scope](crate::Scope::current), or according to a
+//! [`Schedule`].
 //!
-//! **Where it belongs.** Innermost, next to the service: there it is the service that seems to fail, and timeout, retry, breaker and
-//! fallback show what they do. Outside of a layer it shows what callers do if that layer rejects.
+//! Calls are numbered across all clones, from the moment the layer was switched on. Calls that the fault does not apply
+//! to have no number.
 //!
-//! **Cancellation.** Dropping the response future drops the delay, and what hangs; so a timeout outside ends both. A deadline that is only
-//! told ([`Deadline::within`](crate::Deadline::within)) ends neither, as it ends no service.
+//! # Reproducing a run
 //!
-//! It needs `S: Clone`: a call that is struck gives back the readiness of the service that it was called on, so that it does not keep what
-//! that service has reserved. After a delay it makes a clone ready. A call that is not struck clones nothing, allocates nothing, and calls
-//! the service that was made ready.
+//! With a [seed](ChaosLayer::seed), the number of a call alone decides whether the call gets a fault. Concurrent
+//! callers take their numbers in the order of their arrival: the number of faults among them is reproducible, but not
+//! which of them gets a fault.
+//!
+//! # Order
+//!
+//! Innermost, next to the service, where a fault looks like a fault of the service and exercises the timeout, the
+//! retry, the circuit breaker and the fallback. Outside another layer, a fault shows how callers react if that layer
+//! rejects.
+//!
+//! # Cancellation
+//!
+//! Dropping the response future cancels a delay and ends a call that hangs, so a timeout outside ends both. A deadline
+//! that was only announced ([`Deadline::within`](crate::Deadline::within)) ends neither, just as it does not end the
+//! call of a service.
+//!
+//! # Cost
+//!
+//! A layer that is off costs one atomic read for each call. A call without a fault clones nothing, allocates nothing,
+//! and calls the service that is ready.
+//!
+//! The layer needs `S: Clone`. A call with a fault drops the service that is ready, in order to release any
+//! reservation, and replaces it with a clone. After a delay, it makes another clone ready.
+//!
+//! # Examples
 //!
 //! ```
 //! use tower::{ServiceBuilder, ServiceExt, service_fn};
@@ -73,18 +92,18 @@ use crate::{
 mod plan;
 mod switch;
 
-/// The rate of a layer that was told none: that of Polly.
+/// The default rate, as in Polly.
 const DEFAULT_RATE: f64 = 0.001;
 
-/// What is done to a call that is struck.
+/// A fault that is injected into a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {
-    /// It is rejected ([`Reason::Injected`]), a transient failure; the service is not called.
+    /// Rejects the call with [`Reason::Injected`], a transient failure, without calling the service.
     Error,
-    /// It has to wait this long before the service is called, from the first poll of its response future on.
+    /// Waits this long before calling the service. The delay starts at the first poll of the response future.
     Delay(Duration),
-    /// It never ends, and the service is not called.
+    /// Never ends, and does not call the service.
     Hang,
 }
 
@@ -94,9 +113,9 @@ impl<Req> Setting<Req, Fault> for Fault {
     }
 }
 
-/// Puts faults in on purpose: see the [module](self).
+/// Injects faults. See the [module documentation](self).
 ///
-/// Two layer values share nothing; clones of one value share everything.
+/// Clones of a layer value share the switch, the numbering and the count. Two layer values share nothing.
 #[derive(Clone)]
 #[doc(alias = "fault injection")]
 #[must_use]
@@ -109,8 +128,9 @@ pub struct ChaosLayer<F = Fault, W = Rate> {
 }
 
 impl<F> ChaosLayer<F> {
-    /// Puts in this fault: a [`Fault`], or a function of the request that returns one (or an `Option` of one, where `None` means that this
-    /// call is left alone).
+    /// Injects `fault`: a [`Fault`], or a function of the request.
+    ///
+    /// The function returns a `Fault` or an `Option<Fault>`, where `None` lets the call pass.
     pub fn new(fault: F) -> Self {
         let dice = Dice::new(fastrand::u64(..));
         Self { fault, when: Rate(DEFAULT_RATE), dice, chaos: ChaosHandle::default(), info: layer_info!("chaos") }
@@ -118,7 +138,7 @@ impl<F> ChaosLayer<F> {
 }
 
 impl<F, W> ChaosLayer<F, W> {
-    /// So many of all calls are struck, from 0 to 1; 0.001 if it is not set.
+    /// Sets the fraction of calls that get the fault, from 0 to 1. The default is 0.001.
     ///
     /// # Panics
     ///
@@ -128,15 +148,15 @@ impl<F, W> ChaosLayer<F, W> {
         self.when(Rate(checked(rate)))
     }
 
-    /// So many of the calls are struck as this function of the request says: `|req: &Request<_>| ..`, returning the rate, or an `Option` of
-    /// one, where `None` means that this call is left alone.
+    /// Sets the fraction of calls that get the fault by a function of the request, `|req: &Request<_>| ..`.
     ///
-    /// A rate below 0, or one that is no number, counts as 0, and one above 1 as 1.
+    /// The function returns the rate, or an `Option` of it, where `None` lets the call pass. A rate below 0, or NaN,
+    /// counts as 0, and a rate above 1 as 1.
     pub fn rate_by<G>(self, rate: G) -> ChaosLayer<F, RateBy<G>> {
         self.when(RateBy(rate))
     }
 
-    /// The calls of this schedule are struck.
+    /// Injects the fault into the calls of `schedule`.
     pub fn schedule(self, schedule: Schedule) -> ChaosLayer<F, Schedule> {
         self.when(schedule)
     }
@@ -146,9 +166,9 @@ impl<F, W> ChaosLayer<F, W> {
         ChaosLayer { fault, when, dice, chaos, info }
     }
 
-    /// The same calls are struck each time that it is switched on: see the [module](self). Without it, others in every layer.
+    /// Selects the same calls each time the layer is switched on. See the [module documentation](self).
     ///
-    /// It holds for one version of this crate; another one may strike others.
+    /// Without a seed, every layer selects other calls. The selection may change with the version of this crate.
     pub fn seed(mut self, seed: u64) -> Self {
         self.dice = Dice::new(seed);
         self
@@ -156,13 +176,13 @@ impl<F, W> ChaosLayer<F, W> {
 
     layer_setters!();
 
-    /// A handle to the live state, to switch it on.
+    /// Returns a handle to switch the layer on and off.
     #[must_use]
     pub fn handle(&self) -> ChaosHandle {
         self.chaos.clone()
     }
 
-    /// The fault of this call, if it is struck.
+    /// Returns the fault of this call, if it gets one.
     #[cold]
     fn strike<Req>(&self, request: &Req) -> Option<Fault>
     where
@@ -207,27 +227,27 @@ impl<F, W> fmt::Debug for ChaosLayer<F, W> {
     }
 }
 
-/// When calls are struck: [`Rate`], [`RateBy`] or [`Schedule`].
+/// Decides when calls get a fault: [`Rate`], [`RateBy`] or [`Schedule`].
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` does not say which requests of type `{Req}` are struck",
-    note = "give `.rate_by(..)` a closure that names its argument's type: `|req: &{Req}| ..`, returning `f64` or `Option<f64>`"
+    message = "`{Self}` cannot decide which requests of type `{Req}` get a fault",
+    note = "pass `.rate_by(..)` a closure that names the type of its argument: `|req: &{Req}| ..`, returning `f64` or `Option<f64>`"
 )]
 pub trait When<Req> {
-    /// What holds for this request; `None` if it is left alone.
+    /// Returns the rule for this request. `None` lets the call pass.
     fn when(&self, request: &Req) -> Option<Strikes<'_>>;
 }
 
-/// Whether a call is struck: by chance, or by its number.
+/// The rule by which a call gets a fault: by chance, or by its number.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum Strikes<'a> {
-    /// At this rate.
+    /// With this probability.
     At(f64),
-    /// By this schedule.
+    /// According to this schedule.
     By(&'a Schedule),
 }
 
-/// A rate that is the same for every request: see [`ChaosLayer::rate`].
+/// The same rate for every request, from [`ChaosLayer::rate`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rate(f64);
 
@@ -237,7 +257,7 @@ impl<Req> When<Req> for Rate {
     }
 }
 
-/// A rate that is a function of the request: see [`ChaosLayer::rate_by`].
+/// A rate that is a function of the request, from [`ChaosLayer::rate_by`].
 #[derive(Clone, Copy)]
 pub struct RateBy<G>(G);
 
@@ -264,7 +284,7 @@ impl<Req> When<Req> for Schedule {
 #[derive(Debug)]
 pub struct Chaos<S, F = Fault, W = Rate> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
     inner: S,
-    // Shared by all clones: one counter is cheaper than a copy of it all.
+    // Shared by all clones: one reference count is cheaper than a copy of the layer.
     layer: Arc<ChaosLayer<F, W>>,
 }
 
@@ -296,7 +316,7 @@ where
             return ResponseFuture { state: State::Calling { response } };
         };
         let service = self.inner.clone();
-        // The one that was made ready is dropped, and with it what it reserved for a call that it will not get.
+        // Drops the service that is ready, and with it the reservation for a call that it will not get.
         self.inner = self.inner.clone();
         let state = match fault {
             Fault::Error => {
@@ -334,11 +354,11 @@ pin_project! {
     where
         S: Service<Req>,
     {
-        // It is rejected at the first poll.
+        // Rejects at the first poll.
         Refused { rejection: Option<Rejection> },
-        // It never ends.
+        // Never ends.
         Hanging,
-        // It waits, and then for its own clone of the service to be ready.
+        // Waits for the delay, and then for its own clone of the service to be ready.
         Delayed {
             wait: Wait,
             service: S,
@@ -348,12 +368,12 @@ pin_project! {
             #[pin]
             response: S::Future,
         },
-        // It was answered.
+        // Completed.
         Done,
     }
 }
 
-/// A delay. Boxed, so that a call that is not struck is not larger for it.
+/// A delay. The timer is boxed, so that it does not enlarge calls without a fault.
 enum Wait {
     Unstarted(Duration),
     Started(Pin<Box<Sleep>>),
@@ -364,7 +384,7 @@ impl Wait {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             match self {
-                // A timer of zero may still be pending once.
+                // Without a timer: even a timer of zero may be pending once.
                 Self::Unstarted(Duration::ZERO) => *self = Self::Over,
                 Self::Unstarted(delay) => *self = Self::Started(Box::pin(clock::sleep(*delay))),
                 Self::Started(sleep) => {
@@ -408,7 +428,7 @@ where
                 }
                 StateProj::Done => panic!("chaos::ResponseFuture polled after it was ready"),
             };
-            // The call is gone before anybody learns of its outcome.
+            // Drop the call before its outcome is visible.
             state.set(State::Done);
             return Poll::Ready(outcome);
         }

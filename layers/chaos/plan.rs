@@ -1,10 +1,10 @@
-//! When a fault is put in: pure decisions over the number of a call, from 0.
+//! Decides which calls get a fault: pure functions of a call's number, from 0.
 
 use std::{fmt, num::NonZeroU64, sync::Arc};
 
 use fastrand::Rng;
 
-/// Decides by chance. The same seed gives each number the same luck, whoever asks, and in which order.
+/// Decides by chance. With the same seed, a number always gets the same decision, in whatever order numbers are asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Dice {
     seed: u64,
@@ -15,15 +15,16 @@ impl Dice {
         Self { seed }
     }
 
-    /// Whether it strikes this call, at this rate. At 0 (or less, or NaN) it never does, at 1 (or more) always.
+    /// Returns whether this call gets a fault. A rate of 0 (or less, or NaN) selects no call, and 1 (or more) every
+    /// call.
     pub(super) fn strikes(self, rate: f64, number: u64) -> bool {
-        // One number after the other has to be stirred, or neighbours would have neighbouring luck.
+        // Consecutive numbers must be mixed first, or neighbours would get similar decisions.
         let stirred = Rng::with_seed(number).u64(..);
         Rng::with_seed(self.seed ^ stirred).f64() < rate
     }
 }
 
-/// Which calls are struck, by their number: the first, second and so on since the chaos was switched on.
+/// Selects calls by their number: the first, the second and so on since the layer was switched on.
 #[derive(Clone)]
 #[must_use]
 pub struct Schedule {
@@ -38,7 +39,7 @@ enum Plan {
 }
 
 impl Schedule {
-    /// Every `nth` call: with 3 the third, the sixth, and so on; with 1 each of them.
+    /// Selects every `nth` call: with 3 the third, the sixth and so on, and with 1 every call.
     ///
     /// # Panics
     ///
@@ -46,16 +47,16 @@ impl Schedule {
     #[track_caller]
     pub fn every(nth: u64) -> Self {
         let nth = NonZeroU64::new(nth);
-        assert!(nth.is_some(), "nth must be at least 1: with 1 every call is struck");
+        assert!(nth.is_some(), "nth must be at least 1, not 0");
         Self { plan: nth.map_or(Plan::First(0), Plan::Every) }
     }
 
-    /// The first `calls`, and none after them: what is down at first, and recovers.
+    /// Selects the first `calls` calls and none after them, like a service that is down at first and recovers.
     pub fn first(calls: u64) -> Self {
         Self { plan: Plan::First(calls) }
     }
 
-    /// Those that the list says, call by call, and then from its beginning again.
+    /// Selects the calls for which `list` holds `true`, call by call, and starts over at the end of the list.
     ///
     /// # Panics
     ///
@@ -63,7 +64,7 @@ impl Schedule {
     #[track_caller]
     pub fn repeat(list: impl Into<Arc<[bool]>>) -> Self {
         let list = list.into();
-        assert!(!list.is_empty(), "list must say something of at least one call");
+        assert!(!list.is_empty(), "list must not be empty");
         Self { plan: Plan::Repeated(list) }
     }
 

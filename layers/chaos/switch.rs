@@ -1,4 +1,4 @@
-//! The switch of a chaos layer: live state behind a handle.
+//! The switch of a chaos layer: the live state behind its handle.
 
 use std::{
     fmt,
@@ -8,21 +8,23 @@ use std::{
     },
 };
 
-/// The highest bit of the word; the others count the calls since it was set.
+/// The highest bit of the word. The other bits count the calls since the layer was switched on.
 const ON: u64 = 1 << 63;
 
-/// No rate: the layer's own plan holds.
+/// No rate was set on the handle: the layer's own rule applies.
 const AS_PLANNED: u64 = f64::NAN.to_bits();
 
-/// The live state of a [`ChaosLayer`](super::ChaosLayer): to switch it on and off while the program runs. A clone is another handle
-/// to the same.
+/// The live state of a [`ChaosLayer`](super::ChaosLayer), which switches it on and off while the program runs.
+///
+/// Clones share the state.
 #[derive(Clone, Default)]
 pub struct ChaosHandle {
     state: Arc<State>,
 }
 
 struct State {
-    // One word, so that no call counts towards a time when the switch stood otherwise. All else is independent of it: hence relaxed.
+    // One word, so that no call is counted for another period of being on. Everything else is independent: hence
+    // relaxed.
     word: AtomicU64,
     rate: AtomicU64,
     injected: AtomicU64,
@@ -35,28 +37,29 @@ impl Default for State {
 }
 
 impl ChaosHandle {
-    /// From now on calls are struck, as rate or schedule say, from their beginning. Nothing changes if it is on already.
+    /// Switches the layer on. A rate or a schedule starts from its beginning. Does nothing if the layer is on already.
     pub fn on(&self) {
         let begun = |word: u64| (word & ON == 0).then_some(ON);
-        // An error says that it was on.
+        // An error means that it was on.
         let _ = self.state.word.fetch_update(Relaxed, Relaxed, begun);
     }
 
-    /// From now on no call is struck. One that was struck already keeps its fault: a delay is waited for, and what hangs hangs.
+    /// Switches the layer off. A call that has its fault already keeps it: a delay runs to its end, and a call that
+    /// hangs goes on hanging.
     pub fn off(&self) {
         self.state.word.fetch_and(!ON, Relaxed);
     }
 
-    /// Whether it is on.
+    /// Returns whether the layer is on.
     #[must_use]
     #[inline]
     pub fn is_on(&self) -> bool {
         self.state.word.load(Relaxed) & ON != 0
     }
 
-    /// From now on so many of all calls are struck, in place of what the layer was told: a rate, a function or a schedule.
+    /// Sets the fraction of calls that get the fault, in place of the layer's own rate, function or schedule.
     ///
-    /// It does not switch it on.
+    /// Does not switch the layer on.
     ///
     /// # Panics
     ///
@@ -66,20 +69,20 @@ impl ChaosHandle {
         self.state.rate.store(checked(rate).to_bits(), Relaxed);
     }
 
-    /// How many faults were put in so far.
+    /// Returns the number of faults injected so far.
     #[must_use]
     pub fn injected(&self) -> u64 {
         self.state.injected.load(Relaxed)
     }
 
-    /// The rate that was set here.
+    /// Returns the rate that was set on the handle.
     pub(super) fn rate(&self) -> Option<f64> {
         Some(f64::from_bits(self.state.rate.load(Relaxed))).filter(|rate| !rate.is_nan())
     }
 
-    /// The number of a call, from 0; `None` if it was switched off meanwhile.
+    /// Takes the number of a call, from 0. Returns `None` if the layer was switched off in the meantime.
     pub(super) fn number(&self) -> Option<u64> {
-        // Counted although it may be off: switching it on begins anew in any case.
+        // Counts even while the layer is off, because switching it on resets the count.
         let word = self.state.word.fetch_add(1, Relaxed);
         (word & ON != 0).then_some(word & !ON)
     }
@@ -91,7 +94,7 @@ impl ChaosHandle {
 
 #[track_caller]
 pub(super) fn checked(rate: f64) -> f64 {
-    assert!((0.0..=1.0).contains(&rate), "rate must be between 0 and 1, and is {rate}");
+    assert!((0.0..=1.0).contains(&rate), "rate must be between 0 and 1, not {rate}");
     rate
 }
 
@@ -109,7 +112,7 @@ impl fmt::Debug for ChaosHandle {
 mod tests {
     use super::*;
 
-    /// Between the look at the switch and the count it may have been switched off, or off and on again.
+    /// Between reading the switch and counting, the layer may be switched off, or off and on again.
     #[test]
     fn a_call_counts_towards_the_time_that_it_is_counted_in() {
         let chaos = ChaosHandle::default();

@@ -332,13 +332,13 @@ async fn every_fault_is_told() {
 fn bad_input_panics_with_the_name_of_what_is_bad() {
     type Attempt = (fn(), &'static str);
     let cases: [Attempt; 7] = [
-        (|| drop(ChaosLayer::new(Fault::Error).rate(f64::NAN)), "rate must be between 0 and 1, and is NaN"),
-        (|| drop(ChaosLayer::new(Fault::Error).rate(-0.1)), "rate must be between 0 and 1, and is -0.1"),
-        (|| drop(ChaosLayer::new(Fault::Error).rate(1.5)), "rate must be between 0 and 1, and is 1.5"),
-        (|| drop(ChaosLayer::new(Fault::Error).rate(f64::INFINITY)), "rate must be between 0 and 1, and is inf"),
-        (|| ChaosLayer::new(Fault::Error).handle().set_rate(2.0), "rate must be between 0 and 1, and is 2"),
-        (|| drop(Schedule::every(0)), "nth must be at least 1: with 1 every call is struck"),
-        (|| drop(Schedule::repeat([])), "list must say something of at least one call"),
+        (|| drop(ChaosLayer::new(Fault::Error).rate(f64::NAN)), "rate must be between 0 and 1, not NaN"),
+        (|| drop(ChaosLayer::new(Fault::Error).rate(-0.1)), "rate must be between 0 and 1, not -0.1"),
+        (|| drop(ChaosLayer::new(Fault::Error).rate(1.5)), "rate must be between 0 and 1, not 1.5"),
+        (|| drop(ChaosLayer::new(Fault::Error).rate(f64::INFINITY)), "rate must be between 0 and 1, not inf"),
+        (|| ChaosLayer::new(Fault::Error).handle().set_rate(2.0), "rate must be between 0 and 1, not 2"),
+        (|| drop(Schedule::every(0)), "nth must be at least 1, not 0"),
+        (|| drop(Schedule::repeat([])), "list must not be empty"),
     ];
     for (attempt, expected) in cases {
         let panic = catch_unwind(attempt).unwrap_err();

@@ -8,7 +8,7 @@ fn struck(dice: Dice, rate: f64, calls: u64) -> u64 {
     (0..calls).filter(|number| dice.strikes(rate, *number)).count() as u64
 }
 
-/// The probability that so many of `calls` are struck: the binomial distribution, term by term.
+/// Returns the binomial distribution, term by term: the probability of each number of faults among `calls`.
 fn distribution(calls: u64, rate: f64) -> Vec<f64> {
     let mut terms = vec![1.0_f64];
     for _ in 0..calls {
@@ -22,7 +22,7 @@ fn distribution(calls: u64, rate: f64) -> Vec<f64> {
     terms
 }
 
-/// Each seed on its own is as lucky as a coin may be, but for one in a million; and all together are too.
+/// Each seed stays within all but one in a million of the distribution, and so do all seeds together.
 ///
 /// Shows: G3
 #[test]
@@ -37,12 +37,12 @@ fn the_rate_is_met_within_the_bounds_of_the_binomial_distribution() {
             assert!(fewer.min(more) > 1e-6, "rate {rate}, seed {seed}: {struck}");
         }
     }
-    // Over 200 seeds, of 100,000 calls: the standard deviation is 95.
+    // 100,000 calls over 200 seeds have a standard deviation of 95.
     let all: u64 = (0..200).map(|seed| struck(Dice::new(seed), 0.1, CALLS)).sum();
     assert!((9_620..=10_380).contains(&all), "{all}");
 }
 
-/// So a test that names its seed can count on it.
+/// A test that sets a seed can rely on its faults.
 ///
 /// Shows: G3
 #[test]
@@ -73,7 +73,7 @@ fn a_schedule_says_what_it_is() {
 }
 
 proptest! {
-    /// What is struck at a rate is struck at every higher one too: turning it up adds faults, and moves none.
+    /// A call that gets a fault at one rate gets it at every higher rate: raising the rate adds faults and moves none.
     #[test]
     fn a_higher_rate_strikes_the_same_calls_and_more(seed: u64, number: u64, rates in (0.0..=1.0_f64, 0.0..=1.0_f64)) {
         let (low, high) = (rates.0.min(rates.1), rates.0.max(rates.1));
@@ -94,7 +94,7 @@ proptest! {
         }
         let struck: Vec<u64> = (0..calls).filter(|number| schedule.strikes(*number)).collect();
         prop_assert_eq!(&struck, &expected);
-        // Of so many calls exactly so many, whatever the number.
+        // The number of faults is exact.
         prop_assert_eq!(struck.len() as u64, calls / nth);
     }
 
