@@ -47,7 +47,8 @@
 //! use ziggurat::{Error, Reason, chaos::{ChaosLayer, Fault, Schedule}};
 //!
 //! # #[tokio::main(flavor = "current_thread")] async fn main() {
-//! let layer = ChaosLayer::new(|path: &&str| (*path != "/health").then_some(Fault::Error)).schedule(Schedule::every(2));
+//! let layer = ChaosLayer::new(|path: &&str| (*path != "/health").then_some(Fault::Error))
+//!     .schedule(Schedule::every(2));
 //! let chaos = layer.handle();
 //! let service = ServiceBuilder::new()
 //!     .layer(layer)
@@ -230,7 +231,7 @@ impl<F, W> fmt::Debug for ChaosLayer<F, W> {
 /// Decides when calls get a fault: [`Rate`], [`RateBy`] or [`Schedule`].
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot decide which requests of type `{Req}` get a fault",
-    note = "pass `.rate_by(..)` a closure that names the type of its argument: `|req: &{Req}| ..`, returning `f64` or `Option<f64>`"
+    note = "give `.rate_by(..)` a closure that names its argument's type: `|req: &{Req}| ..`, returning `f64` or `Option<f64>`"
 )]
 pub trait When<Req> {
     /// Returns the rule for this request. `None` lets the call pass.
