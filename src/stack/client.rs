@@ -26,11 +26,12 @@ use crate::{
     timeout::TimeoutLayer,
 };
 
-/// What a client needs around one service that it calls: `Timeout (total) > Retry > CircuitBreaker > ConcurrencyLimit > Timeout (attempt)`.
+/// The recommended layers around one upstream service: `Timeout (total) > Retry > CircuitBreaker > ConcurrencyLimit >
+/// Timeout (attempt)`.
 ///
-/// The numbers and their sources are in [`ClientSettings`]. Clones of a value, and all services that it makes, share one circuit, one
-/// limit and one budget; two values share nothing. So there is one value for each service that is called, and its name is what the events
-/// of all parts carry.
+/// [`ClientSettings`] has the defaults and their sources. Clones of a stack, and all services that it creates, share
+/// one circuit, one concurrency limit and one retry budget. Two stacks share nothing, so create one stack for each
+/// upstream service. The events of all parts carry its name.
 ///
 /// ```
 /// use std::time::Duration;
@@ -40,12 +41,12 @@ use crate::{
 ///     .settings(ClientSettings::default().timeout(Duration::from_secs(5)).max_in_flight(100));
 /// let circuit = stack.circuit(); // state(), force_open(), subscribe()
 ///
-/// // Any layer in the place of a part, or none.
+/// Replaces a part with another layer, and leaves one out.
 /// let by_size = |req: &http::Request<String>| Duration::from_millis(100 + req.body().len() as u64);
 /// let stack = stack.with_attempt_timeout(TimeoutLayer::new(by_size)).without_retry();
 /// ```
 ///
-/// A part that was put in has the numbers that it was made with: settings do not reach it.
+/// A layer that replaces a part keeps its own values: settings do not apply to it.
 #[derive(Clone)]
 #[must_use]
 pub struct ClientStack<
@@ -64,7 +65,7 @@ pub struct ClientStack<
     look: Option<Look>,
 }
 
-/// The handles by which settings reach the parts.
+/// The handles that apply settings to the parts.
 #[derive(Clone)]
 struct Numbers {
     timeout: LiveDuration,
@@ -76,7 +77,7 @@ struct Numbers {
 }
 
 impl Numbers {
-    /// Takes over what is different from before.
+    /// Applies the settings that differ from `before`.
     fn apply(&self, before: Option<&ClientSettings>, now: &ClientSettings) {
         if differs(before, now, |settings| settings.timeout) {
             self.timeout.set(now.timeout);
@@ -122,13 +123,14 @@ fn must_hold(settings: &ClientSettings) {
 }
 
 impl ClientStack {
-    /// For any request that is `Clone`: every error of the service is retried, and counts against it.
+    /// Creates a stack for any request that is `Clone`. Every error of the service is retried and counts against the
+    /// service.
     pub fn new(name: impl Into<Cow<'static, str>>) -> Self {
         Self::of(name.into(), RetryLayer::new(), CircuitBreakerLayer::failure_rate(0.5))
     }
 }
 
-/// The parts of a stack that judges outcomes by `C`, and copies requests by `P`.
+/// The parts of a stack that classifies outcomes with `C` and copies requests with `P`.
 type Parts<C, P, D, U = ResponseEnd> = ClientStack<
     TimeoutLayer<LiveDuration, U>,
     RetryLayer<C, P, Backoff, D>,
@@ -138,10 +140,11 @@ type Parts<C, P, D, U = ResponseEnd> = ClientStack<
 >;
 
 impl Parts<HttpStatus, Idempotent, Drained> {
-    /// For HTTP: requests that may be repeated are retried after the statuses that pass, as [`RetryLayer::http`] does it.
+    /// Creates a stack for HTTP. Requests that are safe to repeat are retried after transient statuses, as in
+    /// [`RetryLayer::http`].
     ///
-    /// The request's body has to be `Clone`, as it is where it is in memory. Around one that is streamed goes a
-    /// [`ReplayLayer`](crate::replay::ReplayLayer), just outside of the stack; or no retry within.
+    /// The request body must be `Clone`, as bodies in memory are. For a streamed body, put a
+    /// [`ReplayLayer`](crate::replay::ReplayLayer) directly outside the stack, or leave out the retry.
     pub fn http(name: impl Into<Cow<'static, str>>) -> Self {
         Self::of(name.into(), RetryLayer::http(), CircuitBreakerLayer::http())
     }
@@ -174,18 +177,19 @@ impl<C, P, D> Parts<C, P, D> {
         }
     }
 
-    /// Judges by another classifier: what is retried if it is transient, and what counts against the service.
+    /// Sets the classifier that decides which outcomes are retried and which count against the service.
     pub fn classify<C2: Clone>(self, classify: C2) -> Parts<C2, P, D> {
         let Self { timeout, retry, circuit_breaker, concurrency_limit, attempt_timeout, numbers, look } = self;
         let (retry, circuit_breaker) = (retry.classify(classify.clone()), circuit_breaker.classify(classify));
         ClientStack { timeout, retry, circuit_breaker, concurrency_limit, attempt_timeout, numbers, look }
     }
 
-    /// For HTTP: the total covers the response's body too, an attempt is in flight until the body ends, and the circuit judges it then: see
-    /// [`TimeoutLayer::until_body_end`], [`ConcurrencyLimitLayer::until_body_end`] and [`CircuitBreakerLayer::until_body_end`].
+    /// Extends the total, the concurrency limit and the circuit breaker to the end of the response's body, for HTTP.
+    /// See [`TimeoutLayer::until_body_end`], [`ConcurrencyLimitLayer::until_body_end`] and
+    /// [`CircuitBreakerLayer::until_body_end`].
     ///
-    /// An attempt's limit ends with the response's head: the body is read once, and no other attempt could take its place. Raise the total, or
-    /// leave it out, for downloads that may take longer.
+    /// An attempt's limit still ends with the response's head, because the body is read once and no other attempt could
+    /// replace it. Raise the total, or leave it out, for downloads that may take longer.
     pub fn until_body_end(self) -> Parts<C, P, D, BodyEnd> {
         let Self { timeout, retry, circuit_breaker, concurrency_limit, attempt_timeout, numbers, look } = self;
         let (circuit_breaker, concurrency_limit) =
@@ -196,7 +200,7 @@ impl<C, P, D> Parts<C, P, D> {
 }
 
 impl<T, R, B, L, A> ClientStack<T, R, B, L, A> {
-    /// Other numbers. They belong to what all clones of this value share: each of them has these from then on, and its services too.
+    /// Sets the settings. Clones of this stack and their services share them, and get them too.
     ///
     /// # Panics
     ///
@@ -208,21 +212,23 @@ impl<T, R, B, L, A> ClientStack<T, R, B, L, A> {
         self
     }
 
-    /// The [`ClientSettings`] that `scope` holds, or the nearest of its parents, now and whenever they have changed since
-    /// ([`Scope::update`]): from the next call on, and for clones of this value too. (While one call takes them over, others may still go by
-    /// the ones before.) Nothing that was counted is lost, and what was set by hand, at the [`gate`](Self::gate) say, stays until
-    /// its own field is changed.
+    /// Takes the [`ClientSettings`] from `scope` or its nearest parent, now and after each change ([`Scope::update`]).
     ///
-    /// Where there are none, the numbers stay as they are. It does not keep the scope alive: keep it, for when it is gone nothing changes
-    /// any more, in its parents neither. For two stacks with settings of their own, give each a child scope. Say it once, before the value is
-    /// cloned.
+    /// A change applies from the next call on, to clones of this stack too. (While one call applies it, concurrent
+    /// calls may still use the previous settings.) Counters are kept. A value that was set directly, for example
+    /// through the [`gate`](Self::gate), is kept until its own field changes.
     ///
-    /// Later settings that [contradict](ClientSettings#contradictions) each other disturb no call: the ones before them
-    /// stay, and [`LayerEvent::SettingsRefused`] tells why, in `tracing` a warning with the target `ziggurat::stack`.
+    /// If the scope has no settings, the current ones stay. The stack does not keep the scope alive, so keep it
+    /// yourself: after it is dropped, changes no longer apply, not even those of its parents. To give two stacks
+    /// separate settings, give each a child scope. Call this once, before the stack is cloned.
+    ///
+    /// Later settings that [contradict](ClientSettings#contradictions) each other do not disturb any call. The previous
+    /// settings stay, and [`LayerEvent::SettingsRefused`] reports why (in `tracing` a warning, target
+    /// `ziggurat::stack`).
     ///
     /// # Panics
     ///
-    /// If the settings that the scope holds now contradict each other.
+    /// If the scope's current settings contradict each other.
     #[track_caller]
     pub fn settings_from(mut self, scope: &Scope) -> Self {
         if let Some(settings) = scope.get::<ClientSettings>() {
@@ -242,64 +248,64 @@ impl<T, R, B, L, A> ClientStack<T, R, B, L, A> {
         self
     }
 
-    /// Another layer in the place of the total's timeout.
+    /// Replaces the total timeout with another layer.
     pub fn with_timeout<T2>(self, timeout: T2) -> ClientStack<T2, R, B, L, A> {
         let Self { timeout: _, retry, circuit_breaker, concurrency_limit, attempt_timeout, numbers, look } = self;
         ClientStack { timeout, retry, circuit_breaker, concurrency_limit, attempt_timeout, numbers, look }
     }
 
-    /// Without a limit for the whole call.
+    /// Removes the limit for the whole call.
     pub fn without_timeout(self) -> ClientStack<Identity, R, B, L, A> {
         self.with_timeout(Identity::new())
     }
 
-    /// Another layer in the place of the retry.
+    /// Replaces the retry with another layer.
     pub fn with_retry<R2>(self, retry: R2) -> ClientStack<T, R2, B, L, A> {
         let Self { timeout, retry: _, circuit_breaker, concurrency_limit, attempt_timeout, numbers, look } = self;
         ClientStack { timeout, retry, circuit_breaker, concurrency_limit, attempt_timeout, numbers, look }
     }
 
-    /// Without a retry.
+    /// Removes the retry.
     pub fn without_retry(self) -> ClientStack<T, Identity, B, L, A> {
         self.with_retry(Identity::new())
     }
 
-    /// Another layer in the place of the circuit breaker.
+    /// Replaces the circuit breaker with another layer.
     pub fn with_circuit_breaker<B2>(self, circuit_breaker: B2) -> ClientStack<T, R, B2, L, A> {
         let Self { timeout, retry, circuit_breaker: _, concurrency_limit, attempt_timeout, numbers, look } = self;
         ClientStack { timeout, retry, circuit_breaker, concurrency_limit, attempt_timeout, numbers, look }
     }
 
-    /// Without a circuit breaker.
+    /// Removes the circuit breaker.
     pub fn without_circuit_breaker(self) -> ClientStack<T, R, Identity, L, A> {
         self.with_circuit_breaker(Identity::new())
     }
 
-    /// Another layer in the place of the concurrency limit.
+    /// Replaces the concurrency limit with another layer.
     pub fn with_concurrency_limit<L2>(self, concurrency_limit: L2) -> ClientStack<T, R, B, L2, A> {
         let Self { timeout, retry, circuit_breaker, concurrency_limit: _, attempt_timeout, numbers, look } = self;
         ClientStack { timeout, retry, circuit_breaker, concurrency_limit, attempt_timeout, numbers, look }
     }
 
-    /// Without a concurrency limit.
+    /// Removes the concurrency limit.
     pub fn without_concurrency_limit(self) -> ClientStack<T, R, B, Identity, A> {
         self.with_concurrency_limit(Identity::new())
     }
 
-    /// Another layer in the place of the attempt's timeout.
+    /// Replaces the attempt's timeout with another layer.
     pub fn with_attempt_timeout<A2>(self, attempt_timeout: A2) -> ClientStack<T, R, B, L, A2> {
         let Self { timeout, retry, circuit_breaker, concurrency_limit, attempt_timeout: _, numbers, look } = self;
         ClientStack { timeout, retry, circuit_breaker, concurrency_limit, attempt_timeout, numbers, look }
     }
 
-    /// Without a limit for each attempt.
+    /// Removes the limit for each attempt.
     pub fn without_attempt_timeout(self) -> ClientStack<T, R, B, L, Identity> {
         self.with_attempt_timeout(Identity::new())
     }
 }
 
 impl<T, R, C, U, L, A> ClientStack<T, R, CircuitBreakerLayer<C, U>, L, A> {
-    /// The circuit that all services of this stack share.
+    /// Returns the handle of the circuit that all services of this stack share.
     #[must_use]
     pub fn circuit(&self) -> CircuitBreakerHandle {
         self.circuit_breaker.handle()
@@ -307,7 +313,7 @@ impl<T, R, C, U, L, A> ClientStack<T, R, CircuitBreakerLayer<C, U>, L, A> {
 }
 
 impl<T, R, B, U, A> ClientStack<T, R, B, ConcurrencyLimitLayer<U>, A> {
-    /// The limit's live state.
+    /// Returns the handle of the concurrency limit.
     #[must_use]
     pub fn gate(&self) -> ConcurrencyLimitHandle {
         self.concurrency_limit.handle()

@@ -1,4 +1,4 @@
-//! Settings that are set by name, and the values that a file gives them.
+//! Settings by name, and their values in a file.
 
 use std::{fmt, num::TryFromIntError, time::Duration};
 
@@ -6,27 +6,27 @@ use serde_core::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess
 
 use super::rules::Contradiction;
 
-/// With its feature `arbitrary_precision`, serde_json gives a number as a map of this key to the number's text.
+/// The key of the map by which serde_json represents a number's text with its feature `arbitrary_precision`.
 pub(super) const JSON_NUMBER: &str = "$serde_json::private::Number";
 
 /// Settings whose fields can be set by name.
 pub(super) trait Fields: Default {
     const NAMES: &[&str];
 
-    /// The error says what is wrong, and not with which field.
+    /// The error says what is wrong, without the name of the field.
     fn set(&mut self, field: &str, value: Value) -> Result<(), String>;
 
-    /// Two settings that contradict each other.
+    /// Returns two settings that contradict each other.
     fn contradiction(&self) -> Option<Contradiction>;
 }
 
-/// What stands in a file for a setting.
+/// The value of a setting in a file.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value {
     Text(String),
     Whole(i128),
     Fraction(f64),
-    /// Something that no setting is.
+    /// A kind of value that no setting has.
     Other(&'static str),
 }
 
@@ -46,7 +46,7 @@ impl Value {
         T::read(self).ok_or_else(|| T::problem(self))
     }
 
-    /// A number that a format gives as its text.
+    /// A number that a format represents as text.
     fn number(text: &str) -> Self {
         match (text.parse(), text.parse()) {
             (Ok(whole), _) => Self::Whole(whole),
@@ -55,7 +55,7 @@ impl Value {
         }
     }
 
-    /// A whole number, also one that is written as text.
+    /// Returns a whole number, also if it is written as text.
     fn whole<T: TryFrom<i128, Error = TryFromIntError>>(&self) -> Option<T> {
         let number = match self {
             Self::Whole(number) => *number,
@@ -66,13 +66,13 @@ impl Value {
     }
 }
 
-/// What a setting can be.
+/// A type that a setting can have.
 pub(super) trait Read: Sized {
     const WHAT: &str;
 
     fn read(value: &Value) -> Option<Self>;
 
-    /// Why it cannot be read.
+    /// Returns why the value cannot be read.
     fn problem(value: &Value) -> String {
         format!("must be {}, not {value}", Self::WHAT)
     }
@@ -97,7 +97,7 @@ impl Read for Duration {
     }
 }
 
-/// Whether a duration has the unit `M`, the only one with a capital letter: in most files it stands for minutes.
+/// Returns whether a duration has the unit `M`, the only one with a capital letter. In most files it means minutes.
 fn has_months(duration: &str) -> bool {
     duration.contains('M')
 }
@@ -159,7 +159,7 @@ impl<'de> Deserialize<'de> for Value {
             }
 
             fn visit_u128<E>(self, number: u128) -> Result<Value, E> {
-                Ok(i128::try_from(number).map_or(Value::Other("a number that large"), Value::Whole))
+                Ok(i128::try_from(number).map_or(Value::Other("a number that is too large"), Value::Whole))
             }
 
             fn visit_f64<E>(self, number: f64) -> Result<Value, E> {

@@ -1,4 +1,4 @@
-//! Settings from outside of the program: a file, an environment variable. What is wrong with them is said by the name of the field.
+//! Settings from a file or an environment variable. Errors name the field.
 
 use std::{collections::HashSet, fmt, marker::PhantomData};
 
@@ -17,26 +17,26 @@ fn set<T: Fields>(settings: &mut T, field: &str, value: Value) -> Result<(), Con
 macro_rules! from_outside {
     ($settings:ty) => {
         impl $settings {
-            /// Sets the field of this name to what the text says, as a file would: for environment variables and command lines.
+            /// Sets a field by name to a text value, as a file would. For environment variables and command lines.
             ///
-            /// Like the other setters it can be called in any order: whether two settings contradict each other is
-            /// looked at later.
+            /// Setters can be called in any order: contradictions between settings are checked later.
             ///
             /// # Errors
             ///
-            /// If there is no such field, or the text is not what it can be set to: a duration such as `250ms`, or a number.
+            /// If there is no such field, or the text is not a valid value for it, such as a duration (`250ms`) or a
+            /// number.
             pub fn set(mut self, field: &str, text: &str) -> Result<Self, ConfigError> {
                 set(&mut self, field, Value::Text(text.to_owned()))?;
                 Ok(self)
             }
         }
 
-        /// From a map of the fields, by their names; those that it leaves out have their defaults.
+        /// Reads a map from field names to values. A missing field has its default.
         ///
-        /// Durations are text such as `"250ms"` or `"1m 30s"`. A number that cannot be right, and settings that
-        /// contradict each other, are errors at the place of their field, where the format tells places. The format has
-        /// to say what its values are, as TOML, JSON and YAML do. Give the settings a table of their own: flattened
-        /// into another one, its other fields are taken for mistakes.
+        /// Durations are text such as `"250ms"` or `"1m 30s"`. An invalid value, or a contradiction between two
+        /// settings, is an error at the position of its field, if the format reports positions. The format must be
+        /// self-describing, like TOML, JSON or YAML. Give the settings a table of their own: flattened into another
+        /// table, that table's other fields count as errors.
         #[cfg_attr(docsrs, doc(cfg(feature = "serde")))]
         impl<'de> Deserialize<'de> for $settings {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -49,7 +49,7 @@ macro_rules! from_outside {
 from_outside!(ClientSettings);
 from_outside!(ServerSettings);
 
-/// Reads settings field by field, so that whatever is wrong is said with the field's name.
+/// Reads settings field by field, so that every error names its field.
 struct Map<T>(PhantomData<T>);
 
 impl<'de, T: Fields> Visitor<'de> for Map<T> {
@@ -69,8 +69,7 @@ impl<'de, T: Fields> Visitor<'de> for Map<T> {
     }
 }
 
-/// Reads one field, and finds all that is wrong with it while it does: a format that tells places tells that of the
-/// field.
+/// Reads and checks one field, so that a format that reports positions reports that of the field.
 struct Field<'a, T> {
     name: String,
     settings: &'a mut T,
@@ -83,9 +82,9 @@ impl<'de, T: Fields> DeserializeSeed<'de> for Field<'_, T> {
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         let Self { name, settings, seen } = self;
         set(settings, &name, Value::deserialize(deserializer)?).map_err(D::Error::custom)?;
-        // Most formats would let the last one win, over the one further up.
+        // In most formats the last one would silently win.
         if let Some(name) = seen.replace(name) {
-            return Err(D::Error::custom(format_args!("`{name}` is set twice: leave one of them out")));
+            return Err(D::Error::custom(format_args!("`{name}` is set twice: remove one of them")));
         }
         match settings.contradiction() {
             Some(one) if seen.contains(one.field) && seen.contains(one.limit) => {

@@ -1,4 +1,4 @@
-//! Settings that change while a stack works.
+//! Settings that change while a stack is in use.
 
 use std::{
     fmt,
@@ -29,7 +29,7 @@ impl LiveDuration {
         self.nanos.store(nanos(duration), Ordering::Relaxed);
     }
 
-    /// How long it is now.
+    /// Returns the current duration.
     #[must_use]
     pub fn get(&self) -> Duration {
         match self.nanos.load(Ordering::Relaxed) {
@@ -39,7 +39,7 @@ impl LiveDuration {
     }
 }
 
-/// Above 584 years it is for ever.
+/// More than 584 years count as unlimited.
 fn nanos(duration: Duration) -> u64 {
     duration.as_nanos().try_into().unwrap_or(u64::MAX)
 }
@@ -50,11 +50,13 @@ impl<Req> Setting<Req, Duration> for LiveDuration {
     }
 }
 
-/// Looks whether there are other settings, and takes them over.
+/// Checks for changed settings, and applies them.
 pub(super) type Look = Arc<dyn Fn() + Send + Sync>;
 
-/// Applies the settings that the scope holds, now and at each look after they have changed: they and the ones before them, so that what
-/// was set by hand meanwhile stays unless its own field has changed.
+/// Applies the settings of the scope, now and whenever they have changed.
+///
+/// `apply` receives the previous settings and the new ones, so that a value that was set directly is kept until its own
+/// field changes.
 pub(super) fn watching<T: Send + Sync + 'static>(
     scope: &Scope,
     apply: impl Fn(Option<&T>, &T) + Send + Sync + 'static,
@@ -65,12 +67,12 @@ pub(super) fn watching<T: Send + Sync + 'static>(
     Arc::new(look)
 }
 
-/// Whether the field is another one than before.
+/// Returns whether the field has changed.
 pub(super) fn differs<T, V: PartialEq>(before: Option<&T>, now: &T, field: impl Fn(&T) -> V) -> bool {
     before.map(&field) != Some(field(now))
 }
 
-/// The service of a stack: before each call it looks whether the settings have changed.
+/// The service of a recommended stack. Checks before each call whether the settings have changed.
 #[derive(Clone)]
 pub struct Tuned<S> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
     inner: S,

@@ -1,4 +1,6 @@
-//! The recommended stacks: for a client and for a server, in the order and with the defaults that the README recommends.
+//! The recommended stacks for a client and for a server, with the README's order and default settings.
+//!
+//! # Quick start
 //!
 //! ```
 //! use http::{Request, Response};
@@ -17,9 +19,13 @@
 //! # }
 //! ```
 //!
-//! Each part can be replaced by any layer of its kind, or left out: `.with_retry(RetryLayer::http().max_attempts(5))`,
-//! `.without_circuit_breaker()`. The numbers alone are [`ClientSettings`] and [`ServerSettings`]: every one of them can be changed
-//! while the program runs, because a scope holds them, and with the feature `serde` they can be read from a file.
+//! # Configuration
+//!
+//! Each part can be replaced by any layer of its kind, for example `.with_retry(RetryLayer::http().max_attempts(5))`,
+//! or left out, as with `.without_circuit_breaker()`.
+//!
+//! The values of the parts are [`ClientSettings`] and [`ServerSettings`]. A scope holds them, so each of them can
+//! change while the program runs. With the feature `serde`, they can be read from a file.
 //!
 //! ```
 //! use std::time::Duration;
@@ -34,7 +40,7 @@
 //! let stack = ClientStack::http("billing").settings_from(&app);
 //! assert_eq!(stack.gate().limit(), 50);
 //!
-//! // From the next call on. What is in flight, the window of the circuit and what was spent of the budget stay.
+//! Applies from the next call on. Calls in flight, the circuit's window and the retry budget are kept.
 //! app.update(|settings: &ClientSettings| settings.clone().timeout(Duration::from_secs(2))).unwrap();
 //!
 //! let error = toml::from_str::<ClientSettings>("failure_rate = 50").unwrap_err();
@@ -43,17 +49,25 @@
 //! # #[cfg(not(feature = "serde"))] fn main() {}
 //! ```
 //!
-//! **What they count, and when their clocks start**: as their layers do; the stacks add nothing but a look at whether the settings
-//! have changed: an atomic read for the scope and each of its parents, and one look into them after anything in these was changed. It is not
-//! made without [`settings_from`](ClientStack::settings_from).
+//! # Cost
 //!
-//! **Readiness.** A stack is always ready. The service's readiness is part of each attempt: bounded by its limit of time, counted in flight, and
-//! judged. So the service has to be `Clone`.
+//! Each layer counts and measures time as it does on its own. With [`settings_from`](ClientStack::settings_from), the
+//! stacks also check for changed settings on each call: an atomic read for the scope and for each of its parents, and
+//! one lookup after a change.
 //!
-//! **Where they belong.** The client's stack directly around the service, and around it what else there is: a context, observing, a
-//! fallback, a cache. The server's stack outermost, around everything.
+//! # Readiness
 //!
-//! **Cancellation** is that of the layers: what they hold is given back.
+//! A stack is always ready. The service's readiness is part of each attempt: it is bounded by the attempt's limit,
+//! counted in flight, and judged by the circuit breaker. The service must therefore be `Clone`.
+//!
+//! # Order
+//!
+//! Put the client's stack directly around the service. A context, an observer, a fallback or a cache goes around the
+//! stack. Put the server's stack outermost, around everything.
+//!
+//! # Cancellation safety
+//!
+//! As in the layers: permits, probes and queue slots are released on drop.
 
 mod client;
 #[cfg(feature = "serde")]

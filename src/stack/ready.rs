@@ -6,10 +6,12 @@ use tower_service::Service;
 
 use crate::call::Call;
 
-/// The innermost service of a recommended stack: it is always ready, and waits for its service's readiness inside of each call.
+/// The innermost service of a recommended stack. It is always ready, and waits for its inner service's readiness in
+/// each call.
 ///
-/// So a service that hangs before it is ready (a full buffer, a channel that reconnects) is bounded by the attempt's limit, counts as a call in
-/// flight, and is judged by the circuit breaker. It costs a clone of the service for each call.
+/// A service that hangs before it is ready (a full buffer, a channel that reconnects) is therefore bounded by the
+/// attempt's limit, counts as a call in flight, and is judged by the circuit breaker. The cost is one clone of the
+/// service for each call.
 #[derive(Debug, Clone)]
 pub struct ReadyInCall<S> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
     inner: S,

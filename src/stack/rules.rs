@@ -1,4 +1,4 @@
-//! The rules that settings obey, and the error of a setting that breaks one.
+//! The rules for settings, and the error of a setting that breaks one.
 
 use std::{
     error::Error,
@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-/// A setting and the one that is its limit, which it has to keep.
+/// A setting that another setting limits.
 pub(super) struct Contradiction {
     pub(super) field: &'static str,
     pub(super) value: Duration,
@@ -27,7 +27,7 @@ impl From<Contradiction> for ConfigError {
     }
 }
 
-/// A setting that cannot be right, and which.
+/// An invalid setting: its name, and what is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
     pub(super) field: String,
@@ -35,7 +35,7 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    /// The name of the setting.
+    /// Returns the name of the setting.
     #[must_use]
     pub fn field(&self) -> &str {
         &self.field

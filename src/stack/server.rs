@@ -19,11 +19,13 @@ use crate::{
     timeout::TimeoutLayer,
 };
 
-/// What an HTTP server needs around all that it serves: `Context > RequestId > RejectionResponse > Timeout > ConcurrencyLimit`.
+/// The recommended layers around an HTTP server: `Context > RequestId > RejectionResponse > Timeout >
+/// ConcurrencyLimit`.
 ///
-/// The numbers and their sources are in [`ServerSettings`]. A request is in flight to the end of its response's body, unless the body makes
-/// [no progress](ServerSettings::reclaim_after) and another request needs its place; the timeout ends with the response's head. Nothing waits unless
-/// you say so: a server that is full says so at once, and when to come back.
+/// [`ServerSettings`] has the defaults and their sources. A request is in flight until the end of its response's body,
+/// unless the body makes [no progress](ServerSettings::reclaim_after) and another request needs its permit. The timeout
+/// ends with the response's head. By default no request waits: a server that is full rejects at once, with a
+/// `Retry-After`.
 ///
 /// ```
 /// use axum::{Router, routing::get};
@@ -35,8 +37,8 @@ use crate::{
 ///     .layer(ServerStack::new(&app).with_rejection_response(RejectionResponseLayer::problem_json()));
 /// ```
 ///
-/// Clones of a value, and all services that it makes, share one limit; two values share nothing. A part that was put in has the
-/// numbers that it was made with: settings do not reach it.
+/// Clones of a stack, and all services that it creates, share one concurrency limit. Two stacks share nothing. A layer
+/// that replaces a part keeps its own values: settings do not apply to it.
 #[derive(Clone)]
 #[must_use]
 pub struct ServerStack<
@@ -55,10 +57,11 @@ pub struct ServerStack<
 }
 
 impl ServerStack {
-    /// Around every request that `app` serves: each gets a child of this scope.
+    /// Creates a stack around the requests that `app` serves. Each request gets a child of this scope.
     ///
-    /// The numbers are the [`ServerSettings`] that `app` holds, or its nearest parent, now and whenever they have changed since
-    /// ([`Scope::update`]), from the next request on; where there are none, the defaults. What is in flight stays.
+    /// The settings are the [`ServerSettings`] of `app` or its nearest parent, now and after each change
+    /// ([`Scope::update`]), or else the defaults. A change applies from the next request on. Requests in flight are not
+    /// affected.
     pub fn new(app: &Scope) -> Self {
         let settings = ServerSettings::default();
         let timeout = LiveDuration::new(settings.timeout);
@@ -94,61 +97,65 @@ impl ServerStack {
 }
 
 impl<C, I, W, T, L> ServerStack<C, I, W, T, L> {
-    /// Another layer in the place of the context: one that puts [state](ContextLayer::state) into each request's scope, say.
+    /// Replaces the context with another layer, for example one that adds [state](ContextLayer::state) to each
+    /// request's scope.
     pub fn with_context<C2>(self, context: C2) -> ServerStack<C2, I, W, T, L> {
         let Self { context: _, request_id, rejection_response, timeout, concurrency_limit, look } = self;
         ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, look }
     }
 
-    /// Without a scope for each request.
+    /// Removes the scope of each request.
     pub fn without_context(self) -> ServerStack<Identity, I, W, T, L> {
         self.with_context(Identity::new())
     }
 
-    /// Another layer in the place of the request ids.
+    /// Replaces the request ids with another layer.
     pub fn with_request_id<I2>(self, request_id: I2) -> ServerStack<C, I2, W, T, L> {
         let Self { context, request_id: _, rejection_response, timeout, concurrency_limit, look } = self;
         ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, look }
     }
 
-    /// Without ids and traces of requests.
+    /// Removes the ids and traces of requests.
     pub fn without_request_id(self) -> ServerStack<C, Identity, W, T, L> {
         self.with_request_id(Identity::new())
     }
 
-    /// A layer just outside of the timeout and the limit, which sees what they answer: an
-    /// [`RejectionResponseLayer`](crate::rejection_response::RejectionResponseLayer), say. For several, take a `tower::ServiceBuilder` with them. Without it a rejection
-    /// is answered with a status alone.
+    /// Adds a layer directly outside the timeout and the concurrency limit, where it sees their rejections. For example
+    /// a [`RejectionResponseLayer`](crate::rejection_response::RejectionResponseLayer).
+    ///
+    /// For several layers, pass a `tower::ServiceBuilder` that contains them. Without this layer, the response to a
+    /// rejection is only a status.
     pub fn with_rejection_response<W2>(self, rejection_response: W2) -> ServerStack<C, I, W2, T, L> {
         let Self { context, request_id, rejection_response: _, timeout, concurrency_limit, look } = self;
         ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, look }
     }
 
-    /// Another layer in the place of the timeout.
+    /// Replaces the timeout with another layer.
     pub fn with_timeout<T2>(self, timeout: T2) -> ServerStack<C, I, W, T2, L> {
         let Self { context, request_id, rejection_response, timeout: _, concurrency_limit, look } = self;
         ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, look }
     }
 
-    /// Without a limit for a request's time.
+    /// Removes the time limit of each request.
     pub fn without_timeout(self) -> ServerStack<C, I, W, Identity, L> {
         self.with_timeout(Identity::new())
     }
 
-    /// Another layer in the place of the concurrency limit.
+    /// Replaces the concurrency limit with another layer.
     pub fn with_concurrency_limit<L2>(self, concurrency_limit: L2) -> ServerStack<C, I, W, T, L2> {
         let Self { context, request_id, rejection_response, timeout, concurrency_limit: _, look } = self;
         ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, look }
     }
 
-    /// Without a concurrency limit.
+    /// Removes the concurrency limit.
     pub fn without_concurrency_limit(self) -> ServerStack<C, I, W, T, Identity> {
         self.with_concurrency_limit(Identity::new())
     }
 }
 
 impl<C, I, W, L, U> ServerStack<C, I, W, TimeoutLayer<L>, ConcurrencyLimitLayer<U>> {
-    /// Gives the timeout and the limit a name, which their events carry: for a second server in the program. `server` if it is not set.
+    /// Names the timeout and the concurrency limit, to distinguish several servers in one program. Their events carry
+    /// the name. The default is `server`.
     pub fn named(mut self, name: impl Into<Cow<'static, str>>) -> Self {
         let name = name.into();
         self.timeout = self.timeout.named(name.clone());
@@ -158,7 +165,7 @@ impl<C, I, W, L, U> ServerStack<C, I, W, TimeoutLayer<L>, ConcurrencyLimitLayer<
 }
 
 impl<C, I, W, T, U> ServerStack<C, I, W, T, ConcurrencyLimitLayer<U>> {
-    /// The limit's live state.
+    /// Returns the handle of the concurrency limit.
     #[must_use]
     pub fn gate(&self) -> ConcurrencyLimitHandle {
         self.concurrency_limit.handle()

@@ -1,4 +1,4 @@
-//! The numbers of the recommended stacks: all that can be changed while a program runs.
+//! The settings of the recommended stacks, which can change while a program runs.
 
 use std::{fmt, time::Duration};
 
@@ -10,7 +10,7 @@ use crate::{
     retry::Budget,
 };
 
-/// The numbers of a [`ClientStack`](super::ClientStack).
+/// The settings of a [`ClientStack`](super::ClientStack).
 ///
 /// | setting | default | source of the default |
 /// |---|---|---|
@@ -23,15 +23,16 @@ use crate::{
 /// | [`consecutive_failures`](Self::consecutive_failures) | 0: off | |
 /// | [`open_for`](Self::open_for), [`max_open_for`](Self::max_open_for) | 5 s, 300 s | Polly, Finagle |
 /// | [`max_in_flight`](Self::max_in_flight) | 25 | resilience4j |
-/// | [`max_waiting`](Self::max_waiting) | 50 | our choice: a full queue is two turns long |
+/// | [`max_waiting`](Self::max_waiting) | 50 | our choice: twice `max_in_flight` |
 ///
 /// # Contradictions
 ///
-/// Three settings have another one as their limit: `attempt_timeout` is at most `timeout`, `backoff` at most
-/// `max_backoff`, and `open_for` at most `max_open_for`. Setters can be called in any order; a stack that is given
-/// settings rejects those that contradict each other, with an error that names both values, and
-/// [`validate`](Self::validate) finds them before that. The default of a setting that was not set follows a lower
-/// limit: with a `timeout` of 5 s alone an attempt may take 5 s.
+/// Three settings are limited by another: `attempt_timeout` must be at most `timeout`, `backoff` at most `max_backoff`,
+/// and `open_for` at most `max_open_for`.
+///
+/// Setters can be called in any order. A stack panics when it receives settings that contradict each other, and the
+/// message names both values. [`validate`](Self::validate) finds contradictions earlier. The default of a setting
+/// follows a lower limit: with only a `timeout` of 5 s, an attempt may take 5 s.
 #[derive(Clone, Copy, PartialEq)]
 #[must_use]
 pub struct ClientSettings {
@@ -51,14 +52,14 @@ pub struct ClientSettings {
     pub(super) max_waiting: usize,
 }
 
-/// The numbers of a [`ServerStack`](super::ServerStack).
+/// The settings of a [`ServerStack`](super::ServerStack).
 ///
 /// | setting | default | source of the default |
 /// |---|---|---|
 /// | [`timeout`](Self::timeout) | 30 s | Polly, Microsoft.Extensions.Http.Resilience |
 /// | [`max_in_flight`](Self::max_in_flight) | 1000 | Polly |
 /// | [`max_waiting`](Self::max_waiting) | 0 | Polly |
-/// | [`reclaim_after`](Self::reclaim_after) | 30 s | our choice, half of the 60 s after which nginx closes such a connection (`send_timeout`) |
+/// | [`reclaim_after`](Self::reclaim_after) | 30 s | our choice: half of nginx's `send_timeout` (60 s) |
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[must_use]
 pub struct ServerSettings {
@@ -96,8 +97,8 @@ impl Default for ServerSettings {
     }
 }
 
-/// Setters, each with the rule that its value obeys: here it is for who writes a program, where a broken rule panics, and for who
-/// writes a file, where it is an error.
+/// Defines setters, each with the rule for its value. A value that breaks its rule panics in code, and is an error in a
+/// file.
 macro_rules! settings {
     ($settings:ident { $($(#[$doc:meta])* $field:ident: $type:ty => $rule:ident;)* }) => {
         impl $settings {
@@ -140,115 +141,118 @@ macro_rules! settings {
 }
 
 settings! { ClientSettings {
-    /// How long a call may take in all: waiting for its turn, all attempts, and the pauses between them; and the response's body, where
-    /// the stack goes [until its end](super::ClientStack::until_body_end).
+    /// Sets the limit of the whole call: waiting in the queue, all attempts, the pauses between them, and, with
+    /// [`until_body_end`](super::ClientStack::until_body_end), the response's body.
     ///
     /// # Panics
     ///
-    /// If it is zero.
+    /// If `timeout` is zero.
     timeout: Duration => longer_than_zero;
 
-    /// How long one attempt may take until its response is there, at most the [`timeout`](Self::timeout); less if the call has less left.
+    /// Sets the limit of one attempt until its response arrives, at most [`timeout`](Self::timeout). An attempt ends
+    /// earlier if the call has less time left.
     ///
     /// # Panics
     ///
-    /// If it is zero.
+    /// If `attempt_timeout` is zero.
     attempt_timeout: Duration => longer_than_zero;
 
-    /// How often a request is sent at most, the first time included. With 1 nothing is retried.
+    /// Sets the maximum number of attempts, including the first. With 1, nothing is retried.
     ///
     /// # Panics
     ///
-    /// If it is 0.
+    /// If `max_attempts` is 0.
     max_attempts: u32 => at_least_one;
 
-    /// How long to wait before the first retry, at most [`max_backoff`](Self::max_backoff). Each further wait is twice
-    /// as long, and each is anything from zero to that.
+    /// Sets the wait before the first retry, at most [`max_backoff`](Self::max_backoff). Each later wait is twice as
+    /// long. With jitter, the actual wait is between zero and that.
     backoff: Duration => anything;
 
-    /// No wait before a retry is longer than this, unless the service asks for it.
+    /// Sets the longest wait before a retry, unless the service asks for a longer one.
     max_backoff: Duration => anything;
 
-    /// Which share of the requests of ten seconds may be retried.
+    /// Sets the fraction of requests that may be retried, over a window of ten seconds.
     ///
     /// # Panics
     ///
-    /// If it is not a number from 0 to 1.
+    /// If `retry_ratio` is not a number from 0 to 1.
     retry_ratio: f64 => from_zero_to_one;
 
-    /// So many retries are granted for each second, whatever the share.
+    /// Sets the number of retries per second that are granted regardless of the ratio.
     min_retries_per_second: u32 => anything;
 
-    /// Which part of the calls of the last 30 seconds has to fail to open the circuit.
+    /// Sets the fraction of calls in the last 30 seconds that must fail to open the circuit.
     ///
     /// # Panics
     ///
-    /// If it is not above 0 and at most 1.
+    /// If `failure_rate` is not above 0 and at most 1.
     failure_rate: f64 => above_zero_and_at_most_one;
 
-    /// How many calls there have to be before a rate opens the circuit.
+    /// Sets the minimum number of calls before the failure rate can open the circuit.
     ///
     /// # Panics
     ///
-    /// If it is 0.
+    /// If `min_calls` is 0.
     min_calls: u32 => at_least_one;
 
-    /// The number of failures in a row that opens the circuit too, sooner than a rate can. With 0, the default, no
-    /// number of them does.
+    /// Sets the number of consecutive failures that opens the circuit, sooner than the failure rate can. With 0, the
+    /// default, consecutive failures do not open it.
     consecutive_failures: u32 => anything;
 
-    /// How long the circuit stays open the first time, at most [`max_open_for`](Self::max_open_for). Each further time
-    /// in a row it is twice as long. Jitter only adds, up to half as much again.
+    /// Sets how long the circuit stays open the first time, at most [`max_open_for`](Self::max_open_for). The time
+    /// doubles with each consecutive opening. Jitter adds up to half of it, and never shortens it.
     open_for: Duration => anything;
 
-    /// The circuit never stays open for longer than this.
+    /// Sets the longest time that the circuit stays open.
     max_open_for: Duration => anything;
 
-    /// How many attempts may be in flight at once.
+    /// Sets the maximum number of attempts in flight.
     ///
     /// # Panics
     ///
-    /// If it is 0.
+    /// If `max_in_flight` is 0.
     max_in_flight: usize => at_least_one;
 
-    /// How many attempts may wait for that; the next one is rejected at once.
+    /// Sets the maximum number of attempts that wait for a permit. Further attempts are rejected at once.
     max_waiting: usize => anything;
 } }
 
 settings! { ServerSettings {
-    /// How long a request may take until its response is there; less if its caller says so in `grpc-timeout`. The body may take longer: a
-    /// download lasts as long as its client needs.
+    /// Sets the limit of a request until its response arrives, or less if the caller sends a shorter `grpc-timeout`.
+    /// The body may take longer: a download lasts as long as its client needs.
     ///
     /// # Panics
     ///
-    /// If it is zero.
+    /// If `timeout` is zero.
     timeout: Duration => longer_than_zero;
 
-    /// How many requests may be in flight at once, to the end of their response's body.
+    /// Sets the maximum number of requests in flight, each until the end of its response's body.
     ///
     /// # Panics
     ///
-    /// If it is 0.
+    /// If `max_in_flight` is 0.
     max_in_flight: usize => at_least_one;
 
-    /// How many requests may wait for that; the next one is answered at once, with 503 and when to come back.
+    /// Sets the maximum number of requests that wait for a permit. Further requests get a 503 with `Retry-After` at
+    /// once.
     max_waiting: usize => anything;
 
-    /// A response whose body has handed out no frame for this long, because its client does not read for example, loses its place to a request
-    /// that finds none: see [`ConcurrencyLimitLayer::reclaim_after`](crate::concurrency_limit::ConcurrencyLimitLayer::reclaim_after).
+    /// Sets how long a response's body may yield no frame, for example because its client does not read, before it can
+    /// lose its permit to a waiting request: see
+    /// [`ConcurrencyLimitLayer::reclaim_after`](crate::concurrency_limit::ConcurrencyLimitLayer::reclaim_after).
     ///
     /// # Panics
     ///
-    /// If it is zero.
+    /// If `reclaim_after` is zero.
     reclaim_after: Duration => longer_than_zero;
 } }
 
 impl ClientSettings {
-    /// Whether no two settings contradict each other: see [Contradictions](Self#contradictions).
+    /// Checks that no two settings contradict each other: see [Contradictions](Self#contradictions).
     ///
     /// # Errors
     ///
-    /// If two do. The error names both, with their values.
+    /// If two settings contradict each other. The error names both, with their values.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.contradictions().into_iter().find(Contradiction::is_one).map_or(Ok(()), |one| Err(one.into()))
     }
@@ -286,18 +290,18 @@ impl ClientSettings {
         Budget::new(self.retry_ratio).min_per_second(self.min_retries_per_second)
     }
 
-    /// Of settings that are valid.
+    /// The settings must be valid.
     pub(super) fn waits(&self) -> Backoff {
         Backoff::exponential(self.first_wait()).max(self.longest_wait()).jitter(Jitter::Full)
     }
 
-    /// Of settings that are valid.
+    /// The settings must be valid.
     pub(super) fn open_times(&self) -> Backoff {
         Backoff::exponential(self.first_open_time()).max(self.longest_open_time()).jitter(Jitter::Upward)
     }
 }
 
-/// With the defaults of those that were not set.
+/// Shows the defaults of settings that were not set.
 impl fmt::Debug for ClientSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientSettings")

@@ -17,7 +17,7 @@ fn client(file: &str) -> Result<ClientSettings, String> {
 #[test]
 fn every_field_can_be_set_by_its_name_and_those_left_out_have_their_defaults() {
     assert_eq!(client(""), Ok(ClientSettings::default()));
-    // `Debug` tells the same names, with the numbers that hold.
+    // `Debug` shows the same names, with the effective values.
     let told = format!("{:#?}", ClientSettings::default().max_backoff(Duration::from_millis(50)));
     let names = told.lines().filter_map(|line| Some(line.trim().split_once(": ")?.0));
     assert_eq!(names.collect::<Vec<_>>(), ClientSettings::NAMES);
@@ -137,7 +137,7 @@ fn an_error_in_a_file_points_at_the_line_of_its_field() {
         "timout = \"5s\"",
         "timeout = [\"5s\"]",
         "timeout = { secs = 5 }",
-        // Which of the two is set later is the format's to say.
+        // The format decides which of the two is set last.
         "max_backoff = \"5ms\"\nbackoff = \"6ms\"",
     ] {
         let lines = format!("# The settings.\n[client]\nmax_attempts = 2\n\n{bad}\nmin_calls = 7");
@@ -149,7 +149,7 @@ fn an_error_in_a_file_points_at_the_line_of_its_field() {
     }
 }
 
-/// As serde_json has them with its feature `arbitrary_precision`.
+/// The representation of serde_json with its feature `arbitrary_precision`.
 #[test]
 fn numbers_that_a_format_gives_as_text_are_read_as_numbers() {
     let json = |field: &'static str, number: &'static str| one([(field, BTreeMap::from([(JSON_NUMBER, number)]))]);
@@ -190,7 +190,7 @@ fn text_from_elsewhere_is_read_as_a_file_would_be() {
     );
 }
 
-/// From a format that has more kinds of values than TOML has, and lets a field stand in it twice.
+/// Reads from a format that has more kinds of values than TOML, and allows duplicate fields.
 fn one<'de, T: IntoDeserializer<'de>>(
     fields: impl IntoIterator<Item = (&'static str, T)>,
 ) -> Result<ClientSettings, String> {
@@ -201,7 +201,7 @@ fn one<'de, T: IntoDeserializer<'de>>(
 #[test]
 fn a_field_that_stands_there_twice_is_a_mistake() {
     let twice = one([("max_attempts", 4), ("min_calls", 7), ("max_attempts", 5)]);
-    assert_eq!(twice.unwrap_err(), "`max_attempts` is set twice: leave one of them out");
+    assert_eq!(twice.unwrap_err(), "`max_attempts` is set twice: remove one of them");
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn whatever_kind_of_value_a_format_has_the_error_names_the_field() {
     assert_eq!(one([("max_attempts", 4_i128)]), four);
     assert_eq!(one([("max_attempts", 4_u128)]), four);
     let whole = "`max_attempts` must be a whole number from 0 to 4294967295, not";
-    assert_eq!(one([("max_attempts", u128::MAX)]).unwrap_err(), format!("{whole} a number that large"));
+    assert_eq!(one([("max_attempts", u128::MAX)]).unwrap_err(), format!("{whole} a number that is too large"));
     assert_eq!(one([("max_attempts", b"4".as_slice())]).unwrap_err(), format!("{whole} bytes"));
     assert_eq!(one([("max_attempts", ())]).unwrap_err(), format!("{whole} nothing"));
 }
