@@ -1,4 +1,4 @@
-//! What surrounds a call that is made for many.
+//! The surroundings of a call that is made for several callers.
 
 use std::{
     future::Future,
@@ -13,7 +13,7 @@ use crate::{
     scope::{self, Scope},
 };
 
-/// The surroundings of one who waits, or of the call that is made for all of them.
+/// The surroundings of a waiting caller, or of the call that is made for all callers.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Around {
     pub(super) scope: Option<Scope>,
@@ -21,7 +21,7 @@ pub(super) struct Around {
 }
 
 impl Around {
-    /// What is right for both: the nearest scope that both lie in, and the later deadline. Where one has none there is none.
+    /// Combines two: the nearest scope that contains both scopes, and the later deadline. `None` if either has none.
     fn both(self, other: &Self) -> Self {
         let scope = self.scope.zip(other.scope.as_ref()).and_then(|(scope, other)| {
             let mut outwards = std::iter::successors(Some(&scope), |scope| scope.parent());
@@ -30,7 +30,7 @@ impl Around {
         Self { scope, deadline: self.deadline.zip(other.deadline).map(|(one, other)| one.max(other)) }
     }
 
-    /// What is right for all.
+    /// Combines all.
     pub(super) fn all<'a>(mut each: impl Iterator<Item = &'a Self>) -> Self {
         let first = each.next().cloned().unwrap_or_default();
         each.fold(first, Self::both)
@@ -43,9 +43,9 @@ impl Around {
 }
 
 pin_project! {
-    /// A future in these surroundings, and in no others.
+    /// A future that runs in these surroundings alone.
     pub(super) struct Within<F> {
-        // None: it has ended.
+        // `None` after its end.
         #[pin]
         future: Option<F>,
         scope: Option<Scope>,

@@ -1,4 +1,4 @@
-//! The path of one request: into a batch, and back with its answer.
+//! The path of one request: into a batch, and back with its result.
 
 use std::{
     fmt,
@@ -27,7 +27,7 @@ use crate::{
     telemetry::LayerEvent,
 };
 
-const NO_RUNTIME: &str = "there is no tokio runtime here to send a batch on: poll the call inside of one";
+const NO_RUNTIME: &str = "no tokio runtime to send a batch on: poll the call inside a runtime";
 
 /// The response future of [`Batch`](super::Batch).
 #[must_use = "futures do nothing unless polled"]
@@ -44,11 +44,11 @@ where
     S: Service<Vec<Req>>,
     K: Hash + Eq,
 {
-    /// It was not polled yet.
+    /// Not polled yet.
     Arriving(Arriving<S, Req, R, K, C>),
-    /// It is in a batch.
+    /// In a batch.
     Waiting(Seat<Req, R, S::Error, K, C>, oneshot::Receiver<Reply<R, S::Error>>),
-    /// There is no batch that it could join, and no runtime to begin one on.
+    /// Found no batch to join and no runtime to start one on.
     Refused(Arc<Shared<Req, R, S::Error, K, C>>),
     Done,
 }
@@ -61,7 +61,8 @@ pub(super) struct Arriving<S: Service<Vec<Req>>, Req, R, K, C> {
     pub(super) shared: Arc<Shared<Req, R, S::Error, K, C>>,
 }
 
-/// A place in a batch. Dropped before the batch is sent, it takes its request back; if it was the last, the call goes with it.
+/// A place in a batch. Dropping it before the batch is sent removes the request. If it was the last one, dropping it
+/// also drops the call.
 struct Seat<Req, R, E, K: Hash + Eq, C> {
     shared: Arc<Shared<Req, R, E, K, C>>,
     place: Place,
@@ -74,8 +75,7 @@ impl<Req, R, E, K: Hash + Eq, C> Drop for Seat<Req, R, E, K, C> {
         let due = gather.due(self.place.batch);
         let left = gather.leave(self.place);
         drop(gather);
-        // If the whole call is dropped with it: so far it waited on this side. A batch that is due waits for the
-        // service.
+        // If the whole call is dropped too, it waited locally until now. A batch that is due waits for the service.
         if left.is_some() && !due.has_come(clock::now) {
             ambient::set(Unsent(true));
         }
@@ -93,7 +93,7 @@ where
     }
 }
 
-// Nothing in it is ever pinned.
+// No field is structurally pinned.
 impl<S, Req, R, K, C> Unpin for ResponseFuture<S, Req, R, K, C>
 where
     S: Service<Vec<Req>>,
@@ -130,7 +130,7 @@ where
                 reply
             }
             State::Refused(shared) => Err(shared.without_an_answer(NO_RUNTIME)),
-            State::Arriving(_) | State::Done => panic!("`batch::ResponseFuture` polled after it answered"),
+            State::Arriving(_) | State::Done => panic!("batch::ResponseFuture polled after it was ready"),
         };
         self.state = State::Done;
         Poll::Ready(reply.unwrap_or_else(S::Error::reject))
@@ -152,7 +152,7 @@ where
         let Self { service, request, key, scope, shared } = self;
         let (reply, answer) = oneshot::channel();
         let around = Around { scope, deadline: Deadline::current() };
-        // Declared before the lock is taken: on every way out of here they are dropped after it is free again.
+        // Declared before the lock is taken, so that on every return they are dropped after it is released.
         let (mut key, mut item) = (Some(Key::new(key, &shared.hasher)), Some(Item { request, around, reply }));
         let runtime = Handle::try_current().ok();
         if let Some(runtime) = &runtime {

@@ -1,4 +1,4 @@
-//! Who is gathered for which call. It knows nothing of tasks, and is told the time.
+//! Assigns requests to batches. Pure logic without tasks, which is given the time.
 
 use std::{
     collections::HashMap,
@@ -12,20 +12,22 @@ use crate::clock::Instant;
 
 mod items;
 
-/// What is gathered and not sent: for each key at most one batch that others can still join, and those that are full.
+/// The requests that are gathered and not sent: for each key at most one batch that is open to others, and full
+/// batches.
 ///
-/// `T` is what is gathered, and `B` is kept with a batch for all who join it.
+/// `T` is a gathered item. `B` is stored with a batch for all who join it.
 pub(super) struct Gather<K, T, B> {
     max_size: usize,
     max_delay: Duration,
     open: HashMap<Arc<Key<K>>, u64>,
     batches: HashMap<u64, Batch<K, T, B>>,
-    /// Of batches and places, so that none is ever taken for another.
+    /// Numbers batches and places in one sequence, so that no number is used twice.
     numbers: u64,
 }
 
-/// A key with its hash, so that `K`'s own code computes that before any lock is taken. Its `Eq` still runs under one:
-/// where two hashes are equal, to compare two keys.
+/// A key with its hash, so that user code computes the hash before any lock is taken.
+///
+/// Its `Eq` still runs under a lock, when two keys with equal hashes are compared.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Key<K> {
     hash: u64,
@@ -44,14 +46,14 @@ impl<K> Hash for Key<K> {
     }
 }
 
-/// One batch. Whoever gets it drops it where no lock is held, for its key and what was gathered are the user's.
+/// A batch. Drop it without holding a lock, because dropping its key and items runs user code.
 #[derive(Debug)]
 pub(super) struct Batch<K, T, B> {
     key: Arc<Key<K>>,
     items: Items<T>,
     kept: B,
     due: Due,
-    /// How often it has been taken over.
+    /// The number of times that the batch was taken over.
     turn: u64,
 }
 
@@ -66,7 +68,7 @@ impl<K, T, B> Batch<K, T, B> {
 pub(super) enum Due {
     Now,
     At(Instant),
-    /// Its delay is longer than the clock can count.
+    /// The delay is longer than the clock can represent.
     WhenFull,
 }
 
@@ -80,7 +82,7 @@ impl Due {
     }
 }
 
-/// A place in a batch.
+/// The place of an item in a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) batch: u64,
@@ -91,13 +93,13 @@ pub(super) struct Place {
 pub(super) struct Joined<B> {
     pub(super) place: Place,
     pub(super) kept: B,
-    /// Whether the batch began with this one.
+    /// Whether this item opened the batch.
     pub(super) is_first: bool,
-    /// Whether it is full with this one, and is to be sent now.
+    /// Whether the batch is now full, and due.
     pub(super) is_full: bool,
 }
 
-/// What is to be dropped of somebody who left, outside of any lock: the item, and the batch if it was the last one in it.
+/// The item that left, and its batch if it was the last item. Drop both without holding a lock.
 pub(super) type Left<K, T, B> = (T, Option<Batch<K, T, B>>);
 
 impl<K: Hash + Eq, T, B: Clone> Gather<K, T, B> {
@@ -105,11 +107,12 @@ impl<K: Hash + Eq, T, B: Clone> Gather<K, T, B> {
         Self { max_size, max_delay, open: HashMap::new(), batches: HashMap::new(), numbers: 0 }
     }
 
-    /// Joins the batch of this key, or begins one, whose clock starts now. `keep` makes what is kept with a batch;
-    /// without it none is begun.
+    /// Joins the open batch of this key, or opens one, whose delay starts now.
     ///
-    /// It takes the key and the item if it needs them. What it leaves stays with the caller, to be dropped where no
-    /// lock is held.
+    /// `keep` makes the value that is stored with a new batch. Without it, no batch is opened.
+    ///
+    /// Takes the key and the item only if they are needed. What remains is for the caller to drop, without holding a
+    /// lock.
     pub(super) fn join(
         &mut self,
         key: &mut Option<Key<K>>,
@@ -144,17 +147,17 @@ impl<K: Hash + Eq, T, B: Clone> Gather<K, T, B> {
         Some(Joined { place: Place { batch, number }, kept, is_first: true, is_full })
     }
 
-    /// When this batch is to be sent.
+    /// Returns when this batch is due.
     pub(super) fn due(&self, batch: u64) -> Due {
         self.batches.get(&batch).map_or(Due::Now, |batch| batch.due)
     }
 
-    /// What is in this batch so far.
+    /// Returns the items in this batch so far.
     pub(super) fn items(&self, batch: u64) -> impl Iterator<Item = &T> {
         self.batches.get(&batch).into_iter().flat_map(|batch| batch.items.iter())
     }
 
-    /// The batch, to be sent: nobody joins or leaves it any more.
+    /// Removes the batch, to send it. Nothing can join or leave it any more.
     pub(super) fn take(&mut self, batch: u64) -> Option<Batch<K, T, B>> {
         let taken = self.batches.remove(&batch)?;
         if self.open.get(&taken.key) == Some(&batch) {
@@ -163,20 +166,20 @@ impl<K: Hash + Eq, T, B: Clone> Gather<K, T, B> {
         Some(taken)
     }
 
-    /// The batch, to be sent, unless another turn of it has begun.
+    /// Removes the batch, to send it, if it is still in this turn.
     pub(super) fn take_in_turn(&mut self, batch: u64, turn: u64) -> Option<Batch<K, T, B>> {
         let is_its_turn = self.batches.get(&batch)?.turn == turn;
         is_its_turn.then(|| self.take(batch)).flatten()
     }
 
-    /// Begins the next turn of this batch: whoever was to send it so far does not send it any more.
+    /// Starts the next turn of this batch, so that the task of the previous turn no longer sends it.
     pub(super) fn next_turn(&mut self, batch: u64) -> Option<u64> {
         let batch = self.batches.get_mut(&batch)?;
         batch.turn += 1;
         Some(batch.turn)
     }
 
-    /// Gives a place up, if the batch was not sent yet. With the last one the batch goes too.
+    /// Gives up a place in a batch that was not sent. The last item takes the batch with it.
     pub(super) fn leave(&mut self, place: Place) -> Option<Left<K, T, B>> {
         let batch = self.batches.get_mut(&place.batch)?;
         let item = batch.items.remove(place.number)?;
@@ -186,7 +189,7 @@ impl<K: Hash + Eq, T, B: Clone> Gather<K, T, B> {
 }
 
 impl<K, T, B> Gather<K, T, B> {
-    /// How many wait for a batch to be sent.
+    /// Returns the number of items that wait to be sent.
     pub(super) fn len(&self) -> usize {
         self.batches.values().map(|batch| batch.items.len()).sum()
     }

@@ -1,55 +1,86 @@
-//! Gathers single calls into one, for a service that answers many at once.
+//! Gathers single calls into one, for a service that handles many requests at once.
 //!
-//! Callers ask for one thing each; the inner service is asked for many: it takes a `Vec` of requests and answers a `Vec` with a
-//! result for each, in their order. A batch is sent when it is full, or when the first of its requests has waited long enough.
+//! Each caller sends one request. The inner service takes a `Vec` of requests and returns a `Vec` with one result for
+//! each request, in the same order. A batch is sent when it is full, or when its first request has waited for the
+//! maximum delay.
 //!
-//! - **One failing item fails alone**: its error goes to who asked for it.
-//! - **An error of the whole call** goes whole to the first of those who are still there. The others get the
-//!   [`Rejection`](crate::Rejection) if it was one, and otherwise [`Reason::Shared`](crate::Reason::Shared) with the error's message and class.
-//! - **A panic** of the inner service, and a number of answers that is not that of the requests, is a
-//!   [`Reason::Shared`](crate::Reason::Shared) for all of them, which says so: nobody is given what may be another's answer.
+//! # Errors
 //!
-//! **Who goes together.** Requests of the same scope ([`ByScope`]), and the call is made in that scope: a batch never mixes two requests
-//! of a server, or two tenants, unless [`by`](BatchLayer::by) says which may go together. The call is then made in the nearest scope that
-//! all of them lie in, and in none if there is none. All clones of a service gather together; two services that a layer value makes do not,
-//! because each has an inner service of its own.
+//! - An item that fails fails alone: only its own caller gets the error.
+//! - If the whole call fails, the first caller that still waits gets the error itself. The others get a copy of the
+//!   [`Rejection`](crate::Rejection) if the error was one, and otherwise [`Reason::Shared`](crate::Reason::Shared) with
+//!   the message and the class of the error.
+//! - If the inner service panics, or returns a number of results that differs from the number of requests, all callers
+//!   get a [`Reason::Shared`](crate::Reason::Shared) that says so. No caller gets a result that may belong to another
+//!   request.
 //!
-//! **Its clock** starts when the first request of a batch joins it, at the first poll of its response; who comes later waits shorter.
-//! While the inner service is not ready, others can still join. The call has the *latest* of its callers' deadlines
-//! ([`Deadline`](crate::Deadline)), or none if one of them has none: each of them leaves at its own, and a timeout inside obeys the last.
+//! # Grouping
 //!
-//! **Where it belongs.** Outside of retry, breaker, limit and attempt timeout, which then see one call for each batch; inside of the cache, whose
-//! single flight sees to it that nothing is asked twice in a batch, and of the total timeout, so that each caller has its own. A retry
-//! outside asks again for the one item that failed.
+//! By default, requests of the same scope share a batch ([`ByScope`]), and the call is made in that scope. A batch
+//! never mixes two requests of a server, or two tenants, unless [`by`](BatchLayer::by) allows it. The call is then made
+//! in the nearest scope that contains all of the requests' scopes, or in none if there is no such scope.
 //!
-//! **Cancellation.** Who is dropped before the batch is sent is not in it, and makes room for another. Who is dropped afterwards loses its
-//! answer and nothing else. With the last of them the call is dropped, there and then. A circuit breaker outside does not hold it against
-//! the service if the batch was not sent yet.
+//! All clones of a service gather together. Two services that a layer value makes do not, because each has its own
+//! inner service.
 //!
-//! **A runtime that nobody drives.** The task of a batch may be left on a runtime that nobody drives any more, as one of
-//! which `block_on` has returned, while callers on other runtimes wait. The next call of the service, whatever its key,
-//! takes the batch over once its task has not been polled for five seconds although it was woken, or although the
-//! batch was due. A call that arrives also wakes the tasks that sleep, at most every five seconds. So two calls, five
-//! seconds apart, find any task that is abandoned, whatever it waits for.
+//! # Delay and deadline
 //!
-//! - **A batch that was not sent** goes on in a task on the runtime of the call that arrives, which sends it by its own
-//!   clone of the inner service. Others can still join it until then.
-//! - **A call that was sent** is not made again, for its requests may have been processed. It goes on in a task on the
-//!   runtime of the call that arrives. If it has no answer after five seconds more, and the runtime that it comes from
-//!   is still not driven, then that runtime may be what it waits for: it is dropped, and its callers get a
-//!   [`Reason::Shared`](crate::Reason::Shared), which says so and is not transient.
+//! The delay starts when the first request joins the batch, at the first poll of its response future. Later requests
+//! wait for less time. While the inner service is not ready, more requests can join.
 //!
-//! Where its runtime was only late, a batch loses nothing. The task that was abandoned touches nothing when it runs
-//! again. While no call arrives, nothing is taken over: callers that have to be safe from this need a timeout.
+//! The call has the *latest* [`Deadline`](crate::Deadline) of its callers, or none if a caller has none. Each caller
+//! still leaves at its own deadline. A timeout inside obeys the latest deadline.
 //!
-//! **Cost.** A batch runs on a task of its own, which ends with it: while nobody asks there is none. So it needs a tokio runtime, and
-//! an inner service, requests and responses that are `Send + 'static`, `S: Clone`, and an error that is
-//! [`Display`](std::fmt::Display). Any caller may stop polling, and the others still get their answers. The task is
-//! spawned by the first: if that one's runtime ends, the others, on another one, are answered with a
-//! [`Reason::Shared`](crate::Reason::Shared) too. So is a call that is first polled outside of a runtime, unless it
-//! finds a batch to join. Each call allocates once, for the way back of its answer, and each batch for its task and its
-//! list; to leave a batch costs O(log n) of those in it. It is always ready, and makes a clone of the inner service
+//! # Order
+//!
+//! - Outside the retry, the circuit breaker, the concurrency limit and the attempt's timeout, which then see one call
+//!   for each batch.
+//! - Inside the cache, which then coalesces equal requests before they reach a batch.
+//! - Inside the total timeout, so that each caller has its own.
+//!
+//! A retry outside repeats only the item that failed.
+//!
+//! # Cancellation
+//!
+//! A caller that is dropped before the batch is sent leaves the batch and makes room for another. A caller that is
+//! dropped afterwards loses only its own result. When the last caller is dropped, the call is dropped at once. If the
+//! batch was not sent yet, a circuit breaker outside does not count this against the service.
+//!
+//! # Runtimes that are no longer driven
+//!
+//! The task of a batch may be on a runtime that is no longer driven, for example because its `block_on` has returned,
+//! while callers on other runtimes wait. The next call of the service, with any key, takes the batch over if its task
+//! was woken, or the batch was due, and the task has not been polled for five seconds since. A call that arrives also
+//! wakes sleeping tasks, at most every five seconds. Two calls five seconds apart therefore find every abandoned task,
+//! whatever it waits for.
+//!
+//! - A batch that was not sent continues in a task on the runtime of the new call, and is sent with that call's clone
+//!   of the inner service. More requests can join it until then.
+//! - A call that was sent is not repeated, because its requests may have been processed. It continues in a task on the
+//!   runtime of the new call. The call may depend on its original runtime: if it has no result after five more seconds,
+//!   and that runtime is still not driven, the call is dropped. Its callers get a
+//!   [`Reason::Shared`](crate::Reason::Shared) that says so and is not transient.
+//!
+//! If the runtime was only late, the batch loses nothing: the abandoned task touches nothing when it runs again.
+//! Without new calls, nothing is taken over. Callers that must not hang in this case need a timeout.
+//!
+//! # Requirements
+//!
+//! A batch runs on its own task, which ends with the batch; there is no task while there are no calls. The task needs a
+//! tokio runtime. The inner service, the requests and the responses must be `Send + 'static`, the service `Clone`, and
+//! its error [`Display`](std::fmt::Display). Any caller may stop polling, and the others still get their results.
+//!
+//! The first caller of a batch spawns its task. If the runtime of this caller shuts down, callers on other runtimes get
+//! a [`Reason::Shared`](crate::Reason::Shared). So does a call that is first polled outside a runtime, unless it finds
+//! a batch to join.
+//!
+//! # Cost
+//!
+//! Each call allocates once, for the channel of its result, and each batch allocates its task and its list of requests.
+//! Leaving a batch of n requests costs O(log n). The service is always ready, and makes a clone of the inner service
 //! ready when a batch is due.
+//!
+//! # Examples
 //!
 //! ```
 //! use std::{collections::HashMap, time::Duration};
@@ -64,7 +95,7 @@
 //! #     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { write!(f, "{self:?}") }
 //! # }
 //!
-//! /// What an endpoint for many knows: in any order, and without those that there are not.
+//! /// Looks up many users. The result is unordered and has no entry for unknown users.
 //! async fn get_many(ids: &[u64]) -> Result<HashMap<u64, String>, UserError> {
 //!     Ok(ids.iter().filter(|id| **id < 100).map(|id| (*id, format!("user {id}"))).collect())
 //! }
@@ -79,9 +110,9 @@
 //!         Ok(ids.into_iter().map(|id| found.remove(&id).ok_or(UserError::NotFound(id))).collect::<Vec<_>>())
 //!     }));
 //!
-//! let (alice, nobody) = tokio::join!(users.clone().oneshot(7), users.clone().oneshot(700)); // one call
+//! let (alice, unknown) = tokio::join!(users.clone().oneshot(7), users.clone().oneshot(700)); // one call
 //! assert_eq!(alice.unwrap(), "user 7");
-//! assert!(matches!(nobody, Err(Error::Service(UserError::NotFound(700)))));
+//! assert!(matches!(unknown, Err(Error::Service(UserError::NotFound(700)))));
 //! # }
 //! ```
 
@@ -115,7 +146,7 @@ mod watch;
 pub use self::future::ResponseFuture;
 use self::{future::Arriving, gather::Gather, send::Shared, watch::Watch};
 
-/// Gathers single calls into one: see the [module](self).
+/// Gathers single calls into one. See the [module documentation](self).
 #[doc(alias = "dataloader")]
 #[doc(alias = "coalesce")]
 #[must_use]
@@ -129,10 +160,10 @@ pub struct BatchLayer<Req, G = ByScope, C = FailOnError> {
 }
 
 impl<Req> BatchLayer<Req> {
-    /// Batches of at most `max_size` requests, sent at the latest when the first of them has waited for `max_delay`.
+    /// Sends batches of at most `max_size` requests, at most `max_delay` after the first of them has joined.
     ///
-    /// With [`Duration::ZERO`] a batch is what has come by the time that its task runs for the first time: calls that are made at once,
-    /// in a `join!` say, and nobody waits for more. With [`Duration::MAX`] a batch is sent only when it is full.
+    /// With [`Duration::ZERO`], a batch consists of the requests that arrive before its task first runs, for example
+    /// calls made together in a `join!`. With [`Duration::MAX`], a batch is sent only when it is full.
     ///
     /// # Panics
     ///
@@ -152,10 +183,11 @@ impl<Req> BatchLayer<Req> {
 }
 
 impl<Req, G, C> BatchLayer<Req, G, C> {
-    /// Tells which requests may go together: those of an equal key. In place of [`ByScope`].
+    /// Batches requests with equal keys together, in place of [`ByScope`].
     ///
-    /// `|_: &Req| ()` gathers all of them. If the answer depends on whose request it is, the key has to say so, as that of a cache: it
-    /// can read [`Scope::current`]. The closure has to name its argument's type.
+    /// With `|_: &Req| ()` all requests share a batch. If the response depends on whose request it is, the key must
+    /// contain that, like the key of a cache. It can read [`Scope::current`]. The closure must name the type of its
+    /// argument.
     pub fn by<K, F>(self, key: F) -> BatchLayer<Req, F, C>
     where
         F: Fn(&Req) -> K,
@@ -165,8 +197,9 @@ impl<Req, G, C> BatchLayer<Req, G, C> {
         BatchLayer { max_size, max_delay, by: key, classify, info, requests }
     }
 
-    /// Tells what an error of the whole call says about the service: those who only shared the call are told the same
-    /// ([`Rejection::class`](crate::Rejection::class)). [`FailOnError`] if it is not set.
+    /// Sets the classifier for an error of the whole call. The default is [`FailOnError`].
+    ///
+    /// Callers that get a copy of the error see the same class ([`Rejection::class`](crate::Rejection::class)).
     pub fn classify<C2>(self, classify: C2) -> BatchLayer<Req, G, C2> {
         let Self { max_size, max_delay, by, classify: _, info, requests } = self;
         BatchLayer { max_size, max_delay, by, classify, info, requests }
@@ -219,20 +252,20 @@ impl<Req, G, C> fmt::Debug for BatchLayer<Req, G, C> {
     }
 }
 
-/// Which requests may go together: those of an equal key. [`ByScope`], or a function of the request.
+/// Decides which requests may share a batch: [`ByScope`], or a function of the request that returns a key.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` does not tell which requests of type `{Req}` may go together",
+    message = "`{Self}` cannot decide which requests of type `{Req}` share a batch",
     note = "give a closure that names its argument's type: `|req: &{Req}| ..`, returning a key that is `Hash + Eq`"
 )]
 pub trait Together<Req> {
-    /// What requests that go together have in common.
+    /// Requests with equal keys may share a batch.
     type Key: Hash + Eq;
 
-    /// The key of this request.
+    /// Returns the key of this request.
     fn key(&self, request: &Req) -> Self::Key;
 }
 
-/// Requests of the same scope go together; so do those without any. The default.
+/// Batches requests of the same scope together, and requests without a scope. This is the default.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ByScope;
 
@@ -269,7 +302,7 @@ where
     shared: SharedBy<Req, R, S::Error, G, C>,
 }
 
-/// What is shared by all whose requests go together so.
+/// The state that all clones of a service share.
 type SharedBy<Req, R, E, G, C> = Arc<Shared<Req, R, E, <G as Together<Req>>::Key, C>>;
 
 impl<S, Req, R, I, G, C> Service<Req> for Batch<S, Req, R, G, C>
@@ -292,8 +325,9 @@ where
         Poll::Ready(Ok(()))
     }
 
-    /// Joins nothing yet: its response does, when it is first polled. Outside of a tokio runtime that is rejected,
-    /// unless there is a batch that it can join.
+    /// Joins no batch yet: the response future does when it is first polled.
+    ///
+    /// Outside a tokio runtime, the call is rejected unless it finds a batch to join.
     fn call(&mut self, request: Req) -> Self::Future {
         let (key, scope) = (self.by.key(&request), Scope::current());
         let (service, shared) = (self.inner.clone(), Arc::clone(&self.shared));

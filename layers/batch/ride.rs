@@ -1,4 +1,4 @@
-//! The task that a batch runs on, which ends with the last of those who wait for it.
+//! The task that a batch runs on. It ends with the last caller that waits for the batch.
 
 use std::{
     future::Future,
@@ -15,15 +15,17 @@ use crate::{
     pulse::{ABANDONED, Pulse},
 };
 
-const STRANDED: &str = "the runtime that it was sent on is not driven any more, so no answer can come";
+const STRANDED: &str = "the runtime that the batch was sent on is no longer driven";
 
 type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Held by all who wait for a batch. When the last of them lets go, the work is dropped there and then, with its clean-up, and not
-/// when the runtime next gets to its task: that one only borrows it for the length of a poll.
+/// The work of a batch, held by all callers that wait for it.
 ///
-/// The task may be on a runtime that nobody drives any more. Then the work is taken from it, and goes on in a task of a later
-/// generation. Only the task of the current generation gets at the work, to poll it or to drop it.
+/// When the last of them drops its handle, the work is dropped at once, including its cleanup, and not when the runtime
+/// next polls the task: the task borrows the work only for the length of a poll.
+///
+/// The task may be on a runtime that is no longer driven. Then the work is taken from it and continues in a task of a
+/// later generation. Only the task of the current generation has access to the work, to poll it or to drop it.
 pub(super) struct Ride {
     state: Mutex<State>,
     pulse: Arc<Pulse>,
@@ -31,14 +33,14 @@ pub(super) struct Ride {
 
 #[derive(Default)]
 struct State {
-    // None: it is being polled, or has ended.
+    // `None` while it is polled, and after its end.
     work: Option<Work>,
     generation: u64,
     task: Option<AbortHandle>,
     is_stranded: bool,
 }
 
-/// What was taken from a task that was abandoned.
+/// The work that was taken from an abandoned task.
 pub(super) struct Left {
     work: Work,
     task: Option<AbortHandle>,
@@ -49,7 +51,7 @@ impl Ride {
         Arc::new(Self { state: Mutex::default(), pulse: Pulse::woken() })
     }
 
-    /// Runs `work` on a task of its own.
+    /// Runs `work` on its own task.
     pub(super) fn start(self: &Arc<Self>, runtime: &Handle, work: impl Future<Output = ()> + Send + 'static) {
         let generation = {
             let mut state = self.state();
@@ -63,7 +65,7 @@ impl Ride {
         }
     }
 
-    /// Takes the work away from its task, if that was abandoned.
+    /// Takes the work from its task if the task is abandoned.
     pub(super) fn seize(&self) -> Option<Left> {
         let left = {
             let mut state = self.state();
@@ -81,8 +83,10 @@ impl Ride {
         Some(left)
     }
 
-    /// Goes on with a call that was sent from an abandoned task, here and not there. It may need that task's runtime: for its timers,
-    /// or for a connection. If that is still not driven after some time, the call is dropped.
+    /// Continues a call that was sent from an abandoned task, on this runtime.
+    ///
+    /// The call may need the runtime of its task, for timers or a connection. If that runtime is still not driven after
+    /// some time, the call is dropped.
     pub(super) fn carry_on(self: &Arc<Self>, runtime: &Handle, left: Left) {
         let ride = Arc::downgrade(self);
         self.start(runtime, async move {
@@ -101,12 +105,12 @@ impl Ride {
         });
     }
 
-    /// Why its work ended without an answer.
+    /// Returns why the work ended without a result.
     pub(super) fn end(&self) -> &'static str {
-        if self.state().is_stranded { STRANDED } else { "its task ended without an answer" }
+        if self.state().is_stranded { STRANDED } else { "the task of the batch ended without a result" }
     }
 
-    /// Wakes the work: what it waits for has come.
+    /// Wakes the work, because the batch is full.
     pub(super) fn ring(&self) {
         self.pulse.wake_by_ref();
     }
@@ -115,7 +119,7 @@ impl Ride {
         &self.pulse
     }
 
-    /// The work, for the task of this generation.
+    /// Takes the work, for the task of this generation.
     fn take(&self, generation: u64) -> Option<Work> {
         let mut state = self.state();
         if state.generation == generation { state.work.take() } else { None }
@@ -130,7 +134,7 @@ impl Drop for Ride {
     fn drop(&mut self) {
         let task = self.state().task.take();
         if let Some(task) = task {
-            // Nothing would ever wake it again.
+            // No waker can wake the task again.
             task.abort();
         }
         self.pulse.forget_waker();
@@ -144,7 +148,7 @@ struct Drive {
 
 impl Drop for Drive {
     fn drop(&mut self) {
-        // If there is still work, the runtime has ended before it: then nobody would ever do it.
+        // If there is work left, the runtime shut down first, and the work would never be done.
         let abandoned = self.ride.upgrade().and_then(|ride| ride.take(self.generation));
         drop(abandoned);
     }
@@ -160,7 +164,7 @@ impl Future for Drive {
         if polled.is_pending() {
             ride.state().work = Some(work);
         }
-        // If all let go meanwhile, this is the last, and the work is dropped here.
+        // If all callers have dropped their handles meanwhile, `ride` is the last one and drops the work here.
         polled
     }
 }
@@ -190,7 +194,7 @@ mod tests {
         }
     }
 
-    /// What was done to the work: it is set to 1 when it is polled, and to 2 when it is dropped.
+    /// Records what happens to the work: stores 1 when it is polled and 2 when it is dropped.
     struct Work(Arc<AtomicU8>);
 
     impl Future for Work {
@@ -215,7 +219,7 @@ mod tests {
             let (ride, done) = (Ride::new(), Arc::<AtomicU8>::default());
             ride.start(idle.handle(), pending());
             driven.block_on(async {
-                assert!(ride.seize().is_none(), "it is not abandoned yet");
+                assert!(ride.seize().is_none(), "not abandoned yet");
                 advance(100 * ABANDONED).await;
                 drop(ride.seize().unwrap());
                 ride.start(driven.handle(), Work(Arc::clone(&done)));
@@ -226,7 +230,7 @@ mod tests {
                 idle.block_on(settle());
             }
             drop(idle);
-            assert_eq!(done.load(SeqCst), 1, "it is still there");
+            assert_eq!(done.load(SeqCst), 1, "not dropped yet");
             drop(driven);
             assert_eq!(done.load(SeqCst), 2, "its own task has ended");
         }
@@ -243,7 +247,7 @@ mod tests {
             assert!(inner.upgrade().unwrap().seize().is_none());
         });
         runtime.block_on(settle());
-        assert!(ride.state().work.is_none(), "it has ended");
+        assert!(ride.state().work.is_none(), "completed");
         assert!(ride.seize().is_none());
     }
 

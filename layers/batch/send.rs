@@ -1,4 +1,4 @@
-//! From a batch to its answers: waits until it is due, makes the service ready, calls it, and gives everybody what is theirs.
+//! Sends a batch: waits until it is due, makes the service ready, calls it, and gives each caller its result.
 
 use std::{
     fmt,
@@ -25,12 +25,12 @@ use crate::{
     telemetry::LayerInfo,
 };
 
-/// The requests of a service that wait.
+/// The waiting requests of a service.
 pub(super) type Waiting<Req, R, E, K> = Gather<K, Item<Req, R, E>, Arc<Ride>>;
 
 type Gathered<Req, R, E, K> = Batch<K, Item<Req, R, E>, Arc<Ride>>;
 
-/// What all clones of a service share.
+/// The state that all clones of a service share.
 pub(super) struct Shared<Req, R, E, K, C> {
     pub(super) gather: Mutex<Waiting<Req, R, E, K>>,
     pub(super) watch: Watch,
@@ -46,7 +46,7 @@ pub(super) struct Item<Req, R, E> {
     pub(super) reply: oneshot::Sender<Reply<R, E>>,
 }
 
-/// What a caller is told: an outcome of its own, or that the call which it shared brought none.
+/// A caller's result: an outcome of its own, or the rejection that it shares with others.
 pub(super) type Reply<R, E> = Result<Result<R, E>, Rejection>;
 
 type Replies<R, E> = Vec<oneshot::Sender<Reply<R, E>>>;
@@ -56,14 +56,17 @@ impl<Req, R, E, K, C> Shared<Req, R, E, K, C> {
         self.gather.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// There is no answer for anybody, and no error of the service's own that says why.
+    /// Rejects a call that has no outcome and no error of the service.
     pub(super) fn without_an_answer(&self, why: impl Into<Arc<str>>) -> Rejection {
         self.info.reject(Reason::Shared { message: why.into(), class: Class::PERMANENT })
     }
 }
 
-/// A batch that is to be sent, in this turn. If it never will be, because its task was dropped, nobody joins it any more, and who waits
-/// learns so. Once the batch has been taken over it has its next turn, and this does nothing.
+/// A batch that this turn of its task is to send.
+///
+/// If it never sends the batch, because the task is dropped, no request can join the batch any more, and the waiting
+/// callers are notified. After a takeover, the next turn is responsible for the batch, and dropping this one does
+/// nothing.
 pub(super) struct Open<Req, R, E, K: Hash + Eq, C> {
     pub(super) shared: Arc<Shared<Req, R, E, K, C>>,
     pub(super) batch: u64,
@@ -71,7 +74,7 @@ pub(super) struct Open<Req, R, E, K: Hash + Eq, C> {
 }
 
 impl<Req, R, E, K: Hash + Eq, C> Open<Req, R, E, K, C> {
-    /// The batch again, for whoever takes it over; unless it was sent.
+    /// Returns the batch in its next turn, for a takeover, unless it was sent.
     pub(super) fn again(shared: &Arc<Shared<Req, R, E, K, C>>, batch: u64) -> Option<Self> {
         let turn = shared.gather().next_turn(batch)?;
         Some(Self { shared: Arc::clone(shared), batch, turn })
@@ -84,15 +87,15 @@ impl<Req, R, E, K: Hash + Eq, C> Open<Req, R, E, K, C> {
 
 impl<Req, R, E, K: Hash + Eq, C> Drop for Open<Req, R, E, K, C> {
     fn drop(&mut self) {
-        // Each on its own: a request that panics when it is dropped, or a waker, keeps no other caller from learning
-        // so.
+        // Each one separately: a request or a waker that panics in its drop must not keep other callers from being
+        // notified.
         for item in self.take().into_iter().flat_map(Batch::into_items) {
             undisturbed(|| drop(item));
         }
     }
 }
 
-/// What runs on the task of a batch.
+/// The work of a batch's task.
 pub(super) async fn send<S, Req, R, I, K, C>(open: Open<Req, R, S::Error, K, C>, pulse: Arc<Pulse>, mut service: S)
 where
     S: Service<Vec<Req>, Response = Vec<Result<R, I>>>,
@@ -103,7 +106,7 @@ where
 {
     let (shared, batch) = (&open.shared, open.batch);
     until_due(shared, batch, &pulse).await;
-    // Who comes while the service is not ready yet comes in time.
+    // Requests that arrive while the service is not ready still join.
     let around = Around::all(shared.gather().items(batch).map(|item| &item.around));
     let ready = caught(around.within(poll_fn(|cx| service.poll_ready(cx)))).await;
     let taken = open.take();
@@ -112,7 +115,7 @@ where
     let (requests, replies): (Vec<_>, Replies<_, _>) = items.into_iter().map(|item| (item.request, item.reply)).unzip();
     let outcome = match ready {
         _ if requests.is_empty() => return,
-        // The service goes with its call: what it holds is free before anybody is told.
+        // Drops the service with its call, so that its resources are released before callers are notified.
         Ok(Ok(())) => caught(around.within(async move { service.call(requests).await })).await,
         Ok(Err(error)) => Ok(Err(error)),
         Err(panic) => Err(panic),
@@ -122,13 +125,14 @@ where
             for (reply, answer) in replies.into_iter().zip(answers) {
                 let answer = caught(async { answer.map_err(Into::into) }).await;
                 let answer = answer.map_err(|panic| shared.without_an_answer(panic));
-                // Who is gone loses nothing but its answer.
+                // The result of a caller that is gone is dropped.
                 undisturbed(|| drop(give(reply, answer)));
             }
         }
         Ok(Ok(answers)) => {
             let (answers, requests) = (answers.len(), replies.len());
-            let why = format!("{answers} answers to {requests} requests: there has to be one for each, in their order");
+            let why =
+                format!("{answers} results for {requests} requests: the service must return one for each, in order");
             tell_all(replies, &shared.without_an_answer(why));
         }
         Ok(Err(error)) => share(shared, replies, error),
@@ -140,7 +144,7 @@ async fn until_due<Req, R, E, K, C>(shared: &Shared<Req, R, E, K, C>, batch: u64
 where
     K: Hash + Eq,
 {
-    // Whoever fills the batch rings, so that this is polled.
+    // The call that fills the batch also wakes this.
     let until_full = poll_fn(|_| match shared.gather().due(batch) {
         Due::Now => Poll::Ready(()),
         Due::At(_) | Due::WhenFull => Poll::Pending,
@@ -157,7 +161,7 @@ where
     }
 }
 
-/// An error of the whole call goes to the first who is still there. The others learn what it said.
+/// Gives an error of the whole call to the first caller that still waits, and a copy of its message to the others.
 fn share<Req, R, E, K, C>(shared: &Shared<Req, R, E, K, C>, replies: Replies<R, E>, error: E)
 where
     E: Reject<R> + fmt::Display,
@@ -184,8 +188,9 @@ fn tell_all<R, E>(replies: impl IntoIterator<Item = oneshot::Sender<Reply<R, E>>
     }
 }
 
-/// Answers a caller, or gives the answer back if the caller is gone. A waker that panics keeps no other caller from its
-/// answer.
+/// Sends a caller its reply, or returns the reply if the caller is gone.
+///
+/// A waker that panics does not keep other callers from their replies.
 fn give<R, E>(reply: oneshot::Sender<Reply<R, E>>, answer: Reply<R, E>) -> Result<(), Reply<R, E>> {
     let mut given = Ok(());
     undisturbed(|| given = reply.send(answer));

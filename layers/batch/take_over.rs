@@ -1,4 +1,4 @@
-//! Takes over batches whose task was left on a runtime that nobody drives.
+//! Takes over batches whose task is on a runtime that is no longer driven.
 
 use std::{fmt, hash::Hash, sync::Arc};
 
@@ -12,10 +12,9 @@ use crate::{
     outcome::{Classify, Reject},
 };
 
-/// Takes over the batches whose task was abandoned: they go on in tasks of `runtime`.
+/// Takes over all batches whose task is abandoned. They continue in tasks on `runtime`.
 ///
-/// A batch that was not sent is sent by a clone of `service`. The call of one that was sent is never made again: it goes
-/// on.
+/// A batch that was not sent is sent with a clone of `service`. A call that was sent is not repeated: it continues.
 pub(super) fn take_over<S, Req, R, I, K, C>(shared: &Arc<Shared<Req, R, S::Error, K, C>>, service: &S, runtime: &Handle)
 where
     S: Service<Vec<Req>, Response = Vec<Result<R, I>>> + Clone + Send + 'static,
@@ -33,7 +32,7 @@ where
             Some(open) => {
                 let sending = send(open, Arc::clone(ride.pulse()), service.clone());
                 ride.start(runtime, async move {
-                    // What it held, such as a permit, is free before the service is asked for another.
+                    // Releases its resources, such as a permit, before the service acquires new ones.
                     undisturbed(|| drop(left));
                     sending.await;
                 });

@@ -1,4 +1,4 @@
-//! The rides of a service, watched for those whose task was left on a runtime that nobody drives.
+//! Watches the rides of a service, to find tasks on runtimes that are no longer driven.
 
 use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
@@ -12,10 +12,11 @@ use crate::{
     pulse::{ABANDONED, Pulse},
 };
 
-/// Rides that have ended are looked for when there are so many, and again at each doubling of those that have not.
+/// The number of rides at which ended rides are first removed. Afterwards they are removed each time the rest has
+/// doubled.
 const FIRST_PRUNING: usize = 16;
 
-/// The rides of a service that may still be under way.
+/// The rides of a service that may still be running.
 pub(super) struct Watch {
     list: Mutex<List>,
 }
@@ -23,13 +24,13 @@ pub(super) struct Watch {
 struct List {
     rides: Vec<Watched>,
     prune_at: usize,
-    /// Before this time no ride can count as abandoned.
+    /// The time before which no ride can count as abandoned.
     next_look: Option<Instant>,
 }
 
 struct Watched {
     batch: u64,
-    // Not held by this: with the last of those who hold it the call is dropped.
+    // Weak: the last holder of the ride drops the call.
     ride: Weak<Ride>,
     pulse: Arc<Pulse>,
 }
@@ -45,7 +46,7 @@ impl Watch {
         Self { list: Mutex::new(List { rides: Vec::new(), prune_at: FIRST_PRUNING, next_look: None }) }
     }
 
-    /// Watches the ride of this batch until it has ended.
+    /// Watches the ride of this batch until it ends.
     pub(super) fn add(&self, batch: u64, ride: &Arc<Ride>) {
         let watched = Watched { batch, ride: Arc::downgrade(ride), pulse: Arc::clone(ride.pulse()) };
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
@@ -56,13 +57,14 @@ impl Watch {
         list.rides.push(watched);
     }
 
-    /// The rides that count as abandoned at this time. Rides that sleep are woken: a later look finds whether that had them polled.
+    /// Returns the rides that count as abandoned at `now`, and wakes rides that sleep: the next check shows whether
+    /// that got them polled.
     ///
-    /// One look says when the next can find anything; before that, this is a comparison.
+    /// A check records when the next one can find anything. Until then, a check is a single comparison.
     pub(super) fn abandoned(&self, now: Instant) -> Vec<(u64, Arc<Ride>)> {
         let (mut abandoned, mut asleep) = (Vec::new(), Vec::new());
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
-        // A clock of another runtime may have been far ahead.
+        // The clock of another runtime may have been far ahead.
         if list.next_look.is_some_and(|next| now < next && next.duration_since(now) <= ABANDONED) {
             return abandoned;
         }
@@ -113,7 +115,7 @@ mod tests {
         advance(MILLI).await;
         assert_eq!(abandoned(&watch), [1]);
         advance(ABANDONED / 2).await;
-        assert_eq!(abandoned(&watch), [1, 2], "what was not taken over is found again");
+        assert_eq!(abandoned(&watch), [1, 2], "a ride that was not taken over is found again");
     }
 
     #[tokio::test(start_paused = true)]

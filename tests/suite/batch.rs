@@ -237,7 +237,7 @@ async fn answers_that_are_not_one_for_each_are_nobodys() {
         settle().await;
         for task in &mut tasks {
             let outcome = finished(task);
-            let message = format!("{answers} answers to 3 requests: there has to be one for each, in their order");
+            let message = format!("{answers} results for 3 requests: the service must return one for each, in order");
             assert_eq!(shared(&outcome), (message.clone(), Class::PERMANENT));
             assert_eq!(outcome.unwrap_err().to_string(), format!("batch `users`: the shared call failed: {message}"));
         }
@@ -441,7 +441,7 @@ async fn a_runtime_that_ends_leaves_nobody_waiting_on_another() {
         });
         assert_eq!(ends.join().unwrap(), usize::from(is_sent));
         for task in &mut tasks {
-            assert_eq!(shared(&finished(task)).0, "its task ended without an answer");
+            assert_eq!(shared(&finished(task)).0, "the task of the batch ended without a result");
         }
         assert_eq!(under_way.load(SeqCst), 0);
         go.store(true, SeqCst);
@@ -669,7 +669,7 @@ fn a_call_that_cannot_join_leaves_no_trace() {
     let mut task = TestTask::new(service.clone().oneshot(7));
     assert!(catch_unwind(AssertUnwindSafe(|| task.poll())).is_err());
     let mut task = TestTask::new(service.clone().oneshot(1));
-    let told = "there is no tokio runtime here to send a batch on: poll the call inside of one".to_owned();
+    let told = "no tokio runtime to send a batch on: poll the call inside a runtime".to_owned();
     assert_eq!(shared(&finished(&mut task)), (told, Class::PERMANENT));
     assert!(format!("{service:?}").contains("waiting: 0"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();

@@ -1,12 +1,14 @@
 //! The items of a batch, in the order of their arrival.
 
-/// The number of a place. Tests count how often two are compared.
+/// The number of a place. Tests count its comparisons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(not(test), derive(PartialOrd, Ord))]
 pub(in super::super) struct Number(pub(super) u64);
 
-/// Items by their numbers, which only grow. To take one out is a binary search and leaves a gap, so that it costs
-/// little however many there are; gaps are closed when the list would have to grow and half of it is gaps.
+/// Items with ascending numbers.
+///
+/// Removing an item is a binary search and leaves a gap, so it is cheap in a list of any length. Gaps are closed when
+/// the list would have to grow and half of it is gaps.
 #[derive(Debug)]
 pub(super) struct Items<T> {
     list: Vec<(Number, Option<T>)>,

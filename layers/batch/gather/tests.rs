@@ -53,7 +53,7 @@ fn a_batch_is_due_when_it_is_full_or_its_first_has_waited_long_enough() {
     let second = joined(&mut gather, 1, "b");
     assert!(!second.is_first && second.is_full);
     assert_eq!((first.place.batch, gather.due(first.place.batch)), (second.place.batch, Due::Now));
-    // Who comes now begins another one, although this one is still there.
+    // The next item opens another batch, although this one was not taken yet.
     assert!(joined(&mut gather, 1, "c").is_first);
     assert_eq!(gather.len(), 4);
     assert_eq!(taken(&mut gather, first.place.batch), ["a", "b"]);
@@ -66,7 +66,7 @@ fn no_delay_is_now_and_one_without_an_end_waits_until_it_is_full() {
     let mut gather = Gather::new(2, Duration::ZERO);
     let place = joined(&mut gather, 1, "a").place;
     assert_eq!(gather.due(place.batch), Due::Now);
-    // Until it is taken, others may join.
+    // Others can join until it is taken.
     assert!(!joined(&mut gather, 1, "b").is_first);
     let mut gather = Gather::new(2, Duration::MAX);
     let place = joined(&mut gather, 1, "a").place;
@@ -93,15 +93,15 @@ fn a_batch_that_has_its_next_turn_is_taken_in_that_turn_alone() {
     let mut gather = Gather::new(3, Duration::MAX);
     let a = joined(&mut gather, 1, "a").place;
     assert_eq!(gather.next_turn(a.batch), Some(1));
-    assert!(gather.take_in_turn(a.batch, 0).is_none(), "it was taken over");
+    assert!(gather.take_in_turn(a.batch, 0).is_none(), "taken over");
     let b = joined(&mut gather, 1, "b");
-    assert_eq!((b.is_first, b.place.batch), (false, a.batch), "others still join it");
+    assert_eq!((b.is_first, b.place.batch), (false, a.batch), "still open");
     assert_eq!(gather.take_in_turn(a.batch, 1).map(Batch::into_items), Some(vec!["a", "b"]));
-    assert!(gather.next_turn(a.batch).is_none(), "it was sent");
+    assert!(gather.next_turn(a.batch).is_none(), "sent");
     assert_eq!((gather.len(), gather.open.len()), (0, 0));
 }
 
-/// Callers that share a deadline leave together, and each of them holds the lock of all others while it leaves.
+/// Callers with the same deadline leave together, and each of them holds the shared lock while it leaves.
 #[test]
 fn to_leave_costs_no_more_than_a_few_comparisons_however_many_wait() {
     const CALLERS: usize = 80_000;
@@ -119,7 +119,7 @@ fn to_leave_costs_no_more_than_a_few_comparisons_however_many_wait() {
             assert!(gather.leave(place).is_some());
             most = most.max(COMPARED.get() - before);
         }
-        // A binary search: 2^17 is more than 80,000.
+        // A binary search over 80,000 items, which is less than 2^17.
         assert!(most <= 18, "{most}");
         assert_eq!((gather.len(), gather.open.len(), gather.batches.len()), (0, 0, 0));
     }
@@ -147,7 +147,7 @@ fn without_anything_to_keep_no_batch_is_begun_and_one_that_is_open_is_joined() {
         let joined = gather.join(&mut key, &mut item, || now, None::<fn()>);
         (joined.is_some(), key.is_some(), item.is_some())
     };
-    assert_eq!(join(&mut gather), (false, true, true), "all comes back");
+    assert_eq!(join(&mut gather), (false, true, true), "key and item are returned");
     assert_eq!((gather.len(), gather.open.len(), gather.batches.len()), (0, 0, 0));
     joined(&mut gather, 1, "b");
     assert_eq!(join(&mut gather), (true, true, false), "the key is not needed");
@@ -156,13 +156,13 @@ fn without_anything_to_keep_no_batch_is_begun_and_one_that_is_open_is_joined() {
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Join(u8),
-    /// The one of this number, of all who ever joined, leaves.
+    /// The n-th arrival leaves.
     Leave(usize),
-    /// So many milliseconds pass, and what is due at each of them is sent.
+    /// This number of milliseconds pass, and batches that become due are sent.
     Wait(u64),
 }
 
-/// What is sent, by whom it was joined, from the list of all that happened: for each who joined it looks for the batch that it is in.
+/// A naive model: computes the batches that are sent, as lists of arrivals, from the list of all steps.
 fn expected(steps: &[Step], max_size: usize, delay: u64) -> Vec<Vec<usize>> {
     struct Arrival {
         key: u8,
@@ -171,7 +171,7 @@ fn expected(steps: &[Step], max_size: usize, delay: u64) -> Vec<Vec<usize>> {
         sent: bool,
     }
     let (mut arrivals, mut batches): (Vec<Arrival>, Vec<Vec<usize>>) = (Vec::new(), Vec::new());
-    // The batches by their beginning: each with its key, and whether somebody can still join.
+    // For each batch its key, its start, and whether it is open.
     let mut begun: Vec<(u8, u64, bool)> = Vec::new();
     let (mut now, mut sent) = (0, Vec::new());
     for step in steps {

@@ -235,7 +235,7 @@ fn a_call_that_cannot_go_on_without_its_runtime_fails_for_its_callers() {
             } else {
                 assert_eq!(under_way.load(SeqCst), others, "what the call held is free");
                 for task in &mut tasks {
-                    let told = "the runtime that it was sent on is not driven any more, so no answer can come";
+                    let told = "the runtime that the batch was sent on is no longer driven";
                     assert_eq!(shared(&finished(task)), (told.to_owned(), Class::PERMANENT));
                 }
                 go.store(true, SeqCst);
