@@ -1,34 +1,48 @@
-//! Opens a scope for every request, and puts it where everything inside finds it.
+//! Opens a scope for every request, and makes it available to everything inside.
 //!
-//! The request's [`Scope`] is a child of the one that the layer was given, holds what the [`state`](ContextLayer::state) functions
-//! make of the request, and is
+//! The request's [`Scope`] is a child of the layer's scope, and holds the values that the
+//! [`state`](ContextLayer::state) functions derive from the request. It is
 //!
-//! - in the request's extensions, so that handlers take it from there (axum: `Extension<Scope>`); it survives retries, because a
-//!   copy of a request carries the extensions of the original;
-//! - current ([`Scope::current`]) during every call and poll of the inner service's future, during every poll of the response's
-//!   body, and while either is dropped (a body that is empty from the start it has left already). It is not during `poll_ready`, which
-//!   belongs to no request.
+//! - in the request's extensions, where handlers find it (axum: `Extension<Scope>`). It survives retries, because a
+//!   copy of a request carries the extensions of the original.
+//! - current ([`Scope::current`]) during every call and poll of the inner service's future, during every poll of the
+//!   response's body, and while either is dropped. A body that is empty from the start has already left the scope.
+//!   The scope is not current during `poll_ready`, which belongs to no request.
 //!
-//! A request that is made inside another scope of the same program (a handler calls a client, both stacks have this layer with the
-//! same scope) gets a child of *that* scope, so it sees the state of the request that it serves.
+//! If a request is made within another scope of the same program (for example, a handler calls a client, and both
+//! stacks have this layer with the same scope), its scope is a child of *that* scope. It therefore sees the state of
+//! the request being served.
 //!
-//! **What it counts**: one scope for each request, from `call` until the response's body has ended, failed or was dropped, or the call
-//! has failed, panicked or was dropped. It keeps no clock.
+//! # Lifetime
 //!
-//! **Then the scope is closed.** What waits for [`Scope::cancelled`] is told at once; where the scope has tasks
-//! ([`Scope::spawn`]) or something set up, the rest of [`Scope::close`] happens on a task, so no response waits for it: what
-//! could not be torn down is told in `tracing`. What outlives its request (a connection after its upgrade, a task that was spawned
-//! elsewhere and given the scope) keeps the scope's values, and what it logs stands in its span; but
-//! the scope is cancelled, what was set up for it is torn down, and nothing can be spawned or set up in it. Give such work a child of
-//! the application's scope, as the [cache](crate::cache) gives to the refresh of an entry.
+//! Each request has one scope. It lives from `call` until the response's body has ended, failed, or was dropped, or
+//! until the call has failed, panicked, or was dropped.
 //!
-//! **Where it belongs**: outermost, so that every other layer can read the scope: a limit, a cache key or a ttl by tenant. Inside
-//! of a retry each attempt would have a scope of its own; inside of a cache, a hit would have none.
+//! Then the scope is closed. Waiters of [`Scope::cancelled`] are notified at once. If the scope has tasks
+//! ([`Scope::spawn`]) or disposables, the rest of [`Scope::close`] runs on a task, so that no response waits for it.
+//! Failed tear-downs are reported in `tracing`.
 //!
-//! **Cancellation.** Dropping the response future, or the body, drops the call inside its scope, and then closes the scope.
+//! Work that outlives its request, such as an upgraded connection or a task that was spawned elsewhere and given the
+//! scope, keeps the scope's values, and its logs stay in the scope's span. However, the scope is cancelled, its
+//! disposables are torn down, and nothing can be spawned or set up in it. Give such work a child of the application's
+//! scope, as the [cache](crate::cache) does for the refresh of an entry.
 //!
-//! It needs no `S: Clone`, never rejects and leaves errors as they are. It allocates the scope, and where the request has no
-//! extensions yet, those. Closing a scope that owns nothing allocates nothing, and spawns nothing.
+//! # Order
+//!
+//! Place the layer outermost, so that every other layer can read the scope: for example, a limit, a cache key, or a
+//! ttl per tenant. Inside a retry, each attempt would have its own scope. Inside a cache, a hit would have none.
+//!
+//! # Cancellation safety
+//!
+//! Dropping the response future, or the body, drops the call inside its scope, and then closes the scope.
+//!
+//! # Cost
+//!
+//! The layer does not require `S: Clone`, never rejects, leaves errors unchanged, and reads no clock. It allocates
+//! the scope, and the request's extensions if there are none yet. Closing a scope that owns nothing neither allocates
+//! nor spawns.
+//!
+//! # Examples
 //!
 //! ```
 //! use http::{Request, Response};
@@ -73,11 +87,11 @@ use crate::{
     scope::{self, Ending, Scope, WithScope},
 };
 
-/// For HTTP: the scope is in the request's extensions, and lasts until the response's body ends.
+/// The HTTP mode: the scope is in the request's extensions, and lasts until the response's body ends.
 #[derive(Debug, Clone, Copy)]
 pub struct Http;
 
-/// For any request type: the scope lasts until the response is there.
+/// The mode for any request type: the scope lasts until the response is returned.
 #[derive(Debug, Clone, Copy)]
 pub struct Ambient;
 
@@ -91,14 +105,15 @@ pub struct ContextLayer<F = (), M = Http> {
 }
 
 impl ContextLayer {
-    /// For HTTP: every request gets a child of `parent`.
+    /// Opens a child of `parent` for every request. For HTTP.
     pub fn new(parent: Scope) -> Self {
         Self::under(parent)
     }
 }
 
 impl ContextLayer<(), Ambient> {
-    /// For any other request type: every request gets a child of `parent`, which is current while it is worked on.
+    /// Opens a child of `parent` for every request, which is current while the request is processed. For any request
+    /// type.
     pub fn ambient(parent: Scope) -> Self {
         Self::under(parent)
     }
@@ -111,22 +126,22 @@ impl<M> ContextLayer<(), M> {
 }
 
 impl<F, M> ContextLayer<F, M> {
-    /// Gives each request's scope a value: what `make` returns, under exactly that type (an `Option` too is a type of its own).
+    /// Stores a value in each request's scope: the result of `make`, under exactly that type (`Option<T>` is a type
+    /// of its own).
     ///
-    /// It may be called several times; the functions run in that order, in `call`, before
-    /// the new scope is current.
+    /// It may be called several times. The functions run in that order, in `call`, before the new scope is current.
     pub fn state<G>(self, make: G) -> ContextLayer<(F, G), M> {
         let Self { parent, name, states, mode } = self;
         ContextLayer { parent, name, states: (states, make), mode }
     }
 
-    /// The name of the scopes; `request` if it is not set.
+    /// Sets the name of the scopes. The default is `request`.
     pub fn named(mut self, name: impl Into<Cow<'static, str>>) -> Self {
         self.name = name.into();
         self
     }
 
-    /// The scope of a request, with everything in it.
+    /// Opens the scope of a request and stores its values.
     fn open<Req>(&self, request: &Req) -> Scope
     where
         F: States<Req>,
@@ -161,9 +176,9 @@ impl<F, M> fmt::Debug for ContextLayer<F, M> {
     }
 }
 
-/// The functions that make a scope's values of a request, each of its own type.
+/// The functions that derive a scope's values from a request. Each value has its own type.
 #[diagnostic::on_unimplemented(
-    message = "a state function does not take the request, which is `{Req}`",
+    message = "this state function does not accept a request of type `{Req}`",
     note = "write `.state(|req: &{Req}| ..)`, with the type of the argument"
 )]
 pub trait States<Req> {
@@ -255,7 +270,7 @@ pin_project! {
     pub struct ResponseFuture<F, M = Http> {
         #[pin]
         response: WithScope<F>,
-        // None: the call has ended. After the call, and so dropped after it.
+        // None: the call has ended. After the response, and therefore dropped after it.
         in_scope: Option<InScope>,
         mode: PhantomData<fn() -> M>,
     }
@@ -297,11 +312,13 @@ where
     }
 }
 
-/// A response's body, in the scope of its request: the scope is current while the body is polled and when it is dropped. When the
-/// body has ended or failed, it is dropped, and the scope is closed.
+/// A response's body, in the scope of its request.
+///
+/// The scope is current while the body is polled and while it is dropped. When the body has ended or failed, it is
+/// dropped, and the scope is closed.
 pub type ScopeBody<B> = GuardBody<B, InScope>;
 
-/// What [`ScopeBody`] keeps: the request's scope, which is closed when this is dropped.
+/// The guard of a [`ScopeBody`]: holds the request's scope, which is closed when this is dropped.
 #[derive(Debug)]
 pub struct InScope {
     scope: Option<Scope>,

@@ -1,4 +1,4 @@
-// The layers, a line for each. `src/lib.rs` re-exports them, so that users write `ziggurat::timeout::TimeoutLayer`.
+// One line per layer. `src/lib.rs` re-exports them, so that users write `ziggurat::timeout::TimeoutLayer`.
 
 pub mod batch;
 pub mod cache;

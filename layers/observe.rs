@@ -1,23 +1,40 @@
-//! Measures calls: how they end, how long they take, and how many are in flight.
+//! Measures calls: their outcome, their duration, and the number of calls in flight.
 //!
-//! Each call tells [`LayerEvent::Started`](crate::LayerEvent::Started), and [`LayerEvent::Ended`](crate::LayerEvent::Ended) with its
-//! [`Outcome`]: a success or a failure of the service, as the classifier judges; ignored, if what it answered says nothing
-//! about it; rejected, if a layer inside answered, or one of a stack further in, whose rejection is a cause of the service's error; or
-//! cancelled, if its caller gave it up (or it panicked). The observer hears it, `tracing` logs it (DEBUG, target
-//! `ziggurat::observe`), and with the feature `metrics` it is counted: the names are in the table at [`LayerEvent`](crate::LayerEvent). What happens *in* a layer, each tells by itself, with the same names.
+//! Each call emits [`LayerEvent::Started`](crate::LayerEvent::Started), and
+//! [`LayerEvent::Ended`](crate::LayerEvent::Ended) with its [`Outcome`]:
 //!
-//! **Its clock** starts in `call` and is read once more when the call ends: with the response, or with
-//! [`until_body_end`](ObserveLayer::until_body_end) when its body has ended. The wait for readiness is not measured; an error of it is a call
-//! that ended at once.
+//! - a success or a failure of the service, as the classifier judges;
+//! - ignored, if the outcome says nothing about the service;
+//! - rejected, if a layer inside rejected the call, or a layer of a stack further in, whose rejection is a cause of
+//!   the service's error;
+//! - cancelled, if the caller dropped the call, or the call panicked.
 //!
-//! **Where it belongs.** Outermost but for the context, it sees what callers see: one call with all its attempts, the answers from
-//! memory, and rejections. Next to the service it sees each attempt, and the service alone. Two of them, with different names,
-//! see both.
+//! # Telemetry
 //!
-//! **Cancellation.** Dropping the response future, or the body, drops the call and counts it as cancelled.
+//! Observers receive these events, and `tracing` logs them (DEBUG, target `ziggurat::observe`). With the feature
+//! `metrics`, calls are also counted: the names are in the table at [`LayerEvent`](crate::LayerEvent). Events
+//! *within* a layer are emitted by that layer, under the same names.
 //!
-//! It needs no `S: Clone`, and never rejects. Where nobody listens (no observer, no subscriber for its target, and not the feature
-//! `metrics`), a call costs a few branches and no clock read.
+//! The clock starts in `call` and is read once more when the call ends: with the response, or with the response's
+//! body if [`until_body_end`](ObserveLayer::until_body_end) is set. The wait for readiness is not measured. A
+//! readiness error is reported as a call that ended at once.
+//!
+//! # Order
+//!
+//! Just inside the context, the layer sees what callers see: one call with all its attempts, responses from the
+//! cache, and rejections. Next to the service, it sees each attempt, and the service alone. Two layers with different
+//! names see both.
+//!
+//! # Cancellation safety
+//!
+//! Dropping the response future, or the body, drops the call and counts it as cancelled.
+//!
+//! # Cost
+//!
+//! The layer does not require `S: Clone` and never rejects. Without a listener (no observer, no subscriber for its
+//! target, and not the feature `metrics`), a call costs a few branches and no clock read.
+//!
+//! # Examples
 //!
 //! ```
 //! use std::sync::{Arc, atomic::{AtomicUsize, Ordering}};
@@ -74,7 +91,8 @@ pub struct ObserveLayer<C = FailOnError, U = ResponseEnd> {
 }
 
 impl ObserveLayer {
-    /// Every error of the service is a failure, every response a success. Give it a name: metrics are told apart by it.
+    /// Creates a layer that counts every error of the service as a failure and every response as a success. Name it
+    /// with `named`, because metrics are distinguished by name.
     pub fn new() -> Self {
         Self { classify: FailOnError, info: layer_info!("observe"), until: PhantomData }
     }
@@ -87,22 +105,23 @@ impl Default for ObserveLayer {
 }
 
 impl ObserveLayer<HttpStatus> {
-    /// For HTTP: responses are judged by [`HttpStatus`].
+    /// Creates a layer that judges responses by [`HttpStatus`]. For HTTP.
     pub fn http() -> Self {
         ObserveLayer::new().classify(HttpStatus)
     }
 }
 
 impl<C, U> ObserveLayer<C, U> {
-    /// Judges by another classifier than [`FailOnError`]: [`HttpStatus`], a closure, or your own.
+    /// Sets the classifier: [`HttpStatus`], a closure, or your own type. The default is [`FailOnError`].
     pub fn classify<D>(self, classify: D) -> ObserveLayer<D, U> {
         ObserveLayer { classify, info: self.info, until: PhantomData }
     }
 
-    /// For HTTP: a call whose response is a success lasts until the response's body has ended, failed (a failure) or was dropped:
-    /// cancelled, if its reader was waiting for it or if it panicked, and a success if it had given all that it was asked for.
+    /// Extends a successful call to the end of the response's body. For HTTP.
     ///
-    /// The body's error becomes a boxed one.
+    /// If the body fails, the call is a failure. If the body is dropped while its reader waits for it, or panics, the
+    /// call is cancelled. If the body is dropped after it has yielded everything it was polled for, the call is a
+    /// success. The body's error becomes a boxed error.
     pub fn until_body_end(self) -> ObserveLayer<C, BodyEnd> {
         ObserveLayer { classify: self.classify, info: self.info, until: PhantomData }
     }
@@ -110,7 +129,7 @@ impl<C, U> ObserveLayer<C, U> {
     layer_setters!();
 }
 
-// By hand, and so for the service: when a call ends need not be Clone for this.
+// Manual impls, here and for the service: `U` need not be `Clone`.
 impl<C: Clone, U> Clone for ObserveLayer<C, U> {
     fn clone(&self) -> Self {
         Self { classify: self.classify.clone(), info: self.info.clone(), until: PhantomData }
@@ -191,7 +210,7 @@ where
     }
 }
 
-/// How a call ended; and of a rejection, why.
+/// Returns how a call ended, and the reason of a rejection.
 fn judge<R, E: Reject<R>>(outcome: &Result<R, E>, classify: &impl Classify<R, E>) -> (Outcome, Option<&'static str>) {
     match judged_as(outcome) {
         Some(rejection) => (Outcome::Rejected, Some(rejection.reason().as_str())),
@@ -199,7 +218,7 @@ fn judge<R, E: Reject<R>>(outcome: &Result<R, E>, classify: &impl Classify<R, E>
     }
 }
 
-/// A call that somebody hears of. Dropped before it ended, it was cancelled.
+/// A call that has a listener. If it is dropped before it ended, it was cancelled.
 struct Call {
     calls: Arc<Calls>,
     start: Instant,
@@ -230,10 +249,11 @@ pin_project! {
     /// The response future of [`Observe`].
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F, C, U = ResponseEnd> {
-        // None: it was answered.
+        // None: the outcome was returned.
         #[pin]
         response: Option<F>,
-        // None: nobody hears of it, or it has ended, or goes on with the body. After the response, and so dropped after it.
+        // None: there is no listener, the call has ended, or it continues with the body. After the response, and
+        // therefore dropped after it.
         call: Option<Call>,
         classify: C,
         until: PhantomData<fn() -> U>,
@@ -271,7 +291,7 @@ where
                 Some(Observed { call: call.take()?, verdict: Verdict::new(this.classify.clone(), at_end) })
             })
         });
-        // It ends here, and so does an empty body.
+        // The call ends here, unless a body that is not empty keeps it.
         if let Some(mut call) = call {
             call.end(at_end.into(), None);
         }
@@ -285,7 +305,7 @@ impl<F, C, U> fmt::Debug for ResponseFuture<F, C, U> {
     }
 }
 
-/// What is kept with the body of a response that is a success: the call, which ends with it.
+/// The guard of a successful response's body: holds the call, which ends with the body.
 pub struct Observed<C> {
     call: Call,
     verdict: Verdict<C>,

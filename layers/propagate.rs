@@ -1,30 +1,41 @@
-//! Passes on, to the next hop, who a request is and how much time is left for it.
+//! Propagates the request id, the trace, and the remaining time to the next hop.
 //!
-//! For clients. What is passed on is the [`RequestIds`] in the request's extensions (a proxy forwards them), or else that of the
-//! current [`Scope`]: of the request that is being served by whoever calls this client. It is the request id, under the name of
-//! the header that it came in, `traceparent` and `tracestate`. A header that the request has already stays as it is: somebody
-//! set it on purpose, a tracing client for example, whose span is the parent of the call (its `tracestate` stays too, or its
-//! absence).
+//! For clients. The layer writes the request id, under the name of the header that it arrived in, `traceparent`, and
+//! `tracestate`. The source is the [`RequestIds`] in the request's extensions (a proxy forwards them), or else in the
+//! current [`Scope`], which is the scope of the request that the caller is serving. A header that is already set
+//! stays unchanged, for example one of a tracing client whose span is the parent of the call. Its `tracestate`, or
+//! the absence of one, stays as well.
 //!
-//! With [`deadline`](PropagateLayer::deadline) the time that [`Deadline::current`] has left is written too, for each attempt
-//! anew. If the request carries such a header already, the smaller time wins. Where there is no deadline the header is left as
-//! it is. If the deadline has passed, the least that the header can say is written, as gRPC's implementations do; the timeout
-//! outside ends the call.
+//! With [`deadline`](PropagateLayer::deadline), each attempt also carries the remaining time of
+//! [`Deadline::current`]. If the request already has such a header, the shorter time wins. Without a deadline, the
+//! header stays unchanged. If the deadline has passed, the header gets the smallest value that it can express, as
+//! gRPC's implementations do, and the timeout outside ends the call.
 //!
-//! **Its clock** is read in `call`, once, and only for the deadline. Asking for it starts a timeout outside that has not
-//! started yet: its clock starts with the call, and not at the first poll.
+//! # Order
 //!
-//! **Where it belongs**: innermost, next to the service and inside of the attempt's timeout. Outside of a retry every attempt
-//! would send the time that the first one had.
+//! Place the layer innermost, next to the service and inside the attempt timeout. Outside a retry, every attempt
+//! would send the remaining time of the first one.
 //!
-//! **Cancellation.** It has no future of its own.
+//! # Cancellation safety
 //!
-//! It takes an [`http::Request`], and with the feature `reqwest` a `reqwest::Request`. Which layers take that one: all but
-//! [`ContextLayer::new`](crate::context::ContextLayer::new) ([`ambient`](crate::context::ContextLayer::ambient) does),
-//! [`RequestIdLayer`](crate::request_id::RequestIdLayer), [`RejectionResponseLayer`](crate::rejection_response::RejectionResponseLayer) and
+//! The layer has no future of its own.
+//!
+//! # Requirements
+//!
+//! The layer accepts an [`http::Request`], and with the feature `reqwest` a `reqwest::Request`. All other layers
+//! accept a `reqwest::Request` too, with the exception of [`ContextLayer::new`](crate::context::ContextLayer::new)
+//! (use [`ambient`](crate::context::ContextLayer::ambient) instead),
+//! [`RequestIdLayer`](crate::request_id::RequestIdLayer),
+//! [`RejectionResponseLayer`](crate::rejection_response::RejectionResponseLayer), and
 //! [`ReplayLayer`](crate::replay::ReplayLayer), which need the parts of an [`http::Request`] or [`http::Response`].
 //!
-//! It needs no `S: Clone`, never rejects, and allocates only what the headers take.
+//! # Cost
+//!
+//! The layer does not require `S: Clone`, never rejects, and allocates only for the headers. For the deadline it
+//! reads the clock once, in `call`. This starts an outer timeout that has not started yet: its clock then starts with
+//! the call, not at the first poll.
+//!
+//! # Examples
 //!
 //! ```
 //! use std::time::Duration;
@@ -46,7 +57,7 @@
 //!         Ok::<_, std::io::Error>(Response::new(String::new()))
 //!     }));
 //!
-//! // In a handler, inside of an `RequestIdLayer`, there is such a scope.
+//! In a handler inside a `RequestIdLayer`, such a scope is current.
 //! # let headers = HeaderMap::from_iter([("x-request-id".parse().unwrap(), "order-17".parse().unwrap())]);
 //! # let ids = RequestIds::read(&headers, "x-request-id".parse().unwrap());
 //! let scope = Scope::root("request").with(ids);
@@ -66,7 +77,7 @@ use crate::{
     scope::Scope,
 };
 
-/// Passes on who a request is and how much time is left for it: see the [module](self).
+/// Propagates the request id, the trace, and the remaining time: see the [module](self).
 #[derive(Debug, Clone, Default)]
 #[must_use]
 pub struct PropagateLayer {
@@ -74,12 +85,12 @@ pub struct PropagateLayer {
 }
 
 impl PropagateLayer {
-    /// Passes on the request id and the trace.
+    /// Creates a layer that propagates the request id and the trace.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Writes the time that is left into this header too.
+    /// Also writes the remaining time, into `header`.
     pub fn deadline(mut self, header: TimeoutHeader) -> Self {
         self.deadline = Some(header);
         self
@@ -134,7 +145,7 @@ where
     }
 }
 
-/// reqwest's own request has no extensions to look into: the ids is always that of the current scope.
+/// A `reqwest::Request` has no accessible extensions, so the ids are always those of the current scope.
 #[cfg(feature = "reqwest")]
 #[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))]
 impl<S> Service<reqwest::Request> for Propagate<S>
@@ -156,7 +167,7 @@ where
     }
 }
 
-/// Whose request is being served by whoever makes this one.
+/// Writes the ids of the request that the caller is serving.
 fn write_current(headers: &mut HeaderMap) {
     if let Some(ids) = Scope::current().and_then(|scope| scope.get::<RequestIds>()) {
         ids.write(headers);

@@ -1,23 +1,35 @@
-//! Makes the bodies of HTTP requests such that they can be sent again.
+//! Makes streamed request bodies repeatable.
 //!
-//! A retry needs a copy of the request, and a body that is streamed comes only once. Inside of this layer a request has a
-//! [`ReplayBody`]: while the first attempt streams it, what passes is kept, and the next attempt gives that and goes on with the
-//! rest. A body that is `Clone`, such as `Full<Bytes>`, does not need this layer.
+//! A retry needs a copy of the request, but a streamed body can be read only once. This layer wraps the body in a
+//! [`ReplayBody`]: while the first attempt streams the body, the layer buffers it. The next attempt sends the
+//! buffered part and then continues with the rest. A body that is `Clone`, such as `Full<Bytes>`, does not need this
+//! layer.
 //!
-//! **What it counts**: bytes of bodies that are kept. A request may keep 64 KiB
-//! ([`max_bytes`](ReplayLayer::max_bytes)), all requests of a layer value together 64 MiB
-//! ([`max_total_bytes`](ReplayLayer::max_total_bytes)). Past either, what was kept is freed, the request is sent once,
-//! and [`LayerEvent::NotRepeatable`](crate::LayerEvent::NotRepeatable) says why. An upload of any size can still be retried as
-//! long as nothing of it was read: if no connection could be made, for example. Nothing is kept while no copy of the
-//! request waits that would need it: in the last attempt, and for a `POST`, which is sent again only if it was not
-//! processed and nothing of it was read. It keeps no clock.
+//! # Limits
 //!
-//! **Where it belongs**: right outside of the retry. Inside of the retry it would see only requests that were copied already.
-//! Further out there is no harm, but bodies are wrapped in vain where a cache answers.
+//! A request may buffer 64 KiB ([`max_bytes`](ReplayLayer::max_bytes)), and all requests of one layer value together
+//! 64 MiB ([`max_total_bytes`](ReplayLayer::max_total_bytes)). Beyond either limit, the buffer is freed, the request
+//! is sent only once, and [`LayerEvent::NotRepeatable`](crate::LayerEvent::NotRepeatable) reports why.
 //!
-//! **Cancellation.** It has no future of its own. What was kept is freed with the last copy of its request.
+//! An upload of any size can be retried if no part of it was read, for example because the connection failed. Nothing
+//! is buffered unless a copy of the request could need it. This rules out the last attempt, and a `POST`, which is
+//! sent again only if it was not processed and no part of it was read.
 //!
-//! It needs no `S: Clone`, never rejects, and forwards readiness, response and error. An empty body costs nothing.
+//! # Order
+//!
+//! Place the layer directly outside the retry. Inside the retry, it would see only requests that were already copied.
+//! Further out it does no harm, but it wraps bodies in vain if a cache responds.
+//!
+//! # Cancellation safety
+//!
+//! The layer has no future of its own. The buffer is freed with the last copy of its request.
+//!
+//! # Cost
+//!
+//! The layer does not require `S: Clone`, never rejects, reads no clock, and forwards readiness, responses, and
+//! errors. An empty body costs nothing.
+//!
+//! # Examples
 //!
 //! ```
 //! use std::convert::Infallible;
@@ -59,44 +71,45 @@ use crate::{
     telemetry::layer_setters,
 };
 
-/// Makes the bodies of HTTP requests such that they can be sent again: see the [module](self).
+/// Makes streamed request bodies repeatable: see the [module](self).
 #[derive(Debug, Clone, Default)]
 #[must_use]
 pub struct ReplayLayer {
     allowance: Allowance,
-    /// Whether the number for one request was set: its default follows a lower number for all.
+    /// Whether `max_bytes` was set. Its default follows a lower `max_total_bytes`.
     is_set: bool,
 }
 
 impl ReplayLayer {
-    /// Keeps 64 KiB of a request (the figure of linkerd2), and 64 MiB of all together.
+    /// Creates a layer that buffers up to 64 KiB per request (linkerd2's figure), and 64 MiB in total.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// How much of one request is kept at most, in bytes; 64 KiB if it is not set. With 0 only those are sent again of which
-    /// nothing was read.
+    /// Sets the maximum number of bytes buffered per request. The default is 64 KiB. With 0, a request is sent again
+    /// only if no part of its body was read.
     ///
-    /// Data counts with its length, and is copied: the buffer that it was cut from, which may be larger, is not kept.
-    /// Trailers count with the length of their names and values. Very many small frames are too much as well: more than
-    /// 64, and under 64 bytes on average if all of what is allowed were used.
+    /// Data counts with its length and is copied, so that a larger buffer from which it was cut is not kept alive.
+    /// Trailers count with the length of their names and values. The number of frames is limited too: to 64, plus one for
+    /// each 64 bytes of this limit.
     ///
     /// # Panics
     ///
-    /// When the layer is used, if this is more than [`max_total_bytes`](Self::max_total_bytes).
+    /// Panics when the layer is applied to a service, if `bytes` is more than
+    /// [`max_total_bytes`](Self::max_total_bytes).
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.allowance.max_bytes = bytes;
         self.is_set = true;
         self
     }
 
-    /// How much of all requests is kept at most at one time, in bytes; 64 MiB if it is not set.
+    /// Sets the maximum number of bytes buffered for all requests together. The default is 64 MiB.
     pub fn max_total_bytes(mut self, bytes: usize) -> Self {
         self.allowance.max_total_bytes = bytes;
         self
     }
 
-    /// How many bytes of all requests are kept just now.
+    /// Returns the number of bytes that are currently buffered for all requests.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.allowance.kept()

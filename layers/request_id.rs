@@ -1,30 +1,38 @@
-//! Takes over who a request is: its id, made if it brings none, and the trace that it belongs to.
+//! Assigns an id to every request, and adopts the trace that the request belongs to.
 //!
-//! For servers. Of every request this layer makes an [`RequestIds`]: the id in `x-request-id` (or in [another
-//! header](RequestIdLayer::header)) if it is one visible word of at most 128 characters, a new random one otherwise; and a valid
-//! W3C `traceparent`, with its `tracestate`. It is then
+//! For servers. The layer reads the [`RequestIds`] of every request. The request id is taken from `x-request-id` (or
+//! from [another header](RequestIdLayer::header)) if it is a single visible word of at most 128 characters; otherwise
+//! a new random id is created. A valid W3C `traceparent` is adopted with its `tracestate`. The ids are then
 //!
-//! - in the request's extensions, and with a [`ContextLayer`](crate::context::ContextLayer) outside in the scope of the
-//!   request: `Scope::current()?.get::<RequestIds>()` finds it in handlers, and in the clients that they call, where a
-//!   [`PropagateLayer`](crate::propagate::PropagateLayer) passes it on;
-//! - in the scope's span in `tracing`, as `request_id` and `trace_id`: they stand beside everything that is logged in the
-//!   request;
-//! - as to the id, in the request's header, in place of anything that was there, and in that of the response. One that the
-//!   service has set there itself stays: it knows better, or passes on what somebody behind it said.
+//! - in the request's extensions. With a [`ContextLayer`](crate::context::ContextLayer) outside, they are also in the
+//!   request's scope: `Scope::current()?.get::<RequestIds>()` finds them in handlers, and in the clients that
+//!   handlers call, where a [`PropagateLayer`](crate::propagate::PropagateLayer) passes them on.
+//! - in the scope's `tracing` span, as `request_id` and `trace_id`, and therefore next to everything that is logged
+//!   in the request.
+//! - in the headers (the request id only). In the request, the id replaces any previous value. In the response, an id
+//!   that the service has set takes precedence.
 //!
-//! Malformed headers are ignored and the request is served: a malformed id is never logged, passed on or sent back; a
-//! `traceparent` that is not valid stays in the request as it came.
+//! Malformed headers do not fail the request. A malformed id is never logged, passed on, or sent back. An invalid
+//! `traceparent` stays in the request unchanged.
 //!
-//! **What it counts**: nothing, and it keeps no clock.
+//! # Order
 //!
-//! **Where it belongs**: just inside of the [`ContextLayer`](crate::context::ContextLayer), outside of everything that may
-//! answer instead of the service, so that a rejection carries the id too. Outside of the context, the scope does not know the
-//! ids. Of two such layers the outer one decides. An error that is no response passes unchanged, without an id.
+//! Place the layer just inside the [`ContextLayer`](crate::context::ContextLayer), and outside every layer that may
+//! respond instead of the service, so that rejections carry the id too. Outside the context, the ids are missing from
+//! the scope. If there are two such layers, the outer one decides. An error that is not a response passes unchanged,
+//! without an id.
 //!
-//! **Cancellation.** Dropping the response future drops the call.
+//! # Cancellation safety
 //!
-//! It needs no `S: Clone` and never rejects. A request costs the allocations of an id that is made, of headers, of an extension
-//! and of a value in the scope. Where nobody listens to the span, that costs one branch.
+//! Dropping the response future drops the call.
+//!
+//! # Cost
+//!
+//! The layer does not require `S: Clone`, never rejects, and reads no clock. Each request allocates its id (if it is
+//! created), the headers, an extension, and a value in the scope. If the span is disabled, recording into it costs
+//! one branch.
+//!
+//! # Examples
 //!
 //! ```
 //! use http::{Request, Response};
@@ -67,7 +75,7 @@ use crate::{
     scope::Scope,
 };
 
-/// Takes over who a request is: see the [module](self).
+/// Assigns an id to every request: see the [module](self).
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct RequestIdLayer {
@@ -75,18 +83,19 @@ pub struct RequestIdLayer {
 }
 
 impl RequestIdLayer {
-    /// With the request id in `x-request-id`.
+    /// Creates a layer with the request id in `x-request-id`.
     pub fn new() -> Self {
         Self { header: HeaderName::from_static("x-request-id") }
     }
 
-    /// The header that the request id is read from and sent back in, and under whose name a client passes it on.
+    /// Sets the header from which the request id is read, in which it is sent back, and under whose name a client
+    /// passes it on.
     pub fn header(mut self, name: HeaderName) -> Self {
         self.header = name;
         self
     }
 
-    /// Who the request is, written wherever it is looked for.
+    /// Reads the request's ids and stores them in the headers, the scope, and the extensions.
     fn identify<B>(&self, request: &mut Request<B>) -> RequestIds {
         if let Some(known) = request.extensions().get::<RequestIds>() {
             return known.clone();
@@ -94,7 +103,7 @@ impl RequestIdLayer {
         let ids = RequestIds::read(request.headers(), self.header.clone());
         let id = ids.request_id();
         request.headers_mut().insert(id.name().clone(), id.value().clone());
-        // The request's own scope, and not just the current one: that may be one which many requests share.
+        // The request's own scope, not just the current one, which many requests may share.
         if let Some(scope) = request.extensions().get::<Scope>() {
             scope.identify(ids.clone());
         }
@@ -146,7 +155,7 @@ pin_project! {
     /// The response future of [`RequestId`].
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F> {
-        // None: it was answered.
+        // None: the outcome was returned.
         #[pin]
         response: Option<F>,
         id: RequestIdHeader,

@@ -1,32 +1,40 @@
-//! Looks after the bodies of HTTP requests: a caller that sends too slowly is rejected, and its time is not the service's.
+//! Rejects callers that stall while they send a request body, and excludes their time from the limits inside.
 //!
-//! Where the body of a request arrives while the service works on it (a reverse proxy, an upload), two faults look like those of the
-//! service and are not: a caller that stops sending, and a caller that sends slowly. This layer
+//! If a request's body arrives while the service processes the request (a reverse proxy, an upload), two faults of
+//! the caller look like faults of the service: the caller stops sending, or sends slowly. This layer
 //!
-//! - ends a body that makes the service wait longer than `idle` for a frame, drops the call and rejects it with
+//! - ends a body that makes the service wait longer than `idle` for a frame: it drops the call and rejects it with
 //!   [`Reason::UploadStalled`] (HTTP 408);
-//! - drops and rejects the call of a body that fails, because the caller broke off, with [`Reason::UploadFailed`] (HTTP 400);
-//! - keeps the time in which the service waits for the caller's bytes out of every limit *inside* of this layer. An upload may take an
-//!   hour under an attempt's limit of 10 s, as long as it goes on. The limit still ends a service that takes its own 10 s.
+//! - drops and rejects the call if its body fails, because the caller disconnected, with [`Reason::UploadFailed`]
+//!   (HTTP 400);
+//! - excludes the time in which the service waits for the caller's bytes from every limit *inside* this layer. An
+//!   upload may take an hour under an attempt timeout of 10 s, as long as it makes progress. The limit still ends a
+//!   call if the service itself takes 10 s.
 //!
-//! Both rejections are [`Class::Ignored`](crate::Class::Ignored): no retry, no circuit breaker and no budget counts them. A call that is
-//! dropped while it waits for the caller's bytes (by a total outside, by a caller that hangs up) says nothing either, and neither does an
-//! error that the service returns when the body has failed.
+//! Both rejections are [`Class::Ignored`](crate::Class::Ignored): no retry, circuit breaker, or budget counts them.
+//! The same is true of a call that is dropped while it waits for the caller's bytes (by an outer total, or because
+//! the caller disconnects), and of an error that the service returns after the body has failed.
 //!
 //! # Order
 //!
-//! Outside of the retry, the circuit breaker and the limits that the caller's time is to be kept out of, so around a whole
-//! [`ClientStack`](crate::stack::ClientStack); inside of a total that is to stay a total. A reverse proxy puts it outermost in the stack
-//! around its client, inside of what answers its own callers
-//! (`ServerStack > RejectionResponseLayer > UploadLayer > ReplayLayer > ClientStack > client`). A limit of a server outside of it, such as
-//! `ServerStack`'s, is a total then: leave it out, or set it to the longest upload.
+//! Place the layer outside the retry, the circuit breaker, and the limits from which the caller's time is excluded,
+//! and therefore around a whole [`ClientStack`](crate::stack::ClientStack). Place it inside a total that covers the
+//! caller's time too. In a reverse proxy, it is the outermost layer of the stack around the client, inside the layers
+//! that respond to the proxy's own callers:
+//! `ServerStack > RejectionResponseLayer > UploadLayer > ReplayLayer > ClientStack > client`.
+//!
+//! A server's limit outside the layer, such as that of `ServerStack`, covers the upload: omit it, or set it to the longest
+//! upload.
 //!
 //! # What counts
 //!
-//! The service waits for the caller while it has asked the body for a frame and has none. A service that does not ask, because it
-//! is slow to take what it has, uses its own time; one that asked and then never asks again has waited for `idle` and no longer. The response's body is not looked at, and neither is the time before the response's
-//! first poll. `idle` still ends a body that is read after the response is there: then there is no call left to reject, and the reader gets the
-//! error, in which the rejection lies ([`Rejection::find`](crate::Rejection::find)).
+//! The service waits for the caller from the moment it polls the body for a frame and finds none. A service that does
+//! not poll, because it is slow to process the data it has, uses its own time. A service that polls once and never
+//! again has waited for `idle` at most. The response's body does not count, and neither does the time before the
+//! first poll of the response.
+//!
+//! `idle` also ends a body that is read after the response was returned. In that case no call is left to reject, and
+//! the reader receives an error that contains the rejection ([`Rejection::find`](crate::Rejection::find)).
 //!
 //! # Cancellation safety
 //!
@@ -34,8 +42,9 @@
 //!
 //! # Cost
 //!
-//! It needs no `S: Clone`. A request without a body costs nothing. One with a body costs one allocation, and each frame that has
-//! to be waited for two clock reads, a timer and a lock that only the call's own tasks take.
+//! The layer does not require `S: Clone`. A request without a body costs nothing. A request with a body costs one
+//! allocation. Each frame that the service waits for costs two clock reads, a timer, and a lock that only the call's
+//! own tasks take.
 //!
 //! # Examples
 //!
@@ -66,7 +75,7 @@
 //!     Request::put("/").body(StreamBody::new(frames).boxed_unsync()).unwrap()
 //! };
 //!
-//! // 90 seconds, in which the service waited for its caller.
+//! 90 seconds, in which the service waited for its caller.
 //! assert_eq!(*service.clone().oneshot(request(9)).await.unwrap().body(), 36);
 //!
 //! let outcome = service.oneshot(request(11)).await;
@@ -100,7 +109,7 @@ use crate::{
     telemetry::{LayerInfo, layer_info, layer_setters},
 };
 
-/// Looks after the bodies of HTTP requests: see the [module](self).
+/// Rejects callers that stall while they send a request body: see the [module](self).
 #[derive(Clone)]
 #[must_use]
 pub struct UploadLayer<L = Duration> {
@@ -109,10 +118,11 @@ pub struct UploadLayer<L = Duration> {
 }
 
 impl<L> UploadLayer<L> {
-    /// How long the caller may make the service wait for a frame of the request's body, each time: a [`Duration`], or a function of the
-    /// request that returns one (or an `Option` of one, where `None` means that this layer leaves the request alone).
+    /// Creates a layer that limits each wait of the service for a frame of the request's body to `idle`: a
+    /// [`Duration`], or a function of the request that returns one (or an `Option` of one, where `None` exempts the
+    /// request).
     ///
-    /// Any duration is valid: with zero each frame has to be there at once, and [`Duration::MAX`] never ends.
+    /// Any duration is valid. With zero, each frame must be ready at once; [`Duration::MAX`] never ends a wait.
     pub fn new(idle: L) -> Self {
         Self { idle, info: layer_info!("upload") }
     }
@@ -141,8 +151,8 @@ pub struct Upload<S, L = Duration> /* not a Service? see ziggurat::Reject, "It d
     layer: UploadLayer<L>,
 }
 
-/// The body of a request that a service inside of an [`UploadLayer`] gets. Its error is a boxed one: that of the body, or one with the
-/// rejection in it.
+/// The body of a request inside an [`UploadLayer`]. Its error is boxed: either the body's own error, or an error that
+/// contains the rejection.
 pub type UploadBody<B> = GuardBody<B, Uploading>;
 
 impl<S, L, B> Service<Request<B>> for Upload<S, L>
@@ -187,17 +197,17 @@ pin_project! {
     /// The response future of [`Upload`].
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F> {
-        // None: it was answered.
+        // None: the outcome was returned.
         #[pin]
         response: Option<F>,
-        // None: the request has no body, or none that is looked after.
+        // None: the request has no body, or is exempt.
         caller: Option<Caller>,
     }
 
     impl<F> PinnedDrop for ResponseFuture<F> {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
-            // Whatever judges the call inside can see whom it waits for.
+            // Layers inside that judge the call on drop can see that it waits for its caller.
             let _entered = this.caller.is_some().then(|| ambient::enter(this.caller));
             this.response.set(None);
         }
@@ -221,12 +231,13 @@ where
             this.response.set(None);
             return Poll::Ready(outcome);
         };
-        // First of all: what the service makes of a body that failed is not to be judged inside.
+        // Checked before the call is polled, so that no layer inside judges the error that the service returns for
+        // the failed body.
         let mut failed = caller.poll_failure(cx.waker());
         let _entered = ambient::enter(this.caller);
         if failed.is_none() {
             let polled = response.as_mut().poll(cx);
-            // It may have failed meanwhile. An answer of the service's is one all the same.
+            // The body may have failed during the poll. A response of the service takes precedence.
             failed = caller.poll_failure(cx.waker());
             match polled {
                 Poll::Ready(outcome) if outcome.is_ok() || failed.is_none() => {
@@ -251,21 +262,21 @@ impl<F> fmt::Debug for ResponseFuture<F> {
     }
 }
 
-/// What [`UploadBody`] keeps with the request's body.
+/// The guard of an [`UploadBody`].
 pub struct Uploading {
     idle: Duration,
     caller: Caller,
     /// Whether the service waits for a frame.
     waits: bool,
-    // Boxed, so that a body that is never pending is not larger for it.
+    // Boxed, so that a body that is never pending does not pay for its size.
     timer: Option<Pin<Box<Sleep>>>,
     info: LayerInfo,
 }
 
 impl Uploading {
-    /// The body has no frame yet. Answers whether it made the service wait too long for it.
+    /// Called while the body has no frame. Ready once the service has waited too long for it.
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        // A limit of zero needs no timer to have passed.
+        // A limit of zero has passed without a timer.
         if self.idle.is_zero() {
             return Poll::Ready(());
         }
@@ -316,7 +327,7 @@ where
             }
             Poll::Ready(Some(Err(error))) => {
                 let error = error.into();
-                // A layer further out may have ended it.
+                // A layer further out may have ended the body.
                 match Rejection::find(&*error) {
                     Some(rejection) => self.caller.has_failed(Arc::new(rejection.clone())),
                     None => drop(self.fail(Reason::UploadFailed { message: error.to_string().into() })),
@@ -333,7 +344,7 @@ where
 
 impl Drop for Uploading {
     fn drop(&mut self) {
-        // Nobody waits for a body that is gone, however it went.
+        // A body that is gone keeps no reader waiting.
         self.stop_waiting();
     }
 }

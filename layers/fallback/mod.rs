@@ -137,8 +137,8 @@ impl<F> FallbackLayer<Function<F>> {
 }
 
 impl<F> FallbackLayer<Function<F, Nothing, Later>> {
-    /// Falls back to the output of the future that `function` returns: `|failed: Failed<'_, _, _>| async move { ..
-    /// }`, with a `Result` of the service's response and error types.
+    /// Falls back to the output of the future that `function` returns, a `Result` of the service's response and error types:
+    /// `|failed: Failed<'_, _, _>| async move { .. }`.
     ///
     /// The future cannot borrow from `failed`: the function extracts what the future needs.
     pub fn future(function: F) -> Self {
@@ -207,8 +207,8 @@ impl<Substitute, Classifier, Failing, Marker> FallbackLayer<Substitute, Classifi
         FallbackLayer { alternative, classify: HttpStatus, on_failure, info, mark: PhantomData }
     }
 
-    /// Sets which outcome the caller receives if the fallback fails too: [`KeepPrimary`], or a closure `|primary:
-    /// Option<Result<_, _>>, fallback: Result<_, _>| -> Result<_, _>` (see [`OnFailure`]).
+    /// Sets which outcome the caller receives if the fallback fails too: [`KeepPrimary`], or a closure
+    /// `|primary: Option<Result<_, _>>, fallback: Result<_, _>| -> Result<_, _>` (see [`OnFailure`]).
     pub fn on_failure<N2>(self, on_failure: N2) -> FallbackLayer<Substitute, Classifier, N2, Marker> {
         let Self { alternative, classify, on_failure: _, info, mark } = self;
         FallbackLayer { alternative, classify, on_failure, info, mark }

@@ -23,8 +23,9 @@ impl<R, E> Classify<R, E> for RejectionsOnly {
     }
 }
 
-/// Chooses the outcome for the caller if the fallback fails too. Implemented for closures: `|primary:
-/// Option<Result<_, _>>, fallback: Result<_, _>| -> Result<_, _>`.
+/// Chooses the outcome for the caller if the fallback fails too.
+///
+/// Implemented for closures: `|primary: Option<Result<_, _>>, fallback: Result<_, _>| -> Result<_, _>`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an `on_failure` for a service with responses of type `{R}`",
     note = "the default requires an error that is `Display`",

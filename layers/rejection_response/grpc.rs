@@ -1,4 +1,4 @@
-//! A rejection as a gRPC status.
+//! Rejections as gRPC statuses.
 
 use std::{
     error::Error as StdError,
@@ -15,16 +15,18 @@ use crate::{
     outcome::{Rejection, grpc::PUSHBACK},
 };
 
-/// Answers with a gRPC status that comes without messages (*trailers-only*), for `B: Default`.
+/// Responds with a gRPC status without messages (*trailers-only*), for `B: Default`.
 ///
-/// As gRPC has it, the HTTP status is 200, and the headers are
+/// As gRPC requires, the HTTP status is 200. The headers are
 ///
 /// - `content-type: application/grpc`;
 /// - `grpc-status`: [`Rejection::grpc_code`];
-/// - `grpc-message`: [`Rejection::public_message`], percent-encoded, so neither names that you gave nor messages of errors;
-/// - `grpc-retry-pushback-ms`, where the layer knows when it is worth coming back (gRPC A6).
+/// - `grpc-message`: [`Rejection::public_message`], percent-encoded. It contains neither the names of layers nor
+///   messages of errors.
+/// - `grpc-retry-pushback-ms`, if the layer knows when a retry is worthwhile (gRPC A6).
 ///
-/// It does not ask whether the request was gRPC's: where others come too, put it around the gRPC services only.
+/// It does not check whether the request is a gRPC request. If the server also receives others, place the layer
+/// around the gRPC services only.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Grpc;
 
@@ -41,7 +43,7 @@ impl<B: Default> Respond<B> for Grpc {
     }
 }
 
-/// Ends a body with trailers where a rejection would end it with an error: see
+/// Ends a body with trailers if a rejection would end it with an error: see
 /// [`until_body_end`](super::RejectionResponseLayer::until_body_end).
 #[derive(Debug, Default)]
 pub struct GrpcTrailers {
@@ -84,7 +86,8 @@ fn status_of(rejection: &Rejection) -> HeaderMap {
     headers
 }
 
-/// The encoding of `grpc-message`: every byte but those from space to tilde becomes `%` and two digits, and so does `%`.
+/// Encodes text for `grpc-message`: `%`, and every byte outside the range from space to tilde, becomes `%` and two
+/// hex digits.
 ///
 /// <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>, "Percent-Encoded".
 fn percent_encoded(text: &str) -> String {
@@ -105,7 +108,7 @@ mod tests {
 
     use super::percent_encoded;
 
-    /// Reads it back a character at a time; `None` if it is not what a header may hold.
+    /// Decodes the text one character at a time; `None` if a character is not allowed in a header.
     fn decoded(text: &str) -> Option<String> {
         let (mut bytes, mut rest) = (Vec::new(), text);
         while let Some(char) = rest.chars().next() {

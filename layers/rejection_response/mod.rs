@@ -1,23 +1,35 @@
-//! Turns a rejection into the response that you want.
+//! Turns rejections into responses of your choice.
 //!
-//! Without this layer a rejection of an HTTP server is an empty response with status 504, 503 or 429 (and `Retry-After`), and one of
-//! a client an error. With it, both are what a function of the rejection and of the request's head makes of them; ready-made are
-//! [`problem_json`](RejectionResponseLayer::problem_json) and [`grpc`](RejectionResponseLayer::grpc). Everything else passes unchanged: responses of the
-//! service, whatever their status, and errors of its own, `poll_ready`'s too. What ends a body that has begun cannot become another
-//! response any more; in gRPC it can become [trailers](RejectionResponseLayer::until_body_end).
+//! Without this layer, a rejection of an HTTP server is an empty response with status 504, 503 or 429 (and
+//! `Retry-After`), and a rejection of a client is an error. With this layer, both become the response that a function
+//! makes of the rejection and the request's head. [`problem_json`](RejectionResponseLayer::problem_json) and
+//! [`grpc`](RejectionResponseLayer::grpc) are predefined.
 //!
-//! **It counts nothing, and has no clock.**
+//! Everything else passes unchanged: responses of the service, whatever their status, and errors of the service,
+//! including those of `poll_ready`. A rejection that ends a body in the middle can no longer become another response.
+//! In gRPC, it can become [trailers](RejectionResponseLayer::until_body_end).
 //!
-//! **Where it belongs.** Outside of every layer that rejects, or their rejections pass it by; inside of what is to be seen on every
-//! answer: the context, and a layer that echoes request ids. The rejection stays in the response's extensions. If the service is
-//! `Infallible`, layers outside still take it for a rejection; if it has an error that can carry rejections, the answer is a
-//! response to them like any other, and a circuit breaker outside judges it by its status. Of two of these layers the inner one's
-//! answer stays: the one next to a route knows more about it than the one around the router.
+//! # Order
 //!
-//! **Cancellation.** Dropping the response future drops the call.
+//! Place the layer outside every layer that rejects; it does not see rejections of layers outside it. Place it inside
+//! the layers that should see every response: the context, and a layer that echoes request ids.
 //!
-//! It needs no `S: Clone`. On the happy path the ready-made answers cost a look into the response's extensions; a function of your own
-//! also a copy of the request's head, which allocates where it has headers or extensions. [`Respond`] is how to copy less.
+//! The rejection stays in the response's extensions. If the service is `Infallible`, layers outside still treat the
+//! response as a rejection. If the service's error can carry rejections, layers outside treat it as an ordinary
+//! response, and a circuit breaker outside judges it by its status. If there are two of these layers, the response of
+//! the inner one stays, because a layer next to a route knows more about it than a layer around the router.
+//!
+//! # Cancellation safety
+//!
+//! Dropping the response future drops the call.
+//!
+//! # Cost
+//!
+//! The layer does not require `S: Clone`, reads no clock, and counts nothing. On the happy path, the predefined
+//! responses cost one lookup in the response's extensions. A function also costs a copy of the request's head, which
+//! allocates if it has headers or extensions. Implement [`Respond`] to copy less.
+//!
+//! # Examples
 //!
 //! ```
 //! use std::{convert::Infallible, time::Duration};
@@ -81,7 +93,7 @@ pub use self::{
     respond::Respond,
 };
 
-/// Turns a rejection into the response that you want: see the [module](self).
+/// Turns rejections into responses of your choice: see the [module](self).
 #[must_use]
 pub struct RejectionResponseLayer<A, U = ResponseEnd> {
     respond: A,
@@ -89,40 +101,41 @@ pub struct RejectionResponseLayer<A, U = ResponseEnd> {
 }
 
 impl<A> RejectionResponseLayer<A> {
-    /// Answers with what `respond` makes of the rejection and of the head of the request:
+    /// Creates a layer that responds with the result of `respond`:
     /// `|rejection: &Rejection, request: &http::request::Parts| -> Response<_>`, or any other [`Respond`].
     ///
-    /// It is called when a rejection comes, in the poll of the response future, with everything in place that surrounds the call
-    /// ([`Scope::current`](crate::Scope::current), say).
+    /// `respond` is called when a rejection occurs, in the poll of the response future, with the ambient state of the
+    /// call, such as [`Scope::current`](crate::Scope::current).
     pub fn new(respond: A) -> Self {
         Self { respond, until: PhantomData }
     }
 }
 
 impl RejectionResponseLayer<ProblemJson> {
-    /// Answers with a problem as RFC 9457 defines it: see [`ProblemJson`].
+    /// Creates a layer that responds with a problem as defined by RFC 9457: see [`ProblemJson`].
     pub fn problem_json() -> Self {
         Self::new(ProblemJson)
     }
 }
 
 impl RejectionResponseLayer<Grpc> {
-    /// Answers with a gRPC status: see [`Grpc`].
+    /// Creates a layer that responds with a gRPC status: see [`Grpc`].
     pub fn grpc() -> Self {
         Self::new(Grpc)
     }
 
-    /// A rejection that ends a body which streams already (a timeout's, [until the body
-    /// ends](crate::timeout::TimeoutLayer::until_body_end)) is a gRPC status too: in the trailers.
+    /// Turns a rejection that ends a streaming body into a gRPC status in the trailers.
     ///
-    /// Without this the stream is reset, and the client learns only that something went wrong. The body becomes a
-    /// [`GuardBody`](crate::body::GuardBody). It costs nothing but a look at its errors.
+    /// Such a rejection comes, for example, from a timeout that lasts [until the body
+    /// ends](crate::timeout::TimeoutLayer::until_body_end). Without this setting, the stream is reset, and the client
+    /// learns only that something went wrong. The body becomes a [`GuardBody`](crate::body::GuardBody). The only cost
+    /// is a check of its errors.
     pub fn until_body_end(self) -> RejectionResponseLayer<Grpc, BodyEnd> {
         RejectionResponseLayer { respond: self.respond, until: PhantomData }
     }
 }
 
-// By hand, and so for the service: where a call ends need not be Clone or Debug for this.
+// Manual impls, here and for the service: `U` need not be `Clone` or `Debug`.
 impl<A: Clone, U> Clone for RejectionResponseLayer<A, U> {
     fn clone(&self) -> Self {
         Self { respond: self.respond.clone(), until: PhantomData }
@@ -191,7 +204,7 @@ pin_project! {
     /// The response future of [`RejectionResponse`].
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F, A, M, U = ResponseEnd> {
-        // None: it was answered.
+        // None: the outcome was returned.
         #[pin]
         response: Option<F>,
         respond: A,
@@ -225,7 +238,7 @@ where
     }
 }
 
-/// This response is an answer of this layer's already.
+/// Marks a response that was made by this layer.
 #[derive(Clone)]
 struct Answered;
 

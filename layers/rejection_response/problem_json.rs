@@ -1,4 +1,4 @@
-//! A rejection as RFC 9457 has problems.
+//! Rejections as problems (RFC 9457).
 
 use std::fmt::Write;
 
@@ -10,22 +10,22 @@ use http::{
 use super::Respond;
 use crate::outcome::Rejection;
 
-/// Answers with `application/problem+json`, for `B: From<String>`.
+/// Responds with `application/problem+json`, for `B: From<String>`.
 ///
-/// The status is [`Rejection::status`], with `Retry-After` as without this layer. The problem has the members
+/// The status is [`Rejection::status`], and `Retry-After` is set as without this layer. The problem has the members
 ///
-/// - `type`: `about:blank`, which says that the status has it all;
-/// - `title`: the phrase of the status, as RFC 9457 asks for beside that type;
+/// - `type`: `about:blank`, which means that the status says it all;
+/// - `title`: the reason phrase of the status, which RFC 9457 requires for this type;
 /// - `status`;
-/// - `detail`: [`Rejection::public_message`], so neither names that you gave nor messages of errors.
+/// - `detail`: [`Rejection::public_message`]. It contains neither the names of layers nor messages of errors.
 ///
-/// It has no `instance`: remembering the URI of every request is not free. The answer to a `HEAD` has no body, and the head that that to
-/// a `GET` has on its way, with its `Content-Length`.
+/// There is no `instance`, because remembering the URI of every request is not free. The response to a `HEAD` has no
+/// body, but the same headers as the response to a `GET` has on the wire, including `Content-Length`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ProblemJson;
 
 impl<B: From<String>> Respond<B> for ProblemJson {
-    /// Whether it was a `HEAD`.
+    /// Whether the request was a `HEAD`.
     type Memory = bool;
 
     fn remember<T>(&self, request: &Request<T>) -> bool {
@@ -43,7 +43,7 @@ impl<B: From<String>> Respond<B> for ProblemJson {
         *response.status_mut() = status;
         let headers = response.headers_mut();
         if head {
-            // A server would say 0 otherwise (RFC 9110, section 8.6).
+            // Otherwise a server would send 0 (RFC 9110, section 8.6).
             headers.insert(CONTENT_LENGTH, length.into());
         }
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
@@ -54,7 +54,7 @@ impl<B: From<String>> Respond<B> for ProblemJson {
     }
 }
 
-/// A JSON string (RFC 8259, section 7): quotation mark, backslash and control characters are escaped.
+/// Encodes a JSON string (RFC 8259, section 7): escapes quotation marks, backslashes, and control characters.
 fn quoted(text: &str) -> String {
     let mut json = String::with_capacity(text.len() + 2);
     json.push('"');
@@ -76,7 +76,7 @@ mod tests {
 
     use super::quoted;
 
-    /// Reads a JSON string by the letter of the grammar; `None` if it is none.
+    /// Parses a JSON string strictly by the grammar; `None` if it is not valid.
     fn unquoted(json: &str) -> Option<String> {
         let inside = json.strip_prefix('"')?.strip_suffix('"')?;
         let (mut units, mut chars) = (Vec::new(), inside.chars());

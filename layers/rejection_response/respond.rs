@@ -1,13 +1,13 @@
-//! What makes a response of a rejection.
+//! Turns a rejection into a response.
 
 use http::{Request, Response, request::Parts};
 
 use crate::outcome::Rejection;
 
-/// Makes a response of a rejection and of what it remembered of the request, which is gone by then.
+/// Makes a response from a rejection and from the remembered parts of the request, which is gone by then.
 ///
-/// A closure `|rejection: &Rejection, request: &http::request::Parts| -> Response<_>` is one; it remembers the whole head. One of
-/// your own can remember less:
+/// Implemented for closures `|rejection: &Rejection, request: &http::request::Parts| -> Response<_>`, which remember
+/// the whole head. Your own type can remember less:
 ///
 /// ```
 /// use http::{Request, Response, Uri};
@@ -31,18 +31,18 @@ use crate::outcome::Rejection;
 /// let layer = RejectionResponseLayer::new(Sorry);
 /// ```
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` does not make a response with a body of type `{B}` of a rejection",
+    message = "`{Self}` cannot turn a rejection into a response with a body of type `{B}`",
     note = "write `|rejection: &Rejection, request: &http::request::Parts| -> Response<{B}> {{ .. }}`, with the types of both arguments",
-    note = "`RejectionResponseLayer::problem_json()` needs a body that is `From<String>`, and `RejectionResponseLayer::grpc()` one that is `Default`"
+    note = "`RejectionResponseLayer::problem_json()` requires a body that is `From<String>`, and `RejectionResponseLayer::grpc()` a body that is `Default`"
 )]
 pub trait Respond<B> {
-    /// What it remembers.
+    /// The remembered parts of the request.
     type Memory;
 
-    /// Looks at a request that is about to be sent. On the happy path this is the whole cost.
+    /// Inspects a request before it is sent. On the happy path, this is the only cost.
     fn remember<T>(&self, request: &Request<T>) -> Self::Memory;
 
-    /// The response. The rejection is put into its extensions afterwards.
+    /// Returns the response. The layer then stores the rejection in its extensions.
     fn respond(&self, memory: Self::Memory, rejection: &Rejection) -> Response<B>;
 }
 

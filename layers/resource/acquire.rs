@@ -1,4 +1,4 @@
-//! Where a call's resource comes from: a function, or a pool of deadpool's.
+//! The sources of a call's resource: a function, or a deadpool pool.
 
 use std::{
     any::type_name,
@@ -12,11 +12,12 @@ use pin_project_lite::pin_project;
 
 use crate::outcome::Reason;
 
-/// Gets the resource of a request. What [`ResourceLayer`](super::ResourceLayer)'s constructors make of their argument is one.
+/// Acquires the resource of a request. Implemented by the types that the constructors of
+/// [`ResourceLayer`](super::ResourceLayer) create.
 #[diagnostic::on_unimplemented(
-    message = "this does not get a resource for a request of type `{Req}`",
+    message = "this does not acquire a resource for a request of type `{Req}`",
     note = "`ResourceLayer::new(|| ..)` takes a function that returns a future of a `Result<T, E>`, where `T: Send + 'static` and `E: Display`",
-    note = "`ResourceLayer::by_request(|req: &{Req}| ..)` takes one that returns an `Option` of such a future"
+    note = "`ResourceLayer::by_request(|req: &{Req}| ..)` takes a function that returns an `Option` of such a future"
 )]
 pub trait Acquire<Req> {
     #[doc(hidden)]
@@ -25,12 +26,12 @@ pub trait Acquire<Req> {
     #[doc(hidden)]
     type Future: Future<Output = Result<Self::Resource, Reason>>;
 
-    /// None: the request needs none.
+    /// Returns `None` if the request needs no resource.
     #[doc(hidden)]
     fn acquire(&self, request: &Req) -> Option<Self::Future>;
 }
 
-/// A function that is the same for every request.
+/// Acquires with a function without arguments.
 #[derive(Clone)]
 pub struct Always<F>(pub(super) F);
 
@@ -55,7 +56,7 @@ impl<F> fmt::Debug for Always<F> {
     }
 }
 
-/// A function of the request.
+/// Acquires with a function of the request.
 #[derive(Clone)]
 pub struct ByRequest<F>(pub(super) F);
 
@@ -117,7 +118,7 @@ mod pool {
 
     use super::{Acquire, Future, Pin, Reason, fmt, unavailable};
 
-    /// A pool of deadpool's.
+    /// Acquires from a deadpool pool.
     pub struct Deadpool<M: Manager, W: From<Object<M>> = Object<M>>(pub(in super::super) Pool<M, W>);
 
     impl<Req, M, W> Acquire<Req> for Deadpool<M, W>

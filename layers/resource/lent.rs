@@ -1,4 +1,4 @@
-//! What a call has been lent: the handle, its use, and the lease that ends with the call.
+//! A call's loan: the handle, its use, and the lease that ends with the call.
 
 use std::{
     any::{Any, type_name},
@@ -17,15 +17,16 @@ use crate::{
     body::{Guard, PollFrame},
 };
 
-/// The resource of this type that the call which the caller runs in was lent, by the nearest [`ResourceLayer`](super::ResourceLayer)
-/// that lends one.
+/// Returns the resource of type `T` that was lent to the current call, by the nearest
+/// [`ResourceLayer`](super::ResourceLayer) that lends such a resource.
 ///
-/// It answers in the service inside, in every layer between, and while the call is dropped; with
-/// [`until_body_end`](super::ResourceLayer::until_body_end) in the response's body too. A spawned task has to be given the handle.
+/// It works in the service inside, in every layer between, and while the call is dropped. With
+/// [`until_body_end`](super::ResourceLayer::until_body_end), it also works in the response's body. Pass the handle to
+/// spawned tasks explicitly.
 ///
 /// # Errors
 ///
-/// If no layer around the caller lends a `T`.
+/// Returns an error if no layer around the caller lends a `T`.
 pub fn current<T: Send + 'static>() -> Result<Lent<T>, Unavailable> {
     let Surroundings(mut next) = ambient::get();
     while let Some(link) = next {
@@ -37,19 +38,20 @@ pub fn current<T: Send + 'static>() -> Result<Lent<T>, Unavailable> {
     Err(Unavailable { resource: type_name::<T>(), why: Why::Missing })
 }
 
-/// A handle to the resource that a call was lent. A clone is another one to the same.
+/// A handle to the resource that was lent to a call. Clones refer to the same resource.
 ///
-/// It may be kept and passed on, to a spawned task say: once the call is over it is empty, and says so.
+/// It may be kept and passed on, for example to a spawned task. Once the call is over, [`get`](Self::get) returns an
+/// error.
 pub struct Lent<T> {
     loan: Arc<Loan<T>>,
 }
 
 impl<T> Lent<T> {
-    /// The resource, for exclusive use until the [`Held`] is dropped. It never waits: there is nothing to deadlock.
+    /// Returns the resource for exclusive use until the [`Held`] is dropped. It never waits, so it cannot deadlock.
     ///
     /// # Errors
     ///
-    /// If it is in use already, was taken out, or if the call is over.
+    /// Returns an error if the resource is in use, was taken out, or if the call is over.
     pub fn get(&self) -> Result<Held<T>, Unavailable> {
         match self.loan.update(State::hold) {
             Ok(resource) => Ok(Held { resource: Some(resource), loan: Arc::clone(&self.loan) }),
@@ -70,18 +72,19 @@ impl<T> fmt::Debug for Lent<T> {
     }
 }
 
-/// A resource in use: it is a `&mut T` for as long as this lives, across awaits and on other threads too.
+/// A resource in use. It derefs to `&mut T` for as long as it lives, across awaits and on other threads.
 ///
-/// Afterwards it is the call's again; if the call has ended meanwhile, it is dropped, which gives it back to the pool. Nobody else
-/// gets it before that, so work that cannot be stopped (`spawn_blocking`) takes this with it.
+/// On drop, the resource returns to the call. If the call has ended in the meantime, the resource is dropped, which
+/// returns it to the pool. It is not lent again before, so pass this to work that cannot be stopped
+/// (`spawn_blocking`).
 pub struct Held<T> {
-    // None: it was taken out, and this is being dropped.
+    // None: the resource was taken out, and this is being dropped.
     resource: Option<T>,
     loan: Arc<Loan<T>>,
 }
 
 impl<T> Held<T> {
-    /// Takes the resource out of the call for good; what becomes of it is up to you. The layer does not replace it.
+    /// Takes the resource out of the call permanently and returns it. The layer does not replace it.
     #[must_use]
     pub fn into_inner(mut self) -> T {
         let Some(resource) = self.resource.take() else { taken() };
@@ -93,7 +96,7 @@ impl<T> Held<T> {
 #[cfg(feature = "deadpool")]
 #[cfg_attr(docsrs, doc(cfg(feature = "deadpool")))]
 impl<M: deadpool::managed::Manager> Held<deadpool::managed::Object<M>> {
-    /// Takes a broken resource out of its pool and drops it: the pool makes another one in its place.
+    /// Removes a broken resource from its pool and drops it. The pool creates another one in its place.
     pub fn discard(self) {
         drop(deadpool::managed::Object::take(self.into_inner()));
     }
@@ -114,48 +117,48 @@ impl<T> DerefMut for Held<T> {
 }
 
 fn taken() -> ! {
-    unreachable!("who takes the resource out has this by value")
+    unreachable!("`into_inner` consumes this value")
 }
 
 impl<T> Drop for Held<T> {
     fn drop(&mut self) {
         if let Some(resource) = self.resource.take() {
-            // Not the call's any more: dropped here, and not under the lock.
+            // The call is over: the resource is dropped here, not under the lock.
             drop(self.loan.update(|state| state.put_back(resource)));
         }
     }
 }
 
-// No `T: Debug` asked: an error beside it can be unwrapped.
+// Without `T: Debug`, so that a `Result` with a `Held` can be unwrapped.
 impl<T> fmt::Debug for Held<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Held").field(&type_name::<T>()).finish()
     }
 }
 
-/// There is no resource to be had, and why.
+/// The error of a resource that is not available, with the cause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unavailable {
     resource: &'static str,
     why: Why,
 }
 
-/// Why there is no resource to be had.
+/// Why a resource is not available.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Why {
-    /// No layer around the caller lends one of this type.
+    /// No layer around the caller lends a resource of this type.
     Missing,
-    /// It is in use already, in the same call.
+    /// The resource is already in use in the same call.
     InUse,
-    /// Somebody took it out of the call.
+    /// The resource was taken out of the call.
     Taken,
-    /// The call that it was lent to is over.
+    /// The call that the resource was lent to is over.
     Over,
 }
 
 impl Unavailable {
-    /// Why.
+    /// Returns the cause.
     #[must_use]
     pub fn why(&self) -> Why {
         self.why
@@ -164,10 +167,10 @@ impl Unavailable {
 
 impl fmt::Display for Unavailable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "there is no `{}` to use: ", self.resource)?;
+        write!(f, "the resource `{}` is not available: ", self.resource)?;
         f.write_str(match self.why {
-            Why::Missing => "no `ResourceLayer` around this call lends one",
-            Why::InUse => "it is in use already in this call, so drop what holds it first",
+            Why::Missing => "no `ResourceLayer` around this call lends it",
+            Why::InUse => "it is already in use in this call, so drop the other `Held` first",
             Why::Taken => "it was taken out of this call",
             Why::Over => "the call that it was lent to is over",
         })
@@ -176,7 +179,7 @@ impl fmt::Display for Unavailable {
 
 impl Error for Unavailable {}
 
-/// Where a call's resource is.
+/// The whereabouts of a call's resource.
 enum State<T> {
     Free(T),
     InUse,
@@ -200,7 +203,7 @@ impl<T> State<T> {
         }
     }
 
-    /// Gives the resource to the call again; if that is over, it comes back out.
+    /// Returns the resource to the call. If the call is over, hands the resource back to the caller.
     fn put_back(&mut self, resource: T) -> Option<T> {
         match self {
             Self::InUse => {
@@ -217,26 +220,26 @@ impl<T> State<T> {
         }
     }
 
-    /// The call is over: what was free is nobody's now.
+    /// Ends the call, and returns the previous state with its free resource, if any.
     fn end(&mut self) -> Self {
         mem::replace(self, Self::Over)
     }
 }
 
-/// One resource, lent to one call.
+/// A resource that is lent to a call.
 struct Loan<T> {
     state: Mutex<State<T>>,
     outer: Surroundings,
 }
 
 impl<T> Loan<T> {
-    /// No code of a user's runs in `change`.
+    /// `change` must not run user code.
     fn update<R>(&self, change: impl FnOnce(&mut State<T>) -> R) -> R {
         change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// A [`Loan`] of any type, and so one in a chain.
+/// A [`Loan`] of any type, as a link in the chain of surrounding loans.
 trait Link: Send + Sync {
     fn end(&self);
     fn outer(&self) -> Option<Arc<dyn Link>>;
@@ -245,7 +248,7 @@ trait Link: Send + Sync {
 
 impl<T: Send + 'static> Link for Loan<T> {
     fn end(&self) {
-        // Dropped after the lock.
+        // Dropped after the lock is released.
         drop(self.update(State::end));
     }
 
@@ -258,13 +261,13 @@ impl<T: Send + 'static> Link for Loan<T> {
     }
 }
 
-/// What the calls that surround the caller were lent, from the inside out.
+/// The loans of the surrounding calls, innermost first.
 #[derive(Clone, Default)]
 pub(super) struct Surroundings(Option<Arc<dyn Link>>);
 
 slot!(Surroundings, Surroundings(None));
 
-/// A call's right to what it was lent. It ends when this is dropped, whoever still has a handle.
+/// A call's lease of its resource. Dropping it ends the loan, even if handles still exist.
 pub struct Lease(Surroundings);
 
 impl Lease {
@@ -273,7 +276,7 @@ impl Lease {
         Self(Surroundings(Some(Arc::new(loan))))
     }
 
-    /// As long as the guard lives, [`current`] finds the resource.
+    /// While the guard lives, [`current`] finds the resource.
     pub(super) fn enter(&mut self) -> Entered<'_, Surroundings> {
         ambient::enter(&mut self.0)
     }
@@ -287,7 +290,7 @@ impl Drop for Lease {
     }
 }
 
-/// The body is passed on as it is, where the resource is found; that is given back after it.
+/// Passes the body through with the resource current. The resource is returned after the body is dropped.
 impl<B: Body> Guard<B> for Lease {
     type Error = B::Error;
 

@@ -1,43 +1,71 @@
-//! Lends every call a resource, a connection of a pool say, and gives it back when the call is over.
+//! Lends every call a resource, such as a pooled connection, and returns it when the call is over.
 //!
-//! The layer gets it with a function of yours, or from a pool of [deadpool](https://docs.rs/deadpool)'s (feature `deadpool`). Inside,
-//! [`current`] finds it by its type: a handle, which gives exclusive use of it, a `&mut T`, to one at a time. Who asks while it is in use
-//! is told so and does not wait, so a call cannot deadlock with itself.
+//! The layer acquires the resource with a function, or from a [deadpool](https://docs.rs/deadpool) pool (feature
+//! `deadpool`). Inside, [`current`] finds the resource by its type and returns a handle. The handle grants exclusive
+//! use of the resource, a `&mut T`, to one user at a time. While the resource is in use, a second request for it
+//! returns an error instead of waiting, so a call cannot deadlock with itself.
 //!
-//! **It goes back** when the response is there, the call has failed, panicked or was dropped; with
-//! [`until_body_end`](ResourceLayer::until_body_end), when the response's body has ended. Going back means that it is dropped, as the
-//! guards of every pool want it. Whoever still has a handle is then told that the call is over. What somebody is using at that
-//! moment (a `spawn_blocking` that cannot be stopped) is dropped when that use ends, and not lent to others before.
+//! # Returning the resource
 //!
-//! **What broke is not used again**: deadpool's `Manager::recycle` looks at each before it is lent again, and should also find out
-//! what was left in the middle, an open transaction say, because a call may be dropped at any await. `Held::discard` (feature
-//! `deadpool`) takes one out of its pool at once; [`Held::into_inner`] leaves it to you to do the same with another pool.
+//! The resource is returned when the response is ready, or the call has failed, panicked, or was dropped. With
+//! [`until_body_end`](ResourceLayer::until_body_end), it is returned when the response's body has ended. To return a
+//! resource means to drop it, as the guards of all pools expect.
 //!
-//! **Waiting** happens in the response, from its first poll, in the order that the pool keeps. It is bounded by the surrounding
-//! [`TimeoutLayer`](crate::timeout::TimeoutLayer), and by [`max_wait`](ResourceLayer::max_wait), past which the call is answered with
-//! [`Reason::Exhausted`]. That wait includes the time in which the pool makes a new resource; give the pool a limit of its own for
-//! that, or a database that hangs looks like a pool that is empty, which no circuit breaker counts as a failure.
+//! From then on, remaining handles report that the call is over. A resource that is in use at that moment (by a
+//! `spawn_blocking` that cannot be stopped) is dropped when that use ends, and is not lent again before.
 //!
-//! **An error of the function** becomes [`Reason::Unavailable`], a transient failure with the error's message in it: in the
-//! [`Display`](std::fmt::Display) form, and so in events and `tracing`, and not in what strangers are told
-//! ([`Rejection::public_message`]).
+//! # Broken resources
 //!
-//! **Where it belongs.** Next to the service, inside of retry, breaker, limit and timeouts: then only what is really going to work
-//! takes a resource, each attempt has its own, and a retry that sleeps has none. Outside of a concurrency limit, calls would hold
-//! resources while they wait for a permit. Outside of an attempt's timeout, waiting would not count as the attempt's time.
+//! deadpool's `Manager::recycle` checks each resource before it is lent again. It should also detect unfinished work,
+//! such as an open transaction, because a call may be dropped at any await. `Held::discard` (feature `deadpool`)
+//! removes a resource from its pool at once. With other pools, use [`Held::into_inner`].
 //!
-//! **A call that waits for itself.** A handler that calls itself through the same layer keeps its resource while the inner call waits for
-//! another one. If the pool has none left, because it has only one or because all callers do the same at once, none comes free until
-//! `max_wait` or a limit of time outside ends the inner call; without either, none ever does. This layer cannot tell such a wait from
-//! others: it does not know how many resources a pool has. Let the inner call use the outer one's resource, which [`current`] finds:
+//! # Waiting
+//!
+//! A call waits in its response future, from the first poll, in the order of the pool's queue. The wait is bounded by
+//! the surrounding [`TimeoutLayer`](crate::timeout::TimeoutLayer), and by [`max_wait`](ResourceLayer::max_wait),
+//! beyond which the call is rejected with [`Reason::Exhausted`]. The wait includes the time in which the pool creates
+//! a new resource. Give the pool its own limit for that: otherwise a database that hangs looks like an empty pool,
+//! which no circuit breaker counts as a failure.
+//!
+//! # Failed acquisitions
+//!
+//! An error of the function becomes [`Reason::Unavailable`], a transient failure that contains the error's message.
+//! The message is part of the rejection's [`Display`](std::fmt::Display) form, and therefore of events and `tracing`.
+//! It is not part of [`Rejection::public_message`], which strangers may see.
+//!
+//! # Order
+//!
+//! Place the layer next to the service, inside retry, circuit breaker, concurrency limit, and timeouts. Then only
+//! calls that are about to run take a resource, each attempt has its own, and a retry that sleeps has none. Outside a
+//! concurrency limit, calls would hold resources while they wait for a permit. Outside an attempt timeout, the wait
+//! would not count towards the attempt.
+//!
+//! # Recursive calls
+//!
+//! A handler that calls itself through the same layer keeps its resource while the inner call waits for another one.
+//! If the pool has none left (because it has only one, or because all callers do the same at once), none becomes free
+//! until `max_wait` or a timeout outside ends the inner call. Without either, the call waits for ever. This layer
+//! cannot detect this, because it does not know the size of the pool. Let the inner call use the resource of the
+//! outer one, which [`current`] finds:
 //! `ResourceLayer::by_request(move |_: &Request| current::<Connection>().is_err().then(|| pool.get()))`.
 //!
-//! **Cancellation.** Dropping the response gives the resource back, or the place in the pool's queue. A circuit breaker outside does not
-//! hold it against the service if the call was still waiting here.
+//! # Cancellation safety
 //!
-//! It needs `S: Clone`: a call that has to wait gives back the readiness of the service that it was called on, and makes a clone
-//! ready once it has its resource. Each call clones the service once, allocates once (a deadpool's call twice), and reads no clock unless
-//! it has to wait; each use takes a lock that nobody else wants.
+//! Dropping the response future returns the resource, or leaves the pool's queue. If the call is still waiting here,
+//! a circuit breaker outside does not count it against the service.
+//!
+//! # Requirements
+//!
+//! The service must be `Clone`. A call that has to wait drops the ready service that it was called on, and makes a
+//! clone ready once it has its resource.
+//!
+//! # Cost
+//!
+//! Each call clones the service once, allocates once (twice with deadpool), and reads no clock unless it has to wait.
+//! Each use of the resource takes an uncontended lock.
+//!
+//! # Examples
 //!
 //! ```
 //! use std::sync::Arc;
@@ -46,7 +74,7 @@
 //! use ziggurat::resource::{self, ResourceLayer};
 //!
 //! # #[tokio::main(flavor = "current_thread")] async fn main() {
-//! // Any pool will do. This one is a semaphore, and its resource a permit.
+//! Any pool works. This one is a semaphore, and its resource is a permit.
 //! type Seat = tokio::sync::OwnedSemaphorePermit;
 //! let seats = Arc::new(Semaphore::new(2));
 //! let pool = seats.clone();
@@ -112,10 +140,11 @@ struct Settings {
 }
 
 impl<F> ResourceLayer<Always<F>> {
-    /// Gets a resource with a function that returns a future of a `Result<T, E>`, where `T: Send + 'static` and `E: Display`. It is
-    /// called in `call`, and its future polled with the response.
+    /// Acquires resources with a function that returns a future of a `Result<T, E>`, where `T: Send + 'static` and
+    /// `E: Display`.
     ///
-    /// The pool may come from the scope: [`Scope::current`](crate::Scope::current) answers in the function.
+    /// The function runs in `call`, and its future is polled with the response. The pool may come from the scope:
+    /// [`Scope::current`](crate::Scope::current) works in the function.
     pub fn new<Fut>(acquire: F) -> Self
     where
         F: Fn() -> Fut,
@@ -126,8 +155,10 @@ impl<F> ResourceLayer<Always<F>> {
 }
 
 impl<F> ResourceLayer<ByRequest<F>> {
-    /// The same with a function of the request, `|req: &Request<_>| ..`, which returns an `Option` of such a future: where it is
-    /// `None`, the request needs no resource and is lent none.
+    /// Acquires resources with a function of the request, `|req: &Request<_>| ..`, that returns an `Option` of a
+    /// future as in [`new`](Self::new).
+    ///
+    /// With `None`, the request needs no resource and none is lent.
     pub fn by_request(acquire: F) -> Self {
         Self::from_acquire(ByRequest(acquire))
     }
@@ -140,12 +171,12 @@ where
     M: deadpool::managed::Manager,
     W: From<deadpool::managed::Object<M>>,
 {
-    /// Takes a resource from a pool of deadpool's: what [`current`] finds is its `Object<M>`, or its wrapper `W`.
+    /// Acquires resources from a deadpool pool: [`current`] finds an `Object<M>`, or the wrapper `W`.
     ///
-    /// Those who wait for the pool when it is closed are answered with [`Reason::Unavailable`], and those who come later. A limit
-    /// that the pool has for the wait is kept, as if it were [`max_wait`](Self::max_wait).
+    /// If the pool is closed, waiting and future calls are rejected with [`Reason::Unavailable`]. The pool's own wait
+    /// limit applies as if it were [`max_wait`](Self::max_wait).
     ///
-    /// The pool may be one that a scope holds, `&app.require::<Pool<_>>()?`, as a disposable that is closed with it.
+    /// The pool may be stored in a scope, `&app.require::<Pool<_>>()?`, as a disposable that is closed with it.
     pub fn deadpool(pool: &deadpool::managed::Pool<M, W>) -> Self {
         Self::from_acquire(Deadpool(pool.clone()))
     }
@@ -156,20 +187,21 @@ impl<A> ResourceLayer<A> {
         Self { acquire, settings: Settings { max_wait: None, info: layer_info!("resource") }, until: PhantomData }
     }
 
-    /// For HTTP: a call keeps its resource until the response's body has ended, failed or was dropped, and not only until the response
-    /// is there: what a body needs that is read from a database while it is sent. [`current`] answers in the body too.
+    /// Keeps the resource until the response's body has ended, failed, or was dropped, instead of until the response
+    /// is returned. For HTTP.
     ///
-    /// The body becomes a [`GuardBody`](crate::body::GuardBody). An empty one gives the resource back at once.
+    /// Use it for a body that is read from a database while it is sent. [`current`] works in the body too. The body
+    /// becomes a [`GuardBody`](crate::body::GuardBody). An empty body returns the resource at once.
     pub fn until_body_end(self) -> ResourceLayer<A, BodyEnd> {
         ResourceLayer { acquire: self.acquire, settings: self.settings, until: PhantomData }
     }
 }
 
 impl<A, U> ResourceLayer<A, U> {
-    /// A call that has waited this long for its resource is rejected.
+    /// Rejects a call that has waited `max_wait` for its resource.
     ///
-    /// Every duration is good: with zero nobody waits, and [`Duration::MAX`] never ends. The clock starts when a call finds that
-    /// it has to wait: at its first poll.
+    /// Any duration is valid. With zero, no call waits; [`Duration::MAX`] never ends a wait. The clock starts when a
+    /// call finds no resource available, at its first poll.
     pub fn max_wait(mut self, max_wait: Duration) -> Self {
         self.settings.max_wait = Some(max_wait);
         self
@@ -184,7 +216,7 @@ impl Settings {
     }
 }
 
-// By hand, and so for the service: when a resource is given back need not be Clone or Debug for this.
+// Manual impls, here and for the service: `U` need not be `Clone` or `Debug`.
 impl<A: Clone, U> Clone for ResourceLayer<A, U> {
     fn clone(&self) -> Self {
         Self { acquire: self.acquire.clone(), settings: self.settings.clone(), until: PhantomData }
@@ -253,7 +285,8 @@ where
     fn call(&mut self, request: Req) -> Self::Future {
         let state = match self.acquire.acquire(&request) {
             None => State::Running { response: self.inner.call(request) },
-            // Whether it has to wait shows at the first poll. Until then the response keeps the service that was made ready.
+            // Only the first poll shows whether the call must wait. Until then, the response future keeps the ready
+            // service.
             Some(acquire) => {
                 let clone = self.inner.clone();
                 let service = mem::replace(&mut self.inner, clone);
@@ -276,7 +309,7 @@ pin_project! {
     {
         #[pin]
         state: State<S, Req, A::Future>,
-        // After the state, and so dropped after it: the resource goes back when the call is gone, not before.
+        // After the state, and therefore dropped after it: the resource is returned once the call is gone.
         lease: Option<Lease>,
         until: PhantomData<fn() -> U>,
     }
@@ -288,7 +321,7 @@ pin_project! {
     {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
-            // Whatever cleans up can use the resource.
+            // Cleanup code can use the resource.
             let _entered = this.lease.as_mut().map(Lease::enter);
             this.state.set(State::Done);
         }
@@ -301,9 +334,9 @@ pin_project! {
     where
         S: Service<Req>,
     {
-        // It waits for its resource; or has it, and waits for its own clone of the service to be ready.
+        // Waiting for the resource, or, with the resource, for its own clone of the service to become ready.
         Waiting {
-            // None: it has it.
+            // None: the resource was acquired.
             #[pin]
             acquire: Option<F>,
             wait: Wait,
@@ -314,7 +347,7 @@ pin_project! {
             #[pin]
             response: S::Future,
         },
-        // It was answered.
+        // The outcome was returned.
         Done,
     }
 }
@@ -384,11 +417,11 @@ where
                             }
                             Poll::Pending => {
                                 if !wait.begun {
-                                    // The one that was made ready is dropped, and with it what it reserved meanwhile.
+                                    // Drops the service that was made ready, together with its reservations.
                                     *service = service.clone();
                                 }
                                 let max_wait = ready!(wait.poll(cx));
-                                // First out of the queue, then out of here.
+                                // Leave the pool's queue before the rejection is reported.
                                 acquire.set(None);
                                 let rejection = wait.settings.reject(Reason::Exhausted { max_wait });
                                 return Poll::Ready(Ended::Rejected(rejection));
@@ -405,7 +438,7 @@ where
                 }
                 StateProjection::Done => None,
             };
-            let Some(response) = response else { panic!("polled after it was answered") };
+            let Some(response) = response else { panic!("resource::ResponseFuture polled after it was ready") };
             self.set(State::Running { response });
         }
     }
@@ -414,16 +447,16 @@ where
 /// A call's wait for its resource.
 struct Wait {
     settings: Arc<Settings>,
-    // Whether there was none at the first poll.
+    // Whether no resource was available at the first poll.
     begun: bool,
-    // Boxed, so that a call that does not wait is not larger for it.
+    // Boxed, so that a call that does not wait does not pay for its size.
     timer: Option<Pin<Box<Sleep>>>,
-    // Whether it has its resource.
+    // Whether the call has its resource.
     is_over: bool,
 }
 
 impl Wait {
-    /// There is no resource yet. Answers when there was none for too long.
+    /// Called while there is no resource. Ready once the call has waited for `max_wait`.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
         let Some(max_wait) = self.settings.max_wait else {
             self.begin();
@@ -440,7 +473,7 @@ impl Wait {
         Poll::Ready(max_wait)
     }
 
-    /// Whether it begins only now.
+    /// Starts the wait. Returns whether this is the start.
     fn begin(&mut self) -> bool {
         if !self.begun {
             self.begun = true;
@@ -453,7 +486,8 @@ impl Wait {
 
 impl Drop for Wait {
     fn drop(&mut self) {
-        // If the whole call is dropped with it: so far it waited on this side. With its resource it waits for the service.
+        // In case the whole call is dropped along with this wait: the service has not seen it. Once it has its
+        // resource, the call waits for the service.
         if !self.is_over {
             ambient::set(Unsent(true));
         }

@@ -25,8 +25,8 @@ const LONGEST_STRIDE: u64 = 1 << 16;
 /// Limits the number of retries of all calls together, so that retries cannot overload a service that is struggling.
 ///
 /// In any window of ten seconds, the budget grants a share of the number of requests, but at least a fixed number of
-/// retries per second. The default is 20 % of the requests and at least 10 retries per second, that is `max(20 % of
-/// the requests, 100)` (the figures of Finagle and tower).
+/// retries per second. The default is 20 % of the requests and at least 10 retries per second, that is
+/// `max(20 % of the requests, 100)` (the figures of Finagle and tower).
 ///
 /// The limit is exact: regardless of the number of threads, no window of ten seconds ever exceeds it. Time is counted
 /// in whole seconds and rounded to the safe side: a retry counts for up to eleven seconds, and a request for nine to

@@ -1,4 +1,4 @@
-//! How long a body makes its reader wait for a frame: counted while the reader is waiting, and not while it does not ask.
+//! Measures how long a body makes its reader wait for a frame. The time before the reader polls does not count.
 
 use std::{
     pin::Pin,
@@ -11,10 +11,10 @@ use http_body::Body;
 
 use crate::{ambient::Limit, body::PollFrame, clock};
 
-/// The limit of each wait for a frame, and the wait that is going on.
+/// The limit of each wait for a frame, and the current wait.
 pub(super) struct Idle {
     pub(super) limit: Limit,
-    /// When the limit ends for the frame that is being waited for.
+    /// The end of the current wait; `Limit::NONE` between waits.
     pub(super) end: Limit,
     // None: the body was never pending.
     reader: Option<Reader>,
@@ -40,13 +40,13 @@ impl Idle {
         }
         let reader = self.reader.get_or_insert_with(Reader::new);
         match reader.take_woken() {
-            // The reader was not waiting any more when it asked again.
+            // The reader was no longer waiting when it polled again.
             Some(woken) if waits && woken < self.end => {
                 self.end = self.end.since(woken).started(Limit::at(clock::now()));
             }
             _ => {}
         }
-        // Where the wait begins this asks once more, with a waker that tells when the reader stops waiting.
+        // At the start of a wait, this polls again, with a waker that records when the reader stops waiting.
         let polled = reader.ask(cx, |cx| body.poll_frame(cx));
         if polled.is_ready() {
             self.end = Limit::NONE;
@@ -55,17 +55,17 @@ impl Idle {
     }
 }
 
-/// Stands between a body and the waker of its reader, and notes when the body wakes the reader: from then on the body does not keep the
-/// reader waiting, until the reader asks again.
+/// Sits between a body and its reader's waker, and records when the body wakes the reader. From then on, the body
+/// does not keep the reader waiting until the reader polls again.
 struct Reader {
     shared: Arc<Shared>,
-    // Made of `shared` once, and not for each poll.
+    // Created from `shared` once, not for each poll.
     waker: Waker,
 }
 
 struct Shared {
     reader: AtomicWaker,
-    /// When the body woke its reader for the first time since the reader asked.
+    /// When the body first woke its reader after the reader's last poll.
     woken: Mutex<Option<Limit>>,
 }
 
@@ -75,7 +75,7 @@ impl Reader {
         Self { waker: Waker::from(Arc::clone(&shared)), shared }
     }
 
-    /// When the body woke its reader, if it did since this was called last.
+    /// Returns the time at which the body woke its reader, if it did since the last call.
     fn take_woken(&self) -> Option<Limit> {
         self.shared.woken().take()
     }

@@ -1,4 +1,4 @@
-//! The limits of a response's body: how long all of it may take, and how long it may make its reader wait for a frame.
+//! The limits of a response's body: on its whole duration, and on each wait for a frame.
 
 use std::{
     error::Error as StdError,
@@ -22,7 +22,7 @@ use crate::{
     telemetry::LayerInfo,
 };
 
-/// What a layer has to say about bodies.
+/// A layer's settings for bodies.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct BodyLimits {
     /// Whether the call's limit covers the body.
@@ -31,14 +31,14 @@ pub(super) struct BodyLimits {
     pub(super) idle: Option<Duration>,
 }
 
-/// What a timeout keeps with a response's body: its clocks.
+/// The guard of a response's body: holds the clocks of its timeout.
 pub struct InTime {
     /// The call's limit; none if it does not cover the body.
     clock: Clock,
-    /// Whether a frame came after that already.
+    /// Whether a frame has already arrived after that limit.
     late: bool,
     idle: Idle,
-    // Boxed, so that a body that is never pending is not larger for it.
+    // Boxed, so that a body that is never pending does not pay for its size.
     timer: Option<Pin<Box<Sleep>>>,
     info: LayerInfo,
 }
@@ -53,14 +53,15 @@ impl InTime {
         Self { clock, late: false, idle, timer: None, info }
     }
 
-    /// The body is pending: answers whether it may stay so. `outer` is what surrounds the call's limit.
+    /// Called while the body is pending. Ready with a rejection once a limit has passed. `outer` surrounds the call's
+    /// limit.
     fn poll_limits(&mut self, outer: Limit, cx: &mut Context<'_>) -> Poll<Rejection> {
-        // Of two that end together the outer one does: its end is the request's.
+        // If both end at the same time, the outer limit applies, because it belongs to the request.
         let own = if self.clock.own < outer { self.clock.own } else { Limit::NONE };
         let is_own = own <= self.idle.end;
         let (limit, sooner) = if is_own { (self.clock.limit, own) } else { (self.idle.limit, self.idle.end) };
         let Some(end) = sooner.instant() else { return Poll::Pending };
-        // A limit of zero needs no timer to have passed.
+        // A limit of zero has passed without a timer.
         if limit != Limit::ZERO {
             let timer = match &mut self.timer {
                 Some(timer) => {
@@ -75,12 +76,12 @@ impl InTime {
         }
         let idle = || Expired::Limit(self.idle.limit.duration().unwrap_or(Duration::MAX));
         let expired = if is_own { self.clock.expired() } else { idle() };
-        // What cleans up sees that its time is over, whichever of the two it was.
+        // Cleanup code sees an expired deadline, whichever limit expired.
         self.clock.own = sooner;
         Poll::Ready(reject(&self.info, expired))
     }
 
-    /// A frame of data came that is not the last one. Answers whether it may pass: the first that comes late may.
+    /// Called for a data frame that is not the last. Returns whether it may pass: the first late frame may.
     fn admits(&mut self) -> bool {
         let was_late = self.late;
         self.late = self.clock.own.instant().is_some_and(|end| end <= clock::now());
@@ -113,7 +114,7 @@ where
     }
 
     fn drop_body(&mut self, drop: impl FnOnce()) {
-        // Whatever cleans up can see whether its deadline has passed.
+        // Cleanup code can see whether its deadline has passed.
         let mut inside = Limit::NONE;
         let entered = enter(&mut self.clock.own, &mut inside);
         drop();

@@ -1,30 +1,45 @@
-//! Gives up on a service that does not answer in time.
+//! Limits the time of each call.
 //!
-//! At the limit the call is dropped, its clean-up runs, and only then the caller gets [`Reason::TimedOut`].
+//! At the limit, the call is dropped and its cleanup runs. Then the caller receives [`Reason::TimedOut`].
 //!
-//! **Its clock** starts at the first poll of the response future, not at `call`; it is read only when the service turns out to
-//! be pending. A response that is ready in the same poll as the limit wins, and even a limit of zero lets a ready response
-//! through. The wait for the service's readiness is not covered, unless a layer that waits inside its response future (retry,
-//! cache) stands between: then everything beneath it is.
+//! The clock starts at the first poll of the response future, not in `call`. It is read only if the service turns out
+//! to be pending. A response that is ready in the same poll as the limit wins, and even a limit of zero lets a ready
+//! response through. The limit does not cover the wait for the service's readiness. The exception is a layer in
+//! between that waits inside its response future (retry, cache): then the readiness of everything inside it is
+//! covered.
 //!
-//! **The response's body** is covered with [`until_body_end`](TimeoutLayer::until_body_end), and with [`idle`](TimeoutLayer::idle) the
-//! time that it makes the reader wait for each frame. Past either it ends with an error, in which the rejection lies
-//! ([`Rejection::find`]). A body that nobody polls is not ended by anyone: a server whose client does not read has to close the connection.
+//! # Response bodies
 //!
-//! **Where it belongs.** Twice in a stack: as a total outside of the retry, where it covers queueing, all attempts and the pauses
-//! between them, and is not retried; and as an attempt's limit next to the service, where each attempt has its own, and one that
-//! times out is retried. The outer limit is the [`Deadline`](crate::Deadline) of everything inside: a limit that would end later than the
-//! surrounding one leaves it to that one to end the call, so that a total is never mistaken for an attempt.
+//! [`until_body_end`](TimeoutLayer::until_body_end) extends the limit to the response's body.
+//! [`idle`](TimeoutLayer::idle) limits the time that the body makes its reader wait for each frame. Beyond either
+//! limit, the body ends with an error that contains the rejection ([`Rejection::find`]). A body that is not polled
+//! does not end: a server whose client does not read must close the connection.
 //!
-//! **A deadline from outside.** A timeout ends its call by a deadline that was carried over ([`Deadline::within`](crate::Deadline::within)) where
-//! nothing further out does, with [`Reason::DeadlineExceeded`]: its class is ignored, for the caller may have left the service no time.
-//! A call whose surrounding deadline has passed already is rejected with the same reason and never sent. The service below keeps the
-//! readiness that it was asked for until its next call.
+//! # Order
 //!
-//! **Cancellation.** Dropping the response future drops the call.
+//! Place this layer in a stack twice. Outside the retry it is the total: it covers queueing, all attempts, and the
+//! pauses between them, and is not retried. Next to the service it is the attempt timeout: each attempt has its own,
+//! and an attempt that times out is retried. The outer limit is the [`Deadline`](crate::Deadline) of everything
+//! inside. A limit that would end later than the surrounding one leaves it to that one to end the call, so that a
+//! total is never mistaken for an attempt timeout.
 //!
-//! It needs no `S: Clone`. A call that is ready at once costs no clock read and no timer. Nothing is
-//! allocated, but for a body that is pending: see [`until_body_end`](TimeoutLayer::until_body_end) and [`idle`](TimeoutLayer::idle).
+//! # External deadlines
+//!
+//! A deadline that was carried over with [`Deadline::within`](crate::Deadline::within) also ends the call, if no timeout further out enforces it. The reason is [`Reason::DeadlineExceeded`], which is classified
+//! as ignored, because the caller may have left the service no time. If the surrounding deadline has already passed,
+//! the call is rejected with the same reason and never sent. The inner service then keeps its readiness for the next
+//! call.
+//!
+//! # Cancellation safety
+//!
+//! Dropping the response future drops the call.
+//!
+//! # Cost
+//!
+//! The layer does not require `S: Clone`. A call that is ready at once costs neither a clock read nor a timer. Only a
+//! pending body allocates: see [`until_body_end`](TimeoutLayer::until_body_end) and [`idle`](TimeoutLayer::idle).
+//!
+//! # Examples
 //!
 //! ```
 //! use std::time::Duration;
@@ -78,7 +93,7 @@ use crate::{
     telemetry::{LayerInfo, layer_info, layer_setters},
 };
 
-/// Gives up on a service that does not answer in time: see the [module](self).
+/// Limits the time of each call: see the [module](self).
 #[must_use]
 pub struct TimeoutLayer<L = Duration, U = ResponseEnd> {
     limit: L,
@@ -88,34 +103,35 @@ pub struct TimeoutLayer<L = Duration, U = ResponseEnd> {
 }
 
 impl<L> TimeoutLayer<L> {
-    /// A limit for each call: a [`Duration`], or a function of the request that returns one (or an `Option` of one, where `None`
-    /// means no limit).
+    /// Creates a layer with a limit for each call: a [`Duration`], or a function of the request that returns one (or
+    /// an `Option` of one, where `None` means no limit).
     ///
-    /// Every duration is good: zero lets only a ready response through, and [`Duration::MAX`] never ends.
+    /// Any duration is valid. Zero lets only a ready response through; [`Duration::MAX`] never ends a call.
     pub fn new(limit: L) -> Self {
         Self { limit, body: BodyLimits::default(), info: layer_info!("timeout"), until: PhantomData }
     }
 }
 
 impl<L, U> TimeoutLayer<L, U> {
-    /// For HTTP: the limit covers the response's body too, to its end.
+    /// Extends the limit to the end of the response's body. For HTTP.
     ///
-    /// Its clock then starts at the latest when the response is there. A frame that is ready when the limit has passed is still
-    /// handed out, the one after it is not. It costs a clock read for each response whose body is not empty, and for each frame but the
-    /// last; and an allocation for a body that is pending.
+    /// The clock starts at the latest when the response is returned. If a frame is ready when the limit has passed,
+    /// it is still yielded; the next one is not. The cost is a clock read for each response with a non-empty body,
+    /// and for each frame but the last. A pending body also allocates.
     pub fn until_body_end(mut self) -> TimeoutLayer<L, BodyEnd> {
         self.body.covered = true;
         self.with_body()
     }
 
-    /// For HTTP: the response's body may make its reader wait this long for a frame, each time.
+    /// Limits each wait for a frame of the response's body to `idle`. For HTTP.
     ///
-    /// The clock starts when the body is asked for a frame and has none. It stands still from when the body wakes its reader until the
-    /// reader asks again: the time of a reader that is slow to ask never counts. The limit goes with or without
-    /// [`until_body_end`](Self::until_body_end): a download may take as long as it likes if it goes on. For each frame that the reader has to
-    /// wait for, it costs clock reads and a second look at the body; and two allocations for such a body.
+    /// The clock starts when the body is polled for a frame and has none. It pauses when the body wakes its reader and
+    /// resumes when the reader polls again, so the time of a slow reader never counts. The limit works with or
+    /// without [`until_body_end`](Self::until_body_end): a download may take any time as long as it makes progress.
+    /// Each frame that the reader waits for costs clock reads and a second poll of the body; such a body allocates
+    /// twice.
     ///
-    /// Every duration is good: with zero each frame has to be ready at once, and [`Duration::MAX`] never ends.
+    /// Any duration is valid. With zero, each frame must be ready at once; [`Duration::MAX`] never ends a wait.
     pub fn idle(mut self, idle: Duration) -> TimeoutLayer<L, BodyEnd> {
         self.body.idle = Some(idle);
         self.with_body()
@@ -195,11 +211,12 @@ where
         if is_too_late(outer) {
             return ResponseFuture::new(Limited::too_late(), &self.layer);
         }
-        // Beside a deadline that runs already, this limit had to start to be compared with it: for `call` alone.
+        // Next to a deadline that is already running, this limit had to start in order to be compared with it. That
+        // start is for `call` alone.
         let too_early = own != limit;
         let response = self.inner.call(request);
         drop(entered);
-        // What was left in place: if somebody inside asked for the deadline, that was the start of both.
+        // If code inside asked for the deadline, that started both limits.
         if let Some(start) = started(own.min(outer), inside) {
             own = own.started(start);
             ambient::set(outer.started(start));

@@ -6,7 +6,7 @@ use proptest::{collection::vec, prelude::*};
 
 use super::*;
 
-/// Counts itself when it is dropped, and asks the loan that it came from: a lock that is held then would hang the test.
+/// Counts its drops. On drop it also calls into its loan, which would hang the test if a lock were held.
 struct Counted {
     drops: Arc<AtomicUsize>,
     lent: Option<Lent<Counted>>,
@@ -56,7 +56,8 @@ enum Step {
 }
 
 proptest! {
-    /// The model looks at all that happened: whether it was taken out or the call ended, and who got it last.
+    /// The model inspects the whole history: whether the resource was taken out or the call ended, and who acquired
+    /// it last.
     #[test]
     fn one_at_a_time_has_it_and_it_is_dropped_once(
         steps in vec(prop_oneof![4 => Just(Step::Get), 4 => Just(Step::Drop), 1 => Just(Step::TakeOut), 1 => Just(Step::End)], 0..12),
@@ -68,7 +69,7 @@ proptest! {
         for step in steps {
             let before = |wanted: fn(&Step) -> bool| done.iter().filter(|step| wanted(step)).count();
             let ended = before(|step| matches!(step, Step::End)) > 0;
-            // Only what had effect is in the list.
+            // Only steps that had an effect are recorded.
             let in_use = before(|step| matches!(step, Step::Get)) > before(|step| matches!(step, Step::Drop | Step::TakeOut));
             let taken = before(|step| matches!(step, Step::TakeOut)) > 0;
             let effect = match step {

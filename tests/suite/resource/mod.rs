@@ -131,7 +131,7 @@ async fn a_handle_that_is_kept_is_empty_when_the_call_is_over_and_says_so() {
     assert_eq!(pool.free(), 1);
     let error = kept.get().unwrap_err();
     assert_eq!(error.why(), Why::Over);
-    assert!(error.to_string().ends_with("Seat` to use: the call that it was lent to is over"), "{error}");
+    assert!(error.to_string().ends_with("Seat` is not available: the call that it was lent to is over"), "{error}");
 }
 
 /// What uses it cannot be stopped: it would be used by two otherwise.
@@ -203,7 +203,7 @@ async fn outside_of_a_layer_and_in_a_task_of_its_own_there_is_none() {
     service.oneshot(()).await.unwrap();
     assert_eq!(none(), Some(Why::Missing));
     let error = resource::current::<u8>().unwrap_err();
-    assert_eq!(error.to_string(), "there is no `u8` to use: no `ResourceLayer` around this call lends one");
+    assert_eq!(error.to_string(), "the resource `u8` is not available: no `ResourceLayer` around this call lends it");
 }
 
 /// Shows: O1
