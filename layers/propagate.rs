@@ -57,7 +57,7 @@
 //!         Ok::<_, std::io::Error>(Response::new(String::new()))
 //!     }));
 //!
-//! In a handler inside a `RequestIdLayer`, such a scope is current.
+//! // In a handler inside a `RequestIdLayer`, such a scope is current.
 //! # let headers = HeaderMap::from_iter([("x-request-id".parse().unwrap(), "order-17".parse().unwrap())]);
 //! # let ids = RequestIds::read(&headers, "x-request-id".parse().unwrap());
 //! let scope = Scope::root("request").with(ids);

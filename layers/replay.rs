@@ -90,8 +90,8 @@ impl ReplayLayer {
     /// only if no part of its body was read.
     ///
     /// Data counts with its length and is copied, so that a larger buffer from which it was cut is not kept alive.
-    /// Trailers count with the length of their names and values. The number of frames is limited too: to 64, plus one for
-    /// each 64 bytes of this limit.
+    /// Trailers count with the length of their names and values. The number of frames is limited too: to 64, plus one
+    /// for each 64 bytes of this limit.
     ///
     /// # Panics
     ///

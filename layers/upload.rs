@@ -23,10 +23,10 @@
 //! that respond to the proxy's own callers:
 //! `ServerStack > RejectionResponseLayer > UploadLayer > ReplayLayer > ClientStack > client`.
 //!
-//! A server's limit outside the layer, such as that of `ServerStack`, covers the upload: omit it, or set it to the longest
-//! upload.
+//! A server's limit outside the layer, such as that of `ServerStack`, covers the upload: omit it, or set it to the
+//! longest upload.
 //!
-//! # What counts
+//! # Waiting time
 //!
 //! The service waits for the caller from the moment it polls the body for a frame and finds none. A service that does
 //! not poll, because it is slow to process the data it has, uses its own time. A service that polls once and never
@@ -75,7 +75,7 @@
 //!     Request::put("/").body(StreamBody::new(frames).boxed_unsync()).unwrap()
 //! };
 //!
-//! 90 seconds, in which the service waited for its caller.
+//! // 90 seconds, in which the service waited for its caller.
 //! assert_eq!(*service.clone().oneshot(request(9)).await.unwrap().body(), 36);
 //!
 //! let outcome = service.oneshot(request(11)).await;

@@ -137,8 +137,8 @@ impl<F> FallbackLayer<Function<F>> {
 }
 
 impl<F> FallbackLayer<Function<F, Nothing, Later>> {
-    /// Falls back to the output of the future that `function` returns, a `Result` of the service's response and error types:
-    /// `|failed: Failed<'_, _, _>| async move { .. }`.
+    /// Falls back to the output of the future that `function` returns, a `Result` of the service's response and error
+    /// types: `|failed: Failed<'_, _, _>| async move { .. }`.
     ///
     /// The future cannot borrow from `failed`: the function extracts what the future needs.
     pub fn future(function: F) -> Self {

@@ -74,7 +74,7 @@
 //! use ziggurat::resource::{self, ResourceLayer};
 //!
 //! # #[tokio::main(flavor = "current_thread")] async fn main() {
-//! Any pool works. This one is a semaphore, and its resource is a permit.
+//! // Any pool works. This one is a semaphore, and its resource is a permit.
 //! type Seat = tokio::sync::OwnedSemaphorePermit;
 //! let seats = Arc::new(Semaphore::new(2));
 //! let pool = seats.clone();

@@ -184,10 +184,10 @@ impl<C, P, B, D> RetryLayer<C, P, B, D> {
     /// Sets the wait before the next attempt: a [`Backoff`], a [`Duration`], or a function of the failed attempt's
     /// number and outcome, `|attempt: u32, outcome: Result<&_, &_>| -> Duration`.
     ///
-    /// If the service asks for a wait (`Retry-After`), the longer of the two applies. If a later attempt fails without
-    /// asking for one (for example, its connection is reset), the retry waits at least as long as an earlier attempt was
-    /// asked to, if the deadline allows. A jitter that depends on the previous wait uses the previous wait of this
-    /// backoff. A wait of zero creates no timer and needs no clock in the runtime.
+    /// If the service asks for a wait (`Retry-After`), the longer of the two applies. If a later attempt fails
+    /// without asking for one (for example, its connection is reset), the retry waits at least as long as an earlier
+    /// attempt was asked to, if the deadline allows. A jitter that depends on the previous wait uses the previous
+    /// wait of this backoff. A wait of zero creates no timer and needs no clock in the runtime.
     ///
     /// A function that panics ends the retries: the caller receives the outcome of that attempt, and
     /// [`LayerEvent::GaveUp`] has the reason `"backoff"`.

@@ -25,10 +25,10 @@
 //!
 //! # External deadlines
 //!
-//! A deadline that was carried over with [`Deadline::within`](crate::Deadline::within) also ends the call, if no timeout further out enforces it. The reason is [`Reason::DeadlineExceeded`], which is classified
-//! as ignored, because the caller may have left the service no time. If the surrounding deadline has already passed,
-//! the call is rejected with the same reason and never sent. The inner service then keeps its readiness for the next
-//! call.
+//! A deadline that was carried over with [`Deadline::within`](crate::Deadline::within) also ends the call, if no
+//! timeout further out enforces it. The reason is [`Reason::DeadlineExceeded`], which is classified as ignored,
+//! because the caller may have left the service no time. If the surrounding deadline has already passed, the call is
+//! rejected with the same reason and never sent. The inner service then keeps its readiness for the next call.
 //!
 //! # Cancellation safety
 //!
