@@ -1,4 +1,4 @@
-//! The permits held by the calls around the running code. A call that waited for one of them would wait for ever.
+//! The permits held by the calls around the running code. A call that waited for one of them would wait forever.
 
 use std::cell::{Cell, RefCell};
 

@@ -19,11 +19,11 @@
 //!
 //! # Retry-After
 //!
-//! A rejection estimates when a retry is worthwhile: the recent average interval between two released permits, times
-//! the number of waiting calls. The estimate is updated at each rejection. Before the first measurement, the limit
-//! assumes that a call takes 100 ms. If no permit was released since the last rejection, the estimate is at least the
-//! time since then. It is at least one millisecond and at most one minute. Over HTTP, it is rounded up to whole
-//! seconds.
+//! A rejection carries an estimate of when a retry is worthwhile: the recent average interval between two released
+//! permits, times the number of waiting calls. The estimate is updated at each rejection. Before the first
+//! measurement, the limit assumes that a call takes 100 ms. If no permit was released since the last rejection, the
+//! estimate is at least the time since then. It is at least one millisecond and at most one minute. Over HTTP, it is
+//! rounded up to whole seconds.
 //!
 //! # Order
 //!

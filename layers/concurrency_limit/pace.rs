@@ -1,9 +1,9 @@
 //! Estimates how often permits are released, given the time and the number of permits released so far.
 //!
 //! The estimate is updated only when a call is rejected, so it sees nothing but the number of permits released in
-//! between. It is the mean interval, with one additional permit at the previous pace. This gives an estimate before
-//! the first permit is released, keeps a single fast or slow call from dominating it, and lets it grow while no
-//! permit is released.
+//! between. It is the mean interval, as if one more permit had been released at the previous pace. This gives an
+//! estimate before the first permit is released, keeps a single fast or slow call from dominating it, and lets it
+//! grow while no permit is released.
 
 use std::time::Duration;
 

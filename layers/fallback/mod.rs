@@ -19,8 +19,8 @@
 //!
 //! # If the fallback fails too
 //!
-//! A response that was judged a failure is dropped when the fallback has seen it, before the fallback runs. This
-//! releases everything that depends on its body, such as a connection or a permit. An error or a rejection is kept.
+//! A response that was judged a failure is dropped before the fallback's future runs. This releases everything that
+//! depends on its body, such as a connection or a permit. An error or a rejection is kept.
 //!
 //! If the fallback ends with an error or a rejection, [`on_failure`](FallbackLayer::on_failure) receives both. By
 //! default, the caller receives the outcome of the service, with the fallback's message attached where there is a

@@ -2,7 +2,7 @@
 //!
 //! Without this layer, a rejection of an HTTP server is an empty response with status 504, 503 or 429 (and
 //! `Retry-After`), and a rejection of a client is an error. With this layer, both become the response that a function
-//! makes of the rejection and the request's head. [`problem_json`](RejectionResponseLayer::problem_json) and
+//! makes from the rejection and the request's head. [`problem_json`](RejectionResponseLayer::problem_json) and
 //! [`grpc`](RejectionResponseLayer::grpc) are predefined.
 //!
 //! Everything else passes unchanged: responses of the service, whatever their status, and errors of the service,

@@ -32,7 +32,7 @@
 //!
 //! An error of the function becomes [`Reason::Unavailable`], a transient failure that contains the error's message.
 //! The message is part of the rejection's [`Display`](std::fmt::Display) form, and therefore of events and `tracing`.
-//! It is not part of [`Rejection::public_message`], which strangers may see.
+//! It is not part of [`Rejection::public_message`], which clients may see.
 //!
 //! # Order
 //!
@@ -45,7 +45,7 @@
 //!
 //! A handler that calls itself through the same layer keeps its resource while the inner call waits for another one.
 //! If the pool has none left (because it has only one, or because all callers do the same at once), none becomes free
-//! until `max_wait` or a timeout outside ends the inner call. Without either, the call waits for ever. This layer
+//! until `max_wait` or a timeout outside ends the inner call. Without either, the call waits forever. This layer
 //! cannot detect this, because it does not know the size of the pool. Let the inner call use the resource of the
 //! outer one, which [`current`] finds:
 //! `ResourceLayer::by_request(move |_: &Request| current::<Connection>().is_err().then(|| pool.get()))`.

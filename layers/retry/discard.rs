@@ -68,7 +68,7 @@ pub struct Drained;
 /// The maximum number of bytes read from a body.
 const MOST: usize = 64 * 1024;
 
-/// The minimum that a frame counts for, because a body may yield empty frames for ever.
+/// The minimum that a frame counts for, because a body may yield empty frames forever.
 const LEAST: usize = 64;
 
 #[diagnostic::do_not_recommend]

@@ -10,8 +10,8 @@
 //!   sent, because the service did not become ready, needs no copy. Inside a
 //!   [`ReplayLayer`](crate::replay::ReplayLayer), a streamed body can be copied.
 //! - The error does not come from a certificate that fails to verify (detected with the feature `rustls`).
-//! - The next attempt can start before the [`Deadline`](crate::Deadline). A `Retry-After` of the service is honoured
-//!   if it is at most 300 s (linkerd2's figure); a longer one ends the retries.
+//! - The next attempt can start before the [`Deadline`](crate::Deadline). A `Retry-After` from the service is
+//!   honoured if it is at most 300 s (linkerd2's figure); a longer one ends the retries.
 //! - The [`Budget`], which all clones share, grants a retry.
 //!
 //! # Result
