@@ -1,5 +1,5 @@
-//! How many requests a cache answers from memory, in hundredths, beside an LRU and two caches that are used for this:
-//! the same keys for all, without and with weights. `tests/suite/cache/working_set.rs` holds ours to it.
+//! The hit ratio of the cache, in percent, beside an LRU and two popular caches: the same keys for all, without and
+//! with weights. `tests/suite/cache/working_set.rs` asserts the figures of our cache.
 //!
 //! `cargo bench -p ziggurat-benches --bench hit_ratio`
 
@@ -14,7 +14,7 @@ use ziggurat_benches::Failed;
 const CAPACITY: u64 = 1_000;
 const SET: u64 = 800;
 
-/// A cache that is asked for a key of this weight, keeps it if it had not got it, and says whether it had.
+/// Looks up a key of this weight, inserts it if it is missing, and returns whether it was there.
 type Subject = Box<dyn FnMut(u64, u64) -> bool>;
 type Named = (&'static str, fn(u64) -> Subject);
 
@@ -78,7 +78,7 @@ impl Lifecycle<u64, u64> for Forget {
     fn on_evict(&self, _: &mut (), _: u64, _: u64) {}
 }
 
-/// As its authors preset it, and with one shard, so that keys which happen to fall together cost nothing.
+/// As preset by its authors, but with one shard, so that keys which happen to share a shard cost nothing.
 fn quick_cache(capacity: u64) -> Subject {
     let options = OptionsBuilder::new()
         .shards(1)
@@ -96,7 +96,7 @@ fn quick_cache(capacity: u64) -> Subject {
     })
 }
 
-/// xorshift64*: the same numbers everywhere.
+/// xorshift64*: the same numbers on every machine.
 struct Numbers(u64);
 
 impl Numbers {

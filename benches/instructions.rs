@@ -1,5 +1,6 @@
-//! How many instructions one call takes on the happy path, counted by callgrind: the same on every run of one binary.
-//! `cargo bench -p ziggurat-benches --bench instructions` (needs valgrind; a word after `--` picks the subjects that contain it)
+//! Counts the instructions of one call on the happy path with callgrind: the same on every run of one binary. `cargo
+//! bench -p ziggurat-benches --bench instructions` (needs valgrind; a word after `--` selects the subjects that contain
+//! it)
 
 use std::process::{Command, ExitCode};
 
@@ -26,10 +27,10 @@ fn run(index: usize, calls: u32) {
     (subject.run)(calls);
 }
 
-/// The difference between a run of twice as many calls and one of so many: what is done once cancels out.
+/// Subtracts a run of `CALLS` calls from one of twice as many, so that one-time costs cancel out.
 fn table(word: &str) -> ExitCode {
     let Some(bare) = per_call(0) else {
-        eprintln!("valgrind is missing, or does not count here");
+        eprintln!("valgrind is missing, or cannot count instructions here");
         return ExitCode::FAILURE;
     };
     println!("{:<24}{:<18}{:>12}", "", "", "instructions");

@@ -1,4 +1,4 @@
-//! What the benchmarks share: a bare service, and one call driven to its end without a runtime's help.
+//! Shared by the benchmarks: a bare service, and a driver that completes one call without a runtime.
 
 use std::{
     convert::Infallible,
@@ -14,7 +14,7 @@ pub mod subjects;
 /// The request and the response: one word, so that a copy costs nothing.
 pub type Word = u64;
 
-/// The error of every stack here; it is never made.
+/// The error of every stack here. It never occurs.
 #[derive(Debug, Clone, Copy)]
 pub struct Failed;
 
@@ -32,7 +32,7 @@ impl From<Infallible> for Failed {
     }
 }
 
-/// Answers at once with the request.
+/// Responds at once with the request.
 #[derive(Debug, Clone, Copy)]
 pub struct Echo;
 
@@ -50,7 +50,7 @@ impl Service<Word> for Echo {
     }
 }
 
-/// Polls the service ready, calls it and polls the response, each of which has to be ready at once.
+/// Polls the service ready, calls it and polls the response. Each has to be ready at once.
 pub fn call<S: Service<Word>>(service: &mut S, request: Word) -> S::Response {
     let mut cx = Context::from_waker(Waker::noop());
     assert!(matches!(service.poll_ready(&mut cx), Poll::Ready(Ok(()))), "not ready");

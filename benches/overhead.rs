@@ -1,8 +1,9 @@
-//! What one call costs on the happy path: a reused service that answers at once, beside tower's and tower-resilience's layers with
-//! equal policies, in the same run. `cargo bench -p ziggurat-benches --bench overhead`
+//! Measures one call on the happy path: a reused service that responds at once, beside layers of tower and
+//! tower-resilience with equal policies, in the same run. `cargo bench -p ziggurat-benches --bench overhead`
 //!
-//! After criterion's own figures it prints one table: each subject net of the bare service, and as a ratio to ziggurat's. For that all
-//! subjects take turns in short rounds, and the quickest round of each counts: noise on a shared machine only ever adds.
+//! After criterion's own figures it prints one table: each subject net of the bare service, and as a ratio to
+//! ziggurat's. For that table all subjects take turns in short rounds, and the fastest round of each counts: noise on a
+//! shared machine only ever adds.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,7 @@ fn main() {
     }
 }
 
-/// Nanoseconds of one call, the quickest of many rounds in which all subjects take turns.
+/// Nanoseconds of one call, from the fastest of many rounds in which all subjects take turns.
 fn table() {
     const ROUNDS: u32 = 400;
     const CALLS: u32 = 2_000;

@@ -1,7 +1,8 @@
-//! What an item costs above futures-util's `buffer_unordered`: millions of items, in the same run.
+//! Measures the cost of an item compared with futures-util's `buffer_unordered`: millions of items, in the same run.
 //! `cargo bench -p ziggurat-benches --bench processing`
 //!
-//! All subjects take turns in short rounds, and the quickest round of each counts: noise on a shared machine only ever adds.
+//! All subjects take turns in short rounds, and the fastest round of each counts: noise on a shared machine only ever
+//! adds.
 
 use std::{
     future::poll_fn,
@@ -18,7 +19,7 @@ const ROUNDS: usize = 400;
 const AT_ONCE: usize = 25;
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// An item that is pending so many times, each time waking itself.
+/// An item that is pending the given number of times, and wakes itself each time.
 async fn item<const PENDING: usize>(item: u64) -> Result<u64, ()> {
     let mut pending = PENDING;
     poll_fn(|cx| {
@@ -38,7 +39,7 @@ async fn theirs<const PENDING: usize>() -> u64 {
     results.fold(0, |sum, result| async move { sum + result.unwrap_or(0) }).await
 }
 
-/// The same with tokio's timeout around each item.
+/// `buffer_unordered` with tokio's timeout around each item.
 async fn theirs_with_a_limit<const PENDING: usize>() -> u64 {
     let item = |number| tokio::time::timeout(LIMIT, item::<PENDING>(number));
     let results = futures_util::stream::iter(0..ITEMS).map(item).buffer_unordered(AT_ONCE);

@@ -1,4 +1,4 @@
-//! What is measured: each of our layers and the stack of four, and beside each the peers' with equal policies.
+//! The subjects of the benchmarks: each of our layers and a stack of four, beside peers with equal policies.
 
 use std::{
     future::{poll_fn, ready},
@@ -43,9 +43,9 @@ const PERMITS: usize = 100;
 pub struct Subject {
     /// The policy.
     pub what: &'static str,
-    /// The crate that it is from.
+    /// The crate that provides it.
     pub whose: &'static str,
-    /// Makes so many calls.
+    /// Makes the given number of calls.
     pub run: Box<dyn FnMut(u32)>,
 }
 
@@ -61,7 +61,7 @@ where
     Subject { what, whose, run }
 }
 
-/// The same for a service that answers a small response, whose body is read to its end.
+/// Measures a service with a small response, whose body is read to its end.
 fn http_subject<S, B>(what: &'static str, mut service: S) -> Subject
 where
     S: Service<Word, Response = Response<B>> + 'static,
@@ -81,7 +81,7 @@ where
 
 const SMALL: &[u8] = b"a small response";
 
-/// Reads the request's body to its end, and answers.
+/// Reads the request's body to its end, and responds.
 async fn reads<B: Body<Data = Bytes>>(request: Request<B>) -> Result<Response<Full<Bytes>>, Failed> {
     let mut body = pin!(request.into_body());
     while let Some(Ok(frame)) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
@@ -90,7 +90,7 @@ async fn reads<B: Body<Data = Bytes>>(request: Request<B>) -> Result<Response<Fu
     Ok(Response::new(Full::new(Bytes::from_static(SMALL))))
 }
 
-/// tower leaves the policy to its user: the same rule as ours.
+/// tower leaves the policy to its users, so this is the same rule as ours.
 #[derive(Debug, Clone)]
 struct ThreeTimes(u32);
 
@@ -107,7 +107,7 @@ impl<E> tower::retry::Policy<Word, Word, E> for ThreeTimes {
     }
 }
 
-/// All of them; the first is the bare service.
+/// All subjects. The first is the bare service.
 pub fn subjects() -> Vec<Subject> {
     let ours = "ziggurat";
     let tower = "tower";

@@ -1,9 +1,9 @@
-//! Wraps an axum router: no `HandleErrorLayer`, because a layer that rejects answers with a status of its own.
+//! Wraps an axum router. It needs no `HandleErrorLayer`, because a rejection becomes a response with its own status.
 //!
-//! All routes and connections share one limit. Every request has an id, which stands on every response. A handler takes the request's
-//! scope as an argument (feature `axum`).
+//! All routes and connections share one limit. Every request has an id, which is on every response. A handler takes the
+//! request's scope as an argument (feature `axum`).
 //!
-//! With `-- --listen 127.0.0.1:8080` it serves whoever asks, until it is stopped.
+//! With `-- --listen 127.0.0.1:8080` it serves any client until it is stopped.
 
 #[path = "shared/listen.rs"]
 mod listen;
@@ -26,10 +26,10 @@ use ziggurat::{
     request_id::RequestIdLayer, scope::MissingState, timeout::TimeoutLayer,
 };
 
-/// What the whole program knows.
+/// State of the whole program.
 struct Greeting(&'static str);
 
-/// Whose request it is.
+/// The tenant of a request.
 struct Tenant(String);
 
 impl Tenant {
@@ -50,9 +50,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .layer(ContextLayer::new(app).state(|req: &Request<_>| Tenant::of(req)))
         .layer(RequestIdLayer::new())
         .layer(RejectionResponseLayer::problem_json())
-        // Nobody waits: a server that is full says so at once.
+        // No waiting: a full server rejects at once.
         .layer(ConcurrencyLimitLayer::new(at_once).max_waiting(0).until_body_end())
-        // A function of the request, or a plain `Duration`. None: no limit for this request.
+        // A function of the request, or a plain `Duration`. `None` means no limit for this request.
         .layer(TimeoutLayer::new(|req: &Request<_>| {
             (req.uri().path() != "/upload").then_some(Duration::from_millis(500))
         }));
@@ -77,7 +77,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     assert_eq!(rejected.headers()["content-type"], "application/problem+json");
     assert!(rejected.headers().contains_key("x-request-id"));
 
-    // While the upload is inside, there is no place for another call, on whatever route or connection.
+    // While the upload is in flight, every other call is rejected, on any route or connection.
     let upload = tokio::spawn(async move { ask(address, "/upload").await.map_err(|error| error.to_string()) });
     door.entered.notified().await;
     let rejected = ask(address, "/hello").await?;
@@ -87,12 +87,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
     assert_eq!(upload.await??.body(), "uploaded");
     assert_eq!(ask(address, "/hello").await?.status(), StatusCode::OK);
 
-    println!("answered 200, 504 and 503, without a HandleErrorLayer");
+    println!("returned 200, 504 and 503, without a HandleErrorLayer");
     Ok(())
 }
 
 async fn hello(scope: Scope) -> Result<String, StatusCode> {
-    // What the program is made of is for the logs, and not for callers.
+    // Internals belong in the logs, not into a response.
     let missing = |error: MissingState| {
         eprintln!("{error}");
         StatusCode::INTERNAL_SERVER_ERROR
@@ -102,7 +102,7 @@ async fn hello(scope: Scope) -> Result<String, StatusCode> {
     Ok(format!("{} {}", greeting.0, tenant.0))
 }
 
-/// Tells when a call is inside, and when it may leave.
+/// Signals when a call has entered, and when it may leave.
 #[derive(Default)]
 struct Door {
     entered: Notify,
@@ -115,7 +115,7 @@ async fn upload(State(door): State<Arc<Door>>) -> &'static str {
     "uploaded"
 }
 
-/// Each call comes on a connection of its own.
+/// Sends each call on its own connection.
 async fn ask(address: SocketAddr, path: &str) -> Result<Response<Bytes>, Box<dyn Error>> {
     let client = Client::builder(TokioExecutor::new()).build_http();
     let request =

@@ -1,4 +1,5 @@
-//! A thousand items in batches of 50, ten at a time, with a progress bar: with a barrier after each batch, and sliding.
+//! Processes a thousand items in batches of 50, ten at a time, with a progress bar: with a barrier after each batch,
+//! and sliding.
 
 use std::{convert::Infallible, error::Error as StdError, time::Duration};
 
@@ -16,14 +17,14 @@ async fn process(item: u64) -> Result<u64, Infallible> {
     Ok(item * 2)
 }
 
-/// It draws nothing where there is no terminal.
+/// Draws nothing without a terminal.
 fn progress_bar() -> Result<ProgressBar, Box<dyn StdError>> {
     let bar = ProgressBar::new(ITEMS);
     bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} {msg}")?);
     Ok(bar)
 }
 
-// On a paused clock: the time below passes at once.
+// On a paused clock: the delays below take no time.
 #[tokio::main(flavor = "current_thread", start_paused = true)]
 async fn main() -> Result<(), Box<dyn StdError>> {
     let mut took = Vec::new();

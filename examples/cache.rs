@@ -1,4 +1,4 @@
-//! Cache: what was computed is answered from memory until its ttl is over, and nobody gets what is another tenant's.
+//! Serves computed values from memory until their ttl expires, and keeps tenants apart.
 
 use std::{
     convert::Infallible,
@@ -28,24 +28,24 @@ async fn sum((x, y): (u32, u32)) -> Result<u32, Infallible> {
     Ok(x + y)
 }
 
-/// Whose request it is.
+/// The tenant of a request.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Tenant(&'static str);
 
-/// A request: of this tenant, about the user with this number.
+/// A request of a tenant, about the user with this number.
 type UserRequest = (&'static str, u32);
 
-/// It asks the scope whose user it is to look for.
+/// Looks the user up for the tenant in the current scope.
 async fn user((_, id): UserRequest) -> Result<String, Infallible> {
     COMPUTED.fetch_add(1, Ordering::Relaxed);
     let tenant = Scope::current().and_then(|scope| scope.get::<Tenant>());
     Ok(format!("user {id} of {}", tenant.map_or("nobody", |tenant| tenant.0)))
 }
 
-// On a paused clock: the minutes below pass at once.
+// On a paused clock: the minutes below take no time.
 #[tokio::main(flavor = "current_thread", start_paused = true)]
 async fn main() -> Result<(), Box<dyn StdError>> {
-    // At most a thousand answers, for five minutes each; what the request asks for is the key.
+    // At most a thousand responses, for five minutes each. The key is the whole request.
     let cache = CacheLayer::new(1_000, 300 * SECOND, |numbers: &(u32, u32)| Some(*numbers));
     let service = ServiceBuilder::new().layer(cache).map_err(Error::Service).service_fn(sum);
     let ask = async |x, y| {
@@ -53,7 +53,7 @@ async fn main() -> Result<(), Box<dyn StdError>> {
         let sum = service.clone().oneshot((x, y)).await?;
         Ok::<_, Error<Infallible>>((sum, start.elapsed()))
     };
-    // Two at once: one computes, and the other one waits for its answer.
+    // Two concurrent calls: one computes, and the other waits for its response.
     let (first, second) = tokio::join!(ask(1, 2), ask(1, 2));
     assert_eq!((first?, second?), ((3, 2 * SECOND), (3, 2 * SECOND)));
     assert_eq!(ask(1, 2).await?, (3, Duration::ZERO));
@@ -62,7 +62,7 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     advance(300 * SECOND).await;
     assert_eq!(ask(1, 2).await?, (3, 2 * SECOND));
 
-    // The same user's number means another user to another tenant, and so the tenant is part of the key.
+    // The same number is another user for another tenant, so the tenant is part of the key.
     let cache = CacheLayer::new(1_000, 300 * SECOND, scoped_key(|_: &Tenant, (_, id): &UserRequest| Some(*id)));
     let memory = cache.handle();
     let service = ServiceBuilder::new()
@@ -78,7 +78,7 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     }
     assert_eq!((COMPUTED.load(Ordering::Relaxed), memory.stats().hits), (2, 2));
 
-    // The user of one tenant has changed.
+    // A user of one tenant has changed.
     memory.invalidate(&(Arc::new(Tenant("acme")), 7));
     ask("acme").await?;
     ask("globex").await?;

@@ -1,4 +1,5 @@
-//! A circuit breaker: what fails is left alone, and probed from time to time. Its handle shows the state, and turns it by hand.
+//! Stops calling a service that fails, and probes it from time to time. A handle shows the state of the circuit and
+//! switches it by hand.
 
 use std::{
     collections::BTreeMap,
@@ -31,10 +32,10 @@ async fn backend(name: &'static str) -> Result<String, io::Error> {
     }
 }
 
-// On a paused clock: the seconds below pass at once.
+// On a paused clock: the seconds below take no time.
 #[tokio::main(flavor = "current_thread", start_paused = true)]
 async fn main() -> Result<(), Box<dyn StdError>> {
-    // Each time that a probe fails it stays open for longer. Without jitter here, so that the times can be told.
+    // Each failed probe doubles the open time. There is no jitter here, so that the times are exact.
     let open_for = Backoff::exponential(5 * SECOND).max(300 * SECOND).jitter(Jitter::None);
     let events = Arc::new(Mutex::new(BTreeMap::new()));
     let breaker = CircuitBreakerLayer::consecutive(5).open_for(open_for).named("backend").observer({
@@ -43,19 +44,19 @@ async fn main() -> Result<(), Box<dyn StdError>> {
             *events.lock().unwrap_or_else(PoisonError::into_inner).entry(event.name()).or_default() += 1;
         }
     });
-    // Every service that this layer makes shares the circuit; the handle stays when the layer has gone into the stack.
+    // All services of this layer share the circuit. The handle remains after the layer has moved into the stack.
     let circuit = breaker.handle();
     let mut transitions = circuit.subscribe();
     let service = ServiceBuilder::new().layer(breaker).map_err(Error::Service).service_fn(backend);
     let ask = async || service.clone().oneshot("world").await;
-    // When a caller who is rejected may come back.
+    // When a rejected caller may come back.
     let come_back = async || {
         let outcome = ask().await;
         let rejection = ziggurat::rejection(&outcome).filter(|rejection| rejection.is_circuit_open());
         rejection.and_then(|rejection| rejection.retry_after())
     };
 
-    // Five failures in a row open it, and the backend is left alone.
+    // Five failures in a row open the circuit, and the backend gets no more calls.
     for _ in 0..5 {
         assert!(matches!(ask().await, Err(Error::Service(_))));
     }
@@ -63,18 +64,18 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     assert_eq!(come_back().await, Some(5 * SECOND));
     assert_eq!(CALLS.load(Ordering::Relaxed), 5);
 
-    // When the time is over the next call is a probe. The backend is still out of order, and gets twice as long.
+    // After the open time the next call is a probe. The backend still fails, so the open time doubles.
     advance(5 * SECOND).await;
     assert!(matches!(ask().await, Err(Error::Service(_))));
     assert_eq!(come_back().await, Some(10 * SECOND));
 
-    // It has recovered, which the next probe finds out; one success closes the circuit.
+    // The backend has recovered, and the next probe finds out. One success closes the circuit.
     HEALTHY.store(true, Ordering::Relaxed);
     advance(10 * SECOND).await;
     assert_eq!(ask().await?, "hello world");
     assert_eq!(circuit.state(), State::Closed);
 
-    // For maintenance it can be opened by hand, and stays so until it is closed by hand.
+    // For maintenance the circuit can be opened by hand. It stays open until it is closed by hand.
     circuit.force_open();
     advance(3_600 * SECOND).await;
     assert!(come_back().await.is_some());
@@ -82,7 +83,7 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     assert_eq!(ask().await?, "hello world");
     assert_eq!(CALLS.load(Ordering::Relaxed), 8);
 
-    // Who subscribed has heard of each transition, and the observer of all that happened: for a dashboard, or a log.
+    // A subscriber receives each transition, and the observer each event: for a dashboard, or a log.
     use State::{Closed, HalfOpen, Open};
     for expected in [Open, HalfOpen, Open, HalfOpen, Closed, Open, Closed] {
         let transition = transitions.next().await.ok_or("the circuit is still there")?;

@@ -1,7 +1,8 @@
-//! A pool of five connections to a database, and ten workers: who finds none free waits its turn, and what broke is replaced.
+//! Shares a pool of five connections among ten workers: a worker that finds none free waits its turn, and a broken
+//! connection is replaced.
 //!
-//! The database is SQLite, so that it needs no server, and the pool is deadpool's. SQLite blocks, so what asks it runs on a thread
-//! of its own (`spawn_blocking`), and takes the connection there.
+//! The database is SQLite, so that it needs no server, and the pool is deadpool's. SQLite blocks, so each query runs on
+//! a blocking thread (`spawn_blocking`), and takes the connection there.
 
 use std::{
     error::Error as StdError,
@@ -24,7 +25,7 @@ use ziggurat::{
     scope::Disposable,
 };
 
-/// How connections are made, and looked at before they are used again.
+/// Creates connections, and checks them before reuse.
 struct Sqlite {
     path: PathBuf,
     opened: AtomicU32,
@@ -47,14 +48,14 @@ impl Manager for Sqlite {
     }
 }
 
-/// The pool belongs to a scope, and is closed with it.
+/// The pool belongs to a scope, and closes with it.
 fn pool(path: PathBuf) -> Disposable {
     let manager = Sqlite { path, opened: AtomicU32::new(0) };
     let set_up = async move |_: Scope| Pool::<_>::builder(manager).max_size(5).build();
     Disposable::new(set_up, async |pool: Arc<Pool<Sqlite>>| pool.close())
 }
 
-/// What a worker does with the connection that its call was lent.
+/// Uses the connection that is lent to the call.
 async fn visit(worker: u32) -> Result<u32, BoxError> {
     let db = resource::current::<Object<Sqlite>>()?.get()?;
     let row = spawn_blocking(move || {
@@ -64,7 +65,7 @@ async fn visit(worker: u32) -> Result<u32, BoxError> {
     Ok(row.await??)
 }
 
-/// A worker that finds its connection broken: out of the pool with it.
+/// Finds its connection broken, and removes it from the pool.
 async fn give_up(_worker: u32) -> Result<u32, BoxError> {
     resource::current::<Object<Sqlite>>()?.get()?.discard();
     Err("the connection broke".into())
@@ -80,19 +81,19 @@ async fn main() -> Result<(), Box<dyn StdError + Send + Sync>> {
     let stack =
         ServiceBuilder::new().layer(ResourceLayer::deadpool(&pool).max_wait(Duration::from_secs(60)).named("db"));
 
-    // Ten at once: five of them wait, and none fails.
+    // Ten concurrent calls: five of them wait, and none fails.
     let workers = stack.clone().service_fn(visit);
     let visits = try_join_all((0..10).map(|worker| workers.clone().oneshot(worker))).await?;
     assert_eq!(visits, [1; 10]);
     assert_eq!((pool.status().available, pool.manager().opened.load(Ordering::Relaxed)), (5, 5));
 
-    // A connection that broke is not used again: there are four, and a fifth when it is needed.
+    // A broken connection is not used again: four remain, and a fifth is created on demand.
     assert!(stack.service_fn(give_up).oneshot(0).await.is_err());
     assert_eq!(pool.status().size, 4);
     try_join_all((0..10).map(|worker| workers.clone().oneshot(worker))).await?;
     assert_eq!((pool.status().available, pool.manager().opened.load(Ordering::Relaxed)), (5, 6));
 
-    // The scope takes the pool with it, and who comes later is told so.
+    // The scope closes the pool, and later callers get an error.
     app.close().await?;
     let error = workers.oneshot(0).await.err().map(|error| error.to_string());
     assert_eq!(error.as_deref(), Some("resource `db`: no resource available: Pool has been closed"));

@@ -1,7 +1,7 @@
-//! A failure drill: faults are put in on purpose, and one sees what callers get meanwhile, and that it passes.
+//! A failure drill: injects faults, shows the responses that callers get meanwhile, and that they recover.
 //!
-//! Innermost stands the chaos, which makes the backend seem slow, broken or dead while it is switched on. Outermost stands the
-//! fallback, which answers with yesterday's prices where today's are not to be had. With a seed the drill is the same every time.
+//! The chaos is innermost: while it is on, the backend seems slow, broken or dead. The fallback is outermost: it
+//! returns yesterday's prices if today's are unavailable. With a seed the drill is the same every time.
 
 use std::{error::Error as StdError, io, time::Duration};
 
@@ -20,10 +20,10 @@ async fn backend(request: Request<()>) -> Result<Response<String>, io::Error> {
     Ok(Response::new(format!("today's price of {}", request.uri().path())))
 }
 
-// On a paused clock: the seconds below pass at once.
+// On a paused clock: the seconds below take no time.
 #[tokio::main(flavor = "current_thread", start_paused = true)]
 async fn main() -> Result<(), Box<dyn StdError>> {
-    // Of all calls but those of the health check, three in ten fail.
+    // Three in ten calls fail, except health checks.
     let errors =
         ChaosLayer::new(|req: &Request<()>| (req.uri().path() != "/health").then_some(Fault::Error)).rate(0.3).seed(7);
     // Every call hangs.
@@ -48,7 +48,7 @@ async fn main() -> Result<(), Box<dyn StdError>> {
         .map_err(Error::Service)
         .service(service_fn(backend));
 
-    // How many of a hundred answers come from yesterday, and why the last one of them does.
+    // Counts how many of a hundred responses are yesterday's, and returns the cause of the last of them.
     let ask = async |path: &str| -> Result<(u32, String), Box<dyn StdError>> {
         let (mut degraded, mut why) = (0, String::new());
         for _ in 0..100 {
@@ -58,18 +58,18 @@ async fn main() -> Result<(), Box<dyn StdError>> {
                 None => assert!(response.body().starts_with("today's")),
             }
         }
-        println!("{path}: {degraded} of 100 answers are yesterday's. {why}");
+        println!("{path}: {degraded} of 100 responses are yesterday's. {why}");
         Ok((degraded, why))
     };
 
-    println!("Off, as every chaos is at first:");
+    println!("Off, the default:");
     assert_eq!(ask("/tea").await?.0, 0);
 
-    println!("Three calls in ten fail, and each is tried three times:");
+    println!("Three calls in ten fail, with up to three attempts each:");
     errors_on.on();
     assert_eq!(ask("/health").await?.0, 0);
     let (degraded, why) = ask("/tea").await?;
-    // Three in a row are rare.
+    // Three failures in a row are rare.
     assert_eq!((degraded, why.as_str()), (1, "chaos: an injected fault"));
     errors_on.off();
 

@@ -1,7 +1,8 @@
-//! Wraps a hyper-util client: what hangs is given up, what may be repeated is tried again, and the error stays typed.
+//! Wraps a hyper-util client: gives up calls that hang, retries requests that may be repeated, and keeps the error's
+//! type.
 //!
-//! The body of the response is streamed as the client delivers it. The requests have a body that can be copied
-//! (`Full<Bytes>`), which is all that the retry asks for.
+//! The body of the response is streamed as the client delivers it. The body of the requests can be copied
+//! (`Full<Bytes>`), which is the retry's only requirement.
 
 use std::{
     error::Error as StdError,
@@ -37,30 +38,30 @@ async fn main() -> Result<(), Box<dyn StdError + Send + Sync>> {
         .map_err(Error::Service)
         .service(Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>());
 
-    // Two answers of 503, and then it works: the caller sees the last answer only.
+    // Two responses of 503, and then it works: the caller sees only the last response.
     let response = client.clone().oneshot(request(Method::GET, upstream, "/flaky")?).await?;
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(response.into_body().collect().await?.to_bytes(), "third time lucky");
     assert_eq!(FLAKY.load(Ordering::Relaxed), 3);
 
-    // A POST may have done its work, so it is sent once. With an `Idempotency-Key` it would be repeated.
+    // A POST may have done its work, so it is sent once. With an `Idempotency-Key` it would be retried.
     let response = client.clone().oneshot(request(Method::POST, upstream, "/orders")?).await?;
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(ORDERS.load(Ordering::Relaxed), 1);
 
-    // Each attempt hangs and is given up; the outcome of the last one comes back.
+    // Each attempt hangs and is given up. The caller gets the outcome of the last one.
     let outcome = client.clone().oneshot(request(Method::GET, upstream, "/hangs")?).await;
     let rejection = ziggurat::rejection(&outcome).ok_or("a call that hangs is rejected")?;
     assert!(rejection.is_timed_out());
     assert_eq!(rejection.name(), Some("attempt"));
 
-    // Nobody listens there. The client's own error comes through as it is, with all its methods.
+    // Nothing listens there. The client's own error passes unchanged, with all its methods.
     let nobody = TcpListener::bind("127.0.0.1:0").await?.local_addr()?;
     match client.oneshot(request(Method::GET, nobody, "/")?).await {
         Err(Error::Service(error)) => assert!(error.is_connect()),
         outcome => panic!("a connection was refused, and yet: {outcome:?}"),
     }
-    println!("retried what may be repeated, gave up what hangs, and kept the client's error");
+    println!("retried repeatable requests, gave up a call that hangs, and kept the client's error");
     Ok(())
 }
 

@@ -1,8 +1,8 @@
-//! Wraps a hyper-util client that speaks HTTP/2: many calls at once over one connection, each with a limit of its own.
+//! Wraps a hyper-util client that speaks HTTP/2: many concurrent calls over one connection, each with its own limit.
 //!
-//! A call that is given up resets its stream alone: the server hears of it at once, and the connection goes on. How many calls may
-//! be in flight is said here, for all servers; what a server allows on one connection is up to it, and calls beyond that wait
-//! inside of the client.
+//! Giving up a call resets only its stream: the server notices at once, and the connection stays usable. This stack
+//! limits the calls in flight for all servers. Each server limits the streams of a connection, and calls beyond that
+//! limit wait inside the client.
 
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::{convert::Infallible, error::Error as StdError, net::SocketAddr, sync::Arc, time::Duration};
@@ -46,7 +46,7 @@ async fn main() -> Result<(), Box<dyn StdError>> {
         .map_err(Error::Service)
         .service(Client::builder(TokioExecutor::new()).http2_only(true).build_http::<Empty<Bytes>>());
 
-    // Nobody is answered before all are there: they are in flight together, on one connection.
+    // The server responds once all calls have arrived: they are in flight together, on one connection.
     let mut calls = JoinSet::new();
     for _ in 0..CALLS {
         calls.spawn(client.clone().oneshot(request(address, "/together")?));
@@ -58,7 +58,7 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     }
     assert_eq!((upstream.connections.load(SeqCst), gate.in_flight()), (1, 0));
 
-    // A call hangs and is given up, of which the server hears.
+    // A call hangs and is given up, which the server notices.
     let outcome = client.clone().oneshot(request(address, "/hangs")?).await;
     assert!(ziggurat::rejection(&outcome).is_some_and(|rejection| rejection.is_timed_out()));
     upstream.given_up.notified().await;
@@ -67,7 +67,7 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     assert_eq!(response.into_body().collect().await?.to_bytes(), "hello");
     assert_eq!((upstream.connections.load(SeqCst), gate.in_flight()), (1, 0));
 
-    println!("{CALLS} calls at once over one connection, and one that was given up did not cost it");
+    println!("{CALLS} concurrent calls over one connection, which outlived a call that was given up");
     Ok(())
 }
 
@@ -75,7 +75,7 @@ fn request(to: SocketAddr, path: &str) -> Result<Request<Empty<Bytes>>, hyper::h
     Request::get(format!("http://{to}{path}")).body(Empty::new())
 }
 
-/// Tells the server that a call was given up, for its future is dropped then.
+/// Notifies the server when a call is given up, because its future is dropped then.
 struct GivenUp<'a>(&'a Notify);
 
 impl Drop for GivenUp<'_> {

@@ -1,8 +1,8 @@
 //! Wraps a service that hyper serves: every connection gets a clone, and all clones share the limit.
 //!
-//! The service stays `Infallible`, so a rejection becomes a response: an error would make hyper drop the connection.
+//! The service stays `Infallible`, so a rejection becomes a response. An error would make hyper drop the connection.
 //!
-//! With `-- --listen 127.0.0.1:8080` it serves whoever asks, until it is stopped.
+//! With `-- --listen 127.0.0.1:8080` it serves any client until it is stopped.
 
 #[path = "shared/listen.rs"]
 mod listen;
@@ -21,7 +21,7 @@ use tokio::{net::TcpListener, sync::Notify};
 use tower::{ServiceBuilder, service_fn};
 use ziggurat::{concurrency_limit::ConcurrencyLimitLayer, timeout::TimeoutLayer};
 
-/// Tells when a call is inside, and when it may leave.
+/// Signals when a call has entered, and when it may leave.
 #[derive(Default)]
 struct Door {
     entered: Notify,
@@ -60,7 +60,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let address = listener.local_addr()?;
     let server = tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            // A clone, and not another `ServiceBuilder`: two layer values share nothing.
+            // A clone, not another `ServiceBuilder`: two layer values share nothing.
             let service = TowerToHyperService::new(service.clone());
             tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
         }
@@ -73,7 +73,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     assert_eq!(ask(address, "/hello").await?, (StatusCode::OK, "hello".into()));
     assert_eq!(ask(address, "/hangs").await?, (StatusCode::GATEWAY_TIMEOUT, Bytes::new()));
 
-    // One connection is inside; another one finds the limit reached, for it is the same limit.
+    // One connection is inside. Another one finds the limit reached, because both share it.
     let waiting = tokio::spawn(async move { ask(address, "/waits").await.map_err(|error| error.to_string()) });
     door.entered.notified().await;
     assert_eq!(ask(address, "/hello").await?, (StatusCode::SERVICE_UNAVAILABLE, Bytes::new()));
@@ -85,7 +85,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Each call comes on a connection of its own.
+/// Sends each call on its own connection.
 async fn ask(address: SocketAddr, path: &str) -> Result<(StatusCode, Bytes), Box<dyn Error>> {
     let client = Client::builder(TokioExecutor::new()).build_http();
     let request = Request::get(format!("http://{address}{path}")).body(Empty::<Bytes>::new())?;

@@ -1,6 +1,6 @@
-//! A million rows through a pipeline, a hundred at a time, in the memory of a few batches.
+//! Sends a million rows through a pipeline, a hundred at a time, in the memory of a few batches.
 //!
-//! What it holds at most is measured with an allocator that counts, and asserted; the whole data would take 64 times as much.
+//! A counting allocator measures and asserts the peak. The whole data would take 64 times as much.
 
 use std::{error::Error as StdError, io, pin::pin, time::Instant};
 
@@ -19,7 +19,7 @@ struct Row {
     payload: Vec<u8>,
 }
 
-/// As a database's cursor would give them: by and by, and no more than are asked for.
+/// Yields rows like a database cursor: on demand, one by one.
 fn rows() -> impl Stream<Item = Row> {
     generate(|rows| async move {
         for id in 0..ROWS {
@@ -66,7 +66,7 @@ fn main() -> Result<(), Box<dyn StdError>> {
     let (processed, sum) = outcome.ok_or("it ran")??;
     assert_eq!((processed, sum), (ROWS, ROWS * (ROWS - 1) / 2));
 
-    // Four batches that are worked on, one that is filled, and what belongs to them; not the 288 MB of all rows.
+    // Four batches in flight, one that is being filled, and their overhead, not the 288 MB of all rows.
     println!("peak memory: {} KiB", memory.bytes_max / 1024);
     assert!(memory.bytes_max < 512 * 1024, "{} bytes", memory.bytes_max);
     Ok(())

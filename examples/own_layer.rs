@@ -1,8 +1,9 @@
-//! A layer of your own, written with the crate's words: it obeys `Retry-After` on behalf of all callers.
+//! A custom layer, written with the crate's vocabulary: it obeys `Retry-After` on behalf of all callers.
 //!
-//! When the service asks to be left alone, nobody calls it until then. The words are [`Class`] (what an outcome says about the
-//! service), [`Rejection`] and [`Reject`] (a layer answers instead of the service, in the service's own types) and [`LayerInfo`] (who
-//! speaks, and who listens): with them it fits whatever the other layers fit, and they understand it.
+//! When the service asks for a pause, the layer rejects calls until the pause is over. The vocabulary is [`Class`]
+//! (what an outcome says about the service), [`Rejection`] and [`Reject`] (a layer's own result, in the service's
+//! types) and [`LayerInfo`] (the layer's name and its observers). With it the layer works wherever the other layers do,
+//! and they understand it.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -14,7 +15,7 @@ use tokio::time::{Instant, advance};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{Class, Classify, Error, HttpStatus, LayerInfo, Reason, Reject};
 
-/// The state belongs to the layer value: all services that it makes, and all their clones, share it.
+/// The state belongs to the layer value. All services that it makes, and all their clones, share it.
 #[derive(Clone)]
 struct QuietLayer {
     quiet_until: watch::Sender<Instant>,
@@ -63,7 +64,7 @@ where
 
 pin_project! {
     struct ResponseFuture<F> {
-        // None: the service was not called.
+        // `None`: the service was not called.
         #[pin]
         response: Option<F>,
         layer: QuietLayer,
@@ -92,7 +93,7 @@ where
     }
 }
 
-/// To `/busy` it says that it wants to be left alone for five seconds.
+/// Asks for a pause of five seconds on `/busy`.
 async fn serve(path: &'static str) -> Result<http::Response<&'static str>, http::Error> {
     match path {
         "/busy" => http::Response::builder().status(503).header("retry-after", 5).body("busy"),
@@ -105,13 +106,14 @@ async fn main() -> Result<(), Error<http::Error>> {
     let service = ServiceBuilder::new().layer(QuietLayer::new()).map_err(Error::Service).service(service_fn(serve));
     assert_eq!(service.clone().oneshot("/busy").await?.status(), 503);
 
-    // Now the layer answers, and the service is not called. In a service that is `Infallible` this would be a response 429.
+    // Now the layer rejects, and the service is not called. In an `Infallible` service this would be a response with
+    // status 429.
     let outcome = service.clone().oneshot("/").await;
     let rejection = ziggurat::rejection(&outcome).map(ToString::to_string);
     assert_eq!(rejection.as_deref(), Some("quiet: the rate limit is exceeded; try again in 5s"));
 
     advance(Duration::from_secs(5)).await;
     assert_eq!(service.oneshot("/").await?.body(), &"served");
-    println!("left the service alone for as long as it asked");
+    println!("rejected calls for as long as the service asked");
     Ok(())
 }

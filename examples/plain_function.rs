@@ -1,7 +1,8 @@
-//! Composes a stack around a plain async function, no HTTP in sight, and keeps it in a struct.
+//! Composes a stack around a plain async function, without HTTP, and keeps it in a struct.
 //!
-//! The type of a stack grows with each layer, so the struct names it as a `BoxCloneSyncService`: one allocation for each call,
-//! and it can be shared by tasks and threads. A struct that is generic over its service would do without.
+//! The type of a stack grows with each layer, so the struct names it as a `BoxCloneSyncService`. That costs one
+//! allocation for each call, and tasks and threads can share it. A struct that is generic over its service would not
+//! need the box.
 
 use std::{
     error::Error as StdError,
@@ -14,7 +15,7 @@ use tokio::time::sleep;
 use tower::{ServiceBuilder, ServiceExt, service_fn, util::BoxCloneSyncService};
 use ziggurat::{Class, Error, concurrency_limit::ConcurrencyLimitLayer, retry::RetryLayer, timeout::TimeoutLayer};
 
-/// What the function below may answer besides a price.
+/// The errors of the function below.
 #[derive(Debug, PartialEq)]
 enum QuoteError {
     Busy,
@@ -34,7 +35,7 @@ impl StdError for QuoteError {}
 
 static CALLS: AtomicU32 = AtomicU32::new(0);
 
-/// The plain function: a price in cents, if all goes well.
+/// The plain function: returns a price in cents.
 async fn quote(symbol: String) -> Result<u64, QuoteError> {
     let call = CALLS.fetch_add(1, Ordering::Relaxed);
     sleep(Duration::from_millis(10)).await;
@@ -46,7 +47,7 @@ async fn quote(symbol: String) -> Result<u64, QuoteError> {
     }
 }
 
-/// Tells what may be gone at the next attempt from what will be the same. About rejections it is not asked.
+/// Distinguishes transient errors from permanent ones. It is never asked about rejections.
 fn class(outcome: Result<&u64, &Error<QuoteError>>) -> Class {
     match outcome {
         Ok(_) => Class::Success,
@@ -55,7 +56,7 @@ fn class(outcome: Result<&u64, &Error<QuoteError>>) -> Class {
     }
 }
 
-/// A clone shares everything, the limit and the retry's budget too.
+/// Clones share everything, including the limit and the retry budget.
 #[derive(Clone)]
 struct Exchange {
     quotes: BoxCloneSyncService<String, u64, Error<QuoteError>>,
@@ -77,7 +78,7 @@ impl Exchange {
     }
 }
 
-// On a paused clock the example takes no time: it moves on whenever all tasks wait for it.
+// On a paused clock the example takes no time: the clock advances whenever all tasks wait for it.
 #[tokio::main(flavor = "current_thread", start_paused = true)]
 async fn main() -> Result<(), Box<dyn StdError>> {
     let exchange = Exchange::new();
@@ -97,6 +98,6 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     let outcome = outcome.await?;
     assert!(ziggurat::rejection(&outcome).is_some_and(|rejection| rejection.is_timed_out()));
 
-    println!("tried again what was busy, passed on what is wrong, and gave up what was stuck");
+    println!("retried a transient error, passed on a permanent one, and gave up a call that hangs");
     Ok(())
 }

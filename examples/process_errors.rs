@@ -1,4 +1,5 @@
-//! Items that fail: the first failure ends the run, or each failure stands in its place. So does a timeout, and a panic.
+//! Processes items that fail: the first failure ends the run, or each failure takes its item's place. The same holds
+//! for timeouts and panics.
 
 use std::{error::Error as StdError, fmt, time::Duration};
 
@@ -29,16 +30,17 @@ async fn risky(item: &'static str) -> Result<String, CannotProcess> {
     Ok(format!("processed-{item}"))
 }
 
-// On a paused clock: the seconds below pass at once.
+// On a paused clock: the seconds below take no time.
 #[tokio::main(flavor = "current_thread", start_paused = true)]
 async fn main() -> Result<(), Box<dyn StdError>> {
-    // By default the first failure ends it: with its place, and with the original error, not with what it did to others.
+    // By default the first failure ends the run, with the item's index and the original error, not its effect on other
+    // items.
     let error = process_concurrently(["good1", "bad", "good2"], risky).max_concurrency(2).await.err();
     let error = error.ok_or("one of them failed")?;
     assert_eq!((error.index, error.error()), (1, Some(&CannotProcess("bad"))));
     println!("{error}: {}", error.source().ok_or("it has a source")?);
 
-    // Or every item is worked on, and the failures stand among the results.
+    // Or every item is processed, and the failures are among the results.
     let items = ["good1", "bad", "good2", "stuck", "odd", "good3"];
     let start = Instant::now();
     let (results, summary) = process_concurrently(items, risky)
@@ -49,7 +51,7 @@ async fn main() -> Result<(), Box<dyn StdError>> {
         .await;
     println!("{summary}");
     assert_eq!((summary.ok, summary.failed, summary.timed_out, summary.panicked), (3, 1, 1, 1));
-    assert_eq!(start.elapsed(), Duration::from_millis(5_500)); // one was stuck while the others went on beside it
+    assert_eq!(start.elapsed(), Duration::from_millis(5_500)); // one was stuck while the others continued
 
     let (successful, failed) = split(results);
     assert_eq!(successful, ["processed-good1", "processed-good2", "processed-good3"]);
@@ -57,12 +59,12 @@ async fn main() -> Result<(), Box<dyn StdError>> {
         match &error.cause {
             Cause::Failed(original) => println!("{error}, try another input: {original}"),
             Cause::TimedOut { limit } => println!("{error}, it may work with more than {limit:?}"),
-            _ => println!("{error}, and that is a mistake in this program"),
+            _ => println!("{error}, and that is a bug in this program"),
         }
     }
     assert_eq!(failed.iter().map(|error| error.index).collect::<Vec<_>>(), [1, 3, 4]);
 
-    // As a stream: results as they come, and whoever reads decides when it is enough.
+    // As a stream: results as they complete, and the reader decides when to stop.
     let mut results = process_concurrently(items, risky).max_concurrency(2).unordered();
     while let Some(result) = results.next().await {
         if result.is_err() {

@@ -1,4 +1,5 @@
-//! Five items of a second each, three at a time: the same over an async function, a stream, and a service with its layers.
+//! Processes five items of a second each, three at a time, with an async function, a stream, and a service with its
+//! layers.
 
 use std::{cell::Cell, error::Error as StdError, io, time::Duration};
 
@@ -19,7 +20,7 @@ async fn process(item: String) -> Result<String, io::Error> {
     Ok(format!("processed-{item} in {scope}"))
 }
 
-// On a paused clock: the seconds below pass at once.
+// On a paused clock: the seconds below take no time.
 #[tokio::main(flavor = "current_thread", start_paused = true)]
 async fn main() -> Result<(), Box<dyn StdError>> {
     let items = ["item1", "item2", "item3", "item4", "item5"].map(String::from);
@@ -34,7 +35,7 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     assert_eq!(results[4], "processed-item5 in batch-processing");
     println!("{results:#?}");
 
-    // From a stream: whoever sends waits while nobody has room for more.
+    // From a stream: the sender waits while there is no room for another item.
     let (sender, stream) = channel(1);
     let producer = tokio::spawn(async move {
         for item in items {
@@ -47,7 +48,7 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     assert_eq!(results?.len(), 5);
     println!("from a stream: {summary}");
 
-    // Over a service, each call goes through all of its layers; this one fails at first, and is tried again.
+    // With a service, each call goes through all of its layers. This one fails at first, and is retried.
     let calls = Cell::new(0);
     let service =
         ServiceBuilder::new().layer(RetryLayer::new()).map_err(Error::Service).service(service_fn(|item: u32| {

@@ -1,4 +1,4 @@
-//! Publish and subscribe: an order is placed, and who cares hears of it. Neither knows of the other.
+//! Publishes an order to its subscribers. Neither side knows the other.
 //!
 //! One handler fails, one is slow, and one subscriber goes away: the publisher and the others never notice.
 
@@ -17,7 +17,7 @@ use ziggurat::{
     scope::ScopeError,
 };
 
-/// An event: anything that can be cloned. What is large goes into an `Arc`.
+/// An event: any type that is `Clone`. Put large data into an `Arc`.
 #[derive(Debug, Clone)]
 struct OrderPlaced {
     id: u32,
@@ -25,16 +25,16 @@ struct OrderPlaced {
 }
 
 async fn place_order(bus: &EventBus, id: u32, email: &str) -> usize {
-    // .. write it to the database, and then tell whoever wants to know. This never waits for any of them.
+    // .. write it to the database, and then publish the event. This never waits for a subscriber.
     bus.publish(OrderPlaced { id, email: email.into() })
 }
 
-// On a paused clock: the seconds below pass at once.
+// On a paused clock: the seconds below take no time.
 #[tokio::main(flavor = "current_thread", start_paused = true)]
 async fn main() -> Result<(), ScopeError> {
     let failures = Arc::new(AtomicU32::new(0));
     let count = Arc::clone(&failures);
-    // Every scope has a bus, which it shares with the scopes within.
+    // Every scope has a bus, which it shares with its nested scopes.
     let shop = Scope::root("shop");
     let bus = shop.events().named("shop").observer(move |_: &LayerInfo, event: &LayerEvent<'_>| {
         if let LayerEvent::HandlerFailed { of, error } = event {
@@ -43,7 +43,7 @@ async fn main() -> Result<(), ScopeError> {
         }
     });
 
-    // A handler for each event, on a task of its own, for as long as its guard lives. An error is reported, and that is all.
+    // A handler for each event, on its own task, for as long as its guard lives. An error is only reported.
     let welcome = bus.on(|order: OrderPlaced| async move {
         sleep(Duration::from_millis(100)).await;
         if order.email.contains('@') { Ok(()) } else { Err(format!("cannot write to `{}`", order.email)) }
@@ -57,9 +57,10 @@ async fn main() -> Result<(), ScopeError> {
         }
     });
 
-    // A `Stream`, which can be read without a `StreamExt` too. This one looks every second, and wants no more than the last two.
+    // A `Stream`, which can be read without a `StreamExt` too. This one reads every second, and keeps only the last
+    // two.
     let mut dashboard = bus.subscribe_with::<OrderPlaced>(2, Lag::Tell);
-    // And one that goes away again.
+    // This subscriber goes away again.
     drop(bus.subscribe::<OrderPlaced>());
 
     assert_eq!(place_order(&bus, 1, "alice@example.com").await, 3);
@@ -70,7 +71,7 @@ async fn main() -> Result<(), ScopeError> {
     assert!(matches!(dashboard.next().await, Some(Err(Lagged::Missed(1)))));
     assert!(matches!(dashboard.next().await, Some(Ok(OrderPlaced { id: 2, .. }))));
 
-    // The end of the scope: what waits is still delivered, and by then handled.
+    // The scope ends: queued events are still delivered, and by then handled.
     place_order(&bus, 4, "dave@example.com").await;
     shop.close().await?;
     assert_eq!(place_order(&bus, 5, "nobody is there any more").await, 0);
@@ -79,6 +80,6 @@ async fn main() -> Result<(), ScopeError> {
     assert!(dashboard.next().await.is_none());
     drop((welcome, analytics));
     assert_eq!((sum.load(Ordering::Relaxed), failures.load(Ordering::Relaxed)), (1 + 2 + 3 + 4, 1));
-    println!("four orders, three kinds of listeners, one failure that nobody else noticed");
+    println!("four orders, three kinds of subscribers, one failure that the others never noticed");
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! The recommended stacks, in a line each: an axum server, and a client of it whose numbers come from a file and are changed while the
-//! program runs (feature `serde`).
+//! The recommended stacks, in one line each: an axum server, and a client of it. The client's settings come from a file
+//! and change at run time (feature `serde`).
 
 use std::{error::Error as StdError, net::SocketAddr};
 
@@ -21,7 +21,7 @@ use ziggurat::{
     stack::{ClientSettings, ClientStack, ServerSettings, ServerStack},
 };
 
-/// What stands in a file of the program. All that is left out has its default.
+/// The content of the program's settings file. Settings that are left out have their defaults.
 const FILE: &str = r#"
     [server]
     timeout = "10s"
@@ -64,7 +64,7 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     assert_eq!(circuit.state(), State::Open);
     assert!(ziggurat::rejection(&ask("/status/200").await?).is_some_and(|rejection| rejection.is_circuit_open()));
 
-    // In the incident, without a restart: no more retries, and more patience. The circuit stays as it is.
+    // During the incident, without a restart: no more retries, and a longer timeout. The circuit stays as it is.
     app.update(|settings: &ClientSettings| settings.max_attempts(1).failure_rate(1.0))?;
     assert!(ask("/status/200").await?.is_err());
     assert_eq!(circuit.state(), State::Open);

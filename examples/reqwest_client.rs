@@ -1,6 +1,6 @@
-//! Wraps a `reqwest::Client`, which is a service of its own requests and responses (feature `reqwest`).
+//! Wraps a `reqwest::Client`, which is a service with its own request and response types (feature `reqwest`).
 //!
-//! A request whose body is a stream is sent once, every other one as the retry's rules have it. The redirects that reqwest follows
+//! A request whose body is a stream is sent once. The retry's rules apply to all others. Redirects that reqwest follows
 //! belong to one attempt.
 
 use std::{
@@ -44,30 +44,31 @@ async fn main() -> Result<(), Box<dyn StdError>> {
         .map_err(Error::Service)
         .service(reqwest::Client::new());
 
-    // Two answers of 503, and then it works: the caller sees the last answer only. Its body holds the permit until it is read.
+    // Two responses of 503, and then it works: the caller sees only the last response. Its body holds the permit until
+    // it is read.
     let response = client.clone().oneshot(request(Method::GET, upstream, "/flaky")?).await?;
     assert_eq!(gate.in_flight(), 1);
     assert_eq!(response.text().await?, "third time lucky");
     assert_eq!((FLAKY.load(Relaxed), gate.in_flight()), (3, 0));
 
-    // A POST may have done its work, so it is sent once. With an `Idempotency-Key` it would be repeated.
+    // A POST may have done its work, so it is sent once. With an `Idempotency-Key` it would be retried.
     let response = client.clone().oneshot(request(Method::POST, upstream, "/orders")?).await?;
     assert_eq!((response.status(), ORDERS.load(Relaxed)), (StatusCode::SERVICE_UNAVAILABLE, 1));
     let response = client.clone().oneshot(request(Method::GET, upstream, "/hello")?).await?;
     assert_eq!(response.text().await?, "hello");
 
-    // Each attempt hangs and is given up; the outcome of the last one comes back.
+    // Each attempt hangs and is given up. The caller gets the outcome of the last one.
     let outcome = client.clone().oneshot(request(Method::GET, upstream, "/hangs")?).await;
     let rejection = ziggurat::rejection(&outcome).ok_or("a call that hangs is rejected")?;
     assert!(rejection.is_timed_out() && rejection.name() == Some("attempt"));
 
-    // These were three failures in a row: the circuit is open, and a call that finds it so is not made.
+    // These were three failures in a row: the circuit is open, and rejects the next call.
     let outcome = client.oneshot(request(Method::GET, upstream, "/hangs")?).await;
     let rejection = ziggurat::rejection(&outcome).ok_or("an open circuit rejects")?;
     assert!(rejection.is_circuit_open() && rejection.retry_after().is_some());
     assert_eq!(HANGS.load(Relaxed), 3);
 
-    println!("retried what may be repeated, gave up what hangs, and left alone what fails");
+    println!("retried repeatable requests, gave up a call that hangs, and stopped calling a failing server");
     Ok(())
 }
 

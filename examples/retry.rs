@@ -1,4 +1,4 @@
-//! Retry: an operation that fails now and then is tried again after a pause. In the end its last error is the caller's.
+//! Retries an operation that fails now and then, after a pause. In the end the caller gets its last error.
 
 use std::{error::Error as StdError, io, time::Duration};
 
@@ -8,7 +8,7 @@ use ziggurat::{Backoff, Class, Error, Jitter, attempt, retry::RetryLayer};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Fails at its first `failures` attempts.
+/// Fails its first `failures` attempts.
 async fn unreliable(failures: u32) -> Result<&'static str, io::Error> {
     match attempt() {
         number if number <= failures => Err(io::Error::other(format!("attempt {number} failed"))),
@@ -16,7 +16,7 @@ async fn unreliable(failures: u32) -> Result<&'static str, io::Error> {
     }
 }
 
-/// Opens a file, and that it is not there is no reason to look again.
+/// Opens a file. That it is missing is no reason to try again.
 async fn open(path: &'static str) -> Result<std::fs::File, io::Error> {
     std::fs::File::open(path)
 }
@@ -29,10 +29,10 @@ fn class<R>(outcome: Result<&R, &Error<io::Error>>) -> Class {
     }
 }
 
-// On a paused clock: the seconds below pass at once.
+// On a paused clock: the seconds below take no time.
 #[tokio::main(flavor = "current_thread", start_paused = true)]
 async fn main() -> Result<(), Box<dyn StdError>> {
-    // Three attempts, the first one included, and a second between two of them.
+    // Three attempts, including the first, with a second between them.
     let retry = RetryLayer::new().max_attempts(3).backoff(SECOND);
     let service = ServiceBuilder::new().layer(retry).map_err(Error::Service).service_fn(unreliable);
     let start = Instant::now();
@@ -42,7 +42,7 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     let error = service.oneshot(3).await.err().ok_or("it always fails")?;
     assert_eq!(error.to_string(), "attempt 3 failed");
 
-    // Pauses that grow. Without jitter here, so that they can be told; by default chance keeps callers apart.
+    // Growing pauses. There is no jitter here, so that they are exact. By default jitter keeps callers apart.
     let backoff = Backoff::exponential(2 * SECOND).max(30 * SECOND).jitter(Jitter::None);
     let retry = RetryLayer::new().max_attempts(4).backoff(backoff);
     let service = ServiceBuilder::new().layer(retry).map_err(Error::Service).service_fn(unreliable);
@@ -50,13 +50,13 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     assert_eq!(service.oneshot(3).await?, "success");
     assert_eq!(start.elapsed(), (2 + 4 + 8) * SECOND);
 
-    // What will be the same the next time is not tried again.
+    // A permanent failure is not retried.
     let service =
         ServiceBuilder::new().layer(RetryLayer::new().classify(class)).map_err(Error::Service).service_fn(open);
     let start = Instant::now();
     assert!(service.oneshot("/there/is/no/such/file").await.is_err());
     assert_eq!(start.elapsed(), Duration::ZERO);
 
-    println!("two failures and a success, the last of three errors, and one that was not tried again");
+    println!("two failures and a success, the last of three errors, and one error that was not retried");
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! Retry over HTTP, against a real server: which answers are tried again and when, which requests are not, and how many in all.
+//! Retries over HTTP, against a real server: which responses are retried and when, which requests are not, and how many
+//! in all.
 
 use std::{
     collections::HashMap,
@@ -26,7 +27,7 @@ use ziggurat::{
     timeout::TimeoutLayer,
 };
 
-/// How often each path was asked for, and each reason to try no more was given.
+/// How often each path was requested, and each reason not to retry was given.
 static COUNTS: Mutex<Option<HashMap<String, u32>>> = Mutex::new(None);
 
 fn count(what: &str, more: u32) -> u32 {
@@ -43,7 +44,7 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     let retry = RetryLayer::http()
         .max_attempts(3)
         .backoff(Backoff::exponential(Duration::from_millis(10)).max(Duration::from_secs(1)))
-        // So many retries for all calls together in ten seconds: a tenth of the calls, or ten.
+        // The retries of all calls together in ten seconds: a tenth of the calls, or ten.
         .budget(Budget::new(0.1).min_per_second(1))
         .observer(|_: &LayerInfo, event: &LayerEvent<'_>| match event {
             LayerEvent::Retrying { attempt, delay, cause } => {
@@ -57,7 +58,7 @@ async fn main() -> Result<(), Box<dyn StdError>> {
         .layer(retry)
         .map_err(Error::Service)
         .service(Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>());
-    // Answers the status, and how often the server was asked.
+    // Returns the status, and how often the server was called.
     let ask = async |method: Method, path: &str, headers: &[(&'static str, &str)]| {
         let mut request = Request::builder().method(method).uri(format!("http://{upstream}{path}"));
         for (name, value) in headers {
@@ -67,29 +68,29 @@ async fn main() -> Result<(), Box<dyn StdError>> {
         Ok::<_, Box<dyn StdError>>((response.status().as_u16(), count(path, 0)))
     };
 
-    // 503 may have passed by the next attempt, and here it has at the third. After 500, the work may have been done.
+    // A 503 may pass by the next attempt, and here it has at the third. After a 500, the work may have been done.
     assert_eq!(ask(Method::GET, "/flaky", &[]).await?, (200, 3));
     assert_eq!(ask(Method::GET, "/broken", &[]).await?, (500, 1));
 
-    // A server that says when to come back is obeyed; but nobody waits an hour: its answer is the caller's at once.
+    // A server's `Retry-After` is obeyed. But no caller waits for an hour: it gets that response at once.
     let start = Instant::now();
     assert_eq!(ask(Method::GET, "/busy", &[]).await?, (200, 2));
     assert!(start.elapsed() >= Duration::from_secs(1));
     assert_eq!(ask(Method::GET, "/closed", &[]).await?, (503, 1));
     assert_eq!(count("retry_after", 0), 1);
 
-    // A POST is sent once, unless it says that the server will know it again.
+    // A POST is sent once, unless the server can recognize a repeated one.
     assert_eq!(ask(Method::POST, "/orders", &[]).await?, (503, 1));
     assert_eq!(count("copy", 0), 1);
     assert_eq!(ask(Method::POST, "/payments", &[("idempotency-key", "4711")]).await?, (503, 3));
 
-    // An outage. Five retries were made so far, and there are five more for all of these (ten, if ten seconds have passed); not two for
-    // each of them.
+    // An outage. Five retries were made so far, and five more are left for all of these calls (ten, if ten seconds have
+    // passed), not two for each of them.
     let calls = (0..40).map(|_| ask(Method::GET, "/down", &[]));
     assert!(try_join_all(calls).await?.iter().all(|(status, _)| *status == 503));
     let retries = count("/down", 0) - 40;
     assert!((5..=10).contains(&retries));
-    println!("an outage: 40 calls, {retries} retries, {} times the budget said no", count("budget", 0));
+    println!("an outage: 40 calls, {retries} retries, {} denied by the budget", count("budget", 0));
     Ok(())
 }
 

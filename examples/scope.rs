@@ -1,4 +1,5 @@
-//! A scope owns what belongs to it: it sets up, runs tasks, tells them when it is over, and tears down, whatever fails on the way.
+//! A scope owns its values and tasks: it sets up, runs tasks, cancels them at the end, and tears down, whatever fails
+//! on the way.
 
 use std::{
     error::Error as StdError,
@@ -27,7 +28,7 @@ fn log(line: &'static str) {
     LOG.lock().unwrap_or_else(PoisonError::into_inner).push(line);
 }
 
-/// What was logged since it was asked the last time.
+/// Returns the messages that were logged since the last call.
 fn logged() -> Vec<&'static str> {
     std::mem::take(&mut LOG.lock().unwrap_or_else(PoisonError::into_inner))
 }
@@ -40,7 +41,7 @@ fn database() -> Disposable {
     Disposable::new(set_up, async |_: Arc<Database>| log("database is down"))
 }
 
-/// It needs the database, which has to be set up before.
+/// Requires the database, which has to be set up before.
 fn sessions() -> Disposable {
     let set_up = async |scope: Scope| {
         let sessions = Sessions { _database: scope.require()? };
@@ -53,7 +54,8 @@ fn sessions() -> Disposable {
     })
 }
 
-/// An item comes every second, and takes half of one. When the scope is over, it still brings to an end what it is busy with.
+/// Receives an item every second, and takes half a second for it. When the scope is cancelled, it finishes its current
+/// item.
 async fn worker() {
     let Some(over) = Scope::current().map(|scope| scope.cancelled()) else { return };
     tokio::pin!(over);
@@ -68,10 +70,11 @@ async fn worker() {
     }
 }
 
-// On a paused clock: the seconds below pass at once.
+// On a paused clock: the seconds below take no time.
 #[tokio::main(flavor = "current_thread", start_paused = true)]
 async fn main() -> Result<(), Box<dyn StdError>> {
-    // Set up in order. Then the body runs, and however it ends: first the tasks, and then all is undone in reverse.
+    // Set up in order. Then the body runs. However it ends, first the tasks end, and then everything is torn down in
+    // reverse.
     let app = Scope::root("app").grace(Duration::from_secs(5)).disposable(database()).disposable(sessions());
     let ran = app.run(async |scope: Scope| {
         scope.spawn(worker());
@@ -96,7 +99,7 @@ async fn main() -> Result<(), Box<dyn StdError>> {
         ]
     );
 
-    // What cannot be opened is undone as far as it was set up, and the body never runs.
+    // If opening fails, only the values that were set up are torn down, and the body never runs.
     let broken = Disposable::new(async |_: Scope| Err::<Sessions, _>("no space left"), async |_: Arc<Sessions>| ());
     let error =
         Scope::root("app").disposable(database()).disposable(broken).open().await.err().ok_or("it is broken")?;

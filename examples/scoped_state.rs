@@ -1,7 +1,7 @@
-//! Scoped state: a setting in the program's scope changes how long a cache keeps its answers, while the program runs.
+//! A setting in the program's scope changes how long a cache keeps its values, at run time.
 //!
-//! The cache asks the scope that is current when an answer arrives. That is the request's, whose parent is the program's: so
-//! a request can also have a setting of its own.
+//! The cache reads the scope that is current when a response arrives. That is the request's scope, whose parent is the
+//! program's, so a request can also have its own setting.
 
 use std::{
     error::Error as StdError,
@@ -14,7 +14,7 @@ use tokio::time::advance;
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{Error, Scope, cache::CacheLayer, context::ContextLayer};
 
-/// The setting. The default holds where no scope says otherwise.
+/// The setting. The default applies unless a scope overrides it.
 struct CacheConfig {
     ttl: Duration,
 }
@@ -31,17 +31,17 @@ fn ttl(_key: &&'static str, _answer: &u32) -> Duration {
 
 static CALLS: AtomicU32 = AtomicU32::new(0);
 
-/// The answer is the number of the call, so that one sees which call it came from.
+/// Returns the number of the call, which shows the call that a value came from.
 async fn compute(_question: &'static str) -> Result<u32, io::Error> {
     Ok(CALLS.fetch_add(1, Ordering::Relaxed) + 1)
 }
 
-// On a paused clock: the minutes below pass at once.
+// On a paused clock: the minutes below take no time.
 #[tokio::main(flavor = "current_thread", start_paused = true)]
 async fn main() -> Result<(), Box<dyn StdError>> {
     let app = Scope::root("app").with(CacheConfig { ttl: Duration::from_secs(600) });
     let service = ServiceBuilder::new()
-        // `ambient`, because these requests are not HTTP: there are no extensions to put the scope into.
+        // `ambient`, because these requests are not HTTP and have no extensions for the scope.
         .layer(ContextLayer::ambient(app.clone()))
         .layer(CacheLayer::new(1_000, ttl, |question: &&'static str| Some(*question)))
         .map_err(Error::Service)
@@ -55,7 +55,7 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     advance(Duration::from_secs(1)).await;
     assert_eq!(ask("what").await?, 2);
 
-    // From now on ten seconds. What is in the cache already stays for as long as it was told.
+    // From now on ten seconds. Entries that are in the cache already keep their ttl.
     app.update(|_: &CacheConfig| CacheConfig { ttl: Duration::from_secs(10) })?;
     assert_eq!(ask("when").await?, 3);
     advance(Duration::from_secs(10)).await;
@@ -67,6 +67,6 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     assert_eq!(ask("why").await?, 5);
     assert_eq!(ask("why").await?, 6);
 
-    println!("one cache, and three settings in the course of the program: {} calls", CALLS.load(Ordering::Relaxed));
+    println!("one cache, three settings at run time: {} calls", CALLS.load(Ordering::Relaxed));
     Ok(())
 }

@@ -11,23 +11,23 @@ use ziggurat::{
 
 const MILLIS: Duration = Duration::from_millis(1);
 
-/// An async generator. It runs while somebody reads, and is dropped with its stream.
+/// An async generator. It runs while its stream is read, and is dropped with it.
 fn data_stream(items: u32) -> impl Stream<Item = String> {
     generate(move |data| async move {
         for item in 0..items {
             sleep(100 * MILLIS).await;
             let scope = Scope::current().map_or_else(|| "no scope".to_owned(), |scope| scope.name().to_owned());
             if data.send(format!("data-{item} of {scope}")).await.is_err() {
-                break; // nobody reads any more
+                break; // the reader is gone
             }
         }
     })
 }
 
-// On a paused clock: the time below passes at once.
+// On a paused clock: the delays below take no time.
 #[tokio::main(flavor = "current_thread", start_paused = true)]
 async fn main() -> Result<(), Box<dyn StdError>> {
-    // The generator runs in its scope, and who reads it does not.
+    // The generator runs in its scope, and its reader does not.
     let start = Instant::now();
     let scope = Scope::root("stream-processing");
     let mut stream = Box::pin(data_stream(10).within_scope(&scope));
@@ -46,7 +46,7 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     assert_eq!(batches, [3, 3, 3, 1]);
     println!("batches by number: {batches:?}");
 
-    // Batches of three, but none is held back for more than 150 ms after its first item came.
+    // Batches of three, but no batch is held back for more than 150 ms after its first item.
     let start = Instant::now();
     let mut batches = Box::pin(data_stream(3)).batches_within(3, 150 * MILLIS);
     assert_eq!(batches.next().await.map(|batch| batch.len()), Some(2));
@@ -54,12 +54,12 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     assert_eq!(batches.next().await.map(|batch| batch.len()), Some(1));
     println!("batches by time: two items, then the third");
 
-    // An error comes after the items before it, which are not lost.
+    // An error follows the items before it, which are not lost.
     let rows = tokio_stream::iter([Ok(1), Ok(2), Ok(3), Err("the connection is gone")]);
     let batches: Vec<_> = rows.try_batches(2).collect().await;
     assert_eq!(batches, [Ok(vec![1, 2]), Ok(vec![3]), Err("the connection is gone")]);
 
-    // Two as one, as they come, until one of them ends.
+    // Two streams as one, in order of arrival, until one of them ends.
     let ticks = generate(|ticks| async move {
         while ticks.send("tick".to_owned()).await.is_ok() {
             sleep(250 * MILLIS).await

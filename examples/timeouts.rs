@@ -1,4 +1,4 @@
-//! Timeouts: one for each call, one that the scope decides, and a total around attempts that have a limit of their own.
+//! Timeouts: one for each call, one that the scope decides, and a total around attempts with their own limits.
 
 use std::{
     convert::Infallible,
@@ -29,14 +29,14 @@ async fn operation(seconds: u32) -> Result<&'static str, Infallible> {
     Ok("completed")
 }
 
-/// The setting: how long whoever asks is willing to wait.
+/// The setting: how long a caller is willing to wait.
 struct Patience(Duration);
 
 fn patience(_seconds: &u32) -> Option<Duration> {
     Some(Scope::current()?.get::<Patience>()?.0)
 }
 
-// On a paused clock: the seconds below pass at once.
+// On a paused clock: the seconds below take no time.
 #[tokio::main(flavor = "current_thread", start_paused = true)]
 async fn main() -> Result<(), Box<dyn StdError>> {
     let service =
@@ -47,10 +47,10 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     let outcome = service.oneshot(5).await;
     assert!(ziggurat::rejection(&outcome).is_some_and(|rejection| rejection.is_timed_out()));
     assert_eq!(start.elapsed(), 2 * SECOND);
-    // The operation was dropped first, and then the caller was told: what it held is free by now.
+    // The operation is dropped before the caller is notified, so its resources are free by now.
     assert_eq!(CLEANED_UP.load(Ordering::Relaxed), 2);
 
-    // The limit can be a function of the request, which sees the scope. None: no limit.
+    // The limit can be a function of the request, which sees the scope. `None` means no limit.
     let service =
         ServiceBuilder::new().layer(TimeoutLayer::new(patience)).map_err(Error::Service).service_fn(operation);
     let app = Scope::root("app").with(Patience(3 * SECOND));
@@ -60,7 +60,7 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     assert!(ziggurat::rejection(&outcome).is_some_and(|rejection| rejection.is_timed_out()));
     assert_eq!(service.oneshot(3_600).await?, "completed");
 
-    // An attempt that takes too long is tried again, and the total ends it all: in the middle of the third.
+    // An attempt that takes too long is retried, and the total ends the call in the middle of the third.
     let service = ServiceBuilder::new()
         .layer(TimeoutLayer::new(5 * SECOND).named("total"))
         .layer(RetryLayer::new().max_attempts(10).backoff(Duration::ZERO))

@@ -1,4 +1,5 @@
-//! Wraps a tonic channel: the layers' rejections are statuses, and the generated client takes the stack as it takes a channel.
+//! Wraps a tonic channel: a layer's rejection is a status, and the generated client takes the stack in place of a
+//! channel.
 
 use std::{
     error::Error,
@@ -49,13 +50,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
     assert_eq!(ask("known").await.code(), Code::Ok);
     assert_eq!(ask("unknown").await.code(), Code::NotFound);
 
-    // The status of a rejection says why, as a server's would; the rejection itself lies in it.
+    // The status of a rejection names the reason, as a server's status would, and contains the rejection itself.
     let late = ask("hangs").await;
     assert_eq!(late.code(), Code::DeadlineExceeded);
     assert!(Rejection::find(&late).is_some_and(Rejection::is_timed_out));
 
-    // A message can be sent again where a streamed body cannot: what retries stands around the generated client. It is up to
-    // you to say that the method may be repeated.
+    // A message can be sent again, but a streamed body cannot, so the retry wraps the generated client. You decide
+    // whether the method may be repeated.
     let retrying = ServiceBuilder::new()
         .layer(TimeoutLayer::new(Duration::from_secs(10)))
         .layer(RetryLayer::new().classify(GrpcStatus).backoff(Backoff::fixed(Duration::from_millis(10))))

@@ -1,8 +1,8 @@
-//! Wraps a tonic server: a rejection is the gRPC status that clients of any language understand.
+//! Wraps a tonic server: a rejection is a gRPC status, which clients in any language understand.
 //!
 //! All methods and connections share one limit. Methods find the request's scope in its extensions.
 //!
-//! With `-- --listen 127.0.0.1:50051` it serves whoever asks (`grpc.health.v1.Health`), until it is stopped.
+//! With `-- --listen 127.0.0.1:50051` it serves any client (`grpc.health.v1.Health`) until it is stopped.
 
 #[path = "shared/listen.rs"]
 mod listen;
@@ -26,7 +26,7 @@ use ziggurat::{
     scope::MissingState, timeout::TimeoutLayer,
 };
 
-/// What the whole program knows.
+/// State of the whole program.
 struct Healthy(i32);
 
 #[tokio::main]
@@ -38,7 +38,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let layers = ServiceBuilder::new()
         .layer(ContextLayer::new(Scope::root("app").with(Healthy(1))))
         .layer(RejectionResponseLayer::grpc())
-        // A call lasts until its last message, and nobody waits: a server that is full says so at once.
+        // A call lasts until its last message. There is no waiting: a full server rejects at once.
         .layer(ConcurrencyLimitLayer::new(at_once).max_waiting(0).until_body_end())
         .layer(TimeoutLayer::new(Duration::from_millis(500)))
         .into_inner();
@@ -61,11 +61,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     let code = |outcome: Result<i32, Status>| outcome.map_err(|status| status.code());
     assert_eq!(ask("known").await?, 1);
-    // The service's own status passes as it is.
+    // The service's own status passes unchanged.
     assert_eq!(code(ask("unknown").await), Err(Code::NotFound));
     assert_eq!(code(ask("hangs").await), Err(Code::DeadlineExceeded));
 
-    // While one call is inside, there is no place for another.
+    // While one call is in flight, another is rejected.
     let (waits, full) = tokio::join!(ask("waits"), async {
         door.entered.notified().await;
         let full = ask("known").await;
@@ -74,14 +74,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
     });
     assert_eq!(waits?, 1);
     let says_when = |full: &Status| full.metadata().contains_key("grpc-retry-pushback-ms");
-    assert!(full.as_ref().is_err_and(says_when), "a server that is full says when to come back");
+    assert!(full.as_ref().is_err_and(says_when), "a full server says when to retry");
     assert_eq!(code(full), Err(Code::ResourceExhausted));
 
-    println!("answered OK, NOT_FOUND, DEADLINE_EXCEEDED and RESOURCE_EXHAUSTED");
+    println!("returned OK, NOT_FOUND, DEADLINE_EXCEEDED and RESOURCE_EXHAUSTED");
     Ok(())
 }
 
-/// Tells when a call is inside, and when it may leave.
+/// Signals when a call has entered, and when it may leave.
 #[derive(Default)]
 struct Door {
     entered: Notify,
@@ -94,7 +94,7 @@ struct Service(Arc<Door>);
 impl Health for Service {
     async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
         let scope = request.extensions().get::<Scope>().ok_or_else(|| Status::internal("no scope"))?;
-        // What the program is made of is for the logs, and not for callers.
+        // Internals belong in the logs, not into a response.
         let missing = |error: MissingState| {
             eprintln!("{error}");
             Status::internal("a setting is missing")

@@ -8,12 +8,12 @@ use tracing_subscriber::filter::Targets;
 use super::{limits::Limits, rfc9110};
 
 pub(crate) const HELP: &str = "\
-Proxies HTTP/1 and HTTP/2 to one upstream, which speaks HTTP/1.1. Without arguments: a demonstration that ends by itself.
+Proxies HTTP/1 and HTTP/2 to one upstream, which speaks HTTP/1.1. Without arguments it runs a demonstration and exits.
 
 usage: reverse_proxy [OPTIONS] LISTEN UPSTREAM
 
-  LISTEN    an address and a port: 127.0.0.1:8080
-  UPSTREAM  where requests go: http://127.0.0.1:3000
+  LISTEN    an address and a port, such as 127.0.0.1:8080
+  UPSTREAM  the upstream's URI, such as http://127.0.0.1:3000
 
 Times are numbers with a unit: 500ms, 10s, 5m or 1h. Defaults are in brackets.
 
@@ -24,22 +24,22 @@ Times are numbers with a unit: 500ms, 10s, 5m or 1h. Defaults are in brackets.
   --upload TIME         for both, if the request's body is larger than 64 KiB or of unknown length [1h]
   --idle TIME           for the upstream to send more of a response [10s]
   --stalled TIME        for the caller to take more of a response, or to send more of a request [60s]
-  --grace TIME          for calls in flight, when the proxy is told to stop [30s]
-  --connections N       connections of callers; more of them wait to be accepted [512]
-  --in-flight N         calls in flight [256]
-  --waiting N           calls that wait for that; more of them are answered with 503 [256]
-  --max-head BYTES      a larger head of a request is answered with 431, one of a response with 502 [16384]
+  --grace TIME          for calls in flight to end, once the proxy is stopping [30s]
+  --connections N       maximum number of callers' connections; further ones wait to be accepted [512]
+  --in-flight N         maximum number of calls in flight [256]
+  --waiting N           maximum number of waiting calls; further ones get a 503 [256]
+  --max-head BYTES      maximum size of a head; a larger request gets a 431, a larger response becomes a 502 [16384]
   --log FILTER          error, warn, info, debug, trace or off, also by target: warn,reverse_proxy=debug [$RUST_LOG or info]
-  --help                prints this
+  --help                print this help
 ";
 
-/// hyper's buffers are no smaller; whoever needs more than that does something else.
+/// From hyper's smallest buffer to a size that no proxy should need.
 const HEADS: RangeInclusive<u32> = 8192..=16 * 1024 * 1024;
 
-/// Of connections and calls.
+/// The maximum number of connections, and of calls.
 const MOST: usize = 1_000_000;
 
-/// What the command line asks for.
+/// The parsed command line.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Command {
     Help,
@@ -58,7 +58,7 @@ pub(crate) struct Arguments {
 impl Command {
     pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, String> {
         let mut arguments = arguments.into_iter().map(|argument| {
-            argument.into_string().map_err(|argument| format!("not in UTF-8: {}", argument.to_string_lossy()))
+            argument.into_string().map_err(|argument| format!("not UTF-8: {}", argument.to_string_lossy()))
         });
         let (mut limits, mut log) = (Limits::default(), None);
         let (mut places, mut options) = (Vec::new(), Vec::new());
@@ -97,7 +97,7 @@ impl Command {
                 Ok(Self::Proxy(Box::new(Arguments { listen, upstream, limits, log })))
             }
             Err(none) if none.is_empty() && options.is_empty() => Ok(Self::Demo),
-            Err(_) => Err("an address to listen at and an upstream are needed, and no more".into()),
+            Err(_) => Err("expected LISTEN and UPSTREAM, and no other arguments".into()),
         }
     }
 }
@@ -123,7 +123,7 @@ fn set(limits: &mut Limits, name: &str, value: impl FnOnce() -> Result<String, S
         "--in-flight" => limits.in_flight = number(name, &value()?, 1..=MOST)?,
         "--waiting" => limits.waiting = number(name, &value()?, 0..=MOST)?,
         "--max-head" => limits.head = number(name, &value()?, HEADS)?,
-        _ => return Err(format!("{name} is no option")),
+        _ => return Err(format!("unknown option {name}")),
     }
     Ok(())
 }
@@ -138,25 +138,26 @@ fn time(name: &str, value: &str) -> Result<Duration, String> {
         _ => None,
     };
     let time = of.and_then(|of| of.checked_mul(count.parse().ok()?)).filter(|time| !time.is_zero());
-    time.ok_or_else(|| format!("{name} needs a time of more than nothing, as 500ms, 10s, 5m or 1h, and not {value:?}"))
+    time.ok_or_else(|| format!("{name} needs a time above zero, such as 500ms, 10s, 5m or 1h, not {value:?}"))
 }
 
 fn number<N: FromStr + PartialOrd + Display>(name: &str, value: &str, range: RangeInclusive<N>) -> Result<N, String> {
     let number = value.parse().ok().filter(|number| range.contains(number));
-    number.ok_or_else(|| format!("{name} needs a number from {} to {}, and not {value:?}", range.start(), range.end()))
+    number.ok_or_else(|| format!("{name} needs a number from {} to {}, not {value:?}", range.start(), range.end()))
 }
 
-/// What is logged: `name` is the option or variable that says so.
+/// Parses a log filter from the option or variable `name`.
 pub(crate) fn filter(name: &str, value: &str) -> Result<Targets, String> {
-    value.parse().map_err(|error| format!("{name} is no filter: {error}"))
+    value.parse().map_err(|error| format!("{name} is not a valid filter: {error}"))
 }
 
-/// Only scheme and authority are used, so there is nothing else in it. The argument is not repeated: it may hold a password.
+/// Parses the upstream, which consists of scheme and authority only. The error does not repeat the argument, which may
+/// contain a password.
 pub(crate) fn upstream_of(argument: &str) -> Result<Uri, &'static str> {
     let is_host = |authority: &Authority| rfc9110::is_host(authority) && !authority.as_str().ends_with(':');
     let is_upstream = |uri: &Uri| {
         let is_bare = uri.path_and_query().is_none_or(|path| path == "/");
         uri.scheme_str() == Some("http") && uri.authority().is_some_and(is_host) && is_bare
     };
-    argument.parse().ok().filter(is_upstream).ok_or("an upstream is written as http://HOST:PORT, and with nothing else")
+    argument.parse().ok().filter(is_upstream).ok_or("an upstream has the form http://HOST:PORT, with no path or query")
 }

@@ -1,4 +1,4 @@
-//! What goes on in one connection: how many calls, and since when it waits for the next one.
+//! The state of one connection: how many calls are in flight, and since when it waits for the next one.
 
 use std::{
     pin::Pin,
@@ -23,24 +23,24 @@ pub(crate) struct Calls(Arc<watch::Sender<State>>);
 struct State {
     in_flight: usize,
     waits: Waits,
-    /// Since when it is as it is.
+    /// When the current wait began.
     since: Instant,
-    /// Whether the caller has been told that the connection ends.
+    /// Whether the caller was notified that the connection ends.
     leaving: bool,
-    /// Whether a body broke off that only the end of the connection ends.
+    /// Whether a body broke off in a way that only closing the connection can signal.
     cut: bool,
 }
 
-/// What the connection waits for, if no call is in flight.
+/// The wait of a connection without calls in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Waits {
-    /// The first head: nothing else has come.
+    /// For the first head: nothing else has arrived.
     First,
     /// The rest of a head.
     Rest,
-    /// The head of another request.
+    /// For the head of another request.
     Next,
-    /// The same in HTTP/2, where not every byte belongs to a head.
+    /// For another request in HTTP/2, where not every byte belongs to a head.
     NextStream,
 }
 
@@ -50,7 +50,7 @@ impl Calls {
         Self(Arc::new(watch::Sender::new(State { in_flight: 0, waits, since, leaving: false, cut: false })))
     }
 
-    /// A head has come. The call lasts until what this returns is dropped, or has ended as a guard.
+    /// Records the arrival of a head. The call lasts until the returned value is dropped, or has ended as a guard.
     pub(crate) fn begin(&self, version: Version) -> Call {
         let is_http2 = version == Version::HTTP_2;
         self.0.send_modify(|state| {
@@ -60,7 +60,7 @@ impl Calls {
         Call { calls: self.clone(), ends_with_connection: version == Version::HTTP_10 }
     }
 
-    /// Bytes have come.
+    /// Records the arrival of bytes.
     pub(crate) fn heard(&self) {
         self.0.send_if_modified(|state| {
             let begins = state.in_flight == 0 && state.waits == Waits::Next;
@@ -71,18 +71,18 @@ impl Calls {
         });
     }
 
-    /// Whether the caller must not take the end of the connection for the end of a body.
+    /// Returns whether the caller must not mistake the end of the connection for the end of a body.
     pub(crate) fn is_cut(&self) -> bool {
         self.0.borrow().cut
     }
 
-    /// The caller is told that the connection ends: it has the time of a head for that.
+    /// Records that the caller is notified of the connection's end. It then has as much time as for a head.
     pub(crate) fn leave(&self) {
         self.0.send_modify(|state| (state.leaving, state.since) = (true, Instant::now()));
     }
 
-    /// Waits until no call has been in flight for the time that it may be so, or until there is none and `room` is needed. Whether to
-    /// tell the caller: one in the middle of a head, or who was told before, is cut off.
+    /// Waits until the connection has been without calls for too long, or is without calls while `room` is needed.
+    /// Returns whether to end it gracefully: a caller in the middle of a head, or already notified, is cut off.
     pub(crate) async fn idle(&self, limits: &Limits, room: &Notify) -> bool {
         let mut states = self.0.subscribe();
         loop {
@@ -93,7 +93,7 @@ impl Calls {
                 biased;
                 _ = states.changed() => {}
                 () = sleep(limit.saturating_sub(since.elapsed())), if in_flight == 0 => return is_between,
-                // In the order of their waiting: the one that has been idle for longest makes room.
+                // Waiters are notified in order, so the connection that has been idle longest makes room.
                 () = room.notified(), if in_flight == 0 => return is_between,
             }
         }

@@ -1,15 +1,15 @@
-//! What the upstream is told about the caller. What the caller says about that itself is not passed on: it may be made up. Behind
-//! another proxy this is the place to believe that one.
+//! Reports the caller to the upstream. The caller's own claims are not forwarded, because they may be forged. Behind
+//! another proxy, this is the place to trust that proxy's claims.
 
 use std::net::IpAddr;
 
 use http::{HeaderName, HeaderValue, Request};
 
-/// Where a connection comes from.
+/// The address that a connection comes from.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Caller(pub(crate) IpAddr);
 
-/// `host` is what the caller calls this server.
+/// Sets the forwarding headers. `host` is the name by which the caller addressed this server.
 pub(crate) fn tell<B>(request: &mut Request<B>, host: Option<HeaderValue>) {
     let caller = request.extensions().get().and_then(|Caller(address)| HeaderValue::try_from(address.to_string()).ok());
     let headers = request.headers_mut();

@@ -1,17 +1,17 @@
-//! The proxy's limits: of time, of number and of size.
+//! The proxy's limits of time, number and size.
 
 use std::time::Duration;
 
 use http::Request;
 use hyper::body::Body;
 
-/// A body of up to this size is sent in no time, and says no more than other requests about how long a response takes.
+/// A body up to this size takes almost no time to send, so the usual limits apply to its request.
 const SMALL: u64 = 64 * 1024;
 
-/// How long the proxy waits, and for what; and how much of everything it takes.
+/// How long the proxy waits for each step, and how much it accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limits {
-    /// For the head of a request, from its first byte; and for the first byte of a connection.
+    /// For the head of a request, from its first byte, and for the first byte of a connection.
     pub(crate) request_head: Duration,
     /// For the next request of a connection.
     pub(crate) keep_alive: Duration,
@@ -23,17 +23,18 @@ pub(crate) struct Limits {
     pub(crate) upload: Duration,
     /// In the middle of a response, for the upstream to send more of it.
     pub(crate) idle: Duration,
-    /// In the middle of a response, for the caller to take more of it; in the middle of a request, to send more of it.
+    /// For the caller, in the middle of a response to take more of it, and in the middle of a request to send more of
+    /// it.
     pub(crate) stalled: Duration,
-    /// For calls in flight to end, once the proxy is told to stop.
+    /// For calls in flight to end, once the proxy is stopping.
     pub(crate) grace: Duration,
-    /// The number of connections of callers. More of them wait in the operating system's queue.
+    /// The number of callers' connections. Further ones wait in the operating system's queue.
     pub(crate) connections: usize,
     /// The number of calls in flight, to the end of the response's body.
     pub(crate) in_flight: usize,
-    /// The number of calls that wait for that.
+    /// The number of calls that wait for a permit.
     pub(crate) waiting: usize,
-    /// The bytes of a head, of a request or a response.
+    /// The maximum size in bytes of the head of a request or a response.
     pub(crate) head: u32,
 }
 
@@ -48,7 +49,8 @@ impl Default for Limits {
             idle: Duration::from_secs(10),
             stalled: Duration::from_secs(60),
             grace: Duration::from_secs(30),
-            // With a connection to the upstream for each call in flight: fewer than the 1,024 files that a process may usually open.
+            // With an upstream connection for each call in flight, these stay below the usual limit of 1,024 open
+            // files.
             connections: 512,
             in_flight: 256,
             waiting: 256,
@@ -58,7 +60,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// An upload may take as long as it needs, but nothing holds a permit for ever.
+    /// An upload may take as long as it needs, but no call holds a permit forever.
     pub(crate) fn unless_upload<B: Body>(&self, limit: Duration, request: &Request<B>) -> Duration {
         let is_small = request.body().size_hint().upper().is_some_and(|size| size <= SMALL);
         if is_small { limit } else { self.upload }

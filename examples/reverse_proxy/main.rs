@@ -1,8 +1,10 @@
-//! A reverse proxy: hyper in front, a hyper-util client behind, and the whole stack between. Bodies are streamed both ways.
+//! A reverse proxy: hyper in front, a hyper-util client behind, and the whole stack between them. Bodies are streamed
+//! in both directions.
 //!
 //! `cargo run --release --example reverse_proxy -- 127.0.0.1:8080 http://127.0.0.1:3000`
 //!
-//! `--help` lists its limits. Without arguments it proxies to a small upstream of its own, asks it for something, and ends.
+//! `--help` lists its limits. Without arguments it starts a small upstream, sends it a request through the proxy, and
+//! exits.
 //!
 //! It has no TLS and no upgrades (so no WebSocket).
 
@@ -39,7 +41,7 @@ mod stack;
 
 type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// Ctrl-C, or what an init system sends.
+/// Waits for Ctrl-C, or for SIGTERM from an init system.
 async fn signalled() {
     #[cfg(unix)]
     if let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
@@ -53,7 +55,7 @@ async fn signalled() {
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    let command = Command::parse(env::args_os().skip(1)).map_err(|error| format!("{error} (--help tells more)"))?;
+    let command = Command::parse(env::args_os().skip(1)).map_err(|error| format!("{error} (see --help)"))?;
     let Arguments { listen, upstream, limits, log } = match command {
         Command::Help => {
             print!("{HELP}");
@@ -72,7 +74,7 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// What the command line says, or else the environment.
+/// Filters by the command line, or else by the environment.
 fn log_to_stderr(filter: Option<Targets>) -> Result<(), BoxError> {
     let filter = match (filter, env::var("RUST_LOG")) {
         (Some(filter), _) => filter,
@@ -83,7 +85,7 @@ fn log_to_stderr(filter: Option<Targets>) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Through the proxy, a first failure is not seen.
+/// Shows that callers of the proxy do not see a first failure.
 async fn demo() -> Result<(), BoxError> {
     let calls = Arc::new(AtomicU32::new(0));
     let flaky = move || async move {
@@ -104,6 +106,6 @@ async fn demo() -> Result<(), BoxError> {
     assert_eq!(response.into_body().collect().await?.to_bytes(), "hello from the upstream");
     drop(stop);
     proxy.await?;
-    println!("the second attempt was answered, and the proxy has ended");
+    println!("the second attempt succeeded, and the proxy has stopped");
     Ok(())
 }

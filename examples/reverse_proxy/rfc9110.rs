@@ -1,4 +1,4 @@
-//! What a proxy owes HTTP: RFC 9110 is about what messages mean, RFC 9112 about HTTP/1.1, RFC 9113 about HTTP/2.
+//! The obligations of an HTTP proxy: RFC 9110 defines semantics, RFC 9112 HTTP/1.1, and RFC 9113 HTTP/2.
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
@@ -7,12 +7,12 @@ use http::{
 
 use super::forwarded;
 
-/// By this name the proxy knows itself in `Via`. Of two proxies in a row each needs a name of its own.
+/// The proxy's pseudonym in `Via`. Two proxies in a row need different names.
 const NAME: &str = "ziggurat";
 
-/// Makes what was received what is sent on; or, if it is not to be sent on, tells the status of the answer.
+/// Turns a received request into the one to forward, or returns the status of the response if it must not be forwarded.
 pub(crate) fn send_on<B>(request: &mut Request<B>) -> Result<(), StatusCode> {
-    // It makes no tunnels (9110, 9.3.6), and knows one coding (9112, 6.1).
+    // The proxy makes no tunnels (9110, 9.3.6), and supports only the chunked coding (9112, 6.1).
     if request.method() == Method::CONNECT || !is_plain(request.headers()) {
         return Err(StatusCode::NOT_IMPLEMENTED);
     }
@@ -28,9 +28,10 @@ pub(crate) fn send_on<B>(request: &mut Request<B>) -> Result<(), StatusCode> {
     Ok(())
 }
 
-/// Makes the upstream's response the caller's; or tells with what status to answer in its place.
+/// Turns the upstream's response into the caller's, or returns the status to respond with instead.
 pub(crate) fn send_back<B>(response: &mut Response<B>) -> Result<(), StatusCode> {
-    // Nobody has asked for another protocol: `Upgrade` is not sent on. HTTP/1.0 knows no coding (9112, 6.1).
+    // The proxy never asks for another protocol, because it does not forward `Upgrade`. HTTP/1.0 has no coding (9112,
+    // 6.1).
     let is_old = response.version() == Version::HTTP_10;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS
         || !is_plain(response.headers())
@@ -45,20 +46,21 @@ pub(crate) fn send_back<B>(response: &mut Response<B>) -> Result<(), StatusCode>
     if is_no_content {
         headers.remove(header::CONTENT_LENGTH); // 9110, 8.6
     }
-    // Each hop speaks its own version (9112, 2.3): in HTTP/1.0 the end of the connection is the body's, and a body that broke off looks
-    // complete.
+    // Each hop speaks its own version (9112, 2.3). In HTTP/1.0 the end of the connection is the end of the body, so a
+    // truncated body would look complete.
     *response.version_mut() = Version::HTTP_11;
     Ok(())
 }
 
-/// Whether the body came as it is, or in chunks, which hyper undoes.
+/// Returns whether the body is sent as it is, or in chunks, which hyper decodes.
 fn is_plain(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked")) && codings.next().is_none()
 }
 
-/// What the caller calls this server. HTTP/1.1 says so exactly once (9112, 3.2); the target's own authority has precedence (3.2.2),
-/// and in HTTP/2 they are the same (9113, 8.3.1). A proxy that came from HTTP/1.1 may have left out the authority there (7540, 8.1.2.3).
+/// Returns the name by which the caller addressed this server. HTTP/1.1 requires exactly one `Host` (9112, 3.2), and
+/// the target's own authority takes precedence (3.2.2). In HTTP/2 the two are the same (9113, 8.3.1), but a proxy that
+/// converts from HTTP/1.1 may have left out the authority (7540, 8.1.2.3).
 fn host<B>(request: &Request<B>) -> Result<Option<HeaderValue>, StatusCode> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let host = hosts.next();
@@ -81,14 +83,15 @@ fn host<B>(request: &Request<B>) -> Result<Option<HeaderValue>, StatusCode> {
     Ok(target.transpose().map_err(|_| StatusCode::BAD_REQUEST)?.or_else(|| host.cloned()))
 }
 
-/// Whether they are the same server's, as the scheme means them (3986, 6.2.3).
+/// Compares two authorities by the rules of the scheme (3986, 6.2.3).
 fn are_same(one: &Authority, other: &Authority, scheme: Option<&Scheme>) -> bool {
     let default = if scheme == Some(&Scheme::HTTPS) { 443 } else { 80 };
     let port = |authority: &Authority| authority.port_u16().unwrap_or(default);
     one.host().eq_ignore_ascii_case(other.host()) && port(one) == port(other)
 }
 
-/// The authority of the target, whose form is one that the method takes: a path, `*` of `OPTIONS`, or all of a URI (9112, 3.2).
+/// Returns the authority of the target, which has to be in a form that the method allows: a path, `*` for `OPTIONS`, or
+/// an absolute URI (9112, 3.2).
 fn target<B>(request: &Request<B>) -> Result<Option<&Authority>, StatusCode> {
     let uri = request.uri();
     let is_fit = match (uri.scheme_str(), uri.authority()) {
@@ -99,18 +102,18 @@ fn target<B>(request: &Request<B>) -> Result<Option<&Authority>, StatusCode> {
     if is_fit { Ok(uri.authority()) } else { Err(StatusCode::BAD_REQUEST) }
 }
 
-/// A host, and maybe a port; but nobody's name and password (9110, 4.2.4).
+/// Returns whether the authority is a host with an optional port, and without user information (9110, 4.2.4).
 pub(crate) fn is_host(authority: &Authority) -> bool {
     let rest = authority.as_str().strip_prefix(authority.host());
     rest.is_some_and(|port| port.is_empty() || port.strip_prefix(':').is_some_and(is_port))
 }
 
-/// It may be left out after the colon (3986, 3.2.3).
+/// The port may be empty after the colon (3986, 3.2.3).
 fn is_port(port: &str) -> bool {
     port.bytes().all(|digit| digit.is_ascii_digit()) && (port.is_empty() || port.parse::<u16>().is_ok())
 }
 
-/// `TRACE` and `OPTIONS` may say how often they are sent on (9110, 7.6.2).
+/// Decrements `Max-Forwards`, which limits how often `TRACE` and `OPTIONS` are forwarded (9110, 7.6.2).
 fn count_forwards<B>(request: &mut Request<B>) -> Result<(), StatusCode> {
     let at_the_end = match *request.method() {
         Method::OPTIONS => StatusCode::OK,
@@ -124,7 +127,8 @@ fn count_forwards<B>(request: &mut Request<B>) -> Result<(), StatusCode> {
     Ok(())
 }
 
-/// Which version the message was received in, and by whom (9110, 7.6.3). Who finds itself there already goes round in circles.
+/// Returns the `Via` entry: the version of the received message, and this proxy (9110, 7.6.3). A message that already
+/// has an entry of this proxy is in a loop.
 fn via<B>(request: &Request<B>) -> Result<HeaderValue, StatusCode> {
     for line in request.headers().get_all(header::VIA) {
         for member in line.as_bytes().split(|byte| *byte == b',') {
@@ -142,7 +146,8 @@ fn via<B>(request: &Request<B>) -> Result<HeaderValue, StatusCode> {
     HeaderValue::try_from(format!("{version} {NAME}")).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
 }
 
-/// What is meant for this connection alone (9110, 7.6.1). A length beside a coding is not the body's (9112, 6.3).
+/// Removes headers that apply to this connection alone (9110, 7.6.1). A length in addition to a coding is not the
+/// body's (9112, 6.3).
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(header::TRANSFER_ENCODING) {
         headers.remove(header::CONTENT_LENGTH);
@@ -156,7 +161,7 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// A length that is told more than once, even if it is the same, is not sent back so (9112, 6.3).
+/// Reduces repeated lengths to one, even if they are equal (9112, 6.3).
 fn tell_length_once(headers: &mut HeaderMap) -> Result<(), StatusCode> {
     let Some(length) = headers.get(header::CONTENT_LENGTH).cloned() else { return Ok(()) };
     if !length.as_bytes().iter().all(u8::is_ascii_digit) {
@@ -166,7 +171,7 @@ fn tell_length_once(headers: &mut HeaderMap) -> Result<(), StatusCode> {
     Ok(())
 }
 
-/// HTTP/2 may divide them among lines; the upstream, in HTTP/1.1, gets one (9113, 8.2.3).
+/// Joins the lines into which HTTP/2 may split cookies, because the upstream speaks HTTP/1.1 (9113, 8.2.3).
 fn join_cookies(headers: &mut HeaderMap) {
     let cookies: Vec<_> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
     if cookies.len() > 1

@@ -1,4 +1,4 @@
-//! The connections of callers: how they are accepted, and how they end.
+//! Accepts and ends callers' connections.
 
 use std::{convert::Infallible, future::Future, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
@@ -25,7 +25,7 @@ use super::{
     stack::{self, ProxyResponse},
 };
 
-/// Serves until `stop`, and then what is under way.
+/// Serves until `stop`, and then lets calls in flight end.
 pub(crate) async fn serve(listener: TcpListener, upstream: Uri, limits: Limits, stop: impl Future<Output = ()>) {
     let service = stack::proxy(upstream, limits);
     let places = Arc::new(Semaphore::new(limits.connections));
@@ -39,7 +39,7 @@ pub(crate) async fn serve(listener: TcpListener, upstream: Uri, limits: Limits, 
         };
         let Ok((stream, caller)) = accepted else {
             warn!(error = ?accepted.err(), "cannot accept");
-            sleep(Duration::from_millis(100)).await; // out of file descriptors, for example
+            sleep(Duration::from_millis(100)).await; // for example out of file descriptors
             continue;
         };
         if places.available_permits() == 0 {

@@ -1,4 +1,4 @@
-//! A caller's socket, which notices what hyper does not: a caller who takes nothing any more.
+//! A caller's socket that detects a case which hyper does not: a caller that stops reading.
 
 use std::{
     io,
@@ -19,7 +19,7 @@ use super::calls::Calls;
 pub(crate) struct Socket {
     stream: TcpStream,
     calls: Calls,
-    /// How long a write may make no progress.
+    /// The longest time that a write may make no progress.
     patience: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
 }
@@ -36,12 +36,12 @@ impl Socket {
         }
         let patience = self.patience;
         ready!(self.stalled.get_or_insert_with(|| Box::pin(sleep(patience))).as_mut().poll(cx));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the caller takes nothing any more")))
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the caller has stopped reading")))
     }
 }
 
 impl Drop for Socket {
-    /// In HTTP/1.0 the end of the connection is the body's; a reset tells the caller that this one is not whole.
+    /// In HTTP/1.0 the end of the connection ends the body. A reset shows the caller that the body is incomplete.
     fn drop(&mut self) {
         if self.calls.is_cut() {
             let _ = self.stream.set_zero_linger();

@@ -1,4 +1,4 @@
-//! What becomes of a request: the server's stack, around the client's.
+//! Handles a request: the server's stack around the client's.
 
 use std::{convert::Infallible, error::Error as StdError};
 
@@ -30,7 +30,7 @@ use super::{BoxError, limits::Limits, rfc9110};
 type ProxyBody = UnsyncBoxBody<Bytes, BoxError>;
 pub(crate) type ProxyResponse = Response<ScopeBody<ProxyBody>>;
 
-/// From the outside in.
+/// Builds the stack, from the outside in.
 pub(crate) fn proxy(
     upstream: Uri,
     limits: Limits,
@@ -46,7 +46,7 @@ pub(crate) fn proxy(
         .reclaim_after(limits.stalled);
     let client = ServiceBuilder::new()
         .layer(TimeoutLayer::new(move |req: &Request<Incoming>| limits.unless_upload(limits.total, req)).named("total"))
-        // A caller that stops in the middle of an upload gets a 408, one that breaks it off a 400; neither says anything about the upstream.
+        // A stalled upload gets a 408, a broken one a 400. Neither counts against the upstream.
         .layer(UploadLayer::new(limits.stalled))
         .layer(ReplayLayer::new())
         .layer(RetryLayer::http())
@@ -58,7 +58,7 @@ pub(crate) fn proxy(
         .service(client);
     ServiceBuilder::new().layer(ContextLayer::new(Scope::root("proxy"))).layer(RequestIdLayer::new()).service_fn(
         move |mut request: Request<Incoming>| {
-            // Neither the authority nor the query: they may hold a password or a token.
+            // Neither the authority nor the query is logged: they may contain a password or a token.
             info!(method = %request.method(), path = request.uri().path(), "request");
             let (client, upstream) = (client.clone(), upstream.clone());
             async move {
@@ -73,20 +73,20 @@ pub(crate) fn proxy(
     )
 }
 
-/// The same request, to the upstream.
+/// Addresses the request to the upstream.
 fn to(upstream: Uri, mut request: Request<Incoming>) -> Request<Incoming> {
     let mut uri = upstream.clone().into_parts();
     uri.path_and_query = request.uri().path_and_query().cloned().or(uri.path_and_query);
     *request.uri_mut() = Uri::from_parts(uri).unwrap_or(upstream);
     *request.version_mut() = Version::HTTP_11;
-    // hyper takes a GET for one without a body, unless a header says that it has one.
+    // hyper assumes that a GET has no body, unless a header says otherwise.
     if request.body().size_hint().exact().is_none() {
         request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
     request
 }
 
-/// The response as the caller gets it: a rejection is a 400, 408, 503 or 504, and an upstream that cannot be reached a 502.
+/// Builds the caller's response: a rejection is a 400, 408, 503 or 504, and an unreachable upstream a 502.
 fn answer<B>(outcome: Result<Response<B>, Error<legacy::Error>>) -> Response<ProxyBody>
 where
     B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,

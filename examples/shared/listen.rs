@@ -1,8 +1,9 @@
-//! `--listen ADDRESS`, for the examples that are servers.
+//! Parses `--listen ADDRESS` for the example servers.
 
 use std::{env, net::SocketAddr};
 
-/// Where to listen for others, until the program is stopped. None: the example asks itself, checks the answers and ends.
+/// Returns the address to serve on until the program is stopped. With `None` the example calls itself, checks the
+/// responses and ends.
 pub(crate) fn address() -> Result<Option<SocketAddr>, String> {
     let arguments: Vec<_> = env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {

@@ -1,14 +1,15 @@
-//! All six layers at work on real HTTP: the same steady load on a flaky upstream, through a bare client and through a stack.
+//! All six layers at work on real HTTP: the same steady load on a flaky upstream, through a bare client and through a
+//! stack.
 //!
 //! ```text
 //! cargo run --release -p quickstart
 //! ```
 //!
-//! The upstream takes 25 ms for an answer. It answers 10 % of the calls with 503, lets 2 % hang, and in the second between
-//! 1 s and 2 s it answers everything with 503. The dice depend on nothing but a seed (`-- 7` takes another one), the
+//! The upstream takes 25 ms to respond. It fails 10 % of the calls with 503 and lets 2 % hang. In the second between 1
+//! s and 2 s it responds to everything with 503. The dice depend only on a seed (`-- 7` takes another one), the
 //! request's id and the attempt's number.
 //!
-//! [`with_stack`] and [`send`] are what you would copy; the rest is the upstream, the load and the report. It exits with an error
+//! Copy [`with_stack`] and [`send`]; the rest is the upstream, the load and the report. The program exits with an error
 //! unless everything in [`promises`] is kept.
 
 use std::{
@@ -52,41 +53,43 @@ type BoxError = Box<dyn StdError + Send + Sync>;
 type HttpClient = Client<HttpConnector, Empty<Bytes>>;
 type HttpRequest = Request<Empty<Bytes>>;
 
-/// Chance decides which requests hang just before the outage, and meet it when they are tried again; and whether the first probe
-/// after it meets the 12 % that fail anyway, so that the circuit opens once more. With this seed that probe succeeds.
+/// Chance decides which requests hang just before the outage and are retried during it, and whether the first probe
+/// after the outage is among the 12 % that fail anyway, so that the circuit opens once more. With this seed that probe
+/// succeeds.
 const SEED: u64 = 374;
-/// How the load is: 2,000 requests at 400/s, and then 200 of them again.
+/// The load: 2,000 requests at 400/s, and then 200 of them again.
 const REQUESTS: usize = 2_000;
 const REPEATED: usize = 200;
 const INTERVAL: Duration = Duration::from_micros(2_500);
-/// How many calls may be in flight.
+/// The maximum number of calls in flight.
 const LIMIT: usize = 16;
-/// What hangs for ever is given up long after all else has ended, so that the bare client's run ends too.
+/// A hanging call is given up long after all others have ended, so that the bare client's run ends too.
 const GUARD: Duration = Duration::from_secs(3);
 const LONGEST: Duration = Duration::from_secs(20);
 
-/// Through the whole stack: all requests once, then some of them again.
+/// Runs the load through the whole stack: all requests once, then some of them again.
 async fn with_stack(seed: u64) -> Result<(Run, Run, Timeline), BoxError> {
     let upstream = Upstream::start(seed).await?;
     let (http, ids, in_flight) = (http_client(), NumberedIds::default(), Arc::<InFlight>::default());
     let breaker = CircuitBreakerLayer::http().over(Duration::from_secs(1)).open_for(Duration::from_millis(500));
     let timeline = follow(&breaker.handle(), upstream.started);
 
-    // The recommended order, outermost first. The docs of each layer say what changes if it stands elsewhere.
+    // The recommended order, outermost first. The docs of each layer say what changes elsewhere.
     let client = ServiceBuilder::new()
-        // A scope for each request: what is put into it here, everything inside can ask for.
+        // A scope for each request. Everything inside can read the values that are set here.
         .layer(ContextLayer::new(Scope::root("quickstart")).state(move |_: &HttpRequest| ids.next()))
-        // An answer from memory needs no permit and no healthy upstream: so the cache stands outside of all that follows.
+        // A cache hit needs no permit and no healthy upstream, so the cache is outside all other layers.
         .layer(CacheLayer::new(10_000, Duration::from_secs(30), http_key).classify(HttpStorable))
         // The total: the wait for a permit, all attempts and the pauses between them.
         .layer(TimeoutLayer::new(Duration::from_secs(2)).named("total"))
-        // What fails here is mostly fine a moment later, so the pauses are short. In an outage the budget keeps retries few.
+        // Most failures here are over a moment later, so the pauses are short. In an outage the budget keeps retries
+        // few.
         .layer(RetryLayer::http().max_attempts(3).backoff(Backoff::exponential(Duration::from_millis(25))))
-        // Inside of the retry, so that it sees each attempt. An open circuit is not retried.
+        // Inside the retry, so that it sees each attempt. An open circuit is not retried.
         .layer(breaker)
-        // A permit is held for the work alone: not while a retry pauses, nor while the circuit is open.
+        // A permit is held only for the work, not while a retry pauses or the circuit is open.
         .layer(ConcurrencyLimitLayer::new(LIMIT).max_waiting(64))
-        // Each attempt has its own limit: one that hangs is given up, and tried again.
+        // Each attempt has its own limit: an attempt that hangs is given up and retried.
         .layer(TimeoutLayer::new(Duration::from_millis(250)).named("attempt"))
         // The error of the whole stack: a layer's rejection, or the client's own error.
         .map_err(Error::Service)
@@ -105,7 +108,8 @@ async fn with_stack(seed: u64) -> Result<(Run, Run, Timeline), BoxError> {
     Ok((stack, again, timeline.await?))
 }
 
-/// The innermost service: the client, and what it tells the upstream. The body is collected, so that the cache can copy it.
+/// The innermost service: sends the request with its id and attempt number. Collects the body, so that the cache can
+/// copy it.
 async fn send(
     http: HttpClient,
     in_flight: Arc<InFlight>,
@@ -121,7 +125,7 @@ async fn send(
     Ok(Response::from_parts(head, Full::new(body.to_bytes())))
 }
 
-/// For comparison: the same client without any layer.
+/// Runs the load through the same client without any layer, for comparison.
 async fn with_bare_client(seed: u64) -> Result<Run, BoxError> {
     let upstream = Upstream::start(seed).await?;
     let (http, ids, in_flight) = (http_client(), NumberedIds::default(), Arc::<InFlight>::default());
@@ -148,7 +152,7 @@ async fn main() -> Result<ExitCode, BoxError> {
     println!("\nthe circuit:");
     timeline.iter().for_each(|(at, state)| println!("{:8.3} s  {state}", at.as_secs_f64()));
 
-    println!("\nwhat was promised:");
+    println!("\npromises:");
     let promises = promises(&bare, &stack, &again, &timeline, started.elapsed());
     promises.iter().for_each(|(kept, promise)| println!("{}  {promise}", if *kept { "kept  " } else { "BROKEN" }));
     let all_kept = promises.iter().all(|(kept, _)| *kept);
@@ -162,20 +166,20 @@ fn promises(bare: &Run, stack: &Run, again: &Run, timeline: &Timeline, took: Dur
     let calls = stack.calls as f64 / REQUESTS as f64;
     let remembered = again.count(End::Succeeded);
     [
-        (stack_percent >= 99.0, format!("the stack answers {stack_percent:.1} % away from the outage (at least 99 %)")),
-        (bare_percent < 99.0, format!("the bare client answers {bare_percent:.1} % there (fewer)")),
+        (stack_percent >= 99.0, format!("the stack serves {stack_percent:.1} % away from the outage (at least 99 %)")),
+        (bare_percent < 99.0, format!("the bare client serves {bare_percent:.1} % there (less)")),
         (opened && closed, "the circuit opens, and closes again".to_owned()),
         (stack.peak <= LIMIT, format!("{} calls are in flight at the peak (at most {LIMIT})", stack.peak)),
         (calls <= 1.25, format!("{calls:.2} calls reach the upstream for each request (at most 1.25)")),
         (
             remembered == REPEATED && again.calls == 0,
-            format!("{remembered} of {REPEATED} are answered again, with {} calls (none)", again.calls),
+            format!("{remembered} of {REPEATED} repeated requests succeed, with {} calls (none)", again.calls),
         ),
         (took < LONGEST, format!("it takes {:.1} s (less than 20 s)", took.as_secs_f64())),
     ]
 }
 
-// === Whose call it is, and how many there are ===
+// === Request ids and calls in flight ===
 
 struct RequestIdHeader(u64);
 
@@ -188,7 +192,7 @@ impl NumberedIds {
     }
 }
 
-/// Counts the calls that the client has under way, whoever let them through.
+/// Counts the client's calls in flight.
 #[derive(Default)]
 struct InFlight {
     now: AtomicUsize,
@@ -204,7 +208,7 @@ impl InFlight {
         Counted(Arc::clone(self))
     }
 
-    /// The most there were at once since this was asked last.
+    /// Returns the peak since the last call of this function.
     fn peak(&self) -> usize {
         self.peak.swap(0, Ordering::SeqCst)
     }
@@ -266,7 +270,7 @@ fn http_client() -> HttpClient {
     Client::builder(TokioExecutor::new()).build_http()
 }
 
-/// Sends a GET for each key at a steady pace, whether or not the ones before were answered.
+/// Sends a GET for each key at a steady pace, without waiting for the responses to earlier ones.
 async fn load<S, B>(
     service: S,
     upstream: &Upstream,
@@ -326,12 +330,12 @@ impl End {
 
 // === The report ===
 
-/// What came of one load.
+/// The result of one load.
 struct Run {
     outcomes: Vec<Outcome>,
-    /// That reached the upstream.
+    /// The calls that reached the upstream.
     calls: usize,
-    /// The most that were in flight at once.
+    /// The peak number of calls in flight.
     peak: usize,
 }
 
@@ -340,7 +344,7 @@ impl Run {
         self.outcomes.iter().filter(|outcome| outcome.end == end).count()
     }
 
-    /// How many percent succeeded of the requests that were sent well before or after the outage.
+    /// The success rate, in percent, of the requests that were sent well before or after the outage.
     fn percent_answered_in_calm(&self) -> f64 {
         let outage = Duration::from_secs(1)..=Duration::from_millis(3_500);
         let calm = || self.outcomes.iter().filter(|outcome| !outage.contains(&outcome.sent));
@@ -348,7 +352,7 @@ impl Run {
         100.0 * succeeded as f64 / calm().count() as f64
     }
 
-    /// The time that so many percent of the requests took at most, whatever came of them.
+    /// The time within which `percent` of the requests ended, successful or not.
     fn percentile(&self, percent: usize) -> Duration {
         let mut took: Vec<_> = self.outcomes.iter().map(|outcome| outcome.took).collect();
         took.sort();
@@ -379,10 +383,10 @@ fn print_table(runs: &[(&str, &Run)]) {
     row("peak in flight", &|run| run.peak.to_string());
 }
 
-/// The states of the circuit and when each began.
+/// The states of the circuit, and when each began.
 type Timeline = Vec<(Duration, State)>;
 
-/// Listens through the circuit's handle until the circuit is gone, with the last service that shares it.
+/// Records transitions through the circuit's handle until the last service that shares the circuit is dropped.
 fn follow(circuit: &CircuitBreakerHandle, started: Instant) -> JoinHandle<Timeline> {
     let mut timeline = vec![(Duration::ZERO, circuit.state())];
     let mut transitions = circuit.subscribe();

@@ -1,4 +1,4 @@
-//! The command line.
+//! Tests of the command line.
 
 use super::{
     reverse_proxy::arguments::{Arguments, Command, HELP, upstream_of},
@@ -61,35 +61,35 @@ fn options_stand_anywhere_and_take_their_value_in_either_form() {
     assert_eq!(parse("--help"), Ok(Command::Help));
     assert_eq!(
         parse("a:1 --total 2x http://b -h"),
-        Err("--total needs a time of more than nothing, as 500ms, 10s, 5m or 1h, and not \"2x\"".into())
+        Err("--total needs a time above zero, such as 500ms, 10s, 5m or 1h, not \"2x\"".into())
     );
 }
 
 #[test]
 fn a_wrong_option_is_told_by_name() {
     let cases = [
-        ("--colour red", "--colour is no option"),
-        ("-v", "-v is no option"),
+        ("--colour red", "unknown option --colour"),
+        ("-v", "unknown option -v"),
         ("--total", "--total needs a value"),
         ("--total 5M", "--total needs a time"),
         ("--total 10", "--total needs a time"),
-        ("--total 0s", "--total needs a time of more than nothing"),
+        ("--total 0s", "--total needs a time above zero"),
         ("--total s", "--total needs a time"),
         ("--total -1s", "--total needs a time"),
         ("--total 99999999999999999999h", "--total needs a time"),
         ("--total 10s --total 20s", "--total is given twice"),
         ("--total 5s", "an attempt of 10s is longer than the total of 5s"),
-        ("--connections 0", "--connections needs a number from 1 to 1000000, and not \"0\""),
+        ("--connections 0", "--connections needs a number from 1 to 1000000, not \"0\""),
         ("--in-flight many", "--in-flight needs a number"),
         ("--max-head 100", "--max-head needs a number from 8192"),
-        ("--log reverse_proxy=loud", "--log is no filter"),
+        ("--log reverse_proxy=loud", "--log is not a valid filter"),
     ];
     for (options, expected) in cases {
         let error = parse(&format!("a:1 http://b {options}")).unwrap_err();
         assert!(error.starts_with(expected), "{options}: {error}");
     }
     for places in ["a:1", "a:1 http://b c", "--total 1m"] {
-        assert!(parse(places).unwrap_err().starts_with("an address to listen at and an upstream"), "{places}");
+        assert!(parse(places).unwrap_err().starts_with("expected LISTEN and UPSTREAM"), "{places}");
     }
-    assert!(parse("a:1 https://b").unwrap_err().starts_with("an upstream is written as"));
+    assert!(parse("a:1 https://b").unwrap_err().starts_with("an upstream has the form"));
 }
