@@ -261,8 +261,8 @@ mod tests {
             (
                 "cache_of_a_stream",
                 &[
-                    "a cache cannot keep a response of type `",
-                    "a body that is streamed is to be collected inside of the cache",
+                    "a cache cannot store a response of type `",
+                    "a streamed body must be collected inside the cache",
                 ],
             ),
             ("body_without_default", &["an `Infallible` HTTP service needs a response body that is `Default`"]),

@@ -1,14 +1,16 @@
-//! Single flight: of all who miss the same key at once, one calls (the *leader*) and the others wait for what it
-//! brings.
+//! Single flight: of the concurrent requests that miss the same key, one makes the call (the *leader*) and the others
+//! wait for its outcome.
 //!
-//! Leadership is a value, [`Lead`]. Who holds it either lands, which tells the waiters the outcome, or drops it, by
-//! panic or cancellation, which hands it to the waiter that has most time. It travels through the waiter's channel as
-//! that same value, so a waiter that was chosen and is dropped before it noticed hands it on as well. A leader that was
-//! woken and is not polled is replaced by the next arrival: see [`Pulse`]. One that sleeps is woken by an arrival every
-//! few seconds, for what it waits for may be a timer of a runtime that nobody drives.
+//! Leadership is a value, [`Lead`]. Its holder either lands it, which notifies the waiters, or drops it, through a
+//! panic or a cancellation, which passes it to the waiter with the most time left. The value itself travels through the
+//! waiter's channel. A waiter that is chosen and dropped before it receives the value therefore passes it on by the
+//! same drop.
 //!
-//! Nothing of the user's but `Eq` of a key that arrives runs under the lock, nor is anybody woken or anything of the
-//! user's dropped under it. A flight ends by its number: that never asks the key.
+//! A leader that was woken and is not polled is replaced by the next arrival: see [`Pulse`]. An arrival also wakes a
+//! leader that sleeps, every few seconds, because it may wait for a timer of a runtime that is no longer driven.
+//!
+//! Under the lock, no user code runs except the `Eq` of an arriving key, no waker is called, and no user value is
+//! dropped. A flight ends by its number, which needs no key comparison.
 
 use std::{
     cmp::Reverse,
@@ -29,32 +31,32 @@ use crate::{
     pulse::{ABANDONED, Pulse},
 };
 
-/// Waiters who gave up are looked for when so many wait, and again at each doubling of those who stayed.
+/// The number of waiters at which those that gave up are first removed, and again each time the rest has doubled.
 const FIRST_PRUNING: usize = 16;
 
-/// The flights under way, in which `M` is told to the waiters.
+/// The flights in progress. `M` is the message to the waiters.
 pub(super) struct Flights<K, M> {
     table: Mutex<Table<K, M>>,
 }
 
 struct Table<K, M> {
-    /// The flight that new arrivals join, by its key. One that was detached is not here any more.
+    /// The flight that new arrivals join, by key. A detached flight is not in here.
     current: HashTable<(Arc<Hashed<K>>, u64)>,
     flying: HashMap<u64, Flight<K, M>>,
     numbers: u64,
 }
 
-/// Those who wait: who has most time comes first, and of those who have as much who came first.
+/// The waiters: those with the most time left first, and in order of arrival if they have equal time.
 type Waiting<K, M> = BTreeMap<(Reverse<Patience>, u64), Sender<Message<K, M>>>;
 
-/// The waiter that is to lead, and the pulse that it then has.
+/// The waiter that leads next, and its pulse as the leader.
 type Heir<K, M> = (Sender<Message<K, M>>, Arc<Pulse>);
 
 struct Flight<K, M> {
     waiters: Waiting<K, M>,
     prune_at: usize,
     pulse: Arc<Pulse>,
-    /// From when on an arrival wakes the leader, if that sleeps.
+    /// When arrivals may wake the leader if it sleeps.
     wake_from: Option<Instant>,
 }
 
@@ -66,7 +68,7 @@ pub(super) enum Patience {
 }
 
 impl Patience {
-    /// That of the caller.
+    /// Returns that of the caller.
     pub(super) fn current() -> Self {
         Deadline::current().map_or(Self::Forever, Self::Until)
     }
@@ -76,20 +78,20 @@ impl Patience {
     }
 }
 
-/// What a waiter receives. An error of the channel means that the leader panicked while it told the others.
+/// The message to a waiter. A closed channel means that the leader panicked while it notified the waiters.
 pub(super) enum Message<K, M> {
     Landed(M),
-    /// What the leader got is for nobody else: all who waited call for themselves, at once.
+    /// The leader's outcome is for the leader alone: all waiters make their own calls at once.
     Alone,
     Lead(Lead<K, M>),
 }
 
-/// What an arrival becomes.
+/// The result of joining.
 pub(super) enum Arrival<K, M, T> {
     Found(T),
     Leader(Lead<K, M>),
     Waiter(Receiver<Message<K, M>>),
-    /// It comes from inside the very call that it would wait for.
+    /// The arrival comes from inside the call that it would wait for.
     Itself,
 }
 
@@ -99,8 +101,9 @@ impl<K, M> Flights<K, M> {
         Arc::new(Self { table: Mutex::new(table) })
     }
 
-    /// Waits with the flight for `key`; or, if there is none, takes what `find` finds, for a flight may have landed
-    /// since the caller looked; or starts one.
+    /// Joins the flight for `key`, or starts one.
+    ///
+    /// Without a flight, `find` looks for a result first: a flight may have landed since the caller looked.
     pub(super) fn join<T>(
         self: &Arc<Self>,
         key: &Arc<Hashed<K>>,
@@ -136,7 +139,7 @@ impl<K, M> Flights<K, M> {
         Arrival::Waiter(receiver)
     }
 
-    /// Starts a flight for `key`, unless there is one or `needless` says that it is not needed any more.
+    /// Starts a flight for `key`, unless there is one or `needless` returns that none is needed any more.
     pub(super) fn lead(self: &Arc<Self>, key: &Arc<Hashed<K>>, needless: impl FnOnce() -> bool) -> Option<Lead<K, M>>
     where
         K: Eq,
@@ -152,7 +155,8 @@ impl<K, M> Flights<K, M> {
         lead
     }
 
-    /// Detaches the flight for `key`: its waiters get what it brings, but nothing is stored, and nobody joins it.
+    /// Detaches the flight for `key`: its waiters get its outcome, but nothing is stored, and no arrival joins it.
+    ///
     /// `remove` runs before any other flight for the key can start or land.
     pub(super) fn detach<T>(&self, hash: u64, key: &K, remove: impl FnOnce() -> T) -> T
     where
@@ -177,12 +181,12 @@ impl<K, M> Flights<K, M> {
         removed
     }
 
-    /// The keys of the flights under way, each with the number that [`detach_this`](Self::detach_this) takes.
+    /// Returns the keys of the current flights, with their numbers for [`detach_this`](Self::detach_this).
     pub(super) fn current(&self) -> Vec<(Arc<Hashed<K>>, u64)> {
         self.lock().current.iter().cloned().collect()
     }
 
-    /// Detaches this very flight.
+    /// Detaches the flight with this number.
     pub(super) fn detach_this(&self, hash: u64, number: u64) {
         let detached = self.lock().remove(hash, number);
         drop(detached);
@@ -202,14 +206,15 @@ impl<K, M> Flights<K, M> {
         Lead { flights: Arc::clone(self), key: Arc::clone(key), number, pulse, landed: false }
     }
 
-    /// Takes those who wait for this flight into one of the caller's, if its leader was abandoned. If that comes back
-    /// after all, it finds that the flight is not its own any more.
+    /// Moves the waiters of this flight to a new one that the caller leads, if the leader is abandoned.
+    ///
+    /// If the abandoned leader comes back, it finds that the flight is no longer its own.
     fn take_over(self: &Arc<Self>, table: &mut Table<K, M>, key: &Arc<Hashed<K>>, number: u64) -> Option<Lead<K, M>> {
         if !table.flying.get(&number)?.pulse.is_abandoned() {
             return None;
         }
         let abandoned = table.flying.remove(&number)?;
-        // Not the last reference to its key: the abandoned leader has one.
+        // Not the last reference to the key: the abandoned leader has one.
         drop(table.remove(key.hash, number));
         let lead = self.start(table, key);
         if let Some(flight) = table.flying.get_mut(&lead.number) {
@@ -218,7 +223,7 @@ impl<K, M> Flights<K, M> {
         Some(lead)
     }
 
-    /// What tells these flights from those of other caches.
+    /// Returns an identity that distinguishes these flights from those of other caches.
     pub(super) fn address(&self) -> usize {
         std::ptr::from_ref(self).addr()
     }
@@ -228,7 +233,7 @@ impl<K, M> Flights<K, M> {
     }
 }
 
-/// Nobody is woken under a lock.
+/// Wakes a leader. Call it without holding a lock.
 fn wake(sleeper: Option<Arc<Pulse>>) {
     if let Some(pulse) = sleeper {
         undisturbed(|| pulse.wake());
@@ -236,7 +241,7 @@ fn wake(sleeper: Option<Arc<Pulse>>) {
 }
 
 impl<K, M> Table<K, M> {
-    /// The number of the flight for `key` that arrivals join.
+    /// Returns the number of the flight for `key` that arrivals join.
     fn number(&self, key: &Hashed<K>) -> Option<u64>
     where
         K: Eq,
@@ -245,7 +250,7 @@ impl<K, M> Table<K, M> {
         Some(*number)
     }
 
-    /// The pulse of the leader of this flight, if that is to be woken.
+    /// Returns the pulse of this flight's leader if the leader should be woken.
     fn sleeper(&mut self, number: u64) -> Option<Arc<Pulse>> {
         let flight = self.flying.get_mut(&number)?;
         if flight.pulse.abandoned_from().is_some() {
@@ -263,23 +268,25 @@ impl<K, M> Table<K, M> {
         self.current.find(lead.key.hash, |(_, number)| *number == lead.number).is_some()
     }
 
-    /// Takes the flight's name away, and gives it.
+    /// Removes the flight's key, so that no arrival joins it, and returns the key.
     fn remove(&mut self, hash: u64, number: u64) -> Option<Arc<Hashed<K>>> {
         let current = self.current.find_entry(hash, |(_, other)| *other == number).ok()?;
         Some(current.remove().0.0)
     }
 
-    /// Ends the flight of `lead`, and gives those who wait. Of its key `lead` has a reference too.
+    /// Ends the flight of `lead` and returns its waiters. `lead` keeps a reference to the key.
     fn end(&mut self, lead: &Lead<K, M>) -> Waiting<K, M> {
         drop(self.remove(lead.key.hash, lead.number));
         self.flying.remove(&lead.number).map(|flight| flight.waiters).unwrap_or_default()
     }
 
-    /// The next who may lead the flight of `lead`: the one with most time. None, if `has_time` is asked for and has
-    /// none, or if nobody waits: then the flight is over.
+    /// Returns the waiter with the most time left, which may lead the flight of `lead` next.
+    ///
+    /// Returns `None` if there is no waiter, which ends the flight, or if `has_time` is set and no waiter has time
+    /// left.
     fn successor(&mut self, lead: &Lead<K, M>, has_time: bool) -> Option<Heir<K, M>> {
         let flight = self.flying.get_mut(&lead.number)?;
-        // The waiter that was chosen before may have left. Until another one is, the lead is where it was.
+        // A waiter that was chosen before may have left. Until another one is chosen, the lead stays with its holder.
         flight.pulse = Arc::clone(&lead.pulse);
         let Some(next) = flight.waiters.first_entry() else {
             if !has_time {
@@ -290,14 +297,14 @@ impl<K, M> Table<K, M> {
         if has_time && next.key().0.0.has_ended() {
             return None;
         }
-        // It is woken by being told, and has to come.
+        // The message wakes the waiter, so it should be polled.
         flight.pulse = Pulse::woken();
         Some((next.remove(), Arc::clone(&flight.pulse)))
     }
 }
 
 impl<K, M> Flight<K, M> {
-    /// Takes out those who gave up, at a cost that is constant for each arrival.
+    /// Removes waiters that gave up, at a constant cost for each arrival.
     fn prune(&mut self) {
         if self.waiters.len() >= self.prune_at {
             self.waiters.retain(|_, waiter| !waiter.is_closed());
@@ -306,7 +313,7 @@ impl<K, M> Flight<K, M> {
     }
 }
 
-/// The duty to bring an outcome for a key. Dropped without one, it goes to the waiter with most time.
+/// The duty to bring an outcome for a key. Dropping it without one passes it to the waiter with the most time left.
 pub(super) struct Lead<K, M> {
     flights: Arc<Flights<K, M>>,
     key: Arc<Hashed<K>>,
@@ -324,12 +331,15 @@ impl<K, M> Lead<K, M> {
         &self.pulse
     }
 
-    /// What the call that is made for it is known by, among the calls that surround it.
+    /// Returns the name of the call that is made for this lead, among the surrounding calls.
     pub(super) fn name(&self) -> (usize, u64) {
         (self.flights.address(), self.number)
     }
 
-    /// Ends the flight. Unless it was detached, `store` runs before anybody else can look, start a flight or detach.
+    /// Ends the flight.
+    ///
+    /// Unless the flight was detached, `store` runs before any other caller can look up the key, start a flight or
+    /// detach.
     pub(super) fn land<T>(mut self, store: impl FnOnce(Arc<Hashed<K>>) -> T) -> (Option<T>, Waiters<K, M>) {
         let flights = Arc::clone(&self.flights);
         let mut table = flights.lock();
@@ -340,13 +350,13 @@ impl<K, M> Lead<K, M> {
         (stored, Waiters(waiters))
     }
 
-    /// Gives the lead to the waiter with most time, if that one has time left. Otherwise it comes back.
+    /// Passes the lead to the waiter with the most time, if that waiter has time left. Otherwise returns it.
     pub(super) fn pass_on(mut self) -> Option<Self> {
         self.landed = self.give(true);
         (!self.landed).then_some(self)
     }
 
-    /// Gives the lead to the waiter with most time. Nobody is told under the lock.
+    /// Passes the lead to the waiter with the most time. Sends the message without holding the lock.
     fn give(&self, has_time: bool) -> bool {
         loop {
             let next = self.flights.lock().successor(self, has_time);
@@ -361,7 +371,7 @@ impl<K, M> Lead<K, M> {
             let mut back = None;
             undisturbed(|| back = next.send(Message::Lead(heir)).err());
             match back {
-                // Who gave up meanwhile sends it back; then it is still this one that looks for the next.
+                // The waiter has given up, and the lead is back here: look for the next waiter.
                 Some(Message::Lead(mut heir)) => heir.landed = true,
                 _ => return true,
             }
@@ -378,13 +388,14 @@ impl<K, M> Drop for Lead<K, M> {
     }
 }
 
-/// Those who waited for a flight that landed.
-#[must_use = "they wait to be told"]
+/// The waiters of a flight that has landed.
+#[must_use = "the waiters must be notified"]
 pub(super) struct Waiters<K, M>(Waiting<K, M>);
 
 impl<K, M> Waiters<K, M> {
-    /// Tells everybody who is still there, also behind a waker that panics. If `message` or its copy panics, the rest
-    /// learn that nobody will tell them.
+    /// Notifies all waiters that are still there, even if a waker panics.
+    ///
+    /// If `message` or its clone panics, the remaining waiters see a closed channel.
     pub(super) fn tell(self, message: impl FnOnce() -> M)
     where
         M: Clone,
@@ -393,14 +404,14 @@ impl<K, M> Waiters<K, M> {
         let Some(first) = waiters.next() else { return };
         let message = message();
         for waiter in waiters {
-            // Who leaves at this very moment needs no message.
+            // A waiter that leaves at this moment needs no message.
             let message = message.clone();
             undisturbed(|| drop(waiter.send(Message::Landed(message))));
         }
         undisturbed(|| drop(first.send(Message::Landed(message))));
     }
 
-    /// Tells everybody to call for themselves.
+    /// Makes all waiters call for themselves.
     pub(super) fn release(self) {
         for waiter in self.0.into_values() {
             undisturbed(|| drop(waiter.send(Message::Alone)));

@@ -45,25 +45,25 @@ pin_project! {
     where
         S: Service<Req>,
     {
-        // None: it has answered.
+        // `None` after the end.
         Before { before: Option<Before<S, Req, K, T, C, S::Response>> },
-        // Of the two the call is dropped first: nobody calls in its place before its clean-up is done.
+        // The call is dropped before the duty, so that its cleanup is done before another request makes a call.
         Calling { #[pin] response: S::Future, duty: Option<Duty<K, S::Response, T, C>> },
     }
 }
 
-/// What comes before the call, or in its place.
+/// The states before the call, or without one.
 enum Before<S, Req, K, T, C, R> {
-    /// The answer came from memory.
+    /// Found a response in memory.
     Answered(R),
-    /// A failure came from memory.
+    /// Found a failure in memory.
     Failed(Landed<R>, Arc<Policy<K, R, T, C>>),
-    /// It did not. Who leads and who waits is decided at the first poll: nobody is to wait for a future that is not
+    /// Found nothing. The first poll decides who leads and who waits: no request may wait for a future that is not
     /// polled.
     Arriving(Missed<S, Req, K, T, C, R>),
-    /// Another one calls.
+    /// Waits for the call of another request.
     Waiting(Missed<S, Req, K, T, C, R>, oneshot::Receiver<Message<K, Landed<R>>>),
-    /// It calls as soon as the service is ready.
+    /// Calls as soon as the service is ready.
     Readying(Call<S, Req>, Option<Duty<K, R, T, C>>),
 }
 
@@ -73,37 +73,37 @@ struct Missed<S, Req, K, T, C, R> {
     policy: Arc<Policy<K, R, T, C>>,
 }
 
-/// A call that is still to be made.
+/// A call that has not been made yet.
 pub(super) struct Call<S, Req> {
     pub(super) service: S,
     pub(super) request: Req,
 }
 
-/// What a leader has to do when its call comes back. A request without a key has no such duty.
+/// The duty of a leader when its call completes. A request without a key has none.
 pub(super) struct Duty<K, R, T, C> {
     pub(super) policy: Arc<Policy<K, R, T, C>>,
     pub(super) lead: Lead<K, Landed<R>>,
-    /// Whether a request waits for the outcome itself: none does behind a stale answer.
+    /// Whether a request waits for the outcome. None does if a stale response was served.
     pub(super) is_awaited: bool,
-    /// The calls for keys that surround this one, and this one.
+    /// The surrounding calls for keys, and this one.
     leads: Leads,
 }
 
 impl<K, R, T, C> Duty<K, R, T, C> {
-    /// That of a call which a request waits for, and whatever it is part of.
+    /// Makes the duty for a call that a request waits for, inside any surrounding calls.
     fn awaited(policy: Arc<Policy<K, R, T, C>>, lead: Lead<K, Landed<R>>) -> Self {
         let leads = Leads::current().and(lead.name());
         Self { policy, lead, is_awaited: true, leads }
     }
 
-    /// That of a call which nobody waits for.
+    /// Makes the duty for a background call.
     pub(super) fn behind(policy: Arc<Policy<K, R, T, C>>, lead: Lead<K, Landed<R>>) -> Self {
         let leads = Leads::default().and(lead.name());
         Self { policy, lead, is_awaited: false, leads }
     }
 }
 
-/// Polls what belongs to a call, so that its surroundings show what it leads, and others whether it is alive.
+/// Polls a part of a call, with its leads in the surroundings and its pulse recorded.
 fn polled<K, R, T, C, P>(
     duty: &mut Option<Duty<K, R, T, C>>,
     cx: &mut Context<'_>,
@@ -155,8 +155,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut state = self.project().state;
         let (outcome, duty) = loop {
-            // A lead is taken out while anything of the user's runs: if that panics, it goes to the next who waits at
-            // once.
+            // The duty is taken out while user code runs: if that panics, the lead passes to the next waiter at once.
             let before = match state.as_mut().project() {
                 StateProj::Before { before } => before,
                 StateProj::Calling { response, duty } => {
@@ -179,7 +178,7 @@ where
                     Poll::Ready(Ok(Message::Lead(lead))) => missed.lead(lead),
                     Poll::Ready(Ok(Message::Alone)) => missed.alone(),
                     Poll::Ready(Ok(Message::Landed(landed))) => return Poll::Ready(missed.share(landed)),
-                    // Nobody will tell: the leader panicked on its last steps.
+                    // The leader panicked while it notified the waiters.
                     Poll::Ready(Err(_)) => Before::Arriving(missed),
                     Poll::Pending => {
                         *before = Some(Before::Waiting(missed, told));
@@ -200,11 +199,11 @@ where
                         }
                     }
                 }
-                None => panic!("`cache::ResponseFuture` polled after it answered"),
+                None => panic!("cache::ResponseFuture polled after it was ready"),
             };
             *before = Some(next);
         };
-        // What the call still holds is given back before anybody learns of its outcome.
+        // Drops the call before its outcome is visible, so that its resources are released.
         state.set(State::Before { before: None });
         Poll::Ready(match duty {
             Some(Duty { policy, lead, is_awaited, .. }) => policy.land(lead, outcome, is_awaited),
@@ -218,13 +217,13 @@ where
     K: Hash + Eq,
     R: Clone,
 {
-    /// What becomes of it; or that it would wait for itself.
+    /// Decides how the request continues. Returns an error if it would wait for itself.
     fn arrive(self) -> Result<Before<S, Req, K, T, C, R>, Rejection> {
         let state = &self.policy.cache.state;
         let mut outdated = None;
         let fresh = || match state.store.peek(&self.key) {
             Some(entry) if entry.stale_for(clock::now).is_none() => Some(entry),
-            // It may be the last reference, which is not to be dropped under the lock of the flights.
+            // Possibly the last reference, which must not be dropped under the lock of the flights.
             found => {
                 outdated = found;
                 None
@@ -254,7 +253,7 @@ where
         Before::Readying(self.call, Some(Duty::awaited(self.policy, lead)))
     }
 
-    /// Calls for itself: what it waited for is for another one alone.
+    /// Makes a call for this request alone, because the outcome that it waited for was for another caller alone.
     fn alone(self) -> Before<S, Req, K, T, C, R> {
         self.note_miss();
         Before::Readying(self.call, None)

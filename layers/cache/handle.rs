@@ -1,4 +1,4 @@
-//! The live state of a cache, for its services and for its owner.
+//! The live state of a cache, shared by its services and its handles.
 
 use std::{
     any::type_name,
@@ -17,10 +17,9 @@ use super::{
 };
 use crate::clock;
 
-/// The live state of a [`CacheLayer`](super::CacheLayer), which all its services share: take it with
-/// [`handle`](super::CacheLayer::handle).
+/// The live state of a [`CacheLayer`](super::CacheLayer), which all its services share.
 ///
-/// A clone is the same cache, and cheap.
+/// The layer returns it from [`handle`](super::CacheLayer::handle). Clones are cheap and refer to the same cache.
 pub struct CacheHandle<K, R> {
     pub(super) state: Arc<State<K, R>>,
 }
@@ -28,16 +27,16 @@ pub struct CacheHandle<K, R> {
 pub(super) struct State<K, R> {
     pub(super) capacity: usize,
     pub(super) store: Store<K, Landed<R>>,
-    /// Locked before the store wherever both are.
+    /// Locked before the store if both are.
     pub(super) flights: Arc<Flights<K, Landed<R>>>,
     pub(super) counts: Counts,
 }
 
 #[derive(Default)]
 pub(super) struct Counts {
-    /// Lookups that found an entry that was not fresh any more.
+    /// Lookups that found an entry that was no longer fresh.
     pub(super) outdated: AtomicU64,
-    /// Answers from memory that were not there at the first look.
+    /// Hits that the first lookup missed.
     pub(super) found_late: AtomicU64,
     pub(super) misses: AtomicU64,
     pub(super) shared: AtomicU64,
@@ -51,25 +50,25 @@ pub(super) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Relaxed);
 }
 
-/// What a cache has done so far.
+/// Statistics of a cache since its start.
 ///
-/// The numbers are taken one after the other while others go on counting: they need not add up to the last one.
+/// The numbers are read one after another while the cache is in use, so they may be slightly inconsistent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Requests that were answered from memory with a fresh response.
+    /// Requests that were served a fresh response from memory.
     pub hits: u64,
-    /// Requests that were sent on because there was no fresh response. Those without a key are not counted anywhere.
+    /// Requests that made a call because there was no fresh response. Requests without a key are not counted at all.
     pub misses: u64,
-    /// Requests that were answered, well or badly, by the call of another one that had missed the same key.
+    /// Requests that got the outcome, good or bad, of a call by another request that had missed the same key.
     pub shared: u64,
-    /// Requests that were answered from memory with a response that had expired.
+    /// Requests that were served an expired response from memory.
     pub stale: u64,
-    /// Calls that were made behind a stale answer, for a fresh one.
+    /// Background calls for a fresh response while a stale one was served.
     pub refreshes: u64,
-    /// Responses that were put into memory.
+    /// Responses that were stored.
     pub stored: u64,
-    /// Responses that had to make room for others.
+    /// Responses that were evicted to make room for others.
     pub evicted: u64,
 }
 
@@ -79,23 +78,23 @@ impl<K: Hash + Eq, R> CacheHandle<K, R> {
         Self { state: Arc::new(State { capacity, store, flights: Flights::new(), counts: Counts::default() }) }
     }
 
-    /// Forgets the response under `key`.
+    /// Removes the response under `key`.
     ///
-    /// A call for that key that is under way does not bring it back: those who wait for the call get its result, but it
-    /// is not stored, and requests that come after this start a call of their own.
+    /// A call in flight for this key does not bring it back: waiters get the result of the call, but it is not stored,
+    /// and later requests start their own call.
     pub fn invalidate(&self, key: &K) {
         let store = &self.state.store;
         let hash = store.hash(key);
         drop(self.state.flights.detach(hash, key, || store.remove(hash, key)));
     }
 
-    /// Forgets all responses whose key `predicate` picks, such as those of one tenant, and returns their number.
+    /// Removes all responses whose key matches `predicate`, such as those of one tenant. Returns their number.
     ///
-    /// As in [`invalidate`](Self::invalidate), calls under way for such keys bring none of them back.
+    /// As with [`invalidate`](Self::invalidate), calls in flight for such keys do not bring them back.
     ///
-    /// It runs `predicate` once for every key, while no lock is held, so hits and misses go on meanwhile; a response
-    /// that is stored after it began, by a call that started after that too, may stay or go. Its cost is in proportion
-    /// to what is stored.
+    /// `predicate` runs once for every key. No lock is held while it runs, so hits and misses continue. A response that
+    /// is stored in the meantime, by a call that also started in the meantime, may stay or go. The cost is proportional
+    /// to the number of entries.
     ///
     /// ```
     /// # use std::{sync::Arc, time::Duration};
@@ -118,33 +117,34 @@ impl<K: Hash + Eq, R> CacheHandle<K, R> {
         picked.filter(|entry| store.remove_this(entry)).count()
     }
 
-    /// Forgets all responses, and those that calls under way will bring, as in [`invalidate`](Self::invalidate).
+    /// Removes all responses. As with [`invalidate`](Self::invalidate), calls in flight do not bring any back.
     ///
-    /// Its cost is in proportion to what is stored; meanwhile hits go on, and misses wait.
+    /// The cost is proportional to the number of entries. In the meantime hits continue, and misses wait.
     pub fn clear(&self) {
         drop(self.state.flights.detach_all(|| self.state.store.clear()));
     }
 
-    /// How many responses are in memory and of use: fresh, or as stale as `.stale_if_error(..)` or
-    /// `.stale_while_revalidate(..)` allow.
+    /// Returns the number of responses that can be served: fresh ones, and stale ones within the windows of
+    /// `.stale_if_error(..)` and `.stale_while_revalidate(..)`.
     ///
-    /// It takes out all the others, so it also frees the memory of a cache that nothing is put into any more.
+    /// Removes all other responses, which also frees the memory of a cache that is no longer written to.
     #[must_use]
     pub fn len(&self) -> usize {
         self.state.store.len(clock::now())
     }
 
-    /// Whether nothing of use is in memory. As [`len`](Self::len), it takes out what is of none.
+    /// Returns whether no response can be served. Like [`len`](Self::len), this removes all others.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// What this cache has done so far.
+    /// Returns the statistics of this cache.
     #[must_use]
     pub fn stats(&self) -> Stats {
         let Counts { outdated, found_late, misses, shared, stale, refreshes, stored, evicted } = &self.state.counts;
-        // What is outdated was found before it was counted, so this order keeps the difference from falling below zero.
+        // An outdated entry is found before it is counted. Loading in this order keeps the difference from
+        // underflowing.
         let outdated = outdated.load(Relaxed);
         let found = self.state.store.times_found();
         Stats {

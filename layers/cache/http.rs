@@ -1,5 +1,4 @@
-//! What a cache of HTTP responses may give to several callers: which requests have a key, and which responses may be
-//! stored.
+//! HTTP: which requests have a key, and which responses may be stored and served to several callers.
 
 use std::{
     fmt,
@@ -19,23 +18,24 @@ use http::{
 use super::Stale;
 use crate::outcome::{Class, Classify, HttpStatus};
 
-/// The key of a GET request whose answer is the same for everybody: for [`CacheLayer::new`](super::CacheLayer::new),
-/// together with [`HttpStorable`].
+/// Makes the key of a GET request whose response is the same for all callers. Use it with
+/// [`CacheLayer::new`](super::CacheLayer::new), together with [`HttpStorable`].
 ///
-/// It consists of scheme, authority and path with query. The authority is that of the URI or, where that has none as on
-/// an HTTP/1 server, the `Host` header: so two virtual hosts share nothing.
+/// The key consists of the scheme, the authority, and the path with the query. The authority is that of the URI or, if
+/// the URI has none, as on an HTTP/1 server, the `Host` header. Two virtual hosts therefore share nothing.
 ///
-/// Requests without a key go past the cache, and are answered by a call of their own:
+/// The following requests have no key. They bypass the cache, and each of them makes its own call:
 ///
-/// - every method but GET, and a GET with a body or with `Upgrade`;
-/// - what is somebody's: `Authorization`, `Proxy-Authorization`, `Cookie`;
-/// - what asks for a part, or whether something has changed: `Range`, `If-Range`, `If-Match`, `If-None-Match`,
-///   `If-Modified-Since`, `If-Unmodified-Since`;
-/// - what has wishes of its own: `CacheHandle-Control`, `Pragma`;
-/// - several `Host` headers, one that is not that of the URI or not readable, a user name in the authority.
+/// - requests with a method other than GET, with a body, or with `Upgrade`
+/// - requests with credentials: `Authorization`, `Proxy-Authorization`, `Cookie`
+/// - partial and conditional requests: `Range`, `If-Range`, `If-Match`, `If-None-Match`, `If-Modified-Since`,
+///   `If-Unmodified-Since`
+/// - requests with cache directives of their own: `Cache-Control`, `Pragma`
+/// - requests with several `Host` headers, with a `Host` that is unreadable or differs from the authority of the URI,
+///   or with a user name in the authority
 ///
-/// A key is cheap: it holds references to the parts of the request, and allocates nothing. If answers depend on more
-/// than the key, such as a header for which the service sends no `Vary`, make a key of that and this one:
+/// A key is cheap: it refers to the parts of the request and does not allocate. If responses depend on more than the
+/// key, such as a header for which the service sends no `Vary`, combine it with your own key:
 ///
 /// ```
 /// use http::Request;
@@ -77,9 +77,9 @@ const WITHOUT_A_KEY: [HeaderName; 13] = [
     TRANSFER_ENCODING,
 ];
 
-/// What [`http_key`] makes of a request.
+/// The key that [`http_key`] makes from a request.
 ///
-/// Two are equal if scheme, authority (whatever its case) and path with query are.
+/// Two keys are equal if the scheme, the authority (ignoring case), the path and the query are equal.
 #[derive(Clone)]
 pub struct HttpKey {
     uri: Uri,
@@ -87,20 +87,20 @@ pub struct HttpKey {
 }
 
 impl HttpKey {
-    /// The host, and the port if there is one, as the request named it; empty if it named none.
+    /// Returns the host and any port, as the request named them. Empty if it named none.
     #[must_use]
     pub fn authority(&self) -> &str {
         let host = || self.host.as_ref().and_then(|host| host.to_str().ok());
         self.uri.authority().map(|authority| authority.as_str()).or_else(host).unwrap_or_default()
     }
 
-    /// The path, without the query.
+    /// Returns the path, without the query.
     #[must_use]
     pub fn path(&self) -> &str {
         self.uri.path()
     }
 
-    /// The query, if there is one.
+    /// Returns the query, if there is one.
     #[must_use]
     pub fn query(&self) -> Option<&str> {
         self.uri.query()
@@ -143,19 +143,24 @@ impl fmt::Debug for HttpKey {
     }
 }
 
-/// Judges which HTTP responses a cache may store and give to several callers: for
+/// Classifies HTTP responses by whether a cache may store them and serve them to several callers. Use it with
 /// [`CacheLayer::classify`](super::CacheLayer::classify), together with [`http_key`].
 ///
-/// Failures are those of [`HttpStatus`]. A success has a status that is cacheable without further conditions (200, 203,
-/// 204, 300, 301, 308, 404, 405, 410 or 414; RFC 9110, section 15.1), no `Set-Cookie`, `Vary` or `Content-Range`, is
-/// not [`Degraded`](crate::Degraded), and neither its `CacheHandle-Control` (`no-store`, `no-cache`, `private`, a `max-age`
-/// or `s-maxage` of zero) nor its `Pragma` nor an `Expires` that has passed speak against it. Everything else is
-/// ignored: the cache neither stores it nor gives it to another caller.
+/// Failures are those of [`HttpStatus`]. A response is a success under the following conditions:
 ///
-/// So behind a layer that compresses, which says `Vary: accept-encoding`, nothing is stored: put that layer outside of
-/// the cache.
+/// - Its status is cacheable without further conditions: 200, 203, 204, 300, 301, 308, 404, 405, 410 or 414 (RFC 9110,
+///   section 15.1).
+/// - It has no `Set-Cookie`, `Vary` or `Content-Range`.
+/// - It is not [`Degraded`](crate::Degraded).
+/// - No `Cache-Control` (`no-store`, `no-cache`, `private`, a `max-age` or `s-maxage` of zero), no `Pragma` and no
+///   `Expires` in the past forbids storing it.
 ///
-/// It reads no `max-age`, but zero: the ttl is that of the layer.
+/// Every other response is ignored: the cache neither stores it nor gives it to another caller.
+///
+/// A layer that compresses responses sends `Vary: accept-encoding`, so nothing inside it is stored. Put such a layer
+/// outside the cache.
+///
+/// Apart from zero, a `max-age` is not read: the layer's ttl applies.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HttpStorable;
 
@@ -178,7 +183,7 @@ fn is_storable<B>(response: &Response<B>) -> bool {
         && !has_passed(headers)
 }
 
-/// Whether a `CacheHandle-Control` says that its response is not to be given to others. One that cannot be read may say so.
+/// Returns whether a `Cache-Control` forbids storing or sharing its response. An unreadable value may do so.
 fn forbids(value: &HeaderValue) -> bool {
     let Ok(text) = value.to_str() else { return true };
     text.split(',').any(|directive| {
@@ -189,7 +194,8 @@ fn forbids(value: &HeaderValue) -> bool {
     })
 }
 
-/// Whether its `Expires` has passed, by its own `Date`. One that is no date has, as `0` has (RFC 9111, section 5.3).
+/// Returns whether its `Expires` has passed, by its own `Date`. An invalid date such as `0` has (RFC 9111, section
+/// 5.3).
 fn has_passed(headers: &HeaderMap) -> bool {
     let date = |value: &HeaderValue| httpdate::parse_http_date(value.to_str().ok()?).ok();
     let Some(expires) = headers.get(EXPIRES) else { return false };

@@ -1,13 +1,13 @@
-//! The calls for keys that surround the caller. A request that comes from inside such a call and asks for the same key
+//! The calls for keys that surround the current code. A request from inside such a call that asks for the same key
 //! would wait for itself.
 //!
-//! They are found through the surroundings, as the deadline is: a spawned task has none.
+//! They are found through the surroundings, like the deadline. A spawned task has none.
 
 use std::sync::Arc;
 
 use crate::ambient::{self, Entered, slot};
 
-/// The innermost call, and those around it.
+/// The innermost call and those around it.
 #[derive(Clone, Default)]
 pub(super) struct Leads(Option<Arc<Leading>>);
 
@@ -20,12 +20,12 @@ struct Leading {
 slot!(Leads, Leads(None));
 
 impl Leads {
-    /// Those that surround the caller.
+    /// Returns the calls that surround the caller.
     pub(super) fn current() -> Self {
         ambient::get()
     }
 
-    /// A call for this flight, inside of these.
+    /// Adds a call for this flight, inside these.
     pub(super) fn and(self, (flights, number): (usize, u64)) -> Self {
         Self(Some(Arc::new(Leading { flights, number, outer: self })))
     }
@@ -41,7 +41,7 @@ impl Leads {
         false
     }
 
-    /// As long as the guard lives, these are the current ones.
+    /// Makes these the current ones while the guard lives.
     pub(super) fn enter(&mut self) -> Entered<'_, Self> {
         ambient::enter(self)
     }

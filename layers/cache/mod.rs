@@ -1,58 +1,92 @@
-//! Answers from memory what was answered before.
+//! Caches responses in memory.
 //!
-//! A response is stored under a key that a function makes of the request, for as long as its ttl says, and requests
-//! with the same key get a copy of it. Of all requests that miss the same key at once, one calls and the others wait
-//! for its outcome (*single flight*). What is stored is bounded by number or by weight. A working set that fits stays
-//! in memory: from its third round on it misses nothing, whatever filled the cache before, and neither a scan of other
-//! keys nor a trickle of new ones pushes it out (an eviction close to S3-FIFO). What has expired makes room.
+//! The layer stores a response under a key, which a function makes from the request, until its ttl expires. Requests
+//! with the same key get a copy. Of the concurrent requests that miss the same key, one makes the call and the others
+//! wait for its outcome (*single flight*).
 //!
-//! **What is stored** is what [`classify`](CacheLayer::classify) calls a success, and never an error. The default takes
-//! every response. A response that it [ignores](crate::Class::Ignored) is for the one who made the call: those who
-//! waited for it make calls of their own.
+//! The cache is bounded by the number or the weight of its entries, and expired entries make room first. A working set
+//! that fits stays in memory: from its third round on it has no misses, whatever filled the cache before, and neither a
+//! scan of other keys nor a trickle of new ones evicts it. The eviction policy is close to S3-FIFO.
 //!
-//! **For HTTP say `CacheLayer::new(10_000, ttl, http_key).classify(HttpStorable)`**: [`http_key`] tells virtual hosts
-//! apart and gives no key to a request whose answer is not for everybody, and [`HttpStorable`] stores no response that
-//! is a failure, a part or for one caller alone. A status is not a type, so without it a 500 is a response like any
-//! other, and would be answered for a whole ttl.
+//! # What is stored
 //!
-//! **Its clock.** The ttl runs from when the response arrived, and at exactly the ttl it has expired. A hit reads the
-//! clock once, and not at all if the response never expires.
+//! The cache stores the responses that [`classify`](CacheLayer::classify) calls a success, and never an error. The
+//! default classifier takes every response. A response that the classifier [ignores](crate::Class::Ignored) goes only
+//! to the caller that made the call. Callers that waited for it make their own calls.
 //!
-//! **A hit** needs nothing of the inner service: no readiness, no permit, not even its health. It costs the key, a copy
-//! of the response, and a lock for reading on a part of the map.
+//! # HTTP
 //!
-//! **A failure** goes whole to the caller that made the call. Those who waited for it get a copy if it was a response,
-//! the [`Rejection`](crate::Rejection) if it was one, and otherwise a copy of the error if it [can be
-//! cloned](CacheLayer::clone_errors), or [`Reason::Shared`](crate::Reason::Shared) with the error's message and class.
-//! It is not stored, unless it has a [ttl of its own](CacheLayer::failure_ttl): the next request calls again, unless
-//! [`stale_if_error`](CacheLayer::stale_if_error) finds something that will do.
+//! For HTTP, use `CacheLayer::new(10_000, ttl, http_key).classify(HttpStorable)`:
 //!
-//! **Where it belongs.** Outside of timeout, retry, breaker and limit, so that a hit needs none of them; inside of the
-//! [`ContextLayer`](crate::context::ContextLayer), so that keys and ttl can come from the scope. Inside of a retry,
-//! each attempt looks into the cache. Outside of every timeout is right: the timeout of the caller that calls ends the
-//! wait of those who wait for it.
+//! - [`http_key`] separates virtual hosts, and gives no key to a request whose response is not the same for all
+//!   callers.
+//! - [`HttpStorable`] stores no response that is a failure, is partial, or is meant for a single caller. Without it, a
+//!   500 is a response like any other, because a status is not a type, and is served for a whole ttl.
 //!
-//! **Deadlines.** With a timeout outside, each request has a deadline of its own. A caller whose deadline ends its
-//! call, at the cache or by a limit inside that goes by it, leaves the key to the waiter with most time, which makes a
-//! call of its own: nobody with time left gets another one's timeout. But a retry inside that gives up early because of
-//! a short deadline fails all who wait.
+//! # Expiry
 //!
-//! **Cancellation.** A call belongs to the request that makes it. If that is dropped or panics, the waiter with most
-//! time (the first of those with as much) makes a call of its own, and the others wait for that one. Nobody waits for a
-//! response future that was never polled. One that was woken and is not polled for five seconds, as on a runtime that
-//! nobody drives any more, loses its key to the next request for it, which calls for those who wait too; that also goes
-//! for a fetch behind a stale answer. Its own answer, if it comes to one, is stored nowhere. A request that waits wakes
-//! a call that has slept for five seconds: so a second one, five seconds later, finds that it is not polled.
+//! The ttl starts when the response arrives. At exactly the ttl, the response has expired.
 //!
-//! **A call that asks for its own key**, from inside the call that the cache makes for it, would wait for itself. It
-//! gets [`Reason::Recursive`](crate::Reason::Recursive) at once. The surroundings tell, as they tell the deadline: on a
-//! task that was spawned inside, also by [`Scope::spawn`](crate::Scope::spawn), they do not, nor do two calls know of
-//! each other that ask for each other's keys. Such a wait ends by its timeout.
+//! # Failures
 //!
-//! It needs `S: Clone`, a response that is [`Storable`] (for [`http::Response`](::http::Response): a body such as
-//! `Full<Bytes>`, not one that is streamed) and an error that is [`Display`](std::fmt::Display). It is always ready,
-//! and makes a clone of the inner service ready when it has to call. To be `Send`, it needs a key and a response that
+//! The caller that made the call gets the failure itself. Callers that waited for it get a copy if the failure is a
+//! response, the [`Rejection`](crate::Rejection) if it is one, and otherwise a copy of the error if it [can be
+//! cloned](CacheLayer::clone_errors), or [`Reason::Shared`](crate::Reason::Shared) with the message and the class of
+//! the error.
+//!
+//! A failure is not stored, unless it has [its own ttl](CacheLayer::failure_ttl). The next request makes a call again.
+//! With [`stale_if_error`](CacheLayer::stale_if_error), a stale response can replace the failure.
+//!
+//! # Order
+//!
+//! - Outside the timeout, the retry, the circuit breaker and the concurrency limit, so that a hit needs none of them.
+//!   The cache can be outside every timeout: the timeout of the caller that makes the call also ends the wait of the
+//!   others.
+//! - Inside the [`ContextLayer`](crate::context::ContextLayer), so that keys and ttls can come from the scope.
+//!
+//! Inside a retry, each attempt looks into the cache.
+//!
+//! # Deadlines
+//!
+//! With a timeout outside, each request has its own deadline. If a caller's deadline ends its call, at the cache or
+//! through a limit inside that obeys the deadline, the key passes to the waiter with the most time left, which makes
+//! its own call. A waiter with time left therefore never gets the timeout of another caller. The exception is a retry
+//! inside that gives up early because of a short deadline: it fails all waiters.
+//!
+//! # Cancellation safety
+//!
+//! A call belongs to the request that makes it. If that request is dropped or panics, the waiter with the most time
+//! left (of equal ones the first) makes its own call, and the others wait for it. No caller waits for a response future
+//! that was never polled.
+//!
+//! # Runtimes that are no longer driven
+//!
+//! A response future that was woken and is not polled for five seconds, for example because its runtime is no longer
+//! driven, loses its key to the next request for the key. That request makes a call, also for the other waiters. A
+//! response that the abandoned call still gets is not stored. The same holds for a background fetch for a stale
+//! response.
+//!
+//! A request that waits also wakes a call that has slept for five seconds. A second request, five seconds later, then
+//! finds out whether the call was polled.
+//!
+//! # Recursive calls
+//!
+//! A call that asks for its own key, from inside the call that the cache makes for that key, would wait for itself. It
+//! gets [`Reason::Recursive`](crate::Reason::Recursive) at once. The cache knows from the surroundings, like the
+//! deadline. Spawned tasks do not inherit them, not even through [`Scope::spawn`](crate::Scope::spawn), and two calls
+//! that ask for each other's keys are not detected. Such a wait ends with its timeout.
+//!
+//! # Cost
+//!
+//! A hit costs the key, a copy of the response, and a read lock on a part of the map. It reads the clock once, or not
+//! at all if the response never expires. It needs neither readiness, nor a permit, nor a healthy inner service.
+//!
+//! The layer needs `S: Clone`, a response that is [`Storable`], and an error that is [`Display`](std::fmt::Display). An
+//! [`http::Response`](::http::Response) needs a body such as `Full<Bytes>`, not a streamed one. The service is always
+//! ready, and makes a clone of the inner service ready when it makes a call. It is `Send` if the key and the response
 //! are `Send + Sync`.
+//!
+//! # Examples
 //!
 //! ```
 //! use std::{sync::atomic::{AtomicU64, Ordering::Relaxed}, time::Duration};
@@ -80,7 +114,7 @@
 //! # }
 //! ```
 //!
-//! Over HTTP, where a setting in the scope, which can change while the program runs, decides on the ttl:
+//! Over HTTP, with a ttl from a setting in the scope, which can change while the program runs:
 //!
 //! ```
 //! use std::time::Duration;
@@ -156,7 +190,7 @@ use self::{
     store::Hashed,
 };
 
-/// Answers from memory what was answered before: see the [module](self).
+/// Caches responses in memory. See the [module documentation](self).
 #[doc(alias = "memoize")]
 #[doc(alias = "coalesce")]
 #[doc(alias = "single flight")]
@@ -168,18 +202,19 @@ pub struct CacheLayer<K, R, F, T = Duration, C = FailOnError, V = OnDemand, H = 
 }
 
 impl<K: Hash + Eq, R, F, T> CacheLayer<K, R, F, T> {
-    /// A cache of at most `capacity` responses.
+    /// Creates a cache of at most `capacity` responses.
     ///
-    /// `ttl` tells for how long a response is fresh, from when it arrived: a [`Duration`], or a function of key and
-    /// response ([`Ttl`]). With [`Duration::ZERO`] nothing is stored, but requests that come at once still share a
-    /// call; with [`Duration::MAX`] a response never expires.
+    /// `ttl` is how long a response stays fresh after its arrival: a [`Duration`], or a function of the key and the
+    /// response ([`Ttl`]). With [`Duration::ZERO`] nothing is stored, but concurrent requests still share a call. With
+    /// [`Duration::MAX`] a response never expires.
     ///
-    /// `key` tells which requests are alike. It has to name all that the answer depends on, also *whose* it is (see
-    /// [`scoped_key`]): a key that leaves something out gives one caller what is another's. A request with the key
-    /// `None` goes past the cache. The closure has to name its argument's type, `|req: &Request<_>| ..`.
+    /// `key` returns the key of a request. The key must contain everything that the response depends on, including
+    /// *whose* response it is (see [`scoped_key`]): an incomplete key gives one caller the response of another. A
+    /// request with the key `None` bypasses the cache. The closure must name the type of its argument, `|req:
+    /// &Request<_>| ..`.
     ///
-    /// Every response that is not an error is stored: for HTTP, [`HttpStorable`] says which are none to keep, and
-    /// [`http_key`] is the key.
+    /// Every response that is not an error is stored. For HTTP, use [`http_key`] as the key, and [`HttpStorable`] to
+    /// select the responses that may be stored.
     ///
     /// # Panics
     ///
@@ -206,80 +241,81 @@ impl<K: Hash + Eq, R, F, T> CacheLayer<K, R, F, T> {
 }
 
 impl<K, R, F, T, C, V, H> CacheLayer<K, R, F, T, C, V, H> {
-    /// Weighs the responses: then `capacity` is what all of them together may weigh, in units of your own, such as
-    /// bytes.
+    /// Bounds the cache by weight instead of by number: `capacity` is then the total weight of all entries, in units of
+    /// your own, such as bytes.
     ///
-    /// It runs once for each response that is stored. A weight of zero counts as one. A response that weighs more than
-    /// the capacity is not stored.
+    /// `weigh` runs once for each response that is stored. A weight of zero counts as one. A response that is heavier
+    /// than the capacity is not stored.
     pub fn weigh(mut self, weigh: impl Fn(&K, &R) -> u64 + Send + Sync + 'static) -> Self {
         self.policy.weigh = Some(Arc::new(weigh));
         self
     }
 
-    /// Tells which outcomes are successes: only these are stored. [`FailOnError`] if it is not set.
+    /// Sets the classifier that decides which outcomes are successes and can be stored. The default is [`FailOnError`].
     ///
-    /// For HTTP say [`HttpStorable`]; a closure can be stricter. Others who wait for the same call get a failure as
-    /// well, but the next request calls again. A response that is ignored goes to the one who made the call alone.
+    /// For HTTP, use [`HttpStorable`], or a stricter closure. Callers that wait for the same call also get its failure,
+    /// but the next request makes a call again. A response that is ignored goes only to the caller that made the call.
     pub fn classify<C2>(self, classify: C2) -> CacheLayer<K, R, F, T, C2, V, H> {
         let policy = self.policy.outcomes(|Outcomes { share, .. }| Outcomes { classify, share });
         CacheLayer { key: self.key, revalidate: self.revalidate, policy }
     }
 
-    /// Gives all who share a call that fails a copy of its error, which has to be `Clone + Send + Sync + 'static`.
+    /// Gives all callers that share a failed call a copy of its error, which must be `Clone + Send + Sync + 'static`.
     ///
-    /// Without it the caller that made the call gets the error, and the others
-    /// [`Reason::Shared`](crate::Reason::Shared), with its message and class. A rejection goes to all in either case.
+    /// By default, the caller that made the call gets the error, and the others get
+    /// [`Reason::Shared`](crate::Reason::Shared) with its message and class. A rejection goes to all of them in either
+    /// case.
     pub fn clone_errors(self) -> CacheLayer<K, R, F, T, C, V, CloneErrors> {
         let policy = self.policy.outcomes(|Outcomes { classify, .. }| Outcomes { classify, share: CloneErrors });
         CacheLayer { key: self.key, revalidate: self.revalidate, policy }
     }
 
-    /// Answers with a failure of the service for `ttl` after it, without a call (*negative caching*). Off, or
-    /// [`Duration::ZERO`], if it is not set.
+    /// Serves a failure of the service from memory for `ttl`, without a call (*negative caching*).
     ///
-    /// It holds for what [`classify`](Self::classify) calls a failure: a response is answered as it is, an error as
-    /// those get it who share its call. It does not hold for a rejection by a layer inside, which says something about
-    /// this moment, nor where a stale answer is still of use. Such an entry weighs one.
+    /// The default is [`Duration::ZERO`], which stores no failures. This applies to outcomes that
+    /// [`classify`](Self::classify) calls a failure: a response is served as it is, an error as callers that share its
+    /// call get it. It applies neither to a rejection by a layer inside, which only describes this moment, nor while a
+    /// stale response can still be used. The entry of a failure has the weight one.
     pub fn failure_ttl(mut self, ttl: Duration) -> Self {
         self.policy.failure_ttl = ttl;
         self
     }
 
-    /// Marks every answer that had expired when it was given, so that it can be told from a fresh one. `mark` runs on
-    /// the copy for one request.
+    /// Marks responses that have expired when they are served, so that callers can tell them from fresh ones.
     ///
-    /// For HTTP say `.mark_stale(Stale::mark)`, which puts [`Stale`] into the extensions of the response. For other
-    /// types, `mark` changes the response in a way of your own. [`LayerEvent::Stale`] tells of such an answer in any case.
+    /// `mark` runs on the copy for each request. For HTTP, use `.mark_stale(Stale::mark)`, which puts [`Stale`] into
+    /// the extensions of the response. For other types, `mark` can change the response in any way.
+    /// [`LayerEvent::Stale`] is emitted in any case.
     pub fn mark_stale(mut self, mark: impl Fn(&mut R, Stale) + Send + Sync + 'static) -> Self {
         self.policy.mark_stale = Some(Arc::new(mark));
         self
     }
 
-    /// Answers with a response that expired less than `window` ago if the call for a fresh one fails, or is rejected by
-    /// a layer inside (RFC 5861, section 4). The failure is then told to nobody.
+    /// Serves a response that expired less than `window` ago if the call for a fresh one fails, or is rejected by a
+    /// layer inside (RFC 5861, section 4). No caller sees the failure.
     ///
-    /// What is stale is kept in memory for that long. With [`Duration::MAX`] it stands in for ever.
+    /// Stale responses are kept in memory for `window`. With [`Duration::MAX`], they can be used forever.
     pub fn stale_if_error(mut self, window: Duration) -> Self {
         self.policy.stale_if_error = window;
         self
     }
 
-    /// Answers at once with a response that expired less than `window` ago, and fetches a fresh one behind it (RFC
+    /// Serves a response that expired less than `window` ago at once, and fetches a fresh one in the background (RFC
     /// 5861, section 3).
     ///
-    /// The fetch runs on a task of its own, which is why only a cache with this setting asks that the inner service,
-    /// the request and all else be `Send + 'static`. There is one for each key at a time. It keeps the scope of the
-    /// request that started it, but neither its deadline nor its cancellation: a timeout has to stand *inside* of the
-    /// cache, or a fetch that hangs keeps its key from being fetched again. If it fails, the next request starts
-    /// another one.
+    /// The fetch runs on a separate task. This is why only a cache with this setting needs an inner service, requests
+    /// and so on that are `Send + 'static`. There is at most one fetch for each key at a time. It keeps the scope of
+    /// the request that started it, but neither its deadline nor its cancellation: put a timeout *inside* the cache, or
+    /// a fetch that hangs keeps its key from being fetched again. If a fetch fails, the next request starts another
+    /// one.
     ///
-    /// What is stale is kept in memory for that long.
+    /// Stale responses are kept in memory for `window`.
     pub fn stale_while_revalidate(mut self, window: Duration) -> CacheLayer<K, R, F, T, C, InBackground, H> {
         self.policy.stale_while_revalidate = window;
         CacheLayer { key: self.key, revalidate: InBackground, policy: self.policy }
     }
 
-    /// The live state, to invalidate and to look at it.
+    /// Returns the handle to the live state, to invalidate entries and to read statistics.
     #[must_use]
     pub fn handle(&self) -> CacheHandle<K, R> {
         self.policy.cache.clone()
@@ -344,8 +380,8 @@ where
     type Error = S::Error;
     type Future = ResponseFuture<S, Req, K, T, Outcomes<C, H>>;
 
-    /// Always ready: the answer may be in memory. If it is not, the response future makes a clone of the inner service
-    /// ready.
+    /// Always ready, because the response may be in memory. If not, the response future makes a clone of the inner
+    /// service ready.
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         Poll::Ready(Ok(()))
     }
@@ -385,7 +421,7 @@ where
 }
 
 impl<S, K, R, F, T, C, V, H> Cache<S, K, R, F, T, C, V, H> {
-    /// Makes a call behind a stale answer, unless there is one.
+    /// Starts a background fetch for this key, unless there is one.
     fn refresh<Req>(&self, call: Call<S, Req>, key: Hashed<K>)
     where
         S: Service<Req, Response = R>,

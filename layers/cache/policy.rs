@@ -1,4 +1,4 @@
-//! What a cache is told by its user: how long, how heavy, what counts as a success, and whose a key is.
+//! The user's rules for a cache: ttl, weight, which outcomes are successes, and whose key it is.
 
 use std::{any::type_name, fmt, hash::Hash, sync::Arc, time::Duration};
 
@@ -17,22 +17,21 @@ use crate::{
     telemetry::{LayerEvent, LayerInfo},
 };
 
-/// How long after a call behind a stale answer failed there is none for the same key, unless the service asked for
-/// more.
+/// The pause after a failed background fetch for a key, unless the service asks for a longer one.
 const REFRESH_PAUSE: Duration = Duration::from_secs(1);
 
-/// How long a response is fresh: a [`Duration`], or a function of key and response that returns one, or an `Option` of
-/// one, where `None` means that this response is not stored.
+/// Decides how long a response stays fresh: a [`Duration`], or a function of the key and the response.
 ///
-/// The function runs when the response has arrived, where the scope of the request that fetched it is current.
+/// The function returns a `Duration` or an `Option<Duration>`, where `None` means that the response is not stored. It
+/// runs when the response has arrived, in the scope of the request that fetched it.
 ///
-/// Whatever comes out, [`Duration::ZERO`] is never stored, and [`Duration::MAX`] never expires.
+/// In all cases, a response with [`Duration::ZERO`] is never stored, and with [`Duration::MAX`] it never expires.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` does not tell how long a response of type `{R}` under a key of type `{K}` is fresh",
+    message = "`{Self}` cannot decide how long a response of type `{R}` under a key of type `{K}` is fresh",
     note = "give a `Duration`, or a closure that names its arguments' types: `|key: &{K}, response: &{R}| ..`, returning `Duration` or `Option<Duration>`"
 )]
 pub trait Ttl<K, R> {
-    /// How long this response is fresh, from now on; `None` if it is not to be stored.
+    /// Returns how long this response stays fresh from now on. `None` if it must not be stored.
     fn ttl(&self, key: &K, response: &R) -> Option<Duration>;
 }
 
@@ -53,27 +52,27 @@ where
     }
 }
 
-/// What a cache can keep: what can be copied, because everybody who asks for it gets a copy.
+/// A response that a cache can store. It is `Clone`, because every caller gets a copy.
 ///
-/// For an [`http::Response`] that means a body such as `Full<Bytes>`. One that is streamed has to be collected inside
-/// of the cache.
+/// An [`http::Response`] needs a body such as `Full<Bytes>`. A streamed body must be collected inside the cache.
 #[diagnostic::on_unimplemented(
-    message = "a cache cannot keep a response of type `{Self}`",
-    label = "not `Clone`, so it can be given to one caller only",
-    note = "a body that is streamed is to be collected inside of the cache, into an `http_body_util::Full<Bytes>` for example"
+    message = "a cache cannot store a response of type `{Self}`",
+    label = "not `Clone`, so only one caller could get it",
+    note = "a streamed body must be collected inside the cache, for example into an `http_body_util::Full<Bytes>`"
 )]
 pub trait Storable: Clone {}
 
 #[diagnostic::do_not_recommend]
 impl<R: Clone> Storable for R {}
 
-/// A key that says whose it is: the value of type `T` in the current scope, and what `key` makes of it and the request.
+/// Adds the owner of a response to its key: the value of type `T` in the current scope.
 ///
-/// The value is part of the key, so what one tenant was answered is never another's answer, whatever `key` returns. If
-/// the scope holds no such value, or there is no scope, the request has no key and goes past the cache.
+/// The key consists of the value and of the result of `key`. One tenant therefore never gets the response of another,
+/// whatever `key` returns. If there is no scope, or it has no such value, the request has no key and bypasses the
+/// cache.
 ///
-/// It has to stand inside a layer that opens the scope, such as the [`ContextLayer`](crate::context::ContextLayer). If
-/// the value holds more than an identity, put the identity into the scope as a value of its own.
+/// The cache must be inside a layer that opens the scope, such as the [`ContextLayer`](crate::context::ContextLayer).
+/// If the value holds more than an identity, put the identity into the scope as a separate value.
 ///
 /// ```
 /// use std::{sync::{Arc, atomic::{AtomicUsize, Ordering}}, time::Duration};
@@ -118,21 +117,21 @@ where
 pub(super) type Weigh<K, R> = Arc<dyn Fn(&K, &R) -> u64 + Send + Sync>;
 pub(super) type Mark<R> = Arc<dyn Fn(&mut R, Stale) + Send + Sync>;
 
-/// An entry of the cache's memory.
+/// An entry of the store.
 type Held<K, R> = Arc<Entry<K, Landed<R>>>;
 
-/// What a call needs to know when it comes back.
+/// All that a call needs when it completes.
 pub(super) struct Policy<K, R, T, O> {
     pub(super) cache: CacheHandle<K, R>,
     pub(super) ttl: T,
-    /// How long a failure is an answer of its own.
+    /// How long a failure is served from memory.
     pub(super) failure_ttl: Duration,
     pub(super) outcomes: O,
     pub(super) weigh: Option<Weigh<K, R>>,
     pub(super) mark_stale: Option<Mark<R>>,
-    /// For how long a stale response stands in for a failure.
+    /// How long a stale response can replace a failure.
     pub(super) stale_if_error: Duration,
-    /// For how long a stale response is given while a fresh one is fetched.
+    /// How long a stale response is served while a fresh one is fetched.
     pub(super) stale_while_revalidate: Duration,
     pub(super) info: LayerInfo,
 }
@@ -145,7 +144,7 @@ impl<K, R, T, O> Policy<K, R, T, O> {
         Policy { cache, ttl, failure_ttl, outcomes, weigh, mark_stale, stale_if_error, stale_while_revalidate, info }
     }
 
-    /// A copy of a response that expired so long ago.
+    /// Copies a response that expired `expired_for` ago, and marks the copy.
     pub(super) fn stale(&self, response: &R, expired_for: Duration) -> R
     where
         R: Clone,
@@ -169,10 +168,10 @@ where
     R: Clone,
     T: Ttl<K, R>,
 {
-    /// Stores what the leader brought, or finds something stale in its place, and tells those who wait.
+    /// Stores the leader's outcome, or finds a stale response to replace it, and notifies the waiters.
     ///
-    /// Whatever of the user's runs before the flight has landed may panic: then `lead` is dropped, and goes to another
-    /// one who waits. Afterwards the next one finds that there is no flight, and starts one.
+    /// User code that runs before the flight has landed may panic. Then `lead` is dropped and passes to another waiter.
+    /// After the landing, there is no flight, and the next request starts one.
     pub(super) fn land<E>(&self, lead: Lead<K, Landed<R>>, outcome: Result<R, E>, is_awaited: bool) -> Result<R, E>
     where
         E: Reject<R> + fmt::Display,
@@ -195,7 +194,7 @@ where
         let new = self.new_entry(lead.key(), response, clock::now());
         let (change, waiters) = lead.land(|key| match new {
             Some(new) => store.insert(key, new),
-            // The newest answer is not to be kept: then neither is an older one.
+            // If the newest response must not be stored, an older one must not stay either.
             None => store.remove(key.hash, &key.key),
         });
         if let Some(change) = change {
@@ -204,8 +203,10 @@ where
         waiters.tell(|| Landed::Answered(response.clone()));
     }
 
-    /// What is no success goes to the leader, or a stale answer in its place; and to those who wait, unless it is of no
-    /// use to them.
+    /// Handles an outcome that is not a success.
+    ///
+    /// The leader gets the outcome, or a stale response instead. So do the waiters, unless the outcome concerns the
+    /// leader alone.
     fn fail<E>(&self, lead: Lead<K, Landed<R>>, outcome: Result<R, E>, class: Class, is_awaited: bool) -> Result<R, E>
     where
         E: Reject<R> + fmt::Display,
@@ -219,7 +220,7 @@ where
             Reason::DeadlineExceeded { .. } => true,
             _ => rejection.is_timed_out() && deadline::has_passed(),
         });
-        // It is about this caller alone: its response, or the upload that it stopped.
+        // The outcome concerns only this caller: its own response, or an upload that it stopped.
         let is_own = match rejection.map(Rejection::reason) {
             Some(reason) => matches!(reason, Reason::UploadStalled { .. } | Reason::UploadFailed { .. }),
             None => class == Class::Ignored && outcome.is_ok(),
@@ -232,7 +233,7 @@ where
             Some(stale)
         };
         let key = Arc::clone(lead.key());
-        // What its caller's own deadline has ended says nothing to those who have more time.
+        // A call that its caller's own deadline ended says nothing to waiters with more time.
         let lead = match is_late {
             true => match lead.pass_on() {
                 Some(lead) => lead,
@@ -245,7 +246,7 @@ where
         let kept = is_kept.then(landed);
         let new =
             kept.clone().map(|response| New { response, now, ttl: self.failure_ttl, stale: Duration::ZERO, weight: 1 });
-        // Looked up now and not before the call, so that nothing stands in that was invalidated meanwhile.
+        // Looked up now and not before the call, so that an entry that was invalidated in the meantime is not used.
         let (looked_up, waiters) = lead.land(|key| {
             let found = store.peek(&key);
             let is_of_use = found.as_ref().is_some_and(|found| self.is_of_use(found, now));
@@ -258,7 +259,7 @@ where
         if !is_awaited {
             self.note_failed_refresh(found.as_deref(), &outcome, class, now);
         }
-        // A rejection that the classifier calls a success is to be the answer.
+        // A rejection that the classifier calls a success is passed on.
         let is_lost = class.is_failure() || (is_rejected && class != Class::Success);
         if let Some(stale) = stand_in(found.filter(|_| is_lost)) {
             waiters.tell(|| Landed::Answered(stale.clone()));
@@ -272,7 +273,7 @@ where
         outcome
     }
 
-    /// Tells of a call behind a stale answer that brought no other one, and asks for none for a while.
+    /// Reports a failed background fetch, and pauses further ones for this entry.
     fn note_failed_refresh<E>(
         &self,
         found: Option<&Entry<K, Landed<R>>>,
@@ -297,7 +298,7 @@ where
         match outcome {
             Err(error) => self.info.emit(LayerEvent::RefreshFailed { reason, error: format_args!("{error}") }),
             Ok(_) => {
-                let error = format_args!("the response is not to be stored");
+                let error = format_args!("the response may not be stored");
                 self.info.emit(LayerEvent::RefreshFailed { reason, error });
             }
         }
@@ -317,14 +318,14 @@ where
         Some(New { response: Landed::Answered(response.clone()), now, ttl, stale, weight })
     }
 
-    /// A copy of a response that may be given in the place of a failure.
+    /// Returns a copy of a response that may replace a failure.
     fn stand_in(&self, entry: &Entry<K, Landed<R>>, now: Instant) -> Option<R> {
         let stale_for = entry.stale_for(|| now).unwrap_or_default();
         let response = entry.response.answer().filter(|_| stale_for < self.stale_if_error)?;
         Some(self.stale(response, stale_for))
     }
 
-    /// Whether this response may still be given in one way or another.
+    /// Returns whether this response can still be served, fresh or stale.
     fn is_of_use(&self, entry: &Entry<K, Landed<R>>, now: Instant) -> bool {
         let stale_for = entry.stale_for(|| now);
         let most = self.stale_if_error.max(self.stale_while_revalidate);

@@ -1,4 +1,4 @@
-//! Whether a stale response is given at once while a fresh one is fetched behind it.
+//! Fetching a fresh response in the background while a stale one is served.
 
 use std::future::Future;
 
@@ -6,22 +6,22 @@ use tokio::runtime::Handle;
 
 use crate::scope::Scope;
 
-/// Whether, and how, a cache fetches a fresh response behind a stale one: [`OnDemand`] or [`InBackground`].
+/// Decides whether and how a cache fetches a fresh response in the background: [`OnDemand`] or [`InBackground`].
 ///
 /// `F` is the future that fetches.
 #[diagnostic::on_unimplemented(
-    message = "with `.stale_while_revalidate(..)` a response is fetched on a task of its own, and this call cannot run there",
-    note = "the inner service, its future, the request, the response and the cache's key and functions have to be `Send + 'static`"
+    message = "`.stale_while_revalidate(..)` fetches responses on a separate task, where this call cannot run",
+    note = "the inner service, its future, the request, the response and the cache's key and functions must be `Send + 'static`"
 )]
 pub trait Revalidate<F> {
-    /// Whether a fetch can run, here and now, without anybody waiting for it.
+    /// Returns whether a background fetch can run here and now.
     fn is_possible(&self) -> bool;
 
-    /// Sees to it that `refresh` runs, whatever becomes of the request that it started with.
+    /// Runs `refresh` to its end, whatever becomes of the request that started it.
     fn run(&self, refresh: F);
 }
 
-/// A response is fetched when somebody waits for it. The default.
+/// Fetches a response only when a request waits for it. This is the default.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct OnDemand;
 
@@ -33,10 +33,10 @@ impl<F> Revalidate<F> for OnDemand {
     fn run(&self, _: F) {}
 }
 
-/// A response is fetched on a task of its own while the stale one is given: the type of a layer with
-/// [`stale_while_revalidate`](super::CacheLayer::stale_while_revalidate).
+/// Fetches a response on a separate task while a stale one is served.
 ///
-/// Outside of a tokio runtime there is nowhere to fetch: there, who finds a stale response waits for a fresh one.
+/// The type of a layer with [`stale_while_revalidate`](super::CacheLayer::stale_while_revalidate). Outside a tokio
+/// runtime there is no task to fetch on: a request that finds a stale response there waits for a fresh one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct InBackground;
 
@@ -51,8 +51,8 @@ where
     fn run(&self, refresh: F) {
         let refresh = async move { drop(refresh.await) };
         match Scope::current() {
-            // With the request's values, for the ttl and the call may need them, but neither with its deadline nor with
-            // its end.
+            // Keeps the request's values, which the ttl and the call may need, but neither its deadline nor its
+            // cancellation.
             Some(scope) => scope.spawn_behind("refresh", refresh),
             None => drop(tokio::spawn(refresh)),
         }

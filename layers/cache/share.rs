@@ -1,4 +1,4 @@
-//! What those are told who wait for a call of another one's.
+//! The outcome that callers share when they wait for the call of another caller.
 
 use std::{any::Any, fmt, sync::Arc};
 
@@ -7,11 +7,11 @@ use crate::{
     telemetry::LayerInfo,
 };
 
-/// What a call brought, for those who made it not, and for memory.
+/// The outcome of a call, as it is shared and stored.
 #[derive(Clone)]
 pub(super) enum Landed<R> {
     Answered(R),
-    /// It failed, and this says how to those whose error cannot be copied.
+    /// A failure. The rejection describes it for callers that cannot get a copy of the error.
     Failed(Rejection, Option<KeptError>),
 }
 
@@ -40,10 +40,10 @@ impl<R> Landed<R> {
 /// An error of any type.
 pub(super) type KeptError = Arc<dyn Any + Send + Sync>;
 
-/// What the others get of an error when they share a call that fails: [`DescribeErrors`] or [`CloneErrors`].
+/// Decides which error the other callers get when a shared call fails: [`DescribeErrors`] or [`CloneErrors`].
 #[diagnostic::on_unimplemented(
-    message = "with `.clone_errors()` all who share a call get a copy of its error, and `{E}` cannot be copied for them",
-    note = "the error has to be `Clone + Send + Sync + 'static`; without `.clone_errors()` the others get a rejection that says what it said"
+    message = "`.clone_errors()` gives all callers that share a call a copy of its error, but `{E}` cannot be copied",
+    note = "the error must be `Clone + Send + Sync + 'static`; without `.clone_errors()` the others get a rejection with its message"
 )]
 pub trait ShareErrors<E> {
     #[doc(hidden)]
@@ -52,8 +52,9 @@ pub trait ShareErrors<E> {
     fn copy(&self, kept: &KeptError) -> Option<E>;
 }
 
-/// The error goes to the caller that made the call. The others get [`Reason::Shared`](crate::Reason::Shared), with its
-/// message. The default.
+/// Gives the error to the caller that made the call, and a description of it to the others. This is the default.
+///
+/// The others get [`Reason::Shared`](crate::Reason::Shared) with its message and class.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DescribeErrors;
 
@@ -67,7 +68,7 @@ impl<E> ShareErrors<E> for DescribeErrors {
     }
 }
 
-/// All who share a call get a copy of its error: see [`CacheLayer::clone_errors`](super::CacheLayer::clone_errors).
+/// Gives all callers a copy of the error: see [`CacheLayer::clone_errors`](super::CacheLayer::clone_errors).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CloneErrors;
 
@@ -81,7 +82,7 @@ impl<E: Clone + Send + Sync + 'static> ShareErrors<E> for CloneErrors {
     }
 }
 
-/// How outcomes are judged and shared.
+/// The rules by which outcomes are classified and shared.
 #[derive(Debug, Clone)]
 pub struct Outcomes<C, H> {
     pub(super) classify: C,
@@ -89,7 +90,7 @@ pub struct Outcomes<C, H> {
 }
 
 impl<C, H> Outcomes<C, H> {
-    /// What the others learn of an outcome of this class.
+    /// Returns an outcome of this class as the other callers get it.
     pub(super) fn landed<R, E>(&self, info: &LayerInfo, outcome: &Result<R, E>, class: Class) -> Landed<R>
     where
         R: Clone,

@@ -1,8 +1,8 @@
-//! What the cache holds: a bounded number or weight of entries, and the orders in which they go.
+//! The entries of a cache, bounded by number or weight, and the orders in which they are removed.
 //!
-//! The store decides nothing but bounds and is told the time. A lookup goes to the [table](table) alone, where it meets
-//! lookups of few other keys. Beside it stand, under a lock that only writers take, the [order of eviction](eviction)
-//! and an index by time, which finds what has expired without a walk over the table.
+//! The store decides nothing beyond its bounds, and is given the time. A lookup uses only the [table](table), where it
+//! rarely contends with lookups of other keys. The [order of eviction](eviction) and an index by expiry are behind a
+//! lock that only writers take. The index finds expired entries without a walk over the table.
 
 use std::{
     collections::BTreeMap,
@@ -20,11 +20,13 @@ use crate::clock::Instant;
 mod eviction;
 mod table;
 
-/// How many expired entries an insertion takes out. More than the one it adds, so that a backlog shrinks; few, so that
-/// no insertion pays for a thousand others.
+/// The number of expired entries that an insertion removes.
+///
+/// It is more than the one that an insertion adds, so that a backlog shrinks, and small, so that no insertion pays for
+/// a thousand others.
 const SWEPT_PER_INSERT: usize = 8;
 
-/// A key with its hash, which is taken once, when a request arrives: no later step runs the key's `Hash`.
+/// A key with its hash. The hash is computed once, when a request arrives, and no later step runs the key's `Hash`.
 #[derive(Debug)]
 pub(super) struct Hashed<K> {
     pub(super) hash: u64,
@@ -37,27 +39,27 @@ impl<K: Eq> Hashed<K> {
     }
 }
 
-/// A response, and how long it is of use. Times are `None` if they never come.
+/// A response and its times. A time is `None` if it never comes.
 #[derive(Debug)]
 pub(super) struct Entry<K, R> {
     pub(super) response: R,
     key: Arc<Hashed<K>>,
     /// The first instant at which the response is no longer fresh.
     fresh_until: Option<Instant>,
-    /// The first instant at which it is of no use, not even as a stale answer.
+    /// The first instant at which the response is of no use, not even as a stale one.
     kept_until: Option<Instant>,
-    /// Tells this entry from any other one.
+    /// Distinguishes this entry from all others.
     stamp: u64,
-    /// Where it stands in the order of eviction.
+    /// Its place in the order of eviction.
     place: u32,
-    /// Whether it was looked up since the eviction last passed it.
+    /// Whether it was looked up since the eviction last visited it.
     is_used: AtomicBool,
-    /// When the next call for a fresh response may be made behind this one.
+    /// When the next background call for a fresh response may start.
     paused_until: Mutex<Option<Instant>>,
 }
 
 impl<K, R> Entry<K, R> {
-    /// For how long the response has been stale; `None` while it is fresh. The time is asked for only if it matters.
+    /// Returns how long the response has been stale, or `None` while it is fresh. Reads the clock only if it matters.
     pub(super) fn stale_for(&self, now: impl FnOnce() -> Instant) -> Option<Duration> {
         let end = self.fresh_until?;
         now().checked_duration_since(end)
@@ -67,7 +69,7 @@ impl<K, R> Entry<K, R> {
         &self.key.key
     }
 
-    /// Asks for no call behind this response before `until`.
+    /// Suspends background calls for this response until `until`.
     pub(super) fn pause(&self, until: Option<Instant>) {
         *self.paused_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
     }
@@ -77,7 +79,7 @@ impl<K, R> Entry<K, R> {
     }
 
     fn mark_used(&self) {
-        // A hot entry is marked already; then its memory is only read, by as many cores as like.
+        // A hot entry is marked already. Then any number of cores only read its memory.
         if !self.is_used.load(Relaxed) {
             self.is_used.store(true, Relaxed);
         }
@@ -88,8 +90,7 @@ impl<K, R> Entry<K, R> {
     }
 }
 
-/// What is to be stored: a response that is fresh for a time from `now` on, and of some use for another time after
-/// that.
+/// A response to store. It is fresh for `ttl` from `now` on, and stale but of use for `stale` after that.
 #[derive(Debug)]
 pub(super) struct New<R> {
     pub(super) response: R,
@@ -99,37 +100,37 @@ pub(super) struct New<R> {
     pub(super) weight: u64,
 }
 
-/// Where an entry stands in the order of expiry.
+/// The place of an entry in the order of expiry.
 type Due = (Instant, u64);
 
-/// What a change of the store came to.
-#[must_use = "drop it where no lock is held: it may hold the last reference to responses of the user's"]
+/// The result of changing the store.
+#[must_use = "drop it without holding a lock: it may hold the last reference to user values"]
 pub(super) struct Change<K, R> {
-    /// Whether an entry was taken in; one that is too heavy is not.
+    /// Whether an entry was stored. One that is too heavy is not.
     pub(super) kept: bool,
-    /// How many others had to make room for it.
+    /// The number of other entries that were evicted for it.
     pub(super) evicted: u64,
     _removed: Vec<Arc<Entry<K, R>>>,
     _refused: Option<New<R>>,
 }
 
-/// The entries, within their bounds.
+/// The entries of a cache, within their bounds.
 pub(super) struct Store<K, R> {
     table: Table<K, R>,
     hasher: ahash::RandomState,
-    /// Who writes to the table holds this, so that all agree. Lookups do not.
+    /// Held while the table is written, so that table and orders agree. Lookups do not take it.
     orders: Mutex<Orders<K, R>>,
 }
 
 struct Orders<K, R> {
-    /// The entries that expire, and no others.
+    /// The entries that can expire.
     expiry: BTreeMap<Due, Arc<Entry<K, R>>>,
     eviction: Eviction<Arc<Entry<K, R>>>,
     stamps: u64,
 }
 
 impl<K, R> Store<K, R> {
-    /// A store for entries that weigh `capacity` together.
+    /// Creates a store for entries with a total weight of `capacity`.
     pub(super) fn new(capacity: usize) -> Self {
         let eviction = Eviction::new(capacity as u64);
         Self {
@@ -146,7 +147,7 @@ impl<K, R> Store<K, R> {
         self.hasher.hash_one(key)
     }
 
-    /// The entry under `key`, whatever its age. Counts as a use, for the eviction and in
+    /// Returns the entry under `key`, whatever its age. Counts as a use, for the eviction and for
     /// [`times_found`](Self::times_found).
     pub(super) fn get(&self, key: &Hashed<K>) -> Option<Arc<Entry<K, R>>>
     where
@@ -155,7 +156,7 @@ impl<K, R> Store<K, R> {
         self.table.get(key.hash, &key.key)
     }
 
-    /// The entry under `key`, without counting.
+    /// Returns the entry under `key` without counting a use.
     pub(super) fn peek(&self, key: &Hashed<K>) -> Option<Arc<Entry<K, R>>>
     where
         K: Eq,
@@ -163,17 +164,17 @@ impl<K, R> Store<K, R> {
         self.table.peek(key.hash, &key.key)
     }
 
-    /// Puts `new` in the place of what is under `key`, and takes out a few entries that are of no use any more.
+    /// Stores `new` under `key`, replacing any entry, and removes a few entries that are of no use any more.
     pub(super) fn insert(&self, key: Arc<Hashed<K>>, new: New<R>) -> Change<K, R>
     where
         K: Eq,
     {
         let mut orders = self.orders();
         let before = self.table.peek(key.hash, &key.key);
-        // From here on no code of the user's runs.
+        // No user code runs from here on.
         let mut removed = self.sweep(&mut orders, new.now, SWEPT_PER_INSERT);
         removed.extend(before.and_then(|before| self.take(&mut orders, &before)));
-        // What weighs nothing would never have to go.
+        // An entry without weight would never be evicted.
         let weight = new.weight.max(1);
         if !orders.eviction.has_room_for(weight) {
             return Change { kept: false, evicted: 0, _removed: removed, _refused: Some(new) };
@@ -218,13 +219,13 @@ impl<K, R> Store<K, R> {
         Change { kept: false, evicted: 0, _removed: removed.into_iter().collect(), _refused: None }
     }
 
-    /// Takes out this very entry; whether it was there.
+    /// Removes exactly this entry. Returns whether it was there.
     pub(super) fn remove_this(&self, entry: &Arc<Entry<K, R>>) -> bool {
         let removed = self.take(&mut self.orders(), entry);
         removed.is_some()
     }
 
-    /// All entries, part by part. No lock is held while the caller looks at them.
+    /// Returns all entries, part by part. No lock is held while the caller looks at a part.
     pub(super) fn parts(&self) -> impl Iterator<Item = Vec<Arc<Entry<K, R>>>> {
         self.table.parts()
     }
@@ -234,13 +235,13 @@ impl<K, R> Store<K, R> {
         let Orders { expiry, eviction, .. } = &mut *orders;
         let emptied = eviction.emptied();
         let removed = self.table.drain();
-        // References to what is in `removed`, all of them.
+        // All of these references are to entries in `removed`.
         expiry.clear();
         drop(std::mem::replace(eviction, emptied));
         Change { kept: false, evicted: 0, _removed: removed, _refused: None }
     }
 
-    /// How many entries are still of use. Takes out all the others.
+    /// Returns the number of entries that are still of use, and removes all others.
     pub(super) fn len(&self, now: Instant) -> usize {
         let mut orders = self.orders();
         let swept = self.sweep(&mut orders, now, usize::MAX);
@@ -250,7 +251,7 @@ impl<K, R> Store<K, R> {
         len
     }
 
-    /// How often [`get`](Self::get) found an entry.
+    /// Returns how often [`get`](Self::get) has found an entry.
     pub(super) fn times_found(&self) -> u64 {
         self.table.times_found()
     }
@@ -259,7 +260,7 @@ impl<K, R> Store<K, R> {
         self.orders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes out this very entry, if it is there.
+    /// Removes exactly this entry, if it is there.
     fn take(&self, orders: &mut Orders<K, R>, entry: &Arc<Entry<K, R>>) -> Option<Arc<Entry<K, R>>> {
         let taken = self.table.remove(entry)?;
         drop(taken.due().and_then(|due| orders.expiry.remove(&due)));

@@ -14,7 +14,7 @@ use crate::pulse::advance;
 type Flying = Arc<Flights<u8, u32>>;
 type Waiting = Receiver<Message<u8, u32>>;
 
-/// Many have the same hash.
+/// Makes many keys with the same hash.
 fn hashed(key: u8) -> Arc<Hashed<u8>> {
     Arc::new(Hashed { hash: u64::from(key % 2), key })
 }
@@ -33,7 +33,7 @@ fn leader(flights: &Flying, key: u8) -> Lead<u8, u32> {
 }
 
 fn waiter(flights: &Flying, key: u8) -> Waiting {
-    let Arrival::Waiter(waiter) = arrive(flights, key) else { panic!("there is nobody to wait for") };
+    let Arrival::Waiter(waiter) = arrive(flights, key) else { panic!("no flight to wait for") };
     waiter
 }
 
@@ -82,7 +82,7 @@ fn an_arrival_that_finds_what_it_needs_neither_leads_nor_waits() {
     assert!(matches!(flights.join(&hashed(1), || unreachable!(), || Some("stored")), Arrival::Found("stored")));
     assert!(flights.lead(&hashed(1), || true).is_none());
     let lead = flights.lead(&hashed(1), || false).unwrap();
-    assert!(flights.lead(&hashed(1), || false).is_none(), "one is under way");
+    assert!(flights.lead(&hashed(1), || false).is_none(), "a flight is in progress");
     drop(lead);
     assert!(is_empty(&flights));
 }
@@ -110,13 +110,13 @@ async fn the_lead_goes_to_who_has_most_time_and_on_request_only_to_who_has_some(
     let mut waiters =
         [two, nine, three, also_nine].map(|patience| match flights.join(&hashed(1), || patience, || None::<()>) {
             Arrival::Waiter(waiter) => waiter,
-            _ => panic!("there is nobody to wait for"),
+            _ => panic!("no flight to wait for"),
         });
     drop(lead);
     drop(inherited(&mut waiters[1]));
     let lead = inherited(&mut waiters[3]);
     advance(Duration::from_secs(2)).await;
-    assert!(lead.pass_on().is_none(), "one has a second left");
+    assert!(lead.pass_on().is_none(), "a waiter has a second left");
     let lead = inherited(&mut waiters[2]).pass_on();
     let lead = lead.unwrap();
     assert!(land(lead, 7));
@@ -124,7 +124,7 @@ async fn the_lead_goes_to_who_has_most_time_and_on_request_only_to_who_has_some(
     assert!(is_empty(&flights));
 }
 
-/// A leader that is woken and not polled for some seconds: the next arrival leads, for those who wait too.
+/// If a leader is woken and not polled for some seconds, the next arrival leads, also for the waiters.
 #[tokio::test(start_paused = true)]
 async fn an_arrival_takes_over_from_a_leader_that_was_abandoned() {
     let flights: Flying = Flights::new();
@@ -135,13 +135,13 @@ async fn an_arrival_takes_over_from_a_leader_that_was_abandoned() {
     advance(Duration::from_millis(1)).await;
     let lead = leader(&flights, 1);
     let mut third = waiter(&flights, 1);
-    assert!(!land(abandoned, 7), "it stores nothing any more");
+    assert!(!land(abandoned, 7), "it no longer stores anything");
     assert!(landed(&mut first).is_none());
     assert!(land(lead, 8));
     assert_eq!([&mut first, &mut second, &mut third].map(landed), [Some(8); 3]);
     assert!(is_empty(&flights));
 
-    // Behind a stale answer, and from a waiter that was chosen and does not come.
+    // In the background of a stale response, and from a waiter that was chosen and is never polled.
     let _abandoned = flights.lead(&hashed(1), || false).unwrap();
     assert!(flights.lead(&hashed(1), || false).is_none());
     advance(ABANDONED).await;
@@ -152,8 +152,8 @@ async fn an_arrival_takes_over_from_a_leader_that_was_abandoned() {
     drop(leader(&flights, 1));
 }
 
-/// The waiter that was to lead had left, and no other one has time: so the lead stays where it is, and so does the pulse
-/// by which it is judged.
+/// The waiter that was to lead has left, and no other waiter has time. The lead stays with its holder, whose pulse
+/// decides whether it is abandoned.
 #[tokio::test(start_paused = true)]
 async fn a_lead_that_comes_back_is_judged_by_the_pulse_of_who_holds_it() {
     for is_alive in [true, false] {
@@ -173,7 +173,8 @@ async fn a_lead_that_comes_back_is_judged_by_the_pulse_of_who_holds_it() {
     }
 }
 
-/// A leader that waits for its runtime is woken by nobody if that is not driven. A later arrival finds that it is not polled.
+/// A leader on a runtime that is no longer driven is never woken by it. An arrival wakes the leader, and a later one
+/// finds that it was not polled.
 #[tokio::test(start_paused = true)]
 async fn a_leader_that_sleeps_is_woken_at_most_every_five_seconds() {
     #[derive(Default)]
@@ -192,7 +193,7 @@ async fn a_leader_that_sleeps_is_woken_at_most_every_five_seconds() {
     lead.pulse().poll(&mut cx, |_| ());
     advance(ABANDONED - Duration::from_millis(1)).await;
     let _waiters = [(); 3].map(|()| waiter(&flights, 1));
-    assert_eq!(woken.0.load(SeqCst), 0, "it has not slept for long");
+    assert_eq!(woken.0.load(SeqCst), 0, "it has not slept long enough");
     advance(Duration::from_millis(1)).await;
     for round in 1..10 {
         let _waiters = [(); 3].map(|()| waiter(&flights, 1));
@@ -202,11 +203,11 @@ async fn a_leader_that_sleeps_is_woken_at_most_every_five_seconds() {
         assert_eq!(woken.0.load(SeqCst), round);
         advance(ABANDONED).await;
     }
-    // Behind a stale answer too.
+    // From a background fetch too.
     assert!(flights.lead(&hashed(1), || false).is_none());
     assert_eq!(woken.0.load(SeqCst), 10);
     advance(ABANDONED).await;
-    assert!(flights.lead(&hashed(1), || false).is_some(), "it was not polled");
+    assert!(flights.lead(&hashed(1), || false).is_some(), "the leader was not polled");
 }
 
 #[test]
@@ -292,11 +293,11 @@ enum Step {
     Arrive {
         key: u8,
     },
-    /// The member of that number, among all that ever arrived, goes away.
+    /// A member leaves, chosen among all that ever arrived.
     Leave {
         member: prop::sample::Index,
     },
-    /// It lands, if it leads.
+    /// A member lands if it leads.
     Land {
         member: prop::sample::Index,
     },
@@ -316,7 +317,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What happened to a member, in the order of arrival.
+/// The fate of a member.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fate {
     Here,
@@ -324,7 +325,7 @@ enum Fate {
     Landed,
 }
 
-/// Naive: everybody who ever arrived, with the key, the number of detachments of that key before, and the fate.
+/// A naive model: all arrivals, each with its key, the number of earlier detachments of that key, and its fate.
 #[derive(Default)]
 struct Model {
     members: Vec<(u8, usize, Fate)>,
@@ -336,7 +337,7 @@ impl Model {
         self.detachments.iter().filter(|of| of.is_none_or(|of| of == key)).count()
     }
 
-    /// The members of the flight of `member`: same key and epoch, since the last one that landed or was left by all.
+    /// Returns the members with the same key and epoch as `member`.
     fn flight(&self, member: usize) -> Vec<usize> {
         let (key, epoch, _) = self.members[member];
         (0..self.members.len())
@@ -344,7 +345,7 @@ impl Model {
             .collect()
     }
 
-    /// The first of a flight who is still here leads.
+    /// Returns whether `member` leads: the first member of a flight that is still here does.
     fn leads(&self, member: usize) -> bool {
         self.flight(member).into_iter().find(|&other| self.members[other].2 == Fate::Here) == Some(member)
     }
@@ -411,7 +412,7 @@ proptest! {
                 }
                 Step::Leave { .. } | Step::Land { .. } => {}
             }
-            // whoever's turn it is has been told, and nobody else has
+            // Only the member that leads has received the lead.
             for (member, held) in held.iter_mut().enumerate() {
                 let told = match held {
                     Held::Waiter(waiter) => match waiter.try_recv() {

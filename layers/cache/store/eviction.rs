@@ -1,31 +1,32 @@
-//! Which entry goes when there is no room: the policy of the store, which knows nothing of keys, of time or of locks.
+//! The eviction policy of the store. It knows nothing of keys, time or locks.
 //!
-//! It is close to S3-FIFO. A new entry is on *probation*: it joins a queue for a tenth of the capacity. An entry that
-//! leaves this queue is *kept* if it was used meanwhile, in a queue for all the rest; otherwise it is evicted, and its
-//! hash is remembered. An entry that comes back while its hash is remembered is kept at once. So a scan of keys that
-//! nobody asks for again passes through the tenth, and a working set that fits has pushed all others out by its second
-//! round. The kept ones get a second chance for each time that they are found in use (CLOCK).
+//! The policy is close to S3-FIFO. A new entry is on *probation*, in a queue for a tenth of the capacity. When it
+//! leaves this queue, it is *kept* if it was used in the meantime, in a queue for the rest of the capacity. Otherwise
+//! it is evicted and its hash is remembered. An entry that comes back while its hash is remembered is kept at once. A
+//! scan of keys that are never used again therefore passes through the tenth, and a working set that fits has evicted
+//! all others by its second round. A kept entry gets a second chance each time it is found in use (CLOCK).
 //!
-//! As many hashes are remembered as there are entries: that is what a working set as large as the cache needs, and no
-//! number that was guessed beforehand would do where entries have weights.
+//! The policy remembers as many hashes as there are entries. A working set as large as the cache needs that many, and
+//! no fixed number would do for weighted entries.
 
 use std::collections::{HashMap, VecDeque};
 
-/// The part of the capacity that entries on probation may take before they have to go.
+/// Entries on probation may take this fraction of the capacity before they are evicted: one in ten.
 const PROBATION: u64 = 10;
 
-/// How many second chances one eviction gives: enough for the bits of all to be cleared in time, few enough that no
-/// insertion pays for a thousand others.
+/// The number of second chances that one eviction gives.
+///
+/// Enough to clear the bits of all entries in time, and few enough that no insertion pays for a thousand others.
 const SECOND_CHANCES: usize = 16;
 
-/// Hashes that are forgotten at one eviction, when there are fewer entries than before.
+/// The number of hashes that one eviction forgets when there are fewer entries than before.
 const FORGOTTEN_AT_ONCE: usize = 2;
 
-/// The entries in the order in which they go. `T` is an entry.
+/// The entries in the order of their eviction. `T` is an entry.
 pub(super) struct Eviction<T> {
     capacity: u64,
     nodes: Vec<Node<T>>,
-    /// The first node that is not in use.
+    /// The first vacant node.
     vacant: u32,
     probation: Queue,
     kept: Queue,
@@ -34,7 +35,7 @@ pub(super) struct Eviction<T> {
 }
 
 struct Node<T> {
-    /// None: the node is vacant, and `next` is another one.
+    /// `None` if the node is vacant. Then `next` is the next vacant one.
     item: Option<T>,
     hash: u64,
     weight: u64,
@@ -43,7 +44,7 @@ struct Node<T> {
     next: u32,
 }
 
-/// No node.
+/// The index of no node.
 const NONE: u32 = u32::MAX;
 
 /// A queue through the nodes, oldest first.
@@ -79,18 +80,19 @@ impl<T> Eviction<T> {
         self.probation.weight + self.kept.weight
     }
 
-    /// The same without any entry.
+    /// Returns an empty one of the same capacity.
     pub(super) fn emptied(&self) -> Self {
         Self::new(self.capacity)
     }
 
-    /// Whether an entry of this weight fits, if all others go.
+    /// Returns whether an entry of this weight fits after evicting all others.
     pub(super) fn has_room_for(&self, weight: u64) -> bool {
         weight <= self.capacity
     }
 
-    /// Evicts until there is room for `weight`, or nothing is left. `was_used` tells whether an entry was used since it
-    /// was last asked for that entry.
+    /// Evicts entries until there is room for `weight`, or nothing is left.
+    ///
+    /// `was_used` returns whether an entry was used since the last time it was asked about it.
     pub(super) fn make_room(&mut self, weight: u64, was_used: impl Fn(&T) -> bool, mut evicted: impl FnMut(T)) {
         let most = self.capacity.saturating_sub(weight);
         while self.len > 0 && self.probation.weight.saturating_add(self.kept.weight) > most {
@@ -119,7 +121,7 @@ impl<T> Eviction<T> {
         }
     }
 
-    /// Adds an entry, which `make` makes of its place.
+    /// Adds an entry, which `make` makes from its place.
     pub(super) fn insert(&mut self, hash: u64, weight: u64, make: impl FnOnce(u32) -> T) -> &T {
         let is_kept = self.remembered.remove(hash);
         let vacant = Node { item: None, hash, weight, is_kept, before: NONE, next: NONE };
@@ -138,7 +140,7 @@ impl<T> Eviction<T> {
         self.nodes[at as usize].item.insert(make(at))
     }
 
-    /// Takes out the entry at this place. One that has proved itself is kept at once if it comes back soon.
+    /// Removes the entry at this place. If the entry was used or kept, it will be kept at once if it comes back soon.
     pub(super) fn remove(&mut self, at: u32, was_used: bool) -> Option<T> {
         let node = self.nodes.get(at as usize)?;
         let (hash, is_proven) = (node.hash, was_used || node.is_kept);
@@ -180,7 +182,7 @@ impl<T> Eviction<T> {
         }
     }
 
-    /// Puts a node at the end of a queue.
+    /// Appends a node to a queue.
     fn link(&mut self, at: u32, is_kept: bool) {
         let weight = self.nodes[at as usize].weight;
         let queue = self.queue(is_kept);
@@ -196,7 +198,7 @@ impl<T> Eviction<T> {
     }
 }
 
-/// Hashes of entries that are not there any more, the oldest first.
+/// The hashes of entries that are gone, oldest first.
 #[derive(Default)]
 struct Remembered {
     hashes: HashMap<u64, u64, ahash::RandomState>,
@@ -220,7 +222,7 @@ impl Remembered {
         }
     }
 
-    /// Whether `hash` was remembered. It is no more.
+    /// Forgets `hash`. Returns whether it was remembered.
     fn remove(&mut self, hash: u64) -> bool {
         self.hashes.remove(&hash).is_some()
     }

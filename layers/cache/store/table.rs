@@ -1,7 +1,6 @@
-//! Where a lookup finds an entry: hash tables in parts, each behind a lock of its own, so that lookups of different
-//! keys do not meet.
+//! The lookup table of the store: hash tables in parts, each behind its own lock, to reduce contention between keys.
 //!
-//! A lookup compares keys; nothing else here runs code of the user's.
+//! A lookup compares keys, which is the only user code that runs here.
 
 use std::{
     sync::{
@@ -15,14 +14,14 @@ use hashbrown::HashTable;
 
 use super::Entry;
 
-/// More would not be used at once on any machine.
+/// The largest number of parts. More would not be used at the same time on any machine.
 const MOST_PARTS: usize = 64;
 
 pub(super) struct Table<K, R> {
     parts: Box<[Part<K, R>]>,
 }
 
-// On a cache line, or two, of its own: a lock is written by those who only read.
+// On its own cache line, or two, because readers also write to the lock.
 #[repr(align(128))]
 struct Part<K, R> {
     entries: RwLock<HashTable<Arc<Entry<K, R>>>>,
@@ -30,7 +29,7 @@ struct Part<K, R> {
 }
 
 impl<K, R> Part<K, R> {
-    // Where a key's `Eq` panics nothing was changed yet.
+    // Poisoning is harmless: a key's `Eq` can only panic before anything has changed.
     fn read(&self) -> RwLockReadGuard<'_, HashTable<Arc<Entry<K, R>>>> {
         self.entries.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -49,11 +48,11 @@ impl<K, R> Table<K, R> {
     }
 
     fn part(&self, hash: u64) -> &Part<K, R> {
-        // The table inside takes the lowest bits and the seven highest.
+        // Other bits than those of the hash table, which uses the lowest and the seven highest.
         &self.parts[(hash >> 32) as usize & (self.parts.len() - 1)]
     }
 
-    /// The entry under `key`. It is not counted.
+    /// Returns the entry under `key` without counting a use.
     pub(super) fn peek(&self, hash: u64, key: &K) -> Option<Arc<Entry<K, R>>>
     where
         K: Eq,
@@ -61,7 +60,7 @@ impl<K, R> Table<K, R> {
         self.part(hash).read().find(hash, |entry| entry.key.is(hash, key)).map(Arc::clone)
     }
 
-    /// The entry under `key`, which is marked as used.
+    /// Returns the entry under `key` and marks it as used.
     pub(super) fn get(&self, hash: u64, key: &K) -> Option<Arc<Entry<K, R>>>
     where
         K: Eq,
@@ -78,24 +77,24 @@ impl<K, R> Table<K, R> {
         self.part(hash).write().insert_unique(hash, entry, |entry| entry.key.hash);
     }
 
-    /// Takes out this very entry, if it is there.
+    /// Removes exactly this entry, if it is there.
     pub(super) fn remove(&self, entry: &Arc<Entry<K, R>>) -> Option<Arc<Entry<K, R>>> {
         let hash = entry.key.hash;
         let mut entries = self.part(hash).write();
         Some(entries.find_entry(hash, |other| Arc::ptr_eq(entry, other)).ok()?.remove().0)
     }
 
-    /// Takes out all entries.
+    /// Removes all entries.
     pub(super) fn drain(&self) -> Vec<Arc<Entry<K, R>>> {
         self.parts.iter().flat_map(|part| std::mem::take(&mut *part.write())).collect()
     }
 
-    /// How often [`get`](Self::get) found an entry.
+    /// Returns how often [`get`](Self::get) has found an entry.
     pub(super) fn times_found(&self) -> u64 {
         self.parts.iter().map(|part| part.found.load(Relaxed)).sum()
     }
 
-    /// The entries of each part, as they are when it is asked for.
+    /// Returns the entries of each part, as they are when the part is reached.
     pub(super) fn parts(&self) -> impl Iterator<Item = Vec<Arc<Entry<K, R>>>> {
         self.parts.iter().map(|part| part.read().iter().cloned().collect())
     }

@@ -13,7 +13,7 @@ fn new<R>(response: R, now: Instant, ttl: Duration) -> New<R> {
     New { response, now, ttl, stale: Duration::ZERO, weight: 1 }
 }
 
-/// What a caller without any allowance for stale answers would get.
+/// Returns the response that a caller gets without stale responses.
 fn fresh<K: Hash + Eq, R: Clone>(store: &Store<K, R>, key: K, now: Instant) -> Option<R> {
     let entry = store.find(key)?;
     entry.stale_for(|| now).is_none().then(|| entry.response.clone())
@@ -40,8 +40,8 @@ impl<K: Hash + Eq, R> Store<K, R> {
         self.orders().eviction.weight()
     }
 
-    /// Whether the index holds exactly the entries of the table that expire, and the order of eviction as many as the
-    /// table.
+    /// Returns whether the index holds exactly the entries of the table that expire, and the order of eviction has as
+    /// many entries as the table.
     fn agrees(&self) -> bool {
         let (orders, all) = (self.orders(), self.parts().flatten().collect::<Vec<_>>());
         let mut expiring: Vec<_> = all.iter().filter_map(|entry| entry.due()).collect();
@@ -142,7 +142,7 @@ fn an_entry_that_is_too_heavy_is_not_kept_and_displaces_the_one_before() {
     let (store, now) = (Store::new(1000), Instant::now());
     let weighing = |weight| New { weight, ..new((), now, SECOND) };
     assert!(store.put("b", weighing(1)).kept);
-    assert!(store.put("a", weighing(1000)).kept, "all of the capacity fits");
+    assert!(store.put("a", weighing(1000)).kept, "exactly the capacity fits");
     assert!(store.find("b").is_none());
     assert!(!store.put("a", weighing(1001)).kept);
     assert!(!store.put("a", weighing(u64::MAX)).kept);
@@ -175,7 +175,7 @@ fn the_extremes_of_capacity_and_time_hold() {
 #[test]
 fn responses_are_dropped_where_no_lock_is_held() {
     static DROPPED: AtomicUsize = AtomicUsize::new(0);
-    /// A response that looks into the store when it goes, as a guard of the user's might.
+    /// A response whose drop uses the store, like a guard in user code might.
     struct Nosy(Weak<Store<u32, Nosy>>);
     impl Drop for Nosy {
         fn drop(&mut self) {
@@ -216,11 +216,11 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The naive model: the list of all that happened, searched from the end. Never evicts.
+/// A naive model: the list of all events, searched from the end. It never evicts.
 #[derive(Default)]
 struct Model {
     now: u64,
-    /// When, which key (`None`: all), and if something was put there: number, ttl, stale, weight.
+    /// The time, the key (`None`: all keys), and the entry that was stored, if any.
     past: Vec<(u64, Option<u8>, Option<Put>)>,
 }
 
@@ -251,7 +251,7 @@ impl Model {
     }
 }
 
-/// Runs `steps` on a store of `capacity`; `exact` if nothing can have been evicted.
+/// Runs `steps` on a store of `capacity`. `exact` means that nothing can be evicted.
 fn compare(steps: &[Step], capacity: usize, weighted: bool, exact: bool) {
     let (store, start) = (Store::new(capacity), Instant::now());
     let (at, mut model) = (|seconds: u64| start + Duration::from_secs(seconds), Model::default());

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// An entry: its key, which is its hash too, its place, and whether it was used.
+/// An entry. Its key is its hash too.
 struct Item {
     key: u64,
     place: u32,
@@ -44,7 +44,7 @@ fn what_was_used_stays_and_what_comes_back_soon_does_too() {
     (0..20).for_each(|key| drop(add(&mut eviction, key, 1)));
     all(&eviction).find(|item| item.key == 0).unwrap().is_used.set(true);
     assert_eq!(add(&mut eviction, 20, 1), [1]);
-    assert_eq!(add(&mut eviction, 1, 1), [2], "it is remembered");
+    assert_eq!(add(&mut eviction, 1, 1), [2], "1 was remembered");
     let scan: Vec<_> = (100..1_000).flat_map(|key| add(&mut eviction, key, 1)).collect();
     assert!(!scan.contains(&0) && !scan.contains(&1));
 }
@@ -57,7 +57,7 @@ fn as_many_are_remembered_as_there_are_entries() {
         assert!(eviction.remembered.order.len() <= eviction.len() + 1);
         assert!(eviction.remembered.hashes.len() <= eviction.remembered.order.len());
     }
-    // Then there are fewer entries.
+    // Heavier entries, so there are fewer of them.
     for key in 10_000..20_000 {
         drop(add(&mut eviction, key, 10));
     }
@@ -65,7 +65,7 @@ fn as_many_are_remembered_as_there_are_entries() {
     assert!(eviction.remembered.order.len() <= 11);
 }
 
-/// A thousand that are all in use: one has to go nevertheless, and not for the price of them all.
+/// With a thousand entries that are all in use, one must be evicted, without visiting them all.
 #[test]
 fn where_all_are_used_one_goes_after_a_few_second_chances() {
     let mut eviction = Eviction::new(1_000);
@@ -82,8 +82,8 @@ fn where_all_are_used_one_goes_after_a_few_second_chances() {
 }
 
 proptest! {
-    /// Whatever comes, is used and is taken out: the bound holds, what went is gone, what did not is there, and the queues agree
-    /// with the nodes.
+    /// After any sequence of insertions, uses and removals, the bound holds, exactly the entries that were not removed
+    /// or evicted are there, and the queues agree with the nodes.
     #[test]
     fn it_holds_what_it_was_given_and_did_not_give_back(
         capacity in 1..40_u64,
