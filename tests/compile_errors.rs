@@ -260,10 +260,7 @@ mod tests {
             ("no_map_err_in_a_recommended_stack", &["not a Service? see ziggurat::Reject"]),
             (
                 "cache_of_a_stream",
-                &[
-                    "a cache cannot store a response of type `",
-                    "a streamed body must be collected inside the cache",
-                ],
+                &["a cache cannot store a response of type `", "a streamed body must be collected inside the cache"],
             ),
             ("body_without_default", &["an `Infallible` HTTP service needs a response body that is `Default`"]),
             (

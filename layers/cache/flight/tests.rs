@@ -14,7 +14,7 @@ use crate::pulse::advance;
 type Flying = Arc<Flights<u8, u32>>;
 type Waiting = Receiver<Message<u8, u32>>;
 
-/// Makes many keys with the same hash.
+/// Makes a key. Half of all keys share a hash.
 fn hashed(key: u8) -> Arc<Hashed<u8>> {
     Arc::new(Hashed { hash: u64::from(key % 2), key })
 }
