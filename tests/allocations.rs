@@ -1,4 +1,4 @@
-//! The happy path allocates nothing. A binary of its own, because it has an allocator of its own: one that counts for each thread.
+//! The happy path allocates nothing. This is a separate binary, because its allocator counts for each thread.
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
 use std::{
@@ -42,7 +42,7 @@ use ziggurat::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Answers after it was pending so many times, and never allocates.
+/// Responds after `pending` pending polls, and never allocates.
 #[derive(Clone)]
 struct Inner {
     pending: usize,
@@ -78,7 +78,7 @@ impl Future for Answer {
     }
 }
 
-/// How often one call allocates, from readiness to the end, when others came before it.
+/// Returns the number of allocations of one call, from readiness to the end, after earlier calls.
 fn allocations<L, Req>(layer: L, pending: usize, request: impl Fn() -> Req) -> u64
 where
     L: Layer<Inner, Service: Service<Req, Response = &'static str, Error = Error<Infallible>>>,
@@ -102,7 +102,7 @@ where
     allocation_counter::measure(|| call(request)).count_total
 }
 
-/// For each layer, and for a response that is ready at once and one that is pending first.
+/// Checks each layer with a response that is ready at once, and with one that is pending first.
 macro_rules! these_allocate_nothing {
     ($($name:ident: $layer:expr;)*) => {$(
         #[test]
@@ -143,7 +143,7 @@ these_allocate_nothing! {
         .into_inner();
 }
 
-/// The answers that are ready-made remember nothing that has to be copied.
+/// The built-in functions for rejections need no copy of any part of the request.
 #[test]
 fn an_answer_to_rejections_allocates_nothing_where_there_is_none() {
     macro_rules! check {
@@ -171,7 +171,7 @@ fn of_a_retry_only_the_copy_of_the_request_allocates() {
     assert_eq!(allocations(RetryLayer::new().max_attempts(1), 0, request), 0);
 }
 
-/// Where it is, for all who may ask; and, of a deadpool's, the future of the pool.
+/// The resource's place allocates, and for deadpool the future of the pool.
 #[test]
 fn of_a_resource_only_the_loan_allocates() {
     struct Manager;
@@ -195,7 +195,7 @@ fn of_a_resource_only_the_loan_allocates() {
     }
 }
 
-/// Gives `left` frames; with `pends` each of them is pending three times first.
+/// Yields `left` frames. With `pends` each of them is pending three times first.
 struct Frames {
     left: u32,
     pends: bool,
@@ -217,7 +217,8 @@ impl Body for Frames {
     }
 }
 
-/// How often a call through the guards of four layers allocates, to the end of a body of so many frames.
+/// Returns the number of allocations of a call through the guards of four layers, to the end of a body of `frames`
+/// frames.
 fn allocations_of_a_body(frames: u32, pends: bool) -> u64 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let _runtime = runtime.enter();
@@ -251,7 +252,7 @@ fn allocations_of_a_body(frames: u32, pends: bool) -> u64 {
 fn of_the_guards_of_a_body_only_timers_allocate_and_only_once() {
     assert_eq!(allocations_of_a_body(1, false), 0);
     assert_eq!(allocations_of_a_body(100_000, false), 0);
-    // The two timeouts have one each, and the limit of idle time a waker of its own.
+    // The two timeouts allocate one each, and the idle limit a waker.
     assert_eq!(allocations_of_a_body(1, true), 3);
     assert_eq!(allocations_of_a_body(100_000, true), 3);
 }
@@ -282,11 +283,11 @@ fn a_million_frames_past_what_may_be_kept_take_no_more_memory() {
         }
         assert_eq!((frames, copy.claim_body()), (1_000_000, false));
     });
-    // The first thousand frames are kept, each with what it takes to keep it.
+    // The first thousand frames are recorded, each with its overhead.
     assert!((16 * 1024..256 * 1024).contains(&used.bytes_max), "{used:?}");
 }
 
-/// What makes a retry drain responses lies in a box, which only a failure needs.
+/// The state that drains responses is boxed, and only a failure allocates it.
 #[test]
 fn a_retry_that_drains_responses_is_no_larger() {
     type Inner = tower::util::BoxCloneSyncService<Request<String>, Response<String>, Error<Infallible>>;
@@ -306,10 +307,10 @@ fn a_hit_of_a_cache() {
     assert_eq!(allocations(layer, 0, || 7_u64), 0);
 }
 
-/// How often the calls of a full batch allocate in all, when others came before it.
+/// Returns the number of allocations of all calls of a full batch, after earlier calls.
 fn allocations_of_a_batch(size: usize) -> u64 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    // Its answers lie where the requests lay.
+    // The responses reuse the memory of the requests.
     let inner = service_fn(|numbers: Vec<u64>| {
         ready(Ok::<_, Error<Infallible>>(numbers.into_iter().map(Ok::<_, Error<Infallible>>).collect::<Vec<_>>()))
     });
@@ -335,8 +336,8 @@ fn a_call_in_a_batch_allocates_once_and_the_batch_a_dozen_times() {
     assert_eq!(allocations_of_a_batch(128) - allocations_of_a_batch(64), 64 + 1);
 }
 
-/// One for the event, whoever hears it, is dropped for its lag, or waits for it; none where nobody listens, and none for those who
-/// receive it. Only the queues double, once.
+/// The event is allocated once, whether subscribers receive it, are dropped for their lag, or make the publisher wait.
+/// Without subscribers, and on the receiving side, nothing is allocated. Only the queues double, once.
 ///
 /// Shows: E1, E3
 #[test]
@@ -357,7 +358,7 @@ fn an_event_to_a_thousand_subscribers_allocates_once() {
         });
         assert_eq!(received.count_total, 0);
     }
-    // Who reads them late, in batches of what waited.
+    // Some subscribers read late, in batches.
     let published = allocation_counter::measure(|| {
         for _ in 0..4 {
             bus.publish(Arc::clone(&event));
@@ -374,7 +375,7 @@ fn an_event_to_a_thousand_subscribers_allocates_once() {
     assert_eq!((published.count_total, lag.len()), (1, 1_000));
 }
 
-/// The most memory that is taken while so many items are processed, 16 at a time, each pending once.
+/// Returns the peak memory while `items` items are processed, 16 at a time, each pending once.
 fn memory_of_items(items: u32, ordered: bool) -> u64 {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let process = || {
@@ -406,13 +407,13 @@ fn a_million_items_take_no_more_memory_than_those_in_flight() {
     }
 }
 
-/// What all the others compare with zero.
+/// The other tests compare with zero, so this one shows that an allocation is counted.
 #[test]
 fn an_allocation_is_counted() {
     assert_eq!(allocations(layer_fn(BoxService::<u64, _, _>::new), 0, || 7_u64), 1);
 }
 
-/// How often a request through a context layer allocates, to the end of its body.
+/// Returns the number of allocations of a request through a context layer, to the end of its body.
 fn allocations_of_a_request() -> u64 {
     let inner = service_fn(|_: Request<()>| ready(Ok::<_, Infallible>(Response::new(String::from("body")))));
     let mut service = ContextLayer::new(Scope::root("app")).layer(inner);
@@ -427,13 +428,14 @@ fn allocations_of_a_request() -> u64 {
     allocation_counter::measure(call).count_total
 }
 
-/// Closing a scope that owns nothing costs nothing: the scope is one allocation, the body another one, and http's extensions three.
+/// Closing a scope that owns nothing is free: the scope is one allocation, the body another one, and http's extensions
+/// are three.
 #[test]
 fn a_requests_scope_without_tasks_allocates_itself_and_the_extensions() {
     assert_eq!(allocations_of_a_request(), 5);
 }
 
-/// How many bytes are allocated while so many scopes are closed, each within the one before.
+/// Returns the bytes that are allocated while `depth` nested scopes are closed.
 fn memory_to_close(depth: usize) -> u64 {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let app = Scope::root("app");
@@ -445,7 +447,7 @@ fn memory_to_close(depth: usize) -> u64 {
     measured.bytes_total
 }
 
-/// Twice as many scopes take twice as much, and not four times.
+/// Twice as many scopes take twice as much memory, not four times.
 #[test]
 fn closing_nested_scopes_allocates_in_proportion_to_their_number() {
     let [half, all] = [1_000, 2_000].map(memory_to_close);

@@ -1,9 +1,10 @@
-//! Whoever makes one of the commonest mistakes reads in the compiler's message what to write instead.
+//! For the most common mistakes, the compiler's message says what to write instead.
 //!
-//! This file is compiled once more for each mistake, by `cargo rustc` with a `--cfg` that lets one of them in. That shares the target
-//! directory, the dependencies and the lock file with the run that this test is part of, so it takes a fraction of a second, needs no
-//! network, and a target of its own name cannot be left behind. (trybuild compares all that the compiler says, which
-//! differs between its versions, and builds all dependencies once more; `compile_fail` doc tests do not look at the message.)
+//! This file is compiled once more for each mistake, by `cargo rustc` with a `--cfg` that enables one of them. That
+//! shares the target directory, the dependencies and the lock file with the run that this test is part of, so it takes
+//! a fraction of a second, needs no network, and leaves no other target behind. (trybuild compares the whole compiler
+//! output, which differs between compiler versions, and builds all dependencies again. `compile_fail` doc tests do not
+//! check the message.)
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
 #[cfg(mistake)]
@@ -218,9 +219,9 @@ mod mistakes {
 mod tests {
     use std::{env, path::Path, process::Command};
 
-    /// Whether this file compiles with this mistake, and what the compiler says.
+    /// Compiles this file with the mistake, and returns whether that succeeded, and the compiler's output.
     fn compile(mistake: &str) -> (bool, String) {
-        // Where this test was built, whatever the profile: `target/debug/deps/compile_errors-..`.
+        // The directory in which this test was built, in any profile: `target/debug/deps/compile_errors-..`.
         let built = env::current_exe().unwrap();
         let profile = built.parent().and_then(Path::parent).and_then(Path::file_name).unwrap().to_str().unwrap();
         let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
@@ -235,7 +236,7 @@ mod tests {
         (output.status.success(), String::from_utf8(output.stderr).unwrap())
     }
 
-    /// Otherwise the other tests would show nothing.
+    /// Without this the other tests would prove nothing.
     #[test]
     fn what_is_right_compiles() {
         let (compiles, said) = compile("none");
@@ -254,7 +255,7 @@ mod tests {
                     "put `.map_err(ziggurat::Error::Service)` innermost, next to the service",
                 ] as &[_],
             ),
-            // What follows in that line is cut where the line is long.
+            // The compiler truncates a long line.
             ("no_map_err_and_a_call", &["not a Service? see ziggurat::Reject"]),
             ("no_map_err_and_a_call_to_a_cache", &["not a Service? see ziggurat::Reject"]),
             ("no_map_err_in_a_recommended_stack", &["not a Service? see ziggurat::Reject"]),
@@ -270,7 +271,7 @@ mod tests {
                     "a closure that names its argument's type: `|req: &String| ..`, returning `Duration` or `Option<Duration>`",
                 ],
             ),
-            // Here no sentence of ours can stand. This is the one that the docs of `Reject` explain.
+            // Here the message cannot contain our explanation. The docs of `Reject` explain this one.
             ("bare_closure", &["implementation of `FnOnce` is not general enough"]),
             (
                 "request_that_is_not_clone",

@@ -1,5 +1,5 @@
-//! With the feature `metrics`, events and calls are counted through the facade. A binary of its own, because a process has one
-//! recorder.
+//! With the feature `metrics`, events and calls are counted through the facade. This is a separate binary, because a
+//! process has one recorder.
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
 use std::{
@@ -53,7 +53,7 @@ async fn what_happens_is_counted_under_one_set_of_names() {
 
     service.clone().oneshot(2).await.unwrap();
     service.clone().oneshot(2).await.unwrap();
-    // It begins, and is given up.
+    // It begins, and is dropped.
     let mut under_way = Box::pin(service.clone().oneshot(3));
     assert!(futures_util::poll!(&mut under_way).is_pending());
     assert!(has(&prometheus.render(), r#"ziggurat_calls_in_flight{name="orders"} 1"#));
@@ -85,7 +85,7 @@ fn has(metrics: &str, line: &str) -> bool {
     metrics.lines().any(|one| one == line)
 }
 
-/// Makes each layer tell something, and looks at what is counted.
+/// Makes each layer emit an event, and checks the counters.
 ///
 /// Shows: G1
 #[tokio::test(start_paused = true)]
@@ -113,12 +113,12 @@ async fn the_events_of_every_layer_carry_the_name_that_it_was_given() {
         ObserveLayer::new().named("every").layer(works()).oneshot(()),
     );
     assert!(layers.0.is_err() && layers.3.is_ok() && layers.5.is_ok());
-    // Two calls, of which one has to wait.
+    // Two calls, one of which has to wait.
     let limited = ConcurrencyLimitLayer::new(1).max_wait(SECOND).named("every").layer(hangs());
     let mut first = Box::pin(limited.clone().oneshot(()));
     assert!(futures_util::poll!(&mut first).is_pending());
     limited.oneshot(()).await.unwrap_err();
-    // An upload that is larger than what may be kept.
+    // An upload larger than the replay buffer.
     let upload = ServiceBuilder::new().layer(ReplayLayer::new().max_bytes(1).named("every")).service_fn(read);
     upload.oneshot(Request::new("an upload".to_owned())).await.unwrap();
     let bus = EventBus::new().named("every");
@@ -159,7 +159,7 @@ async fn empty(_: Vec<()>) -> Result<Vec<Result<(), Error<&'static str>>>, Error
     Ok(Vec::new())
 }
 
-/// Sees to it that the body could be sent again, and reads it.
+/// Makes the body replayable, and reads it.
 async fn read(request: Request<ReplayBody<String>>) -> Result<Response<()>, Error<BoxError>> {
     let body = request.into_body();
     let copy = body.copy_body();

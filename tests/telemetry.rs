@@ -1,7 +1,7 @@
 //! Events reach `tracing`, each under its layer's own target.
 //!
-//! A binary of its own, one test at a time: while a process has a single subscriber, `tracing` asks the thread that meets a
-//! place in the code first whether anybody listens, and remembers a no for all threads.
+//! This is a separate binary that runs one test at a time: while a process has a single subscriber, `tracing` asks for
+//! interest on the thread that reaches a callsite first, and caches a negative result for all threads.
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
 use std::{
@@ -39,7 +39,7 @@ impl Write for Written {
     }
 }
 
-/// What is logged at this level, while `during` runs.
+/// Returns the lines that are logged at this level while `during` runs.
 async fn logged(level: LevelFilter, during: impl Future<Output = ()>) -> Vec<String> {
     static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     let _turn = TURN.lock().await;
@@ -144,7 +144,7 @@ async fn settings_that_contradict_each_other_are_logged_once() {
     );
 }
 
-/// A layer of somebody else's logs under the crate's name.
+/// A custom layer logs under the crate's name.
 #[tokio::test]
 async fn a_site_of_ones_own_logs_too() {
     let info = LayerInfo::new("mine").named("here");
@@ -184,7 +184,7 @@ async fn the_span_of_a_request_says_its_id_and_its_trace() {
     };
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
     let log = logged(LevelFilter::INFO, async {
-        // The inner one of the two layers has nothing to add.
+        // The inner of the two layers has nothing to add.
         let service = ServiceBuilder::new()
             .layer(ContextLayer::new(Scope::root("app")))
             .layer(RequestIdLayer::new())
@@ -198,13 +198,13 @@ async fn the_span_of_a_request_says_its_id_and_its_trace() {
         service.oneshot(request("order-18", "junk")).await.unwrap();
     })
     .await;
-    // What stands before is the number of the scope, which no test can know.
+    // The number of the scope comes first, which no test can know.
     let fields: Vec<_> = log.iter().map(|line| line.split_once(" request_id=").unwrap().1).collect();
     let with_trace = format!(r#""order-17" trace_id="{trace}"}}: service: inside"#);
     assert_eq!(fields, [with_trace.as_str(), r#""order-18"}: service: inside"#]);
 }
 
-/// A stranger is told nothing, and whoever reads the logs everything.
+/// The response reveals nothing, and the log everything.
 #[tokio::test]
 async fn an_extractor_without_its_layer_is_told_to_the_logs() {
     let app = axum::Router::new().route("/", axum::routing::get(|scope: Scope| async move { scope.name().to_owned() }));
@@ -251,7 +251,7 @@ async fn a_scope_tells_what_nobody_may_hear_and_its_tasks_log_in_its_span() {
     );
 }
 
-/// Bad input: an error that panics when it is displayed, as it is for the log.
+/// Bad input: an error that panics when the log displays it.
 #[tokio::test(start_paused = true)]
 async fn an_error_that_cannot_be_displayed_does_not_keep_a_scope_from_being_closed() {
     struct Unspeakable;

@@ -1,4 +1,4 @@
-//! Single calls that are gathered into one.
+//! The batch layer: single calls that are gathered into one.
 
 use std::{
     future::{Ready, pending, poll_fn, ready},
@@ -32,7 +32,7 @@ const MILLI: Duration = Duration::from_millis(1);
 
 type Calls = Arc<Mutex<Vec<Vec<u32>>>>;
 
-/// Answers each number with its double, but 13 with an error, and notes what it was asked.
+/// Doubles each number, fails for 13, and records its requests.
 #[derive(Debug, Clone)]
 struct Doubles(Calls);
 
@@ -59,7 +59,7 @@ fn seen(calls: &Calls) -> Vec<Vec<u32>> {
     calls.lock().unwrap().clone()
 }
 
-/// Calls that are in a batch, as tasks to be polled by hand.
+/// Starts calls that join a batch, as tasks to be polled by hand.
 fn start<S>(service: &S, numbers: impl IntoIterator<Item = u32>) -> Vec<TestTask<tower::util::Oneshot<S, u32>>>
 where
     S: Service<u32> + Clone,
@@ -86,7 +86,7 @@ fn finished<F: Future>(task: &mut TestTask<F>) -> F::Output {
     }
 }
 
-/// What the caller of a shared call is told that brought nothing.
+/// Returns the message and class of the rejection of a shared call that returned no result.
 fn shared<R>(outcome: &Result<R, Error<&'static str>>) -> (String, Class) {
     match ziggurat::rejection(outcome).expect("a rejection").reason() {
         Reason::Shared { message, class } => (message.to_string(), *class),
@@ -123,7 +123,7 @@ async fn the_delay_counts_from_the_first_of_a_batch() {
     advance(MILLI).await;
     settle().await;
     assert_eq!(seen(&calls), [[1, 2]]);
-    // The next one has a second of its own.
+    // The next batch has its own second.
     tasks.extend(start(&service, [3]));
     advance(SECOND - MILLI).await;
     settle().await;
@@ -175,7 +175,7 @@ async fn an_error_of_the_whole_call_goes_whole_to_the_first_who_is_there_and_is_
         let mut tasks = start(&service, 1..=4);
         settle().await;
         if !at_readiness {
-            // Who would be the first to be told goes while the call is under way.
+            // The caller that would get the error first is dropped while the call is in flight.
             drop(tasks.remove(0));
         }
         sleep(SECOND).await;
@@ -187,7 +187,7 @@ async fn an_error_of_the_whole_call_goes_whole_to_the_first_who_is_there_and_is_
     }
 }
 
-/// Fails as a whole, after half a second.
+/// Fails as a whole after half a second.
 #[derive(Clone)]
 struct Failing {
     at_readiness: bool,
@@ -315,7 +315,7 @@ async fn who_is_dropped_before_the_batch_is_sent_is_skipped_and_makes_room() {
     assert_eq!(seen(&calls), [[2, 3, 4]]);
     assert!(tasks.iter_mut().all(|task| finished(task).is_ok()));
 
-    // All of them: there is no call, and who comes next has a delay of its own.
+    // All callers are dropped: there is no call, and the next caller has its own delay.
     let tasks = start(&service, [5, 6]);
     advance(SECOND / 2).await;
     drop(tasks);
@@ -329,7 +329,7 @@ async fn who_is_dropped_before_the_batch_is_sent_is_skipped_and_makes_room() {
     assert_eq!((seen(&calls).len(), finished(&mut next[0]).unwrap()), (2, 14));
 }
 
-/// A service whose calls wait to be let go, and which counts those that are under way.
+/// Returns a service whose calls wait to be released, and which counts the calls in flight.
 fn held(
     go: &Arc<AtomicBool>,
     under_way: &Arc<AtomicUsize>,
@@ -382,7 +382,7 @@ async fn who_is_dropped_afterwards_loses_its_answer_and_with_the_last_the_call_i
     assert_eq!(under_way.load(SeqCst), 0, "before anything else has run");
 }
 
-/// Each of three callers, at each of its polls, in each order.
+/// Each of three callers is dropped at each of its polls, in each order.
 ///
 /// Shows: P7
 #[tokio::test(start_paused = true)]
@@ -407,7 +407,7 @@ async fn cancelled_anywhere_nothing_is_left() {
     }
 }
 
-/// The task of a batch needs nobody who polls: a caller that is held and not polled holds up no other.
+/// The task of a batch needs no caller to poll it: a caller that is kept but not polled delays no other.
 ///
 /// Shows: P7
 #[tokio::test(start_paused = true)]
@@ -418,7 +418,7 @@ async fn a_caller_that_is_not_polled_any_more_holds_up_no_other() {
     drop(first);
 }
 
-/// A service that is shared by two runtimes, of which one ends: before its batch is sent, and while the call is under way.
+/// Two runtimes share a service, and one of them ends: before its batch is sent, and while the call is in flight.
 ///
 /// Shows: P7
 #[tokio::test(start_paused = true)]
@@ -462,13 +462,13 @@ async fn a_breaker_outside_does_not_count_who_gave_up_before_the_batch_was_sent(
         .service(held(&Arc::default(), &Arc::default()));
     assert!(service.clone().oneshot(1).await.is_err());
     assert_eq!(circuit.state(), State::Closed);
-    // What hangs after it was sent is the service's fault.
+    // A call that hangs after it was sent counts against the service.
     let (one, two) = tokio::join!(service.clone().oneshot(1), service.clone().oneshot(2));
     assert!(one.is_err() && two.is_err());
     assert_eq!(circuit.state(), State::Open);
 }
 
-/// A batch that is due waits for the service alone.
+/// A batch that is due waits only for the service.
 ///
 /// Shows: B6
 #[tokio::test(start_paused = true)]
@@ -575,7 +575,7 @@ async fn two_scopes_are_not_mixed_and_the_call_is_made_in_theirs() {
     found.sort();
     assert_eq!(found, [(None, vec![4]), place("one", &[1, 3]), place("other", &[2, 5])]);
 
-    // Only because the user says so: then in the scope that is common to them, which may be none.
+    // Only at the user's request. The call then runs in their common scope, if there is one.
     let service = BatchLayer::new(2, SECOND).by(|_: &u32| ()).layer(inner);
     let call = |number| service.clone().oneshot(number);
     let (a, b) = tokio::join!(one.within(call(1)), other.within(call(3)));
@@ -606,13 +606,13 @@ async fn the_call_has_the_latest_deadline_of_its_callers_and_each_leaves_at_its_
     };
     assert_eq!(tokio::join!(ended(2 * SECOND), ended(4 * SECOND)), (2 * SECOND, 4 * SECOND));
     assert_eq!(*told.lock().unwrap(), [Some(4 * SECOND)]);
-    // One has no deadline: then the call has none but the one of the timeout inside.
+    // One caller has no deadline, so the call has only that of the timeout inside.
     let (_, free) = tokio::join!(ended(6 * SECOND), batch.clone().oneshot(2));
     assert!(ziggurat::rejection(&free).unwrap().is_timed_out());
     assert_eq!((begun.elapsed(), told.lock().unwrap()[1]), (14 * SECOND, Some(10 * SECOND)));
 }
 
-/// Two routes with one layer value: a batch of one must not be answered by the other.
+/// Two routes share a layer value: the service of one route must not respond to a batch of the other.
 ///
 /// Shows: P7
 #[tokio::test(start_paused = true)]
@@ -637,7 +637,7 @@ async fn on_many_threads_everybody_gets_their_own_and_no_batch_is_too_large() {
             for round in 0..50 {
                 let number = 100 + task * 50 + round;
                 if round % 5 == 0 {
-                    // One that gives up, wherever it is by then.
+                    // One caller is dropped, at whatever stage it is by then.
                     let mut given_up = TestTask::new(service.clone().oneshot(number));
                     let _ = given_up.poll();
                     yield_now().await;
@@ -660,7 +660,7 @@ fn bad_input_is_refused_by_name() {
     assert_eq!(panic.downcast_ref::<&str>(), Some(&"max_size must be at least 1, not 0"));
 }
 
-/// A key function that panics, and a place without a runtime: who called is told, and others never notice.
+/// A key function panics, or there is no runtime: the caller gets the failure, and others never notice.
 #[test]
 fn a_call_that_cannot_join_leaves_no_trace() {
     let calls = Calls::default();
@@ -675,7 +675,7 @@ fn a_call_that_cannot_join_leaves_no_trace() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     assert_eq!(runtime.block_on(service.clone().oneshot(2)).unwrap(), 4);
 
-    // A batch that was begun on a runtime can be joined anywhere.
+    // A batch that was begun on a runtime can be joined from anywhere.
     let entered = runtime.enter();
     let mut tasks = start(&service, [3]);
     drop(entered);
@@ -685,7 +685,7 @@ fn a_call_that_cannot_join_leaves_no_trace() {
     assert_eq!(seen(&calls), [vec![2], vec![3, 4]]);
 }
 
-/// Asks its service how many wait whenever its own code runs, as it could not under the lock of all callers.
+/// User code asks the service for its number of waiters each time it runs, which would deadlock under the lock.
 #[test]
 fn no_code_of_the_users_runs_under_the_lock_of_a_batch() {
     type Look = Arc<dyn Fn() + Send + Sync>;
@@ -721,7 +721,7 @@ fn no_code_of_the_users_runs_under_the_lock_of_a_batch() {
     let is_set = LOOK.set(Arc::new(move || drop(format!("{:?}", look_into.lock().unwrap()))));
     assert!(is_set.is_ok());
 
-    // Without a runtime, joined and left, alone in a batch and not, and sent.
+    // Without a runtime; joined and left, alone in a batch and not; and sent.
     assert!(finished(&mut TestTask::new(service.clone().oneshot(Request))).is_err());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
@@ -751,7 +751,7 @@ async fn a_waker_that_panics_keeps_no_other_caller_from_its_answer() {
         }
     }
     let waker = Arc::new(Panics).into();
-    // All are answered, all are rejected, or the task ends before the batch is sent.
+    // All succeed, all are rejected, or the task ends before the batch is sent.
     for (answers, is_full) in [(3, true), (2, true), (3, false)] {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let service = BatchLayer::new(3, Duration::MAX).layer(service_fn(move |numbers: Vec<u32>| {

@@ -1,4 +1,5 @@
-//! Whose fault it was: what opens a circuit and what does not, and what a stack lets through to a service that hangs.
+//! Outcomes that open a circuit and outcomes that do not, and the calls that a stack still sends to a service that
+//! hangs.
 
 use std::{
     future::Future,
@@ -28,7 +29,7 @@ const MILLIS: Duration = Duration::from_millis(1);
 
 type Failed = Error<&'static str>;
 
-/// Answers after as long as it is asked to, and counts its calls.
+/// Responds after the requested time, and counts its calls.
 fn sleeper(
     calls: &Arc<AtomicUsize>,
 ) -> impl Service<Duration, Response = (), Error = Failed, Future: Send> + Clone + Send + use<> {
@@ -42,7 +43,7 @@ fn sleeper(
     })
 }
 
-/// A call that has been polled once, and is pending.
+/// Polls a call once, and expects it to be pending.
 fn begun<F: Future>(call: F) -> Pin<Box<F>> {
     let mut call = Box::pin(call);
     assert!(call.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
@@ -73,7 +74,7 @@ async fn callers_with_short_deadlines_open_no_circuit_while_others_get_answers()
     assert_eq!(calls.load(Ordering::SeqCst), 180);
 }
 
-/// A deadline is the service's failure where nothing at all comes back.
+/// A deadline counts against a service that returns nothing at all.
 ///
 /// Shows: F2, B6
 #[tokio::test(start_paused = true)]
@@ -107,13 +108,13 @@ async fn a_call_that_spent_its_time_in_the_queue_on_this_side_is_no_failure() {
         let (first, second) = tokio::join!(first, stack.oneshot(Duration::MAX));
         first.unwrap();
         assert_eq!((gate.waiting(), reason(&second)), (0, Some("timed_out")));
-        // 29.5 s in the queue leave the service half a second; after 15 s it has its ten.
+        // 29.5 s in the queue leave the service half a second. After 15 s it has its ten.
         assert_eq!(start.elapsed(), (queued + 10 * SECOND).min(30 * SECOND));
         assert_eq!((circuit.state(), calls.load(Ordering::SeqCst)), (state, 2));
     }
 }
 
-/// A limit of time that stands outside of the queue says nothing about the service where it passes in the queue.
+/// A timeout outside the queue says nothing about the service if it passes in the queue.
 ///
 /// Shows: F2
 #[tokio::test(start_paused = true)]
@@ -129,7 +130,7 @@ async fn a_call_that_times_out_in_the_queue_on_this_side_is_no_failure() {
     let mut first = begun(service.clone().oneshot(Duration::MAX));
     advance(SECOND / 2).await;
     let second = begun(service.oneshot(Duration::MAX));
-    // The first one, in front of it, is not polled meanwhile, and keeps its permit.
+    // The first call, in front of it, is not polled meanwhile, and keeps its permit.
     assert_eq!(reason(&second.await), Some("timed_out"));
     assert_eq!(circuit.state(), State::Closed);
     assert_eq!(reason(&first.as_mut().await), Some("timed_out"));
@@ -158,7 +159,7 @@ async fn calls_whose_deadline_has_passed_are_not_sent_and_count_for_nothing() {
     assert_eq!((circuit.state(), calls.load(Ordering::SeqCst)), (State::Closed, 0));
 }
 
-/// A limit that a user names takes the place of the attempt's.
+/// A limit that the user specifies takes the place of the attempt's.
 ///
 /// Shows: F2, B6
 #[tokio::test(start_paused = true)]
@@ -168,7 +169,7 @@ async fn the_time_that_the_service_must_have_had_can_be_named() {
         let layer = CircuitBreakerLayer::failure_rate(0.5).min_calls(2).cancelled(Cancelled::After(SECOND));
         let circuit = layer.handle();
         let service = ServiceBuilder::new().layer(layer).layer(ConcurrencyLimitLayer::new(1)).service(sleeper(&calls));
-        // Half a second is spent behind the first call, on this side.
+        // Half a second is spent in the queue, behind the first call.
         let first = service.clone().oneshot(SECOND / 2);
         let second = TimeoutLayer::new(SECOND / 2 + time).layer(service).oneshot(Duration::MAX);
         let (first, second) = tokio::join!(first, second);
@@ -177,7 +178,7 @@ async fn the_time_that_the_service_must_have_had_can_be_named() {
     }
 }
 
-/// Time in the queue on this side makes no call slow.
+/// Time in the local queue does not make a call slow.
 #[tokio::test(start_paused = true)]
 async fn a_call_that_waited_in_the_queue_is_not_slow_for_that() {
     let calls = Arc::default();
@@ -228,7 +229,7 @@ async fn a_service_that_hangs_before_it_is_ready_is_bounded_timed_and_judged() {
     assert_eq!((count("timed_out"), count("circuit_open")), (25, 50));
 }
 
-/// Those who wait in the queue of a limit when the circuit opens are not sent after it.
+/// Calls that wait in the queue of a limit when the circuit opens are not sent.
 ///
 /// Shows: F2, B3
 #[tokio::test(start_paused = true)]
@@ -246,7 +247,7 @@ async fn a_call_that_leaves_the_queue_while_the_circuit_is_open_is_rejected() {
     assert_eq!((gate.in_flight(), gate.waiting()), (0, 0));
 }
 
-/// A call in the queue goes on where the circuit has closed again meanwhile, and its outcome counts.
+/// If the circuit has closed again meanwhile, a queued call continues, and its outcome counts.
 #[tokio::test(start_paused = true)]
 async fn a_call_that_leaves_the_queue_after_the_circuit_has_closed_again_goes_on() {
     let calls = Arc::default();
@@ -261,7 +262,7 @@ async fn a_call_that_leaves_the_queue_after_the_circuit_has_closed_again_goes_on
     assert_eq!(calls.load(Ordering::SeqCst), 2);
 }
 
-/// A call that is polled while it queues, for whatever reason, becomes no probe there: it would wait behind others.
+/// A call that is polled while it queues does not become a probe there, because it would wait behind others.
 ///
 /// Shows: F2, B4
 #[tokio::test(start_paused = true)]
@@ -282,7 +283,7 @@ async fn a_call_in_the_queue_becomes_no_probe() {
     assert_eq!(circuit.state(), State::Open, "the next call is the probe");
 }
 
-/// A probe is admitted before all who wait, and where there is no room in the queue.
+/// A probe is admitted before all waiting calls, even if the queue is full.
 ///
 /// Shows: F2, B4
 #[tokio::test(start_paused = true)]
@@ -295,7 +296,7 @@ async fn a_probe_waits_behind_nobody() {
     let limited = limit.layer(sleeper(&calls));
     let service = layer.layer(limited.clone());
 
-    // It holds the only permit, and others (of another stack over the same limit) wait behind it.
+    // It holds the only permit, and calls of another stack over the same limit wait behind it.
     let straggler = begun(service.clone().oneshot(6 * SECOND));
     let _others: Vec<_> = (0..3).map(|_| begun(limited.clone().oneshot(Duration::MAX))).collect();
     circuit.force_open();
@@ -311,14 +312,14 @@ async fn a_probe_waits_behind_nobody() {
     assert_eq!((start.elapsed(), circuit.state()), (SECOND, State::Closed));
 }
 
-/// Opens the circuit by a failure, as a call to another service of the layer.
+/// Opens the circuit with a failure, as a call to another service of the layer.
 async fn open(circuit: &ziggurat::circuit_breaker::CircuitBreakerHandle, layer: &CircuitBreakerLayer) {
     let failing = layer.layer(service_fn(|()| async { Err::<(), Failed>(Error::Service("down")) }));
     failing.oneshot(()).await.unwrap_err();
     assert_eq!(circuit.state(), State::Open);
 }
 
-/// Whatever an inner layer has reserved for a call, or queues for, is given back where the call is rejected.
+/// A breaker that rejects a call releases whatever an inner layer has reserved or queued for it.
 ///
 /// Shows: F2, B3
 #[tokio::test(start_paused = true)]
@@ -330,7 +331,7 @@ async fn a_breaker_that_rejects_keeps_nothing_that_its_service_reserved() {
     let (mut a, mut b) = (service.clone(), service.clone());
     let mut cx = Context::from_waker(Waker::noop());
     a.ready().await.unwrap();
-    // It waits for the only permit, and has a place in the queue for it.
+    // It waits for the only permit, and has a place in the queue.
     assert!(b.poll_ready(&mut cx).is_pending());
     a.call(false).await.unwrap_err();
     assert_eq!(circuit.state(), State::Open);
@@ -342,7 +343,7 @@ async fn a_breaker_that_rejects_keeps_nothing_that_its_service_reserved() {
     assert!(a.poll_ready(&mut cx).is_ready());
     a.call(true).await.unwrap();
 
-    // So it is where the circuit opens again after a service was made ready.
+    // The same holds if the circuit opens again after a service was made ready.
     let mut b = service.clone();
     assert!(b.poll_ready(&mut cx).is_ready());
     circuit.force_open();
@@ -351,7 +352,7 @@ async fn a_breaker_that_rejects_keeps_nothing_that_its_service_reserved() {
     assert!(a.poll_ready(&mut cx).is_ready());
 }
 
-/// A panic is a fault of this program, and no verdict on the service: not as a probe either.
+/// A panic is a bug in this program, and no verdict on the service, not even for a probe.
 ///
 /// Shows: F2
 #[tokio::test(start_paused = true)]

@@ -1,4 +1,4 @@
-//! Bodies that keep something until they have ended.
+//! Bodies with a guard that lasts until their end.
 
 use std::{
     collections::VecDeque,
@@ -18,7 +18,7 @@ use ziggurat::{
 
 type Step = Result<Frame<Bytes>, &'static str>;
 
-/// Gives these frames, and says nothing of its end before it is there.
+/// Yields these frames, and does not announce its end.
 struct Scripted(VecDeque<Step>);
 
 impl Scripted {
@@ -44,7 +44,7 @@ fn data(text: &'static str) -> Step {
     Ok(Frame::data(Bytes::from_static(text.as_bytes())))
 }
 
-/// A guard that is held as long as its `Arc` is, and writes down what it hears.
+/// A guard that lives as long as its `Arc`, and records how the body ended.
 struct Held(#[expect(dead_code, reason = "it is there to be dropped")] Arc<()>, Arc<Mutex<Vec<End>>>);
 
 impl Held {
@@ -107,7 +107,7 @@ async fn the_guard_goes_with_an_error_and_with_a_drop() {
     assert_eq!(*ends.lock().unwrap(), [End::Failed, End::Dropped { waiting: false }]);
 }
 
-/// Whether its reader was waiting tells a service that hangs from a reader who has had enough.
+/// Distinguishes a service that hangs from a reader that has stopped reading.
 #[test]
 fn a_guard_learns_whether_the_reader_of_a_dropped_body_was_waiting() {
     struct Hangs;
@@ -137,7 +137,7 @@ fn the_bound_that_everybody_writes_is_enough() {
     assert!(guarded(GuardBody::<Full<Bytes>, _>::default()).is_end_stream());
 }
 
-/// A server does not poll a body that says that it has ended.
+/// A server does not poll a body that reports its end.
 #[tokio::test]
 async fn a_body_that_says_that_it_has_ended_is_taken_at_its_word() {
     let (guard, ends) = Default::default();
@@ -153,7 +153,7 @@ async fn a_body_that_says_that_it_has_ended_is_taken_at_its_word() {
 
 type Log = Arc<Mutex<Vec<&'static str>>>;
 
-/// Writes down when it is dropped; as a guard, also what it is called for.
+/// Records its drop and, as a guard, its calls.
 struct Noisy(&'static str, Log);
 
 impl Drop for Noisy {
@@ -185,7 +185,7 @@ impl<B: Body> Guard<B> for Noisy {
     }
 }
 
-/// What cleans up a body still happens under the guard.
+/// The clean-up of a body still runs under the guard.
 #[test]
 fn the_body_is_dropped_before_its_guard() {
     let log = Log::default();

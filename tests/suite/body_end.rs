@@ -1,4 +1,4 @@
-//! Layers that are told to wait for the end of the response's body: timeout, breaker, limit and context, alone and together.
+//! Layers that last to the end of the response's body: timeout, breaker, limit and context, alone and together.
 
 use std::{
     convert::Infallible,
@@ -37,7 +37,7 @@ type BoxError = Box<dyn StdError + Send + Sync>;
 
 type Step = Result<Frame<Bytes>, BoxError>;
 
-/// A body whose frames come from a channel; with the sender it ends.
+/// A body whose frames come from a channel. It ends with the sender.
 #[derive(Default)]
 struct Streamed(Option<mpsc::UnboundedReceiver<Step>>);
 
@@ -61,12 +61,12 @@ fn trailers(status: &'static str) -> Step {
     )])))
 }
 
-/// A service that answers each request with the next of the bodies that lie in it.
+/// A service that responds to each request with the next of its bodies.
 #[derive(Clone, Default)]
 struct Origin(Arc<Mutex<Vec<(StatusCode, Streamed)>>>);
 
 impl Origin {
-    /// The next response, and who sends its frames.
+    /// Adds the next response, and returns the sender of its frames.
     fn answers(&self, status: u16) -> mpsc::UnboundedSender<Step> {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.0.lock().unwrap().push((StatusCode::from_u16(status).unwrap(), Streamed(Some(receiver))));
@@ -88,7 +88,7 @@ impl Origin {
     }
 }
 
-/// The text of the next frame, or the rejection that ended the body.
+/// Returns the text of the next frame, or the rejection that ended the body.
 async fn next(body: &mut (impl Body<Data = Bytes, Error = BoxError> + Unpin)) -> Option<Result<Bytes, Rejection>> {
     match body.frame().await? {
         Ok(frame) => Some(Ok(frame.into_data().unwrap_or_default())),
@@ -116,7 +116,7 @@ async fn a_total_covers_the_body_and_ends_it_at_exactly_its_limit() {
     assert!(next(&mut body).await.is_none());
 }
 
-/// The clock does not begin anew with the body.
+/// The clock does not start again with the body.
 #[tokio::test(start_paused = true)]
 async fn the_time_that_the_response_took_counts() {
     let origin = Origin::default();
@@ -136,7 +136,7 @@ async fn the_time_that_the_response_took_counts() {
     assert_eq!(start.elapsed(), 3 * SECOND);
 }
 
-/// A body that always has a frame would never be pending, and its limit never looked at.
+/// A body that always has a frame is never pending, so its limit would never be checked.
 #[tokio::test(start_paused = true)]
 async fn a_body_that_never_ends_is_ended_though_it_is_always_ready() {
     let origin = Origin::default();
@@ -172,7 +172,7 @@ async fn a_zero_limit_lets_a_body_through_that_is_ready_at_once() {
     assert_eq!(body.to_bytes(), "all");
 }
 
-/// A body that works for as long as this, in steps, when it is polled; and then gives a frame.
+/// A body that works in steps of this length when it is polled, and then yields a frame.
 struct InSteps(Vec<Pin<Box<tokio::time::Sleep>>>, Duration);
 
 impl Body for InSteps {
@@ -204,7 +204,7 @@ fn in_steps(steps: usize, step: Duration) -> impl Body<Data = Bytes, Error = Box
 #[tokio::test(start_paused = true)]
 async fn an_idle_limit_counts_the_time_in_which_the_reader_waits_and_no_other() {
     let step = Duration::from_millis(200);
-    // It needs 400 ms. The reader asks once, is woken after 200 ms, and asks again five seconds later.
+    // It needs 400 ms. The reader polls once, is woken after 200 ms, and polls again five seconds later.
     let mut body = in_steps(2, step);
     let mut reader = TestTask::new(body.frame());
     assert!(reader.poll().is_pending());
@@ -215,14 +215,14 @@ async fn an_idle_limit_counts_the_time_in_which_the_reader_waits_and_no_other() 
     advance(step).await;
     assert!(reader.poll().ready_and(|frame| frame.unwrap().is_ok()));
 
-    // A reader that asks as soon as it is woken waits all the time, however often it is woken without a frame.
+    // A reader that polls as soon as it is woken waits all the time, however often it is woken without a frame.
     let mut body = in_steps(7, step);
     let start = Instant::now();
     let error = body.frame().await.unwrap().unwrap_err();
     assert!(Rejection::find(&*error).unwrap().is_timed_out());
     assert_eq!(start.elapsed(), SECOND);
 
-    // One that asks without being woken waits too.
+    // A reader that polls without being woken waits too.
     let mut body = in_steps(1, 5 * SECOND);
     let mut reader = TestTask::new(body.frame());
     for _ in 0..5 {
@@ -231,7 +231,7 @@ async fn an_idle_limit_counts_the_time_in_which_the_reader_waits_and_no_other() 
     }
     assert!(reader.poll().ready_and(|frame| frame.unwrap().is_err()));
 
-    // What the body took before it woke its reader counts, even if the reader comes late.
+    // The time before the body woke its reader counts, even if the reader comes late.
     let mut body = in_steps(2, 2 * SECOND);
     let mut reader = TestTask::new(body.frame());
     assert!(reader.poll().is_pending());
@@ -260,7 +260,7 @@ async fn an_idle_limit_is_for_each_frame_and_does_not_count_a_slow_reader() {
     let sender = origin.answers(200);
     let mut body = service.oneshot(()).await.unwrap().into_body();
     for _ in 0..5 {
-        // The reader takes its time; then each frame comes a second after it was asked for.
+        // The reader takes its time. Then each frame comes a second after it was requested.
         advance(10 * SECOND).await;
         let sender = sender.clone();
         tokio::spawn(async move {
@@ -303,7 +303,7 @@ async fn a_limit_that_stops_at_the_response_leaves_the_body_alone() {
     assert!(next(&mut body).await.unwrap().is_ok());
 }
 
-/// What makes frames can ask how long it has, and whoever cleans up whether it is over.
+/// A frame's producer can read the remaining time, and clean-up code can see whether the deadline has passed.
 #[tokio::test(start_paused = true)]
 async fn the_deadline_is_in_place_while_the_body_is_polled_and_dropped() {
     #[derive(Default)]
@@ -370,7 +370,7 @@ async fn a_response_that_is_a_failure_is_judged_before_its_body() {
     assert_eq!(circuit.state(), State::Open);
 }
 
-/// gRPC says in the trailers what became of a call.
+/// gRPC reports the status of a call in the trailers.
 #[tokio::test]
 async fn trailers_are_judged() {
     #[derive(Clone)]
@@ -450,7 +450,7 @@ async fn a_probe_lasts_to_the_end_of_its_body_and_gives_its_place_back_after_eve
         }
         assert_eq!(circuit.state(), state, "{by:?}");
         if by == By::HangUp {
-            // Its place is free: somebody else is the probe now.
+            // The probe's place is free: another call is the probe now.
             drop(origin.answers(200));
             service.oneshot(()).await.unwrap().into_body().collect().await.unwrap();
             assert_eq!(circuit.state(), State::Closed);
@@ -458,7 +458,7 @@ async fn a_probe_lasts_to_the_end_of_its_body_and_gives_its_place_back_after_eve
     }
 }
 
-/// A backend that answers and then hangs opens the circuit, wherever the timeout stands; a client that hangs up does not.
+/// A backend that responds and then hangs opens the circuit, wherever the timeout is. A client that hangs up does not.
 ///
 /// Shows: B6
 #[tokio::test(start_paused = true)]
@@ -499,7 +499,7 @@ impl Body for Ready {
     }
 }
 
-/// Or a few clients who do not read could close a service for all others.
+/// Otherwise a few clients that do not read could open the circuit for all others.
 ///
 /// Shows: B6
 #[tokio::test(start_paused = true)]
@@ -524,7 +524,7 @@ async fn a_reader_who_is_slow_says_nothing_about_the_service() {
     }
 }
 
-/// The head is what took so long.
+/// The time counts until the response's head.
 #[tokio::test(start_paused = true)]
 async fn a_slow_call_is_one_whose_response_is_slow() {
     let layer = CircuitBreakerLayer::failure_rate(0.5).min_calls(1).slow_calls(SECOND, 0.5).until_body_end();
@@ -537,8 +537,8 @@ async fn a_slow_call_is_one_whose_response_is_slow() {
     assert_eq!(circuit.state(), State::Open);
 }
 
-/// Over HTTP/1 a server drops a body that it has sent whole, and does not look at that of a HEAD. One whose end comes on its own (as
-/// HTTP/2's may) has not said by then that it has ended.
+/// An HTTP/1 server drops a body that it has sent completely, and never polls that of a HEAD. A body whose end comes
+/// separately (as in HTTP/2) has not reported its end by then.
 #[tokio::test]
 async fn what_a_server_sent_whole_is_a_success() {
     struct Sized(Option<Bytes>);
@@ -560,7 +560,7 @@ async fn what_a_server_sent_whole_is_a_success() {
             }));
         service.clone().oneshot(false).await.unwrap();
         assert_eq!(circuit.state(), State::Open);
-        // The clock is the real one: the circuit is open for a millisecond, and then until it is asked.
+        // The clock is the real one: the circuit stays open for a millisecond, and then until the next call.
         let service = tower::service_fn(move |_: Request<hyper::body::Incoming>| {
             let service = service.clone();
             async move {
@@ -590,7 +590,7 @@ async fn what_a_server_sent_whole_is_a_success() {
     }
 }
 
-/// What a layer further in ended the body with is judged as if it had answered so.
+/// A rejection by an inner layer that ends a body counts like a rejection in place of a response.
 #[tokio::test]
 async fn a_rejection_that_ends_a_body_has_its_own_class() {
     let (limit, second) = (7, SECOND);
@@ -648,12 +648,12 @@ impl Drop for Panicking {
     }
 }
 
-/// A panic says nothing about the service: it is no failure, and no success that closes a circuit.
+/// A panic says nothing about the service: it is neither a failure nor a success that closes a circuit.
 ///
 /// Shows: B1, G1
 #[tokio::test(start_paused = true)]
 async fn a_body_that_panics_is_neither_a_success_nor_a_failure() {
-    /// Whose own code panics, at the trailers.
+    /// Panics in user code, at the trailers.
     #[derive(Clone)]
     struct PanicsAtTrailers;
     impl<B, E> Classify<Response<B>, E> for PanicsAtTrailers {
@@ -719,7 +719,7 @@ async fn a_body_that_panics_is_neither_a_success_nor_a_failure() {
     }
 }
 
-/// A call of gRPC ends with a status; a load balancer's page has none.
+/// A gRPC call ends with a status, but a load balancer's error page has none.
 #[tokio::test]
 async fn a_grpc_response_without_a_status_is_a_failure() {
     let (grpc, html) = ("application/grpc", "text/html");
@@ -793,7 +793,7 @@ async fn a_deadline_that_was_carried_over_ends_a_body_too() {
     }
 }
 
-/// Every other frame is pending first; a million of them, each with its number.
+/// Every other frame is pending first. There are a million frames, each with its number.
 struct Counting {
     next: u32,
     pends: bool,
@@ -869,7 +869,7 @@ async fn an_empty_body_ends_with_its_response() {
     assert!(response.body().is_end_stream());
 }
 
-/// What ends a body is told as an event of the layer.
+/// The layer emits an event when a body ends.
 #[tokio::test(start_paused = true)]
 async fn the_end_of_a_body_by_its_limit_is_an_event() {
     let events: Arc<Mutex<Vec<String>>> = Arc::default();

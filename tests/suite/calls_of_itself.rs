@@ -23,7 +23,7 @@ use ziggurat::{
 type Failed = Error<&'static str>;
 type Handler = BoxCloneSyncService<u32, u32, Failed>;
 
-/// Calls itself, with one less, until it is zero: and answers how often it did.
+/// Calls itself with a count lower by one until it is zero, and returns the number of nested calls.
 fn calls_itself<L>(layer: &L) -> Handler
 where
     L: Layer<BoxCloneSyncService<u32, u32, Failed>>,
@@ -41,7 +41,7 @@ where
     itself.get_or_init(|| BoxCloneSyncService::new(layer.layer(BoxCloneSyncService::new(handler)))).clone()
 }
 
-/// What the handler answers; it has an hour.
+/// Returns the handler's response, within an hour.
 async fn call(handler: &Handler, more: u32) -> Result<u32, Failed> {
     let answer = timeout(Duration::from_secs(3600), handler.clone().oneshot(more));
     answer.await.expect("the call waits for itself")
@@ -65,14 +65,14 @@ async fn a_handler_that_calls_itself_through_a_full_limit_of_its_own_is_rejected
     assert_eq!((rejection.status().as_u16(), rejection.class()), (500, Class::PERMANENT));
     assert_eq!((gate.in_flight(), gate.waiting()), (0, 0));
 
-    // As many as there are permits may nest, and no more.
+    // Calls may nest as deep as there are permits, and no deeper.
     for permits in [3, 8, 9, 20] {
         let handler = calls_itself(&ConcurrencyLimitLayer::new(permits as usize));
         for _ in 0..2 {
             assert_eq!(call(&handler, permits - 1).await.unwrap(), permits - 1);
             assert!(awaits_itself(&call(&handler, permits).await));
         }
-        // Nothing is left of it: a call that waits for others waits.
+        // Nothing is left behind: a call that waits for unrelated calls waits.
         let mut calls: Vec<_> = (0..=permits).map(|_| TestTask::new(handler.clone().oneshot(0))).collect();
         assert!(calls.iter_mut().all(|call| call.poll().is_pending()));
     }
@@ -86,7 +86,7 @@ async fn a_call_of_itself_is_seen_through_other_layers_and_limits() {
     assert!(awaits_itself(&call(&calls_itself(&others), 1).await));
 }
 
-/// The layer does not know that the pool has only one.
+/// The layer does not know that the pool has only one resource.
 #[tokio::test(start_paused = true)]
 async fn a_call_of_itself_that_needs_another_resource_waits_as_long_as_it_may() {
     let seats = Arc::new(Semaphore::new(1));
@@ -108,7 +108,7 @@ async fn a_call_of_itself_can_use_the_resource_of_the_call_around_it() {
     let handler = calls_itself(&layer);
     assert_eq!(call(&handler, 3).await.unwrap(), 3);
     assert_eq!(seats.available_permits(), 1);
-    // Side by side they do not share it.
+    // Concurrent calls do not share it.
     let (mut one, mut two) = (TestTask::new(handler.clone().oneshot(0)), TestTask::new(handler.oneshot(0)));
     assert!(one.poll().is_pending() && two.poll().is_pending());
     assert!(one.poll().is_ready());
@@ -116,7 +116,7 @@ async fn a_call_of_itself_can_use_the_resource_of_the_call_around_it() {
     assert!(two.poll().is_ready());
 }
 
-/// It holds one of two, and the other one comes free.
+/// It holds one of two permits, and the other becomes free.
 #[tokio::test(start_paused = true)]
 async fn a_call_that_can_get_a_permit_waits_for_it() {
     let limit = ConcurrencyLimitLayer::new(2);
@@ -130,7 +130,7 @@ async fn a_call_that_can_get_a_permit_waits_for_it() {
     assert_eq!(other.poll().map(Result::unwrap), Poll::Ready(0));
     assert!(nested.poll().is_pending());
     assert_eq!(nested.poll().map(Result::unwrap), Poll::Ready(1));
-    // Neither is held by what runs here now.
+    // The code that runs here now holds neither.
     let mut one = TestTask::new(handler.clone().oneshot(0));
     let mut two = TestTask::new(handler.clone().oneshot(0));
     let mut three = TestTask::new(handler.oneshot(0));

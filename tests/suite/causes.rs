@@ -1,4 +1,4 @@
-//! A rejection among the causes of the service's own error: the service calls something through a stack of its own.
+//! A rejection among the causes of the service's own error: the service calls another one through its own stack.
 
 use std::{
     error::Error as StdError,
@@ -32,7 +32,7 @@ const SECOND: Duration = Duration::from_secs(1);
 type BoxError = Box<dyn StdError + Send + Sync>;
 type Answer = Result<&'static str, Error<BoxError>>;
 
-/// What a service says if the client that it uses fails.
+/// The error of a service whose client failed.
 #[derive(Debug)]
 struct Own(Error<io::Error>);
 
@@ -76,7 +76,7 @@ fn reset() -> Answer {
     Err(Error::Service(ziggurat::boxed(Own(Error::Service(io::ErrorKind::ConnectionReset.into())))))
 }
 
-/// A service with that outcome, and the number of its calls.
+/// Returns a service with that outcome, and the number of its calls.
 fn always(
     outcome: fn() -> Answer,
 ) -> (
@@ -92,7 +92,8 @@ fn always(
     (service, calls)
 }
 
-/// What nobody has room for is not asked for again, nor what an open circuit keeps from the service's own client.
+/// A retry repeats neither a call that hit a full limit nor one that an open circuit kept from the service's own
+/// client.
 #[tokio::test(start_paused = true)]
 async fn a_retry_judges_the_rejection_and_leaves_the_error_as_it_is() {
     for (outcome, made) in [(overloaded as fn() -> Answer, 1), (circuit_open, 1), (late, 1), (timed_out, 3), (reset, 3)]
@@ -113,7 +114,7 @@ async fn a_retry_judges_the_rejection_and_leaves_the_error_as_it_is() {
     }
 }
 
-/// The service may have done something before it called: that its own client sent nothing proves nothing.
+/// The service may have acted before it called, so an unsent request of its own client proves nothing.
 #[tokio::test(start_paused = true)]
 async fn a_rejection_further_in_does_not_prove_that_the_request_was_not_processed() {
     for (method, made) in [(Method::POST, 1), (Method::GET, 3)] {
@@ -147,7 +148,7 @@ async fn a_breaker_counts_what_speaks_against_the_service() {
     }
 }
 
-/// The whole of it: the service's own client ends its call by the deadline of the service's caller.
+/// End to end: the service's own client ends its call by the deadline of the service's caller.
 #[tokio::test(start_paused = true)]
 async fn callers_without_patience_open_no_circuit_through_a_client_of_the_services() {
     let client = ServiceBuilder::new()
@@ -205,7 +206,7 @@ async fn a_cache_has_something_stale_for_it_and_does_not_keep_it() {
     }
 }
 
-/// The caller that leads a shared call had no more time: those who wait have, and call for themselves.
+/// The caller that leads a shared call had no more time. The waiters have, and call for themselves.
 #[tokio::test(start_paused = true)]
 async fn a_deadline_that_passed_further_in_is_nothing_to_those_who_share_the_call() {
     let calls = Arc::new(AtomicUsize::new(0));
@@ -244,7 +245,7 @@ async fn what_is_measured_has_its_reason() {
     }
 }
 
-/// A type that is not known here is for the classifier; one that gives itself is looked into.
+/// An unknown error type is left to the classifier, and a type that exposes itself is inspected.
 #[tokio::test(start_paused = true)]
 async fn an_error_type_of_ones_own_says_whether_it_is_looked_into() {
     #[derive(Debug)]
@@ -270,7 +271,7 @@ async fn an_error_type_of_ones_own_says_whether_it_is_looked_into() {
     assert_eq!(Class::of(&Err::<(), _>(Error::Service(own())), &FailOnError), Class::TRANSIENT);
 }
 
-/// What an `io::Error` was made of is not among its sources.
+/// The error inside an `io::Error` is not among its sources.
 #[test]
 fn it_is_found_in_what_an_io_error_was_made_of() {
     let made_of = io::Error::other(io::Error::other(rejection(Reason::CircuitOpen)));

@@ -31,7 +31,7 @@ fn is_injected(outcome: &Outcome) -> bool {
     ziggurat::rejection(outcome).is_some_and(|rejection| rejection.reason() == &Reason::Injected)
 }
 
-/// Which of so many calls were struck, from 1.
+/// Returns the numbers, from 1, of the calls that got a fault.
 async fn struck<S>(service: &S, calls: u64) -> Vec<u64>
 where
     S: Service<u64, Response = u64, Error = Error<String>> + Clone,
@@ -84,7 +84,7 @@ async fn an_error_is_a_rejection_that_is_a_transient_failure_and_the_service_is_
     assert_eq!((script.calls(), script.ready()), (0, 0));
 }
 
-/// The readiness that a call had is not kept by a service that the call was kept from.
+/// A service whose call was replaced by a fault does not keep its readiness.
 ///
 /// Shows: G3
 #[tokio::test(start_paused = true)]
@@ -184,7 +184,7 @@ async fn a_schedule_is_followed_and_begins_anew_with_each_switching_on() {
         let chaos = layer.handle();
         let service = ServiceBuilder::new().layer(layer).service(echo());
         for _ in 0..2 {
-            // What comes while it is off does not count, and to switch on what is on changes nothing.
+            // Calls while it is off do not count, and switching on twice changes nothing.
             struck(&service, 1).await;
             chaos.on();
             let first = struck(&service, 5).await;
@@ -208,7 +208,7 @@ async fn a_seed_strikes_the_same_calls_every_time() {
     };
     assert_eq!(run(Some(42)).await, run(Some(42)).await);
     assert_ne!(run(Some(42)).await, run(Some(43)).await);
-    // Two layers without a seed have each one of their own: the same by chance once in 2^93.
+    // Two layers without a seed each have their own: they match by chance once in 2^93.
     assert_ne!(run(None).await, run(None).await);
 }
 
@@ -247,7 +247,7 @@ async fn a_function_of_the_request_says_who_is_left_alone() {
         ChaosLayer::new(|number: &u64| number.is_multiple_of(2).then_some(Fault::Error)).schedule(Schedule::every(2));
     layer.handle().on();
     let service = ServiceBuilder::new().layer(layer).service(echo());
-    // Of the even ones every second: those that are left alone do not count.
+    // Every second of the even ones: calls that the function exempts do not count.
     assert_eq!(struck(&service, 12).await, [4, 8, 12]);
 }
 
@@ -270,11 +270,11 @@ async fn the_rate_can_come_from_scoped_state_while_it_runs() {
         app.update(|_: &Drill| Drill { rate: no_rate }).unwrap();
         assert!(struck(&service, 5).await.is_empty());
     }
-    // Outside of the scope there is no rate: nobody is struck.
+    // Outside the scope there is no rate, and no call gets a fault.
     assert!(struck(&inner, 5).await.is_empty());
 }
 
-/// However many threads call: every tenth call is struck, no more and no fewer.
+/// With any number of threads, every tenth call gets a fault, no more and no fewer.
 ///
 /// Shows: G3
 #[test]
@@ -345,7 +345,7 @@ fn bad_input_panics_with_the_name_of_what_is_bad() {
         let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref().copied());
         assert_eq!(message, Some(expected));
     }
-    // What is not bad.
+    // Valid arguments.
     let _ = (ChaosLayer::new(Fault::Error).rate(0.0), ChaosLayer::new(Fault::Error).rate(1.0), Schedule::first(0));
 }
 

@@ -1,4 +1,4 @@
-//! The circuit breaker, on a paused clock. Its decisions alone are tested next to them, in `layers/circuit_breaker`.
+//! The circuit breaker, on a paused clock. Unit tests in `layers/circuit_breaker` cover its decisions.
 
 use std::{
     convert::Infallible,
@@ -34,16 +34,16 @@ const BAD: Outcome = Err(Error::Service("unavailable"));
 
 type Readiness = Poll<Result<(), Error<&'static str>>>;
 
-/// Does what each request says, and counts what reaches it.
+/// Obeys each request, and counts the calls that reach it.
 #[derive(Clone, Default)]
 struct Backend {
     polls: Arc<AtomicUsize>,
     calls: Arc<AtomicUsize>,
-    /// What it answers when it is asked whether it is ready, first to last; then it is.
+    /// The results of `poll_ready`, first to last; after that it is ready.
     readiness: Arc<Mutex<Vec<Readiness>>>,
 }
 
-/// What a request makes of its call.
+/// The outcome that a request asks for.
 #[derive(Clone)]
 enum Do {
     Answer(Outcome),
@@ -90,7 +90,7 @@ fn fragile() -> CircuitBreakerLayer {
     CircuitBreakerLayer::consecutive(1).open_for(5 * SECOND)
 }
 
-/// A breaker over a strict backend, which is cloned with it and holds it to the contract of a service.
+/// A breaker over a strict backend, which is cloned with it and checks the contract of a service.
 struct Setup<S> {
     backend: Backend,
     circuit: CircuitBreakerHandle,
@@ -152,7 +152,7 @@ async fn half_of_twenty_calls_in_thirty_seconds_opens() {
     for _ in 0..100 {
         call(&mut service, GOOD).await.unwrap();
     }
-    sleep(30 * SECOND).await; // those are gone
+    sleep(30 * SECOND).await; // those have left the window
     for _ in 0..10 {
         call(&mut service, GOOD).await.unwrap();
         sleep(SECOND).await;
@@ -233,7 +233,7 @@ async fn an_open_circuit_is_ready_while_its_service_is_not() {
     let outcome = service.call(GOOD.into()).await;
     assert_eq!(refused(&outcome).unwrap().retry_after(), Some(5 * SECOND));
 
-    // Its time over, it waits for the service again, as a closed one does, and can recover.
+    // After its open time it waits for the service again, as a closed circuit does, and can recover.
     advance(5 * SECOND).await;
     assert!(poll_ready(&mut service).is_pending());
     assert!(poll_ready(&mut service).is_pending());
@@ -260,7 +260,7 @@ async fn a_call_that_was_promised_a_rejection_gets_one_though_the_circuit_half_o
     assert!(service.call(GOOD.into()).await.is_ok(), "that one was made ready");
     assert_eq!(backend.seen(), (2, 2));
 
-    // The promise is not cloned.
+    // A clone does not inherit the promise.
     assert!(poll_ready(&mut service).is_ready());
     let outcome = service.clone().call(GOOD.into()).await;
     assert!(refused(&outcome).is_some());
@@ -325,7 +325,7 @@ async fn an_error_of_poll_ready_counts() {
     assert!(matches!(poll_ready(&mut service), Poll::Ready(Err(Error::Service("dead")))));
     assert_eq!(circuit.state(), State::Open);
 
-    // In a half-open circuit it is a probe that failed.
+    // In a half-open circuit it is a failed probe.
     advance(5 * SECOND).await;
     backend.readiness.lock().unwrap().push(dead());
     assert!(matches!(poll_ready(&mut service), Poll::Ready(Err(_))));
@@ -334,7 +334,7 @@ async fn an_error_of_poll_ready_counts() {
     call(&mut service, GOOD).await.unwrap();
     assert_eq!(circuit.state(), State::Closed);
 
-    // A limit on this side says nothing about the service.
+    // A local limit says nothing about the service.
     let full = LayerInfo::new("limit").reject(Reason::Overloaded { limit: 1 });
     backend.readiness.lock().unwrap().push(Poll::Ready(Err(Error::Rejected(full))));
     assert!(matches!(poll_ready(&mut service), Poll::Ready(Err(_))));
@@ -417,14 +417,14 @@ async fn a_probe_that_never_ends_gives_up_its_place_and_changes_nothing_later() 
     assert_eq!(circuit.state(), State::Closed);
 }
 
-/// Each of these decided a circuit in one of the breakers that were read before this one was written.
+/// In an existing breaker, each of these cases decided the state of a circuit.
 ///
 /// Shows: B5
 #[tokio::test(start_paused = true)]
 async fn a_late_result_of_an_old_call_decides_nothing() {
     let layer = fragile();
     let circuit = layer.handle();
-    // Answers when it is told to.
+    // Responds on demand.
     let mut service =
         layer.layer(service_fn(|answer: tokio::sync::oneshot::Receiver<Outcome>| async { answer.await.unwrap() }));
     let mut start = async || {
@@ -472,7 +472,7 @@ async fn a_backend_that_hangs_behind_an_outer_timeout_opens_the_circuit() {
     }
     assert_eq!(circuit.state(), State::Open);
 
-    // Probes that hang open it again, when as many in a row did.
+    // Hanging probes open it again, after as many in a row.
     advance(5 * SECOND).await;
     for _ in 0..3 {
         let outcome = call(&mut service, Do::Hang).await;
@@ -556,7 +556,7 @@ async fn the_outcome_counts_when_the_call_is_cleaned_up_and_before_its_caller_ha
             self.1.lock().unwrap().push(self.0.state());
         }
     }
-    /// Answers while it still holds something.
+    /// Returns a response that still holds a value.
     struct Holding(#[allow(dead_code, reason = "held")] CleanUp);
     impl Future for Holding {
         type Output = Outcome;
@@ -586,7 +586,7 @@ async fn all_services_of_a_layer_share_one_circuit_and_two_layers_share_nothing(
         assert!(refused(&call(service, GOOD).await).is_some());
     }
     assert!(call(&mut foreign, GOOD).await.is_ok());
-    // A setting begins a new circuit.
+    // A setter begins a new circuit.
     let mut named = layer.named("new").layer(Backend::default());
     assert!(call(&mut named, GOOD).await.is_ok());
 }
@@ -682,7 +682,7 @@ async fn an_observer_hears_of_failures_rejections_and_transitions_in_order() {
     assert_eq!(*heard.lock().unwrap(), expected);
 }
 
-/// Events are told under no lock.
+/// Events are emitted without holding a lock.
 ///
 /// Shows: B7
 #[tokio::test(start_paused = true)]
@@ -708,7 +708,7 @@ async fn an_observer_may_turn_the_circuit_itself_or_panic() {
     let mut response = TestTask::new(service.ready().await.unwrap().call(BAD.into()));
     assert!(catch_unwind(AssertUnwindSafe(|| response.poll())).is_err());
     drop(response);
-    // Nothing is wedged: the next one is told again.
+    // Nothing is wedged: the next event is emitted again.
     call(&mut service, BAD).await.unwrap_err();
     assert_eq!(circuit.state(), State::Closed);
     assert!(call(&mut service, GOOD).await.is_ok());
@@ -763,7 +763,7 @@ async fn an_infallible_http_service_is_judged_by_its_status_and_answered_with_on
     assert_eq!(response.headers()[RETRY_AFTER], "2");
 }
 
-/// A service over HTTP that answers with the status and the `Retry-After` that it is asked for.
+/// Returns an HTTP service that responds with the requested status and `Retry-After`.
 fn echoing(
     circuit_breaker: CircuitBreakerLayer<HttpStatus>,
 ) -> impl Service<Request<(u16, u32)>, Response = Response<String>, Error = Infallible> + Clone {
@@ -786,7 +786,7 @@ async fn what_the_service_declines_is_not_held_against_it() {
         assert_eq!(call(&mut service, Request::new((status, 60))).await.unwrap().status(), status);
         assert_eq!(circuit.state(), State::Closed);
     }
-    // It neither breaks a row of failures, nor is one, nor extends what they ask for.
+    // It does not break a streak of failures, does not count as one, and does not extend the open time.
     call(&mut service, Request::new((503, 0))).await.unwrap();
     assert_eq!(circuit.state(), State::Open);
     advance(SECOND).await;
@@ -829,7 +829,7 @@ async fn open_times_at_the_edge_do_no_harm() {
     }
 }
 
-/// A user's runtime is not needed to make a layer.
+/// The layer can be created outside a runtime.
 #[test]
 fn it_is_made_outside_of_a_runtime() {
     #[derive(Clone)]
@@ -885,7 +885,7 @@ fn bad_input_is_refused_with_its_name() {
     }
 }
 
-/// Whatever is not refused works.
+/// Every accepted setting works.
 #[tokio::test(start_paused = true)]
 async fn extreme_settings_work() {
     let most = || CircuitBreakerLayer::failure_rate(1.0);
@@ -909,7 +909,8 @@ async fn extreme_settings_work() {
     }
 }
 
-/// Who waits for a permit beneath the breaker has not reached the service: a total that ends the wait says nothing about it.
+/// A call that waits for a permit inside the breaker has not reached the service, so a total that ends the wait says
+/// nothing about it.
 ///
 /// Shows: B6
 #[tokio::test(start_paused = true)]
@@ -931,7 +932,7 @@ async fn a_call_that_runs_out_of_time_in_the_queue_of_a_limit_does_not_count() {
     let held = elsewhere.ready().await.unwrap().call(());
     assert!(ziggurat::rejection(&stack.clone().oneshot(()).await).unwrap().is_timed_out());
     assert_eq!((circuit.state(), gate.waiting()), (State::Closed, 0));
-    // With a permit the same call is the service's.
+    // With a permit the same call counts against the service.
     drop(held);
     assert!(ziggurat::rejection(&stack.oneshot(()).await).unwrap().is_timed_out());
     assert_eq!(circuit.state(), State::Open);
@@ -976,7 +977,7 @@ async fn a_probe_whose_observer_panics_gives_its_place_back() {
     service.ready().await.unwrap().call(true).await.unwrap();
 }
 
-/// What an observer does with the news that a call failed takes neither the failure nor a probe's place away.
+/// An observer that panics on the news of a failure affects neither the count nor the probe's place.
 ///
 /// Shows: B5
 #[tokio::test(start_paused = true)]
@@ -997,7 +998,7 @@ async fn a_failure_counts_also_if_who_is_told_of_it_panics() {
     assert_eq!(circuit.state(), State::Closed);
 }
 
-/// A call that has its permit has been sent as far as the queue goes: a service that never gets ready then hangs.
+/// A call with its permit counts as sent: a service that never becomes ready after that hangs.
 ///
 /// Shows: B6
 #[tokio::test(start_paused = true)]
@@ -1051,8 +1052,7 @@ async fn a_breaker_around_a_breaker_knows_a_queued_call_too() {
     assert_eq!(circuits.map(|circuit| circuit.state()), [State::Closed, State::Closed]);
 }
 
-/// Bad input: an observer panics, and so does the waker of a subscriber. The others hear of the transition all the
-/// same.
+/// Bad input: an observer panics, and so does the waker of a subscriber. The others receive the transition anyway.
 ///
 /// Shows: B7
 #[tokio::test(start_paused = true)]

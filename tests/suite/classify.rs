@@ -1,4 +1,4 @@
-//! What a classifier says about rejections, in every layer that takes one.
+//! Classifiers of rejections, in every layer that takes a classifier.
 
 use std::{
     convert::Infallible,
@@ -40,7 +40,7 @@ fn overloaded() -> Answer {
     rejected(Reason::Overloaded { limit: 1 })
 }
 
-/// A service with that outcome, and the number of its calls.
+/// Returns a service with that outcome, and the number of its calls.
 fn always(
     outcome: fn() -> Answer,
 ) -> (impl Service<u8, Response = &'static str, Error = Error<&'static str>, Future: Send> + Clone, Arc<AtomicUsize>) {
@@ -53,7 +53,7 @@ fn always(
     (service, calls)
 }
 
-/// All but a timeout as always; a timeout as `class`.
+/// Classifies a timeout as `class`, and other rejections by default.
 fn timeouts_are(class: Class) -> impl Fn(&Rejection) -> Class + Clone {
     move |rejection: &Rejection| if rejection.is_timed_out() { class } else { rejection.class() }
 }
@@ -71,7 +71,7 @@ async fn a_retry_can_leave_timeouts_alone_and_retry_errors() {
     }
 }
 
-/// Around a closure, the closure still judges the service's own outcomes.
+/// The closure that it wraps still classifies the service's own outcomes.
 #[tokio::test(start_paused = true)]
 async fn a_retry_can_try_an_overload_again() {
     let own = |outcome: Result<&&'static str, &Error<&'static str>>| match outcome {
@@ -100,7 +100,7 @@ async fn a_breaker_counts_the_rejections_that_it_is_told_to_count() {
     }
 }
 
-/// The same where the rejection lies in the error that ends the body of a response.
+/// The same holds for a rejection in the error that ends a response body.
 #[tokio::test(start_paused = true)]
 async fn a_rejection_that_ends_a_body_is_judged_as_one() {
     type Body = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
@@ -134,7 +134,7 @@ async fn a_rejection_that_ends_a_body_is_judged_as_one() {
     }
 }
 
-/// A success is the answer as it is: nothing stands in for it.
+/// A success passes unchanged: nothing takes its place.
 #[tokio::test(start_paused = true)]
 async fn a_fallback_leaves_rejections_alone_that_are_called_a_success() {
     for (outcome, class, answer) in [
@@ -166,7 +166,7 @@ async fn a_cache_gives_nothing_stale_for_a_rejection_that_is_called_a_success_an
         tokio::time::advance(2 * SECOND).await;
         assert_eq!(service.clone().oneshot(1).await.ok(), second, "{class:?}");
     }
-    // Where a rejection is a response, one that is called a success is still not stored.
+    // If a rejection is a response, one that is classified as a success is still not stored.
     let calls = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&calls);
     let layer = CacheLayer::new(10, 60 * SECOND, |req: &Request<()>| Some(req.uri().clone()))
@@ -183,7 +183,7 @@ async fn a_cache_gives_nothing_stale_for_a_rejection_that_is_called_a_success_an
     }
 }
 
-/// Whoever shares a call that was rejected gets the rejection itself.
+/// All callers of a shared call that was rejected get the rejection itself.
 #[tokio::test(start_paused = true)]
 async fn a_batch_takes_the_same_form() {
     let layer = BatchLayer::new(2, SECOND).classify(with_rejections(FailOnError, timeouts_are(Class::Ignored)));

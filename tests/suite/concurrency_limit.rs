@@ -1,4 +1,4 @@
-//! The concurrency limit, with calls that end when the test says so.
+//! The concurrency limit, with calls that end on demand.
 
 use std::{
     convert::Infallible,
@@ -28,7 +28,7 @@ use ziggurat::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Calls that end when their request, a bell, is rung.
+/// Calls end when their request, a bell, is rung.
 type Bell = Arc<Notify>;
 
 fn until_rung() -> impl Service<Bell, Response = (), Error = Error<&'static str>, Future: Send> + Clone + Send {
@@ -38,7 +38,7 @@ fn until_rung() -> impl Service<Bell, Response = (), Error = Error<&'static str>
     })
 }
 
-/// A call of the service that is ready, as a task to be polled by hand.
+/// Calls the service, which is ready, as a task to be polled by hand.
 fn start<S: Service<Req>, Req>(service: &mut S, request: Req) -> TestTask<S::Future> {
     let ready = TestTask::new(poll_fn(|cx| service.poll_ready(cx))).poll();
     assert!(matches!(ready, Poll::Ready(Ok(()))), "the service was not ready");
@@ -102,7 +102,7 @@ async fn all_routes_of_a_router_share_the_limit_and_who_finds_no_room_is_told_50
     assert_eq!((answer.status(), counts(&gate)), (StatusCode::OK, (0, 0)));
 }
 
-/// A barrier of the limit's size lets nobody go on until exactly so many are inside at once.
+/// A barrier of the limit's size opens only if exactly as many calls are inside at once.
 ///
 /// Shows: L1, L2
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -158,7 +158,7 @@ async fn a_newcomer_does_not_overtake_those_who_wait() {
     let mut second = start(&mut service, Arc::clone(&bell));
     assert!(second.poll().is_pending());
     drop(first);
-    // The permit is the second one's, although that has not noticed yet.
+    // The permit belongs to the second caller, although it has not noticed yet.
     let mut newcomer = start(&mut service, Arc::clone(&bell));
     bell.notify_one();
     assert!(newcomer.poll().is_pending());
@@ -185,7 +185,7 @@ async fn a_full_queue_rejects_at_once_and_says_how_many_are_allowed() {
     let layer = ConcurrencyLimitLayer::new(2).max_waiting(1).named("payments");
     let mut service = layer.layer(until_rung());
     let _running = [(); 2].map(|()| start(&mut service, Bell::default()));
-    // Both are called while there is a place; the first to be polled takes it.
+    // Both are called while there is a place. The first to be polled takes it.
     let [mut waiting, too_late] = [(); 2].map(|()| start(&mut service, Bell::default()));
     assert!(waiting.poll().is_pending());
     for mut call in [too_late, start(&mut service, Bell::default())] {
@@ -199,7 +199,7 @@ async fn a_full_queue_rejects_at_once_and_says_how_many_are_allowed() {
     assert!(start(&mut service, Bell::default()).poll().is_pending());
 }
 
-/// A call that need not wait costs no copy of the service.
+/// A call that does not wait does not copy the service.
 ///
 /// Shows: L1
 #[tokio::test]
@@ -290,7 +290,7 @@ async fn an_answer_an_error_and_a_panic_give_the_permit_back() {
     assert!(catch_unwind(AssertUnwindSafe(move || call.poll().is_ready())).is_err());
     assert_eq!(counts(&gate), (0, 0));
 
-    // The same, admitted from the queue.
+    // Again, admitted from the queue.
     for what in ["panic in call", "panic in poll"] {
         let running = start(&mut service, "answer");
         let mut queued = start(&mut service, what);
@@ -313,7 +313,7 @@ async fn the_permit_is_back_after_the_call_is_gone_and_before_the_caller_is_answ
     let layer = ConcurrencyLimitLayer::new(3);
     let (gate, seen) = (layer.handle(), Arc::default());
     let mut service = layer.layer(service_fn(|(probe, bell): (Probe, Bell)| {
-        // Dropped with the future, not by its code.
+        // The future's drop releases it, not its code.
         let mut probe = Some(probe);
         poll_fn(move |cx| {
             let rung = std::pin::pin!(bell.notified()).poll(cx);
@@ -331,7 +331,7 @@ async fn the_permit_is_back_after_the_call_is_gone_and_before_the_caller_is_answ
     assert_eq!(*seen.lock().unwrap(), [1, 1], "the permit was back before the call was gone");
 }
 
-/// Is ready unless it is busy; then it is pending, or refuses with its error if it has one. Its calls never end.
+/// Is ready unless it is busy. Then it is pending, or returns its error if it has one. Its calls never end.
 #[derive(Clone, Default)]
 struct Moody {
     busy: Arc<AtomicBool>,
@@ -388,7 +388,7 @@ async fn a_call_dropped_in_any_state_leaves_no_trace() {
         assert_eq!(gate.in_flight(), 1, "{state}");
         drop(call);
         busy.store(false, Ordering::SeqCst);
-        // What it had is the next one's at once, or it had nothing.
+        // The next caller has its permit at once, or it had none.
         assert_eq!(gate.waiting(), usize::from(matches!(state, "unpolled" | "queued")), "{state}");
         assert_eq!(next.times_woken(), 1 - gate.waiting(), "{state}");
         drop(next);
@@ -460,7 +460,7 @@ async fn the_queue_can_be_made_shorter_and_longer_and_nobody_in_it_is_sent_away(
     assert_eq!(counts(&gate), (1, 3));
 }
 
-/// The fault of tower's limit, whose clones keep a permit or a place in the queue from `poll_ready` on.
+/// The flaw of tower's limit, whose clones keep a permit or a place in the queue from `poll_ready` on.
 ///
 /// Shows: L4
 #[tokio::test]
@@ -481,7 +481,7 @@ async fn an_idle_clone_that_was_polled_ready_holds_nothing() {
     assert!(busy.ready().await.unwrap().call(bell).await.is_ok());
 }
 
-/// The fault of tower's load shedding, which takes every pending service for a full one.
+/// The flaw of tower's load shedding, which treats every pending service as full.
 ///
 /// Shows: L1, L4
 #[tokio::test]
@@ -512,7 +512,7 @@ async fn a_call_that_waits_does_not_hoard_what_the_inner_service_reserved() {
     let layer = ConcurrencyLimitLayer::new(1);
     let mut service = layer.layer(inner.clone());
     let running = start(&mut service, Arc::clone(&bell));
-    // It makes the inner service ready, which takes the second inner permit, and has to wait at our limit.
+    // It makes the inner service ready, which takes the second inner permit, and then waits at our limit.
     let mut waiting = start(&mut service, Arc::clone(&bell));
     assert!(waiting.poll().is_pending());
 
@@ -520,7 +520,7 @@ async fn a_call_that_waits_does_not_hoard_what_the_inner_service_reserved() {
     let mut elsewhere = start(&mut other, Arc::clone(&bell));
     assert!(elsewhere.poll().is_pending());
 
-    // Admitted, it gets its own readiness: pending while the inner limit is reached, and then it runs.
+    // Once admitted, it waits for its own readiness: pending while the inner limit is reached, and then it runs.
     let mut another = TestTask::new(inner.clone().oneshot(Arc::clone(&bell)));
     drop(running);
     assert!(another.poll().is_pending());
@@ -555,7 +555,7 @@ async fn an_observer_hears_of_a_wait_and_of_a_rejection() {
     let rejected =
         |when| format!("concurrency_limit `db`: 1 calls are in flight, which is the limit; try again in {when}");
     assert_eq!(*heard.lock().unwrap(), ["queued", &rejected("200ms")]);
-    // Who has no time to wait takes no place.
+    // A caller without time to wait takes no place.
     drop(waiting);
     assert!(start(&mut impatient.layer(until_rung()), Bell::default()).poll().is_ready());
     assert_eq!(*heard.lock().unwrap(), ["queued", &rejected("200ms"), &rejected("100ms")]);
@@ -580,7 +580,7 @@ fn it_is_send_sync_and_clone_over_services_that_are_and_shows_its_state() {
     assert_eq!(shown, "concurrency_limit::ResponseFuture { state: \"running\", admitted: true }");
 }
 
-/// Bad input, and input at the edge that is good.
+/// Bad input, and valid edge cases.
 #[tokio::test(start_paused = true)]
 async fn zero_permits_are_refused_and_every_other_value_works() {
     let refused: [(&str, fn()); 2] = [
@@ -598,7 +598,7 @@ async fn zero_permits_are_refused_and_every_other_value_works() {
     most.handle().set_limit(usize::MAX);
     assert!(start(&mut most.layer(until_rung()), Bell::default()).poll().is_pending());
 
-    // What a call does that finds no permit: rejected at once, or still waiting after a year.
+    // A call that finds no permit is rejected at once, or still waits after a year.
     let one = || ConcurrencyLimitLayer::new(1);
     for (layer, waits) in [
         (one().max_waiting(0), false),
@@ -644,14 +644,14 @@ async fn until_the_end_of_the_body_means_every_end_it_can_have() {
     drop(response);
     assert_eq!(gate.in_flight(), 0);
 
-    // It is empty, or the answer of the layer itself: nothing to wait for.
+    // It is empty, or a response of the layer itself: there is nothing to wait for.
     let response = ask(Body::empty()).await.unwrap();
     assert_eq!(gate.in_flight(), 0);
     drop((response, refused));
     assert_eq!(gate.in_flight(), 0);
 }
 
-/// Two frames, and nothing said of the end before it is there.
+/// Two frames, without announcing the end.
 struct Frames(u8);
 
 impl http_body::Body for Frames {

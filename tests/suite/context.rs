@@ -128,7 +128,7 @@ async fn a_client_inside_a_server_sees_the_state_of_the_request_that_it_serves()
     server.oneshot("served").await.unwrap();
 }
 
-/// Notes where it is polled and dropped.
+/// Records where it is polled and dropped.
 struct Watched {
     frames: usize,
     log: Arc<Mutex<Vec<String>>>,
@@ -161,7 +161,7 @@ impl Drop for Watched {
     }
 }
 
-/// Answers with a body that notes where it is polled and dropped.
+/// Responds with a body that records where it is polled and dropped.
 async fn watched(frames: usize) -> (Response<ScopeBody<Watched>>, Arc<Mutex<Vec<String>>>) {
     let log = Arc::new(Mutex::new(Vec::new()));
     let service = ServiceBuilder::new().layer(ContextLayer::new(Scope::root("app"))).service({
@@ -181,7 +181,7 @@ async fn the_body_is_polled_and_dropped_in_the_scope() {
     let mut body = response.into_body();
     assert!(body.frame().await.unwrap().is_ok());
     assert!(body.frame().await.is_none());
-    // It has ended: dropped at once, and asked no more.
+    // It has ended: dropped at once, and not polled again.
     assert_eq!(*log.lock().unwrap(), ["polled in request", "polled in request", "dropped in request"]);
     assert!(body.is_end_stream());
     assert!(body.frame().await.is_none());
@@ -236,7 +236,7 @@ async fn a_call_that_is_dropped_or_panics_is_dropped_in_its_scope_and_leaves_non
     assert!(Scope::current().is_none());
 }
 
-/// A state function that panics takes its request with it, and nothing else.
+/// A state function that panics ends its request, and affects nothing else.
 #[tokio::test]
 async fn a_state_function_that_panics_wedges_nothing() {
     let layer = ContextLayer::ambient(Scope::root("app")).state(|number: &u32| 100 / number);
@@ -247,7 +247,7 @@ async fn a_state_function_that_panics_wedges_nothing() {
     assert_eq!(service.oneshot(4).await.unwrap(), 25);
 }
 
-/// Errors stay what they are, and a body can be made without a request, as rejections in a server need it.
+/// Errors stay unchanged, and a body can be created without a request, as rejections in a server require.
 #[tokio::test(start_paused = true)]
 async fn errors_and_rejections_pass_through() {
     let service = ServiceBuilder::new()
@@ -264,7 +264,8 @@ async fn errors_and_rejections_pass_through() {
     assert!(matches!(service.ready().await.unwrap().call(()).await, Err(Error::Service("own"))));
 }
 
-/// A service that spawns a task in the request's scope, then answers, fails, panics or hangs as the path says; the task notes what it sees.
+/// A service that spawns a task in the request's scope, and then responds, fails, panics or hangs as the path says. The
+/// task records its observations.
 fn spawning(log: &Log) -> BoxCloneSyncService<Request<String>, Response<ScopeBody<String>>, &'static str> {
     let log = log.clone();
     let inner = service_fn(move |req: Request<String>| {
@@ -305,7 +306,7 @@ async fn a_requests_scope_is_closed_when_the_request_ends_whatever_the_end() {
         log.take()
     };
 
-    // The body's end, and not the response's.
+    // At the body's end, not at the response's.
     let mut body = call("/body").await.unwrap().into_body();
     tokio::time::sleep(60 * second).await;
     assert_eq!(log.take(), ["spawned"]);
@@ -371,7 +372,7 @@ async fn what_a_handler_sets_up_in_the_requests_scope_is_torn_down_with_it() {
     assert_eq!(log.take(), ["down a in request"]);
 }
 
-/// A connection after its upgrade, say.
+/// For example a connection after its upgrade.
 ///
 /// Shows: X5, X7
 #[tokio::test(start_paused = true)]
@@ -393,7 +394,7 @@ async fn what_outlives_its_request_keeps_the_values_of_a_scope_that_is_closed() 
     scope.parent().unwrap().child("upgraded").spawn(async {}).await.unwrap();
 }
 
-/// The application is closed while a request is worked on.
+/// The application is closed while it handles a request.
 ///
 /// Shows: X5
 #[tokio::test(start_paused = true)]

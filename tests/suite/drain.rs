@@ -1,4 +1,4 @@
-//! What a retry does with the response of an attempt that failed: on a paused clock, and over real sockets.
+//! A retry drains the response of a failed attempt: on a paused clock, and over real sockets.
 
 use std::{
     convert::Infallible,
@@ -38,7 +38,7 @@ use ziggurat::{
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Its frames come from a channel; with the sender it ends.
+/// A body whose frames come from a channel. It ends with the sender.
 struct Streamed {
     frames: UnboundedReceiver<Bytes>,
     size: SizeHint,
@@ -62,7 +62,7 @@ fn streamed() -> (UnboundedSender<Bytes>, Streamed) {
     (sender, Streamed { frames, size: SizeHint::new() })
 }
 
-/// Fails once, with this body, and then succeeds. Gives how long after the failure that was.
+/// Fails once, with this body, and then succeeds. Returns the time between the two attempts.
 async fn second_attempt(pause: Duration, limit: Duration, body: Streamed) -> Duration {
     let bodies = Arc::new(Mutex::new(vec![streamed().1, body]));
     let service = ServiceBuilder::new()
@@ -79,7 +79,7 @@ async fn second_attempt(pause: Duration, limit: Duration, body: Streamed) -> Dur
     start.elapsed()
 }
 
-/// Sends a byte every so often, until it is dropped; then says when that was.
+/// Sends a byte at regular intervals until it is dropped, and returns the time of the drop.
 async fn trickle(sender: UnboundedSender<Bytes>) -> Duration {
     let start = Instant::now();
     while sender.send(Bytes::from_static(b"x")).is_ok() {
@@ -98,9 +98,9 @@ async fn a_body_that_never_ends_holds_up_the_retry_by_100_milliseconds_at_most()
         (Duration::ZERO, 60 * SECOND, 100, 100),
         (30 * MILLISECOND, 60 * SECOND, 100, 100),
         (500 * MILLISECOND, 60 * SECOND, 500, 500),
-        // It is not kept, with all that hangs on it, for as long as somebody asks to be left alone.
+        // It is not kept, with the resources that it holds, for as long as `Retry-After` asks.
         (30 * SECOND, 60 * SECOND, 30_000, 1000),
-        // A tenth of what is left.
+        // A tenth of the remaining time.
         (Duration::ZERO, 500 * MILLISECOND, 50, 50),
         (60 * MILLISECOND, 500 * MILLISECOND, 60, 60),
     ] {
@@ -124,14 +124,14 @@ async fn the_retry_begins_when_the_pause_is_over_and_the_body_has_ended() {
     }
 }
 
-/// Whether a body is still there when its frames were read, as far as they are.
+/// Returns whether a body is still held after its available frames were read.
 async fn is_read_on(frames: impl IntoIterator<Item = usize>, size: Option<u64>) -> bool {
     let (sender, mut body) = streamed();
     body.size = size.map_or(SizeHint::new(), SizeHint::with_exact);
     for bytes in frames {
         sender.send(vec![7; bytes].into()).unwrap();
     }
-    // Otherwise the channel would let others have their turn first.
+    // Otherwise the channel would yield to other tasks first.
     let mut call = TestTask::new(unconstrained(second_attempt(10 * SECOND, 60 * SECOND, body)));
     assert!(call.poll().is_pending());
     !sender.is_closed()
@@ -144,7 +144,7 @@ async fn a_body_that_is_too_large_is_dropped() {
     assert!(!is_read_on([MOST, 1], None).await);
     assert!(is_read_on([], Some(MOST as u64)).await);
     assert!(!is_read_on([], Some(MOST as u64 + 1)).await);
-    // Without data it would go on for ever.
+    // Without data it would continue forever.
     assert!(is_read_on([0; MOST / 64], None).await);
     assert!(!is_read_on([0; MOST / 64 + 1], None).await);
 }
@@ -170,7 +170,8 @@ async fn the_last_response_comes_back_with_its_body() {
     assert_eq!(response.into_body(), "busy 3");
 }
 
-/// Answers 503 with a body that is more than a connection reads at once, and then 200; gives the number of connections that it took.
+/// Responds with 503 and a body larger than one read of the connection, and then with 200. Returns the number of
+/// connections used.
 async fn connections(discard: impl Discard<Response<Incoming>> + Clone) -> usize {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address: SocketAddr = listener.local_addr().unwrap();
@@ -201,7 +202,7 @@ async fn connections(discard: impl Discard<Response<Incoming>> + Clone) -> usize
     accepts.load(Ordering::SeqCst)
 }
 
-/// Time for the client to put the connection back, which it does in a task of its own.
+/// Time for the client to return the connection to its pool, which it does in a separate task.
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Shows: R5

@@ -32,7 +32,7 @@ use ziggurat::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Neither a response nor an error of these tests can be cloned, unless a test needs it.
+/// Neither a response nor an error of these tests is `Clone`, unless a test needs it.
 #[derive(Debug, PartialEq)]
 struct Answer(String);
 
@@ -55,7 +55,7 @@ fn broken(why: &'static str) -> Outcome {
     Err(Error::Service(Broken(why)))
 }
 
-/// Answers those that ask for something, and fails the others.
+/// Responds to requests that ask for something, and fails for others.
 fn primary() -> impl Service<&'static str, Response = Answer, Error = Error<Broken>, Future: Send> + Clone + Send {
     Strict::new(service_fn(|word: &'static str| ready(if word.is_empty() { broken("primary") } else { answer(word) })))
 }
@@ -67,7 +67,7 @@ fn own(outcome: Outcome) -> &'static str {
     }
 }
 
-/// What was told, in words.
+/// The recorded events, as text.
 #[derive(Clone, Default)]
 struct Told(Arc<Mutex<Vec<String>>>);
 
@@ -146,7 +146,7 @@ async fn a_function_can_take_its_time() {
     assert_eq!(start.elapsed(), SECOND);
 }
 
-/// Where both fail, the service's own error comes back, and the event has the other one.
+/// If both fail, the service's own error is returned, and the event has the other one.
 ///
 /// Shows: G2
 #[tokio::test]
@@ -175,7 +175,7 @@ async fn a_rejection_comes_back_with_the_fallbacks_error_in_it() {
     assert_eq!(told.all(), ["fallback failed: timed_out, backup"]);
 }
 
-/// An error of the user's own that has a place for it tells of the fallback's too, without more being said at the layer.
+/// A custom error with room for it also carries the fallback's error, without further configuration of the layer.
 ///
 /// Shows: G2
 #[tokio::test]
@@ -209,7 +209,7 @@ async fn an_error_with_a_place_for_it_comes_back_with_the_fallbacks_error_in_it(
     assert_eq!((&*error.what, error.suppressed.as_deref()), ("primary", Some("backup")));
 }
 
-/// An error of the user's own can hold both, whole.
+/// A custom error can hold both whole.
 ///
 /// Shows: G2
 #[tokio::test]
@@ -244,7 +244,7 @@ async fn what_comes_of_both_errors_can_be_said() {
     assert_eq!(service.oneshot(()).await, Err(both));
 }
 
-/// An error by which all that a layer inside says leads to the fallback: its rejections too, an overload among them.
+/// A custom error type sends every outcome of an inner layer to the fallback, including rejections for overload.
 ///
 /// Shows: G2, B3, T4
 #[tokio::test(start_paused = true)]
@@ -281,7 +281,7 @@ async fn what_the_classifier_ignores_goes_through() {
     assert_eq!(own(service.oneshot("").await), "primary");
 }
 
-/// One gets the error itself, and the other what it says; it says the same about the service.
+/// One caller gets the error itself, and the other its message. Both have the same class.
 #[tokio::test(start_paused = true)]
 async fn what_is_ignored_goes_through_to_all_who_shared_the_call() {
     let ignores = |_: Result<&u32, &Error<Broken>>| Class::Ignored;
@@ -311,7 +311,8 @@ async fn it_can_be_for_rejections_only() {
     assert_eq!(service.oneshot(true).await.unwrap().0, "fallback");
 }
 
-/// A service is ready at once, whatever the inner one and the backup are, and makes both ready where it needs them.
+/// The service is ready at once, whatever the state of the inner service and the backup, and makes each ready when
+/// needed.
 ///
 /// Shows: G2
 #[tokio::test]
@@ -353,7 +354,7 @@ async fn an_error_of_readiness_is_an_outcome_like_any_other() {
 async fn a_slow_fallback_holds_up_nobody() {
     let (script, backup) = (Script::new().then(Act::error()), Script::new());
     backup.always(Act::hang().at_readiness());
-    // One permit, which a fallback that waits must not hold.
+    // One permit, which a waiting fallback must not hold.
     let limit = ConcurrencyLimitLayer::new(1).max_waiting(0);
     let gate = limit.handle();
     let service = ServiceBuilder::new()
@@ -367,7 +368,7 @@ async fn a_slow_fallback_holds_up_nobody() {
     drop(slow);
 }
 
-/// A response that is judged a failure may hold a permit until its body ends.
+/// A response that was classified as a failure may hold a permit until its body ends.
 #[tokio::test]
 async fn a_response_that_failed_is_dropped_before_the_fallback_runs() {
     let limit = ConcurrencyLimitLayer::new(1).until_body_end();
@@ -429,7 +430,7 @@ async fn only_what_is_copied_goes_to_the_backup() {
     assert_eq!(seen.load(Ordering::SeqCst), 1);
 }
 
-/// A `POST` that failed may have done its work: it is not sent to somebody else, who would do it once more.
+/// A `POST` that failed may have done its work, so it is not sent to another service that would do it again.
 ///
 /// Shows: G2
 #[tokio::test]
@@ -444,7 +445,7 @@ async fn over_http_the_backup_can_get_what_may_be_repeated_only() {
     }
 }
 
-/// Then nobody else does it once more.
+/// In that case no other service repeats the work.
 ///
 /// Shows: F4, G2
 #[tokio::test]
@@ -478,7 +479,7 @@ fn status(status: u16, body: String) -> Response<String> {
     response
 }
 
-/// A streamed body goes to the backup whole if all of it was kept, and if not, nothing does.
+/// A streamed body goes to the backup whole if all of it was recorded, and otherwise not at all.
 ///
 /// Shows: G2, R9
 #[tokio::test]
@@ -517,7 +518,7 @@ async fn a_response_of_reqwest_says_that_it_is_degraded_too() {
     assert_eq!(HttpStatus.classify(answered.as_ref()), Class::Ignored);
 }
 
-/// Fails as it is asked to: 0 hangs, 1 is an error, everything else is the status.
+/// Fails as requested: 0 hangs, 1 is an error, any other number is the status.
 fn failing()
 -> impl Service<u16, Response = Response<String>, Error = Error<io::Error>, Future: Send> + Clone + Send + Sync {
     service_fn(async |how: u16| match how {
@@ -553,7 +554,7 @@ async fn over_http_the_answer_says_that_it_is_degraded_and_why() {
     }
 }
 
-/// If the fallback fails after a response, its own error comes back, for that response is gone.
+/// If the fallback fails after a response, its own error is returned, because that response is gone.
 #[tokio::test]
 async fn after_a_response_that_failed_the_fallbacks_own_error_comes_back() {
     let told = Told::default();
@@ -568,7 +569,7 @@ async fn after_a_response_that_failed_the_fallbacks_own_error_comes_back() {
     assert_eq!(told.all(), ["fallback failed: response, backup"]);
 }
 
-/// Where a rejection is a response, that of the service comes back too.
+/// If a rejection is a response, the service's rejection is returned too.
 #[tokio::test(start_paused = true)]
 async fn where_a_rejection_is_a_response_the_services_own_comes_back() {
     let hangs = service_fn(|()| pending::<Result<Response<String>, Infallible>>());
@@ -587,7 +588,7 @@ async fn where_a_rejection_is_a_response_the_services_own_comes_back() {
     assert_eq!(told.all(), ["fallback failed: timed_out, timeout `backup`: no response within 1s"]);
 }
 
-/// A cache outside would give a degraded answer for a whole ttl.
+/// Otherwise a cache outside would serve a degraded response for a whole ttl.
 ///
 /// Shows: G2
 #[tokio::test]
@@ -604,7 +605,7 @@ async fn a_cache_outside_does_not_keep_a_degraded_answer() {
     }
 }
 
-/// Nor does a circuit breaker outside take it for a success of the service.
+/// A circuit breaker outside does not count it as a success of the service either.
 ///
 /// Shows: G2
 #[tokio::test(start_paused = true)]
@@ -618,12 +619,12 @@ async fn a_breaker_outside_does_not_count_a_degraded_answer_as_a_success() {
                 .http(),
         )
         .service(failing());
-    // Degraded between the two failures: they are in a row all the same.
+    // Degraded between the two failures, which are still consecutive.
     for how in [500, 1, 500] {
         assert!(service.clone().oneshot(how).await.is_ok());
     }
     assert_eq!(circuit.state(), State::Open);
-    // Nor does a probe that is answered by the fallback close it.
+    // A probe whose response comes from the fallback does not close it either.
     tokio::time::advance(SECOND).await;
     assert!(service.clone().oneshot(1).await.is_ok());
     assert_eq!(circuit.state(), State::HalfOpen);

@@ -1,4 +1,4 @@
-//! The laws are broken by layers that break them: a concurrency limit that keeps to all of them, and what can be wrong with it.
+//! Faulty layers break the laws: a concurrency limit that obeys all of them, and variants with one fault each.
 
 use std::{
     future::{Future, poll_fn},
@@ -200,7 +200,7 @@ fn refused<R>() -> Result<R, Error<ScriptedError>> {
     Error::reject(LayerInfo::new("limit").reject(Reason::Overloaded { limit: 1 }))
 }
 
-/// Counts down when it is dropped.
+/// Decrements the count on drop.
 struct Count {
     state: Arc<State>,
     forgets: bool,
@@ -214,7 +214,7 @@ impl Drop for Count {
     }
 }
 
-/// Keeps something until it is dropped, even when it has ended.
+/// Keeps a value until it is dropped, even after it has ended.
 struct Keeping<F> {
     future: Pin<Box<F>>,
     _kept: Option<Arc<OwnedSemaphorePermit>>,
@@ -228,7 +228,7 @@ impl<F: Future> Future for Keeping<F> {
     }
 }
 
-/// The laws that a limit with this fault breaks, and how.
+/// The laws that a limit with this fault breaks, with the messages.
 fn broken(fault: Fault) -> Vec<(Law, String)> {
     let laws = laws_with_gauges(|| {
         let layer = LimitLayer::new(fault);
@@ -272,7 +272,7 @@ fn each_fault_breaks_its_law() {
     }
 }
 
-/// A layer that never has an effect on the next call is not the one to say that it shares its state.
+/// A layer that never affects the next call cannot prove that it shares its state.
 #[test]
 fn a_state_that_no_trial_reaches_does_not_pass() {
     let broken = laws(tower::layer::util::Identity::new).stateful().broken();
@@ -286,7 +286,7 @@ fn a_law_can_be_left_out() {
     laws(|| LimitLayer::new(Fault::RunsInAScopeOfItsOwn)).except(Law::Ambient).check();
 }
 
-/// A permit that is taken at readiness is the best known fault of the field.
+/// A permit that is taken at readiness is the best known fault in practice.
 #[test]
 fn the_concurrency_limit_of_tower_breaks_the_law_of_idle_services() {
     let broken = laws(|| tower::limit::ConcurrencyLimitLayer::new(1)).broken();

@@ -1,4 +1,4 @@
-//! One binary, a module for each subject.
+//! One binary, with a module for each subject.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails should say where")]
 
 mod batch;
