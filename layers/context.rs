@@ -83,6 +83,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
+    accessors::inner_accessors,
     body::{Guard, GuardBody, PollFrame},
     scope::{self, Ending, Scope, WithScope},
 };
@@ -209,6 +210,10 @@ where
 pub struct Context<S, F = (), M = Http> {
     inner: S,
     layer: ContextLayer<F, M>,
+}
+
+impl<S, F, M> Context<S, F, M> {
+    inner_accessors!();
 }
 
 impl<S: Clone, F: Clone, M> Clone for Context<S, F, M> {

@@ -76,6 +76,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
+    accessors::inner_accessors,
     body::{BodyEnd, End, Guard, PollFrame, ResponseEnd, Said, Until, Verdict, without_trailers},
     clock::{self, Instant},
     outcome::{Class, Classify, FailOnError, HttpStatus, Reject, judged_as},
@@ -162,6 +163,10 @@ pub struct Observe<S, C = FailOnError, U = ResponseEnd> /* not a Service? see zi
     calls: Arc<Calls>,
     classify: C,
     until: PhantomData<fn() -> U>,
+}
+
+impl<S, C, U> Observe<S, C, U> {
+    inner_accessors!();
 }
 
 impl<S: Clone, C: Clone, U> Clone for Observe<S, C, U> {

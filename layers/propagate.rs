@@ -72,6 +72,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
+    accessors::inner_accessors,
     ambient::Deadline,
     headers::{RequestIds, TimeoutHeader},
     scope::Scope,
@@ -120,6 +121,10 @@ impl<S> Layer<S> for PropagateLayer {
 pub struct Propagate<S> {
     inner: S,
     layer: PropagateLayer,
+}
+
+impl<S> Propagate<S> {
+    inner_accessors!();
 }
 
 impl<S, B> Service<Request<B>> for Propagate<S>

@@ -67,6 +67,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
+    accessors::inner_accessors,
     body::{Allowance, ReplayBody},
     telemetry::layer_setters,
 };
@@ -134,6 +135,10 @@ pub struct Replay<S> {
     inner: S,
     // Shared with the bodies.
     allowance: Arc<Allowance>,
+}
+
+impl<S> Replay<S> {
+    inner_accessors!();
 }
 
 impl<S, B> Service<Request<B>> for Replay<S>

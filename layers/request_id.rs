@@ -71,6 +71,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
+    accessors::inner_accessors,
     headers::{RequestIdHeader, RequestIds},
     scope::Scope,
 };
@@ -131,6 +132,10 @@ impl<S> Layer<S> for RequestIdLayer {
 pub struct RequestId<S> {
     inner: S,
     layer: RequestIdLayer,
+}
+
+impl<S> RequestId<S> {
+    inner_accessors!();
 }
 
 impl<S, B, R> Service<Request<B>> for RequestId<S>

@@ -101,6 +101,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
+    accessors::inner_accessors,
     ambient::{self, caller::Caller},
     body::{Guard, GuardBody, PollFrame},
     clock::{self, Sleep},
@@ -149,6 +150,10 @@ impl<L> fmt::Debug for UploadLayer<L> {
 pub struct Upload<S, L = Duration> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
     inner: S,
     layer: UploadLayer<L>,
+}
+
+impl<S, L> Upload<S, L> {
+    inner_accessors!();
 }
 
 /// The body of a request inside an [`UploadLayer`]. Its error is boxed: either the body's own error, or an error that

@@ -14,15 +14,19 @@
 //!     .layer(ContextLayer::new(Scope::root("app"))); // a router's last layer is the outermost
 //! ```
 
-use std::{error::Error, fmt};
+use std::{convert::Infallible, error::Error, fmt};
 
 use axum_core::{
     extract::FromRequestParts,
     response::{IntoResponse, Response},
 };
-use http::{StatusCode, request::Parts};
+use http::{HeaderValue, StatusCode, header::CONTENT_TYPE, request::Parts};
 
-use crate::{headers::RequestIds, scope::Scope};
+use crate::{
+    headers::RequestIds,
+    outcome::{Reject, Rejection},
+    scope::Scope,
+};
 
 /// The rejection of an extractor whose layer is not around the handler.
 ///
@@ -52,6 +56,18 @@ impl IntoResponse for MissingLayer {
         let error: &(dyn Error + 'static) = &self;
         tracing::error!(target: "ziggurat::extract", error, "missing_layer");
         StatusCode::INTERNAL_SERVER_ERROR.into_response()
+    }
+}
+
+/// A response with the rejection's [status](crate::Rejection::status), its [public message](crate::Rejection::public_message) as text, and
+/// `Retry-After` for a 429 and a 503. The rejection is in its extensions, so that layers outside recognize it.
+impl IntoResponse for Rejection {
+    fn into_response(self) -> Response {
+        let message = self.public_message();
+        let Ok(rejected): Result<Response, Infallible> = Reject::reject(self);
+        let (mut head, _) = rejected.into_parts();
+        head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        Response::from_parts(head, message.into())
     }
 }
 

@@ -7,6 +7,7 @@
 mod layers;
 pub use layers::*;
 
+mod accessors;
 mod ambient;
 mod backoff;
 pub mod body;

@@ -186,7 +186,17 @@ async fn a_call_whose_observer_panics_is_not_in_flight_for_ever() {
 
 /// Shows: G1
 #[test]
-fn a_site_that_was_used_and_is_renamed_counts_under_its_new_name() {
+fn a_name_that_is_made_at_run_time_is_a_label() {
+    let prometheus = prometheus();
+    let name = format!("host-{}", 7);
+    LayerInfo::new("mine").named(name).emit(LayerEvent::Stored);
+    let labels = r#"layer="mine",name="host-7",event="stored",reason="""#;
+    assert!(has(&prometheus.render(), &format!("ziggurat_events_total{{{labels}}} 1")));
+}
+
+/// Shows: G1
+#[test]
+fn a_layer_that_was_used_and_is_renamed_counts_under_its_new_name() {
     let prometheus = prometheus();
     let before = LayerInfo::new("mine").named("before");
     before.emit(LayerEvent::Stored);

@@ -130,6 +130,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
+    accessors::inner_accessors,
     outcome::{Classify, FailOnError, Reject},
     scope::Scope,
     telemetry::{LayerInfo, layer_info, layer_setters},
@@ -300,6 +301,14 @@ where
     inner: S,
     by: G,
     shared: SharedBy<Req, R, S::Error, G, C>,
+}
+
+impl<S, Req, R, G, C> Batch<S, Req, R, G, C>
+where
+    S: Service<Vec<Req>>,
+    G: Together<Req>,
+{
+    inner_accessors!();
 }
 
 /// The state that all clones of a service share.

@@ -16,7 +16,7 @@
 //!
 //! # HTTP
 //!
-//! For HTTP, use `CacheLayer::new(10_000, ttl, http_key).classify(HttpStorable)`:
+//! For HTTP, use `CacheLayer::http(10_000, ttl)`:
 //!
 //! - [`http_key`] separates virtual hosts, and gives no key to a request whose response is not the same for all
 //!   callers.
@@ -153,10 +153,12 @@ use std::{
     time::Duration,
 };
 
+use ::http::Request;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
+    accessors::inner_accessors,
     clock,
     outcome::{Classify, FailOnError, Reject},
     telemetry::{LayerEvent, layer_info, layer_setters},
@@ -237,6 +239,21 @@ impl<K: Hash + Eq, R, F, T> CacheLayer<K, R, F, T> {
             info: layer_info!("cache"),
         };
         Self { key, revalidate: OnDemand, policy }
+    }
+}
+
+impl<R, T, B> CacheLayer<HttpKey, R, fn(&Request<B>) -> Option<HttpKey>, T, HttpStorable> {
+    /// A cache of at most `capacity` HTTP responses: with [`http_key`] as its key, and of responses that [`HttpStorable`] lets it store.
+    ///
+    /// `ttl` is as in [`new`](CacheLayer::new).
+    ///
+    /// # Panics
+    ///
+    /// If `capacity` is zero.
+    #[track_caller]
+    pub fn http(capacity: usize, ttl: T) -> Self {
+        let key: fn(&Request<B>) -> Option<HttpKey> = http_key;
+        CacheLayer::new(capacity, ttl, key).classify(HttpStorable)
     }
 }
 
@@ -362,6 +379,10 @@ pub struct Cache<S, K, R, F, T, C, V, H> /* not a Service? see ziggurat::Reject,
     key: F,
     revalidate: V,
     policy: Arc<Policy<K, R, T, Outcomes<C, H>>>,
+}
+
+impl<S, K, R, F, T, C, V, H> Cache<S, K, R, F, T, C, V, H> {
+    inner_accessors!();
 }
 
 impl<S, Req, K, R, F, T, C, V, H> Service<Req> for Cache<S, K, R, F, T, C, V, H>

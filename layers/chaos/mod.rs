@@ -84,6 +84,7 @@ use tower_service::Service;
 use self::{plan::Dice, switch::checked};
 pub use self::{plan::Schedule, switch::ChaosHandle};
 use crate::{
+    accessors::inner_accessors,
     clock::{self, Sleep},
     outcome::{Reason, Reject, Rejection},
     setting::Setting,
@@ -287,6 +288,10 @@ pub struct Chaos<S, F = Fault, W = Rate> /* not a Service? see ziggurat::Reject,
     inner: S,
     // Shared by all clones: one reference count is cheaper than a copy of the layer.
     layer: Arc<ChaosLayer<F, W>>,
+}
+
+impl<S, F, W> Chaos<S, F, W> {
+    inner_accessors!();
 }
 
 impl<S: Clone, F, W> Clone for Chaos<S, F, W> {

@@ -145,6 +145,7 @@ use self::{
     window::{Extent, MOST_CALLS},
 };
 use crate::{
+    accessors::inner_accessors,
     ambient::{self, HadItsTime, Unsent, Urgent, caller},
     backoff::{Backoff, Jitter},
     body::{BodyEnd, ResponseEnd, Until, Verdict, without_trailers},
@@ -472,6 +473,10 @@ pub struct CircuitBreaker<S, C = FailOnError, U = ResponseEnd> /* not a Service?
     /// Whether that poll returned ready.
     ready: bool,
     until: PhantomData<fn() -> U>,
+}
+
+impl<S, C, U> CircuitBreaker<S, C, U> {
+    inner_accessors!();
 }
 
 impl<S: Clone, C: Clone, U> Clone for CircuitBreaker<S, C, U> {

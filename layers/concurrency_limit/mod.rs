@@ -105,6 +105,7 @@ use tower_service::Service;
 use self::gate::{Entry, Permit, Waiter};
 pub use self::{bodies::BodyPermit, gate::ConcurrencyLimitHandle};
 use crate::{
+    accessors::inner_accessors,
     ambient::{self, Unsent, Urgent},
     body::{BodyEnd, ResponseEnd, Until},
     clock::{self, Sleep},
@@ -260,6 +261,10 @@ pub struct ConcurrencyLimit<S, U = ResponseEnd> /* not a Service? see ziggurat::
     // Shared by all clones: a reference count is cheaper than a copy of the settings.
     settings: Arc<Settings>,
     until: PhantomData<fn() -> U>,
+}
+
+impl<S, U> ConcurrencyLimit<S, U> {
+    inner_accessors!();
 }
 
 impl<S: Clone, U> Clone for ConcurrencyLimit<S, U> {

@@ -92,6 +92,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
+    accessors::inner_accessors,
     copy::Cloned,
     outcome::{Class, Classify, FailOnError, HttpStatus, Reason, Reject, Rejection, judged_as},
     telemetry::{LayerEvent, LayerInfo, layer_info, layer_setters},
@@ -262,6 +263,10 @@ pub struct Fallback<S, Substitute, Classifier = FailOnError, Failing = KeepPrima
     inner: S,
     // Shared with the response futures: a reference count is cheaper than a copy of the layer.
     layer: Arc<FallbackLayer<Substitute, Classifier, Failing, Marker>>,
+}
+
+impl<S, Substitute, Classifier, Failing, Marker> Fallback<S, Substitute, Classifier, Failing, Marker> {
+    inner_accessors!();
 }
 
 impl<S: Clone, Substitute, Classifier, Failing, Marker> Clone for Fallback<S, Substitute, Classifier, Failing, Marker> {

@@ -79,6 +79,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
+    accessors::inner_accessors,
     body::{BodyEnd, ResponseEnd, Until},
     outcome::{Reject, Rejection},
 };
@@ -164,6 +165,10 @@ pub struct RejectionResponse<S, A, U = ResponseEnd> /* not a Service? see ziggur
     inner: S,
     respond: A,
     until: PhantomData<fn() -> U>,
+}
+
+impl<S, A, U> RejectionResponse<S, A, U> {
+    inner_accessors!();
 }
 
 impl<S: Clone, A: Clone, U> Clone for RejectionResponse<S, A, U> {

@@ -117,6 +117,7 @@ pub use self::acquire::Deadpool;
 pub use self::acquire::{Acquire, Always, ByRequest, Explained};
 pub use self::lent::{Held, Lease, Lent, Unavailable, Why, current};
 use crate::{
+    accessors::inner_accessors,
     ambient::{self, Unsent},
     body::{BodyEnd, ResponseEnd, Until},
     clock::{self, Sleep},
@@ -248,6 +249,10 @@ pub struct Resource<S, A, U = ResponseEnd> /* not a Service? see ziggurat::Rejec
     acquire: A,
     settings: Arc<Settings>,
     until: PhantomData<fn() -> U>,
+}
+
+impl<S, A, U> Resource<S, A, U> {
+    inner_accessors!();
 }
 
 impl<S: Clone, A: Clone, U> Clone for Resource<S, A, U> {

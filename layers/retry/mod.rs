@@ -97,6 +97,7 @@ use tower_service::Service;
 #[doc(no_inline)]
 pub use crate::copy::{Cloned, CopyIf, CopyRequest, Idempotent};
 use crate::{
+    accessors::inner_accessors,
     ambient::{self, Attempt},
     backoff::{Backoff, Jitter},
     caught::{contained, undisturbed},
@@ -264,6 +265,10 @@ pub struct Retry<S, C = FailOnError, P = Cloned, B = Backoff, D = Dropped> /* no
     inner: S,
     // Shared with the response futures: a reference count is cheaper than a copy of the layer.
     layer: Arc<RetryLayer<C, P, B, D>>,
+}
+
+impl<S, C, P, B, D> Retry<S, C, P, B, D> {
+    inner_accessors!();
 }
 
 impl<S: Clone, C, P, B, D> Clone for Retry<S, C, P, B, D> {

@@ -82,6 +82,7 @@ mod in_time;
 use self::in_time::BodyLimits;
 pub use self::in_time::InTime;
 use crate::{
+    accessors::inner_accessors,
     ambient::{
         self, Limit,
         deadline::is_too_late,
@@ -174,6 +175,10 @@ impl<L, U> fmt::Debug for TimeoutLayer<L, U> {
 pub struct Timeout<S, L = Duration, U = ResponseEnd> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
     inner: S,
     layer: TimeoutLayer<L, U>,
+}
+
+impl<S, L, U> Timeout<S, L, U> {
+    inner_accessors!();
 }
 
 impl<S: Clone, L: Clone, U> Clone for Timeout<S, L, U> {

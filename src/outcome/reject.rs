@@ -1,14 +1,11 @@
 //! Errors that carry a rejection: a layer responds in place of the service, and the stack keeps the service's own error
 //! type.
 
-use std::{convert::Infallible, error::Error as StdError, fmt};
+use std::{any::Any, convert::Infallible, error::Error as StdError, fmt, io};
 
 use http::{Response, header::RETRY_AFTER};
 
-use super::{
-    rejection::Rejection,
-    unprocessed::{is_unprocessed, known},
-};
+use super::{rejection::Rejection, unprocessed::is_unprocessed};
 
 /// An error type that can carry a rejection, in a service whose response is `R`.
 ///
@@ -129,6 +126,65 @@ pub enum Error<E> {
     Service(E),
 }
 
+impl<E: 'static> Error<E> {
+    /// Returns the rejection, if a layer rejected the call.
+    ///
+    /// It also finds a rejection among the causes of the service's own error where they are known: for boxed errors, `io::Error`, the
+    /// errors of the crates that have a feature here, and an [`Error`] of any of these.
+    #[must_use]
+    pub fn rejection(&self) -> Option<&Rejection> {
+        match self {
+            Self::Rejected(rejection) => Some(rejection),
+            Self::Service(error) => known(error).and_then(Rejection::find),
+        }
+    }
+
+    /// Returns the service's own error, if no layer rejected the call.
+    #[must_use]
+    pub fn service(&self) -> Option<&E> {
+        match self {
+            Self::Rejected(_) => None,
+            Self::Service(error) => Some(error),
+        }
+    }
+
+    /// Returns the service's own error, or the rejection.
+    ///
+    /// # Errors
+    ///
+    /// The rejection, if a layer rejected the call.
+    pub fn into_service(self) -> Result<E, Rejection> {
+        match self {
+            Self::Rejected(rejection) => Err(rejection),
+            Self::Service(error) => Ok(error),
+        }
+    }
+
+    /// Whether a layer rejected the call: [`rejection`](Self::rejection) has a value.
+    #[must_use]
+    pub fn is_rejected(&self) -> bool {
+        self.rejection().is_some()
+    }
+
+    /// Whether a limit of time ended the call: see [`Rejection::is_timed_out`].
+    #[must_use]
+    pub fn is_timed_out(&self) -> bool {
+        self.rejection().is_some_and(Rejection::is_timed_out)
+    }
+
+    /// Whether a circuit breaker was open: see [`Rejection::is_circuit_open`].
+    #[must_use]
+    pub fn is_circuit_open(&self) -> bool {
+        self.rejection().is_some_and(Rejection::is_circuit_open)
+    }
+
+    /// Whether a concurrency limit was full: see [`Rejection::is_overloaded`].
+    #[must_use]
+    pub fn is_overloaded(&self) -> bool {
+        self.rejection().is_some_and(Rejection::is_overloaded)
+    }
+}
+
 impl<E> From<E> for Error<E> {
     fn from(error: E) -> Self {
         Self::Service(error)
@@ -148,7 +204,7 @@ impl<E: StdError + 'static> StdError for Error<E> {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match self {
             Self::Rejected(rejection) => Some(rejection),
-            Self::Service(error) => error.source(),
+            Self::Service(error) => Some(error),
         }
     }
 }
@@ -246,6 +302,46 @@ impl<B: Default> Reject<Response<B>> for Infallible {
     }
 }
 
+/// Returns a service's own error as a `std::error::Error`, if it has one of the types listed here.
+fn known<E: 'static>(error: &E) -> Option<&(dyn StdError + 'static)> {
+    let any: &dyn Any = error;
+    macro_rules! known {
+        ($($(#[$cfg:meta])? $known:ty => $error:ident $as_error:expr;)*) => {
+            $(
+                $(#[$cfg])?
+                if let Some($error) = any.downcast_ref::<$known>() {
+                    return Some($as_error);
+                }
+                // A stack within a stack: its rejection is not hidden by a second `Error::Service` around it.
+                $(#[$cfg])?
+                if let Some(nested) = any.downcast_ref::<Error<$known>>() {
+                    return Some(match nested {
+                        Error::Rejected(rejection) => rejection,
+                        Error::Service($error) => $as_error,
+                    });
+                }
+            )*
+        };
+    }
+    known! {
+        Box<dyn StdError + Send + Sync> => error &**error;
+        Box<dyn StdError + Send> => error &**error;
+        Box<dyn StdError> => error &**error;
+        io::Error => error error;
+        #[cfg(feature = "hyper")]
+        hyper_util::client::legacy::Error => error error;
+        #[cfg(feature = "hyper")]
+        hyper::Error => error error;
+        #[cfg(any(feature = "http2", feature = "tonic"))]
+        h2::Error => error error;
+        #[cfg(feature = "reqwest")]
+        reqwest::Error => error error;
+        #[cfg(feature = "tonic")]
+        tonic::Status => error error;
+    }
+    None
+}
+
 /// Returns whether it is certain that no service has processed the request with this outcome.
 pub(crate) fn was_unprocessed<R, E: Reject<R>>(outcome: &Result<R, E>) -> bool {
     match E::rejection(outcome) {
@@ -275,6 +371,8 @@ mod tests {
 
     use super::*;
     use crate::outcome::{Class, Reason};
+
+    type BoxError = Box<dyn StdError + Send + Sync>;
 
     fn timed_out() -> Rejection {
         Rejection::new("timeout", None, Reason::TimedOut { limit: Duration::from_millis(250) })
@@ -334,5 +432,31 @@ mod tests {
             let sent = response.headers().get(RETRY_AFTER).map(|value| value.to_str().unwrap());
             assert_eq!(sent, header);
         }
+    }
+
+    #[test]
+    fn an_error_shows_its_rejection_and_the_services_own_error() {
+        let rejected: Error<io::Error> = Error::Rejected(timed_out());
+        assert!(rejected.is_rejected() && rejected.is_timed_out() && !rejected.is_circuit_open());
+        assert!(rejected.service().is_none());
+        assert!(rejected.into_service().unwrap_err().is_timed_out());
+
+        let failed: Error<io::Error> = Error::Service(io::ErrorKind::BrokenPipe.into());
+        assert!(!failed.is_rejected() && !failed.is_timed_out() && !failed.is_overloaded());
+        let source = failed.source().and_then(|error| error.downcast_ref::<io::Error>());
+        assert_eq!(source.unwrap().kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(failed.into_service().unwrap().kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn a_second_error_around_a_stack_hides_no_rejection() {
+        let nested: Error<Error<io::Error>> = Error::Service(Error::Rejected(timed_out()));
+        assert!(nested.is_timed_out());
+        assert!(Rejection::find(&nested).unwrap().is_timed_out());
+        let nested: Error<Error<BoxError>> = Error::Service(Error::Rejected(timed_out()));
+        assert!(nested.is_timed_out());
+        let nested: Error<BoxError> = Error::Service(Box::new(Error::<io::Error>::Rejected(timed_out())));
+        assert!(nested.is_timed_out());
+        assert!(!Error::Service(Error::Service(io::Error::other("broken"))).is_rejected());
     }
 }

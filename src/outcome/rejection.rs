@@ -1,6 +1,6 @@
 //! Rejections: a layer responds in place of the service, and the stack keeps the service's own error type.
 
-use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
+use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 use http::{HeaderValue, StatusCode};
 
@@ -83,6 +83,31 @@ pub enum Reason {
         /// The error's message.
         message: Arc<str>,
     },
+    /// A reason of a layer outside of this crate.
+    ///
+    /// ```
+    /// use http::StatusCode;
+    /// use ziggurat::{Class, LayerInfo, Reason};
+    ///
+    /// let rejection = LayerInfo::new("body_limit").reject(Reason::Custom {
+    ///     name: "too_large",
+    ///     status: StatusCode::PAYLOAD_TOO_LARGE,
+    ///     class: Class::Ignored,
+    ///     public_message: "the body is larger than 1 MiB".into(),
+    /// });
+    /// assert_eq!(rejection.status(), 413);
+    /// assert_eq!(rejection.public_message(), "body_limit: the body is larger than 1 MiB");
+    /// ```
+    Custom {
+        /// The name in events, labels and metrics, such as `"too_large"`: of a small set, because each is a time series.
+        name: &'static str,
+        /// The status of the response to an HTTP caller.
+        status: StatusCode,
+        /// What the rejection says about the service inside of the layer.
+        class: Class,
+        /// The reason in words that any caller may read.
+        public_message: Cow<'static, str>,
+    },
 }
 
 impl Reason {
@@ -104,6 +129,7 @@ impl Reason {
             Self::Unavailable { .. } => "unavailable",
             Self::UploadStalled { .. } => "upload_stalled",
             Self::UploadFailed { .. } => "upload_failed",
+            Self::Custom { name, .. } => name,
         }
     }
 }
@@ -232,7 +258,7 @@ impl Rejection {
             | Reason::RateLimited
             | Reason::Exhausted { .. } => Class::Ignored,
             Reason::UploadStalled { .. } | Reason::UploadFailed { .. } => Class::Ignored,
-            Reason::Shared { class, .. } => class,
+            Reason::Shared { class, .. } | Reason::Custom { class, .. } => class,
         }
     }
 
@@ -256,6 +282,7 @@ impl Rejection {
             Reason::UploadFailed { .. } => StatusCode::BAD_REQUEST,
             Reason::Shared { .. } => StatusCode::BAD_GATEWAY,
             Reason::Recursive => StatusCode::INTERNAL_SERVER_ERROR,
+            Reason::Custom { status, .. } => status,
             _ => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -266,7 +293,7 @@ impl Rejection {
     /// The [`Display`](fmt::Display) form contains all of these, for your own logs.
     #[must_use]
     pub fn public_message(&self) -> String {
-        let why = match self.inner.reason {
+        let why = match &self.inner.reason {
             Reason::TimedOut { .. } => "no response in time",
             Reason::DeadlineExceeded { .. } => "the caller's deadline has passed",
             Reason::CircuitOpen => "the circuit is open",
@@ -279,6 +306,7 @@ impl Rejection {
             Reason::Unavailable { .. } => "the resource is unavailable",
             Reason::UploadStalled { .. } => "the request body did not arrive in time",
             Reason::UploadFailed { .. } => "the request body failed",
+            Reason::Custom { public_message, .. } => public_message,
         };
         format!("{}: {why}", self.inner.layer)
     }
@@ -334,6 +362,7 @@ impl fmt::Display for Rejection {
                 write!(f, ": the caller sent no more of the request body for {idle:?}")?;
             }
             Reason::UploadFailed { message } => write!(f, ": the request body failed: {message}")?,
+            Reason::Custom { public_message, .. } => write!(f, ": {public_message}")?,
         }
         if let Some(wait) = self.inner.retry_after {
             write!(f, "; try again in {wait:?}")?;

@@ -1,6 +1,6 @@
 //! Whether an error proves that the request was not processed, or that no other attempt can succeed.
 
-use std::{any::Any, error::Error as StdError, io};
+use std::{error::Error as StdError, io};
 
 /// Returns whether this error proves that no service has processed the request, so that even a request that is not
 /// idempotent can be sent again.
@@ -100,44 +100,6 @@ pub(crate) fn is_bad_certificate(error: &(dyn StdError + 'static)) -> bool {
     }
     let _ = error;
     false
-}
-
-/// Returns a service's own error as a `std::error::Error`, if it has one of the types listed here.
-pub(crate) fn known<E: 'static>(error: &E) -> Option<&(dyn StdError + 'static)> {
-    let any: &dyn Any = error;
-    macro_rules! known {
-        ($($(#[$cfg:meta])? $known:ty),* $(,)?) => {
-            $(
-                $(#[$cfg])?
-                if let Some(error) = any.downcast_ref::<$known>() {
-                    return Some(error);
-                }
-            )*
-        };
-    }
-    if let Some(error) = any.downcast_ref::<Box<dyn StdError + Send + Sync>>() {
-        return Some(&**error);
-    }
-    if let Some(error) = any.downcast_ref::<Box<dyn StdError + Send>>() {
-        return Some(&**error);
-    }
-    if let Some(error) = any.downcast_ref::<Box<dyn StdError>>() {
-        return Some(&**error);
-    }
-    known! {
-        io::Error,
-        #[cfg(feature = "hyper")]
-        hyper_util::client::legacy::Error,
-        #[cfg(feature = "hyper")]
-        hyper::Error,
-        #[cfg(any(feature = "http2", feature = "tonic"))]
-        h2::Error,
-        #[cfg(feature = "reqwest")]
-        reqwest::Error,
-        #[cfg(feature = "tonic")]
-        tonic::Status,
-    }
-    None
 }
 
 #[cfg(test)]

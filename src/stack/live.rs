@@ -12,6 +12,7 @@ use std::{
 
 use tower_service::Service;
 
+use crate::accessors::inner_accessors;
 use crate::{scope::Scope, setting::Setting};
 
 /// A duration that can change between two calls: the limit of a stack's timeout.
@@ -77,6 +78,10 @@ pub(super) fn differs<T, V: PartialEq>(before: Option<&T>, now: &T, field: impl 
 pub struct Tuned<S> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
     inner: S,
     look: Option<Look>,
+}
+
+impl<S> Tuned<S> {
+    inner_accessors!();
 }
 
 impl<S> Tuned<S> {

@@ -4,6 +4,7 @@ use std::task::{Context, Poll};
 
 use tower_service::Service;
 
+use crate::accessors::inner_accessors;
 use crate::call::Call;
 
 /// The innermost service of a recommended stack. It is always ready, and waits for its inner service's readiness in
@@ -15,6 +16,10 @@ use crate::call::Call;
 #[derive(Debug, Clone)]
 pub struct ReadyInCall<S> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
     inner: S,
+}
+
+impl<S> ReadyInCall<S> {
+    inner_accessors!();
 }
 
 impl<S> ReadyInCall<S> {

@@ -168,3 +168,19 @@ fn the_call_is_gone_when_its_end_is_told() {
     assert!(TestTask::new(service.oneshot(1)).poll().is_ready());
     assert_eq!(*gone.lock().unwrap(), [0, 0]);
 }
+
+/// Shows: G1
+#[test]
+fn every_observer_receives_every_event_in_the_order_in_which_they_were_added() {
+    let received = Arc::new(Mutex::new(Vec::new()));
+    let observer = |number: u8| {
+        let received = Arc::clone(&received);
+        move |info: &LayerInfo, event: &LayerEvent<'_>| {
+            received.lock().unwrap().push((number, info.name().unwrap().to_owned(), event.name()));
+        }
+    };
+    let info = LayerInfo::new("mine").observer(observer(1)).named(String::from("late")).observer(observer(2));
+    info.observer(observer(3)).emit(LayerEvent::Hit);
+    let expected = [1, 2, 3].map(|number| (number, "late".to_owned(), "hit"));
+    assert_eq!(*received.lock().unwrap(), expected);
+}

@@ -57,6 +57,15 @@ fn shared() -> Reason {
     Reason::Shared { message: "secret".into(), class: Class::PERMANENT }
 }
 
+fn too_large() -> Reason {
+    Reason::Custom {
+        name: "too_large",
+        status: StatusCode::PAYLOAD_TOO_LARGE,
+        class: Class::Ignored,
+        public_message: "more than 1 MiB".into(),
+    }
+}
+
 fn unavailable() -> Reason {
     Reason::Unavailable { message: "secret".into() }
 }
@@ -154,6 +163,7 @@ async fn a_problem_says_what_rfc_9457_asks_for_and_nothing_internal() {
         (Reason::Injected, 503, "Service Unavailable", "any: an injected fault"),
         (Reason::Exhausted { max_wait: SECOND }, 503, "Service Unavailable", "any: all resources are in use"),
         (unavailable(), 503, "Service Unavailable", "any: the resource is unavailable"),
+        (too_large(), 413, "Payload Too Large", "any: more than 1 MiB"),
     ] {
         let rejection = rejection(reason).with_retry_after(SECOND * 5 / 2);
         let answer = problem(Method::GET, rejection.clone()).await;
@@ -168,6 +178,29 @@ async fn a_problem_says_what_rfc_9457_asks_for_and_nothing_internal() {
         assert_eq!(length, body.len().to_string());
         assert_eq!((head.status(), head.headers(), head.body().as_str()), (answer.status(), answer.headers(), ""));
     }
+}
+
+#[tokio::test]
+async fn a_handler_of_axum_returns_a_rejection_as_its_response() {
+    let rejection = rejection(Reason::CircuitOpen).with_retry_after(SECOND * 5 / 2);
+    let response = axum::response::IntoResponse::into_response(rejection.clone());
+    assert_eq!((response.status().as_u16(), response.headers()[RETRY_AFTER].to_str().unwrap()), (503, "3"));
+    assert_eq!(response.headers()[CONTENT_TYPE], "text/plain; charset=utf-8");
+    let outcome: Result<_, Infallible> = Ok(response);
+    assert!(ziggurat::rejection(&outcome).unwrap().is_circuit_open());
+    let body = axum::body::to_bytes(outcome.unwrap().into_body(), 100).await.unwrap();
+    assert_eq!(body, rejection.public_message());
+}
+
+#[test]
+fn a_layer_outside_of_this_crate_says_everything_about_its_reason() {
+    let rejection = rejection(too_large());
+    assert_eq!(
+        (rejection.reason().as_str(), rejection.status().as_u16(), rejection.grpc_code()),
+        ("too_large", 413, 8)
+    );
+    assert_eq!((rejection.class(), rejection.is_unprocessed()), (Class::Ignored, false));
+    assert_eq!(rejection.to_string(), "any `secret`: more than 1 MiB");
 }
 
 #[tokio::test]
@@ -196,6 +229,7 @@ async fn a_grpc_answer_is_a_status_without_messages() {
         (Reason::Injected, "14"),
         (Reason::Exhausted { max_wait: SECOND }, "8"),
         (unavailable(), "14"),
+        (too_large(), "8"),
     ] {
         for (wait, pushback) in [(None, None), (Some(SECOND / 2), Some("500"))] {
             let rejection = wait.into_iter().fold(rejection(reason.clone()), Rejection::with_retry_after);

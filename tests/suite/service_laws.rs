@@ -319,3 +319,55 @@ fn cached() -> Caching {
 fn around() -> Scope {
     Scope::current().unwrap()
 }
+
+/// A service that no layer calls.
+#[derive(Clone, Debug, PartialEq)]
+struct Inner(u8);
+
+impl Service<Vec<u8>> for Inner {
+    type Response = Vec<Result<u8, Error<&'static str>>>;
+    type Error = Error<&'static str>;
+    type Future = std::future::Ready<Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Pending
+    }
+
+    fn call(&mut self, _: Vec<u8>) -> Self::Future {
+        unreachable!("it is never ready")
+    }
+}
+
+#[test]
+fn every_service_gives_access_to_the_one_inside() {
+    macro_rules! check {
+        ($($layer:expr;)*) => {$({
+            let mut service = $layer.layer(Inner(1));
+            assert_eq!(service.get_ref(), &Inner(1));
+            *service.get_mut() = Inner(2);
+            assert_eq!(service.into_inner(), Inner(2));
+        })*};
+    }
+    let (scope, pool) = (Scope::root("app"), Arc::new(Semaphore::new(1)));
+    check! {
+        CacheLayer::<_, (), _>::new(1, SECOND, key);
+        ChaosLayer::new(Fault::Error);
+        CircuitBreakerLayer::http();
+        ConcurrencyLimitLayer::new(1);
+        ContextLayer::new(scope);
+        FallbackLayer::value(());
+        ObserveLayer::new();
+        PropagateLayer::new();
+        RejectionResponseLayer::problem_json();
+        ReplayLayer::new();
+        RequestIdLayer::new();
+        ResourceLayer::new(move || std::future::ready(Ok::<_, std::io::Error>(Arc::clone(&pool))));
+        RetryLayer::http();
+        TimeoutLayer::new(SECOND);
+        UploadLayer::new(SECOND);
+    }
+    let mut batch: ziggurat::batch::Batch<_, u8, u8> = BatchLayer::new(1, SECOND).layer(Inner(1));
+    assert_eq!(batch.get_ref(), &Inner(1));
+    assert_eq!(batch.get_mut(), &mut Inner(1));
+    assert_eq!(batch.into_inner(), Inner(1));
+}

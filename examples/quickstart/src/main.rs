@@ -41,7 +41,7 @@ use tokio::{
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
     Backoff, Error, Scope,
-    cache::{CacheLayer, HttpStorable, http_key},
+    cache::CacheLayer,
     circuit_breaker::{CircuitBreakerHandle, CircuitBreakerLayer, State},
     concurrency_limit::ConcurrencyLimitLayer,
     context::ContextLayer,
@@ -79,7 +79,7 @@ async fn with_stack(seed: u64) -> Result<(Run, Run, Timeline), BoxError> {
         // A scope for each request. Everything inside can read the values that are set here.
         .layer(ContextLayer::new(Scope::root("quickstart")).state(move |_: &HttpRequest| ids.next()))
         // A cache hit needs no permit and no healthy upstream, so the cache is outside all other layers.
-        .layer(CacheLayer::new(10_000, Duration::from_secs(30), http_key).classify(HttpStorable))
+        .layer(CacheLayer::http(10_000, Duration::from_secs(30)))
         // The total: the wait for a permit, all attempts and the pauses between them.
         .layer(TimeoutLayer::new(Duration::from_secs(2)).named("total"))
         // Most failures here are over a moment later, so the pauses are short. In an outage the budget keeps retries

@@ -84,6 +84,7 @@ impl Rejection {
     /// | stalled or failed request body | 1 (`CANCELLED`) |
     /// | failure of a shared call that another attempt would meet again | 2 (`UNKNOWN`) |
     /// | call that would wait for itself | 13 (`INTERNAL`) |
+    /// | [`Reason::Custom`] | the code that means the same as its status |
     /// | all others | 14 (`UNAVAILABLE`) |
     #[must_use]
     pub fn grpc_code(&self) -> i32 {
@@ -95,6 +96,7 @@ impl Rejection {
             // Clients retry `UNAVAILABLE`.
             Reason::Shared { class, .. } if !matches!(class, Class::Failure { transient: true, .. }) => code::UNKNOWN,
             Reason::Recursive => code::INTERNAL,
+            Reason::Custom { status, .. } => code_of(*status),
             _ => code::UNAVAILABLE,
         }
     }
@@ -105,6 +107,18 @@ impl Rejection {
         let wait = self.retry_after()?;
         let millis = wait.as_millis() + u128::from(wait.subsec_nanos() % 1_000_000 > 0);
         Some(i32::try_from(millis).unwrap_or(i32::MAX))
+    }
+}
+
+/// Returns the code that means the same as an HTTP status.
+fn code_of(status: StatusCode) -> i32 {
+    match status {
+        StatusCode::UNAUTHORIZED => code::UNAUTHENTICATED,
+        StatusCode::FORBIDDEN => code::PERMISSION_DENIED,
+        StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => code::DEADLINE_EXCEEDED,
+        StatusCode::PAYLOAD_TOO_LARGE | StatusCode::TOO_MANY_REQUESTS => code::RESOURCE_EXHAUSTED,
+        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE => code::UNAVAILABLE,
+        _ => code::UNKNOWN,
     }
 }
 
