@@ -12,13 +12,13 @@ use crate::{
     telemetry::{LayerEvent, LayerInfo},
 };
 
-/// What a handler may answer: nothing, or a [`Result`] whose error can be displayed.
+/// The return type of a handler: `()`, or a [`Result`] whose error implements `Display`.
 #[diagnostic::on_unimplemented(
-    message = "a handler of events cannot answer `{Self}`",
-    note = "it answers nothing, or a `Result` whose error is `Display`, which is then reported"
+    message = "a handler of events cannot return `{Self}`",
+    note = "a handler returns `()`, or a `Result` whose error implements `Display` and is reported"
 )]
 pub trait Handled {
-    /// What went wrong, if something did.
+    /// Returns the error's message, if the handler failed.
     fn failure(self) -> Option<String>;
 }
 
@@ -34,7 +34,7 @@ impl<T, E: fmt::Display> Handled for Result<T, E> {
     }
 }
 
-/// Calls `handler` for one event after the other, until there will be none.
+/// Calls `handler` for one event at a time, until the stream ends.
 pub(super) async fn handle<E, F, Fut>(_ended: Ended, mut events: Subscription<E>, mut handler: F, info: LayerInfo)
 where
     E: Clone + Send + Sync + 'static,
@@ -65,12 +65,12 @@ where
             }
             Ok(Step::End) => return,
         }
-        // A handler that never waits, and a publisher that never rests, leave room for others.
+        // A handler that never waits, with a publisher that never pauses, must not starve other tasks.
         tokio::task::consume_budget().await;
     }
 }
 
-/// An observer that panics ends no handler.
+/// Emits an event. An observer that panics does not end the handler.
 fn tell(info: &LayerInfo, event: LayerEvent<'_>) {
     undisturbed(|| info.emit(event));
 }
@@ -81,17 +81,17 @@ enum Step {
     End,
 }
 
-/// A handler that was attached with [`on`](super::EventBus::on). Dropping it detaches the handler.
+/// Keeps a handler attached that was passed to [`on`](super::EventBus::on). Dropping the guard removes it.
 ///
-/// From then on the handler is given nothing more, also nothing that waited for it. The event that it is busy with it
-/// handles to the end. No other subscriber notices.
-#[must_use = "dropping it detaches the handler; `detach` leaves the handler to the bus"]
+/// A removed handler finishes the event that it is handling and receives no more, not even events that already wait
+/// for it. Other subscribers are not affected.
+#[must_use = "dropping it removes the handler; `detach` leaves the handler to the bus"]
 pub struct HandlerGuard {
     seat: Option<Arc<dyn Leave>>,
     ended: Arc<Signal>,
 }
 
-/// Says that a handler has ended, when it is dropped: with its task, however that ends.
+/// Signals, when it is dropped with the handler's task, that the handler has ended, for whatever reason.
 #[derive(Default)]
 pub(super) struct Ended(Arc<Signal>);
 
@@ -112,17 +112,20 @@ impl HandlerGuard {
         Self { seat: Some(seat), ended }
     }
 
-    /// Leaves the handler to the bus: it stays until that is closed, or the last clone of it is gone. A handler that holds a clone
-    /// itself stays until the bus is closed.
+    /// Leaves the handler to the bus.
+    ///
+    /// It stays attached until the bus is closed or its last clone is dropped. A handler that itself holds a clone
+    /// stays until the bus is closed.
     pub fn detach(mut self) {
         self.seat = None;
     }
 
-    /// Waits until the bus is closed and the handler has handled all that waited for it.
+    /// Waits until the bus is closed and the handler has handled its backlog.
     ///
-    /// Dropped before, it detaches the handler, as the guard does.
+    /// Dropping the future earlier removes the handler, as dropping the guard does.
     pub async fn finished(self) {
-        // Its panics are caught. Only the end of the runtime ends it before that, and the end of its scope's grace period.
+        // The handler's panics are caught. Only the end of its runtime, or of its scope's grace period, ends it
+        // earlier.
         self.ended.wait().await;
     }
 }

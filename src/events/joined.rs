@@ -1,4 +1,4 @@
-//! An event on its way, and the way back to a publisher that waits until it is handled.
+//! An event in a queue, and the receipt that reports back to a publisher that waits until it is handled.
 
 use std::sync::Arc;
 
@@ -6,10 +6,10 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::caught::undisturbed;
 
-/// An event, as it waits for a subscriber.
+/// An event in a subscriber's queue.
 pub(super) struct Item<E> {
     pub(super) event: Arc<E>,
-    /// Held until the subscriber is done with it.
+    /// Held until the subscriber has handled the event.
     pub(super) receipt: Option<Receipt>,
 }
 
@@ -18,7 +18,7 @@ impl<E> Item<E> {
         Self { event: Arc::new(event), receipt: None }
     }
 
-    /// With the end at which the publisher hears of the failures.
+    /// Creates an item with a receipt, and the publisher's end, which receives the failures.
     pub(super) fn joined(event: E) -> (Self, Failures) {
         let (tell, told) = unbounded_channel();
         (Self { event: Arc::new(event), receipt: Some(Receipt(Some(tell))) }, Failures(told))
@@ -32,14 +32,14 @@ impl<E> Clone for Item<E> {
     }
 }
 
-/// Dropped when a subscriber has handled the event, or never will. The last one that is dropped wakes the publisher.
+/// Dropped when a subscriber has handled the event, or never will. Dropping the last clone wakes the publisher.
 #[derive(Clone)]
 pub(super) struct Receipt(Option<UnboundedSender<String>>);
 
 impl Receipt {
     pub(super) fn failed(&self, error: &str) {
         if let Some(tell) = &self.0 {
-            // It wakes the publisher, who may also be gone.
+            // Sending wakes the publisher. Its waker is user code, and the publisher may be gone.
             undisturbed(|| drop(tell.send(error.to_owned())));
         }
     }
@@ -55,7 +55,7 @@ impl Drop for Receipt {
 pub(super) struct Failures(UnboundedReceiver<String>);
 
 impl Failures {
-    /// All of them, once every receipt is dropped.
+    /// Returns all failures, once every receipt is dropped.
     pub(super) async fn all(mut self) -> Vec<String> {
         let mut failures = Vec::new();
         while let Some(failure) = self.0.recv().await {
@@ -65,7 +65,7 @@ impl Failures {
     }
 }
 
-/// How an event was handled: what [`publish_and_join`](super::EventBus::publish_and_join) returns.
+/// How an event was handled: the result of [`publish_and_join`](super::EventBus::publish_and_join).
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use = "a handler may have failed"]
 pub struct Joined {
@@ -74,14 +74,15 @@ pub struct Joined {
 }
 
 impl Joined {
-    /// The number of subscribers that took the event. One that missed it later, because it was too slow, is among them.
+    /// The number of subscribers that took the event, including those that missed it later because they were too slow.
     #[must_use]
     pub fn heard(&self) -> usize {
         self.heard
     }
 
-    /// The errors and panics of handlers, in the order in which they happened. Each was
-    /// [reported](crate::LayerEvent::HandlerFailed) as well.
+    /// The errors and panics of handlers, in the order in which they happened.
+    ///
+    /// Each was also [reported](crate::LayerEvent::HandlerFailed).
     #[must_use]
     pub fn failures(&self) -> &[String] {
         &self.failures

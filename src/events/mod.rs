@@ -1,24 +1,40 @@
-//! Events: some publish, others subscribe, and neither knows of the other.
+//! Typed events, published and received through an [`EventBus`].
 //!
-//! An [`EventBus`] carries events of any type, and a subscriber hears those of one type. It is a value: what is published on one bus is not
-//! heard on another, and a clone is the same bus. Every [`Scope`](crate::Scope::events) has one, which is closed with it.
+//! A bus carries events of any type, and each subscriber receives the events of one type. Publishers and subscribers
+//! need not know each other. A bus is a value: events published on one bus do not reach the subscribers of another, and
+//! a clone is the same bus. Every [`Scope`](crate::Scope::events) has a bus, which closes with the scope.
 //!
-//! - **Order.** All subscribers of a type see its events in one and the same order.
-//! - **Only what comes after.** A subscriber hears what is published after `subscribe` has returned.
-//! - **Nobody waits for a slow subscriber**, unless both sides say so. What waits is bounded for each subscriber, by default at
-//!   [`DEFAULT_CAPACITY`] events, and [`Lag`] says what happens beyond; by default the oldest event is missed, and the stream says how
-//!   many were.
-//! - **Nobody disturbs another.** A handler that fails or panics is reported, and goes on with the next event. A subscriber that is
-//!   dropped is gone at once, and no other notices.
-//! - **Nothing is left behind.** An event that nobody hears is dropped, and a type that nobody subscribes to takes no memory.
+//! # Order
 //!
-//! **Cancellation.** Dropping a [`Subscription`] or a [`HandlerGuard`] unsubscribes. [`publish`](EventBus::publish) has nothing to cancel;
-//! [`publish_and_wait`](EventBus::publish_and_wait) that is dropped while it waits has told nobody, and
-//! [`publish_and_join`](EventBus::publish_and_join) leaves the handlers of what it published to themselves.
+//! All subscribers of a type receive its events in the same order. A subscriber receives the events that are published
+//! after `subscribe` has returned.
 //!
-//! **Cost.** Publishing allocates once, whatever the number of subscribers, and not at all where nobody listens. Beyond that only
-//! queues allocate, which double where more events wait than ever before, and evictions from those that are full. It takes a lock of
-//! the event's type, and one of each subscriber. Copies are made by those who receive: make what is large an [`Arc`].
+//! # Slow subscribers
+//!
+//! Publishing never waits for a slow subscriber, unless the publisher and the subscriber both ask for it. Each
+//! subscriber has a bounded queue, by default of [`DEFAULT_CAPACITY`] events. [`Lag`] decides what happens when the
+//! queue is full. By default the subscriber misses the oldest event, and its stream reports how many it has missed.
+//!
+//! # Isolation
+//!
+//! A handler that fails or panics is reported and then called for the next event. Dropping a subscriber affects no
+//! other. An event without subscribers is dropped, and a type without subscribers takes no memory.
+//!
+//! # Cancellation safety
+//!
+//! Dropping a [`Subscription`] or a [`HandlerGuard`] unsubscribes. [`publish`](EventBus::publish) never waits, so there
+//! is nothing to cancel. If [`publish_and_wait`](EventBus::publish_and_wait) is dropped while it waits, no subscriber
+//! receives the event. If [`publish_and_join`](EventBus::publish_and_join) is dropped after it has published, the
+//! handlers run on.
+//!
+//! # Cost
+//!
+//! Publishing allocates once, whatever the number of subscribers, and not at all where there are none. Apart from that,
+//! only queues allocate: a queue doubles when more events wait in it than ever before, and evictions from a full queue
+//! allocate too. Publishing takes the lock of the event's type and one lock for each subscriber. Subscribers make the
+//! copies, so wrap a large event in an [`Arc`].
+//!
+//! # Examples
 //!
 //! ```
 //! use ziggurat::EventBus;
@@ -82,27 +98,29 @@ use self::{
 };
 use crate::telemetry::{LayerInfo, Observer, layer_info};
 
-/// So many events may wait for a subscriber if it does not say otherwise: as in Java's `Flow.defaultBufferSize()`.
+/// The number of events that may wait for a subscriber by default.
+///
+/// The value is that of Java's `Flow.defaultBufferSize()`.
 pub const DEFAULT_CAPACITY: usize = 256;
 
-/// Carries events from those who publish to those who subscribe: see the [module](self). A clone is the same bus, and cheap.
+/// Carries events from publishers to subscribers: see the [module](self).
 ///
-/// When the last clone is gone, it is closed.
+/// A clone is the same bus, and cheap. Dropping the last clone closes the bus.
 #[derive(Clone)]
 pub struct EventBus {
     inner: Arc<Inner>,
     info: LayerInfo,
-    /// Runs its handlers; `None`: the runtime of whoever attaches them.
+    /// Runs the handlers. With `None`, a handler runs on the runtime that it is attached in.
     spawn: Option<Arc<dyn Spawn>>,
 }
 
 /// Runs the handlers of a bus.
 pub(crate) trait Spawn: Send + Sync {
-    /// Runs a handler, or drops it where nothing can run it any more.
+    /// Runs a handler, or drops it if nothing can run it any more.
     fn spawn(&self, handling: Pin<Box<dyn Future<Output = ()> + Send>>);
 }
 
-/// The topics of a bus, by the type of their events.
+/// The topics of a bus, by event type.
 struct Inner {
     topics: RwLock<Topics>,
 }
@@ -114,36 +132,38 @@ struct Topics {
 }
 
 impl EventBus {
-    /// A bus that nobody has subscribed to.
+    /// Creates a bus without subscribers.
     #[must_use]
     pub fn new() -> Self {
         Self { inner: Arc::new(Inner { topics: RwLock::default() }), info: layer_info!("events"), spawn: None }
     }
 
-    /// A bus whose handlers `spawn` runs.
+    /// Creates a bus that runs its handlers with `spawn`.
     pub(crate) fn of(spawn: Arc<dyn Spawn>) -> Self {
         Self { spawn: Some(spawn), ..Self::new() }
     }
 
-    /// The same bus under a name, which the reports about handlers carry that are attached through this clone.
+    /// Names this clone of the bus, in reports about the handlers that are attached through it.
     #[must_use]
     pub fn named(mut self, name: impl Into<Cow<'static, str>>) -> Self {
         self.info = self.info.named(name);
         self
     }
 
-    /// The same bus, with somebody who hears the reports about handlers that are attached through this clone:
-    /// [`LayerEvent::HandlerFailed`](crate::LayerEvent::HandlerFailed) and [`LayerEvent::HandlerLagged`](crate::LayerEvent::HandlerLagged).
+    /// Adds an observer of the handlers that are attached through this clone of the bus.
+    ///
+    /// It receives [`LayerEvent::HandlerFailed`](crate::LayerEvent::HandlerFailed) and
+    /// [`LayerEvent::HandlerLagged`](crate::LayerEvent::HandlerLagged).
     #[must_use]
     pub fn observer(mut self, observer: impl Observer) -> Self {
         self.info = self.info.observer(observer);
         self
     }
 
-    /// The events of this type that are published from now on. At most [`DEFAULT_CAPACITY`] of them wait; beyond that the oldest are
-    /// missed, and the stream tells how many were.
+    /// Subscribes to all events of type `E` that are published from now on.
     ///
-    /// On a bus that is closed the stream ends at once.
+    /// At most [`DEFAULT_CAPACITY`] events wait. Beyond that the subscriber misses the oldest, and the stream reports
+    /// how many it has missed. On a closed bus the stream ends at once.
     ///
     /// # Panics
     ///
@@ -153,9 +173,9 @@ impl EventBus {
         self.subscribe_with(DEFAULT_CAPACITY, Lag::default())
     }
 
-    /// The same, with at most `capacity` events that wait, and a choice of what happens beyond.
+    /// Subscribes with a queue of `capacity` events, and with `lag` to decide what happens when it is full.
     ///
-    /// What waits takes memory as it comes, and an event is in memory once, however many wait for it.
+    /// The queue grows as events arrive. An event is in memory once, however many subscribers it waits for.
     ///
     /// # Panics
     ///
@@ -186,22 +206,25 @@ impl EventBus {
         Subscription::new(seat)
     }
 
-    /// Calls `handler` for each event of this type that is published from now on, for one after the other, on a task of its own,
-    /// for as long as the guard lives.
+    /// Calls `handler` for each event of type `E` that is published from now on, until the guard is dropped.
     ///
-    /// A handler that answers an error or panics is reported ([`LayerEvent::HandlerFailed`](crate::LayerEvent::HandlerFailed), to `tracing` and
-    /// [`observer`](Self::observer)s), and is called for the next event: publisher and others never notice. One that is too slow misses
-    /// events, as with [`subscribe`](Self::subscribe), which is reported too.
+    /// The handler runs on a task of its own and handles one event at a time.
     ///
-    /// It may publish, subscribe and attach handlers itself. On a [scope's bus](crate::Scope::events) it is a task of that scope; on another
-    /// one its task has no scope and no deadline: what it needs of them, the closure brings along ([`Scope::within`](crate::Scope::within)).
+    /// If it returns an error or panics, the bus emits [`LayerEvent::HandlerFailed`](crate::LayerEvent::HandlerFailed)
+    /// to `tracing` and to [`observer`](Self::observer)s, and calls the handler for the next event. The publisher and
+    /// other subscribers are not affected. A handler that is too slow misses events, as with
+    /// [`subscribe`](Self::subscribe), and that is reported too.
     ///
-    /// The event comes by value, because a future that borrows it could not go to a task. A handler of a reference does
-    /// not [compile](EventType).
+    /// A handler may publish, subscribe and attach handlers. On a [scope's bus](crate::Scope::events) its task belongs
+    /// to that scope. On any other bus the task has no scope and no deadline, so the closure has to bring what it needs
+    /// ([`Scope::within`](crate::Scope::within)).
+    ///
+    /// The event comes by value, because a future that borrows it could not be spawned. A handler that takes a
+    /// reference does not [compile](EventType).
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime.
+    /// If called outside of a tokio runtime.
     #[track_caller]
     pub fn on<E, F, Fut, Form>(&self, handler: F) -> HandlerGuard
     where
@@ -212,13 +235,13 @@ impl EventBus {
         self.on_with(DEFAULT_CAPACITY, Lag::default(), handler)
     }
 
-    /// The same, with at most `capacity` events that wait, and a choice of what happens beyond.
+    /// Attaches a handler with a queue of `capacity` events, and with `lag` to decide what happens when it is full.
     ///
-    /// With [`Lag::Block`], a handler that itself waits to publish an event of the same type may wait for itself.
+    /// With [`Lag::Block`], a handler that itself waits to publish an event of its own type can deadlock.
     ///
     /// # Panics
     ///
-    /// If `capacity` is zero, and outside of a tokio runtime.
+    /// If `capacity` is zero, or if called outside of a tokio runtime.
     #[track_caller]
     pub fn on_with<E, F, Fut, Form>(&self, capacity: usize, lag: Lag, handler: F) -> HandlerGuard
     where
@@ -239,16 +262,16 @@ impl EventBus {
         guard
     }
 
-    /// Gives an event to all who have subscribed to its type; answers how many that are. It never waits.
+    /// Publishes an event to all subscribers of its type, without waiting, and returns how many have taken it.
     ///
-    /// A subscriber that lags is dealt with as it chose ([`Lag`]); one that is dropped for it does not count. On a bus that is closed
-    /// nobody hears it: the answer is 0.
+    /// [`Lag`] decides what happens to a subscriber that lags. A subscriber that is dropped for lagging does not count.
+    /// On a closed bus, the event reaches no subscriber and `publish` returns 0.
     ///
     /// A reference to an event does not [compile](EventType).
     ///
     /// # Panics
     ///
-    /// If `E` is a reference to a sized type all the same: as the argument of a type parameter of the caller.
+    /// If `E` is a reference to a sized type that the compiler could not see, behind a type parameter of the caller.
     #[track_caller]
     pub fn publish<E, Form>(&self, event: E) -> usize
     where
@@ -258,11 +281,11 @@ impl EventBus {
         self.inner.topic().map_or(0, |topic| topic.publish(event))
     }
 
-    /// Publishes the event once all subscribers with [`Lag::Block`] have room. Others are not waited for.
+    /// Publishes an event as soon as all subscribers with [`Lag::Block`] have room.
     ///
-    /// Publishers that wait publish in turn. Dropped while it waits, no subscriber has heard the event. A bus that is
-    /// closed meanwhile ends the wait: the answer is 0. [`publish_and_join`](Self::publish_and_join) also waits until
-    /// the event is handled.
+    /// It does not wait for other subscribers. Waiting publishers publish in turn. If the future is dropped while it
+    /// waits, no subscriber receives the event. If the bus closes meanwhile, the wait ends and the future returns 0.
+    /// [`publish_and_join`](Self::publish_and_join) also waits until the event is handled.
     ///
     /// # Panics
     ///
@@ -275,17 +298,17 @@ impl EventBus {
         self.give(Item::new(event)).await
     }
 
-    /// Publishes the event once all subscribers with [`Lag::Block`] have room, and waits until all subscribers have
-    /// handled it.
+    /// Publishes an event as soon as all subscribers with [`Lag::Block`] have room, and waits until all subscribers
+    /// have handled it.
     ///
-    /// A handler has handled the event when its future has ended, whatever with: errors and panics are reported as
-    /// always, and returned. A [`Subscription`] has handled it when it asks for the next event. Subscribers that are
-    /// dropped, detached, or miss the event are not waited for.
+    /// A handler has handled the event when its future has ended. Its errors and panics are reported as usual, and
+    /// returned here as well. A [`Subscription`] has handled the event when it asks for the next one. Subscribers that
+    /// are dropped or detached, or that miss the event, are not waited for.
     ///
-    /// Dropped before the event is published, no subscriber has heard it; dropped afterwards, the handlers go on.
+    /// If the future is dropped before the event is published, no subscriber receives it. If it is dropped afterwards,
+    /// the handlers run on.
     ///
-    /// A handler that joins an event of a type that it handles itself waits for itself, for ever: it handles one event
-    /// after the other.
+    /// A handler that joins an event of its own type deadlocks, because it handles one event at a time.
     ///
     /// ```
     /// # use ziggurat::EventBus;
@@ -315,7 +338,7 @@ impl EventBus {
     }
 
     async fn give<E: Send + Sync + 'static>(&self, mut event: Item<E>) -> usize {
-        // A subscriber that leaves and comes back may be alone in a topic of its own.
+        // The last subscriber may leave and subscribe again: the bus then has another topic for the type.
         while let Some(topic) = self.inner.topic() {
             match topic.publish_and_wait(event).await {
                 Ok(heard) => return heard,
@@ -325,12 +348,12 @@ impl EventBus {
         0
     }
 
-    /// Closes the bus, for all clones: streams end after what waits for them, and handlers too. Once more does nothing.
+    /// Closes the bus, for all clones: streams and handlers end after their backlog. A second call does nothing.
     pub fn close(&self) {
         self.inner.close();
     }
 
-    /// Whether it is closed.
+    /// Whether the bus is closed.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.inner.read().is_closed
@@ -367,7 +390,7 @@ impl Inner {
         self.read().get()
     }
 
-    /// A topic that nobody is left in goes too.
+    /// Removes a subscriber, and its topic if that has no other.
     fn leave<E: Send + Sync + 'static>(&self, seat: &Arc<Seat<E>>) {
         let mut topics = self.write();
         if topics.get::<E>().is_some_and(|topic| topic.leave(seat)) {

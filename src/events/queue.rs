@@ -1,31 +1,32 @@
-//! What waits for one subscriber: bounded, first in first out. It knows nothing of tasks.
+//! The bounded FIFO queue of one subscriber's events. It knows nothing of tasks.
 
 use std::{collections::VecDeque, error::Error, fmt, mem};
 
-/// So many events find room before a queue grows for the first time.
+/// The capacity that a queue starts with, before it grows.
 const AT_FIRST: usize = 4;
 
-/// What becomes of a subscriber that has fallen behind by its whole capacity when another event is published.
+/// What happens to a subscriber whose queue is full when another event is published.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Lag {
-    /// It misses the oldest event that waits for it, and is told how many it has missed ([`Lagged::Missed`]). The default.
+    /// The subscriber misses the oldest event in its queue, and its stream reports how many it has missed
+    /// ([`Lagged::Missed`]). The default.
     #[default]
     Tell,
-    /// Who publishes with [`publish_and_wait`](super::EventBus::publish_and_wait) waits until it has room. For
-    /// [`publish`](super::EventBus::publish), which never waits, it is as with [`Tell`](Lag::Tell).
+    /// [`publish_and_wait`](super::EventBus::publish_and_wait) waits until the subscriber has room.
+    /// [`publish`](super::EventBus::publish), which never waits, treats it as [`Tell`](Lag::Tell).
     Block,
-    /// It is dropped: it gets what waits for it, is told ([`Lagged::Dropped`]), and its stream ends.
+    /// The subscriber is dropped: its stream ends after its backlog and an error ([`Lagged::Dropped`]).
     Drop,
 }
 
-/// A subscriber was too slow.
+/// The error of a subscriber that was too slow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Lagged {
-    /// It missed so many events, at this place in its stream.
+    /// The subscriber missed this number of events, at this place in its stream.
     Missed(u64),
-    /// It was dropped ([`Lag::Drop`]), and misses all that was published since. Its stream ends.
+    /// The subscriber was dropped ([`Lag::Drop`]) and misses all later events. Its stream ends.
     Dropped,
 }
 
@@ -45,7 +46,7 @@ pub(super) struct Queue<T> {
     waiting: VecDeque<T>,
     capacity: usize,
     lag: Lag,
-    /// So many are missing in front of what waits.
+    /// The number of events that were missed just before those in `waiting`.
     missed: u64,
     state: State,
 }
@@ -53,21 +54,21 @@ pub(super) struct Queue<T> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Open,
-    /// It fell behind, and is to be told so after what waits.
+    /// The subscriber fell behind, which is still to be reported after its backlog.
     Dropped,
     Closed,
 }
 
-/// What became of an event.
+/// The outcome of a push.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Pushed<T> {
-    /// It waits, in place of the oldest one, if there was no room for both.
+    /// The event waits, instead of the oldest one if there was no room for both.
     Waits { instead_of: Option<T> },
-    /// The subscriber takes no more. The event is for the caller to drop.
+    /// The subscriber takes no more events. The caller has to drop this one.
     Refused(T),
 }
 
-/// What a subscriber finds.
+/// The outcome of a pop.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next<T> {
     LayerEvent(T),
@@ -82,7 +83,7 @@ impl<T> Queue<T> {
         Self { waiting, capacity, lag, missed: 0, state: State::Open }
     }
 
-    /// Whether who publishes and waits has to wait for this one.
+    /// Whether a publisher that waits for room has to wait for this subscriber.
     pub(super) fn blocks(&self) -> bool {
         self.lag == Lag::Block && self.is_open() && self.is_full()
     }
@@ -130,14 +131,14 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Nothing more comes after what waits. One that fell behind is still told.
+    /// Ends the stream after its backlog. A subscriber that fell behind still receives [`Lagged::Dropped`].
     pub(super) fn close(&mut self) {
         if self.is_open() {
             self.state = State::Closed;
         }
     }
 
-    /// Nothing more comes at all. What waited is for the caller to drop.
+    /// Ends the stream at once. The caller has to drop the backlog.
     pub(super) fn abandon(&mut self) -> VecDeque<T> {
         (self.missed, self.state) = (0, State::Closed);
         mem::take(&mut self.waiting)

@@ -1,4 +1,4 @@
-//! A subscriber's end: the stream of its events.
+//! The receiving end of a subscription: a stream of events.
 
 use std::{
     any::type_name,
@@ -19,13 +19,13 @@ use super::{
 };
 use crate::caught::undisturbed;
 
-/// A place among those who hear of events of this type.
+/// A subscriber's place in a topic.
 pub(super) struct Seat<E> {
     line: Mutex<Line<E>>,
-    /// Told when there is room again that somebody may wait for.
+    /// Notified when a publisher that waits for room may find some.
     room: Arc<Notify>,
     bus: Weak<Inner>,
-    /// Where it stands among those of its topic, so that who leaves need not look for it. Changed under the topic's lock.
+    /// Its index in the topic, so that leaving needs no search. Changed under the topic's lock.
     pub(super) place: AtomicUsize,
 }
 
@@ -51,7 +51,7 @@ impl<E> Seat<E> {
         }
     }
 
-    /// The next that is there. If nothing is, `waker` is left to be woken.
+    /// Returns the next event. If there is none, stores `waker`.
     fn next(&self, waker: Option<Waker>) -> Next<Item<E>> {
         let mut line = self.line();
         let blocked = line.queue.blocks();
@@ -83,21 +83,22 @@ impl<E: Send + Sync + 'static> Leave for Seat<E> {
         let waited = self.line().queue.abandon();
         self.wake();
         undisturbed(|| self.room.notify_one());
-        // At last: an event that panics when it is dropped is nobody else's affair.
+        // Last, because dropping an event may panic, which must not affect other subscribers.
         drop(waited);
     }
 }
 
-/// The events of one type that were published since [`subscribe`](super::EventBus::subscribe): a [`Stream`].
+/// A [`Stream`] of the events of one type, from [`subscribe`](super::EventBus::subscribe) on.
 ///
-/// They come in the order in which they were published. An item is an error where the subscriber was too slow, and says what that
-/// cost: see [`Lag`]. The stream ends after its backlog when the bus is closed, or the last clone of it is gone.
+/// Events come in the order in which they were published. An item is an error where the subscriber was too slow. The
+/// error says what the subscriber has missed: see [`Lag`]. When the bus is closed, or its last clone is dropped, the
+/// stream ends after its backlog.
 ///
-/// A publisher that [waits until its event is handled](super::EventBus::publish_and_join) takes it for handled when
-/// this subscriber asks for the next one, or is dropped.
+/// To a publisher that [waits until its event is handled](super::EventBus::publish_and_join), this subscriber has
+/// handled the event when it asks for the next one, or when it is dropped.
 ///
-/// Dropping it unsubscribes, and touches no other subscriber.
-#[must_use = "a subscription that is dropped hears nothing"]
+/// Dropping a subscription unsubscribes it and affects no other subscriber.
+#[must_use = "a subscription that is dropped receives nothing"]
 pub struct Subscription<E: Send + Sync + 'static> {
     pub(super) seat: Arc<Seat<E>>,
     /// Of the event that was taken last.
@@ -109,7 +110,7 @@ impl<E: Send + Sync + 'static> Subscription<E> {
         Self { seat, receipt: None }
     }
 
-    /// Tells the publisher, if it waits, that the event which was taken last was not handled.
+    /// Reports to a publisher that waits that handling the event taken last has failed.
     pub(super) fn failed(&self, error: &str) {
         if let Some(receipt) = &self.receipt {
             receipt.failed(error);
@@ -118,9 +119,9 @@ impl<E: Send + Sync + 'static> Subscription<E> {
 }
 
 impl<E: Clone + Send + Sync + 'static> Subscription<E> {
-    /// The next event; `None` when there will be none. The same as with a `StreamExt`, for those who have none.
+    /// Returns the next event, or `None` at the end of the stream. It needs no `StreamExt`.
     ///
-    /// Dropped before it answers, it takes nothing away.
+    /// Dropping the future before it is ready loses no event.
     ///
     /// # Errors
     ///
@@ -140,7 +141,7 @@ impl<E: Clone + Send + Sync + 'static> Stream for Subscription<E> {
             next => next,
         };
         match next {
-            // The copy is made here, on the time of this subscriber; the last one gets the event itself.
+            // The subscriber makes the copy, in its own time. The last one gets the event itself.
             Next::LayerEvent(Item { event, receipt }) => {
                 self.receipt = receipt;
                 Poll::Ready(Some(Ok(Arc::unwrap_or_clone(event))))

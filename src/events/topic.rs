@@ -1,7 +1,8 @@
-//! All who subscribed to one type of event, and how an event gets to them.
+//! The subscribers to one type of event, and how they receive an event.
 //!
-//! An event is given to all under one lock, so that all see the events in one order. It is given as an [`Arc`]: nothing of the
-//! user's runs under a lock, nobody is woken under one, and what is dropped is dropped after it. Who is woken is code of others too: if it panics, nobody notices.
+//! All of them receive an event under one lock, so that all see the events in the same order. They receive it as an
+//! [`Arc`], so that no user code runs under a lock: subscribers are woken, and values dropped, after the lock is
+//! released. A waker is user code too, and its panic affects no other subscriber.
 
 use std::{
     any::Any,
@@ -22,21 +23,21 @@ type Seats<E> = Arc<Vec<Arc<Seat<E>>>>;
 
 pub(super) struct Topic<E> {
     seated: Mutex<Seated<E>>,
-    /// Who publishes and waits does so in turn, and the one whose turn it is hears here that there may be room.
+    /// Makes waiting publishers publish in turn. The holder waits on `room`.
     turn: tokio::sync::Mutex<()>,
     room: Arc<Notify>,
 }
 
 struct Seated<E> {
-    /// Changed in place, and copied only while somebody is still waking those who were told.
+    /// Changed in place, and copied only while a publisher is still waking subscribers.
     seats: Seats<E>,
-    /// The last subscriber has left: whoever subscribes next enters another topic.
+    /// The last subscriber has left: the next one enters another topic.
     is_left: bool,
 }
 
-/// Nobody was given the event.
+/// Why no subscriber took the event.
 enum Refused<E> {
-    /// A subscriber that is to be waited for has no room.
+    /// A subscriber with [`Lag::Block`](super::Lag::Block) has no room.
     NoRoom(Item<E>),
     /// All subscribers have left. The bus may have another topic for the type by now.
     Left(Item<E>),
@@ -64,7 +65,7 @@ impl<E> Topic<E> {
         Arc::make_mut(seats).push(seat);
     }
 
-    /// Answers whether nobody is left. Then the bus forgets the topic.
+    /// Removes a subscriber. Returns whether none is left, in which case the bus removes the topic.
     pub(super) fn leave(&self, seat: &Arc<Seat<E>>) -> bool {
         let Seated { seats, is_left } = &mut *self.lock();
         let place = seat.place.load(Relaxed);
@@ -79,12 +80,13 @@ impl<E> Topic<E> {
         *is_left
     }
 
-    /// Gives the event to everybody; answers how many took it.
+    /// Gives the event to all subscribers, and returns how many took it.
     pub(super) fn publish(&self, event: E) -> usize {
         self.give(Item::new(event), false).unwrap_or_default()
     }
 
-    /// The same as soon as nobody who is to be waited for is without room. Dropped before, nobody was given it.
+    /// Gives the event to all subscribers as soon as none that blocks is full. If dropped before, no subscriber
+    /// receives it.
     ///
     /// # Errors
     ///
@@ -103,7 +105,8 @@ impl<E> Topic<E> {
 
     fn give(&self, event: Item<E>, wait: bool) -> Result<usize, Refused<E>> {
         let (mut heard, mut is_awaited) = (0, false);
-        // Allocates only if somebody lags. Of the refused, which are all the same event, one is enough to drop the others early.
+        // Allocates only if a subscriber lags. All refused items are the same event, so keeping one is enough to drop
+        // the others early.
         let mut missed = Vec::new();
         let mut refused = None;
         let seated = self.lock();
@@ -127,7 +130,7 @@ impl<E> Topic<E> {
                     is_awaited |= waiting.is_some();
                     missed.extend(instead_of);
                 }
-                // It stays for as long as its subscription does, and takes no more.
+                // A refused subscriber stays in the topic for as long as its subscription lives.
                 Pushed::Refused(event) => refused = Some(event),
             }
         }
@@ -139,7 +142,7 @@ impl<E> Topic<E> {
     }
 }
 
-/// Its end wakes the next publisher, whose waker disturbs nobody.
+/// Wakes the next publisher when dropped. A waker that panics affects no other subscriber.
 struct Turn<'a>(Option<tokio::sync::MutexGuard<'a, ()>>);
 
 impl Drop for Turn<'_> {
@@ -149,9 +152,9 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// A topic, whatever its type of event.
+/// A topic, whatever its event type.
 pub(super) trait AnyTopic: Any + Send + Sync {
-    /// Ends the streams of all who subscribed, after what waits for them.
+    /// Ends the streams of all subscribers, after their backlog.
     fn close(&self);
 }
 

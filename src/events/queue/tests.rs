@@ -49,10 +49,11 @@ enum Step {
     Close,
 }
 
-/// What a subscriber has to see, from the list of all steps: for each pop it looks at everything that happened before.
+/// What a subscriber has to see, computed from the list of all steps: each pop looks at everything that happened
+/// before.
 fn expected(steps: &[Step], capacity: usize, lag: Lag) -> Vec<Next<usize>> {
     let mut seen: Vec<Next<usize>> = Vec::new();
-    // The numbers of the pushes that were refused, given, or missed so far; and of those, what is not told yet.
+    // The numbers of the pushes refused, delivered or missed so far, and how many of the missed are not reported yet.
     let (mut gone, mut untold, mut pushes) = (vec![], 0, 0);
     let (mut dropped_at, mut closed_at) = (None, None);
     for (at, step) in steps.iter().enumerate() {
