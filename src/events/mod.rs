@@ -303,7 +303,7 @@ impl EventBus {
     ///
     /// A handler has handled the event when its future has ended. Its errors and panics are reported as usual, and
     /// returned here as well. A [`Subscription`] has handled the event when it asks for the next one. Subscribers that
-    /// are dropped or detached, or that miss the event, are not waited for.
+    /// are dropped or removed, or that miss the event, are not waited for.
     ///
     /// If the future is dropped before the event is published, no subscriber receives it. If it is dropped afterwards,
     /// the handlers run on.

@@ -1,22 +1,23 @@
-//! Work that goes on when the request that started it has ended.
+//! Work that goes on after the request that started it has ended.
 
 use std::{borrow::Cow, future::Future, sync::atomic::Ordering};
 
 use super::Scope;
 
 impl Scope {
-    /// Says that this scope ends with a request: what a layer starts behind it belongs to the scope around it.
+    /// Marks this scope as one that ends with a request. Background work of layers inside belongs to the scope around
+    /// it.
     #[must_use]
     pub(crate) fn ends_with_request(self) -> Self {
         self.inner.ends_with_request.store(true, Ordering::Relaxed);
         self
     }
 
-    /// Runs `future` on a task of the nearest scope that outlives all requests around this one: its closing waits for
-    /// the task, as for any other. The task is told no deadline.
+    /// Runs `future` on a task of the nearest scope that outlives all requests around this one.
     ///
-    /// The future runs in a scope of its own, of this name, below that one. It holds the values that were put into the
-    /// scopes between the two, but not what was set up there: that is torn down with them.
+    /// Closing that scope waits for the task, as for any other. The task has no deadline. The future runs in a new
+    /// child of that scope, named `name`. The child holds the values that were stored in the scopes in between, but not
+    /// those that were set up there, because they are torn down with these scopes.
     pub(crate) fn spawn_behind<F>(&self, name: impl Into<Cow<'static, str>>, future: F)
     where
         F: Future<Output = ()> + Send + 'static,

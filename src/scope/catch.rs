@@ -1,4 +1,4 @@
-//! What a user's code panics with, as an error.
+//! Turns panics of user code into errors.
 
 use std::{
     future::Future,
@@ -11,7 +11,7 @@ use super::error::{BoxError, Panic};
 
 pub(super) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// Polls it, and drops it when it has ended; if it panics, that is its error. One that has ended is pending for ever.
+/// Polls the future and drops it once it has ended. A panic becomes its error. A future that has ended stays pending.
 pub(super) fn poll<T>(
     future: &mut Option<BoxFuture<Result<T, BoxError>>>,
     cx: &mut Context<'_>,
@@ -19,17 +19,17 @@ pub(super) fn poll<T>(
     let Some(polled) = future else { return Poll::Pending };
     let polled = catch_unwind(AssertUnwindSafe(|| polled.as_mut().poll(cx)));
     let outcome = ready!(polled.unwrap_or_else(|panic| Poll::Ready(Err(Panic::new(panic).into()))));
-    // It has ended, and holds nothing any more that could panic now.
+    // The future has ended and holds nothing that could panic when it is dropped here.
     *future = None;
     Poll::Ready(outcome)
 }
 
-/// Drops it; what it panics with is answered.
+/// Drops `value`, and returns the panic if that panicked.
 pub(super) fn discard<T>(value: T) -> Option<Panic> {
     run(|| drop(value))
 }
 
-/// Calls it; what it panics with is answered.
+/// Calls `f`, and returns the panic if it panicked.
 pub(super) fn run(f: impl FnOnce()) -> Option<Panic> {
     catch_unwind(AssertUnwindSafe(f)).err().map(Panic::new)
 }

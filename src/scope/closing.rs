@@ -1,4 +1,4 @@
-//! Closing a scope: once, whoever asks for it and however often.
+//! Closing a scope: once, however many callers ask for it.
 
 use std::{
     future::{Future, poll_fn},
@@ -22,40 +22,48 @@ use crate::{
     clock::{self, Instant},
 };
 
-/// How long tasks have from when they are told, if nothing was said.
+/// The default grace period.
 ///
-/// `docker stop` kills a program after 10 seconds, Kubernetes after 30: this leaves time to tear down what the tasks used.
+/// `docker stop` kills a program after 10 seconds, Kubernetes after 30. The default leaves time to tear down the values
+/// that tasks used.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// In the scope's state, so that the nearest scope that says something is found as every setting is.
+/// Stored in the state of a scope, so that the nearest scope that sets it is found like any other value.
 struct Grace(Duration);
 
 impl Scope {
-    /// How long the tasks of this scope, and of those within it, may go on after they were told that it is being closed; then they are
-    /// aborted. 5 seconds if no scope around says otherwise. With [`Duration::MAX`] they are never aborted.
+    /// Sets how long tasks of this scope, and of scopes inside it, may run on while the scope is closing. Then they are
+    /// aborted.
+    ///
+    /// The default is 5 seconds, unless a scope further out sets another. With [`Duration::MAX`] tasks are never
+    /// aborted.
     #[must_use]
     pub fn grace(self, grace: Duration) -> Self {
         self.with(Grace(grace))
     }
 
-    /// Closes the scope: everything in it is [told](Scope::cancelled), its tasks are awaited, and aborted when the
-    /// [grace period](Scope::grace) is over; then the scopes within it are closed, and then what was set up is torn down, in reverse.
+    /// Closes the scope: ends its tasks, closes the scopes inside it, and tears down its values.
     ///
-    /// All of this happens once. Whoever closes a scope that is closed, or being closed, hears the same result. It
-    /// happens on a task of the caller's runtime, and goes on if this future is dropped; it begins with the first poll.
-    /// If that runtime is shut down meanwhile, the closing goes on in the one in which the scope first owned something.
+    /// Everything in the scope is [notified](Scope::cancelled) first. Tasks are awaited, and aborted when the [grace
+    /// period](Scope::grace) is over. Then the scopes inside are closed, and then the values that were set up are torn
+    /// down, in reverse order.
     ///
-    /// A task of the scope, or of one within it, may await this: it is then neither waited for nor aborted, and goes on
-    /// afterwards. In a scope that is closed nothing can be spawned or set up; its values stay.
+    /// All of this happens once, and every caller gets the same result. It runs on a task of the runtime of the first
+    /// caller, begins with the first poll, and goes on if this future is dropped. If that runtime is shut down
+    /// meanwhile, the closing goes on in the one in which the scope first owned something.
+    ///
+    /// A task of the scope, or of one inside it, may await this future. That task is then neither waited for nor
+    /// aborted, and runs on afterwards. A closed scope keeps its values, but can neither spawn a task nor set up a
+    /// value.
     ///
     /// # Errors
     ///
-    /// Everything that could not be torn down, here and in the scopes within. How tasks end is told by their handles.
+    /// All failures to tear down, in this scope and in those inside it. A task's failure is reported by its own handle.
     ///
-    /// A tear-down that awaits the closing of its own scope, or of one around it, gets an error at once. One that
-    /// awaits the closing of another scope gets an error when the grace period of its own scope is over: the tear-downs
-    /// of two scopes may await each other. A tear-down that has a task elsewhere await it is not seen to do so, and
-    /// waits for ever.
+    /// A tear-down that awaits the closing of its own scope, or of one around it, gets an error at once. A tear-down
+    /// that awaits the closing of another scope gets an error when the grace period of its own scope is over, because
+    /// the tear-downs of two scopes may await each other. If a tear-down delegates the wait to a task elsewhere, the
+    /// deadlock is not detected.
     pub async fn close(&self) -> Result<(), ScopeError> {
         let Some(owned) = self.end_since(Begun::attended(Ending::Completed)) else { return Ok(()) };
         match Member::step_aside(self) {
@@ -71,9 +79,9 @@ impl Scope {
         }
     }
 
-    /// Resolves when this scope, or one around it, is being closed: for a loop that should end then.
+    /// Resolves when this scope, or one around it, starts to close. Use it to end a loop.
     ///
-    /// It does not keep the scope, and resolves too when the last handle of the scope is dropped.
+    /// The future does not keep the scope alive. It also resolves when the last handle of the scope is dropped.
     ///
     /// ```
     /// # use ziggurat::Scope;
@@ -103,7 +111,7 @@ impl Scope {
     /// Whether this scope, or one around it, is closed or being closed.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        // Where a scope owns something, those around it know.
+        // The nearest scope that owns something knows whether a scope around it is closing.
         match self.outwards().find_map(|scope| scope.inner.life.get()) {
             None => false,
             Some(Life::Closed) => true,
@@ -111,15 +119,15 @@ impl Scope {
         }
     }
 
-    /// Tells everything in the scope, at once, and has it closed on a task, if there is anything to close.
+    /// Cancels everything in the scope at once, and closes it on a task if there is anything to close.
     ///
-    /// Nobody waits for it. So the task is one of the runtime in which the scope first owned something: this one may
-    /// end before.
+    /// No caller waits for that, and the current runtime may end first, so the task runs on the runtime in which the
+    /// scope first owned something.
     pub(crate) fn end(&self, ending: Ending) {
         self.end_since(Begun { ending, since: None, is_attended: false });
     }
 
-    /// The same, as `begun` says. Answers what the scope owns, if it does.
+    /// Starts the closing as `begun` says. Returns what the scope owns, if it owns anything.
     fn end_since(&self, begun: Begun) -> Option<&Arc<Owned>> {
         let Life::Owns(owned) = self.inner.life.get_or_init(|| Life::Closed) else { return None };
         if let Some(work) = self.begin(owned, begun) {
@@ -128,7 +136,7 @@ impl Scope {
         Some(owned)
     }
 
-    /// The one closing of the scope, if this is its beginning and there is anything to close.
+    /// Starts the one closing of the scope. Returns the work, if this call is the first and there is anything to close.
     fn begin(&self, owned: &Arc<Owned>, begun: Begun) -> Option<Remaining> {
         if !owned.begin() {
             return None;
@@ -143,7 +151,7 @@ impl Scope {
         Some(work)
     }
 
-    /// How long its tasks may go on, if nobody around it says so: `around`, or else what a scope around it says.
+    /// The grace period of its tasks: its own setting, else `around`, else that of a scope around it.
     fn grace_within(&self, around: Option<Duration>) -> Duration {
         let own = self.inner.state.get::<Grace>().map(|grace| grace.0);
         own.or(around).unwrap_or_else(|| self.grace_period())
@@ -154,7 +162,7 @@ impl Scope {
     }
 }
 
-/// `future`, until then; for ever if there is no such time.
+/// Awaits `future` until `until`, or without a limit if that is `None`.
 async fn within<F: Future>(until: Option<Instant>, future: F) -> Option<F::Output> {
     match until {
         Some(until) => clock::within(until, future).await,
@@ -165,9 +173,9 @@ async fn within<F: Future>(until: Option<Instant>, future: F) -> Option<F::Outpu
 /// How a closing begins.
 struct Begun {
     ending: Ending,
-    /// When everything was told, and the grace period of the scope around, if that is being closed.
+    /// When the scope was cancelled, and the grace period of the scope around it, if that is closing too.
     since: Option<(Instant, Duration)>,
-    /// Whether somebody in this runtime waits for it.
+    /// Whether a caller in this runtime waits for it.
     is_attended: bool,
 }
 
@@ -177,7 +185,7 @@ impl Begun {
     }
 }
 
-/// Closes the scope, on a task, if it is dropped before it is defused.
+/// Closes the scope on a task if it is dropped before it is defused.
 pub(super) struct CloseOnDrop(Option<Scope>);
 
 impl CloseOnDrop {
@@ -189,7 +197,7 @@ impl CloseOnDrop {
         self.0 = None;
     }
 
-    /// Its tasks get no time.
+    /// Aborts the tasks of the scope without a grace period.
     pub(super) fn abort(&self) {
         if let Some(owned) = self.0.as_ref().and_then(Scope::owned) {
             owned.abort.give();
@@ -211,14 +219,14 @@ impl Ending {
     }
 }
 
-/// The task that closes a scope. If its runtime is shut down before it is done, the work goes on in another.
+/// The task that closes a scope. If its runtime is shut down first, the work goes on in another.
 struct Closing {
-    // None: done, or handed on.
+    // `None` once it is done or handed on.
     work: Option<Remaining>,
     start: Arc<Mutex<Start>>,
 }
 
-/// Whether a runtime took the task. One that is shut down drops it within `spawn`, and the work comes back here.
+/// Whether a runtime took the task. A runtime that is shut down drops it within `spawn`, and the work comes back here.
 #[derive(Default)]
 enum Start {
     #[default]
@@ -227,12 +235,12 @@ enum Start {
     Done,
 }
 
-/// What is left to do to close a scope.
+/// The remaining work of closing a scope.
 struct Remaining {
     scope: Scope,
     owned: Arc<Owned>,
     faults: Vec<ScopeFailure>,
-    /// When everything was told, and the grace period of the scope around.
+    /// When the scope was cancelled, and the grace period of the scope around it.
     since: Instant,
     around: Option<Duration>,
     /// The runtimes that were not tried yet, the next one last.
@@ -258,7 +266,7 @@ impl Remaining {
 
     async fn end_tasks(&self) {
         let Self { scope, owned, .. } = self;
-        // Without tasks no timer is needed, and nobody has to be asked for the grace period.
+        // Without tasks, there is no need for a timer or for looking up the grace period.
         if !owned.tasks.is_empty() {
             let until = self.since.checked_add(scope.grace_within(self.around));
             if within(until, owned.tasks.wait()).await.is_none() {
@@ -269,7 +277,8 @@ impl Remaining {
         owned.tasks.wait().await;
     }
 
-    /// At the same time: they were told at the same time too, so none gets more than its own grace period.
+    /// Closes all children concurrently. They were cancelled at the same time, so none gets more than its own grace
+    /// period.
     async fn close_children(&mut self) {
         let children = self.owned.children();
         if children.is_empty() {
@@ -277,7 +286,7 @@ impl Remaining {
         }
         let since = Some((self.since, self.scope.grace_within(self.around)));
         for child in &children {
-            // One without a scope was just dropped, and is being closed.
+            // A child without a scope was just dropped, and is closing already.
             if let Some(scope) = child.scope() {
                 scope.end_since(Begun { ending: Ending::Cancelled, since, is_attended: true });
             }
@@ -294,7 +303,7 @@ impl Remaining {
         let ending = owned.ending();
         while let Some(tear_down) = owned.next_tear_down() {
             let type_name = tear_down.type_name();
-            // If the runtime is shut down meanwhile, this one is gone with it.
+            // If the runtime is shut down meanwhile, this tear-down is lost with it.
             let mut lost = Lost { owned, type_name: Some(type_name) };
             let mut member = Some(Member { scope: Some(scope.clone()), role: Role::TearDown });
             let mut torn_down = pin!(scope.within(tear_down.run(ending)));
@@ -311,10 +320,10 @@ impl Remaining {
         }
     }
 
-    /// No runtime is left to close the scope in: tasks and tear-downs are dropped, and whoever closes it hears that.
+    /// Called when no runtime is left to close the scope in: drops tasks and tear-downs, and records that as failures.
     ///
-    /// Nor is there one for the scopes within, unless they know of another. Without recursion: scopes may nest deeper
-    /// than the stack is.
+    /// The scopes inside share that fate, unless they have another runtime. Without recursion: scopes may nest deeper
+    /// than the stack.
     fn lose(self) {
         let mut lost = vec![(None, self)];
         let mut looked_at = 0;
@@ -350,7 +359,7 @@ impl Remaining {
         self.faults.push(ScopeFailure::new(&self.scope.path(), kind));
     }
 
-    /// The scope is closed, and everybody may hear how.
+    /// Marks the scope as closed and publishes the result.
     fn finish(mut self) -> Option<ScopeError> {
         for type_name in self.owned.lost() {
             self.fault(ScopeFailureKind::NotTornDown { type_name });
@@ -361,7 +370,7 @@ impl Remaining {
         }
         let error = ScopeError::of(&scope, faults);
         if let Some(error) = &error {
-            // It displays errors of users: one that panics must not leave those waiting who wait for the end.
+            // Displaying the error runs user code, and a panic there must not leave callers of `close` waiting.
             catch::run(|| scope.inner.span.not_closed_cleanly(error));
         }
         owned.finish(error.clone());
@@ -369,7 +378,7 @@ impl Remaining {
     }
 }
 
-/// Notes the tear-down that was running when it is dropped.
+/// Records the running tear-down as lost if it is dropped first.
 struct Lost<'a> {
     owned: &'a Owned,
     type_name: Option<&'static str>,
@@ -384,14 +393,14 @@ impl Drop for Lost<'_> {
 }
 
 impl Closing {
-    /// On the next runtime, or nowhere.
+    /// Continues on the next runtime. If there is none, drops the work.
     fn go_on(work: Remaining) {
         if let Some(work) = Self::start(work) {
             work.lose();
         }
     }
 
-    /// On the first of its runtimes that is not shut down; the work if there is none.
+    /// Starts on the first runtime that is not shut down. Returns the work if there is none.
     fn start(mut work: Remaining) -> Option<Remaining> {
         while let Some(runtime) = work.runtimes.pop() {
             let start = Arc::<Mutex<Start>>::default();

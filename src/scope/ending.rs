@@ -1,30 +1,30 @@
 //! How the work in a scope ended.
 
-/// How the work in a scope ended: what a tear-down is told that decides between a commit and a roll back, see
-/// [`Disposable::with_ending`](super::Disposable::with_ending). More kinds may be added.
+/// How the work in a scope ended, for a tear-down that has to commit or roll back.
+///
+/// See [`Disposable::with_ending`](super::Disposable::with_ending). More kinds may be added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Ending {
     /// The body of [`Scope::run`](crate::Scope::run) returned a value, [`Scope::close`](crate::Scope::close) was
-    /// called, or the [`ContextLayer`](crate::context::ContextLayer) had a response.
+    /// called, or the service inside the [`ContextLayer`](crate::context::ContextLayer) returned a response.
     Completed,
-    /// The body returned an error, the service did, or the scope could not be opened.
+    /// The body or the service returned an error, or the scope could not be opened.
     Failed,
     /// The body panicked, or was dropped while its thread panicked.
     Panicked,
-    /// The work did not come to its end: the body was dropped, the last handle of the scope was, or a scope around it
-    /// was closed.
+    /// The work was cut off: the body or the last handle of the scope was dropped, or a scope around it was closed.
     Cancelled,
 }
 
-/// What the body of [`Scope::run`](crate::Scope::run) returns: `()`, or a `Result<T, E>`, which says whether the work
-/// failed.
+/// The return type of the body of [`Scope::run`](crate::Scope::run): `()`, or a `Result<T, E>` that shows whether the
+/// work failed.
 #[diagnostic::on_unimplemented(
     message = "the body of a scope returns `()` or a `Result`, and this one returns `{Self}`",
-    note = "a tear-down is told whether the work failed: if it cannot, return `Ok::<_, std::convert::Infallible>(value)`"
+    note = "a tear-down learns whether the work failed: if it cannot fail, return `Ok::<_, std::convert::Infallible>(value)`"
 )]
 pub trait Work {
-    /// How the work ended that returned this.
+    /// Returns how the work ended.
     fn ending(&self) -> Ending;
 }
 
@@ -40,7 +40,7 @@ impl<T, E> Work for Result<T, E> {
     }
 }
 
-/// The type `!`, which stable Rust names in this way alone.
+/// The type `!`, which has no other name in stable Rust.
 type Never = <fn() -> ! as Returns>::Output;
 
 #[doc(hidden)]

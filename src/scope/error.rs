@@ -1,4 +1,4 @@
-//! What can go wrong while a scope is opened and closed. Every fault is kept: none replaces another.
+//! Errors of opening and closing a scope. Every failure is kept: none replaces another.
 
 use std::{
     any::Any,
@@ -11,18 +11,20 @@ use super::Scope;
 
 pub(super) type BoxError = Box<dyn Error + Send + Sync>;
 
-/// A scope did not open, or did not close cleanly. It keeps every [`ScopeFailure`], in the order in which they happened; never none.
+/// A scope did not open, or did not close cleanly.
 ///
-/// Its [`source`](Error::source) is the error of the first one. A clone is the same error, so everybody who closes a scope hears it.
+/// It holds every [`ScopeFailure`], at least one, in the order in which they happened. Its [`source`](Error::source) is
+/// the error of the first. A clone is the same error, so that every caller that closes a scope receives it.
 #[derive(Clone)]
 pub struct ScopeError {
-    /// The length of its path, with which those of all faults begin: many scopes may nest, and each has a long path.
+    /// The length of the path of the scope. The paths of all failures begin with it, so it is not stored again: scopes
+    /// may nest deeply, and each has a long path.
     path_len: usize,
     faults: Arc<[ScopeFailure]>,
 }
 
 impl ScopeError {
-    /// `None` if nothing is wrong. All faults are those of `scope` and of scopes within it.
+    /// Returns the error of `scope`, or `None` without failures. All failures are of `scope` and of scopes inside it.
     pub(super) fn of(scope: &Scope, faults: Vec<ScopeFailure>) -> Option<Self> {
         (!faults.is_empty()).then(|| Self { path_len: scope.inner.path_len, faults: faults.into() })
     }
@@ -31,13 +33,13 @@ impl ScopeError {
         Self { path_len: scope.inner.path_len, faults: [ScopeFailure::new(&scope.path(), kind)].into() }
     }
 
-    /// The names from the outermost scope to the one that this is about, as `app/request`.
+    /// The names from the outermost scope to the one that failed, such as `app/request`.
     #[must_use]
     pub fn scope(&self) -> &str {
         self.faults.first().and_then(|fault| fault.scope.get(..self.path_len)).unwrap_or_default()
     }
 
-    /// All that went wrong, in this scope and in those within it that were closed with it; the first one first.
+    /// All failures, of this scope and of those inside it that were closed with it, in order.
     #[must_use]
     pub fn faults(&self) -> &[ScopeFailure] {
         &self.faults
@@ -65,7 +67,7 @@ impl Error for ScopeError {
     }
 }
 
-/// One thing that went wrong in one scope. As an error its [`source`](Error::source) is that of the user's function, if there is one.
+/// A failure in one scope. Its [`source`](Error::source) is that of the error of the user's function, if there is one.
 #[derive(Debug, Clone)]
 pub struct ScopeFailure {
     scope: Arc<str>,
@@ -77,50 +79,51 @@ impl ScopeFailure {
         Self { scope: scope.into(), kind }
     }
 
-    /// The scope that it happened in, as `app/request`.
+    /// The path of the scope that failed, such as `app/request`.
     #[must_use]
     pub fn scope(&self) -> &str {
         &self.scope
     }
 
-    /// What went wrong.
+    /// The kind of failure.
     #[must_use]
     pub fn kind(&self) -> &ScopeFailureKind {
         &self.kind
     }
 }
 
-/// What went wrong while a scope was opened or closed. More kinds may be added.
+/// The kinds of failure when a scope is opened or closed. More kinds may be added.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum ScopeFailureKind {
-    /// A value was not set up: its error, or a [`Panic`].
+    /// A value was not set up, because of an error or a [`Panic`].
     SetUp {
         /// The value's type.
         type_name: &'static str,
-        /// What its function answered.
+        /// The error of the set-up.
         error: Arc<dyn Error + Send + Sync>,
     },
-    /// A value was not torn down: its error, or a [`Panic`].
+    /// A value was not torn down, because of an error or a [`Panic`].
     TearDown {
         /// The value's type.
         type_name: &'static str,
-        /// What its function answered.
+        /// The error of the tear-down.
         error: Arc<dyn Error + Send + Sync>,
     },
     /// The scope was closed before it was open.
     Closed,
-    /// There is no tokio runtime, or it was shut down meanwhile. What was not torn down is told by
-    /// [`NotTornDown`](Self::NotTornDown).
+    /// There is no tokio runtime, or it was shut down meanwhile. [`NotTornDown`](Self::NotTornDown) reports each value
+    /// that was not torn down.
     NoRuntime,
-    /// A value was not torn down to the end, because no tokio runtime is left: it was only dropped.
+    /// The tear-down of a value did not complete, because no tokio runtime is left. The value was dropped.
     NotTornDown {
         /// The value's type.
         type_name: &'static str,
     },
-    /// A tear-down awaited the closing that awaits the tear-down. The closing itself goes on.
+    /// A tear-down awaited the closing that awaits this tear-down. The closing itself goes on.
     AwaitsItself,
-    /// A tear-down awaited the closing of this scope for the whole grace period of its own. The closing itself goes on.
+    /// A tear-down awaited the closing of this scope for the whole grace period of its own scope. The closing itself
+    /// goes on.
     NotInTime,
 }
 
@@ -175,7 +178,7 @@ impl Error for ScopeFailure {
 /// A panic, as the error of the task or function that panicked.
 pub struct Panic {
     message: String,
-    // Never locked: it makes the error `Sync`.
+    // Never locked: the mutex makes the error `Sync`.
     payload: Mutex<Box<dyn Any + Send>>,
 }
 
@@ -186,13 +189,13 @@ impl Panic {
         Self { message: message.unwrap_or_else(|| "no message".to_owned()), payload: Mutex::new(payload) }
     }
 
-    /// What it panicked with, if that was a text.
+    /// The message of the panic, if its payload was a string.
     #[must_use]
     pub fn message(&self) -> &str {
         &self.message
     }
 
-    /// Panics with what was panicked with. The panic hook, which has heard of it already, is not called again.
+    /// Resumes the panic with its payload. The panic hook is not called again.
     ///
     /// # Panics
     ///

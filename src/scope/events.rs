@@ -10,11 +10,11 @@ use super::{Scope, life::Owned};
 use crate::events::{EventBus, Spawn};
 
 impl Scope {
-    /// The event bus of this scope: that of the outermost one around it, or of the nearest that is [isolated](Self::isolated).
+    /// Returns the event bus of the nearest [isolated](Self::isolated) scope, or else of the outermost scope.
     ///
-    /// It is closed when that scope is closed, as soon as everything is told: streams end after what waits for them. The handlers that are
-    /// attached to it ([`EventBus::on`]) are tasks of that scope: they run in it, and its closing waits until they have handled
-    /// what waits for them, for as long as the [grace period](Self::grace) lets them.
+    /// The bus is closed when that scope starts to close, and its streams end after their backlog. Handlers that are
+    /// attached to it ([`EventBus::on`]) are tasks of that scope: they run in it, and its closing waits until they have
+    /// handled their backlog, up to the [grace period](Self::grace).
     ///
     /// ```
     /// # use ziggurat::Scope;
@@ -40,14 +40,15 @@ impl Scope {
             return events;
         };
         let events = owned.events.get_or_init(|| EventBus::of(Arc::new(Home(Arc::downgrade(owned))))).clone();
-        // Who tells looks for a bus afterwards: one of the two sees the other.
+        // The closing sets its signal before it looks for a bus, so one of the two sees the other.
         if owned.told.is_given() {
             events.close();
         }
         events
     }
 
-    /// Gives this scope an event bus of its own: what is published in it, or within it, is not heard outside.
+    /// Gives this scope an event bus of its own. Events published in this scope, or inside it, do not reach subscribers
+    /// outside.
     #[must_use]
     pub fn isolated(self) -> Self {
         self.inner.isolated.store(true, Ordering::Relaxed);
@@ -55,7 +56,7 @@ impl Scope {
     }
 }
 
-/// The scope of a bus, which that does not keep: its handlers are tasks of the scope.
+/// The scope of a bus, held weakly. The handlers of the bus are tasks of the scope.
 struct Home(Weak<Owned>);
 
 impl Spawn for Home {

@@ -1,4 +1,4 @@
-//! Tasks that fail as one.
+//! Groups of tasks that fail together.
 
 use std::{
     any::type_name,
@@ -21,11 +21,11 @@ use super::{
 use crate::{caught::unwound, signal::Signal};
 
 impl Scope {
-    /// Runs `body` and the tasks that it spawns in this scope, as one: see [`Opening::run_group`].
+    /// Runs `body` and the tasks that it spawns as a group, in this scope: see [`Opening::run_group`].
     ///
     /// # Errors
     ///
-    /// If the scope is closed already; `body` is not called then.
+    /// If the scope is closed already. `body` is not called then.
     pub async fn run_group<T, E, F>(
         self,
         body: impl FnOnce(Group<E>) -> F,
@@ -38,11 +38,11 @@ impl Scope {
 }
 
 impl Opening {
-    /// Opens the scope, runs `body` in it and the tasks that `body` spawns in the [group](Group), and closes the scope.
+    /// Opens the scope, runs `body` and the tasks that it spawns in the [group](Group), and closes the scope.
     ///
-    /// The group fails as one: with the first error or panic, of a task or of `body`, `body` is dropped and all other
-    /// tasks of the scope are aborted, without a grace period. The failure is returned when all of them are dropped.
-    /// When `body` returns a value, the group waits for the tasks that are left.
+    /// The group fails together: at the first error or panic, of a task or of `body`, `body` is dropped and all other
+    /// tasks of the scope are aborted, without a grace period. The failure is returned when all of them have been
+    /// dropped. If `body` returns a value, the group waits for its remaining tasks.
     ///
     /// If this future is dropped, or `body` panics, the tasks are aborted, and the scope is closed on a task.
     ///
@@ -66,7 +66,7 @@ impl Opening {
     ///
     /// # Errors
     ///
-    /// If the scope could not be opened: then `body` was not called, and everything is undone.
+    /// If the scope could not be opened. `body` was not called then, and the values that were set up are torn down.
     pub async fn run_group<T, E, F>(
         self,
         body: impl FnOnce(Group<E>) -> F,
@@ -137,7 +137,7 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// Tasks that fail as one, in a scope of their own: see [`Scope::run_group`]. A clone is the same group.
+/// Tasks that fail together, in a scope of their own: see [`Scope::run_group`]. A clone is the same group.
 pub struct Group<E> {
     scope: Scope,
     members: Arc<Members<E>>,
@@ -145,16 +145,15 @@ pub struct Group<E> {
 
 struct Members<E> {
     tasks: TaskTracker,
-    /// The first one.
+    /// The first failure.
     failure: Mutex<Option<GroupError<E>>>,
     failed: Arc<Signal>,
 }
 
 impl<E> Group<E> {
-    /// Runs `future` on a task of the group, in its scope: see [`Scope::spawn`]. If `future` fails or panics, the group
-    /// does.
+    /// Runs `future` on a task of the group, in its scope: see [`Scope::spawn`].
     ///
-    /// In a group that has failed or ended, `future` is dropped.
+    /// If `future` fails or panics, so does the group. If the group has failed or ended already, `future` is dropped.
     pub fn spawn<T, F>(&self, future: F) -> GroupTask<T>
     where
         F: Future<Output = Result<T, E>> + Send + 'static,
@@ -189,7 +188,7 @@ impl<E> Group<E> {
 }
 
 impl<E> Members<E> {
-    /// The first failure holds, and ends the group.
+    /// Records the first failure, which ends the group.
     fn fail(&self, failure: GroupError<E>) {
         let mut first = self.failure();
         if self.failed.is_given() {
@@ -213,11 +212,11 @@ impl<E> Default for Members<E> {
     }
 }
 
-/// A task of the group. One that is dropped before its end was aborted from outside.
+/// A task of the group. If it is dropped before its end, it was aborted from outside.
 struct InGroup<E> {
     members: Arc<Members<E>>,
     is_over: bool,
-    // The last field: the failure is there when nobody waits for the task any longer.
+    // The last field, so that the failure is recorded before the group stops waiting for the task.
     _token: TaskTrackerToken,
 }
 
@@ -245,12 +244,13 @@ impl<E> fmt::Debug for Group<E> {
     }
 }
 
-/// The handle of a task that [`Group::spawn`] started: a future of its value. Dropping it leaves the task running.
+/// The handle of a task that [`Group::spawn`] started: a future of its value.
 ///
-/// If the task fails it stays pending: the group fails, and drops the body that awaits it.
+/// Dropping the handle leaves the task running. If the task fails, the handle stays pending: the group fails, and drops
+/// the body that awaits it.
 #[must_use = "the group waits for the task, and its value is lost"]
 pub struct GroupTask<T> {
-    // None: it was not started, and the group fails.
+    // `None` if the task was not started. The group fails then.
     task: Option<Task<Option<T>>>,
 }
 

@@ -1,7 +1,7 @@
-//! What a scope owns, and whether it is being closed.
+//! What a scope owns, and whether it is closing.
 //!
-//! Most scopes are those of requests, and own nothing. So all of this is made when it is first asked for, by a task, a disposable or
-//! somebody who waits for the end; until then a scope is its name and its state.
+//! Most scopes belong to requests and own nothing. So all of this is created on demand, for a task, a disposable or a
+//! caller that waits for the end. Until then a scope is only its name and its state.
 
 use std::{
     collections::BTreeMap,
@@ -39,31 +39,31 @@ impl Life {
 }
 
 pub(super) struct Owned {
-    /// The scope is being closed, or one around it is.
+    /// Set when the scope, or one around it, starts to close.
     pub(super) told: Arc<Signal>,
-    /// Its tasks have had their time.
+    /// Set when the grace period of the tasks is over.
     pub(super) abort: Arc<Signal>,
-    /// It is closed.
+    /// Set when the scope is closed.
     pub(super) done: Arc<Signal>,
     pub(super) tasks: TaskTracker,
     pub(super) events: OnceLock<EventBus>,
     begun: AtomicBool,
     error: OnceLock<ScopeError>,
     ending: OnceLock<Ending>,
-    /// The one in which the scope first owned something, or a scope around it did.
+    /// The runtime in which the scope, or a scope around it, first owned something.
     runtime: OnceLock<Handle>,
-    // Weak, because tasks hold this, and what runs in a scope must not keep it from ending when nobody else holds it.
+    // Weak, because tasks hold `Owned`, and must not keep the scope alive.
     first: Weak<Inner>,
-    // The scope as it lives on while it is closed, if its last handle was dropped before.
+    // The scope as it lives on for its closing, if its last handle was dropped before.
     last: OnceLock<Weak<Inner>>,
     parts: Mutex<Parts>,
 }
 
-/// Nothing of a user's is dropped or run while these are locked.
+/// No user code runs, and no user value is dropped, while this is locked.
 #[derive(Default)]
 struct Parts {
     tear_downs: Vec<TearDown>,
-    /// The types of those that were running when their runtime was shut down.
+    /// The types of the values whose tear-down was running when the runtime was shut down.
     lost: Vec<&'static str>,
     children: BTreeMap<u64, Arc<Owned>>,
 }
@@ -86,15 +86,15 @@ impl Owned {
         })
     }
 
-    /// A scope within this one that owns something too.
+    /// Creates the part of a child scope that owns something too.
     pub(super) fn child(&self, scope: &Scope) -> Arc<Self> {
         let child = Self::new(scope);
         if let Some(runtime) = self.runtime.get() {
             child.runtime.get_or_init(|| runtime.clone());
         }
         self.parts().children.insert(scope.id(), Arc::clone(&child));
-        // Whoever tells this scope looks at its children afterwards: one of the two sees the other. Nobody waits for
-        // the child yet.
+        // `tell` sets this scope's signal before it looks at the children, so one of the two sees the other. No task
+        // waits for the child yet, so none has to be woken.
         if self.told.is_given() {
             child.told.set();
         }
@@ -114,7 +114,7 @@ impl Owned {
         self.parts().tear_downs.push(tear_down);
     }
 
-    /// What was set up last and is not torn down yet.
+    /// Removes and returns the tear-down that was added last.
     pub(super) fn next_tear_down(&self) -> Option<TearDown> {
         self.parts().tear_downs.pop()
     }
@@ -123,41 +123,41 @@ impl Owned {
         self.parts().lost.push(type_name);
     }
 
-    /// The types of what could not be torn down to the end.
+    /// The types of the values whose tear-down did not complete.
     pub(super) fn lost(&self) -> Vec<&'static str> {
         mem::take(&mut self.parts().lost)
     }
 
-    /// Counts a task in, unless the scope is being closed. Whoever closes it after this waits for the token.
+    /// Registers a task, unless the scope is closing. A later closing waits for the token.
     pub(super) fn admit(&self) -> Option<TaskTrackerToken> {
-        // In this order: who closes first tells, and then looks whether there are tasks.
+        // In this order, because closing sets the signal before it counts the tasks.
         let token = self.tasks.token();
         (!self.told.is_given()).then_some(token)
     }
 
-    /// Nobody has to be waited for, and nothing torn down.
+    /// Whether there is nothing to wait for and nothing to tear down.
     pub(super) fn is_idle(&self) -> bool {
         let parts = self.parts();
         self.tasks.is_empty() && parts.tear_downs.is_empty() && parts.children.is_empty()
     }
 
-    /// There is something of its own that closing it would await or tear down.
+    /// Whether this scope, apart from its children, has something to wait for or to tear down.
     pub(super) fn has_more_to_do(&self) -> bool {
         let parts = self.parts();
         !(self.tasks.is_empty() && parts.tear_downs.is_empty() && parts.lost.is_empty())
     }
 
-    /// Whether the caller is the one who has to close it.
+    /// Starts to close the scope. Returns whether the caller has to do the rest.
     pub(super) fn begin(self: &Arc<Self>) -> bool {
         let first = !self.begun.swap(true, Ordering::SeqCst);
         self.tell();
         first
     }
 
-    /// Tells everything in the scope, none twice: first all of them, and then those who wait are woken, and their
-    /// events end.
+    /// Cancels everything in the scope, each part once. Sets all signals first, and then wakes waiters and closes event
+    /// buses.
     ///
-    /// Without recursion: scopes may nest deeper than the stack is.
+    /// Without recursion: scopes may nest deeper than the stack.
     fn tell(self: &Arc<Self>) {
         if !self.told.set() {
             return;
@@ -172,23 +172,23 @@ impl Owned {
         for owned in told {
             owned.told.wake();
             if let Some(events) = owned.events.get() {
-                // It wakes who listens: their code.
+                // Wakes subscribers, whose wakers are user code.
                 catch::run(|| events.close());
             }
         }
     }
 
-    /// How the work in the scope ended: what is said first holds.
+    /// Records how the work in the scope ended. The first call wins.
     pub(super) fn ended(&self, ending: Ending) {
         let _only_once = self.ending.set(ending);
     }
 
-    /// If nobody said how the work ended, somebody else ended it.
+    /// How the work ended. Without a record, it was cancelled from outside.
     pub(super) fn ending(&self) -> Ending {
         *self.ending.get_or_init(|| Ending::Cancelled)
     }
 
-    /// It is closed, and everybody may hear how.
+    /// Marks the scope as closed and wakes the callers of `close` with the result.
     pub(super) fn finish(&self, error: Option<ScopeError>) {
         if let Some(error) = error {
             let _only_once = self.error.set(error);
@@ -196,13 +196,13 @@ impl Owned {
         self.done.give();
     }
 
-    /// Resolves when it is closed.
+    /// Resolves when the scope is closed.
     pub(super) async fn closed(&self) -> Result<(), ScopeError> {
         self.done.wait().await;
         self.error.get().cloned().map_or(Ok(()), Err)
     }
 
-    /// The runtime that is here, or else the one in which the scope first owned something.
+    /// The current runtime, or else the one in which the scope first owned something.
     pub(super) fn runtime(&self) -> Option<Handle> {
         match Handle::try_current() {
             Ok(here) => {
@@ -218,7 +218,7 @@ impl Owned {
         self.runtime.get().cloned()
     }
 
-    /// The scope, unless its last handle was dropped and it is closed, or about to be.
+    /// The scope, unless its last handle was dropped and it is closed or about to be.
     pub(super) fn scope(&self) -> Option<Scope> {
         let inner = self.first.upgrade().or_else(|| self.last.get()?.upgrade())?;
         Some(Scope { inner })

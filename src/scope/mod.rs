@@ -1,7 +1,8 @@
-//! Scopes: the state that belongs to a request, a batch, the whole program.
+//! Scopes: typed state, tasks and resources that belong to a request, a batch or the whole program.
 //!
-//! A [`Scope`] holds values by their type, and a child scope sees what its parents hold. The
-//! [`ContextLayer`](crate::context::ContextLayer) opens one for every request; [`Scope::within`] runs any future in one.
+//! A [`Scope`] holds values by type, and a child scope sees the values of its parents. The
+//! [`ContextLayer`](crate::context::ContextLayer) opens a scope for every request. [`Scope::within`] runs any future in
+//! a scope.
 //!
 //! ```
 //! use ziggurat::Scope;
@@ -23,8 +24,8 @@
 //! # }
 //! ```
 //!
-//! A scope can also own things: tasks ([`Scope::spawn`]), what was set up for it ([`Scope::disposable`]) and an event bus
-//! ([`Scope::events`]). They end with it, at the latest when it is closed ([`Scope::close`]), and those within it before:
+//! A scope can also own tasks ([`Scope::spawn`]), values with a set-up and a tear-down ([`Scope::disposable`]), and an
+//! event bus ([`Scope::events`]). Closing the scope ([`Scope::close`]) ends them all, after those of its child scopes:
 //!
 //! ```
 //! use std::{io, sync::Arc, time::Duration};
@@ -49,28 +50,31 @@
 //! # }
 //! ```
 //!
-//! **When nobody closes it.** When the last handle of a scope is dropped, it is closed on a task of the runtime in
-//! which it first owned something, wherever the handle is dropped. That is told in `tracing`, as a warning, if there
-//! was something to close: nobody has heard how it ended. If that runtime is gone, the task runs in the one that is
-//! there; without any tokio runtime tasks are aborted then, values are only dropped, and another warning names those
-//! that were not torn down.
+//! # Scopes that are not closed
+//!
+//! When the last handle of a scope is dropped, the scope is closed on a task of the runtime in which it first owned
+//! something. If there was something to close, `tracing` reports it as a warning, because the result of the closing is
+//! lost. If that runtime has been shut down, the task runs on the current one. Without any tokio runtime, tasks are
+//! aborted and values are dropped without their tear-down. Another warning names those values.
 //!
 //! # Where ambient state reaches
 //!
-//! The current scope ([`Scope::current`]), the deadline ([`Deadline::current`](crate::Deadline::current)), the number
-//! of the attempt ([`attempt`](crate::attempt())) and a lent resource ([`resource::current`](crate::resource::current))
-//! surround a *poll*:
+//! Ambient state is set around each *poll*. It consists of the current scope ([`Scope::current`]), the deadline
+//! ([`Deadline::current`](crate::Deadline::current)), the number of the attempt ([`attempt`](crate::attempt())) and a
+//! lent resource ([`resource::current`](crate::resource::current)):
 //!
-//! | code | sees them |
+//! | code | sees it |
 //! |---|---|
-//! | a handler, a layer or a service inside of the layer that brings them, `join!` and `select!` in there, `Drop` | yes |
-//! | a response body, where the layer lasts until its end | the scope: yes |
-//! | a task of a scope ([`Scope::spawn`], [`Group::spawn`]) | its scope; see there for the deadline |
-//! | a task of `tokio::spawn`, `spawn_local` or `spawn_blocking`, a thread | no: it takes what it needs along ([`Scope::within`]) |
-//! | a task of a `LocalSet` that is driven inside a call | not the scope; the call's deadline and number, because it is polled within the call |
-//! | a task of another executor that is driven inside a call | all of the call's: give it a scope of its own |
+//! | a handler, layer or service inside the layer that sets it, `join!` and `select!` in there, `Drop` | yes |
+//! | a response body, if the layer lasts until its end | the scope |
+//! | a task of a scope ([`Scope::spawn`], [`Group::spawn`]) | its scope; for the deadline, see `spawn` |
+//! | a task of `tokio::spawn`, `spawn_local` or `spawn_blocking`, a thread | no: pass it on with [`Scope::within`] |
+//! | a task of a `LocalSet` that is driven inside a call | the call's deadline and attempt, but not its scope |
+//! | a task of another executor that is driven inside a call | all of the call's state; give it a scope of its own |
 //!
-//! **What it costs.** A scope that owns nothing is one allocation, and closing it one atomic operation.
+//! # Cost
+//!
+//! A scope that owns nothing is one allocation, and closing it is one atomic operation.
 
 use std::{
     any::type_name,
@@ -120,12 +124,13 @@ use span::{EnteredSpan, Span};
 use state::State;
 pub use task::{Task, TaskError};
 
-/// A set of values, each of its own type, that belongs to a piece of work. A clone is the same scope, and cheap.
+/// A set of values, one for each type, that belongs to a piece of work. A clone is the same scope, and cheap.
 ///
-/// What is logged through `tracing` while the scope is current stands in a span of its own, named `scope`, with its name and id.
+/// While the scope is current, `tracing` events are recorded in its span, which is named `scope` and has the scope's
+/// name and id.
 ///
-/// A value is looked up by its exact type, from this scope outwards. Values are shared as [`Arc`]s: a reader keeps the one it
-/// got, whole, while others replace it.
+/// A value is looked up by its exact type, from this scope outwards. Values are shared as [`Arc`]s: a reader keeps the
+/// value that it got, even if it is replaced meanwhile.
 #[derive(Clone)]
 pub struct Scope {
     inner: Arc<Inner>,
@@ -135,26 +140,26 @@ slot!(Option<Scope>, None);
 
 struct Inner {
     name: Cow<'static, str>,
-    /// The length of what [`Scope::path`] gives.
+    /// The length of the string that [`Scope::path`] returns.
     path_len: usize,
     id: u64,
     parent: Option<Scope>,
     state: State,
     span: Span,
-    /// Whether it has an event bus of its own.
+    /// Whether the scope has an event bus of its own.
     isolated: AtomicBool,
-    /// Whether it ends with the request that a layer opened it for.
+    /// Whether the scope ends with the request that a layer opened it for.
     ends_with_request: AtomicBool,
     life: OnceLock<Life>,
 }
 
 impl Scope {
-    /// A scope without a parent.
+    /// Creates a scope without a parent.
     pub fn root(name: impl Into<Cow<'static, str>>) -> Self {
         Self::new(name.into(), None)
     }
 
-    /// A scope that sees what this one holds.
+    /// Creates a child scope, which sees the values of this one.
     pub fn child(&self, name: impl Into<Cow<'static, str>>) -> Self {
         Self::new(name.into(), Some(self.clone()))
     }
@@ -170,63 +175,67 @@ impl Scope {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Puts a value into this scope, in place of one of the same type, and hides one that a parent holds.
+    /// Stores a value in this scope. It replaces a value of the same type, and hides one of a parent.
     #[must_use]
     pub fn with<T: Send + Sync + 'static>(self, value: T) -> Self {
         self.inner.state.put(Arc::new(value));
         self
     }
 
-    /// The name that the scope was given.
+    /// The name of the scope.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.inner.name
     }
 
-    /// A number that no other scope of this process has.
+    /// A number that is unique in this process.
     #[must_use]
     pub fn id(&self) -> u64 {
         self.inner.id
     }
 
-    /// The scope that this one is a child of.
+    /// The parent of this scope.
     #[must_use]
     pub fn parent(&self) -> Option<&Self> {
         self.inner.parent.as_ref()
     }
 
-    /// This scope and its parents, from the inside out.
+    /// This scope and its parents, innermost first.
     fn outwards(&self) -> impl Iterator<Item = &Self> {
         std::iter::successors(Some(self), |scope| scope.parent())
     }
 
-    /// The value of this type in the nearest scope that holds one.
+    /// Returns the value of type `T` from the nearest scope that holds one.
     #[must_use]
     pub fn get<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
         self.outwards().find_map(|scope| scope.inner.state.get())
     }
 
-    /// The value of this type in the nearest scope that holds one.
+    /// Returns the value of type `T` from the nearest scope that holds one, or an error.
     ///
     /// # Errors
     ///
-    /// If there is none: the error names the type and this scope.
+    /// If no scope holds one. The error names the type and this scope.
     pub fn require<T: Send + Sync + 'static>(&self) -> Result<Arc<T>, MissingState> {
         self.get().ok_or_else(|| MissingState { type_name: type_name::<T>(), scope: self.path() })
     }
 
-    /// The value of this type in the nearest scope that holds one; if there is none, this scope gets the type's default.
+    /// Returns the value of type `T` from the nearest scope that holds one. If there is none, stores the type's default
+    /// in this scope.
     ///
-    /// The default is made without holding a lock. Of two callers that make it at once, both get the one that was first.
+    /// The default is created without holding a lock. If two callers create it at once, both get the value that was
+    /// stored first.
     #[must_use]
     pub fn state<T: Default + Send + Sync + 'static>(&self) -> Arc<T> {
         self.get().unwrap_or_else(|| self.inner.state.put_if_absent(Arc::new(T::default())))
     }
 
-    /// Replaces the value of this type, in the nearest scope that holds one, by what `change` makes of it; returns the new one.
+    /// Replaces the value of type `T`, in the nearest scope that holds one, by the result of `change`, and returns the
+    /// new value.
     ///
-    /// It is atomic: readers see the old value or the new one, whole, and no change is lost. `change` runs without a lock, and
-    /// once more if somebody else changed the value meanwhile; so one that itself updates the same value never ends.
+    /// The update is atomic: readers see the old value or the new one, and no update is lost. `change` runs without a
+    /// lock, and again if another caller has replaced the value meanwhile. A `change` that updates the same value
+    /// itself therefore never ends.
     ///
     /// # Errors
     ///
@@ -247,46 +256,48 @@ impl Scope {
         }
     }
 
-    /// The scope that the caller runs in: that of the request, in the handler, in every layer and service inside the
-    /// [`ContextLayer`](crate::context::ContextLayer), in response bodies, and in the `Drop` of all these.
+    /// Returns the scope that the caller runs in.
     ///
-    /// Tasks of the scope ([`spawn`](Scope::spawn)) run in it too. One that is spawned otherwise has none, unless it was given one
-    /// with [`within`](Scope::within): also not one of a `LocalSet` that is driven inside the call.
+    /// In the handler of a request, in every layer and service inside the
+    /// [`ContextLayer`](crate::context::ContextLayer), in response bodies, and in the `Drop` of all these, it is the
+    /// scope of the request. Tasks of the scope ([`spawn`](Scope::spawn)) run in it too. Any other task has no scope,
+    /// unless it is given one with [`within`](Scope::within). That includes a task of a `LocalSet` that is driven
+    /// inside the call.
     #[must_use]
     pub fn current() -> Option<Self> {
         ambient::get::<Option<Self>>().filter(|_| ambient::are_of_this_task())
     }
 
-    /// Runs `future` in this scope: it is the current one whenever the future is polled, and when it is dropped.
+    /// Runs `future` in this scope, which is current whenever the future is polled, and when it is dropped.
     pub fn within<F>(&self, future: F) -> WithScope<F> {
         WithScope { future: Some(future), scope: Some(self.clone()) }
     }
 
-    /// Whether this is `other` or lies within it.
+    /// Whether this scope is `other` or inside it.
     #[must_use]
     pub fn is_within(&self, other: &Self) -> bool {
         self.outwards().any(|scope| scope.id() == other.id())
     }
 
-    /// Runs `f` in this scope.
+    /// Calls `f` in this scope.
     pub fn enter<R>(&self, f: impl FnOnce() -> R) -> R {
         let mut scope = Some(self.clone());
         let _entered = enter(&mut scope);
         f()
     }
 
-    /// Says whose request this is the scope of: in its state, and on its span.
+    /// Stores the ids of the request that this scope belongs to, and records them on its span.
     pub(crate) fn identify(&self, ids: RequestIds) {
         self.inner.span.identify(&ids);
         self.inner.state.put(Arc::new(ids));
     }
 
-    /// What it owns. `None` if it was closed before it owned anything.
+    /// Returns what the scope owns, or `None` if it was closed before it owned anything.
     fn owned(&self) -> Option<&Arc<Owned>> {
         if let Some(life) = self.inner.life.get() {
             return life.owned();
         }
-        // From the outside in, and not each in the making of the one within: scopes may nest deeper than the stack is.
+        // From the outside in, without recursion: scopes may nest deeper than the stack.
         let new: Vec<_> = self.outwards().take_while(|scope| scope.inner.life.get().is_none()).collect();
         for scope in new.into_iter().rev() {
             scope.inner.life.get_or_init(|| match scope.parent().map(|parent| parent.inner.life.get()) {
@@ -298,7 +309,7 @@ impl Scope {
         self.inner.life.get().and_then(Life::owned)
     }
 
-    /// The names from the outermost scope to this one, as `app/request`.
+    /// The names from the outermost scope to this one, such as `app/request`.
     fn path(&self) -> String {
         let mut names: Vec<_> = self.outwards().map(Self::name).collect();
         names.reverse();
@@ -307,8 +318,8 @@ impl Scope {
 }
 
 impl Inner {
-    /// The last handle is gone. A scope that was not closed lives on, with all that it has, until it is. Answers the
-    /// parent, which this handle kept.
+    /// Called when the last handle is dropped. A scope that is not closed yet lives on, with all its parts, until it
+    /// is. Returns the parent, which this handle kept alive.
     fn let_go(&mut self) -> Option<Scope> {
         let Some(Life::Owns(owned)) = self.life.take().filter(Life::is_open) else { return self.parent.take() };
         let inner = Self {
@@ -328,7 +339,7 @@ impl Inner {
             scope.inner.span.dropped_open(&scope.path());
         }
         scope.end(Ending::of_what_is_dropped());
-        // One that had nothing to close is closed, and goes now.
+        // If there was nothing to close, the scope is closed already and is dropped now.
         Arc::into_inner(scope.inner)?.parent.take()
     }
 }
@@ -336,8 +347,7 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         let mut parent = self.let_go();
-        // One after the other, and not each in the drop of the one before: there may be more of them than the stack has
-        // room for.
+        // Without recursion: there may be more parents than the stack has room for.
         while let Some(mut inner) = parent.and_then(|parent| Arc::into_inner(parent.inner)) {
             parent = inner.let_go();
         }
@@ -354,7 +364,7 @@ impl fmt::Debug for Scope {
     }
 }
 
-/// As long as the guard lives, the scope that `scope` holds is the current one, and its span too.
+/// Makes the scope in `scope`, and its span, current for as long as the guard lives.
 pub(crate) fn enter(scope: &mut Option<Scope>) -> Entered<'_> {
     let span = scope.as_ref().map(|scope| scope.inner.span.enter());
     Entered { _span: span, _task: ambient::enter_task(), _ambient: ambient::enter(scope) }
@@ -367,7 +377,7 @@ pub(crate) struct Entered<'a> {
     _ambient: ambient::Entered<'a, Option<Scope>>,
 }
 
-/// The scope that was asked, and its parents, hold no value of the type.
+/// The error of a scope that holds no value of the type, and neither do its parents.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MissingState {
     type_name: &'static str,
@@ -398,7 +408,7 @@ pin_project! {
     impl<F> PinnedDrop for WithScope<F> {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
-            // One that has ended is dropped already, in its scope.
+            // A future that has completed was dropped then, in its scope.
             if this.future.is_some() {
                 let _entered = enter(this.scope);
                 this.future.set(None);
@@ -408,7 +418,7 @@ pin_project! {
 }
 
 impl<F> WithScope<F> {
-    /// Makes the future in the scope that it will run in.
+    /// Creates the future within the scope that it will run in.
     pub(crate) fn start(scope: Scope, make: impl FnOnce() -> F) -> Self {
         let mut scope = Some(scope);
         let future = {

@@ -1,4 +1,4 @@
-//! Setting up what a scope owns.
+//! Setting up the values that a scope owns.
 
 use std::{
     any::type_name,
@@ -22,7 +22,8 @@ use super::{
 };
 use crate::ambient::Deadline;
 
-/// A value that a scope sets up when it is opened, holds in its state, and tears down when it is closed: a pool, a file, a lock.
+/// A value that a scope sets up when it opens, holds in its state, and tears down when it closes: a pool, a file, a
+/// lock.
 ///
 /// ```
 /// use std::{error::Error, io, sync::Arc};
@@ -59,12 +60,14 @@ pub struct Disposable {
 }
 
 impl Disposable {
-    /// `set_up` makes the value, `tear_down` undoes it.
+    /// Creates a value with `set_up`, and undoes it with `tear_down`.
     ///
-    /// Both run in the scope (it is the current one), on tasks of the scope. `set_up` is given the scope too, which
-    /// holds by then what was set up before. If the opening ends early, its future is dropped. `tear_down` is called
-    /// once if, and only if, `set_up` succeeded, and runs to its end: closing has no limit for it, so put one into it
-    /// where it might hang. It answers `()` or a `Result<(), E>`. If either of the two panics, that is its error.
+    /// Both run on tasks of the scope, with the scope as the current one. `set_up` also receives the scope, which by
+    /// then holds the values that were set up before. If the opening ends early, the future of `set_up` is dropped.
+    ///
+    /// `tear_down` is called once if `set_up` succeeded, and not at all otherwise. It runs to its end: closing does not
+    /// limit it, so add a timeout of your own if it might hang. It returns `()` or a `Result<(), E>`. A panic of either
+    /// function counts as its error.
     pub fn new<T, S, D, E>(
         set_up: impl FnOnce(Scope) -> S + Send + 'static,
         tear_down: impl FnOnce(Arc<T>) -> D + Send + 'static,
@@ -78,9 +81,10 @@ impl Disposable {
         Self::with_ending(set_up, |value, _| tear_down(value))
     }
 
-    /// `set_up` makes the value, `tear_down` undoes it, and is told how the work in the scope ended: for a transaction.
+    /// Creates a value with `set_up`, and undoes it with `tear_down`, which also receives how the work ended: for a
+    /// transaction.
     ///
-    /// Everything else is as with [`new`](Self::new).
+    /// Otherwise it behaves as [`new`](Self::new).
     ///
     /// ```
     /// use std::{io, sync::Arc};
@@ -125,7 +129,7 @@ impl Disposable {
                 let run = move |ending| -> BoxFuture<Result<(), BoxError>> {
                     Box::pin(async move { tear_down(undone, ending).await.into_result() })
                 };
-                // What it replaces may panic when it is dropped; this is set up all the same.
+                // A value that this one replaces may panic when it is dropped, and that must not fail the set-up.
                 catch::run(|| scope.inner.state.provide(value));
                 Ok(TearDown::new::<T>(run))
             })
@@ -140,10 +144,10 @@ impl fmt::Debug for Disposable {
     }
 }
 
-/// What a tear-down answers: `()`, or a `Result<(), E>`.
+/// The return type of a tear-down: `()`, or a `Result<(), E>`.
 #[diagnostic::on_unimplemented(
-    message = "a tear-down answers `()` or a `Result<(), E>`, and this one answers `{Self}`",
-    note = "`E` has to go into a `Box<dyn Error + Send + Sync>`"
+    message = "a tear-down returns `()` or a `Result<(), E>`, and this one returns `{Self}`",
+    note = "`E` has to implement `Into<Box<dyn Error + Send + Sync>>`"
 )]
 pub trait TornDown {
     #[doc(hidden)]
@@ -163,18 +167,18 @@ impl<E: Into<BoxError>> TornDown for Result<(), E> {
 }
 
 impl Scope {
-    /// What the scope sets up when it is [opened](Opening::open).
+    /// Adds a value to set up when the scope is [opened](Opening::open).
     pub fn disposable(self, disposable: Disposable) -> Opening {
         self.disposables([disposable])
     }
 
-    /// The same for several, which are set up at the same time.
+    /// Adds several values, which are set up concurrently when the scope is [opened](Opening::open).
     pub fn disposables(self, disposables: impl IntoIterator<Item = Disposable>) -> Opening {
         Opening { scope: self, stages: Vec::new() }.disposables(disposables)
     }
 }
 
-/// A scope that is not open yet: what it sets up has been said, and nothing of it done.
+/// A scope that is not open yet, with the values to set up.
 #[derive(Debug)]
 #[must_use = "nothing is set up before `open` or `run` is awaited"]
 pub struct Opening {
@@ -187,37 +191,40 @@ impl Opening {
         Self { scope, stages: Vec::new() }
     }
 
-    /// Puts a value into the scope: see [`Scope::with`]. It goes before one of the same type that is set up.
+    /// Stores a value in the scope: see [`Scope::with`]. It takes precedence over a value of the same type that is set
+    /// up.
     pub fn with<T: Send + Sync + 'static>(mut self, value: T) -> Self {
         self.scope = self.scope.with(value);
         self
     }
 
-    /// How long tasks may go on when the scope is closed: see [`Scope::grace`].
+    /// Sets how long tasks may run on when the scope is closed: see [`Scope::grace`].
     pub fn grace(mut self, grace: Duration) -> Self {
         self.scope = self.scope.grace(grace);
         self
     }
 
-    /// Something more to set up, after what was said before.
+    /// Adds a value to set up, after those that were added before.
     pub fn disposable(self, disposable: Disposable) -> Self {
         self.disposables([disposable])
     }
 
-    /// Several more, after what was said before, and all of them at the same time.
+    /// Adds several values, which are set up concurrently, after those that were added before.
     pub fn disposables(mut self, disposables: impl IntoIterator<Item = Disposable>) -> Self {
         self.stages.push(disposables.into_iter().collect());
         self
     }
 
-    /// Sets everything up, in order.
+    /// Sets up all values, in order.
     ///
-    /// If something fails, or the scope is closed meanwhile, what is being set up is dropped, and exactly what was set up is torn down,
-    /// in reverse; then the scope is closed. So it is, on a task, if this future is dropped.
+    /// If a set-up fails, or the scope is closed meanwhile, the set-ups that are still running are dropped. The values
+    /// that were set up are torn down in reverse order, and the scope is closed. If this future is dropped, the same
+    /// happens on a task.
     ///
     /// # Errors
     ///
-    /// What failed, and after it what failed while the rest was undone. Also if there is something to set up and no tokio runtime.
+    /// The failure of the set-up, followed by the failures of tear-downs. Also if there is a value to set up and no
+    /// tokio runtime.
     pub async fn open(self) -> Result<Scope, ScopeError> {
         let Self { scope, stages } = self;
         if stages.iter().all(Vec::is_empty) && !scope.is_cancelled() {
@@ -228,7 +235,7 @@ impl Opening {
         let Some((owned, token)) = admitted else { return refused(ScopeFailureKind::Closed) };
         let Some(runtime) = owned.runtime() else { return refused(ScopeFailureKind::NoRuntime) };
 
-        // On a task of the scope, so that it ends when the scope is closed, whether or not anybody polls this future.
+        // On a task of the scope, so that closing the scope ends it even if this future is not polled.
         let set_up = {
             let (within, owned) = (scope.clone(), Arc::clone(owned));
             async move {
@@ -243,7 +250,7 @@ impl Opening {
             Some(deadline) => runtime.spawn(deadline.within(set_up)),
             None => runtime.spawn(set_up),
         };
-        // What panics in there is caught; the task ends otherwise only if its runtime does.
+        // Panics inside are caught. Otherwise the task fails only if its runtime is shut down.
         let mut faults = outcome.await.unwrap_or_else(|_| vec![ScopeFailureKind::NoRuntime]);
         if faults.is_empty() && owned.told.is_given() {
             faults.push(ScopeFailureKind::Closed);
@@ -262,14 +269,14 @@ impl Opening {
     }
 }
 
-/// Sets up one stage after the other; answers what failed.
+/// Sets up one stage after the other, and returns the failures.
 async fn set_up_all(scope: &Scope, owned: &Owned, stages: Vec<Vec<Disposable>>) -> Vec<ScopeFailureKind> {
     let mut told = pin!(owned.told.wait());
     for stage in stages {
         if owned.told.is_given() {
             return vec![ScopeFailureKind::Closed];
         }
-        // Each is polled when it is woken, and only then.
+        // Each future is polled only when it is woken.
         let mut pending: FuturesUnordered<_> =
             stage.into_iter().map(|disposable| SetUp::new(disposable, scope)).collect();
         let mut faults = poll_fn(|cx| {
@@ -297,10 +304,10 @@ async fn set_up_all(scope: &Scope, owned: &Owned, stages: Vec<Vec<Disposable>>) 
     Vec::new()
 }
 
-/// One value being set up.
+/// A value that is being set up.
 struct SetUp {
     type_name: &'static str,
-    // None: it has ended.
+    // `None` once it has ended.
     future: Option<BoxFuture<Result<TearDown, BoxError>>>,
 }
 

@@ -1,4 +1,4 @@
-//! A piece of work in a scope of its own.
+//! Runs a piece of work in a scope of its own.
 
 use std::{error::Error, fmt, future::Future};
 
@@ -9,7 +9,7 @@ impl Scope {
     ///
     /// # Errors
     ///
-    /// If the scope is closed already; `body` is not called then.
+    /// If the scope is closed already. `body` is not called then.
     pub async fn run<F>(self, body: impl FnOnce(Self) -> F) -> Result<Ran<F::Output>, ScopeError>
     where
         F: Future<Output: Work>,
@@ -19,11 +19,13 @@ impl Scope {
 }
 
 impl Opening {
-    /// Opens the scope, runs `body` in it, and closes it, whatever came of `body`.
+    /// Opens the scope, runs `body` in it, and closes the scope, whether or not `body` succeeds.
     ///
-    /// `body` returns `()` or a `Result`, which decides what [tear-downs](super::Disposable::with_ending) are told.
+    /// `body` returns `()` or a `Result`, which decides the [`Ending`](super::Ending) that
+    /// [tear-downs](super::Disposable::with_ending) receive.
     ///
-    /// If this future is dropped, or `body` panics, the scope is closed on a task; [`Scope::close`] tells when it is.
+    /// If this future is dropped, or `body` panics, the scope is closed on a task. [`Scope::close`] then waits for
+    /// that.
     ///
     /// ```
     /// use ziggurat::Scope;
@@ -41,7 +43,7 @@ impl Opening {
     ///
     /// # Errors
     ///
-    /// If the scope could not be opened: then `body` was not called, and everything is undone.
+    /// If the scope could not be opened. `body` was not called then, and the values that were set up are torn down.
     pub async fn run<F>(self, body: impl FnOnce(Scope) -> F) -> Result<Ran<F::Output>, ScopeError>
     where
         F: Future<Output: Work>,
@@ -58,7 +60,7 @@ impl Opening {
     }
 }
 
-/// What came of the work in a scope, and of closing the scope. One is not to be had without the other.
+/// The output of the work in a scope, together with the result of closing the scope.
 #[derive(Debug)]
 #[must_use = "the work, or the closing of its scope, may have failed"]
 pub struct Ran<T> {
@@ -67,18 +69,19 @@ pub struct Ran<T> {
 }
 
 impl<T> Ran<T> {
-    /// What the work answered, and what closing the scope did.
+    /// Returns the output of the work, and the result of closing the scope.
     pub fn into_parts(self) -> (T, Result<(), ScopeError>) {
         (self.output, self.closed)
     }
 }
 
 impl<T, E> Ran<Result<T, E>> {
-    /// What the work answered, if nothing failed.
+    /// Returns the value of the work, if nothing failed.
     ///
     /// # Errors
     ///
-    /// Whatever failed. If only the closing did, the work's own answer is lost; [`into_parts`](Ran::into_parts) keeps it.
+    /// If the work or the closing failed. If only the closing failed, the value is lost;
+    /// [`into_parts`](Ran::into_parts) keeps it.
     pub fn into_result(self) -> Result<T, RunError<E>> {
         match (self.output, self.closed) {
             (Ok(output), Ok(())) => Ok(output),
@@ -89,18 +92,18 @@ impl<T, E> Ran<Result<T, E>> {
     }
 }
 
-/// The work in a scope failed, or its closing did, or both: see [`Ran::into_result`].
+/// The work in a scope failed, or its closing, or both: see [`Ran::into_result`].
 #[derive(Debug)]
 pub enum RunError<E> {
     /// The work failed, and the scope closed cleanly.
     Body(E),
-    /// The work succeeded.
+    /// The work succeeded, and the closing failed.
     Closing(ScopeError),
     /// Both failed.
     Both {
-        /// The error of the work. It comes first.
+        /// The error of the work, which came first.
         body: E,
-        /// What failed afterwards.
+        /// The failures of the closing.
         closing: ScopeError,
     },
 }

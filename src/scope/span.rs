@@ -5,15 +5,15 @@ use tracing::field::Empty;
 use super::error::ScopeError;
 use crate::headers::RequestIds;
 
-/// The span of a scope in `tracing`, INFO, target `ziggurat::scope`: named `scope`, with the scope's `name` and `id`.
+/// The span of a scope in `tracing`: INFO, target `ziggurat::scope`, named `scope`, with the scope's `name` and `id`.
 ///
-/// What is logged while the scope is current stands in it. It ends with the scope. That of a request whose ids is known has the
-/// `request_id` too, and the `trace_id` if there is a trace.
+/// Events that are logged while the scope is current belong to it. It ends with the scope. The scope of a request whose
+/// ids are known records the `request_id` too, and the `trace_id` if there is a trace.
 #[derive(Clone)]
 pub(super) struct Span(tracing::Span);
 
 impl Span {
-    /// Within `parent`; without one, within whatever span is current.
+    /// Creates a span inside `parent`, or inside the current span.
     pub(super) fn new(name: &str, id: u64, parent: Option<&Self>) -> Self {
         macro_rules! span {
             ($($parent:tt)*) => {
@@ -28,7 +28,7 @@ impl Span {
         })
     }
 
-    /// Whose request the scope is that of.
+    /// Records the ids of the scope's request.
     pub(super) fn identify(&self, ids: &RequestIds) {
         if self.0.is_disabled() {
             return;
@@ -39,22 +39,22 @@ impl Span {
         }
     }
 
-    /// The tasks that the scope closes over did not end in time.
+    /// Logs that tasks did not end within the grace period.
     pub(super) fn tasks_aborted(&self, scope: &str, tasks: usize) {
         tracing::warn!(target: "ziggurat::scope", parent: &self.0, scope, tasks, "tasks aborted");
     }
 
-    /// The last handle of the scope was dropped, and there is something to close.
+    /// Logs that the last handle of the scope was dropped, with something left to close.
     pub(super) fn dropped_open(&self, scope: &str) {
         tracing::warn!(target: "ziggurat::scope", parent: &self.0, scope, "dropped without being closed");
     }
 
-    /// Who closes the scope hears it too, if somebody waits.
+    /// Logs the error of a closing. Callers that wait for the closing receive it too.
     pub(super) fn not_closed_cleanly(&self, error: &ScopeError) {
         tracing::warn!(target: "ziggurat::scope", parent: &self.0, scope = error.scope(), %error, "not closed cleanly");
     }
 
-    /// It is current for as long as the guard lives.
+    /// Makes the span current for as long as the guard lives.
     pub(super) fn enter(&self) -> EnteredSpan {
         EnteredSpan(self.0.clone().entered())
     }

@@ -9,12 +9,12 @@ use std::{
     },
 };
 
-/// Values by their type. Few in number, so a list is the fastest map. No lock is held while anything of a user's runs: a value
-/// that was replaced is dropped after the lock.
+/// The values of a scope, by type. There are few, so a list is the fastest map. No user code runs under the lock: a
+/// replaced value is dropped after it is released.
 #[derive(Default)]
 pub(super) struct State {
     values: RwLock<Vec<Value>>,
-    /// How often the values have changed since somebody first watched them.
+    /// The number of changes since the first watch.
     version: OnceLock<Arc<AtomicU64>>,
 }
 
@@ -22,7 +22,7 @@ pub(super) struct State {
 struct Value {
     type_id: TypeId,
     type_name: &'static str,
-    // Whether it was put there by name, and not made by default or by a disposable.
+    // Whether it was stored with `with`, and not by default or by a disposable.
     explicit: bool,
     value: Arc<dyn Any + Send + Sync>,
 }
@@ -37,7 +37,7 @@ impl State {
         self.set(Value::new(value, true));
     }
 
-    /// The same for what a disposable set up: an explicit value goes before it.
+    /// Stores a value that a disposable set up, unless there is an explicit one.
     pub(super) fn provide<T: Send + Sync + 'static>(&self, value: Arc<T>) {
         self.set(Value::new(value, false));
     }
@@ -54,7 +54,7 @@ impl State {
         drop(replaced);
     }
 
-    /// The value that is held afterwards: this one, or the one that was there.
+    /// Returns the value that is held afterwards: this one, or the one that was there before.
     pub(super) fn put_if_absent<T: Send + Sync + 'static>(&self, value: Arc<T>) -> Arc<T> {
         self.write(|values| {
             find(values).unwrap_or_else(|| {
@@ -64,7 +64,7 @@ impl State {
         })
     }
 
-    /// Puts into `other` what was put here by name and is not there yet.
+    /// Copies explicit values into `other`, except types that it holds already.
     pub(super) fn lend_to(&self, other: &Self) {
         let lent: Vec<_> = {
             let values = self.values.read().unwrap_or_else(PoisonError::into_inner);
@@ -79,7 +79,7 @@ impl State {
         });
     }
 
-    /// Puts `new` in place of `old`; false if something else is there by now.
+    /// Replaces `old` by `new`. Returns false if another value has replaced it before.
     pub(super) fn replace<T: Send + Sync + 'static>(&self, old: &Arc<T>, new: Arc<T>) -> bool {
         self.write(|values| {
             let held = values.iter_mut().find(|held| {
@@ -87,7 +87,7 @@ impl State {
             });
             match held {
                 Some(held) => {
-                    // The caller holds `old` too: nothing is dropped here.
+                    // The caller holds `old` too, so nothing is dropped here.
                     held.value = new;
                     true
                 }
@@ -99,14 +99,14 @@ impl State {
     fn write<R>(&self, f: impl FnOnce(&mut Vec<Value>) -> R) -> R {
         let mut values = self.values.write().unwrap_or_else(PoisonError::into_inner);
         let written = f(&mut values);
-        // Under the lock: who sees the new version waits for the values that belong to it.
+        // Under the lock, so that a reader of the new version waits for the values that belong to it.
         if let Some(version) = self.version.get() {
             version.fetch_add(1, Ordering::Release);
         }
         written
     }
 
-    /// A number that changes with the values. Ask for it before the values that it is to be the version of.
+    /// A number that changes with the values. Read it before the values that it is the version of.
     pub(super) fn version(&self) -> Arc<AtomicU64> {
         Arc::clone(self.version.get_or_init(Arc::default))
     }

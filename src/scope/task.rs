@@ -22,21 +22,23 @@ use crate::{
 };
 
 impl Scope {
-    /// Runs `future` on a task that belongs to this scope: closing the scope waits for it, and aborts it when the
-    /// [grace period](Scope::grace) is over. It runs in the scope.
+    /// Runs `future` on a task that belongs to this scope, and in this scope.
     ///
-    /// A task of the [current](Scope::current) scope, or of a scope within it, is told the deadline of the caller. A task of any other scope
-    /// may outlive the caller's request, and has no deadline; [`Deadline::within`] gives it one.
+    /// Closing the scope waits for the task, and aborts it when the [grace period](Scope::grace) is over.
     ///
-    /// The task goes on if its handle is dropped. Its failure is its own: it is the answer of the handle, and neither ends the
+    /// If this is the [current](Scope::current) scope, or inside it, the task inherits the caller's deadline. A task of
+    /// any other scope may outlive the caller's request, and has no deadline; [`Deadline::within`] gives it one.
+    ///
+    /// The task runs on if its handle is dropped. The handle reports a failure of the task, which neither ends the
     /// scope nor makes its closing fail.
     ///
-    /// A task does not keep its scope: when the last handle of the scope is dropped, it is closed. A `Scope` that the future
-    /// holds is such a handle; take [`Scope::current`] in there, for as long as it is needed.
+    /// A task does not keep its scope alive: when the last handle of the scope is dropped, the scope is closed. A
+    /// `Scope` that the future holds is such a handle, so use [`Scope::current`] in the future, for as long as it needs
+    /// the scope.
     ///
-    /// In a scope that is closed, or being closed, `future` is dropped and the handle answers [`TaskError::Closed`]. It is polled on
-    /// the tokio runtime of the caller, or else on one that a task of this scope was spawned on; where there is none, the answer is
-    /// [`TaskError::NoRuntime`].
+    /// If the scope is closed or closing, `future` is dropped and the handle returns [`TaskError::Closed`]. The task
+    /// runs on the caller's tokio runtime, or else on the one in which the scope first owned something. If there is
+    /// neither, the handle returns [`TaskError::NoRuntime`].
     ///
     /// ```
     /// # use ziggurat::Scope;
@@ -55,7 +57,7 @@ impl Scope {
         self.start(future, deadline)
     }
 
-    /// Why it would start no task now.
+    /// Returns the error with which a task would be refused now.
     pub(super) fn refuses_tasks(&self) -> Option<TaskError> {
         match self.owned().filter(|owned| !owned.told.is_given()) {
             None => Some(TaskError::Closed(self.path())),
@@ -63,7 +65,7 @@ impl Scope {
         }
     }
 
-    /// The same, with another deadline than the caller's.
+    /// Starts a task with `deadline` instead of the caller's.
     pub(super) fn start<F>(&self, future: F, deadline: Option<Deadline>) -> Task<F::Output>
     where
         F: Future<Output: Send> + Send + 'static,
@@ -85,7 +87,9 @@ impl Scope {
     }
 }
 
-/// The handle of a task that [`Scope::spawn`] started: a future of its result. Dropping it leaves the task running.
+/// The handle of a task that [`Scope::spawn`] started: a future of its result.
+///
+/// Dropping the handle leaves the task running.
 pub struct Task<T> {
     state: State<T>,
 }
@@ -101,7 +105,8 @@ impl<T> Task<T> {
         Self { state: State::Refused(error) }
     }
 
-    /// Drops the task's future, in its scope, as soon as it is not being polled. Its result is then [`TaskError::Aborted`].
+    /// Drops the task's future, in its scope, as soon as it is not being polled. The result is then
+    /// [`TaskError::Aborted`].
     pub fn abort(&self) {
         if let State::Spawned(handle) = &self.state {
             handle.abort();
@@ -115,7 +120,7 @@ impl<T> Task<T> {
     }
 }
 
-// Nothing in it is pinned.
+// No field is pinned.
 impl<T> Unpin for Task<T> {}
 
 impl<T> Future for Task<T> {
@@ -145,17 +150,18 @@ impl<T> fmt::Debug for Task<T> {
     }
 }
 
-/// A task gave no result. More kinds may be added.
+/// Why a task has no result. More kinds may be added.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum TaskError {
-    /// It panicked.
+    /// The task panicked.
     Panicked(Panic),
-    /// It was dropped before it ended: by [`Task::abort`], when the grace period of its scope was over, or with its runtime.
+    /// The task was dropped before it ended: by [`Task::abort`], at the end of its scope's grace period, or with its
+    /// runtime.
     Aborted,
-    /// It was never started, because this scope, such as `app/request`, is closed or being closed.
+    /// The task was never started, because the scope at this path, such as `app/request`, is closed or closing.
     Closed(String),
-    /// It was never started, because this scope knows of no tokio runtime.
+    /// The task was never started, because the scope at this path has no tokio runtime.
     NoRuntime(String),
 }
 
@@ -174,11 +180,11 @@ impl fmt::Display for TaskError {
 
 impl Error for TaskError {}
 
-/// What the running code is to the closing of scopes: a task of one, or a tear-down. Either would await itself if it awaited the
-/// closing of its own scope, or of one around it.
+/// The part of the running code in the closing of scopes: a task or a tear-down of `scope`. Either would deadlock if it
+/// awaited the closing of its own scope, or of one around it.
 #[derive(Clone)]
 pub(super) struct Member {
-    // None between two polls of a task.
+    // `None` between two polls of a task.
     pub(super) scope: Option<Scope>,
     pub(super) role: Role,
 }
@@ -197,13 +203,13 @@ pub(super) enum Aside {
     Free,
     /// It is a tear-down that the closing awaits.
     AwaitsItself,
-    /// It is a tear-down of this scope, another one. The closing may await that too.
+    /// It is a tear-down of this scope, a different one, whose closing the awaited one may itself await.
     TearDown(Scope),
 }
 
 impl Member {
-    /// Sees to it that the running code can await the closing of `scope`: a task is not waited for any longer. A
-    /// tear-down has to be.
+    /// Prepares the running code to await the closing of `scope`. A task drops its token, so that the closing no longer
+    /// waits for it. A tear-down cannot be exempted.
     pub(super) fn step_aside(scope: &Scope) -> Aside {
         let (aside, token) = ambient::change(|member: &mut Option<Self>| match member {
             Some(Self { scope: Some(own), role: Role::TearDown }) => {
@@ -212,22 +218,22 @@ impl Member {
             Some(Self { scope: Some(own), role: Role::Task(token) }) if own.is_within(scope) => (None, token.take()),
             _ => (None, None),
         });
-        // It wakes whoever waited for it.
+        // Dropping the token wakes the closing.
         drop(token);
         aside.unwrap_or(Aside::Free)
     }
 }
 
 pin_project! {
-    /// The future of a task, in its scope. `None` if it was aborted.
+    /// The future of a task, in its scope. Resolves to `None` if it was aborted.
     struct InTask<F> {
-        // None: it has ended.
+        // `None` once it has ended.
         #[pin]
         future: Option<F>,
         #[pin]
         abort: Wait,
         owned: Arc<Owned>,
-        // After the future, and so dropped after it: then the scope may be torn down.
+        // After the future, so that it is dropped later: from then on the scope may be torn down.
         member: Option<Member>,
     }
 
@@ -246,13 +252,13 @@ impl<F: Future> Future for InTask<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        // One that awaited the closing has stepped aside, and hears what came of it.
+        // A task that awaited the closing has no token any more, and lives to see the result.
         let waited_for = matches!(this.member, Some(Member { role: Role::Task(Some(_)), .. }));
         let aborted = waited_for && this.abort.poll(cx).is_ready();
         let kept = this.member.as_mut().and_then(|member| member.scope.take());
         let mut scope = kept.or_else(|| this.owned.scope());
         if scope.is_none() && !aborted {
-            // The last handle is being dropped, on another thread, and the scope is about to live on for its closing.
+            // Another thread is dropping the last handle, and the scope is about to live on for its closing.
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }

@@ -1,4 +1,4 @@
-//! How a value of a scope is torn down.
+//! The tear-down of a value that a scope owns.
 
 use std::{any::type_name, future::poll_fn};
 
@@ -8,7 +8,7 @@ use super::{
     error::{BoxError, ScopeFailureKind},
 };
 
-/// How a value that was set up is undone.
+/// Undoes the set-up of a value.
 pub(super) struct TearDown {
     type_name: &'static str,
     run: Box<dyn FnOnce(Ending) -> BoxFuture<Result<(), BoxError>> + Send>,
@@ -24,7 +24,7 @@ impl TearDown {
         self.type_name
     }
 
-    /// Runs it to its end.
+    /// Runs the tear-down to its end.
     pub(super) async fn run(self, ending: Ending) -> Result<(), ScopeFailureKind> {
         let Self { type_name, run } = self;
         let mut future: Option<BoxFuture<_>> = Some(Box::pin(async move { run(ending).await }));

@@ -1,4 +1,4 @@
-//! Hearing of changes of a scope's value, at the cost of an atomic read for each scope that could hold it.
+//! Watching a scope's value, at the cost of an atomic read for each scope that could hold it.
 
 use std::sync::{
     Arc, Mutex, TryLockError, Weak,
@@ -7,16 +7,16 @@ use std::sync::{
 
 use super::{Inner, Scope};
 
-/// Tells of the value of type `T` in the nearest scope that holds one, and of every other one that takes its place.
+/// Reports the value of type `T` in the nearest scope that holds one, and each later value that replaces it.
 ///
-/// It keeps no scope alive: what was told last is all there will be when the scope is gone.
+/// It keeps no scope alive: when the scope is gone, the last reported value stays.
 pub(crate) struct Watch<T> {
     scope: Weak<Inner>,
-    /// Of the scope and its parents.
+    /// The versions of the scope and its parents.
     versions: Box<[Arc<AtomicU64>]>,
-    /// Their sum when they were last looked at, which grows with each of them.
+    /// The sum of the versions when they were last read. Any change increases it.
     seen: AtomicU64,
-    /// What was told last. Held, so that nothing else can be made at its address.
+    /// The value that was reported last. Held, so that no other value can have its address.
     told: Mutex<Option<Arc<T>>>,
 }
 
@@ -32,8 +32,8 @@ impl Scope {
 }
 
 impl<T: Send + Sync + 'static> Watch<T> {
-    /// Tells of the value, and of the one before it, if it is another one than last time. Of several callers at once one is told, and
-    /// the others go on.
+    /// Reports the value and its predecessor, if the value has changed since the last report. Of several concurrent
+    /// callers one reports, and the others return at once.
     #[inline]
     pub(crate) fn look(&self, tell: impl FnOnce(Option<&T>, &T)) {
         if self.seen.load(Ordering::Acquire) != self.version() {
@@ -46,7 +46,7 @@ impl<T: Send + Sync + 'static> Watch<T> {
         let mut told = match self.told.try_lock() {
             Ok(told) => told,
             Err(TryLockError::Poisoned(told)) => told.into_inner(),
-            // Whoever comes after them looks again.
+            // The next caller after them looks again.
             Err(TryLockError::WouldBlock) => return,
         };
         let version = self.version();
