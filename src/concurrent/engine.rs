@@ -1,4 +1,4 @@
-//! The engine: starts items as there is room, and tells which one has ended.
+//! The engine: starts items while there is room, and returns each one that has ended.
 
 use std::{
     fmt,
@@ -23,22 +23,22 @@ use crate::ambient::{
     limited::{Clock, Expired, Limited},
 };
 
-/// So many steps are done without a pause, if none is pending; then the executor gets its turn, and with it other tasks and timers.
+/// The number of steps without a pause, after which the run yields to other tasks and timers.
 const UNBROKEN: u32 = 256;
 
-/// What the user said about the run.
+/// The configuration of a run.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Settings {
     pub(super) max_concurrency: usize,
-    /// Of each item.
+    /// The time limit of each item.
     pub(super) limit: Limit,
     pub(super) batches: Option<Batches>,
 }
 
 pin_project! {
-    /// Pulls items from the source, and runs what the handler makes of them.
+    /// Pulls items from the source, and runs the futures that the handler returns.
     pub(super) struct Engine<S, F, Fut, P> {
-        // None: it has ended.
+        // `None` once it has ended.
         #[pin]
         source: Option<S>,
         handler: F,
@@ -47,13 +47,13 @@ pin_project! {
         running: FuturesUnordered<Item<Fut>>,
         turns: Arc<Turns>,
         started: usize,
-        // None: it was not polled yet.
+        // `None` before the first poll.
         progress: Option<Progress>,
         unbroken: u32,
     }
 }
 
-/// An item that has ended: its index, and how.
+/// An item that has ended: its index and its result.
 pub(super) type Ended<T, E> = (usize, Result<T, ItemError<E>>);
 
 impl<S: Stream, F, Fut, P> Engine<S, F, Fut, P> {
@@ -66,12 +66,13 @@ impl<S: Stream, F, Fut, P> Engine<S, F, Fut, P> {
         self.settings
     }
 
-    /// The counts so far, and the time; nothing before the first poll.
+    /// The counts so far, and the elapsed time. Zero before the first poll.
     pub(super) fn summary(&self) -> Summary {
         self.progress.as_ref().map_or_else(Summary::default, Progress::summary)
     }
 
-    /// How many results are still to come, at least and at most. `held` of them have come, and nobody got them yet.
+    /// The number of results still to come, at least and at most. `held` results have come already and were not taken
+    /// yet.
     pub(super) fn size_hint(&self, held: usize) -> (usize, Option<usize>) {
         let (least, most) = self.source.as_ref().map_or((0, Some(0)), Stream::size_hint);
         let more = self.running.len() + held;
@@ -97,11 +98,10 @@ where
     Fut: Future<Output = Result<T, E>>,
     P: FnMut(&Progress),
 {
-    /// The next item that has ended, whichever it is. An item is started only if its index is below `bound`.
+    /// Returns the next item that has ended, in whatever order. Starts an item only if its index is below `bound`.
     ///
     /// Running items come first: an item is pulled from the source only when all of them were polled and are pending.
-    /// So a source is asked for no more than what can be worked on now, and a failure is seen before anything else is
-    /// started.
+    /// So the source is polled only for an item that can start now, and a failure is seen before another item starts.
     pub(super) fn poll_ended(self: Pin<&mut Self>, bound: usize, cx: &mut Context<'_>) -> Poll<Option<Ended<T, E>>> {
         let mut this = self.project();
         let Settings { max_concurrency, limit, batches } = *this.settings;
@@ -170,7 +170,7 @@ where
 }
 
 pin_project! {
-    /// One item's future. A panic of it ends here.
+    /// The future of one item, which catches its panics.
     struct Item<Fut> {
         index: usize,
         #[pin]
@@ -180,7 +180,8 @@ pin_project! {
 
     impl<Fut> PinnedDrop for Item<Fut> {
         fn drop(this: Pin<&mut Self>) {
-            // Of several that are dropped together one that panics would leave the others, and hide why they are dropped.
+            // When several items are dropped together, a panic of one must not leave the others, or hide why they are
+            // dropped.
             let _ = catch_unwind(AssertUnwindSafe(|| this.project().future.set(None)));
         }
     }
@@ -198,7 +199,7 @@ where
         if !this.turn.take(cx) {
             return Poll::Pending;
         }
-        // Unwind safe: nobody sees the future again after it has panicked, but its own `Drop`.
+        // Unwind safe: after a panic, only the future's own `Drop` sees it again.
         let polled = catch_unwind(AssertUnwindSafe(|| this.future.as_mut().as_pin_mut().map(|future| future.poll(cx))));
         let outcome = match polled {
             Ok(polled) => match ready!(polled.unwrap_or(Poll::Pending)) {
@@ -207,7 +208,7 @@ where
                 Err(Expired::Deadline { after }) => Err(Cause::DeadlineExceeded { after: after.unwrap_or_default() }),
             },
             Err(panic) => {
-                // What it says while it is cleaned up comes too late to be told.
+                // A panic during this clean-up comes too late to be reported.
                 let _ = catch_unwind(AssertUnwindSafe(|| this.future.set(None)));
                 Err(Cause::panicked(panic))
             }

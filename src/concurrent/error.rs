@@ -1,15 +1,15 @@
-//! What becomes of an item that failed.
+//! The error of an item that failed.
 
 use std::{any::Any, error::Error, fmt, time::Duration};
 
 use crate::caught;
 
-/// An item that failed: which one, and why.
+/// The error of an item: its index, and the cause.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ItemError<E> {
-    /// Its place in the source, from 0.
+    /// The index of the item in the source, from 0.
     pub index: usize,
-    /// Why it failed.
+    /// Why the item failed.
     pub cause: Cause<E>,
 }
 
@@ -17,19 +17,19 @@ pub struct ItemError<E> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Cause<E> {
-    /// Its handler failed: the original error.
+    /// The handler returned this error.
     Failed(E),
-    /// It was given up at its limit.
+    /// The item did not complete within its limit.
     TimedOut {
-        /// The limit that was exceeded.
+        /// The limit that passed.
         limit: Duration,
     },
-    /// The deadline that surrounds the whole work passed before the item's own limit.
+    /// The surrounding deadline passed before the item's own limit.
     DeadlineExceeded {
-        /// How long the item had until then.
+        /// The time that the item had until then.
         after: Duration,
     },
-    /// Its handler panicked.
+    /// The handler or its future panicked.
     Panicked {
         /// The message of the panic.
         message: String,
@@ -38,12 +38,12 @@ pub enum Cause<E> {
 
 impl<E> Cause<E> {
     pub(super) fn panicked(panic: Box<dyn Any + Send>) -> Self {
-        Self::Panicked { message: caught::text(panic).unwrap_or_else(|| "it said nothing".to_owned()) }
+        Self::Panicked { message: caught::text(panic).unwrap_or_else(|| "no message".to_owned()) }
     }
 }
 
 impl<E> ItemError<E> {
-    /// The original error, if it is the handler's.
+    /// The original error, if the handler returned one.
     #[must_use]
     pub fn error(&self) -> Option<&E> {
         match &self.cause {
@@ -59,7 +59,7 @@ impl<E> fmt::Display for ItemError<E> {
         let index = self.index;
         match &self.cause {
             Cause::Failed(_) => write!(f, "item {index} failed"),
-            Cause::TimedOut { limit } => write!(f, "item {index} was not done within {limit:?}"),
+            Cause::TimedOut { limit } => write!(f, "item {index} timed out after {limit:?}"),
             Cause::DeadlineExceeded { after } => write!(f, "the deadline passed {after:?} after item {index} began"),
             Cause::Panicked { message } => write!(f, "item {index} panicked: {message}"),
         }
@@ -72,7 +72,7 @@ impl<E: Error + 'static> Error for ItemError<E> {
     }
 }
 
-/// Successes and failures apart, each in the order that they had.
+/// Separates successes and failures, each in their original order.
 ///
 /// ```
 /// use ziggurat::concurrent::{Cause, ItemError, split};

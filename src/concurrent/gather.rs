@@ -1,4 +1,4 @@
-//! All results of a run: what is made of them, and the future that waits for them.
+//! Gathers the results of a run, and the future that waits for them.
 
 use std::{
     fmt,
@@ -18,12 +18,12 @@ use super::{
     progress::{Progress, Summary},
 };
 
-/// What is made of the results of a run: [`StopOnError`], [`ContinueOnError`], and either [`Summarized`].
+/// How the results of a run are gathered: [`StopOnError`] or [`ContinueOnError`], optionally [`Summarized`].
 pub trait Gather<T, E> {
-    /// What the run answers.
+    /// The output of the run.
     type Output;
 
-    /// Takes the result of an item. `Some` ends the run with this answer.
+    /// Takes the result of an item. `Some` ends the run with that output.
     #[doc(hidden)]
     fn add(
         &mut self,
@@ -32,12 +32,12 @@ pub trait Gather<T, E> {
         summary: &impl Fn() -> Summary,
     ) -> Option<Self::Output>;
 
-    /// All items have ended.
+    /// Called when all items have ended.
     #[doc(hidden)]
     fn finish(&mut self, summary: &impl Fn() -> Summary) -> Self::Output;
 }
 
-/// The first failure ends the run, and is its error; without one it answers all values in the order of the source. The default.
+/// Ends the run at the first failure and returns its error. Otherwise returns all values in source order. The default.
 pub struct StopOnError<T, E> {
     values: Slots<T>,
     error: PhantomData<fn() -> E>,
@@ -67,7 +67,7 @@ impl<T, E> Gather<T, E> for StopOnError<T, E> {
     }
 }
 
-/// Every item is worked on, and its result stands in its place.
+/// Processes every item and returns each result in its place.
 pub struct ContinueOnError<T, E> {
     results: Slots<Result<T, ItemError<E>>>,
 }
@@ -91,7 +91,7 @@ impl<T, E> Gather<T, E> for ContinueOnError<T, E> {
     }
 }
 
-/// What `G` answers, and a [`Summary`] of it.
+/// Adds a [`Summary`] to the output of `G`.
 pub struct Summarized<G> {
     pub(super) inner: G,
 }
@@ -113,7 +113,7 @@ impl<G: Gather<T, E>, T, E> Gather<T, E> for Summarized<G> {
     }
 }
 
-/// Values by their index. Those of items that have not ended yet are missing: as many as are in flight.
+/// Values by index. Those of items in flight are still missing.
 struct Slots<T>(Vec<Option<T>>);
 
 impl<T> Default for Slots<T> {
@@ -156,12 +156,12 @@ impl<G: fmt::Debug> fmt::Debug for Summarized<G> {
 }
 
 pin_project! {
-    /// The future of [`Process`](super::Process): all results at once.
+    /// The future of [`Process`](super::Process), which returns all results at once.
     ///
-    /// When it is ready, everything is dropped that it held: the source, the handler, and every item that was still running.
+    /// When it is ready, it has dropped the source, the handler and every item that was still running.
     #[must_use = "futures do nothing unless polled"]
     pub struct Processing<S, F, Fut, G, P> {
-        // None: it has ended.
+        // `None` once it has ended.
         #[pin]
         engine: Option<Engine<S, F, Fut, P>>,
         gather: Option<G>,
@@ -187,7 +187,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<G::Output> {
         let mut this = self.project();
         let (Some(mut engine), Some(gather)) = (this.engine.as_mut().as_pin_mut(), this.gather.as_mut()) else {
-            panic!("polled after it was done")
+            panic!("polled after completion")
         };
         let output = loop {
             match ready!(engine.as_mut().poll_ended(usize::MAX, cx)) {
@@ -199,7 +199,7 @@ where
                 None => break gather.finish(&|| engine.summary()),
             }
         };
-        // Everything that is left is dropped before anybody hears of the end.
+        // Everything that is left is dropped before the output is returned.
         this.engine.set(None);
         *this.gather = None;
         Poll::Ready(output)

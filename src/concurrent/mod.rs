@@ -1,10 +1,11 @@
-//! Many items at once, but not too many: each is handed to an async function, or is a call of a service.
+//! Bounded concurrency: processes many items, each with an async function or as a call of a service.
 //!
 //! ```
 //! use std::time::Duration;
 //! use ziggurat::concurrent::process_concurrently;
 //!
-//! # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let results = process_concurrently(["one", "two", "three", "four"], |item: &str| async move {
 //!     tokio::time::sleep(Duration::from_secs(1)).await;
 //!     Ok::<_, std::io::Error>(format!("processed {item}"))
@@ -17,45 +18,72 @@
 //! # }
 //! ```
 //!
-//! Items come from anything that can be iterated over, or from a [`Stream`]. What is made of their results:
+//! Items come from anything that can be iterated over, or from a [`Stream`]. Their results can be taken in four ways:
 //!
-//! | | answers | holds |
+//! | | returns | holds |
 //! |---|---|---|
-//! | `.await` | `Result<Vec<T>, ItemError<E>>`, in the order of the source; the first failure ends it | all values |
-//! | [`.continue_on_error().await`](Process::continue_on_error) | `Vec<Result<T, ItemError<E>>>`, in the order of the source | all results |
-//! | [`.unordered()`](Process::unordered) | a stream of results as they come | what is in flight |
-//! | [`.ordered()`](Process::ordered) | a stream of results in the order of the source | what is in flight, and results that wait for an earlier one |
+//! | `.await` | `Result<Vec<T>, ItemError<E>>`, in source order; the first failure ends the run | all values |
+//! | [`.continue_on_error().await`][all] | `Vec<Result<T, ItemError<E>>>`, in source order | all results |
+//! | [`.unordered()`](Process::unordered) | a stream of results as they come | the items in flight |
+//! | [`.ordered()`](Process::ordered) | a stream of results in source order | the items in flight and waiting results |
 //!
-//! **What it counts.** An item is in flight from when it is pulled from the source until its future has ended; never more are than
-//! [`max_concurrency`](Process::max_concurrency). The source is asked for an item only when one may start and all that run are pending.
-//! A failure is therefore noticed while the source is slow, and a source that never ends is no more than its items.
+//! [all]: Process::continue_on_error
 //!
-//! **When its clocks start.** An item's limit when its future is first pending, so at its start and not when it was pulled; an item that
-//! is ready in the same poll as its limit wins. A surrounding [`Deadline`](crate::Deadline) that is earlier is left to whoever set it.
-//! [`Summary::elapsed`] from the first poll of the whole.
+//! # Concurrency
 //!
-//! **Failures.** An [`ItemError`] tells which item it was and holds the original error. The first failure ends a plain `.await`: all that
-//! still runs is dropped, and the source too, before the error comes out. No item is started beside one that has
-//! failed: all that are awake are polled first, across turns of the executor if the task's budget does not last. A
-//! source that can fail hands its `Result`s to the handler, which passes them on with `item?`: an error comes out like
-//! any other, with its place.
+//! An item is in flight from when it is pulled from the source until its future has ended. At most
+//! [`max_concurrency`](Process::max_concurrency) items are in flight at any time. The source is polled for an item only
+//! when one may start and all running items are pending. So a failure is noticed even while the source is slow, and the
+//! source may be endless.
 //!
-//! **Panics.** A panic of the handler, of its future, or of that future's clean-up when it has ended, is that item's
-//! [`Cause::Panicked`]; the panic hook has told of it before. The handler is called again for the items after it: one that keeps state of its
-//! own has to leave it in order (it is taken as unwind safe). A panic of the source or of the progress hook is a panic of the whole.
-//! That of a future which is dropped before its end goes to the panic hook alone: all others are dropped too.
+//! # Timing
 //!
-//! **Where it belongs.** In the caller's task: nothing is spawned, so items may borrow, and they run within the caller's scope and
-//! deadline. A program that computes in its items has to spawn inside of the handler. Items are polled only while somebody waits for the
-//! result, or polls the stream: who works long between two results of a stream lets all others wait, and their limits go on.
-//! Over a service ([`call_concurrently`]) its layers see one call for each item; a limit for all callers together is a
-//! [`ConcurrencyLimitLayer`](crate::concurrency_limit::ConcurrencyLimitLayer) there, this one is for a single run.
+//! An item's limit starts when its future is first pending. That is when the item starts, and not when it is pulled. If
+//! an item is ready in the poll in which its limit passes, the item wins. If the surrounding
+//! [`Deadline`](crate::Deadline) is earlier, the layer that set it enforces it. [`Summary::elapsed`] counts from the
+//! first poll of the run.
 //!
-//! **Cancellation.** Dropping the future or the stream drops the source and every item in flight.
+//! # Failures
 //!
-//! **Cost.** An allocation for each item, as futures-util's `buffer_unordered` has it, on which this is built. Each poll of an item takes one of
-//! the task's budget (tokio's cooperative scheduling). When that is used up, or after 256 steps without a pause, the
-//! executor gets its turn.
+//! An [`ItemError`] holds the index of the item and the original error. Without `continue_on_error`, the first failure
+//! ends an awaited run: the source and all running items are dropped before the error is returned.
+//!
+//! No item starts once another has failed. All items that are awake are polled first, over several turns of the
+//! executor if the task's budget runs out.
+//!
+//! If the source can fail, let its items be `Result`s and use `item?` in the handler: an error of the source is then
+//! reported like any other, with its index.
+//!
+//! # Panics
+//!
+//! If the handler panics, or its future, or the clean-up of a future that has ended, the item fails with
+//! [`Cause::Panicked`]. The panic hook runs first. The handler is called again for later items and is assumed to be
+//! unwind safe, so it has to keep its own state consistent.
+//!
+//! A panic of the source or of the progress hook propagates. A panic of a future that is dropped before its end goes
+//! only to the panic hook, and the other items are still dropped.
+//!
+//! # Placement
+//!
+//! Items run in the caller's task. Nothing is spawned, so items may borrow, and they run within the caller's scope and
+//! deadline. For CPU-bound items, spawn a task inside the handler.
+//!
+//! Items are polled only while the result is awaited or the stream is polled. If a reader works for long between two
+//! results of a stream, the items stand still, while their limits keep running.
+//!
+//! With [`call_concurrently`], the layers of the service see one call for each item. Use a
+//! [`ConcurrencyLimitLayer`](crate::concurrency_limit::ConcurrencyLimitLayer) there to limit all callers together: the
+//! limit here applies to a single run.
+//!
+//! # Cancellation safety
+//!
+//! Dropping the future or the stream drops the source and every item in flight.
+//!
+//! # Cost
+//!
+//! One allocation for each item, as with futures-util's `buffer_unordered`, which this is built on. Each poll of an
+//! item takes one unit of the task's budget (tokio's cooperative scheduling). A run yields to the executor when the
+//! budget is used up, and after 256 steps without a pause.
 
 mod engine;
 mod error;
@@ -89,13 +117,14 @@ pub use self::{
 use crate::ambient::Limit;
 pub use crate::call::Call;
 
-/// So many as resilience4j's bulkhead lets be in flight.
+/// The limit that resilience4j's bulkhead has by default.
 const MAX_CONCURRENCY: usize = 25;
 
-/// Hands each item to `handler`, some at a time: see the [module](self).
+/// Processes each item with `handler`, with bounded concurrency: see the [module](self).
 ///
-/// `items` is anything that can be iterated over, or a [`Stream`]. The handler makes a future for each item, and is called when that is to
-/// start; one that cannot fail answers `Ok::<_, Infallible>(..)`. Nothing happens before the result is awaited, or the stream polled.
+/// `items` is anything that can be iterated over, or a [`Stream`]. The handler returns a future for each item, and is
+/// called when that is to start. A handler that cannot fail returns `Ok::<_, Infallible>(..)`. Nothing happens before
+/// the result is awaited or the stream is polled.
 ///
 /// ```
 /// # use ziggurat::concurrent::{Cause, ItemError, process_concurrently};
@@ -120,9 +149,10 @@ where
     Process { source: items.into_stream(), handler, settings, on_progress, gather: StopOnError::default() }
 }
 
-/// Calls `service` with each request, some at a time: see the [module](self).
+/// Calls `service` with each request, with bounded concurrency: see the [module](self).
 ///
-/// Each call waits for the readiness of its own clone, in its own future: within its limit, and without holding up others.
+/// Each call waits for the readiness of its own clone in its own future. So that wait counts towards the item's limit,
+/// and does not hold up other items.
 ///
 /// ```
 /// use tower::{ServiceBuilder, service_fn};
@@ -150,7 +180,7 @@ where
     process_concurrently(requests, move |request| Call::new(service.clone(), request))
 }
 
-/// A run that has not begun: say how, then `.await` it or take its results as a stream.
+/// A run that has not started: configure it, then `.await` it or take its results as a stream.
 #[must_use = "nothing is processed before it is awaited, or the stream polled"]
 pub struct Process<S, F, G, P = fn(&Progress)> {
     source: S,
@@ -161,11 +191,11 @@ pub struct Process<S, F, G, P = fn(&Progress)> {
 }
 
 impl<S, F, G, P> Process<S, F, G, P> {
-    /// So many items may be in flight at once. 25 if it is not said, as in resilience4j's bulkhead.
+    /// Limits the number of items in flight. The default is 25, as in resilience4j's bulkhead.
     ///
     /// # Panics
     ///
-    /// If `max_concurrency` is zero: nothing could ever start.
+    /// If `max_concurrency` is zero, because no item could ever start.
     #[track_caller]
     pub fn max_concurrency(mut self, max_concurrency: usize) -> Self {
         assert!(max_concurrency > 0, "max_concurrency must be at least 1, not 0");
@@ -173,20 +203,23 @@ impl<S, F, G, P> Process<S, F, G, P> {
         self
     }
 
-    /// An item that takes longer is dropped, and fails with [`Cause::TimedOut`]. Its clock starts when it does, and is
-    /// the [`Deadline`](crate::Deadline) of all that the item calls: it also runs while nothing polls the stream of
-    /// results.
+    /// Limits the time of each item. An item that takes longer than `limit` is dropped and fails with
+    /// [`Cause::TimedOut`].
     ///
-    /// Every duration is good: with zero an item has to be ready at once, and [`Duration::MAX`] never ends.
+    /// The clock starts with the item, and is the [`Deadline`](crate::Deadline) of everything that the item calls. It
+    /// also runs while the stream of results is not polled.
+    ///
+    /// Any duration is valid: with zero an item has to be ready at once, and [`Duration::MAX`] never expires.
     pub fn timeout_per_item(mut self, limit: Duration) -> Self {
         self.settings.limit = Limit::after(limit);
         self
     }
 
-    /// The items fall into batches of so many, and a batch starts when the one before it is complete.
+    /// Processes the items in batches of `size`: a batch starts when the one before is complete.
     ///
-    /// [`Progress::batch`] tells of each that is. Where nothing hangs on the barrier, [`in_sliding_batches`](Self::in_sliding_batches)
-    /// is quicker: here the slowest item of each batch is waited for.
+    /// [`Progress::batch`] reports each complete batch. If you do not need this barrier,
+    /// [`in_sliding_batches`](Self::in_sliding_batches) is faster, because here the slowest item of each batch holds up
+    /// the next one.
     ///
     /// # Panics
     ///
@@ -196,8 +229,9 @@ impl<S, F, G, P> Process<S, F, G, P> {
         self.batches(size, true)
     }
 
-    /// The items are counted in batches of so many, and nothing waits for the end of a batch: batch 3 is complete when as many items
-    /// have ended as three batches have.
+    /// Counts the items in batches of `size`, without waiting for the end of a batch.
+    ///
+    /// For example, batch 3 is complete when as many items have ended as fit into three batches.
     ///
     /// # Panics
     ///
@@ -214,15 +248,17 @@ impl<S, F, G, P> Process<S, F, G, P> {
         self
     }
 
-    /// Calls `hook` after each item that has ended. One that was attached before is called no more.
+    /// Calls `hook` after each item that has ended. It replaces any previous hook.
     ///
-    /// With batches it is called once more if the source, which did not know its length, turns out to have ended in the middle of one.
+    /// With batches, `hook` is called once more if the source did not know its length and turns out to have ended in
+    /// the middle of a batch.
     pub fn on_progress<Q: FnMut(&Progress)>(self, hook: Q) -> Process<S, F, G, Q> {
         let Self { source, handler, settings, on_progress: _, gather } = self;
         Process { source, handler, settings, on_progress: hook, gather }
     }
 
-    /// The answer comes with a [`Summary`]: a pair, also where it is an error. It is said after [`continue_on_error`](Process::continue_on_error).
+    /// Adds a [`Summary`] to the output, which becomes a pair, also if the run fails. Call it after
+    /// [`continue_on_error`](Process::continue_on_error).
     pub fn with_summary(self) -> Process<S, F, Summarized<G>, P> {
         let Self { source, handler, settings, on_progress, gather } = self;
         Process { source, handler, settings, on_progress, gather: Summarized { inner: gather } }
@@ -230,7 +266,8 @@ impl<S, F, G, P> Process<S, F, G, P> {
 }
 
 impl<S, F, P, T, E> Process<S, F, StopOnError<T, E>, P> {
-    /// Works on every item, whatever becomes of others: answers each one's result in its place. [`split`] sets failures apart.
+    /// Processes every item, even if others fail, and returns each result in its place. [`split`] separates the
+    /// failures.
     pub fn continue_on_error(self) -> Process<S, F, ContinueOnError<T, E>, P> {
         let Self { source, handler, settings, on_progress, gather: _ } = self;
         Process { source, handler, settings, on_progress, gather: ContinueOnError::default() }
@@ -244,15 +281,16 @@ where
     Fut: Future<Output = Result<T, E>>,
     P: FnMut(&Progress),
 {
-    /// The results as they come, as a stream. It holds no more than what is in flight, and a failure ends nothing.
+    /// Returns the results as a stream, as they come. It holds only the items in flight, and a failure does not end it.
     ///
     /// ```
     /// use tokio_stream::StreamExt;
     /// # use ziggurat::concurrent::process_concurrently;
     ///
     /// # #[tokio::main(flavor = "current_thread")] async fn main() {
-    /// // Without an end: it is asked for no more than what is needed.
-    /// let mut squares = process_concurrently(1_u64.., |number: u64| async move { Ok::<_, ()>(number * number) }).unordered();
+    /// // Endless: the source is polled only for the items that are needed.
+    /// let mut squares =
+    ///     process_concurrently(1_u64.., |number: u64| async move { Ok::<_, ()>(number * number) }).unordered();
     /// let mut sum = 0;
     /// while sum < 100 {
     ///     sum += squares.next().await.unwrap().unwrap();
@@ -264,10 +302,10 @@ where
         Unordered::new(self.engine().0)
     }
 
-    /// The results in the order of the source, as a stream, and a failure ends nothing.
+    /// Returns the results as a stream, in source order. A failure does not end it.
     ///
-    /// An item that has ended and waits for an earlier one takes a place of [`max_concurrency`](Self::max_concurrency): so that no
-    /// more is held than that. One slow item therefore holds up those that come so many places after it.
+    /// An item that has ended but waits for an earlier one counts towards [`max_concurrency`](Self::max_concurrency),
+    /// so that the number of held results is bounded. One slow item can therefore hold up the start of later ones.
     #[doc(alias = "stream")]
     #[doc(alias = "buffered")]
     pub fn ordered(self) -> Ordered<S, F, Fut, P, T, E> {

@@ -1,11 +1,11 @@
-//! How far it has come: counts, batches, and the time that it took.
+//! The progress of a run: counts, batches and elapsed time.
 
 use std::{fmt, time::Duration};
 
 use super::error::{Cause, ItemError};
 use crate::clock::{self, Instant};
 
-/// How far it has come, as told to [`on_progress`](super::Process::on_progress).
+/// The progress of a run, as passed to [`on_progress`](super::Process::on_progress).
 #[derive(Debug, Clone)]
 pub struct Progress {
     counts: Summary,
@@ -14,7 +14,7 @@ pub struct Progress {
     start: Instant,
 }
 
-/// Into what batches the items fall, and whether the next one waits for the end of the one before.
+/// The size of batches, and whether each waits for the end of the one before.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Batches {
     pub(super) size: usize,
@@ -22,7 +22,7 @@ pub(super) struct Batches {
 }
 
 impl Progress {
-    /// It starts now. `total` is how many items there are, if that is known.
+    /// Starts the clock. `total` is the number of items, if it is known.
     pub(super) fn start(total: Option<usize>, batches: Option<Batches>) -> Self {
         Self { counts: Summary::default(), total, batches, start: clock::now() }
     }
@@ -39,25 +39,26 @@ impl Progress {
         *count += 1;
     }
 
-    /// The source has ended, after this many items. Answers whether a batch turns out to be complete that was not known to be the last one.
+    /// Records that the source has ended after `items` items. Returns whether that completes a batch that was not known
+    /// to be the last.
     pub(super) fn source_ended(&mut self, items: usize) -> bool {
         let knew = self.total.replace(items) == Some(items);
         !knew && self.finished() == items && self.batches.is_some_and(|batches| !items.is_multiple_of(batches.size))
     }
 
-    /// How many items have ended, one way or the other.
+    /// The number of items that have ended, successfully or not.
     #[must_use]
     pub fn finished(&self) -> usize {
         self.counts.items()
     }
 
-    /// How many items there are in all, if the source knows it.
+    /// The total number of items, if the source knows it.
     #[must_use]
     pub fn total(&self) -> Option<usize> {
         self.total
     }
 
-    /// The batch that is complete with this item. None between two batches, and if there are no batches.
+    /// The batch that this item completes. `None` between two batches, and without batches.
     #[must_use]
     pub fn batch(&self) -> Option<BatchProgress> {
         let Batches { size, .. } = self.batches?;
@@ -69,20 +70,20 @@ impl Progress {
         })
     }
 
-    /// The counts so far, and the time. Reads the clock.
+    /// The counts so far, and the elapsed time. Reads the clock.
     #[must_use]
     pub fn summary(&self) -> Summary {
         Summary { elapsed: clock::now().saturating_duration_since(self.start), ..self.counts }
     }
 }
 
-/// A batch of so many, as `batch 3 of 20`.
+/// A complete batch, which displays as `batch 3 of 20`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BatchProgress {
-    /// Its number, from 1.
+    /// The number of the batch, from 1.
     pub number: usize,
-    /// How many there are, if the source knows it.
+    /// The number of batches, if the source knows its length.
     pub of: Option<usize>,
 }
 
@@ -93,24 +94,24 @@ impl fmt::Display for BatchProgress {
     }
 }
 
-/// How many items ended in which way, and how long it took.
+/// The number of items that ended in each way, and the elapsed time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Summary {
-    /// How many succeeded.
+    /// The number of items that succeeded.
     pub ok: usize,
-    /// How many failed with an error of their handler.
+    /// The number of items whose handler returned an error.
     pub failed: usize,
-    /// How many were given up at their limit.
+    /// The number of items that timed out.
     pub timed_out: usize,
-    /// How many panicked.
+    /// The number of items that panicked.
     pub panicked: usize,
     /// The time since the first poll.
     pub elapsed: Duration,
 }
 
 impl Summary {
-    /// How many items have ended.
+    /// The number of items that have ended.
     #[must_use]
     pub fn items(&self) -> usize {
         self.ok + self.failed + self.timed_out + self.panicked

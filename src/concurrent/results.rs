@@ -1,4 +1,4 @@
-//! The results of a run as a stream: as they come, or in the order of the source.
+//! The results of a run as a stream: as they come, or in source order.
 
 use std::{
     collections::VecDeque,
@@ -18,7 +18,7 @@ use super::{
 };
 
 pin_project! {
-    /// The results as they come: the stream of [`unordered`](super::Process::unordered).
+    /// The results of a run as they come: the stream of [`unordered`](super::Process::unordered).
     #[must_use = "streams do nothing unless polled"]
     pub struct Unordered<S, F, Fut, P> {
         #[pin]
@@ -58,12 +58,12 @@ where
 }
 
 pin_project! {
-    /// The results in the order of the source: the stream of [`ordered`](super::Process::ordered).
+    /// The results of a run in source order: the stream of [`ordered`](super::Process::ordered).
     #[must_use = "streams do nothing unless polled"]
     pub struct Ordered<S, F, Fut, P, T, E> {
         #[pin]
         engine: Engine<S, F, Fut, P>,
-        // The index of the next result to hand out, and the results from there on. None: not there yet.
+        // The index of the next result to return, and the results from there on. `None`: not there yet.
         next: usize,
         waiting: VecDeque<Option<Result<T, ItemError<E>>>>,
     }
@@ -74,7 +74,8 @@ impl<S: Stream, F, Fut, P, T, E> Ordered<S, F, Fut, P, T, E> {
         Self { engine, next: 0, waiting: VecDeque::new() }
     }
 
-    /// The counts of all items that have ended so far, handed out or not, and the time since the first poll. Reads the clock.
+    /// The counts of all items that have ended so far, returned or not, and the time since the first poll. Reads the
+    /// clock.
     #[must_use]
     pub fn summary(&self) -> Summary {
         self.engine.summary()
@@ -97,7 +98,8 @@ where
                 *this.next += 1;
                 return Poll::Ready(this.waiting.pop_front().flatten());
             }
-            // What has ended and waits behind the first counts as in flight: so that what is held has a bound.
+            // An item that has ended but waits behind an earlier one counts as in flight, which bounds the held
+            // results.
             let bound = this.next.saturating_add(this.engine.settings().max_concurrency);
             let Some((index, result)) = ready!(this.engine.as_mut().poll_ended(bound, cx)) else {
                 return Poll::Ready(None);

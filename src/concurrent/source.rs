@@ -1,4 +1,4 @@
-//! Where items come from: an iterator, or a stream.
+//! Sources of items: iterators and streams.
 
 use std::{
     fmt,
@@ -8,21 +8,21 @@ use std::{
 
 use futures_core::Stream;
 
-/// Where items come from: anything that can be iterated over, or a [`Stream`].
+/// A source of items: anything that can be iterated over, or a [`Stream`].
 ///
-/// `Kind` says which of the two it is, and is inferred: [`Iterated`] or [`Streamed`]. A type that is both has to be made one of them first,
-/// with `.into_iter()` in a block of its own, say.
+/// `Kind` tells the two apart and is inferred: [`Iterated`] or [`Streamed`]. A type that is both has to be converted to
+/// one of them first, for example with `.into_iter()` in a block of its own.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is no source of items: it is neither an iterator nor a `Stream`",
-    note = "give a collection, an iterator, or a `futures_core::Stream`"
+    message = "`{Self}` is not a source of items: it is neither an iterator nor a `Stream`",
+    note = "pass a collection, an iterator, or a `futures_core::Stream`"
 )]
 pub trait Source<Kind> {
-    /// What it gives.
+    /// The type of its items.
     type Item;
-    /// The stream that it is, or becomes.
+    /// The stream that it converts to.
     type Stream: Stream<Item = Self::Item>;
 
-    /// The stream that it is, or becomes.
+    /// Converts it to a stream.
     fn into_stream(self) -> Self::Stream;
 }
 
@@ -54,7 +54,7 @@ impl<S: Stream> Source<Streamed> for S {
     }
 }
 
-/// The stream of an iterator's items: each is there when it is asked for.
+/// The stream of an iterator's items, which are always ready.
 #[derive(Clone)]
 pub struct Items<I> {
     items: I,

@@ -1,8 +1,9 @@
-//! Whether all items that have something to say were heard: nothing is started beside an item that has failed already.
+//! Tracks which items had a turn, so that none starts after another has failed.
 //!
-//! That running items are pending does not mean that none of them has ended. `FuturesUnordered` makes a pause after two
-//! items that woke themselves, and every future of tokio's is pending once the task has used up its budget. So the
-//! items take notes when they are polled. A round begins when an item is started, and the next one is started when the
+//! Even if all running items are reported as pending, one of them may have ended: `FuturesUnordered` pauses after two
+//! items that woke themselves, and every tokio future is pending once the task has used up its budget. So items record
+//! when they are polled. A round begins when an item starts. The next item starts when the round is over: when each item that was
+//! awake had a turn with a budget.
 //! round is over: each item that was awake had its turn, and a budget for it.
 
 use std::{
@@ -15,41 +16,41 @@ use std::{
     task::Context,
 };
 
-/// The notes of a run. Only the task that polls the run writes to them.
+/// The records of a run. Only the task that polls the run writes to them.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
     round: AtomicU64,
-    /// The number of items that were polled since it was last asked.
+    /// The number of items polled since the last call of `heard`.
     polled: AtomicUsize,
-    /// The number of items whose turn came without a budget, and which had no other turn since.
+    /// The number of items that had a turn without a budget, and no other turn since.
     unheard: AtomicUsize,
-    /// Whether an item's turn came for the second time. They take their turns in order, so all that were awake had one.
+    /// Whether an item had a second turn. Items take turns in order, so all that were awake had one before.
     is_second: AtomicBool,
 }
 
-/// What remains to be done before another item is started.
+/// Whether another item may start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Heard {
     All,
     /// Items may be awake that were not polled.
     Some,
-    /// Some wait for the task's next budget, which it gets at the executor's next turn. They wake it.
+    /// Some items wait for the task's next budget, at the executor's next turn. They wake the task.
     NotWithoutBudget,
 }
 
 impl Turns {
-    /// After all of `running` items were said to be pending.
+    /// Called when all `running` items were reported as pending.
     pub(super) fn heard(&self, running: usize) -> Heard {
         let polled = self.polled.swap(0, Relaxed);
         if self.unheard.load(Relaxed) > 0 {
             return Heard::NotWithoutBudget;
         }
-        // There is no pause after a single item, unless that is the only one.
+        // `FuturesUnordered` does not pause after a single item, unless it is the only one.
         let is_paused = polled > 1 || (polled == 1 && running == 1);
         if is_paused && !self.is_second.load(Relaxed) { Heard::Some } else { Heard::All }
     }
 
-    /// An item is started.
+    /// Starts a new round, with a new item.
     pub(super) fn next_round(&self) {
         self.round.fetch_add(1, Relaxed);
         self.is_second.store(false, Relaxed);
@@ -74,10 +75,10 @@ impl Turn {
         self.unheard == round && self.heard != round
     }
 
-    /// Whether the item is to be polled now. Takes one of the task's budget.
+    /// Returns whether to poll the item now. Takes one unit of the task's budget.
     ///
-    /// One that was heard in this round lets those go first that wait for a budget: otherwise the first in the queue
-    /// could use it up in every turn of the executor.
+    /// An item that had its turn with a budget in this round yields to those that wait for one. Otherwise the first
+    /// item in the queue could use up the budget in every turn of the executor.
     pub(super) fn take(&mut self, cx: &mut Context<'_>) -> bool {
         let turns = &*self.turns;
         let round = Some(turns.round.load(Relaxed));
@@ -90,7 +91,7 @@ impl Turn {
             cx.waker().wake_by_ref();
             return false;
         }
-        // If there is none, it sees to it that the item is polled again.
+        // Without a budget, this wakes the task again.
         let has_budget = pin!(tokio::task::consume_budget()).poll(cx).is_ready();
         if has_budget {
             if self.is_awaited(round) {
@@ -107,7 +108,7 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        // It ended without a budget.
+        // The item ended without a budget.
         if self.is_awaited(Some(self.turns.round.load(Relaxed))) {
             self.turns.unheard.fetch_sub(1, Relaxed);
         }

@@ -56,7 +56,7 @@ impl Opening {
     /// let page = Scope::root("page")
     ///     .run_group(async |group: Group<io::Error>| {
     ///         let (user, orders) = (group.spawn(user()), group.spawn(orders())); // at the same time
-    ///         Ok((user.await, orders.await))                                     // the values: a failure ends all of this
+    ///         Ok((user.await, orders.await)) // the values: a failure ends the body
     ///     })
     ///     .await?;
     /// assert_eq!(page.into_result()?, ("ada", 3));

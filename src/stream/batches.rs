@@ -1,4 +1,4 @@
-//! Batches: lists of what a stream gives.
+//! Batches: lists of the items of a stream.
 
 use std::{
     any::type_name,
@@ -17,27 +17,27 @@ use pin_project_lite::pin_project;
 
 use crate::clock::{self, Sleep};
 
-/// So many items are taken without a pause; then the timer is looked at, and the executor gets its turn.
+/// The number of items taken without a pause, before checking the timer and yielding to the executor.
 const UNBROKEN: usize = 256;
 
-/// Items of any kind, and their batches: `Vec<Item>`.
+/// Items of any kind, in batches of type `Vec<Item>`.
 #[derive(Debug)]
 pub struct Plain;
 
-/// Items that are results, and their batches: `Result<Vec<T>, E>`.
+/// Items that are results, in batches of type `Result<Vec<T>, E>`.
 #[derive(Debug)]
 pub struct Fallible;
 
 /// How items become batches: [`Plain`] or [`Fallible`].
 pub trait Kind<Item> {
-    /// What a batch is a list of.
+    /// The type of the values in a batch.
     type Value;
-    /// What ends a batch before it is full, and comes after it.
+    /// The error that ends a batch before it is full, and comes after it.
     type Error;
-    /// What the stream of batches gives.
+    /// The item type of the stream of batches.
     type Batch;
 
-    /// Whether nothing but the end leaves a batch without its full size.
+    /// Whether all batches but the last are full.
     #[doc(hidden)]
     const FULL: bool;
 
@@ -84,24 +84,24 @@ impl<T, E> Kind<Result<T, E>> for Fallible {
 }
 
 pin_project! {
-    /// The stream of [`batches`](super::StreamExt::batches) and its kin.
+    /// The stream of [`batches`](super::StreamExt::batches) and its variants.
     #[must_use = "streams do nothing unless polled"]
     pub struct Batches<S, K>
     where
         S: Stream,
         K: Kind<S::Item>,
     {
-        // None: it has ended.
+        // `None` once it has ended.
         #[pin]
         source: Option<S>,
         size: usize,
         within: Option<Duration>,
         batch: Vec<K::Value>,
-        // It comes after the batch.
+        // Comes after the batch.
         error: Option<K::Error>,
-        // It runs while the batch is begun and not full. Boxed, so that a reader need not pin the stream.
+        // Runs while a batch is begun and not full. Boxed, so that a reader need not pin the stream.
         timer: Option<Pin<Box<Sleep>>>,
-        // As many as the batch before had, so that a list seldom has to grow.
+        // The length of the previous batch, so that a list rarely has to grow.
         capacity: usize,
         kind: PhantomData<fn() -> K>,
     }
@@ -115,7 +115,7 @@ impl<S: Stream, K: Kind<S::Item>> Batches<S, K> {
         Self { source: Some(source), size, within, batch, error: None, timer: None, capacity: 0, kind }
     }
 
-    /// Takes items until the batch is complete: answers how it ended.
+    /// Takes items until the batch is complete or the source has ended.
     fn poll_fill(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut this = self.project();
         for _ in 0..UNBROKEN {
@@ -141,7 +141,7 @@ impl<S: Stream, K: Kind<S::Item>> Batches<S, K> {
                 },
                 Poll::Ready(None) => this.source.set(None),
                 Poll::Pending => {
-                    // Nothing is waited for, and no timer needed.
+                    // With a limit of zero, the batch is complete here and needs no timer.
                     if *this.within == Some(Duration::ZERO) && !this.batch.is_empty() {
                         return Poll::Ready(());
                     }

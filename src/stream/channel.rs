@@ -12,10 +12,10 @@ use tokio::sync::mpsc;
 
 use super::{closed::Closed, handover::Handover};
 
-/// A channel that holds at most `capacity` items, whose receiving end is a stream.
+/// Creates a channel of `capacity` items, whose receiver is a stream.
 ///
-/// It is tokio's, with a stream at its end: it has a bound, so a producer that is too quick waits. The stream ends when all senders
-/// are dropped and the backlog is read.
+/// It wraps tokio's bounded channel, so a producer that is too fast waits. The stream ends when all senders are dropped
+/// and the backlog is read.
 ///
 /// # Panics
 ///
@@ -29,7 +29,7 @@ use super::{closed::Closed, handover::Handover};
 /// let (sender, mut stream) = channel(2);
 /// let producer = tokio::spawn(async move {
 ///     for number in 1.. {
-///         sender.send(number).await?; // waits while two are not read yet; an error when nobody will read it
+///         sender.send(number).await?; // waits while two items are unread; fails once the stream is dropped
 ///     }
 ///     Ok::<_, Closed<u32>>(())
 /// });
@@ -46,8 +46,7 @@ pub fn channel<T>(capacity: usize) -> (Sender<T>, Receiver<T>) {
     (Sender { to: To::Channel(sender) }, Receiver { receiver })
 }
 
-/// The end of a [`channel`] or of a [generated](super::generate()) stream that is written to. A clone writes to the
-/// same stream.
+/// The sender of a [`channel`] or of a [generated](super::generate()) stream. A clone sends to the same stream.
 pub struct Sender<T> {
     to: To<T>,
 }
@@ -62,17 +61,19 @@ impl<T> Sender<T> {
         Self { to: To::Reader(Arc::clone(handover)) }
     }
 
-    /// Sends an item to the stream: to a [`channel`] once there is room for it, to a [generated](super::generate())
-    /// stream once its reader takes it. Senders get their turns in order.
+    /// Sends an item to the stream.
+    ///
+    /// A [`channel`] accepts the item once it has room, a [generated](super::generate()) stream once its reader takes
+    /// it. Waiting senders are served in order.
     ///
     /// # Errors
     ///
-    /// If the stream was dropped, or its producer has ended: the item comes back.
+    /// If the stream was dropped, or its producer has ended. The error returns the item.
     ///
-    /// # Cancellation
+    /// # Cancellation safety
     ///
-    /// If this is dropped before it has ended, its turn is lost and the item is not sent. There is one exception: the
-    /// reader of a generated stream may have taken the item since the last poll of this.
+    /// If the future is dropped before it completes, it loses its place and the item is not sent. There is one
+    /// exception: the reader of a generated stream may have taken the item since the last poll of the future.
     pub async fn send(&self, item: T) -> Result<(), Closed<T>> {
         match &self.to {
             To::Channel(sender) => sender.send(item).await.map_err(|mpsc::error::SendError(item)| Closed { item }),
@@ -80,8 +81,9 @@ impl<T> Sender<T> {
         }
     }
 
-    /// Waits until nothing can be sent any more, for a producer that waits for something else meanwhile: until the
-    /// stream was dropped, or its producer has ended.
+    /// Waits until the stream is dropped or its producer has ended, after which no item can be sent.
+    ///
+    /// A producer can use it to stop when it waits for something else than a `send`.
     pub async fn closed(&self) {
         match &self.to {
             To::Channel(sender) => sender.closed().await,

@@ -1,17 +1,17 @@
-//! The error of a write to a stream that nobody reads any more.
+//! The error of sending to a stream that is no longer read.
 
 use std::{error::Error, fmt};
 
 /// The stream was dropped or has ended: the item will not be read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Closed<T> {
-    /// What was to be sent.
+    /// The item that was not sent.
     pub item: T,
 }
 
 impl<T> fmt::Display for Closed<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the stream was dropped or has ended: what is sent to it is not read")
+        f.write_str("the stream was dropped or has ended: the item will not be read")
     }
 }
 

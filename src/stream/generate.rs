@@ -1,4 +1,4 @@
-//! Async generators: a producer that lives inside of its stream.
+//! Async generators: a producer that lives inside its stream.
 
 use std::{
     fmt,
@@ -15,15 +15,16 @@ use super::{
     handover::{Handover, Reader},
 };
 
-/// A stream of the items that `producer` sends: an async generator.
+/// Creates a stream of the items that `producer` sends: an async generator.
 ///
-/// The producer is part of the stream, and never ahead of its reader: it runs while the stream is polled and has
-/// nothing to give, and its [`send`](Sender::send) ends when the reader asks for the item after that one. It is dropped
-/// with the stream, with all that it holds. The stream ends when the producer does, after the items that were offered
-/// by then, even if a clone of the sender is alive elsewhere: to send is an error from then on. A panic of the producer
-/// is one of the stream.
+/// The producer is part of the stream and never ahead of the reader. It runs while the stream is polled and has no
+/// item, and its [`send`](Sender::send) completes when the reader asks for the next item. It is dropped with the
+/// stream, with everything that it holds.
 ///
-/// Sending costs an uncontended lock, and no allocation. For a producer that can fail see [`try_generate`].
+/// The stream ends when the producer has ended, after the items that were offered by then. Clones of the sender that
+/// are still alive get an error from then on. A panic of the producer propagates to the reader.
+///
+/// Sending takes an uncontended lock and does not allocate. For a producer that can fail, see [`try_generate`].
 ///
 /// ```
 /// use tokio_stream::StreamExt;
@@ -51,14 +52,13 @@ where
     Generate::new(producer)
 }
 
-/// A stream of the items that `producer` sends, and of the error that it may end with: a [`generate`]d stream whose
-/// producer can use `?`.
+/// Creates a stream of the items that `producer` sends, and of the error that it may end with.
 ///
-/// Each item comes as `Ok`. An error of the producer is the last item of the stream, after all that were sent before
-/// it.
+/// It behaves as [`generate`], but the producer can use `?`. Each item comes as `Ok`. An error of the producer is the
+/// last item of the stream.
 ///
-/// Inside of its own stream a producer never sees [`Closed`](super::Closed), because it is dropped with that: an error
-/// type that is not `From<Closed<T>>` loses nothing by `.await.ok()`.
+/// The producer is dropped with its stream, so inside the stream it never sees [`Closed`](super::Closed). If its error
+/// type is not `From<Closed<T>>`, use `.await.ok()` on a `send`.
 ///
 /// ```
 /// use tokio_stream::StreamExt;
@@ -87,9 +87,9 @@ where
     Generate::new(producer)
 }
 
-/// How a producer ends: with `()`, or with a `Result<(), E>`.
+/// The output of a producer: `()`, or a `Result<(), E>`.
 pub trait Produced<T> {
-    /// The item of its stream: `T`, or a `Result<T, E>`.
+    /// The item type of the stream: `T`, or a `Result<T, E>`.
     type Item;
 
     #[doc(hidden)]
@@ -131,7 +131,8 @@ pin_project! {
     where
         Fut: Future,
     {
-        // None: it has ended. Dropped before the reader, so that nothing is refused that it sends meanwhile.
+        // `None` once it has ended. Dropped before the reader, so that items which it sends while it is dropped are not
+        // refused.
         #[pin]
         producer: Option<Fut>,
         ending: Option<Fut::Output>,
@@ -157,8 +158,7 @@ where
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let mut this = self.project();
-        // An item that waits is taken before the producer goes on, but not twice in a row: others may send without an
-        // end.
+        // A waiting item is taken before the producer goes on, but not twice in a row: other senders may never stop.
         if !*this.skipped
             && let Some(item) = this.reader.take()
         {
@@ -166,7 +166,7 @@ where
             return Poll::Ready(Some(Fut::Output::sent(item)));
         }
         *this.skipped = false;
-        // Also a producer that has dropped its sender is run to its end: it may have to clean up.
+        // A producer that has dropped its sender is run to its end too: it may have to clean up.
         let ended = this.producer.as_mut().as_pin_mut().map(|producer| producer.poll(cx));
         if let Some(Poll::Ready(ending)) = ended {
             this.producer.set(None);

@@ -1,4 +1,4 @@
-//! The handing over of items one by one: an item leaves its sender's hands when the reader takes it.
+//! Hands over items one by one: the sender owns an item until the reader takes it.
 
 use std::{
     collections::BTreeMap,
@@ -14,16 +14,15 @@ use tokio_util::sync::CancellationToken;
 use super::closed::Closed;
 use crate::caught::undisturbed;
 
-/// The state that senders and their reader share. No code of the user's runs under its lock, and nothing of theirs is
-/// dropped there.
+/// The state that senders and their reader share. No user code runs, and no user value is dropped, under its lock.
 pub(super) struct Handover<T> {
     state: Mutex<State<T>>,
-    /// Cancelled when nothing is accepted any more.
+    /// Cancelled when no more items are accepted.
     closed: CancellationToken,
 }
 
 struct State<T> {
-    /// By their numbers. (An empty map keeps its node, so that an item costs no allocation.)
+    /// By number. An empty map keeps its node, so that an item costs no allocation.
     offers: BTreeMap<u64, Offer<T>>,
     next: u64,
     reader: Option<Waker>,
@@ -38,7 +37,7 @@ struct Offer<T> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Open,
-    /// The reader takes what was offered before, and nothing else is accepted.
+    /// The reader takes the items that were offered before. No more are accepted.
     Ended,
     /// The reader is gone. Each sender takes its item back.
     Dropped,
@@ -62,14 +61,15 @@ impl<T> Handover<T> {
         self.closed.cancelled().await;
     }
 
-    /// The number of items that are offered, and not taken.
+    /// The number of items that are offered and not taken yet.
     pub(super) fn len(&self) -> usize {
         self.state().offers.len()
     }
 }
 
 impl<T> State<T> {
-    /// Accepts an item, or gives all of it back. Answers its number, and the reader if it waits.
+    /// Accepts an item and returns its number, with the reader's waker if the reader waits. Otherwise returns the
+    /// offer.
     fn accept(&mut self, offer: Offer<T>) -> Result<(u64, Option<Waker>), Offer<T>> {
         if self.phase != Phase::Open {
             return Err(offer);
@@ -89,7 +89,7 @@ impl<T> State<T> {
 pub(super) struct Reader<T>(pub(super) Arc<Handover<T>>);
 
 impl<T> Reader<T> {
-    /// Takes the oldest offer. From now on the reader is not woken: it looks for itself.
+    /// Takes the oldest offer. From then on the reader is not woken, because it is looking itself.
     pub(super) fn take(&self) -> Option<T> {
         let mut state = self.0.state();
         let (offer, reader) = (state.take(), state.reader.take());
@@ -105,12 +105,12 @@ impl<T> Reader<T> {
         let offer = state.take();
         let unused = if offer.is_some() { Some(waker) } else { state.reader.replace(waker) };
         drop(state);
-        // It may panic, and nobody would wake the sender whose item was taken.
+        // If this panicked, the sender whose item was taken would not be woken.
         undisturbed(|| drop(unused));
         taken(offer?)
     }
 
-    /// Nothing else is accepted.
+    /// Accepts no more items.
     pub(super) fn end(&self) {
         self.0.state().phase = Phase::Ended;
         undisturbed(|| self.0.closed.cancel());
@@ -140,7 +140,7 @@ impl<T> Drop for Reader<T> {
     }
 }
 
-/// An item on its way to the reader. Dropped before it was taken, it takes the item back.
+/// An item on its way to the reader. Dropping it before the item is taken withdraws the item.
 pub(super) struct Offering<'a, T> {
     to: &'a Handover<T>,
     step: Step<T>,
@@ -152,7 +152,7 @@ enum Step<T> {
     Ended,
 }
 
-// Nothing in it is ever pinned.
+// No field is ever pinned.
 impl<T> Unpin for Offering<'_, T> {}
 
 impl<T> Future for Offering<'_, T> {
@@ -188,7 +188,7 @@ impl<T> Future for Offering<'_, T> {
                 undisturbed(|| drop(before));
                 Poll::Pending
             }
-            Step::Ended => panic!("`send` polled after it was done"),
+            Step::Ended => panic!("`send` polled after completion"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Two streams as one.
+//! Merges two streams.
 
 use std::{
     any::type_name,
@@ -10,9 +10,9 @@ use std::{
 use futures_core::Stream;
 use pin_project_lite::pin_project;
 
-/// What both streams give, as it comes, until both have ended.
+/// Merges two streams: returns the items of both as they come, until both have ended.
 ///
-/// Fair: while both have something, they take turns.
+/// Merging is fair: while both streams have items, they take turns.
 ///
 /// ```
 /// use tokio_stream::{StreamExt, iter};
@@ -36,7 +36,7 @@ pin_project! {
     /// The stream of [`merge`].
     #[must_use = "streams do nothing unless polled"]
     pub struct Merge<A, B> {
-        // None: it has ended.
+        // `None` once it has ended.
         #[pin]
         left: Option<A>,
         #[pin]
@@ -47,10 +47,10 @@ pin_project! {
 }
 
 impl<A, B> Merge<A, B> {
-    /// It ends when one of the two does; the other is then dropped, whatever it still had.
+    /// Ends the merged stream as soon as one of the two ends. The other is then dropped, with its remaining items.
     ///
-    /// A stream has ended when it says so: when it is polled, or before that by its [`size_hint`](Stream::size_hint),
-    /// as an empty one does. The hint is asked before each item.
+    /// A stream has ended when a poll says so, or earlier when its [`size_hint`](Stream::size_hint) does, as that of an
+    /// empty stream. The hint is read before each item.
     ///
     /// ```
     /// use tokio_stream::{StreamExt, iter, pending};
@@ -67,7 +67,7 @@ impl<A, B> Merge<A, B> {
     }
 }
 
-/// Polls one of the two, and drops it if it has ended. None: it has nothing now, or has ended.
+/// Polls one of the two, and drops it if it has ended. `None` if it has no item now, or has ended.
 fn poll_one<S: Stream>(mut stream: Pin<&mut Option<S>>, cx: &mut Context<'_>) -> Option<S::Item> {
     match stream.as_mut().as_pin_mut()?.poll_next(cx) {
         Poll::Ready(Some(item)) => Some(item),

@@ -1,4 +1,4 @@
-//! Streams: batches, scopes, two as one, and streams that are written to.
+//! Streams: batches, scopes, merging, channels and async generators.
 //!
 //! ```
 //! use tokio_stream::{StreamExt as _, iter};
@@ -12,24 +12,37 @@
 //!
 //! | | |
 //! |---|---|
-//! | [`batches(n)`](StreamExt::batches), [`batches_within(n, time)`](StreamExt::batches_within), and both with `try_` | lists of exactly n, then the rest |
-//! | [`within_scope(&scope)`](StreamExt::within_scope) | the stream runs in a scope, its reader does not |
-//! | [`merge(left, right)`](merge()) | both as they come, until both or either has ended |
-//! | [`channel(capacity)`](channel()) | a bounded channel; who sends too quickly waits |
-//! | [`generate(producer)`](generate()), [`try_generate(producer)`](try_generate) | an async generator, which lives and ends with its stream |
+//! | [`batches(n)`](StreamExt::batches), [`try_batches(n)`](StreamExt::try_batches) | lists of n items, then the rest |
+//! | [`batches_within(n, t)`][within], [`try_batches_within(n, t)`][try_within] | lists of fewer items after time t |
+//! | [`within_scope(&scope)`](StreamExt::within_scope) | runs the stream in a scope, but not its reader |
+//! | [`merge(left, right)`](merge()) | the items of both as they come, until both or either have ended |
+//! | [`channel(capacity)`](channel()) | a bounded channel, in which a fast producer waits |
+//! | [`generate(producer)`](generate()), [`try_generate(producer)`](try_generate) | an async generator |
 //!
-//! What works on each item of a stream, some at a time, is [`concurrent`](crate::concurrent); for all else there are the combinators of
-//! futures-util and tokio-stream, beside which these can be used: import the trait as `_`.
+//! [within]: StreamExt::batches_within
+//! [try_within]: StreamExt::try_batches_within
 //!
-//! **When its clock starts.** That of a batch when its first item is there: a source that gives nothing gives no empty batch.
+//! To process the items of a stream concurrently, use [`concurrent`](crate::concurrent). The extension trait works
+//! beside the combinators of futures-util and tokio-stream: import it as `_`.
 //!
-//! **Backpressure.** Nothing here reads ahead: a source is polled when its reader asks, and what is held is at most one batch, or the
-//! capacity of a channel.
+//! # Timing
 //!
-//! **Where it belongs.** A pipeline is read from its end, so what stands before `within_scope` runs in the scope and what stands after it does
-//! not. Batches before [`process_concurrently`](crate::concurrent::process_concurrently) hand a list to each call.
+//! The clock of a batch starts with its first item. So a source without items produces no empty batch.
 //!
-//! **Cancellation.** Dropping a stream drops its source, and a batch that is not full. Dropping the future that waits for the next item
+//! # Backpressure
+//!
+//! No stream here reads ahead: a source is polled when its reader asks. At most one batch, or the capacity of a
+//! channel, is held.
+//!
+//! # Order
+//!
+//! The part of a pipeline before `within_scope` runs in the scope, and the part after it does not. With batches before
+//! [`process_concurrently`](crate::concurrent::process_concurrently), each call processes a list.
+//!
+//! # Cancellation safety
+//!
+//! Dropping a stream drops its source and a batch that is not full. Dropping the future that waits for the next item
+//! loses nothing: a batch that is begun is kept, and its clock keeps running.
 //! loses nothing: a batch that is begun stays so, and its clock goes on.
 
 use std::time::Duration;
@@ -55,9 +68,9 @@ pub use self::{
     scoped::WithinScope,
 };
 
-/// What every [`Stream`] gets here: see the [module](self).
+/// Adds batches and scopes to every [`Stream`]: see the [module](self).
 pub trait StreamExt: Stream {
-    /// Lists of exactly `size` items, then the rest.
+    /// Groups items into lists of exactly `size` items, followed by the rest.
     ///
     /// # Panics
     ///
@@ -71,10 +84,10 @@ pub trait StreamExt: Stream {
         Batches::new(self, size, None)
     }
 
-    /// Lists of exactly `size` items, or of fewer if `time` is over since the first of them came; then the rest.
+    /// Groups items into lists of exactly `size` items, or of fewer if `time` has passed since the first of them.
     ///
-    /// Every duration is good: with zero a batch is what the source has ready, and [`Duration::MAX`] never ends. It costs a clock read
-    /// and a timer for each batch.
+    /// The rest follows. Any duration is valid: with zero, a batch is whatever the source has ready, and with
+    /// [`Duration::MAX`] there is no limit. A batch costs a clock read and a timer.
     ///
     /// ```
     /// use std::time::Duration;
@@ -100,8 +113,9 @@ pub trait StreamExt: Stream {
         Batches::new(self, size, Some(time))
     }
 
-    /// [`batches`](Self::batches) of a stream of results. An error ends the batch that is begun, and comes after it; then it goes on
-    /// with whatever the source gives.
+    /// Groups the values of a stream of results into lists of exactly `size` items, as [`batches`](Self::batches) does.
+    ///
+    /// An error ends the current batch and comes after it. Then the stream goes on.
     ///
     /// ```
     /// use tokio_stream::{StreamExt as _, iter};
@@ -126,7 +140,9 @@ pub trait StreamExt: Stream {
         Batches::new(self, size, None)
     }
 
-    /// [`batches_within`](Self::batches_within) of a stream of results; about errors see [`try_batches`](Self::try_batches).
+    /// Groups the values of a stream of results, as [`batches_within`](Self::batches_within) does.
+    ///
+    /// For errors, see [`try_batches`](Self::try_batches).
     ///
     /// # Panics
     ///
@@ -139,11 +155,11 @@ pub trait StreamExt: Stream {
         Batches::new(self, size, Some(time))
     }
 
-    /// Runs the stream in a scope: it is the current one whenever the stream is polled, and when it is dropped. For who reads it the
-    /// scope is what it was.
+    /// Runs the stream in a scope, which is current whenever the stream is polled, and when it is dropped.
     ///
-    /// The stream is dropped as soon as it has ended, and the scope is let go after it: where nobody else holds that, it is closed. What
-    /// runs before its first poll, when the stream was made, runs in the scope with [`Scope::enter`].
+    /// The reader's own scope is not changed. The stream is dropped as soon as it has ended, and its handle of the
+    /// scope after that, which closes the scope if it was the last. To create the stream within the scope too, use
+    /// [`Scope::enter`].
     ///
     /// ```
     /// use tokio_stream::{StreamExt as _, once};

@@ -16,10 +16,10 @@ pin_project! {
     /// The stream of [`within_scope`](super::StreamExt::within_scope).
     #[must_use = "streams do nothing unless polled"]
     pub struct WithinScope<S> {
-        // None: it has ended.
+        // `None` once it has ended.
         #[pin]
         stream: Option<S>,
-        // None: so has the stream.
+        // `None` once the stream has ended.
         scope: Option<Scope>,
     }
 

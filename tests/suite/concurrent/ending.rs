@@ -214,7 +214,7 @@ fn an_items_error_has_the_original_one_as_its_source() {
     assert_eq!(error.to_string(), "item 4 failed");
     assert_eq!(error.source().unwrap().to_string(), "invalid digit found in string");
     let error: ItemError<std::io::Error> = ItemError { index: 4, cause: Cause::TimedOut { limit: SECOND } };
-    assert_eq!((error.to_string().as_str(), error.source().is_none()), ("item 4 was not done within 1s", true));
+    assert_eq!((error.to_string().as_str(), error.source().is_none()), ("item 4 timed out after 1s", true));
 }
 
 /// Bad input: a handler that panics, in the call, in its future, with a message or without, and while it cleans up.
@@ -258,11 +258,11 @@ async fn a_panic_of_one_item_is_that_items_error() {
             Ok(0),
             panicked(1, "in the call of 1"),
             panicked(2, "in the future"),
-            panicked(3, "it said nothing"),
+            panicked(3, "no message"),
             panicked(4, "in the clean-up"),
             panicked(5, "later, in 5"),
             Ok(6),
-            panicked(7, "it said nothing"),
+            panicked(7, "no message"),
         ]
     );
     assert_eq!(results[1].as_ref().unwrap_err().to_string(), "item 1 panicked: in the call of 1");

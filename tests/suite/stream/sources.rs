@@ -56,7 +56,7 @@ async fn to_send_after_the_stream_was_dropped_is_an_error_and_the_item_comes_bac
     sender.closed().await;
     assert_eq!(
         sender.send("late").await.unwrap_err().to_string(),
-        "the stream was dropped or has ended: what is sent to it is not read"
+        "the stream was dropped or has ended: the item will not be read"
     );
 }
 
