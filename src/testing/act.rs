@@ -1,8 +1,8 @@
-//! What a scripted service does with a call.
+//! The acts of a scripted service.
 
 use std::fmt;
 
-/// What a [`Scripted`](super::Scripted) service does with one call: from its readiness to the end of its response.
+/// What a [`Scripted`](super::Scripted) service does with one call, from its readiness to the end of its response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub struct Act {
@@ -33,51 +33,53 @@ impl Act {
         Self { pending_at_readiness: 0, pending: 0, held: false, ends, at: At::Response }
     }
 
-    /// It answers, at once unless told otherwise.
+    /// The call succeeds, at once unless configured otherwise.
     pub const fn answer() -> Self {
         Self::new(How::Answer)
     }
 
-    /// It fails with a [`ScriptedError`].
+    /// The call fails with a [`ScriptedError`].
     pub const fn error() -> Self {
         Self::new(How::Error)
     }
 
-    /// It panics, without a message on the terminal.
+    /// The call panics, without printing a message.
     pub const fn panic() -> Self {
         Self::new(How::Panic)
     }
 
-    /// It never ends, and nothing wakes who waits for it.
+    /// The call never ends, and never wakes its task.
     pub const fn hang() -> Self {
         Self::new(How::Hang)
     }
 
-    /// First it is pending so many times at its readiness. Each time it wakes the task at once, so that it is polled again.
+    /// Makes readiness pending `times` times before the act ends. Each time the task is woken at once, so that it polls
+    /// again.
     pub const fn pending_at_readiness(mut self, times: usize) -> Self {
         self.pending_at_readiness = times;
         self
     }
 
-    /// First its response is pending so many times. Each time it wakes the task at once, so that it is polled again.
+    /// Makes the response pending `times` times before the act ends. Each time the task is woken at once, so that it
+    /// polls again.
     pub const fn pending(mut self, times: usize) -> Self {
         self.pending = times;
         self
     }
 
-    /// First its response waits for the next [`Script::release`](super::Script::release).
+    /// Makes the response wait for the next [`Script::release`](super::Script::release).
     pub const fn held(mut self) -> Self {
         self.held = true;
         self
     }
 
-    /// It is its readiness that fails, panics or hangs: no call is made.
+    /// Makes readiness fail, panic or hang, so that no call is made.
     pub const fn at_readiness(mut self) -> Self {
         self.at = At::Readiness;
         self
     }
 
-    /// It is `call` itself that panics. What else an act ends with stays in the response.
+    /// Makes `call` itself panic. Any other end stays in the response.
     pub const fn in_call(mut self) -> Self {
         self.at = At::Call;
         self
@@ -92,7 +94,7 @@ impl Act {
     }
 }
 
-/// The error of a [`Scripted`](super::Scripted) service: the number of the outcome, as an answer has one.
+/// The error of a [`Scripted`](super::Scripted) service, with the number of the outcome, as in a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ScriptedError(pub u64);
 

@@ -1,6 +1,7 @@
-//! What is tried for each law.
+//! The trials of each law.
 //!
-//! Most laws are watched over in every trial: a trial's first fault names the law that it breaks, whichever was asked about.
+//! Most laws are watched in every trial. The first fault of a trial names the law that it breaks, whichever law the
+//! trial is for.
 
 use tokio::{runtime, task};
 
@@ -10,14 +11,14 @@ use super::{
     trial::{Call, Checked, Fault, Outcome, Progress, Subject, Trial, Value},
 };
 
-/// More polls than any sensible future takes over a service that is pending twice.
+/// More polls than any sensible future needs over a service that is pending twice.
 const POLLS: usize = 64;
 
-/// The faults of a layer, at most one for each law.
+/// Returns the faults of a layer, at most one for each law.
 pub(super) fn faults(make: &dyn Fn() -> Box<dyn Value>, stateful: bool, except: &[Law]) -> Vec<Fault> {
     let runtime = runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-    let runtime = runtime.unwrap_or_else(|error| panic!("the laws need a runtime: {error}"));
-    // Unconstrained: polls are counted here, and a task that has used up its share is pending where it would not be otherwise.
+    let runtime = runtime.unwrap_or_else(|error| panic!("checking the laws needs a runtime: {error}"));
+    // Unconstrained, because polls are counted: a task that has used up its budget would be pending more often.
     runtime.block_on(task::unconstrained(async {
         let mut faults: Vec<Fault> = Vec::new();
         for deadline in [false, true] {
@@ -47,11 +48,11 @@ pub(super) struct Checks<'a> {
     make: &'a dyn Fn() -> Box<dyn Value>,
     pub(super) stateful: bool,
     except: &'a [Law],
-    /// Whether there is a deadline around the layer, which is far away.
+    /// Whether there is a distant deadline around the layer.
     deadline: bool,
 }
 
-/// What happened before.
+/// What happened before the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Past {
     Nothing,
@@ -65,17 +66,17 @@ impl Past {
     const ALL: [Self; 5] = [Self::Nothing, Self::AnAnswer, Self::AnError, Self::AnAnswerLongAgo, Self::AnErrorLongAgo];
 }
 
-/// What else is going on.
+/// A second call beside the first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Company {
     None,
     /// An equal call is in flight, and ends after the first poll.
     Before,
-    /// The same, made when this one's service was ready already.
+    /// As `Before`, but made when the service of this call was ready already.
     BetweenReadinessAndCall,
-    /// An equal call is in flight, and ends only when this one is gone.
+    /// An equal call is in flight, and ends only after this one is dropped.
     BeforeAndAfter,
-    /// An equal call is made after the first poll, and is still there when this one is gone.
+    /// An equal call is made after the first poll, and is still there when this one is dropped.
     After,
 }
 
@@ -83,15 +84,15 @@ impl Company {
     const ALL: [Self; 5] = [Self::None, Self::Before, Self::BetweenReadinessAndCall, Self::BeforeAndAfter, Self::After];
 }
 
-/// One call, and what becomes of it.
+/// One call, and its circumstances.
 #[derive(Debug, Clone, Copy)]
 struct Case {
     past: Past,
     company: Company,
-    /// What the inner service does with the first call, if it is not what it does with all.
+    /// What the inner service does with the first call, if not `always`.
     once: Option<Act>,
     always: Act,
-    /// How often the response is polled before it is dropped.
+    /// The number of polls of the response before it is dropped.
     polls: usize,
 }
 
@@ -124,14 +125,15 @@ impl Checks<'_> {
             for other in &mut others {
                 for _ in 0..50 {
                     let called = trial.call(other.as_mut(), 1).await;
-                    // Where the other one waits may break a law too, but that it has to wait is for this one being idle.
+                    // Waiting in the wrong place breaks a law of its own, but having to wait at all is due to the idle
+                    // service.
                     let progress = called.map_err(|Fault { law, how }| match law {
                         Law::Waiting => Fault { law: Law::Idle, how },
                         law => Fault { law, how },
                     })?;
                     trial.demand(Law::Idle, matches!(progress, Progress::Ended(Outcome::Answered(_))), || {
                         format!(
-                            "while one service is ready and idle, another one's call was not answered: {progress:?}"
+                            "while one service is ready and idle, a call on another one did not succeed: {progress:?}"
                         )
                     })?;
                 }
@@ -140,7 +142,7 @@ impl Checks<'_> {
             trial.idle.set(0);
             let progress = call.poll(usize::MAX).await?;
             trial.demand(Law::Idle, matches!(progress, Progress::Ended(Outcome::Answered(_))), || {
-                format!("a service that was ready for a while was called, and not answered: {progress:?}")
+                format!("a service that had been ready for a while was called, but did not succeed: {progress:?}")
             })?;
             call.drop(Law::Idle)?;
             trial.works(Law::Idle, vec![idle]).await?;
@@ -175,11 +177,11 @@ impl Checks<'_> {
     async fn make_ready(&self, trial: &Trial<'_>, service: &mut dyn Subject) -> Checked {
         let in_vain = trial.ready(service).await?;
         trial.demand(Law::Wakes, in_vain.is_none(), || {
-            format!("a service did not become ready over one that does: {in_vain:?}")
+            format!("a service did not become ready, although the inner one does: {in_vain:?}")
         })
     }
 
-    /// A call is polled so many times and then dropped, for every number of times, whatever happened before and goes on beside it.
+    /// Drops a call after every possible number of polls, with every past and every company.
     async fn dropped_anywhere(&self) -> Checked {
         let plain = Act::answer().pending_at_readiness(1).pending(2);
         let error = Act::error().pending_at_readiness(1).pending(2);
@@ -218,7 +220,7 @@ impl Checks<'_> {
         Ok(())
     }
 
-    /// Answers whether the call has come as far as it can.
+    /// Returns whether the call has come as far as it can.
     async fn case(&self, law: Law, case: Case) -> Checked<bool> {
         self.run(law, case).await.map_err(|Fault { law, how }| Fault { law, how: format!("{how}\n  in {case:?}") })
     }
@@ -243,7 +245,7 @@ impl Checks<'_> {
             trial.script.always(always);
             trial.script.push(Act::answer().held());
             before = Some(self.in_flight(&trial, other.as_mut()).await?);
-            // It may have been answered without the inner service.
+            // The call may have completed without the inner service.
             trial.script.always(always);
         }
         once_is_left.into_iter().for_each(|act| trial.script.push(act));
@@ -277,11 +279,11 @@ impl Checks<'_> {
         {
             trial.at_rest(law)?;
         }
-        // A service whose readiness failed or hangs, or whose call panicked, may be of no use. What is cloned from it is.
+        // A service whose readiness failed or hangs, or whose call panicked, may be unusable. Its clones are not.
         let service = if call.was_made() { service } else { trial.must(law, || service.another())? };
         call.drop(law)?;
 
-        // What was to happen to this call is not to happen to others.
+        // The act for this call is not meant for other calls.
         trial.script.always(always);
         trial.script.release();
         for mut companion in [before, after].into_iter().flatten() {
@@ -296,17 +298,17 @@ impl Checks<'_> {
         Ok(progress != Progress::Pending)
     }
 
-    /// A call that was dropped before the inner service gave an outcome makes no difference to the next one.
+    /// A call that was dropped before the inner service returned an outcome must not affect the next one.
     async fn as_if_never_made(&self, trial: &Trial<'_>, service: &mut dyn Subject, past: Past) -> Checked {
         let found = self.finds(trial, service, Act::answer()).await?;
         let without = self.trial();
         self.live_through(&without, past).await?;
         let expected = self.finds(&without, without.service()?.as_mut(), Act::answer()).await?;
-        trial.demand(Law::Release, found == expected, || {
-            format!(
-                "right after a call that was dropped, another one finds: {found:?}\n  without that one: {expected:?}"
-            )
-        })
+        trial.demand(
+            Law::Release,
+            found == expected,
+            || "right after a dropped call, another one finds {found:?}\n  without the dropped call: {expected:?}",
+        )
     }
 
     async fn live_through(&self, trial: &Trial<'_>, past: Past) -> Checked {
@@ -324,14 +326,15 @@ impl Checks<'_> {
         Ok(())
     }
 
-    /// Begins a call and polls it until it has reached the inner service, or has ended without.
+    /// Starts a call and polls it until it has reached the inner service, or has ended without doing so.
     pub(super) async fn in_flight<'t, 'a>(
         &self,
         trial: &'t Trial<'a>,
         service: &mut dyn Subject,
     ) -> Checked<Call<'t, 'a>> {
         let mut call = trial.begin(service, 1).await?;
-        // At least once; and no more often than it takes, for a call that waits could only wait until its time is over.
+        // At least once, and no more often than necessary: a call that waits would otherwise wait until its time is
+        // over.
         for _ in 0..POLLS {
             if call.poll(1).await? != Progress::Pending || trial.script.in_flight() > 0 {
                 break;
@@ -343,11 +346,11 @@ impl Checks<'_> {
     async fn must_end(&self, trial: &Trial<'_>, call: &mut Call<'_, '_>) -> Checked {
         let progress = call.poll(usize::MAX).await?;
         trial.demand(Law::Wakes, progress != Progress::Stuck, || {
-            "a call beside another one is pending although its turn has come, and nothing wakes it".into()
+            "a call beside another one is pending although it could proceed, and nothing wakes it".into()
         })
     }
 
-    /// What comes out is what the inner service gave last.
+    /// Demands that the layer passes on the last outcome of the inner service.
     async fn outcomes(&self) -> Checked {
         let (answer, error) = (Act::answer(), Act::error());
         for act in [answer, answer.pending(2), error, error.pending(2), error.at_readiness()] {
@@ -358,7 +361,7 @@ impl Checks<'_> {
             let last = trial.script.last_outcome();
             let expected = if act.answers() { Outcome::Answered(last) } else { Outcome::Failed(last) };
             trial.demand(Law::Unchanged, progress == Progress::Ended(expected.clone()), || {
-                format!("the inner service gave {expected:?}, and what came out was {progress:?}\n  over {act:?}")
+                format!("the inner service returned {expected:?}, but the layer returned {progress:?}\n  over {act:?}")
             })?;
         }
         Ok(())

@@ -1,26 +1,26 @@
-//! The laws that a layer keeps, and how a broken one reads.
+//! The laws that a layer keeps, and the reports of broken ones.
 
 use std::fmt;
 
-/// What a well-behaved layer keeps to.
+/// The laws that a well-behaved layer keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Law {
-    /// It calls an inner service only after polling that very service ready, and polls no future that has ended.
+    /// A layer calls an inner service only after polling that very service ready, and polls no future that has ended.
     Contract,
-    /// A service that was polled ready and then left alone keeps nothing from others.
+    /// A service that was polled ready and then left idle takes nothing from other services.
     Idle,
-    /// However often a service is polled ready: once it is dropped, everything is back.
+    /// However often a service is polled ready, dropping it releases everything that it acquired.
     Readiness,
-    /// Waiting is done by the response, which does not hold on to an inner service that was made ready.
+    /// The response does the waiting, and meanwhile keeps no inner service that was made ready.
     Waiting,
-    /// Wherever its response is dropped, and as soon as it has ended, everything that was acquired is back.
+    /// Everything that a call acquires is released once its response has ended or was dropped, at any point.
     Release,
-    /// Who waits is woken when it is time, and only then.
+    /// A waiter is woken when it can make progress, and only then.
     Wakes,
-    /// All services of one layer value, and clones of it, share its state; another layer value shares nothing with them.
+    /// All services of one layer value and its clones share its state, and share nothing with another layer value.
     State,
-    /// Responses and errors of the inner service come out as they are.
+    /// Responses and errors of the inner service are passed on unchanged.
     Unchanged,
     /// A panic of the inner service leaves the layer usable.
     Panics,
@@ -47,21 +47,25 @@ impl Law {
 impl fmt::Display for Law {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Contract => "an inner service is called only after it was polled ready itself, and no future is polled after its end",
-            Self::Idle => "a service that was polled ready and then left alone keeps nothing from others",
-            Self::Readiness => "however often a service is polled ready, everything is back once it is dropped",
-            Self::Waiting => "a layer waits in its response, and does not hold on to an inner service that was made ready meanwhile",
-            Self::Release => "what a call acquires is back when its response has ended or was dropped, wherever that is",
-            Self::Wakes => "who waits is woken when it is time, and only then",
-            Self::State => "services of one layer value share its state, and another layer value shares nothing with them",
-            Self::Unchanged => "responses and errors of the inner service come out as they are",
+            Self::Contract => {
+                "an inner service is called only after it was polled ready itself, and no future is polled after its end"
+            }
+            Self::Idle => "a service that was polled ready and then left idle takes nothing from other services",
+            Self::Readiness => "however often a service is polled ready, dropping it releases everything it acquired",
+            Self::Waiting => "the response does the waiting, and meanwhile keeps no inner service that was made ready",
+            Self::Release => {
+                "everything that a call acquires is released once its response has ended or was dropped, at any point"
+            }
+            Self::Wakes => "a waiter is woken when it can make progress, and only then",
+            Self::State => "services of one layer value share its state, and share nothing with another layer value",
+            Self::Unchanged => "responses and errors of the inner service are passed on unchanged",
             Self::Panics => "a panic of the inner service leaves the layer usable",
             Self::Ambient => "scope, deadline and attempt number reach the inner service, and are restored after each step",
         })
     }
 }
 
-/// A [`Law`] that a layer has broken, and how.
+/// A [`Law`] that a layer has broken, with the details.
 #[derive(Debug, Clone)]
 pub struct Broken {
     pub(super) law: Law,
@@ -69,7 +73,7 @@ pub struct Broken {
 }
 
 impl Broken {
-    /// The law.
+    /// The law that was broken.
     #[must_use]
     pub fn law(&self) -> Law {
         self.law

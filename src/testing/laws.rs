@@ -1,4 +1,4 @@
-//! The laws, and who asks for them.
+//! Checking the laws of a layer.
 
 use std::{
     any::type_name,
@@ -23,12 +23,14 @@ use super::{
 };
 use crate::outcome::{Error, Rejection};
 
-/// The laws for a layer, over HTTP requests and responses (of `String`) unless told otherwise with [`over`](Laws::over).
+/// Creates the check of a layer's laws, over HTTP requests and responses with `String` bodies.
 ///
-/// `make` makes a new layer value: each trial has one of its own, over a [`Script`]. Make it as tight as it can be, a limit of one or
-/// a circuit that opens at the first failure: what a trial shows is whether the second call still gets through. It is made inside of a
-/// scope, and the calls come from there: a layer that opens scopes takes [`Scope::current`](crate::Scope::current) as their parent.
+/// Use [`over`](Laws::over) for other types. `make` creates a new layer value. Each trial has its own, over a
+/// [`Script`]. Configure the layer as tightly as possible, for example with a limit of one, or a circuit that opens at
+/// the first failure: a trial shows whether the second call still gets through.
 ///
+/// The layer is created within a scope, and called from there. A layer that opens scopes takes
+/// [`Scope::current`](crate::Scope::current) as their parent.
 /// ```
 /// use std::time::Duration;
 /// use ziggurat::{testing, timeout::TimeoutLayer};
@@ -36,7 +38,7 @@ use crate::outcome::{Error, Rejection};
 /// testing::laws(|| TimeoutLayer::new(Duration::from_secs(1))).check();
 /// ```
 ///
-/// A layer that holds closures, and a whole stack, work alike:
+/// A layer that holds closures works too, and so does a whole stack:
 ///
 /// ```
 /// # use std::time::Duration;
@@ -53,7 +55,8 @@ use crate::outcome::{Error, Rejection};
 /// .check();
 /// ```
 ///
-/// That a layer is `Clone`, `Send` and `Sync`, its services too, and its futures `Send`, is a law that the compiler checks:
+/// That a layer and its services are `Clone`, `Send` and `Sync`, and its futures `Send`, is a law that the compiler
+/// checks:
 ///
 /// ```compile_fail,E0277
 /// # use tower::layer::layer_fn;
@@ -64,10 +67,11 @@ pub fn laws<L>(make: impl Fn() -> L) -> Laws<impl Fn() -> (L, fn())> {
     laws_with_gauges(move || (make(), (|| {}) as fn()))
 }
 
-/// The same as [`laws`], for a layer with gauges: a function that tells how much is in use, queued and so on.
+/// Creates the check of a layer's laws, with gauges: a function that returns, for example, the numbers in use and in
+/// the queue.
 ///
-/// Whenever nothing is under way it has to give the same value as for a new layer.
-///
+/// Whenever no call is in progress, the gauges have to show the same value as for a new layer. See [`laws`] for the
+/// rest.
 /// ```
 /// use ziggurat::{concurrency_limit::ConcurrencyLimitLayer, testing};
 ///
@@ -83,7 +87,7 @@ pub fn laws_with_gauges<M>(make: M) -> Laws<M> {
     Laws { make, request: http_request, answer: http_answer, number: HttpNumber, stateful: false, except: Vec::new() }
 }
 
-/// The laws for one layer: see [`laws`].
+/// The check of one layer's laws: see [`laws`].
 #[derive(Clone)]
 #[must_use = "nothing is checked before `check`"]
 pub struct Laws<M, Q = fn(u64) -> Request<String>, A = fn(u64) -> Response<String>, N = HttpNumber> {
@@ -96,9 +100,10 @@ pub struct Laws<M, Q = fn(u64) -> Request<String>, A = fn(u64) -> Response<Strin
 }
 
 impl<M, Q, A, N> Laws<M, Q, A, N> {
-    /// The same over other requests and responses: how to make the request of a number, the inner service's answer of a number,
-    /// and how to tell the number from the layer's answer. Requests of the same number have to be alike.
+    /// Checks the laws over other requests and responses.
     ///
+    /// `request` creates the request of a number, and `answer` the inner service's response of a number. `number`
+    /// returns the number of a response of the layer. Requests of the same number have to be alike.
     /// ```
     /// # use std::time::Duration;
     /// # use ziggurat::{testing, timeout::TimeoutLayer};
@@ -111,24 +116,26 @@ impl<M, Q, A, N> Laws<M, Q, A, N> {
         Laws { make, request, answer, number, stateful, except }
     }
 
-    /// This layer has state: then [`Law::State`] also demands that some call has an effect on the next one. Otherwise the law would
-    /// hold of a limit of a hundred, say, which none of its trials ever reaches.
+    /// Declares that the layer has state: then [`Law::State`] also demands that some call affects the next one.
+    ///
+    /// Otherwise the law would hold for a limit that no trial reaches, for example of a hundred.
     pub fn stateful(mut self) -> Self {
         self.stateful = true;
         self
     }
 
-    /// Leaves out a law: [`Law::Unchanged`], say, for a layer that changes responses.
+    /// Leaves out a law, for example [`Law::Unchanged`] for a layer that changes responses.
     pub fn except(mut self, law: Law) -> Self {
         self.except.push(law);
         self
     }
 
-    /// Asserts that the layer keeps to the laws. Takes no time: it runs on a clock of its own, which is paused.
+    /// Asserts that the layer keeps the laws. It takes no real time, because it runs on a paused clock of its own.
     ///
     /// # Panics
     ///
-    /// If it breaks one, with all that it breaks; and inside of an asynchronous test, which has a runtime already.
+    /// If the layer breaks a law, with a list of all broken laws. Also inside an asynchronous test, which has a runtime
+    /// already.
     #[track_caller]
     pub fn check<L, P, G, Req, R>(&self)
     where
@@ -145,11 +152,11 @@ impl<M, Q, A, N> Laws<M, Q, A, N> {
         assert!(broken.is_empty(), "{}", broken.join("\n"));
     }
 
-    /// The laws that the layer breaks, each once, with the first way that was found.
+    /// Returns the laws that the layer breaks, each once, with the first case found.
     ///
     /// # Panics
     ///
-    /// Inside of an asynchronous test, which has a runtime already.
+    /// Inside an asynchronous test, which has a runtime already.
     #[must_use]
     pub fn broken<L, P, G, Req, R>(&self) -> Vec<Broken>
     where
@@ -182,9 +189,9 @@ impl<M, Q, A, N> fmt::Debug for Laws<M, Q, A, N> {
 
 type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// Tells the number of the answer that a layer's response is made of. A closure is one too.
+/// Returns the number of the inner service's response that a layer's response was made from. Implemented for closures.
 pub trait Number<R> {
-    /// The number; None if the response is none of the inner service's answers.
+    /// Returns the number, or `None` if the response does not come from the inner service.
     fn number(&self, response: &R) -> Option<u64>;
 }
 
@@ -198,7 +205,7 @@ where
     }
 }
 
-/// The number of an HTTP response, whatever its body.
+/// Returns the number of an HTTP response, whatever its body.
 #[derive(Debug, Clone, Copy)]
 pub struct HttpNumber;
 
@@ -222,7 +229,7 @@ fn http_answer(number: u64) -> Response<String> {
     response
 }
 
-/// A layer value of a type that is known here, and nowhere else.
+/// A layer value, of a type that only this module knows.
 struct OfType<L, P, Q, A, N> {
     layer: L,
     gauges: Rc<P>,
@@ -290,7 +297,7 @@ where
             response.as_mut().poll(cx).map(|outcome| match outcome {
                 Ok(answer) => match number.number(&answer) {
                     Some(number) => Outcome::Answered(number),
-                    None => Outcome::Other("a response that is none of the inner service's".into()),
+                    None => Outcome::Other("a response that does not come from the inner service".into()),
                 },
                 Err(error) => Outcome::of_error(error.into().as_ref()),
             })
@@ -313,7 +320,7 @@ impl Outcome {
             }
             next = error.source();
         }
-        Self::Other(format!("the error `{error}`, which is none of the inner service's"))
+        Self::Other(format!("the error `{error}`, which does not come from the inner service"))
     }
 }
 
@@ -324,7 +331,7 @@ mod tests {
     use super::*;
     use crate::ambient::{self, Attempt};
 
-    /// Only this crate can change what is ambient and leave it like that, so this layer is not among the other faulty ones.
+    /// Only this crate can change ambient state and leave it changed, so this layer is not among the other faulty ones.
     #[test]
     fn what_is_left_ambient_is_found() {
         #[derive(Clone)]

@@ -1,10 +1,11 @@
-//! A test kit for layers and stacks, this crate's and yours (feature `test-util`).
+//! A test kit for layers and stacks, ours and your own (feature `test-util`).
 //!
-//! - [`laws`] checks the laws that every layer should keep to, in a line or two: `testing::laws(|| MyLayer::new()).check()`. What
-//!   is acquired is released wherever a call is dropped, who waits is woken, clones share their state, and more: see [`Law`].
-//! - [`Script`] makes services that do what it says, and tells what was done to them.
-//! - [`Strict`] holds callers to the contract of a [`Service`]: it panics when it is called without being ready.
-//! - [`TestTask`] polls a future by hand, step by step, and tells whether it was woken.
+//! - [`laws`] checks the laws that every layer should keep, in a line or two: `testing::laws(||
+//!   MyLayer::new()).check()`. For example, permits are released wherever a call is dropped, waiters are woken, and
+//!   clones share their state: see [`Law`].
+//! - [`Script`] creates services that follow a script, and records what happened to them.
+//! - [`Strict`] enforces the contract of a [`Service`]: it panics when it is called without being ready.
+//! - [`TestTask`] polls a future by hand, step by step, and counts its wake-ups.
 
 use std::{
     fmt,
@@ -32,7 +33,7 @@ pub use law::{Broken, Law};
 pub use laws::{HttpNumber, Laws, Number, laws, laws_with_gauges};
 pub use script::{Entry, Script, Scripted, ScriptedResponse};
 
-/// A service that panics when it is called without having been polled ready. A clone is not ready.
+/// A service that panics if it is called without having been polled ready. A clone is not ready.
 #[derive(Debug, Default)]
 pub struct Strict<S> {
     inner: S,
@@ -40,7 +41,7 @@ pub struct Strict<S> {
 }
 
 impl<S> Strict<S> {
-    /// Holds the callers of `inner` to the contract.
+    /// Wraps `inner`, and enforces the contract on its callers.
     pub fn new(inner: S) -> Self {
         Self { inner, ready: false }
     }
@@ -64,7 +65,7 @@ impl<S: Service<Req>, Req> Service<Req> for Strict<S> {
     }
 
     fn call(&mut self, request: Req) -> S::Future {
-        assert!(self.ready, "called without being ready: `poll_ready` has to answer `Ready(Ok(()))` before each call");
+        assert!(self.ready, "called without being ready: `poll_ready` has to return `Ready(Ok(()))` before each call");
         self.ready = false;
         self.inner.call(request)
     }
@@ -88,18 +89,18 @@ impl Wake for Woken {
 }
 
 impl<F: Future> TestTask<F> {
-    /// Takes a future that is not polled yet.
+    /// Wraps a future without polling it.
     pub fn new(future: F) -> Self {
         Self { future: Box::pin(future), woken: Arc::default() }
     }
 
-    /// Polls it once.
+    /// Polls the future once.
     pub fn poll(&mut self) -> Poll<F::Output> {
         let waker = Waker::from(Arc::clone(&self.woken));
         self.future.as_mut().poll(&mut Context::from_waker(&waker))
     }
 
-    /// How often it has been woken so far.
+    /// The number of times that the future was woken so far.
     #[must_use]
     pub fn times_woken(&self) -> usize {
         self.woken.times.load(Ordering::SeqCst)

@@ -1,4 +1,4 @@
-//! A service that does what a script says, and tells what was done to it.
+//! A service that follows a script and records what happened to it.
 
 use std::{
     any::type_name,
@@ -17,7 +17,7 @@ use tower_service::Service;
 use super::act::{Act, At, How, ScriptedError};
 use crate::{outcome::Error, scope::Scope};
 
-/// Something that was done to a [`Scripted`] service. Services and calls are numbered from 1, each clone is a service of its own.
+/// A record of a [`Scripted`] service. Services and calls are numbered from 1, and each clone is a service of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Entry {
@@ -27,16 +27,16 @@ pub enum Entry {
     GaveBack(u64),
     /// This call was made.
     Called(u64),
-    /// This call has ended: with an answer, an error or a panic.
+    /// This call has ended: with a response, an error or a panic.
     Ended(u64),
     /// This call was dropped before it had ended.
     Dropped(u64),
 }
 
-/// What scripted services do, and what was done to them. A clone is the same script.
+/// The acts of scripted services, and the log of what happened to them. A clone is the same script.
 ///
-/// Each call takes the next [`Act`], from its readiness on: a service that was made ready and is dropped without a call gives
-/// its act back.
+/// Each call takes the next [`Act`], from its readiness on. If a service is made ready and dropped without a call, its
+/// act returns to the script.
 ///
 /// ```
 /// use tower::ServiceExt;
@@ -101,7 +101,7 @@ impl Default for State {
 }
 
 impl Script {
-    /// A script whose calls are answered at once.
+    /// Creates a script whose calls succeed at once.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -123,21 +123,22 @@ impl Script {
         self.state().acts.push_back(act);
     }
 
-    /// Forgets the acts that no call has taken yet; from now on every call takes this one.
+    /// Discards the acts that no call has taken yet. From now on every call takes `act`.
     pub fn always(&self, act: Act) {
         let mut state = self.state();
         state.acts.clear();
         state.otherwise = act;
     }
 
-    /// A service that follows this script, together with all others of it. An answer is made from the number of the outcome.
+    /// Creates a service that follows this script, together with its other services. `answer` makes a response from the
+    /// number of the outcome.
     pub fn service<A>(&self, answer: A) -> Scripted<A> {
         let mut state = self.state();
         state.services += 1;
         Scripted { id: state.services, act: None, script: self.clone(), answer }
     }
 
-    /// Lets the calls go on that are [`held`](Act::held).
+    /// Releases the calls that are [`held`](Act::held).
     pub fn release(&self) {
         let held = {
             let mut state = self.state();
@@ -147,31 +148,31 @@ impl Script {
         held.into_iter().for_each(Waker::wake);
     }
 
-    /// How many calls were made.
+    /// The number of calls that were made.
     #[must_use]
     pub fn calls(&self) -> u64 {
         self.state().calls
     }
 
-    /// How many calls were made and have neither ended nor been dropped.
+    /// The number of calls that were made and have neither ended nor been dropped.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.state().in_flight.len()
     }
 
-    /// How many services are ready, and were neither called nor dropped since.
+    /// The number of services that are ready, and have been neither called nor dropped since.
     #[must_use]
     pub fn ready(&self) -> usize {
         self.state().ready.len()
     }
 
-    /// The number of the last outcome: the last answer or error that was given, 0 before the first.
+    /// The number of the last outcome, which is a response or an error. 0 before the first.
     #[must_use]
     pub fn last_outcome(&self) -> u64 {
         self.state().outcomes
     }
 
-    /// What was done, from the beginning.
+    /// All records, from the beginning.
     #[must_use]
     pub fn log(&self) -> Vec<Entry> {
         self.state().log.clone()
@@ -182,27 +183,27 @@ impl Script {
         !self.state().acts.is_empty()
     }
 
-    /// How the contract was broken, if it was.
+    /// The violation of the contract, if there was one.
     pub(super) fn violation(&self) -> Option<&'static str> {
         self.state().violation
     }
 
-    /// From now on calls are to be made and polled within this scope, or a child of it.
+    /// Expects calls from now on to be made and polled within `scope`, or a child of it.
     pub(super) fn expect_within(&self, scope: &Scope) {
         self.state().within = Some(scope.id());
     }
 
-    /// Whether a call was made or polled outside of the scope that it was expected in.
+    /// Whether a call was made or polled outside of the expected scope.
     pub(super) fn strayed(&self) -> bool {
         self.state().strayed
     }
 
-    /// Whether an act has come so far that it hangs at its readiness.
+    /// Whether an act hangs at its readiness.
     pub(super) fn hangs_at_readiness(&self) -> bool {
         self.state().hangs_at_readiness
     }
 
-    /// A caller has broken the contract: it is noted, in case the panic is caught.
+    /// Records a violation of the contract, in case the panic is caught, and panics.
     fn violated(&self, contract: &'static str) -> ! {
         self.state().violation = Some(contract);
         panic!("{contract}");
@@ -229,13 +230,13 @@ impl Script {
 /// The panic of an [`Act`].
 pub(super) struct ScriptedPanic;
 
-/// A service that does what its [`Script`] says, for any request; its error can carry rejections.
+/// A service that follows its [`Script`], for any request. Its error can carry rejections.
 ///
-/// It panics when it is called without having been polled ready (a clone is not ready), and when its response is polled after
-/// it has ended.
+/// It panics if it is called without having been polled ready (a clone is not ready), or if its response is polled
+/// after it has ended.
 pub struct Scripted<A> {
     id: u64,
-    /// What the next call does, from the first poll for its readiness on.
+    /// What the next call does, from the first poll of its readiness on.
     act: Option<Started>,
     script: Script,
     answer: A,
@@ -300,7 +301,7 @@ where
                     resume_unwind(Box::new(ScriptedPanic));
                 }
                 How::Hang => {
-                    // Whoever comes next is not to hang as well.
+                    // The next service must not hang as well.
                     *once = false;
                     script.state().hangs_at_readiness = true;
                     return Poll::Pending;
@@ -319,7 +320,7 @@ where
         let ready = self.script.state().ready.remove(&self.id);
         let (true, Some(Started { act, .. })) = (ready, self.act.take()) else {
             self.script.violated(
-                "called without being ready: `poll_ready` has to answer `Ready(Ok(()))` before each call, and a clone is not ready",
+                "called without being ready: `poll_ready` has to return `Ready(Ok(()))` before each call, and a clone is not ready",
             );
         };
         self.script.note_scope();
@@ -352,14 +353,14 @@ pub struct ScriptedResponse<A> {
     call: u64,
     act: Act,
     waited: usize,
-    /// How many releases there had been when the call was made.
+    /// The number of releases before the call was made.
     releases: u64,
     script: Script,
     answer: A,
 }
 
 impl<A> ScriptedResponse<A> {
-    /// The call has ended, if it had not before; answers whether that is so.
+    /// Ends the call, unless it had ended before. Returns whether it did.
     fn end(&self, how: Entry) -> bool {
         let mut state = self.script.state();
         let ends = state.in_flight.remove(&self.call);

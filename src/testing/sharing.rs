@@ -1,4 +1,4 @@
-//! What is tried for the law of the state: whose it is.
+//! The trials of the law of shared state.
 
 use super::{
     act::Act,
@@ -8,7 +8,7 @@ use super::{
 };
 
 impl Checks<'_> {
-    /// What a call finds must not depend on which service of the layer value it is made on, but on the layer value.
+    /// The outcome of a call must depend on the layer value, and not on which of its services is called.
     pub(super) async fn shared_state(&self) -> Checked {
         let trial = self.trial();
         let mut effect = false;
@@ -20,19 +20,18 @@ impl Checks<'_> {
                 for on in [On::ACloneFromBefore, On::AClone, On::AnotherService, On::AServiceOfTheClonedLayer] {
                     let there = self.found(made, on, act).await?;
                     trial.demand(Law::State, there == found, || {
-                        format!(
-                            "after {made:?} a call on the same service finds: {found:?}\n  a call on {on:?}: {there:?}"
-                        )
+                        format!("after {made:?}, a call on the same service finds {found:?}\n  a call on {on:?} finds {there:?}")
                     })?;
                 }
                 let there = self.found(made, On::AnotherLayer, act).await?;
                 trial.demand(Law::State, there == untouched, || {
-                    format!("without any call before, a call finds: {untouched:?}\n  after {made:?} on another layer value: {there:?}")
+                    format!("without a previous call, a call finds {untouched:?}\n  after {made:?} on another layer value: {there:?}")
                 })?;
             }
         }
         trial.demand(Law::State, effect || !self.stateful, || {
-            "the layer is said to have state, but no call had an effect on the next one: make it tighter".into()
+            "the layer is said to have state, but no call had an effect on the next one: configure it more tightly"
+                .into()
         })
     }
 
@@ -65,7 +64,7 @@ impl Checks<'_> {
         Ok(found)
     }
 
-    /// What a call finds that is made now, over an inner service that does this.
+    /// Returns what a call finds now, over an inner service that follows `act`.
     pub(super) async fn finds(&self, trial: &Trial<'_>, service: &mut dyn Subject, act: Act) -> Checked<Found> {
         trial.script.always(act);
         let calls = trial.script.calls();
@@ -81,7 +80,7 @@ impl Checks<'_> {
     }
 }
 
-/// What was made on a service before another call.
+/// What happened on a service before another call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Made {
     Nothing,
@@ -90,7 +89,7 @@ enum Made {
     ACallInFlight,
 }
 
-/// The service that the call is made on.
+/// The service that is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum On {
     TheSame,
@@ -101,7 +100,7 @@ enum On {
     AnotherLayer,
 }
 
-/// What a call finds: how it ends, and how many calls of the inner service it takes.
+/// What a call finds: how it ends, and the number of calls of the inner service that it takes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Found {
     how: String,

@@ -1,4 +1,4 @@
-//! A trial: one layer value over one script, driven step by step, where each step is watched.
+//! A trial: one layer value over one script, driven and watched step by step.
 
 use std::{
     any::Any,
@@ -25,15 +25,16 @@ use crate::{
     scope::Scope,
 };
 
-/// The clock is paused: it costs nothing to wait until every timer has fired, every circuit has closed, every entry has expired.
+/// The clock is paused, so it costs nothing to wait until every timer has fired, every circuit has closed, and every
+/// entry has expired.
 const LONG: Duration = Duration::from_secs(60 * 60);
 
-/// A future that is polled more often than this without an end does not wait, it spins.
+/// A future that is polled more often than this without completing does not wait, it spins.
 const MANY: usize = 1000;
 
 /// A layer value, whatever its type.
 pub(super) trait Value {
-    /// A service that the layer value makes over the script.
+    /// Creates a service of the layer value over the script.
     fn service(&self, script: &Script) -> Box<dyn Subject>;
     fn another(&self) -> Box<dyn Value>;
     fn gauges(&self) -> String;
@@ -49,29 +50,29 @@ pub(super) trait Subject {
 /// How a call ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// With the inner service's answer of this number.
+    /// With the inner service's response of this number.
     Answered(u64),
     /// With the inner service's error of this number.
     Failed(u64),
     /// With a rejection.
     Rejected(String),
-    /// With something else.
+    /// With any other response or error.
     Other(String),
     /// With the panic of the inner service.
     Panicked,
 }
 
-/// How far something came that was polled.
+/// The state of a future after polling it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Progress {
     Ended(Outcome),
-    /// It was polled as often as it should be, and is pending.
+    /// It is pending after the requested number of polls.
     Pending,
     /// It is pending, and nothing wakes it.
     Stuck,
 }
 
-/// A law that was broken, and how.
+/// A broken law, with the details.
 #[derive(Debug)]
 pub(super) struct Fault {
     pub(super) law: Law,
@@ -84,7 +85,7 @@ pub(super) struct Trial<'a> {
     make: &'a dyn Fn() -> Box<dyn Value>,
     pub(super) value: Box<dyn Value>,
     pub(super) script: Script,
-    /// Services that are ready on purpose: one inner service of each may be ready too.
+    /// The number of services that are kept ready on purpose. One inner service of each may be ready too.
     pub(super) idle: Cell<usize>,
     except: &'a [Law],
     gauges: String,
@@ -103,12 +104,12 @@ impl<'a> Trial<'a> {
         Self { make, value, script, idle: Cell::new(0), except, gauges, scope, limit }
     }
 
-    /// A service that the layer value makes.
+    /// Creates a service of the layer value.
     pub(super) fn service(&self) -> Checked<Box<dyn Subject>> {
         self.must(Law::Contract, || self.value.service(&self.script))
     }
 
-    /// A service that another layer value makes.
+    /// Creates a service of another layer value.
     pub(super) fn foreign_service(&self) -> Checked<Box<dyn Subject>> {
         let other = self.scope.enter(self.make);
         self.must(Law::Contract, || other.service(&self.script))
@@ -118,7 +119,7 @@ impl<'a> Trial<'a> {
         if holds || self.except.contains(&law) { Ok(()) } else { Err(Fault { law, how: how() }) }
     }
 
-    /// Runs one step of the layer within surroundings that it has to leave as they are. None: the script's panic came out.
+    /// Runs one step of the layer within ambient state that it has to restore. `None`: the script's panic came out.
     fn step<T>(&self, law: Law, step: impl FnOnce() -> T) -> Checked<Option<T>> {
         let (mut scope, mut limit, mut attempt) = (Some(self.scope.clone()), self.limit, Attempt(7));
         let entered = (ambient::enter(&mut scope), ambient::enter(&mut limit), ambient::enter(&mut attempt));
@@ -127,8 +128,7 @@ impl<'a> Trial<'a> {
         drop(entered);
         let restored = left == (Some(self.scope.id()), self.limit, 7);
         self.demand(Law::Ambient, restored, || {
-            "after a step of the layer the scope, the deadline or the number of the attempt is not what it was before"
-                .into()
+            "after a step of the layer the scope, the deadline or the attempt number is not what it was before".into()
         })?;
         self.demand(Law::Ambient, !self.script.strayed(), || {
             "the inner service was called or polled outside of the scope that surrounds the layer".into()
@@ -143,12 +143,12 @@ impl<'a> Trial<'a> {
         }
     }
 
-    /// A step in which the inner service is not polled or called.
+    /// Runs a step in which the inner service is neither polled nor called.
     pub(super) fn must<T>(&self, law: Law, step: impl FnOnce() -> T) -> Checked<T> {
         self.step(law, step)?.ok_or_else(|| Fault { law, how: "it panicked".into() })
     }
 
-    /// Polls as often as it is woken, but at most so many times.
+    /// Polls whenever the future is woken, but at most `times` times.
     async fn drive(&self, woken: &Arc<Woken>, times: usize, mut poll: Polled<'_>) -> Checked<Progress> {
         let mut patience = pin!(clock::sleep_until(clock::now() + LONG));
         let mut polls = 0;
@@ -166,7 +166,7 @@ impl<'a> Trial<'a> {
                     Some(Poll::Pending) => {}
                 }
                 self.demand(Law::Wakes, polls < MANY, || format!("it was polled {MANY} times and is still pending"))?;
-                // Back to the runtime after each poll, which also looks after timers and spawned tasks.
+                // Returns to the runtime after each poll, so that timers and spawned tasks run too.
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -175,7 +175,7 @@ impl<'a> Trial<'a> {
         .await
     }
 
-    /// Makes a service ready: `Ended` if it became so in vain, with an error or a panic.
+    /// Makes a service ready. Returns how it ended if it failed, panicked or got stuck instead.
     pub(super) async fn ready(&self, service: &mut dyn Subject) -> Checked<Option<Progress>> {
         let woken = Arc::<Woken>::default();
         let ready = Cell::new(false);
@@ -195,7 +195,7 @@ impl<'a> Trial<'a> {
             )
             .await?;
         self.demand(Law::Waiting, progress != Progress::Stuck || self.script.hangs_at_readiness(), || {
-            "`poll_ready` is pending, and not because of the inner service".into()
+            "`poll_ready` is pending, although the inner service is not".into()
         })?;
         Ok((!ready.get()).then_some(progress))
     }
@@ -208,7 +208,7 @@ impl<'a> Trial<'a> {
         }
     }
 
-    /// No call: the service did not become ready.
+    /// A call that was not made, because the service did not become ready.
     pub(super) fn in_vain(&self, progress: Progress) -> Call<'_, 'a> {
         Call { trial: self, future: None, woken: Arc::default(), progress }
     }
@@ -220,13 +220,13 @@ impl<'a> Trial<'a> {
         Ok(Call { trial: self, future, woken: Arc::default(), progress })
     }
 
-    /// Makes a service ready, calls it and waits for what comes of it.
+    /// Makes a service ready, calls it and polls the response to its end.
     pub(super) async fn call(&self, service: &mut dyn Subject, number: u64) -> Checked<Progress> {
         let mut call = self.begin(service, number).await?;
         call.poll(usize::MAX).await
     }
 
-    /// Nothing is under way: so nothing may be held.
+    /// Demands that nothing is held while no call is in progress.
     pub(super) fn at_rest(&self, law: Law) -> Checked {
         let (in_flight, ready) = (self.script.in_flight(), self.script.ready());
         self.demand(law, in_flight == 0, || {
@@ -239,7 +239,8 @@ impl<'a> Trial<'a> {
         self.demand(law, now == self.gauges, || format!("the gauges were {}, and are {now}", self.gauges))
     }
 
-    /// The layer works much later, when its timers have fired: for these services, for clones of them, and for a new one.
+    /// Demands that the layer works much later, when its timers have fired: `services`, clones of them, and a new
+    /// service.
     pub(super) async fn works(&self, law: Law, services: Vec<Box<dyn Subject>>) -> Checked {
         self.script.always(Act::answer());
         self.later().await;
@@ -252,7 +253,7 @@ impl<'a> Trial<'a> {
             for number in [1, 2] {
                 let progress = self.call(service.as_mut(), number).await?;
                 self.demand(law, matches!(progress, Progress::Ended(Outcome::Answered(_))), || {
-                    format!("an hour later, over a service that answers, another call was not answered: {progress:?}")
+                    format!("an hour later, over a service that succeeds, another call did not succeed: {progress:?}")
                 })?;
             }
             self.must(law, || drop(service))?;
@@ -267,7 +268,7 @@ impl<'a> Trial<'a> {
 
 type Polled<'a> = Box<dyn FnMut(&mut Context<'_>) -> Poll<Outcome> + 'a>;
 
-/// A call that is under way.
+/// A call in progress.
 pub(super) struct Call<'t, 'a> {
     trial: &'t Trial<'a>,
     future: Option<Pin<Box<dyn Future<Output = Outcome>>>>,
@@ -276,7 +277,7 @@ pub(super) struct Call<'t, 'a> {
 }
 
 impl Call<'_, '_> {
-    /// Polls it as often as it is woken, but at most so many times.
+    /// Polls the call whenever it is woken, but at most `times` times.
     pub(super) async fn poll(&mut self, times: usize) -> Checked<Progress> {
         let (Some(future), false) = (&mut self.future, matches!(self.progress, Progress::Ended(_))) else {
             return Ok(self.progress.clone());
@@ -295,7 +296,7 @@ impl Call<'_, '_> {
         matches!(self.progress, Progress::Ended(_))
     }
 
-    /// Whether the service was called, and that went well.
+    /// Whether the service was called without a panic.
     pub(super) fn was_made(&self) -> bool {
         self.future.is_some()
     }
@@ -306,7 +307,7 @@ impl Call<'_, '_> {
     }
 }
 
-/// Whether a future was woken since it was polled last; who waits for it is woken with it.
+/// Whether a future was woken since its last poll. The task that waits for it is woken too.
 struct Woken {
     yes: AtomicBool,
     waiting: Mutex<Option<Waker>>,
@@ -314,7 +315,7 @@ struct Woken {
 
 impl Default for Woken {
     fn default() -> Self {
-        // The first poll needs no reason.
+        // The first poll needs no wake-up.
         Self { yes: AtomicBool::new(true), waiting: Mutex::default() }
     }
 }

@@ -259,7 +259,7 @@ fn each_fault_breaks_its_law() {
         (Fault::HasStatePerService, &[Law::State], "a call on AnotherService"),
         (Fault::HasStatePerClone, &[Law::State], "a call on ACloneFromBefore"),
         (Fault::HasStateForAll, &[Law::State], "on another layer value"),
-        (Fault::HidesErrors, &[Law::Unchanged], "what came out was Ended(Rejected("),
+        (Fault::HidesErrors, &[Law::Unchanged], "but the layer returned Ended(Rejected("),
         (Fault::HidesErrorsOfReadiness, &[Law::Unchanged], "at: Readiness"),
         (Fault::CallsUnderALock, &[Law::Panics], "PoisonError"),
         (Fault::RunsInAScopeOfItsOwn, &[Law::Ambient], "outside of the scope that surrounds the layer"),
@@ -294,7 +294,7 @@ fn the_concurrency_limit_of_tower_breaks_the_law_of_idle_services() {
 }
 
 #[test]
-#[should_panic(expected = "broken: responses and errors of the inner service come out as they are")]
+#[should_panic(expected = "broken: responses and errors of the inner service are passed on unchanged")]
 fn check_panics_with_the_law() {
     laws(|| LimitLayer::new(Fault::HidesErrors)).check();
 }
