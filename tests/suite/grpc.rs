@@ -1,5 +1,5 @@
-//! gRPC over real sockets: tonic's client and server under the layers, with tonic-health's generated code. The clock is the real one,
-//! so every limit that is not meant to pass is far away, and whoever has to wait for somebody is told by a channel.
+//! gRPC over real sockets: tonic's client and server under the layers, with the generated code of tonic-health. The
+//! clock is the real one, so every limit that is not meant to pass is far away, and tests synchronize by channels.
 
 use std::{
     error::Error as StdError,
@@ -40,13 +40,13 @@ use ziggurat::{
     timeout::TimeoutLayer,
 };
 
-/// A limit that no test lives to see.
+/// A limit that no test reaches.
 const FAR: Duration = Duration::from_secs(3600);
 const SOON: Duration = Duration::from_millis(10);
 
 type Update = Result<HealthCheckResponse, Status>;
 
-/// What the service below shares with its test: what it does is the name that it is asked for.
+/// Shared by a service and its test. The requested service name selects the behaviour.
 #[derive(Clone, Default)]
 struct Door {
     calls: Arc<AtomicUsize>,
@@ -65,7 +65,7 @@ fn healthy(status: i32) -> HealthCheckResponse {
     HealthCheckResponse { status }
 }
 
-/// A status with all that one can have.
+/// A status with every optional part.
 fn own_status() -> Status {
     let mut metadata = MetadataMap::new();
     metadata.insert("x", "y".parse().unwrap());
@@ -103,7 +103,7 @@ impl Health for Door {
     }
 }
 
-/// Serves the door under this layer; a macro, because the bounds on a server's layers are nothing to write down.
+/// Serves the door under this layer. It is a macro because of the bounds on a server's layers.
 macro_rules! serve {
     ($door:expr, $layer:expr) => {{
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -122,7 +122,7 @@ fn named(service: &str) -> HealthCheckRequest {
     HealthCheckRequest { service: service.to_owned() }
 }
 
-/// Asks on a connection of its own.
+/// Calls on a separate connection.
 async fn ask(to: SocketAddr, service: &str) -> Result<i32, Status> {
     HealthClient::new(channel(to)).check(named(service)).await.map(|answer| answer.into_inner().status)
 }
@@ -131,7 +131,7 @@ fn pushback(status: &Status) -> u32 {
     status.metadata().get("grpc-retry-pushback-ms").unwrap().to_str().unwrap().parse().unwrap()
 }
 
-/// Every layer that there is for a server, around the door.
+/// Wraps the door in every layer for servers.
 macro_rules! whole_server {
     ($limit:expr, $timeout:expr) => {
         ServiceBuilder::new()
@@ -144,7 +144,7 @@ macro_rules! whole_server {
     };
 }
 
-/// Every layer that there is for a client, around a channel.
+/// Wraps a channel in every layer for clients.
 macro_rules! whole_client {
     ($address:expr, $timeout:expr) => {
         HealthClient::new(
@@ -209,7 +209,7 @@ async fn a_server_whose_circuit_is_open_answers_unavailable_and_says_when_to_com
     let layers = ServiceBuilder::new().layer(RejectionResponseLayer::grpc()).layer(breaker).into_inner();
     let (door, failures) = (Door::default(), 2);
     let address = serve!(door, layers);
-    // Its own answer, though the HTTP status is 200, counts as what it is.
+    // The service's own status counts as what it is, although the HTTP status is 200.
     for _ in 0..failures {
         assert_eq!(ask(address, "down").await.unwrap_err().message(), "not now");
     }
@@ -264,7 +264,7 @@ async fn a_clients_own_limit_and_circuit_have_the_codes_of_a_server() {
     assert_eq!(door.calls(), 2);
 }
 
-/// The usual way around, where the error is not a status: the code is right there too.
+/// In the usual order, where the error is not a status, the code is right too.
 #[tokio::test]
 async fn a_stack_with_another_error_gives_a_status_with_the_rejection_in_it() {
     let address = serve!(Door::default(), tower::layer::util::Identity::new());
@@ -292,7 +292,7 @@ async fn around_the_generated_client_a_message_is_sent_again() {
         }));
     assert_eq!(retrying.clone().oneshot(named("flaky")).await.unwrap().into_inner(), healthy(1));
     assert_eq!(door.calls(), 3);
-    // A status that is an answer is not retried, and comes back as it is.
+    // A status that is a response is not retried, and passes unchanged.
     assert_eq!(retrying.clone().oneshot(named("fails")).await.unwrap_err().message(), own_status().message());
     assert_eq!(door.calls(), 4);
     assert_eq!(retrying.oneshot(named("down")).await.unwrap_err().message(), "not now");
@@ -315,12 +315,12 @@ async fn around_the_channel_what_may_be_repeated_is_sent_again() {
     };
     let sent_once = HealthClient::new(stack("/Watch")).check(named("flaky")).await;
     assert_eq!((sent_once.unwrap_err().message(), door.calls()), ("not now", 1));
-    // The whole message comes with each attempt, or there would be no name.
+    // Each attempt sends the whole message, or the name would be missing.
     let retried = HealthClient::new(stack("/grpc.health.v1.Health/Check")).check(named("flaky")).await;
     assert_eq!((retried.unwrap().into_inner(), door.calls()), (healthy(1), 3));
 }
 
-/// A server that is full says when to come back, and a client comes back then.
+/// A full server sends a pushback, and a client obeys it.
 ///
 /// Shows: R4
 #[tokio::test]
@@ -349,7 +349,7 @@ async fn a_client_obeys_the_pushback_of_a_server_that_is_full() {
     assert_eq!(waiting.await.unwrap().unwrap(), 1);
 }
 
-/// A stream of updates whose sender the test has, on a server that has one place.
+/// A stream of updates that the test sends, on a server with one permit.
 async fn watching() -> (SocketAddr, ConcurrencyLimitHandle, mpsc::UnboundedSender<Update>) {
     let (sender, receiver) = mpsc::unbounded_channel();
     let door = Door::default();
@@ -370,7 +370,7 @@ async fn a_streaming_call_holds_its_permit_until_the_stream_ends() {
     assert_eq!(ask(address, "known").await.unwrap_err().code(), Code::ResourceExhausted);
     sender.send(Err(own_status())).unwrap();
     drop(sender);
-    // The status in the trailers comes through unchanged.
+    // The status in the trailers passes unchanged.
     assert_eq!(updates.message().await.unwrap_err().message(), own_status().message());
     assert_eq!(gate.in_flight(), 0);
     assert_eq!(ask(address, "known").await.unwrap(), 1);
@@ -389,7 +389,7 @@ async fn a_client_that_stops_watching_gives_the_permit_back() {
     assert_eq!(gate.in_flight(), 0);
 }
 
-/// The head has gone out with 200 when the limit passes, so the status has to come in the trailers.
+/// The head was sent with 200 when the limit passes, so the status has to be in the trailers.
 ///
 /// Shows: T1
 #[tokio::test]
@@ -408,7 +408,7 @@ async fn a_server_that_gives_up_in_the_middle_of_a_stream_answers_deadline_excee
     let status = updates.message().await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::DeadlineExceeded, "timeout: no response in time"));
     sender.closed().await;
-    // A status that the stream ends with passes unchanged, and so does one that comes without messages.
+    // A status that ends the stream passes unchanged, and so does one without messages.
     assert_eq!(ask(address, "fails").await.unwrap_err().details(), own_status().details());
 }
 
@@ -435,7 +435,7 @@ async fn a_method_finds_the_requests_scope_in_the_extensions_of_its_request() {
     assert_eq!(ask(address, "scope").await.unwrap(), 7);
 }
 
-/// Of the client's circuit.
+/// Returns the status of a call that counts as a failure in the client's circuit.
 async fn judged_as_failure(address: SocketAddr) -> Status {
     let breaker = CircuitBreakerLayer::consecutive(1).classify(GrpcStatus).open_for(FAR);
     let circuit = breaker.handle();
@@ -452,7 +452,7 @@ async fn a_transport_that_fails_is_a_failure() {
     let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     assert_eq!(judged_as_failure(nobody).await.code(), Code::Unavailable);
 
-    // Connected, and cut off when the request comes.
+    // The server accepts, and closes the connection when the request arrives.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {

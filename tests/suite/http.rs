@@ -1,5 +1,5 @@
-//! Over real sockets: an axum router and a hyper-util client under the layers. The clock is the real one, so every limit that is
-//! not meant to pass is far away, and whoever has to wait for somebody is told by a channel.
+//! Over real sockets: an axum router and a hyper-util client under the layers. The clock is the real one, so every
+//! limit that is not meant to pass is far away, and tests synchronize by channels.
 
 use std::{
     convert::Infallible,
@@ -37,7 +37,7 @@ use ziggurat::{
 
 use super::peers::{FAR, Frames, nobody, only, streamed};
 
-/// What the handlers below share with their test.
+/// Shared by the handlers below and their test.
 #[derive(Default)]
 struct Door {
     calls: AtomicUsize,
@@ -71,7 +71,7 @@ fn router(door: &Arc<Door>) -> Router {
         .with_state(Arc::clone(door))
 }
 
-/// What hangs is given up soon, everything else never.
+/// Limits calls that hang, and no others.
 fn limit<B>(request: &Request<B>) -> Duration {
     if request.uri().path() == "/hangs" { Duration::from_millis(10) } else { FAR }
 }
@@ -87,7 +87,7 @@ fn request(to: SocketAddr, path: &str) -> Request<Full<Bytes>> {
     Request::get(format!("http://{to}{path}")).body(Full::default()).unwrap()
 }
 
-/// Asks on a connection of its own.
+/// Calls on a separate connection.
 async fn ask(to: SocketAddr, path: &str) -> Response<Bytes> {
     let client = Client::builder(TokioExecutor::new()).build_http();
     let (head, body) = client.request(request(to, path)).await.unwrap().into_parts();
@@ -103,7 +103,7 @@ async fn a_router_answers_504_where_a_handler_hangs() {
     assert_eq!(ask(address, "/hello").await.body(), "hello");
 }
 
-/// A limit of one until the end of the body, over a router that streams what comes from the sender.
+/// A limit of one until the end of the body, over a router that streams the sender's frames.
 async fn streaming() -> (SocketAddr, ConcurrencyLimitHandle, Frames) {
     let (sender, body) = streamed();
     let body = only(Body::new(body));
@@ -116,7 +116,8 @@ async fn streaming() -> (SocketAddr, ConcurrencyLimitHandle, Frames) {
     (serve(router).await, gate, sender)
 }
 
-/// tower's and tower-http's limits free the permit at the headers, while the body still streams (tower-http PR #447).
+/// tower's and tower-http's limits release the permit at the headers, while the body still streams (tower-http PR
+/// #447).
 ///
 /// Shows: L2
 #[tokio::test]
@@ -181,7 +182,7 @@ async fn a_router_whose_circuit_is_open_answers_503_and_when_to_come_back() {
     assert!((1..=FAR.as_secs()).contains(&seconds), "{seconds}");
 }
 
-/// A request of axum cannot be cloned; one without a body can be made anew, with all that the layers outside put into it.
+/// An axum request is not `Clone`. Without a body it can be rebuilt, with everything that the outer layers put into it.
 fn copy_get(request: &Request) -> Option<Request> {
     let mut copy = Request::new(Body::empty());
     *copy.uri_mut() = request.uri().clone();
@@ -190,7 +191,7 @@ fn copy_get(request: &Request) -> Option<Request> {
     (request.method() == Method::GET).then_some(copy)
 }
 
-/// A response of axum cannot be cloned; one whose body is collected can.
+/// An axum response is not `Clone`, but a collected one is.
 async fn collect(response: Response<Body>) -> Result<Response<Full<Bytes>>, Infallible> {
     let (head, body) = response.into_parts();
     Ok(Response::from_parts(head, Full::new(body.collect().await.unwrap().to_bytes())))
@@ -213,14 +214,14 @@ async fn a_router_takes_every_layer_without_a_handle_error_layer() {
 
     assert_eq!(ask(address, "/scope").await.body(), "of this request");
     assert_eq!(ask(address, "/hangs").await.status(), StatusCode::GATEWAY_TIMEOUT);
-    // Two failures are retried, and the third answer is remembered.
+    // Two failures are retried, and the third response is cached.
     for _ in 0..2 {
         assert_eq!(ask(address, "/flaky").await.status(), StatusCode::OK);
         assert_eq!(door.calls.load(Ordering::SeqCst), 3);
     }
 }
 
-/// The rejection lies in the response, so that what stands outside can still tell it from an answer of the service.
+/// The rejection is in the response, so outer layers can distinguish it from a response of the service.
 #[tokio::test]
 async fn what_stands_outside_recognises_a_rejection_in_a_response() {
     let layers = ServiceBuilder::new()
@@ -235,7 +236,7 @@ async fn what_stands_outside_recognises_a_rejection_in_a_response() {
     assert_eq!(ask(address, "/hello").await.headers()["x-rejected"], "");
 }
 
-/// A client whose responses can be cloned, and that tells the number of its attempt.
+/// A client whose responses are `Clone`, and which reports the number of its attempt.
 async fn send(mut request: Request<Full<Bytes>>) -> io::Result<Response<Full<Bytes>>> {
     request.headers_mut().insert("x-attempt", ziggurat::attempt().into());
     let client = Client::builder(TokioExecutor::new()).build_http();
@@ -244,7 +245,7 @@ async fn send(mut request: Request<Full<Bytes>>) -> io::Result<Response<Full<Byt
     Ok(Response::from_parts(head, Full::new(body.to_bytes())))
 }
 
-/// The whole recommended stack. Not in a box, because that would hide from `tokio::spawn` what the tests are about.
+/// The whole recommended stack. It is not boxed, because a box would hide from `tokio::spawn` what the tests check.
 macro_rules! stack {
     ($client:expr) => {
         ServiceBuilder::new()
@@ -259,7 +260,7 @@ macro_rules! stack {
     };
 }
 
-/// Calls from inside `tokio::spawn`, where a bound that holds for one lifetime only is "not general enough".
+/// Calls from inside `tokio::spawn`, where a bound that holds for a single lifetime is "not general enough".
 macro_rules! spawned {
     ($client:expr, $request:expr) => {{
         let (client, request) = ($client.clone(), $request);
@@ -278,7 +279,7 @@ async fn a_client_takes_every_layer_behind_one_map_err() {
         assert_eq!(spawned!(client, request(address, "/flaky")).unwrap().status(), StatusCode::OK);
         assert_eq!(door.calls.load(Ordering::SeqCst), 3);
     }
-    // What is innermost knows the number of its attempt.
+    // The innermost service sees the number of its attempt.
     assert_eq!(spawned!(client, request(address, "/second")).unwrap().status(), StatusCode::OK);
     let outcome = spawned!(client, request(address, "/hangs"));
     assert!(ziggurat::rejection(&outcome).unwrap().is_timed_out());
@@ -299,7 +300,7 @@ async fn a_client_takes_every_layer_with_a_boxed_error() {
     assert!(outcome.is_err() && ziggurat::rejection(&outcome).is_none());
 }
 
-/// And one that has a boxed error already needs no `map_err` at all.
+/// A client whose error is boxed already needs no `map_err` at all.
 #[tokio::test]
 async fn a_client_whose_error_is_boxed_takes_every_layer_as_it_is() {
     async fn send_boxed(
@@ -315,7 +316,7 @@ async fn a_client_whose_error_is_boxed_takes_every_layer_as_it_is() {
     assert!(ziggurat::rejection(&outcome).unwrap().is_timed_out());
 }
 
-/// An error of a user's own, which knows rejections.
+/// A custom error type that carries rejections.
 #[derive(Debug)]
 enum ShopError {
     Closed(Rejection),

@@ -1,4 +1,4 @@
-//! Every call that begins is told to end, once, and how.
+//! Each call that starts is reported to end exactly once, with its outcome.
 
 use std::{
     convert::Infallible,
@@ -20,7 +20,7 @@ use ziggurat::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What was told of calls: of each that has begun, `None`, and then how it ended.
+/// The reported calls: `None` for the start of each, and then how it ended.
 type Log = Arc<Mutex<Vec<Option<(Outcome, Option<&'static str>, Duration)>>>>;
 
 fn observer(log: &Log) -> impl Fn(&LayerInfo, &LayerEvent<'_>) + Send + Sync + use<> {
@@ -147,7 +147,7 @@ async fn an_error_of_readiness_is_a_call_that_failed() {
     assert!(matches!(taken(&log)[..], [None, Some((Outcome::Success, None, _))]), "once");
 }
 
-/// The call is gone before its end is told: who hears of it can take its place.
+/// The call is dropped before its end is reported, so an observer can take its place.
 #[test]
 fn the_call_is_gone_when_its_end_is_told() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();

@@ -1,4 +1,4 @@
-//! What a client passes on: who a request is, and how much time is left for it.
+//! A client forwards the identity of its request and the remaining time.
 
 use std::{
     convert::Infallible,
@@ -42,7 +42,7 @@ fn request(of: &[Header]) -> Request<String> {
     request
 }
 
-/// The headers that the next hop gets of this request.
+/// Returns the headers that the next hop receives for this request.
 async fn sent(layer: &PropagateLayer, request: Request<String>) -> HeaderMap {
     let next_hop = Strict::new(service_fn(|request: Request<String>| async move {
         let mut response = Response::new(());
@@ -52,7 +52,7 @@ async fn sent(layer: &PropagateLayer, request: Request<String>) -> HeaderMap {
     layer.layer(next_hop).oneshot(request).await.unwrap().headers().clone()
 }
 
-/// The same while a deadline is in place that is this far away.
+/// Returns the `of` headers that the next hop receives while a deadline is `left` away.
 async fn sent_within(left: Duration, header: &TimeoutHeader, of: &[Header]) -> HeaderMap {
     let layer = PropagateLayer::new().deadline(header.clone());
     Deadline::after(left).within(sent(&layer, request(of))).await
@@ -63,7 +63,7 @@ async fn sent_within(left: Duration, header: &TimeoutHeader, of: &[Header]) -> H
 async fn the_identity_of_the_request_that_is_served_is_passed_on() {
     let served = ids(&[("x-request-id", "order-17"), ("traceparent", TRACE), ("tracestate", "congo=t61")]);
     let of_request = Scope::root("app").child("request").with(served);
-    // A scope that the client's own stack has opened lies within that of the request.
+    // A scope that the client's own stack opened is nested in the request's scope.
     for scope in [of_request.clone(), of_request.child("call")] {
         let sent = scope.within(sent(&PropagateLayer::new(), request(&[("accept", "*/*")]))).await;
         let all =
@@ -80,7 +80,7 @@ async fn without_an_identity_nothing_is_added() {
     assert_eq!(Scope::root("app").within(sent(&layer, request(of))).await, headers(of));
 }
 
-/// A proxy forwards the request that it got, extensions and all.
+/// A proxy forwards the request that it received, including its extensions.
 #[tokio::test]
 async fn the_identity_in_the_request_comes_before_that_of_the_scope() {
     let scope = Scope::root("request").with(ids(&[("x-request-id", "of-the-scope"), ("traceparent", OTHER)]));
@@ -90,7 +90,7 @@ async fn the_identity_in_the_request_comes_before_that_of_the_scope() {
     assert_eq!(sent, headers(&[("x-request-id", "of-the-request")]));
 }
 
-/// A span of a tracing client is the parent of the call, and not the span that called this server.
+/// The span of a tracing client is the parent of the call, rather than the span that called this server.
 #[tokio::test]
 async fn what_the_request_says_already_stays() {
     let scope = Scope::root("request").with(ids(&[
@@ -100,7 +100,7 @@ async fn what_the_request_says_already_stays() {
     ]));
     let of = &[("x-request-id", "own"), ("traceparent", OTHER)];
     assert_eq!(scope.within(sent(&PropagateLayer::new(), request(of))).await, headers(of));
-    // A tracestate alone is that of no trace.
+    // A `tracestate` alone belongs to no trace.
     let sent = scope.within(sent(&PropagateLayer::new(), request(&[("tracestate", "stray=1")]))).await;
     assert_eq!(sent["tracestate"], "congo=t61");
     assert_eq!(sent.get_all("tracestate").iter().count(), 1);
@@ -121,7 +121,7 @@ async fn the_time_that_is_left_is_written() {
         (2 * SECOND, "2000000u", "2000"),
         (Duration::from_micros(1500), "1500000n", "1"),
         (Duration::from_secs(3 * 24 * 3600), "259200S", "259200000"),
-        // A deadline that has passed: the least that can be said, and never zero.
+        // A deadline that has passed: the smallest value of the format, and never zero.
         (Duration::ZERO, "1n", "1"),
     ] {
         assert_eq!(sent_within(left, &TimeoutHeader::grpc(), &[]).await["grpc-timeout"], grpc);
@@ -141,7 +141,7 @@ async fn of_the_time_that_is_left_and_that_which_is_forwarded_the_smaller_wins()
         let sent = sent_within(2 * SECOND, &grpc, of).await;
         assert_eq!(sent.get_all("grpc-timeout").iter().collect::<Vec<_>>(), [forwarded]);
     }
-    // Without a deadline it is left as it is.
+    // Without a deadline the header stays as it is.
     let layer = PropagateLayer::new().deadline(grpc);
     let of = &[("grpc-timeout", "1H")];
     assert_eq!(sent(&layer, request(of)).await, headers(of));
@@ -165,7 +165,7 @@ async fn each_attempt_sends_what_is_left_for_it() {
     assert_eq!(*seen.lock().unwrap(), ["8000000u", "7000000u", "4000000u", "1000000u"]);
 }
 
-/// The server's own limit is what its clients have left.
+/// The server's own limit is the time that its clients have left.
 #[tokio::test(start_paused = true)]
 async fn a_client_inside_a_server_sends_what_the_server_has_left() {
     let layer = PropagateLayer::new().deadline(TimeoutHeader::grpc());

@@ -1,4 +1,4 @@
-//! What a rejection is answered with.
+//! Responses to rejections.
 
 use std::{
     collections::VecDeque,
@@ -42,7 +42,7 @@ const LIMIT: Reason = Reason::TimedOut { limit: SECOND };
 
 type Answer = Response<String>;
 
-/// A service that a layer rejects with this in place of.
+/// Returns a service in whose place a layer rejects with this rejection.
 fn rejecting<E: Reject<Answer>>(
     rejection: Rejection,
 ) -> impl Service<Request<()>, Response = Answer, Error = E> + Clone {
@@ -74,7 +74,7 @@ fn get_head(uri: &str) -> Request<()> {
     Request::get(uri).body(()).unwrap()
 }
 
-/// What the answer says of its request.
+/// Builds a response that describes its request.
 fn told(rejection: &Rejection, request: &Parts) -> Answer {
     let Parts { method, uri, version, headers, extensions, .. } = request;
     let text = format!(
@@ -99,7 +99,7 @@ async fn the_answer_is_what_the_function_makes_of_the_rejection_and_of_the_reque
     let Ok(answer) = service.oneshot(request).await;
     assert_eq!(answer.status(), StatusCode::IM_A_TEAPOT);
     assert_eq!(answer.body(), r#"PUT /a?b HTTP/1.0 Some("y") Some(7): RateLimited"#);
-    // The rejection's own response is gone, and the rejection itself is still there for the layers outside.
+    // The rejection's own response is gone, but outer layers still find the rejection itself.
     assert_eq!(answer.headers(), &HeaderMap::new());
     assert_eq!(answer.extensions().get(), Some(&"of the answer"));
     assert_eq!(ziggurat::rejection(&Ok::<_, Infallible>(answer)).unwrap().reason(), &Reason::RateLimited);
@@ -142,7 +142,7 @@ async fn an_error_that_carries_a_rejection_becomes_a_response() {
     }
 }
 
-/// A problem, or the head alone.
+/// Returns the problem, or the head alone.
 async fn problem(method: Method, rejection: Rejection) -> Answer {
     let request = Request::builder().method(method).uri("/secret").body(()).unwrap();
     let layer = RejectionResponseLayer::problem_json();
@@ -212,7 +212,7 @@ async fn a_layers_name_may_hold_anything() {
     let service = ServiceBuilder::new().layer(RejectionResponseLayer::grpc()).service(rejecting::<Infallible>(odd));
     let Ok(answer) = service.oneshot(get_head("/")).await;
     assert_eq!(answer.headers()["grpc-message"], "gr%C3%B6%C3%9Fe \"1\"%0A100%25: the circuit is open");
-    // tonic reads the same.
+    // tonic reads the same status.
     let status = tonic::Status::from_header_map(answer.headers()).unwrap();
     assert_eq!(status.message(), "größe \"1\"\n100%: the circuit is open");
 }
@@ -260,7 +260,7 @@ async fn of_two_answers_the_inner_one_stays() {
     assert_eq!(answer.body(), "the inner one");
 }
 
-/// A breaker outside judges the rejection and not the 200 that stands for it.
+/// A breaker outside classifies the rejection and not the 200 that stands for it.
 #[tokio::test(start_paused = true)]
 async fn a_layer_outside_still_takes_the_answer_for_the_rejection() {
     let breaker = CircuitBreakerLayer::consecutive(1).classify(HttpStatus);
@@ -324,7 +324,7 @@ async fn ask(client: &Client<HttpConnector, Empty<Bytes>>, method: Method, uri: 
     Response::from_parts(head, body.collect().await.unwrap().to_bytes())
 }
 
-/// On one connection, whatever the method.
+/// On one connection, with any method.
 #[tokio::test]
 async fn a_router_answers_with_problems_over_a_socket() {
     let circuit = CircuitBreakerLayer::consecutive(1);
@@ -344,7 +344,7 @@ async fn a_router_answers_with_problems_over_a_socket() {
     }
 }
 
-/// A body of these frames. After an error it would go on, but nobody is to ask.
+/// A body of these frames. After an error it would continue, but must not be polled.
 #[derive(Default)]
 struct Frames(VecDeque<Result<Frame<Bytes>, BoxError>>);
 
@@ -370,7 +370,7 @@ async fn a_rejection_that_ends_a_grpc_body_comes_in_its_trailers_and_all_else_pa
         let mut body = response.into_body();
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "message");
         let last = body.frame().await.unwrap();
-        // What ended the body, ended it: nobody asks for more.
+        // The body has ended, and is not polled again.
         if last.as_ref().map_or(true, |last| last.trailers_ref().is_some_and(|last| last.contains_key("grpc-status"))) {
             assert!(body.frame().await.is_none());
         }
@@ -389,7 +389,7 @@ async fn a_rejection_that_ends_a_grpc_body_comes_in_its_trailers_and_all_else_pa
     assert_eq!(held, ["4", "any: no response in time", "1000"]);
 }
 
-/// Every way in which a layer answers 429 or 503: the response to a request that comes at that moment.
+/// Every way in which a layer responds with 429 or 503: the response to a request that arrives at that moment.
 macro_rules! every_refusal {
     ($answer:expr) => {{
         let hangs = || service_fn(|_: Request<()>| pending::<Result<Answer, Infallible>>());
@@ -470,7 +470,7 @@ async fn every_429_and_503_says_when_to_come_back() {
         assert!([429, 503].contains(&status), "{name}: {status}");
         assert!(number(answer, "retry-after") >= Some(1), "{name}: {:?}", answer.headers());
     }
-    // What a layer knows, and what it has to guess.
+    // Known waits, and estimated ones.
     for (name, answer) in every_refusal!(RejectionResponseLayer::grpc()) {
         let known = !["somebody", "put in", "pool", "not to be had"].iter().any(|word| name.contains(word));
         assert_eq!(number(&answer, "grpc-retry-pushback-ms").is_some(), known, "{name}: {:?}", answer.headers());

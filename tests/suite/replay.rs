@@ -39,7 +39,7 @@ use ziggurat::{
     retry::{Budget, CopyIf, RetryLayer},
 };
 
-/// Its frames come from a channel; with the sender it ends. It is not `Clone`.
+/// A body whose frames come from a channel. It ends with the sender, and is not `Clone`.
 struct Streamed {
     frames: UnboundedReceiver<Result<Frame<Bytes>, &'static str>>,
     size: SizeHint,
@@ -71,14 +71,14 @@ fn streaming() -> (Sender, Streamed) {
     (Sender(sender), Streamed { frames, size: SizeHint::new() })
 }
 
-/// One that is there already.
+/// Returns a body whose frames are all available.
 fn streamed(texts: &[&'static str]) -> Streamed {
     let (sender, body) = streaming();
     texts.iter().for_each(|text| sender.send(text));
     body
 }
 
-/// What the layers told, in words.
+/// The recorded events, as text.
 #[derive(Clone, Default)]
 struct Told(Arc<Mutex<Vec<String>>>);
 
@@ -101,7 +101,7 @@ impl Told {
     }
 }
 
-/// What a service saw of a request.
+/// A request as a service saw it.
 type Seen = (Method, Uri, Version, HeaderMap, Option<u8>, Bytes, Option<HeaderMap>);
 
 /// Shows: R5, R9
@@ -151,8 +151,8 @@ async fn each_attempt_has_the_same_request() {
     assert_eq!(*seen.lock().unwrap(), vec![expected; 4]);
 }
 
-/// Sends it through replay and retry, to a service that fails after it has read so many frames. Gives the numbers of the last
-/// attempt and what was told.
+/// Sends the request through replay and retry, to a service that fails after it has read `read` frames. Returns the
+/// number of the last attempt and the events.
 async fn attempts(layer: ReplayLayer, request: Request<Streamed>, read: usize) -> (u32, Vec<String>) {
     let told = Told::default();
     let service = ServiceBuilder::new()
@@ -169,7 +169,7 @@ async fn attempts(layer: ReplayLayer, request: Request<Streamed>, read: usize) -
     (attempt, told.take())
 }
 
-/// The failure of the only attempt comes back as it is, and who listens learns why there was no other.
+/// The failure of the only attempt is returned unchanged, and an event says why there was no other attempt.
 ///
 /// Shows: R9
 #[tokio::test(start_paused = true)]
@@ -184,11 +184,11 @@ async fn a_body_that_is_too_large_is_sent_once_and_an_event_says_why() {
     let once = (1, vec!["replay: not repeatable: total".to_owned(), "retry: gave up: copy".to_owned()]);
     assert_eq!(attempts(ReplayLayer::new().max_total_bytes(9), put(three), 2).await, once);
 
-    // Of this one nothing was read: no connection could be made, say.
+    // Nothing was read of this one, for example because the connection failed.
     let mut huge = put(&["three"]);
     huge.body_mut().size = SizeHint::with_exact(1 << 40);
     assert_eq!(attempts(ReplayLayer::new(), huge, 0).await, (3, tried.to_vec()));
-    // Sent once, and kept for nobody.
+    // It is sent once, and not recorded.
     let post = Request::post("/").body(streamed(three)).unwrap();
     let once = (1, vec!["retry: gave up: copy".to_owned()]);
     assert_eq!(attempts(ReplayLayer::new().max_bytes(0), post, 3).await, once);
@@ -212,7 +212,7 @@ async fn an_error_of_the_requests_own_body_is_not_retried() {
     assert_eq!((error.to_string().as_str(), calls.load(Ordering::SeqCst)), ("hung up", 1));
 }
 
-/// An answer that came while the request was being sent is the last one: what is left of the request is still sent.
+/// A response that arrived while the request was being sent is final. The rest of the request is still sent.
 ///
 /// Shows: R1
 #[tokio::test(start_paused = true)]
@@ -236,7 +236,7 @@ async fn a_retry_that_is_not_granted_leaves_the_request_alone() {
     }
 }
 
-/// Every call of gRPC is a POST.
+/// Every gRPC call is a POST.
 #[tokio::test(start_paused = true)]
 async fn any_method_can_be_retried_if_it_is_said() {
     let retry = RetryLayer::http().copy(CopyIf(|req: &Request<_>| req.uri().path() == "/")).max_attempts(5);
@@ -305,11 +305,11 @@ async fn a_retry_within_a_retry_sends_the_request_as_often_as_both_say() {
     assert_eq!(calls.load(Ordering::SeqCst), 4);
 }
 
-/// What is kept counts over all services of one layer value, and is given back.
+/// The recorded bytes are counted over all services of one layer value, and released.
 #[tokio::test]
 async fn all_services_of_a_layer_share_what_may_be_kept_and_two_layers_do_not() {
     let layer = ReplayLayer::new().max_total_bytes(8);
-    // The body as the inner service gets it, with a copy, when its first frame was read.
+    // The body as the inner service gets it, with a copy, after its first frame was read.
     let send = async |layer: &ReplayLayer| {
         let service = layer.layer(tower::service_fn(async |request: Request<ReplayBody<Streamed>>| {
             let mut body = request.into_body();
@@ -333,7 +333,7 @@ async fn all_services_of_a_layer_share_what_may_be_kept_and_two_layers_do_not() 
     assert_eq!(layer.bytes(), 0);
 }
 
-/// A whole upload is sent again over real connections, byte for byte, and what may not be repeated is not.
+/// A whole upload is sent again over real connections, byte for byte, unless it must not be repeated.
 ///
 /// Shows: R5, R9
 #[tokio::test]
@@ -359,7 +359,7 @@ async fn a_streamed_upload_is_retried_over_real_connections() {
         .service(Client::builder(TokioExecutor::new()).build_http());
     let request = |method: Method| Request::builder().method(method).uri(format!("http://{address}/"));
 
-    // Of a length that is told at the start, and of one that is not.
+    // With a known length, and without.
     let text = "0123456789".repeat(6_000);
     for sized in [true, false] {
         let (sender, mut body) = streaming();
@@ -380,7 +380,8 @@ async fn a_streamed_upload_is_retried_over_real_connections() {
     assert_eq!(uploads.lock().unwrap().len(), 1);
 }
 
-/// The server answers before it has read the body, and reads no more of it. In linkerd2-proxy that was a panic (#3216).
+/// The server responds before it has read the body, and reads no more of it. In linkerd2-proxy this was a panic
+/// (#3216).
 ///
 /// Shows: R5
 #[tokio::test]
@@ -396,13 +397,13 @@ async fn an_early_answer_neither_hangs_nor_cuts_the_next_attempt() {
             assert!(refused.read_buf(&mut head).await.unwrap() > 0);
         }
         refused.write_all(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n").await.unwrap();
-        // The client ends the connection on which nobody reads the rest; it does not wait until the request is sent.
+        // The client ends the connection whose rest is never read. It does not wait until the request is sent.
         let mut rest = Vec::new();
         _ = refused.read_to_end(&mut rest).await;
         assert!(!rest.windows(4).any(|part| part == b"rest"));
 
         let (stream, _) = listener.accept().await.unwrap();
-        // Only now, when the first attempt is long over, comes the rest.
+        // The rest arrives only now, long after the first attempt is over.
         sender.send("and the rest");
         drop(sender);
         let echo = hyper::service::service_fn(async |request: Request<Incoming>| {
@@ -422,8 +423,8 @@ async fn an_early_answer_neither_hangs_nor_cuts_the_next_attempt() {
     server.await.unwrap().unwrap();
 }
 
-/// Over HTTP/2 nothing ends the request when the answer is there; linkerd2-proxy panicked. Here the first stream is ended before
-/// the second one gets the rest.
+/// Over HTTP/2 a response does not end the request, and linkerd2-proxy panicked. Here the first stream ends before the
+/// second gets the rest.
 ///
 /// Shows: R5
 #[tokio::test]
@@ -445,7 +446,7 @@ async fn an_attempt_that_is_still_being_sent_is_ended_when_the_next_one_begins()
                     return Ok::<_, Infallible>(Response::new(Full::new(text)));
                 }
                 assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "first, ");
-                // The answer goes out, and the body is read on.
+                // The response is sent, and the body is read further.
                 tokio::spawn(async move { ended.send(body.frame().await.unwrap().is_err()).unwrap() });
                 Ok(Response::builder().status(503).body(Full::default()).unwrap())
             }
@@ -468,7 +469,7 @@ async fn an_attempt_that_is_still_being_sent_is_ended_when_the_next_one_begins()
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "first, and the rest");
 }
 
-/// A client that knows that this was all sends no frame for the end.
+/// A client that knows the last data frame sends no separate frame for the end.
 #[tokio::test]
 async fn a_replayed_body_says_that_it_ends_with_its_last_frame() {
     let mut body = ReplayBody::new(Full::new(Bytes::from_static(b"all")));
@@ -486,7 +487,7 @@ fn one_request_may_not_be_allowed_more_than_all_together() {
         let panic = made(layer).unwrap_err().downcast::<String>().unwrap();
         assert_eq!(*panic, "max_bytes must be at most max_total_bytes, which is 9, not 10");
     }
-    // Without a number of its own a request may have what all have.
+    // Without its own limit, a request may use the limit for all.
     assert!(made(ReplayLayer::new().max_total_bytes(9)).is_ok());
     assert!(made(ReplayLayer::new().max_bytes(usize::MAX).max_total_bytes(usize::MAX)).is_ok());
 }

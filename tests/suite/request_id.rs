@@ -1,5 +1,5 @@
-//! Who a request is: in memory, and over real sockets from one server to the next. The clock of the sockets is the real one, so
-//! every limit that is not meant to pass is far away.
+//! Request ids: in memory, and over real sockets from one server to the next. The sockets use the real clock, so every
+//! limit that is not meant to pass is far away.
 
 use std::{
     convert::Infallible,
@@ -40,7 +40,7 @@ use ziggurat::{
     timeout::TimeoutLayer,
 };
 
-/// A limit that no test lives to see.
+/// A limit that no test reaches.
 const FAR: Duration = Duration::from_secs(3600);
 
 const ID: &str = "x-request-id";
@@ -59,7 +59,7 @@ fn is_random(id: &HeaderValue) -> bool {
     id.len() == 32 && id.as_bytes().iter().all(u8::is_ascii_hexdigit)
 }
 
-/// The id that a handler finds, which is the same wherever it looks.
+/// Returns the id that a handler finds, which is the same wherever it looks.
 fn found<B>(request: &Request<B>) -> String {
     let here = request.extensions().get::<RequestIds>().unwrap();
     let scope = Scope::current().unwrap();
@@ -96,7 +96,7 @@ async fn an_id_that_can_be_taken_over_is_kept_and_any_other_replaced_and_sent_ba
 async fn a_valid_traceparent_is_taken_over_with_its_tracestate() {
     let service = RequestIdLayer::new().layer(service_fn(|req: Request<String>| async move {
         let ids = req.extensions().get::<RequestIds>().unwrap().clone();
-        // The headers are as they came, for a tracing library further in.
+        // The headers are unchanged, for a tracing library further in.
         let came = req.headers().get("traceparent").cloned();
         let mut response = Response::new(());
         response.extensions_mut().insert((ids, came));
@@ -129,7 +129,7 @@ async fn the_header_can_have_another_name() {
     assert_eq!(response.headers().get(ID), None);
 }
 
-/// It is that of somebody behind the service, for example.
+/// For example, the id of another service behind this one.
 #[tokio::test]
 async fn an_id_that_the_service_sends_stays() {
     let service = RequestIdLayer::new().layer(service_fn(|_: Request<String>| async {
@@ -160,7 +160,7 @@ async fn a_rejection_carries_the_id() {
     );
 }
 
-/// A scope that surrounds many requests must not say that it is one of them.
+/// A scope that surrounds many requests must not claim to be one of them.
 ///
 /// Shows: X7
 #[tokio::test]
@@ -206,7 +206,7 @@ async fn of_two_such_layers_the_outer_one_decides() {
 
 #[test]
 fn the_call_is_gone_before_its_answer_is_handed_out() {
-    /// Holds until it is dropped, also when it has answered.
+    /// Holds a value until it is dropped, also after it has responded.
     struct Holds(#[expect(dead_code, reason = "it is there to be dropped")] Arc<()>);
     impl Future for Holds {
         type Output = Result<Response<()>, Infallible>;
@@ -223,12 +223,12 @@ fn the_call_is_gone_before_its_answer_is_handed_out() {
     assert_eq!(Arc::strong_count(&held), 2);
 }
 
-/// What the servers and the client of a test have seen.
+/// The observations of the servers and the client of a test.
 #[derive(Default)]
 struct Seen {
-    /// The time that the handler at the first server had left, before it called.
+    /// The remaining time in the first server's handler, before it called.
     left: Mutex<Option<Duration>>,
-    /// For each attempt: the scope that it is made in, the scope of the handler, and its number.
+    /// For each attempt: the scope that it runs in, the scope of the handler, and its number.
     attempts: Mutex<Vec<(u64, Option<u64>, u32)>>,
     /// The headers of each request at the second server.
     arrived: Mutex<Vec<HeaderMap>>,
@@ -245,7 +245,7 @@ struct App {
     second: SocketAddr,
 }
 
-/// The way from one server to the next: the whole order of layers that a handler's client needs for it.
+/// The client of a handler, with the complete order of layers.
 fn upstream(app: Scope, seen: Arc<Seen>) -> Upstream {
     let client = Client::builder(TokioExecutor::new()).build_http();
     let client = ServiceBuilder::new()
@@ -264,7 +264,7 @@ fn upstream(app: Scope, seen: Arc<Seen>) -> Upstream {
     BoxCloneSyncService::new(client)
 }
 
-/// Asks the second server, and answers with its status and the id that it sent back.
+/// Calls the second server, and responds with its status and the id that it returned.
 async fn relays(State(app): State<App>, scope: Scope, ids: RequestIds) -> String {
     assert_eq!(scope.id(), Scope::current().unwrap().id());
     assert_eq!(*scope.require::<RequestIds>().unwrap(), ids);
@@ -279,7 +279,7 @@ async fn waits(State(app): State<App>) {
     app.seen.leave.notified().await;
 }
 
-/// Fails the first attempt of two.
+/// Fails the first of two attempts.
 async fn arrives(State(seen): State<Arc<Seen>>, headers: HeaderMap, ids: RequestIds) -> StatusCode {
     assert_eq!(headers[ID], ids.request_id().as_str());
     let mut arrived = seen.arrived.lock().unwrap();
@@ -294,7 +294,7 @@ async fn serve(router: Router) -> SocketAddr {
     address
 }
 
-/// Two servers, of which the first one asks the second.
+/// Two servers, the first of which calls the second.
 async fn servers() -> (SocketAddr, Arc<Seen>) {
     let seen = Arc::<Seen>::default();
     let second = Router::new().route("/", get(arrives)).with_state(Arc::clone(&seen)).layer(RequestIdLayer::new());
@@ -315,7 +315,7 @@ async fn servers() -> (SocketAddr, Arc<Seen>) {
     (serve(first).await, seen)
 }
 
-/// Asks on a connection of its own.
+/// Calls on a separate connection.
 async fn ask(to: SocketAddr, path: &str, headers: &[(&'static str, &[u8])]) -> Response<Bytes> {
     let mut request = request(headers).map(|_| Full::<Bytes>::default());
     *request.uri_mut() = format!("http://{to}{path}").parse().unwrap();
@@ -334,7 +334,7 @@ async fn scope_identity_and_deadline_reach_the_second_server_at_each_attempt() {
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(response.headers()[ID], "order-17");
 
-    // One scope for both attempts, within that of the request, and each attempt sees its number.
+    // One scope for both attempts, nested in the request's scope, and each attempt sees its number.
     let attempts = seen.attempts.lock().unwrap().clone();
     let [(scope, Some(handler), 1), (again, Some(handler_again), 2)] = attempts[..] else { panic!("{attempts:?}") };
     assert_eq!((scope, handler), (again, handler_again));
@@ -414,7 +414,7 @@ async fn an_extractor_without_its_layer_answers_500_and_its_error_says_what_to_a
         let (head, body) = response.into_parts();
         (head.status.as_u16(), String::from_utf8(body.collect().await.unwrap().to_bytes().into()).unwrap())
     };
-    // Strangers are not told what the program is made of.
+    // The response does not reveal internals.
     for path in ["/scope", "/ids"] {
         assert_eq!(answer(app.clone(), path).await, (500, String::new()));
     }

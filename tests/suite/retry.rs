@@ -24,7 +24,7 @@ use ziggurat::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Counts its calls, and answers with what `answer` makes of their number (from 1).
+/// Counts its calls, and responds with the result of `answer` for their number (from 1).
 fn counting<A, R, E>(
     calls: &Arc<AtomicU32>,
     answer: A,
@@ -124,7 +124,7 @@ async fn the_wait_can_be_a_function_of_attempt_and_outcome() {
     assert_eq!(start.elapsed(), 30 * SECOND);
 }
 
-/// tower's jitter is the same for every request: its backoff maker clones a generator that is never advanced.
+/// tower's jitter is the same for every request: its backoff maker clones a generator that never advances.
 ///
 /// Shows: R3
 #[tokio::test(start_paused = true)]
@@ -163,7 +163,8 @@ async fn a_response_can_be_a_failure_and_the_last_one_comes_back() {
     assert_eq!(service.oneshot("").await.unwrap(), 3);
 }
 
-/// Sends `request` through `RetryLayer::http()`, to a service that always answers so; gives the calls and the last status.
+/// Sends `request` through `RetryLayer::http()` to a service with this constant response. Returns the number of calls
+/// and the last status.
 async fn over_http(
     request: http::request::Builder,
     status: u16,
@@ -202,7 +203,7 @@ async fn over_http_idempotent_requests_are_retried_on_the_statuses_that_pass() {
     for status in [200, 404, 500, 501, 525] {
         assert_eq!(over_http(Request::get("/"), status, None).await.0, 1, "{status}");
     }
-    // One that says when to come back expects to work then.
+    // A response with `Retry-After` expects to succeed then.
     assert_eq!(over_http(Request::get("/"), 500, Some("1")).await.0, 3);
     assert_eq!(over_http(Request::post("/"), 500, Some("1")).await.0, 1);
 }
@@ -239,7 +240,7 @@ async fn transport_errors_are_retried_over_http() {
     assert_eq!(calls.load(Ordering::SeqCst), 3);
 }
 
-/// A layer that rejected in the service's place says whether the call came to the service.
+/// A layer that rejects in place of the service knows whether the call reached the service.
 ///
 /// Shows: F4
 #[tokio::test(start_paused = true)]
@@ -296,13 +297,14 @@ async fn the_timeout_of_an_attempt_is_retried_and_the_total_is_not() {
         }));
     let start = Instant::now();
     let outcome = service.oneshot(()).await;
-    // Attempts begin at 0, 2 and 4 s; the third would end with the total, which ends the whole.
+    // Attempts begin at 0, 2 and 4 s. The third would end with the total, which ends the whole call.
     assert_eq!(ziggurat::rejection(&outcome).unwrap().name(), Some("total"));
     assert_eq!(calls.load(Ordering::SeqCst), 3);
     assert_eq!(start.elapsed(), 5 * SECOND);
 }
 
-/// A deadline that was carried over is the total's to end by, not the attempt's: nothing is retried that has no time left.
+/// A deadline that was carried over is enforced by the total, not by the attempt. A call without time left is not
+/// retried.
 ///
 /// Shows: T4
 #[tokio::test(start_paused = true)]
@@ -323,7 +325,7 @@ async fn a_deadline_that_was_carried_over_ends_the_total_and_not_an_attempt() {
     assert_eq!((calls.load(Ordering::SeqCst), start.elapsed()), (1, 2 * SECOND));
 }
 
-/// A total covers the wait for readiness wherever a substitute stands beneath it.
+/// A total covers the wait for readiness if a clone is made ready inside it.
 #[tokio::test(start_paused = true)]
 async fn a_total_around_a_retry_covers_the_wait_for_readiness() {
     #[derive(Clone)]
@@ -391,7 +393,7 @@ async fn each_attempt_is_told_and_knows_its_number() {
 
 type Told = Arc<Mutex<Vec<String>>>;
 
-/// Notes the events of a retry, in words.
+/// Records the events of a retry, as text.
 fn telling() -> (Told, impl Fn(&LayerInfo, &LayerEvent<'_>) + Send + Sync + Clone) {
     let told = Told::default();
     let notes = Arc::clone(&told);
@@ -466,7 +468,7 @@ async fn an_event_says_why_an_attempt_failed_and_that_a_later_one_succeeded() {
     assert_eq!(*told.lock().unwrap(), ["attempt 1 not retried: ignored (overloaded)"]);
 }
 
-/// The attempt that opens the circuit must not hide why it did.
+/// The attempt that opens the circuit must not hide the cause.
 ///
 /// Shows: F6
 #[tokio::test(start_paused = true)]
@@ -481,7 +483,7 @@ async fn a_rejection_after_a_failure_tells_how_the_service_failed() {
     assert_eq!(rejection.previous(), Some("failure 2"));
     assert!(rejection.to_string().ends_with("; previous attempt: failure 2"), "{rejection}");
 
-    // Of a response that is a failure it is the status.
+    // For a failed response it is the status.
     let over_http = |attempts| {
         ServiceBuilder::new()
             .layer(RetryLayer::http().backoff(SECOND).max_attempts(attempts))
@@ -496,7 +498,7 @@ async fn a_rejection_after_a_failure_tells_how_the_service_failed() {
     };
     let rejected = over_http(3).oneshot(Request::new(())).await;
     assert_eq!(ziggurat::rejection(&rejected).unwrap().previous(), Some("503 Service Unavailable"));
-    // The last outcome comes back as it is where it hides nothing.
+    // The last outcome is returned unchanged if it hides nothing.
     assert_eq!(over_http(2).oneshot(Request::new(())).await.unwrap().status(), 503);
 
     let hangs = ServiceBuilder::new()
@@ -543,7 +545,7 @@ async fn a_service_that_does_not_become_ready_again_hides_no_error_of_the_servic
     assert_eq!(service.oneshot(()).await.unwrap_err().to_string(), "closed", "nothing was sent");
 }
 
-/// It asked to be left alone, and then hung up: it still has to be.
+/// The service asked for a pause, and then the connection was reset. The pause still counts.
 ///
 /// Shows: F3
 #[tokio::test(start_paused = true)]
@@ -563,12 +565,12 @@ async fn a_connection_that_is_reset_does_not_forget_what_two_429s_asked_for() {
             }));
         let start = Instant::now();
         assert_eq!(service.oneshot(Request::new(())).await.unwrap().status(), 200);
-        // Where there is no time for that: what was asked for was waited for once.
+        // Without time for another pause: the requested pause was observed once.
         assert_eq!(start.elapsed(), took * SECOND);
     }
 }
 
-/// A service that asks for a minute must not make decorrelated jitter, which grows from the wait before, wait for
+/// A service that asks for a minute must not make decorrelated jitter, which grows from the previous wait, wait for
 /// three.
 ///
 /// Shows: R3
@@ -653,7 +655,7 @@ async fn all_clones_share_one_budget_and_two_layers_do_not() {
     let budgeted = || RetryLayer::new().backoff(Duration::ZERO).budget(Budget::new(0.0).min_per_second(1));
     let retries = async |layer: RetryLayer<_, _, Duration>| {
         let calls = Arc::default();
-        // Every other request over another service of the same layer value.
+        // Every other request goes through another service of the same layer value.
         for _ in 0..15 {
             for _ in 0..2 {
                 let service = ServiceBuilder::new().layer(layer.clone()).service(counting(&calls, failing));
@@ -689,14 +691,14 @@ async fn dropped_during_the_pause_it_starts_no_other_attempt_and_gives_back_its_
     assert!(calls.load(Ordering::SeqCst) >= 130);
 }
 
-/// But for its error, in case that no other attempt gets through to the service.
+/// Except its error, in case no other attempt reaches the service.
 ///
 /// Shows: R8
 #[tokio::test(start_paused = true)]
 async fn nothing_of_a_failed_attempt_is_held_during_the_pause() {
     let held = Arc::new(());
     let calls = Arc::clone(&held);
-    // The future of each call, and the response that comes from it, hold a clone.
+    // The future of each call, and its response, hold a clone.
     let layer = RetryLayer::new().backoff(SECOND).classify(|_: Result<&Arc<()>, &Failed>| Class::TRANSIENT);
     let service = ServiceBuilder::new().layer(layer).service(service_fn(move |()| {
         let held = Arc::clone(&calls);
@@ -705,12 +707,12 @@ async fn nothing_of_a_failed_attempt_is_held_during_the_pause() {
     let before = Arc::strong_count(&held);
     let mut response = TestTask::new(service.oneshot(()));
     assert!(response.poll().is_pending());
-    // Only the service's clone in the response future is left beside the first.
+    // Only the service's clone in the response future is left in addition to the first.
     assert_eq!(Arc::strong_count(&held), before);
     assert!(response.poll().is_pending());
 }
 
-/// An error of `poll_ready` is an outcome like any other; the request was not sent, so it needs no copy.
+/// An error of `poll_ready` is an outcome like any other. The request was not sent, so it needs no copy.
 ///
 /// Shows: R8, R9
 #[tokio::test(start_paused = true)]
@@ -744,7 +746,7 @@ async fn each_attempt_waits_for_readiness_anew_and_a_request_that_was_not_sent_n
     assert_eq!(polls.load(Ordering::SeqCst), 5);
 }
 
-/// reqwest-middleware refuses a streaming request because it cannot be copied.
+/// reqwest-middleware rejects a streaming request because it cannot be copied.
 ///
 /// Shows: R9
 #[tokio::test(start_paused = true)]
@@ -768,7 +770,7 @@ async fn a_request_that_cannot_be_copied_is_sent_once() {
     assert_eq!(*given_up.lock().unwrap(), Some("copy"));
 }
 
-/// The guide passes a coroutine that is spent after the first attempt; here each attempt has its own request.
+/// A retry over a single future would be spent after the first attempt. Here each attempt has its own request.
 ///
 /// Shows: R9
 #[tokio::test(start_paused = true)]
@@ -811,7 +813,7 @@ fn zero_attempts_are_refused_by_name() {
     assert_eq!(*panic.downcast::<&str>().unwrap(), "attempts must be at least 1: the first attempt counts");
 }
 
-/// Bad input: a backoff function that panics ends the retries and not the call, and leaves the layer as it was.
+/// Bad input: a backoff function that panics ends the retries but not the call, and leaves the layer intact.
 #[tokio::test(start_paused = true)]
 async fn after_a_backoff_function_that_panics_the_outcome_of_the_attempt_comes_back() {
     let calls = Arc::default();
@@ -832,7 +834,7 @@ async fn after_a_backoff_function_that_panics_the_outcome_of_the_attempt_comes_b
 /// Shows: R7, R8
 #[tokio::test(start_paused = true)]
 async fn a_retry_that_waits_for_readiness_and_is_dropped_goes_back_into_the_budget() {
-    /// Ready for one call in all, by whatever clone.
+    /// Ready for one call in all, through any clone.
     #[derive(Clone, Default)]
     struct ReadyOnce(Arc<AtomicU32>);
     impl Service<()> for ReadyOnce {
@@ -856,7 +858,7 @@ async fn a_retry_that_waits_for_readiness_and_is_dropped_goes_back_into_the_budg
             TestTask::new(ServiceBuilder::new().layer(layer.clone()).service(ReadyOnce::default()).oneshot(()));
         assert!(call.poll().is_pending());
         tokio::time::advance(SECOND).await;
-        // The pause is over; the service is not ready.
+        // The pause is over, but the service is not ready.
         assert!(call.poll().is_pending());
     }
     let calls = Arc::default();
@@ -867,7 +869,7 @@ async fn a_retry_that_waits_for_readiness_and_is_dropped_goes_back_into_the_budg
     assert!(calls.load(Ordering::SeqCst) >= 30);
 }
 
-/// tower says that a service whose readiness failed is of no more use: each attempt asks another clone.
+/// In tower a service whose readiness failed must not be used again, so each attempt uses another clone.
 ///
 /// Shows: R8
 #[tokio::test(start_paused = true)]
@@ -950,7 +952,7 @@ async fn another_budget_counts_what_was_spent_before_it() {
     assert_eq!(calls.load(Ordering::SeqCst), 1);
 }
 
-/// Two values share nothing, and what one is set up with later does not reach its clones.
+/// Two values share nothing, and later configuration of one does not reach its clones.
 #[tokio::test(start_paused = true)]
 async fn a_layer_that_is_set_up_further_leaves_its_clones_alone() {
     let layer = RetryLayer::new().max_attempts(2);

@@ -1,4 +1,4 @@
-//! Every layer keeps to the laws of a service, and so does the recommended stack.
+//! Every layer, and the recommended stack, obey the laws of a service.
 
 use std::{
     pin::Pin,
@@ -41,7 +41,7 @@ fn tight_settings() -> ClientSettings {
     ClientSettings::default().max_in_flight(1).max_waiting(1).min_calls(1)
 }
 
-/// A test for each layer: a line that makes a layer value as tight as it can be, with the gauges that its handle has.
+/// Declares a test for each layer: a line that makes the tightest possible layer value, with the gauges of its handle.
 macro_rules! these_keep_to_the_laws {
     ($($(#[$meta:meta])* $name:ident: $laws:expr;)*) => {$(
         $(#[$meta])*
@@ -52,7 +52,7 @@ macro_rules! these_keep_to_the_laws {
     )*};
 }
 
-/// A macro, because the type of a stack is nothing to write down.
+/// A macro, because the type of a stack is impractical to write.
 macro_rules! recommended_stack {
     ($key:expr) => {
         laws_with_gauges(|| {
@@ -111,7 +111,7 @@ these_keep_to_the_laws! {
     cache_that_revalidates: laws(|| cached().stale_while_revalidate(DAY)).stateful().except(Law::Release);
     /// Shows: P7
     batch: laws(|| batched(BatchLayer::new(1, SECOND))).over(|n| n, |n| n, |answer: &u64| *answer);
-    // These share a call: where it hangs for one, it hangs for all who share it.
+    // These share a call: if it hangs for one caller, it hangs for all of them.
     batch_of_what_comes_by_now: laws(|| batched(BatchLayer::new(10, Duration::ZERO))).over(|n| n, |n| n, |answer: &u64| *answer).except(Law::Wakes);
     batch_that_waits: laws(|| batched(BatchLayer::new(2, SECOND))).over(|n| n, |n| n, |answer: &u64| *answer).except(Law::Wakes);
     batch_of_all_scopes: laws(|| batched(BatchLayer::new(2, SECOND).by(|_: &u64| ()))).over(|n| n, |n| n, |answer: &u64| *answer).except(Law::Wakes);
@@ -127,7 +127,7 @@ these_keep_to_the_laws! {
     chaos_that_is_off: laws(|| ChaosLayer::new(Fault::Hang).rate(1.0));
     chaos_that_leaves_calls_alone: laws(|| on(ChaosLayer::new(|_: &Request<String>| None::<Fault>).rate(1.0)));
     chaos_delay: laws(|| on(ChaosLayer::new(Fault::Delay(SECOND)).rate(1.0)));
-    // Which call comes to the service first is not what the laws take it to be: one that was struck comes later.
+    // The first call does not reach the service in the order that the laws assume: a call with a fault arrives later.
     chaos_error_beneath_a_retry: laws(|| {
         let retry = RetryLayer::new().max_attempts(9).backoff(Duration::ZERO).budget(None);
         (retry, on(ChaosLayer::new(Fault::Error).schedule(Schedule::every(2))))
@@ -187,7 +187,7 @@ these_keep_to_the_laws! {
     the_recommended_stack_past_its_cache: recommended_stack!(|_: &Request<String>| None);
 }
 
-/// The finished call is gone when its answer is handed out: what it held is free for whoever hears the answer.
+/// A call is dropped before its response is returned, so its resources are free for the receiver of the response.
 #[test]
 fn the_call_is_gone_before_its_answer_is_handed_out() {
     fn check<S>(name: &str, service: S, held: &Arc<()>)
@@ -201,7 +201,7 @@ fn the_call_is_gone_before_its_answer_is_handed_out() {
         assert!(call.poll().is_ready(), "{name}");
         assert_eq!(Arc::strong_count(held), before - 1, "{name} holds the call that it answered");
     }
-    /// Holds until it is dropped, also when it has answered; the service itself holds one too.
+    /// Holds a value until it is dropped, also after it has responded. The service itself holds one too.
     struct Holds(#[expect(dead_code, reason = "it is there to be dropped")] Arc<()>);
     impl Future for Holds {
         type Output = Result<(), Error<String>>;
@@ -232,7 +232,7 @@ fn tight_budget() -> Budget {
     Budget::new(1.0).min_per_second(0)
 }
 
-/// Where the first failure opens a circuit inside of the retry, the next attempt ends with a rejection.
+/// If the first failure opens a circuit inside the retry, the next attempt ends with a rejection.
 fn no_budget() -> Budget {
     Budget::new(0.0).min_per_second(0)
 }
@@ -249,7 +249,7 @@ fn on<F, W>(layer: ChaosLayer<F, W>) -> ChaosLayer<F, W> {
 
 type Answers = fn(u64) -> Response<String>;
 
-/// A backup that does this, and what of it is in use.
+/// Returns a layer whose backup acts like this, and a gauge of its use.
 fn backed_up(act: Act) -> (FallbackLayer<Backup<Scripted<Answers>>>, impl Fn() -> (usize, usize)) {
     let script = Script::new();
     script.always(act.pending_at_readiness(1).pending(2));
@@ -257,7 +257,7 @@ fn backed_up(act: Act) -> (FallbackLayer<Backup<Scripted<Answers>>>, impl Fn() -
     (layer, move || (script.in_flight(), script.ready()))
 }
 
-/// A layer over a pool of one, and how many are in it.
+/// Returns a layer over a pool of one, and a gauge of the pool.
 fn one_resource() -> (
     ResourceLayer<impl Acquire<Request<String>, Resource: Send, Future: Send> + Clone + Send + Sync>,
     impl Fn() -> usize,
@@ -268,7 +268,7 @@ fn one_resource() -> (
     (layer, move || gauge.available_permits())
 }
 
-/// The inner service answers a number for any request; over this it answers one for each of many.
+/// The inner service responds with one number to any request. This wrapper responds with one for each of many.
 fn batched<G, C>(layer: BatchLayer<u64, G, C>) -> (BatchLayer<u64, G, C>, ForEachLayer) {
     (layer, ForEachLayer)
 }

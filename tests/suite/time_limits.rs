@@ -1,4 +1,5 @@
-//! Limits of time around work that never yields: it spends the whole cooperative budget of its task in every poll, and is pending.
+//! Time limits around work that never yields: it spends the whole cooperative budget of its task in every poll, and is
+//! pending.
 
 use std::{
     convert::Infallible,
@@ -50,7 +51,7 @@ async fn busy<T>() -> T {
     }
 }
 
-/// A body that does the same.
+/// A body that spends the budget in every poll.
 #[derive(Default)]
 struct BusyBody;
 
@@ -66,13 +67,13 @@ impl Body for BusyBody {
 type Failed = Error<Infallible>;
 type Outcome = Result<Response<BusyBody>, Failed>;
 
-/// It never answers.
+/// Returns a service that never responds.
 fn busy_service()
 -> impl Service<Request<String>, Response = Response<BusyBody>, Error = Failed, Future: Send> + Clone + Send {
     service_fn(|_| busy::<Outcome>())
 }
 
-/// It reads the body of its request, and never answers.
+/// Returns a service that reads the body of its request, and never responds.
 fn reads_all()
 -> impl Service<Request<UploadBody<BusyBody>>, Response = Response<BusyBody>, Error = Failed, Future: Send> + Clone + Send
 {
@@ -82,7 +83,7 @@ fn reads_all()
     })
 }
 
-/// Whether it rejects a request whose body gives no frame.
+/// Returns whether the service rejects a request whose body yields no frame.
 async fn stalls<S>(service: S) -> bool
 where
     S: Service<Request<BusyBody>, Response = Response<BusyBody>, Error = Failed>,
@@ -91,7 +92,7 @@ where
     matches!(ziggurat::rejection(&outcome).map(Rejection::reason), Some(Reason::UploadStalled { .. }))
 }
 
-/// It answers with a body that never gives a frame.
+/// Returns a service whose response body never yields a frame.
 fn busy_body()
 -> impl Service<Request<String>, Response = Response<BusyBody>, Error = Failed, Future: Send> + Clone + Send {
     service_fn(|_| async { Outcome::Ok(Response::new(BusyBody)) })
@@ -123,7 +124,7 @@ where
     Rejection::find(&*error).unwrap().is_timed_out()
 }
 
-/// Runs a future when the budget of its task is spent already, in every poll.
+/// Runs a future whose task has spent its budget already, in every poll.
 async fn after_the_budget_is_spent<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
     poll_fn(|cx| {
@@ -133,14 +134,14 @@ async fn after_the_budget_is_spent<F: Future>(future: F) -> F::Output {
     .await
 }
 
-/// All that waits for the budget, or for the timers that are over, has had its turn.
+/// Lets everything run that waits for the budget or for expired timers.
 async fn settled() {
     for _ in 0..32 {
         yield_now().await;
     }
 }
 
-/// It ends in the first poll after its limit, and not before; also if its task has no budget left when it is polled.
+/// Asserts that the future ends in the first poll after its limit, and not before, even without any budget left.
 async fn ends_at<F: Future<Output = bool>>(name: &str, limit: Duration, make: impl Fn() -> F) {
     async fn check(name: &str, limit: Duration, future: impl Future<Output = bool>) {
         let mut future = TestTask::new(future);
@@ -209,7 +210,7 @@ async fn every_wait_ends_beside_what_never_yields() {
         ziggurat::rejection(&outcome).unwrap().reason().as_str() == "exhausted"
     })
     .await;
-    // A failed response is drained for 100 ms where the pause is shorter.
+    // A failed response is drained for 100 ms if the pause is shorter.
     ends_at("the draining of a failed response", 100 * MILLI, || async {
         let attempts = AtomicU32::new(0);
         let service = service_fn(|_: Request<String>| {
@@ -247,13 +248,13 @@ async fn every_limit_of_an_item_a_batch_and_a_task_ends_what_never_yields() {
     .await;
 }
 
-/// It fails whatever it is asked.
+/// Fails every call.
 fn failing()
 -> impl Service<Request<String>, Response = Response<Full<Bytes>>, Error = Error<&'static str>, Future: Send> + Clone {
     service_fn(|_| async { Err(Error::Service("failed")) })
 }
 
-/// A runtime without time, where every timer panics.
+/// On a runtime without a timer, creating any timer panics.
 ///
 /// Shows: F1
 #[test]
@@ -304,7 +305,7 @@ fn no_duration_of_zero_makes_a_timer() {
     });
 }
 
-/// A peer that sends without a pause, to a reader that takes 16 bytes at a time.
+/// A peer that sends without a pause, to a reader of 16 bytes at a time.
 ///
 /// Shows: F1
 #[tokio::test]

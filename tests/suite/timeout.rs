@@ -15,7 +15,7 @@ use ziggurat::{Deadline, Error, LayerEvent, LayerInfo, Reason, Scope, testing::T
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Answers after as long as it is asked to.
+/// Responds after the requested time.
 fn sleeper() -> impl Service<Duration, Response = &'static str, Error = Error<String>, Future: Send> + Clone + Send {
     service_fn(|time| async move {
         sleep(time).await;
@@ -61,7 +61,7 @@ async fn time_before_the_first_poll_does_not_count() {
     assert_eq!(start.elapsed(), 2 * SECOND);
 }
 
-/// Nor does it inside of a deadline that runs already.
+/// The same holds inside a running deadline.
 ///
 /// Shows: T1
 #[tokio::test(start_paused = true)]
@@ -92,7 +92,7 @@ async fn answers_and_errors_in_time_pass_through() {
 /// Shows: T2
 #[tokio::test(start_paused = true)]
 async fn an_answer_in_the_same_poll_as_the_limit_wins() {
-    // The service wakes at the very instant of the limit; whichever timer fires first, the answer is looked at first.
+    // The service wakes at the very instant of the limit. Whichever timer fires first, the response is polled first.
     let service = ServiceBuilder::new().layer(TimeoutLayer::new(SECOND)).service(sleeper());
     assert_eq!(service.oneshot(SECOND).await.unwrap(), "completed");
 }
@@ -114,14 +114,14 @@ fn layer_over<L: tower::Layer<S>, S>(layer: &L, service: S) -> L::Service {
     layer.layer(service)
 }
 
-/// Bad input: every duration is a good limit.
+/// Bad input: any duration is valid.
 #[tokio::test(start_paused = true)]
 async fn the_longest_limit_never_ends() {
     let service = ServiceBuilder::new().layer(TimeoutLayer::new(Duration::MAX)).service(sleeper());
     assert_eq!(service.oneshot(SECOND * 1_000_000).await.unwrap(), "completed");
 }
 
-/// Its span is shown among the tests of telemetry.
+/// The telemetry tests show its span.
 ///
 /// Shows: T3, X7
 #[tokio::test(start_paused = true)]
@@ -185,7 +185,7 @@ async fn the_deadline_is_visible_inside_and_gone_outside() {
     assert_eq!(Deadline::current(), None);
 }
 
-/// Who asks for the deadline in `call` starts the clock there, for this limit and the ones inside.
+/// Code that asks for the deadline in `call` starts the clock there, for this limit and those inside.
 #[tokio::test(start_paused = true)]
 async fn asking_for_the_deadline_starts_the_clock() {
     let mut service = ServiceBuilder::new()
@@ -228,7 +228,7 @@ async fn the_limit_can_be_a_function_of_the_request() {
     let start = Instant::now();
     assert!(ziggurat::rejection(&service.clone().oneshot(3 * SECOND).await).is_some());
     assert_eq!(start.elapsed(), 2 * SECOND);
-    // None: no limit for this request.
+    // `None` means no limit for this request.
     assert_eq!(service.oneshot(SECOND).await.unwrap(), "completed");
 }
 
@@ -304,7 +304,7 @@ async fn an_observer_hears_of_it_with_the_layers_name() {
     assert_eq!(heard.load(Ordering::SeqCst), 1);
 }
 
-/// A deadline that was carried into a task is only told there; the timeouts in it end their calls by it.
+/// A deadline that was carried into a task is only informative there. The timeouts in the task enforce it.
 ///
 /// Shows: T4
 #[tokio::test(start_paused = true)]
@@ -325,7 +325,7 @@ async fn a_deadline_that_was_carried_over_ends_a_call_with_a_later_limit() {
     }
 }
 
-/// A timeout that does not apply to a request does not apply a deadline that was carried over either.
+/// A timeout that does not apply to a request does not enforce a deadline that was carried over either.
 #[tokio::test(start_paused = true)]
 async fn a_timeout_without_a_limit_ends_nothing() {
     let service = ServiceBuilder::new().layer(TimeoutLayer::new(|_: &Duration| None)).service(sleeper());
@@ -333,7 +333,7 @@ async fn a_timeout_without_a_limit_ends_nothing() {
     assert_eq!(outcome.unwrap(), "completed");
 }
 
-/// Also if a timeout without a limit stands between the one who asks and the one who is asked.
+/// This holds even with a timeout without a limit in between.
 #[tokio::test(start_paused = true)]
 async fn asking_starts_the_clock_of_a_limit_further_out() {
     let mut service = ServiceBuilder::new()
@@ -351,7 +351,7 @@ async fn asking_starts_the_clock_of_a_limit_further_out() {
     assert_eq!(start.elapsed(), 5 * SECOND);
 }
 
-/// Whatever cleans up can tell whether the call was out of time, whoever drops it.
+/// Clean-up code can see whether the call was out of time, whichever layer drops it.
 #[tokio::test(start_paused = true)]
 async fn the_deadline_is_in_place_while_the_call_is_dropped_from_outside() {
     struct Asks(Arc<Mutex<Vec<Option<bool>>>>);
@@ -379,7 +379,7 @@ async fn the_deadline_is_in_place_while_the_call_is_dropped_from_outside() {
     assert_eq!(*answers.lock().unwrap(), [Some(false), Some(false), Some(true), Some(true)]);
 }
 
-/// Without a layer between that waits in its response future, the wait for the service's readiness is not covered.
+/// Unless a layer in between waits in its response future, the service's readiness is not covered.
 #[tokio::test(start_paused = true)]
 async fn the_wait_for_readiness_is_not_covered_by_a_timeout_alone() {
     let limit = tower::limit::ConcurrencyLimitLayer::new(1);
@@ -393,7 +393,7 @@ async fn the_wait_for_readiness_is_not_covered_by_a_timeout_alone() {
     assert!(waiting.poll().is_ready());
 }
 
-/// It may be carried over to a call that has begun already.
+/// A deadline may be carried over to a call that has already begun.
 ///
 /// Shows: T4
 #[tokio::test(start_paused = true)]
@@ -410,7 +410,7 @@ async fn a_deadline_that_a_call_is_told_of_later_ends_it_too() {
     assert_eq!(start.elapsed(), SECOND);
 }
 
-/// Beside a deadline that runs already a limit starts for `call`, to be compared with it; and anew with the first poll.
+/// Inside a running deadline, a limit starts at `call`, for comparison, and again at the first poll.
 #[tokio::test(start_paused = true)]
 async fn a_limit_beside_a_running_deadline_begins_with_its_first_poll_too() {
     let inner = ServiceBuilder::new()
@@ -431,7 +431,7 @@ async fn a_limit_beside_a_running_deadline_begins_with_its_first_poll_too() {
     assert_eq!(start.elapsed(), 5 * SECOND);
 }
 
-/// A deadline that has passed already ends a call before it is sent, and the rejection names it.
+/// A deadline that has already passed ends a call before it is sent, and the rejection names it.
 ///
 /// Shows: F2
 #[tokio::test(start_paused = true)]
@@ -453,7 +453,7 @@ async fn a_call_whose_surrounding_deadline_has_passed_is_not_sent() {
         assert!(rejection.is_timed_out());
     };
 
-    // One that is only told.
+    // An informative deadline.
     let told = Deadline::after(SECOND);
     sleep(SECOND).await;
     late(told.within(service.clone().oneshot(())).await);

@@ -1,4 +1,4 @@
-//! Responses that nobody reads: their bodies lose their permits to calls that find none.
+//! Unread response bodies lose their permits to calls that find none.
 
 use std::{
     convert::Infallible,
@@ -30,7 +30,7 @@ use ziggurat::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Gives this many frames, each when it is asked for; and says when it is asked.
+/// Yields this many frames on demand, and reports each poll.
 #[derive(Default)]
 struct Frames {
     left: usize,
@@ -74,7 +74,7 @@ async fn ten_thousand_bodies_that_make_no_progress_give_way_to_the_next_request_
     let mut bodies = Vec::new();
     for number in 0..10_000 {
         let mut body = call().await.unwrap().into_body();
-        // Some were never asked for a frame.
+        // Some were never polled for a frame.
         if number % 2 == 0 {
             body.frame().await.unwrap().unwrap();
         }
@@ -83,14 +83,14 @@ async fn ten_thousand_bodies_that_make_no_progress_give_way_to_the_next_request_
     assert_eq!(gate.in_flight(), 10_000);
     advance(29 * SECOND).await;
     assert_eq!(call().await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
-    // This one goes on.
+    // This one continues.
     bodies[0].frame().await.unwrap().unwrap();
     advance(SECOND).await;
     let held = call().await.unwrap();
     assert_eq!(held.status(), StatusCode::OK);
     assert_eq!(gate.in_flight(), 2, "the one that goes on, and the one that came");
 
-    // The bodies are as they were, and give back nothing that is not theirs.
+    // The bodies are intact, and release only their own permits.
     let read = bodies.pop().unwrap().collect().await.unwrap();
     assert_eq!(gate.in_flight(), 2);
     drop((read, bodies));
@@ -127,7 +127,7 @@ async fn a_permit_that_is_reclaimed_goes_to_the_first_that_waits_and_is_an_event
     assert_eq!(*events.lock().unwrap(), ["queued", "reclaimed", "queued"]);
 }
 
-/// The first frame alone is more than the sockets hold, so no body is asked for another one.
+/// The first frame alone exceeds the socket buffers, so no body is polled for another one.
 ///
 /// Shows: G4
 #[tokio::test(start_paused = true)]

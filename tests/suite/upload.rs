@@ -1,4 +1,4 @@
-//! Callers that send the body of a request slowly, stop, or break off: whose time that is, and whose fault.
+//! Callers that send a request body slowly, stop, or break off: how that time and that failure count.
 
 use std::{
     convert::Infallible,
@@ -39,7 +39,7 @@ const SECOND: Duration = Duration::from_secs(1);
 type BoxError = Box<dyn StdError + Send + Sync>;
 type Step = Result<Frame<Bytes>, BoxError>;
 
-/// A body whose frames come from a channel; with the sender it ends.
+/// A body whose frames come from a channel. It ends with the sender.
 struct Sent(mpsc::UnboundedReceiver<Step>);
 
 impl Body for Sent {
@@ -60,7 +60,7 @@ fn upload() -> (mpsc::UnboundedSender<Step>, Request<Sent>) {
     (sender, Request::put("/").body(Sent(receiver)).unwrap())
 }
 
-/// An upload with a frame after each of these pauses, and then its end.
+/// Returns an upload with a frame after each of these pauses, and then its end.
 fn with_pauses(pauses: impl IntoIterator<Item = Duration> + Send + 'static) -> Request<Sent>
 where
     <Vec<Duration> as IntoIterator>::IntoIter: Send,
@@ -76,16 +76,16 @@ where
     request
 }
 
-/// Who reads the body, as an HTTP client would.
+/// The reader of the body in an HTTP client.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Reader {
     /// The call itself.
     Inline,
-    /// A task of the connection's.
+    /// A task of the connection.
     Task,
 }
 
-/// Reads the whole body, thinks for so long, and answers with the number of its bytes.
+/// Reads the whole body, takes the given time, and responds with its number of bytes.
 fn storage<B>(
     reader: Reader,
     thinks: Duration,
@@ -127,7 +127,8 @@ async fn an_upload_that_goes_on_is_never_cut_at_the_attempts_limit() {
     }
 }
 
-/// The service has its whole limit, less what it used before: 2 s here, while the caller's bytes lay there.
+/// The service has its whole limit, less the time that it used before: 2 s here, while the caller's bytes were
+/// available.
 #[tokio::test(start_paused = true)]
 async fn the_services_own_time_is_limited_as_before() {
     for reader in READERS {
@@ -149,7 +150,7 @@ async fn the_services_own_time_is_limited_as_before() {
                 std::future::pending::<Result<Response<String>, Infallible>>().await
             }));
         let start = Instant::now();
-        // The first is there when it is asked for; then the service waits for two of 7 s each.
+        // The first frame is available when it is requested. Then the service waits for two of 7 s each.
         let outcome = service.oneshot(with_pauses([SECOND, 8 * SECOND, 7 * SECOND])).await;
         let rejection = ziggurat::rejection(&outcome).unwrap();
         assert_eq!((rejection.name(), rejection.is_timed_out()), (Some("attempt"), true));
@@ -157,7 +158,7 @@ async fn the_services_own_time_is_limited_as_before() {
     }
 }
 
-/// Without a body nothing is put off, and neither is it while nobody asks for one.
+/// Without a body, or while the body is not polled, the limit is not extended.
 #[tokio::test(start_paused = true)]
 async fn a_service_that_does_not_ask_for_the_body_uses_its_own_time() {
     let (sender, request) = upload();
@@ -177,7 +178,7 @@ async fn a_service_that_does_not_ask_for_the_body_uses_its_own_time() {
     assert!(sender.is_closed());
 }
 
-/// The wait ends with the frame, or with the body; nothing else has to poll the call for its limit to end it.
+/// The wait ends with the frame or the body. The limit then ends the call without another poll from outside.
 #[tokio::test(start_paused = true)]
 async fn a_limit_runs_on_when_the_wait_is_over() {
     for (drops_at, ends) in [(None, 5 + 9), (Some(7 * SECOND), 5 + 7)] {
@@ -206,7 +207,7 @@ async fn a_limit_runs_on_when_the_wait_is_over() {
     }
 }
 
-/// A service that asked once and then does not ask any more is not waiting for its caller: it hangs.
+/// A service that stops polling after one poll is not waiting for its caller: it hangs.
 #[tokio::test(start_paused = true)]
 async fn a_service_that_stops_asking_has_waited_no_longer_than_the_idle_limit() {
     let breaker = fragile();
@@ -228,7 +229,7 @@ async fn a_service_that_stops_asking_has_waited_no_longer_than_the_idle_limit() 
     assert_eq!((start.elapsed(), circuit.state()), ((5 + 3) * SECOND, State::Open));
 }
 
-/// The service need not do anything with the error of the body.
+/// The service may ignore the error of the body.
 #[tokio::test(start_paused = true)]
 async fn a_call_whose_body_fails_is_rejected_at_once() {
     let told = Arc::new(Mutex::new(Vec::new()));
@@ -300,7 +301,7 @@ async fn a_caller_that_stops_sending_is_rejected_and_nobody_inside_counts_it() {
     }
 }
 
-/// Each frame starts the wait anew, and only waiting counts.
+/// Each frame restarts the wait, and only waiting counts.
 #[tokio::test(start_paused = true)]
 async fn the_limit_of_a_callers_silence_is_for_each_frame() {
     for idle in [3 * SECOND, 2 * SECOND] {
@@ -311,7 +312,8 @@ async fn the_limit_of_a_callers_silence_is_for_each_frame() {
     }
 }
 
-/// The message of the error is in the rejection, and the call is gone before anything inside can judge what the service makes of it.
+/// The rejection contains the error's message, and the call is dropped before an inner layer can classify the service's
+/// reaction.
 #[tokio::test(start_paused = true)]
 async fn a_caller_that_breaks_off_is_rejected_and_nobody_inside_counts_it() {
     for reader in READERS {
@@ -344,7 +346,7 @@ async fn a_caller_that_breaks_off_is_rejected_and_nobody_inside_counts_it() {
     }
 }
 
-/// A total outside ends an upload that goes on, and a breaker inside does not hold it against the service that it waited for its caller.
+/// A total outside ends a long upload, and a breaker inside does not count the service's wait for its caller.
 #[tokio::test(start_paused = true)]
 async fn a_total_outside_stays_a_total_and_a_service_that_waits_for_its_caller_is_not_to_blame() {
     for (pause, state) in [(4 * SECOND, State::Closed), (Duration::ZERO, State::Open)] {
@@ -363,7 +365,7 @@ async fn a_total_outside_stays_a_total_and_a_service_that_waits_for_its_caller_i
     }
 }
 
-/// Of nested limits each is put off, and the earlier one still ends the call.
+/// Each of several nested limits is extended, and the earliest still ends the call.
 #[tokio::test(start_paused = true)]
 async fn nested_limits_inside_are_put_off_together() {
     for (outer, inner, ends, name) in [(8, 5, 5, "inner"), (5, 8, 5, "outer"), (5, 5, 5, "outer")] {
@@ -379,7 +381,7 @@ async fn nested_limits_inside_are_put_off_together() {
     }
 }
 
-/// What a first attempt waited for the caller's bytes is no time of the second one, which has them.
+/// The time that a first attempt waited for the caller's bytes does not extend the second attempt, which has them.
 #[tokio::test(start_paused = true)]
 async fn a_wait_in_one_attempt_does_not_put_off_the_limit_of_the_next() {
     let calls = Arc::new(AtomicUsize::new(0));
@@ -404,7 +406,7 @@ async fn a_wait_in_one_attempt_does_not_put_off_the_limit_of_the_next() {
     assert_eq!((start.elapsed(), calls.load(Ordering::SeqCst)), ((18 + 5) * SECOND, 2));
 }
 
-/// A service that has answered goes on reading: the limit ends the body, and the reader finds out why.
+/// A service may read on after its response: the limit ends the body, and the reader gets the reason.
 #[tokio::test(start_paused = true)]
 async fn a_body_that_is_read_after_the_answer_is_ended_too() {
     let bodies = Arc::new(Mutex::new(None));
@@ -422,7 +424,7 @@ async fn a_body_that_is_read_after_the_answer_is_ended_too() {
     assert!(matches!(Rejection::find(&*error).unwrap().reason(), Reason::UploadStalled { .. }));
 }
 
-/// An answer of the service's is one, though it gave up on the body.
+/// A response of the service passes, although its body broke off.
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_the_service_gives_to_a_body_that_broke_off_comes_back() {
     let service = ServiceBuilder::new().layer(UploadLayer::new(SECOND)).map_err(Error::Service).service(service_fn(
@@ -436,9 +438,9 @@ async fn an_answer_that_the_service_gives_to_a_body_that_broke_off_comes_back() 
     assert_eq!(*service.oneshot(request).await.unwrap().body(), "half of it is enough");
 }
 
-/// As a reverse proxy does it: hyper on both sides, over sockets of memory so that the clock is the test's.
+/// As in a reverse proxy: hyper on both sides, over in-memory sockets, so that the clock is the test's.
 ///
-/// Ten clients stall a PUT; none of them opens the circuit, and each is told that it was too slow.
+/// Ten clients stall a PUT. None of them opens the circuit, and each gets a response that says so.
 #[tokio::test(start_paused = true)]
 async fn clients_that_stall_an_upload_through_a_proxy_are_told_so_and_close_the_upstream_to_nobody() {
     let stack = ClientStack::http("upstream");
@@ -477,7 +479,7 @@ async fn clients_that_stall_an_upload_through_a_proxy_are_told_so_and_close_the_
     assert_eq!(status(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await, "200");
 }
 
-/// A client of hyper's, and a server of hyper's that reads all and answers.
+/// A hyper client, and a hyper server that reads everything and responds.
 async fn to_upstream<B>(request: Request<B>) -> Result<Response<hyper::body::Incoming>, BoxError>
 where
     B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
@@ -493,7 +495,7 @@ where
     Ok(sender.send_request(request.map(BodyExt::boxed_unsync)).await?)
 }
 
-/// A rejection of another layer in the body's error, such as one around this layer, is the caller's too.
+/// The rejection of another layer in the body's error, such as one around this layer, reaches the caller too.
 #[tokio::test(start_paused = true)]
 async fn a_rejection_that_ends_the_body_is_the_calls() {
     let service = ServiceBuilder::new().layer(UploadLayer::new(SECOND)).service(storage(Reader::Task, Duration::ZERO));

@@ -1,11 +1,11 @@
-//! Batches that are left on a runtime that nobody drives.
+//! Batches on a runtime that is no longer driven.
 
 use tokio::{runtime::Runtime, sync::Notify};
 use tower::util::Oneshot;
 
 use super::*;
 
-/// A runtime of one thread, with a clock of its own. It runs only while a test drives it.
+/// A current-thread runtime with its own clock. It runs only while a test drives it.
 struct Idle(Option<Runtime>);
 
 impl Idle {
@@ -14,7 +14,7 @@ impl Idle {
         Self(Some(runtime.unwrap()))
     }
 
-    /// Calls that begin a batch on this runtime.
+    /// Starts calls that begin a batch on this runtime.
     fn start<S>(&self, service: &S, numbers: impl IntoIterator<Item = u32>) -> Vec<TestTask<Oneshot<S, u32>>>
     where
         S: Service<u32> + Clone,
@@ -23,7 +23,7 @@ impl Idle {
         start(service, numbers)
     }
 
-    /// On a thread of its own, because a runtime cannot be driven from within another one.
+    /// On a separate thread, because a runtime cannot be driven from within another one.
     fn drive(&self) {
         self.drive_for(Duration::ZERO);
     }
@@ -52,12 +52,12 @@ fn answers<S: Service<u32, Response = u32, Error: std::fmt::Debug>>(
     tasks.iter_mut().map(|task| finished(task).unwrap()).collect()
 }
 
-/// Runs a case on a runtime of its own, whose clock is not ahead of that of an idle one that is made later.
+/// Runs a case on its own runtime, whose clock is not ahead of an idle runtime that is created later.
 fn paused(case: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(case);
 }
 
-/// More than a task may leave its wake-up unanswered, so that the clocks of two runtimes need not agree.
+/// Longer than a task may stay unpolled after a wake-up, so that the clocks of two runtimes need not agree.
 const LONG: Duration = Duration::from_secs(60);
 
 /// The task of the batch waits for its first poll, for its delay, or for a wake-up that the runtime never carries out.
@@ -67,7 +67,7 @@ const LONG: Duration = Duration::from_secs(60);
 fn a_batch_that_waits_on_a_runtime_that_nobody_drives_is_taken_over_by_the_next_call() {
     for is_begun in [false, true] {
         for max_delay in [SECOND, Duration::MAX, Duration::ZERO] {
-            // A task whose delay has no end misses nothing. One call wakes it, and the next finds that it is not polled.
+            // A task with an endless delay misses nothing. One call wakes it, and the next finds that it is not polled.
             let looks = if is_begun && max_delay == Duration::MAX { 2 } else { 1 };
             if is_begun && max_delay.is_zero() {
                 continue; // it is sent at once
@@ -87,7 +87,7 @@ fn a_batch_that_waits_on_a_runtime_that_nobody_drives_is_taken_over_by_the_next_
                 assert!(seen(&calls).is_empty() && tasks.iter_mut().all(|task| task.poll().is_pending()), "{case}");
                 for number in 1..=looks {
                     advance(LONG).await;
-                    // Also by a call that goes into another batch.
+                    // Also by a call that joins another batch.
                     tasks.extend(start(&service, [2 * number]));
                     settle().await;
                 }
@@ -98,7 +98,7 @@ fn a_batch_that_waits_on_a_runtime_that_nobody_drives_is_taken_over_by_the_next_
                 let sent = seen(&calls).into_iter().find(|numbers| numbers[0] == 1);
                 assert!(sent.is_some_and(|numbers| numbers.starts_with(&[1, 3, 5])), "{case}");
                 assert_eq!(answers(&mut tasks[..3]), [2, 6, 10], "{case}");
-                // The runtime comes back, and its task finds nothing to do.
+                // The runtime is driven again, and its task finds nothing to do.
                 idle.drive_for(LONG);
                 drop(idle);
                 settle().await;
@@ -108,7 +108,8 @@ fn a_batch_that_waits_on_a_runtime_that_nobody_drives_is_taken_over_by_the_next_
     }
 }
 
-/// The batch is full, so that no call can join it, and the runtime comes back while the batch is under way elsewhere.
+/// The batch is full, so that no call can join it, and its runtime is driven again while the batch is in flight
+/// elsewhere.
 ///
 /// Shows: P7
 #[test]
@@ -137,7 +138,7 @@ fn a_task_that_was_taken_over_does_not_touch_the_one_in_its_place() {
     }
 }
 
-/// As with the first runtime, the last of those who wait takes the call along.
+/// As on the first runtime, the last waiter drops the call.
 ///
 /// Shows: P7
 #[tokio::test(start_paused = true)]
@@ -155,7 +156,7 @@ async fn a_batch_that_was_taken_over_ends_with_the_last_of_its_callers() {
     drop(late);
 }
 
-/// The answer comes from elsewhere, and wakes a task that does not run: no request is sent twice.
+/// The response comes from elsewhere, and wakes a task that does not run. No request is sent twice.
 ///
 /// Shows: P7
 #[test]
@@ -181,7 +182,7 @@ fn a_call_under_way_on_a_runtime_that_nobody_drives_goes_on_where_the_next_call_
                 go.notify_waiters();
                 advance(LONG).await;
             } else {
-                // The first call that arrives wakes it, and the next one finds that it is still not polled.
+                // The first call that arrives wakes it, and the next finds that it is still not polled.
                 advance(LONG).await;
                 tasks.extend(start(&service, [3]));
                 advance(LONG).await;
@@ -198,7 +199,7 @@ fn a_call_under_way_on_a_runtime_that_nobody_drives_goes_on_where_the_next_call_
     }
 }
 
-/// The call waits for a timer of the runtime that nobody drives. If that runtime comes back in time, the call goes on.
+/// The call waits for a timer of the idle runtime. If that runtime is driven again in time, the call continues.
 ///
 /// Shows: P7
 #[test]
@@ -223,7 +224,7 @@ fn a_call_that_cannot_go_on_without_its_runtime_fails_for_its_callers() {
             }
             advance(LONG).await;
             settle().await;
-            // The calls that came later are in a batch of their own.
+            // The later calls are in another batch.
             let others = 1;
             if comes_back {
                 assert_eq!(under_way.load(SeqCst), 1 + others);
@@ -246,7 +247,7 @@ fn a_call_that_cannot_go_on_without_its_runtime_fails_for_its_callers() {
     }
 }
 
-/// Its runtime is driven: calls that arrive meanwhile change nothing, however long it takes.
+/// Its runtime is driven, so calls that arrive meanwhile change nothing, however long it takes.
 ///
 /// Shows: P7
 #[tokio::test(start_paused = true)]
@@ -272,6 +273,6 @@ async fn a_call_that_is_only_slow_is_not_taken_over() {
         settle().await;
     }
     assert!(tasks.iter_mut().all(|task| task.poll().is_pending()));
-    // Each call is looked at whenever one arrives after some time: ten times the first, nine the next, and so on.
+    // Each call is checked whenever one arrives after some time: ten times the first, nine the next, and so on.
     assert_eq!(polls.load(SeqCst), 11 + (1..=10).sum::<usize>());
 }

@@ -1,4 +1,4 @@
-//! Bad input, and functions of the user's that panic.
+//! Bad input, and user functions that panic.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -13,7 +13,7 @@ fn a_capacity_of_zero_is_refused() {
     assert_eq!(*made.unwrap_err().downcast::<&str>().unwrap(), "capacity must be at least 1, not 0");
 }
 
-/// Every other capacity, every ttl, every window and every weight will do.
+/// Every other capacity, ttl, window and weight is valid.
 #[tokio::test(start_paused = true)]
 async fn extremes_hold() {
     for capacity in [1, 2, usize::MAX] {
@@ -43,7 +43,7 @@ async fn extremes_hold() {
     }
 }
 
-/// Panics at one point, once, after it was passed so often.
+/// Panics once, at one point, after it was passed a number of times.
 #[derive(Clone, Default)]
 struct Trip(Arc<Mutex<Option<(&'static str, usize)>>>);
 
@@ -66,7 +66,7 @@ impl Trip {
     }
 }
 
-/// A response and an error that may trip.
+/// A response and an error that may panic.
 struct Answer(Trip);
 struct Failure(Trip);
 
@@ -84,8 +84,7 @@ impl std::fmt::Display for Failure {
     }
 }
 
-/// Whatever of the user's panics, it takes its own request along and no other: who waits gets an answer, and so does
-/// who comes after.
+/// Wherever user code panics, it fails its own request and no other: waiters get a response, and so do later callers.
 ///
 /// Shows: C4
 #[tokio::test(start_paused = true)]
@@ -96,7 +95,7 @@ async fn a_function_that_panics_wedges_nothing() {
         ("ttl", 0),
         ("weigh", 0),
         ("copy", 0),
-        // for those who wait
+        // for the waiters
         ("copy", 1),
         ("observer", 0),
         ("message", 0),
@@ -162,7 +161,7 @@ async fn a_function_that_panics_wedges_nothing() {
     }
 }
 
-/// A key that can be hashed once. Each further time panics, and twice at once would end the program.
+/// A key that can be hashed once. Each further time panics, and a double panic would abort the program.
 #[derive(Clone)]
 struct Once(&'static str, Arc<AtomicBool>);
 
@@ -181,7 +180,7 @@ impl std::hash::Hash for Once {
     }
 }
 
-/// It lands, is handed on and is given up without the key's `Hash`, which ran when the request arrived.
+/// Storing, handing on and giving up a flight do not use the key's `Hash`, which ran when the request arrived.
 ///
 /// Shows: C4
 #[tokio::test(start_paused = true)]

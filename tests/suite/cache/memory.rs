@@ -1,4 +1,4 @@
-//! What is stored, for whom, for how long, and how much of it.
+//! Storage: for whom, for how long, and how much.
 
 use std::convert::Infallible;
 
@@ -96,7 +96,7 @@ async fn the_ttl_can_come_from_scoped_state_and_change_while_the_program_runs() 
     assert_eq!(get().await.unwrap(), "a 2");
     advance(SECOND).await;
     assert_eq!(get().await.unwrap(), "a 3");
-    // Outside of any scope this function gives no ttl: the answer is not stored, and the old one is gone.
+    // Outside any scope this function gives no ttl: the response is not stored, and the old one is gone.
     advance(600 * SECOND).await;
     assert_eq!(service.clone().oneshot("a").await.unwrap(), "a 4");
     assert_eq!(get().await.unwrap(), "a 5");
@@ -187,7 +187,7 @@ async fn a_hit_needs_neither_readiness_nor_a_healthy_backend() {
     assert_eq!(answered(miss.poll()).unwrap(), "ready");
 }
 
-/// In the guide two tenants share a cache entry: its key is what was asked, and not who did.
+/// Without the tenant in the key, two tenants would share a cache entry.
 ///
 /// Shows: C7
 #[tokio::test(start_paused = true)]
@@ -204,7 +204,7 @@ async fn a_scoped_key_never_answers_one_tenant_with_what_is_anothers() {
     let app = Scope::root("app");
     for _ in 0..2 {
         for name in ["acme", "globex"] {
-            // Equal, but not the same value each time: as a layer makes it from each request.
+            // Equal, but a new value each time, as a layer creates it from each request.
             let request = app.child("request").with(Tenant(name));
             let answer = request.within(service.clone().oneshot("/bill")).await.unwrap();
             assert_eq!(answer, format!("/bill of {name}"));
@@ -212,7 +212,7 @@ async fn a_scoped_key_never_answers_one_tenant_with_what_is_anothers() {
     }
     assert_eq!((cache.stats().misses, cache.stats().hits), (2, 2));
 
-    // Whoever is nobody's shares nothing, with a scope or without.
+    // Without a tenant nothing is shared, with a scope or without.
     assert_eq!(app.within(service.clone().oneshot("/bill")).await.unwrap(), "/bill of nobody");
     assert_eq!(service.clone().oneshot("/bill").await.unwrap(), "/bill of nobody");
     assert_eq!((cache.stats().misses, cache.stats().hits, cache.len()), (2, 2, 2));
@@ -220,7 +220,7 @@ async fn a_scoped_key_never_answers_one_tenant_with_what_is_anothers() {
     assert_eq!(cache.len(), 1);
 }
 
-/// A status is told from another by the classifier; nothing that it calls a failure is stored.
+/// The classifier distinguishes statuses, and a response that it calls a failure is not stored.
 #[tokio::test(start_paused = true)]
 async fn with_http_status_a_500_is_not_stored_and_a_404_is() {
     let calls = Arc::new(AtomicUsize::new(0));
@@ -233,7 +233,7 @@ async fn with_http_status_a_500_is_not_stored_and_a_404_is() {
         })
     };
     let key = |request: &Request<()>| Some(request.uri().clone());
-    // As a stack is kept in a struct.
+    // Boxed, as a struct keeps a stack.
     let service = BoxCloneSyncService::new(CacheLayer::new(10, SECOND, key).classify(HttpStatus).layer(service));
     for (status, made) in [(200, 1), (404, 1), (500, 2), (503, 2), (429, 2)] {
         calls.store(0, SeqCst);
@@ -245,7 +245,7 @@ async fn with_http_status_a_500_is_not_stored_and_a_404_is() {
     }
 }
 
-/// What is neither success nor failure is not stored, and nothing stale stands in for it.
+/// A response that is neither success nor failure is not stored, and no stale one takes its place.
 #[tokio::test(start_paused = true)]
 async fn what_the_classifier_ignores_passes_through() {
     let (_, service) = counter();
@@ -262,7 +262,7 @@ async fn what_the_classifier_ignores_passes_through() {
     assert_eq!(service.clone().oneshot("a").await.unwrap(), "a 3");
 }
 
-/// All services of one layer, and all clones, are one cache; another layer is another.
+/// All services and clones of one layer are one cache. Another layer is another cache.
 #[tokio::test(start_paused = true)]
 async fn the_memory_belongs_to_the_layer() {
     let (_, service) = counter();
@@ -274,7 +274,7 @@ async fn the_memory_belongs_to_the_layer() {
     assert_eq!(other.oneshot("a").await.unwrap(), "a 2");
 }
 
-/// Only a refresh in the background asks for `Send`.
+/// Only a background refresh requires `Send`.
 #[tokio::test(start_paused = true)]
 async fn a_service_that_is_not_send_will_do() {
     use std::rc::Rc;

@@ -32,7 +32,7 @@ type Outcome = Result<String, Error<&'static str>>;
 
 type BoxFuture = Pin<Box<dyn Future<Output = Outcome> + Send>>;
 
-/// A backend that answers each call when the test says so.
+/// A backend that responds to each call on demand.
 #[derive(Clone, Default)]
 struct Backend {
     calls: Arc<Mutex<Vec<Option<oneshot::Sender<Outcome>>>>>,
@@ -44,7 +44,7 @@ impl Backend {
         self.calls.lock().unwrap().len()
     }
 
-    /// Answers the call of this number, from 0.
+    /// Responds to the call of this number, from 0.
     fn answer(&self, call: usize, outcome: Outcome) {
         let sender = self.calls.lock().unwrap()[call].take().unwrap();
         assert!(sender.send(outcome).is_ok(), "the call was dropped");
@@ -72,13 +72,13 @@ impl Service<&'static str> for Backend {
     }
 }
 
-/// A backend, and a strict handle to it.
+/// Returns a backend, and a strict handle to it.
 fn backend() -> (Backend, Strict<Backend>) {
     let backend = Backend::default();
     (backend.clone(), Strict::new(backend))
 }
 
-/// A service that answers at once with what it was asked, and how often that makes.
+/// Returns a service that responds at once with its request and the number of the call.
 fn counter()
 -> (Arc<AtomicUsize>, impl Service<&'static str, Response = String, Error = Error<&'static str>, Future: Send> + Clone)
 {
@@ -98,7 +98,7 @@ fn ok(answer: &str) -> Outcome {
     Ok(answer.to_owned())
 }
 
-/// A call that is polled by hand.
+/// Returns a call that is polled by hand.
 fn task<S>(service: &S, request: &'static str) -> TestTask<impl Future<Output = Outcome> + use<S>>
 where
     S: Service<&'static str, Response = String, Error = Error<&'static str>> + Clone,

@@ -1,4 +1,4 @@
-//! What HTTP says about who may get an answer.
+//! HTTP's rules about shared responses.
 
 use std::convert::Infallible;
 
@@ -18,7 +18,8 @@ use super::*;
 type Answer = Response<String>;
 type Cache = BoxCloneSyncService<Request<()>, Answer, Error<Infallible>>;
 
-/// The service and its cache, in front of a service that makes its answer of the request and the number of its call.
+/// Returns the service and its cache, over an inner service that builds its response from the request and the number of
+/// the call.
 fn cached(
     answer: impl Fn(&Request<()>, usize) -> Answer + Clone + Send + Sync + 'static,
 ) -> (Cache, CacheHandle<HttpKey, Answer>) {
@@ -69,7 +70,7 @@ async fn virtual_hosts_share_nothing() {
     }
 }
 
-/// Their answers are somebody's, a part, or nothing to be stored.
+/// Their responses are private, partial, or not to be stored.
 #[tokio::test(start_paused = true)]
 async fn requests_whose_answer_is_not_for_everybody_go_past_the_cache() {
     let (service, cache) = cached(|_, call| Response::new(call.to_string()));
@@ -95,7 +96,7 @@ async fn requests_whose_answer_is_not_for_everybody_go_past_the_cache() {
     ] {
         assert_eq!(http_key(&request), None, "{request:?}");
         let [first, second] = [(); 2].map(|()| service.clone().oneshot(request.clone()));
-        // At once: they do not even share a call.
+        // Concurrent calls: they do not even share a call.
         let (first, second) = tokio::join!(first, second);
         calls += 2;
         let mut bodies = [first, second].map(|answer| answer.unwrap().into_body().parse::<usize>().unwrap());
@@ -110,7 +111,7 @@ async fn requests_whose_answer_is_not_for_everybody_go_past_the_cache() {
     );
 }
 
-/// What one caller alone may get is not stored, nor does another one get it who waits for the same call.
+/// A private response is not stored, nor given to a waiter for the same call.
 #[tokio::test(start_paused = true)]
 async fn responses_that_are_not_for_everybody_are_neither_stored_nor_shared() {
     for (status, header, is_shared, is_stored) in [
@@ -125,7 +126,7 @@ async fn responses_that_are_not_for_everybody_are_neither_stored_nor_shared() {
         (304, None, false, false),
         (401, None, false, false),
         (200, Some((SET_COOKIE, "session=1")), false, false),
-        // As a layer that compresses says it.
+        // As a compressing layer sets it.
         (200, Some((VARY, "accept-encoding")), false, false),
         (200, Some((CACHE_CONTROL, "no-store")), false, false),
         (200, Some((CACHE_CONTROL, "max-age=60, Private")), false, false),
@@ -152,7 +153,7 @@ async fn responses_that_are_not_for_everybody_are_neither_stored_nor_shared() {
     }
 }
 
-/// All who waited for an answer that is not for them call at the same time, and not one after the other.
+/// All waiters for a response that is not theirs call at the same time, not one after the other.
 #[tokio::test(start_paused = true)]
 async fn those_who_waited_for_an_answer_of_anothers_call_at_once() {
     let (backend, strict) = backend();

@@ -1,4 +1,4 @@
-//! Of all who miss a key at once, one calls.
+//! Of all callers that miss a key at once, one calls.
 
 use std::{
     convert::Infallible,
@@ -99,7 +99,7 @@ async fn when_the_leader_is_dropped_the_first_waiter_takes_over() {
             assert!(call.poll().is_pending());
         }
         let [leader, first, mut second, mut third] = calls;
-        // The first one is chosen, and gone before it noticed.
+        // The first waiter is chosen, and dropped before it notices.
         drop(leader);
         assert_eq!((first.times_woken(), second.times_woken()), (1, 0));
         drop(first);
@@ -115,7 +115,7 @@ async fn when_the_leader_is_dropped_the_first_waiter_takes_over() {
     }
 }
 
-/// Whether it ends or is dropped, a call is over, with its clean-up, before anybody else is told.
+/// A call that ends or is dropped is over, with its clean-up, before a waiter is notified.
 ///
 /// Shows: C4
 #[tokio::test(start_paused = true)]
@@ -183,7 +183,7 @@ async fn when_the_leader_panics_a_waiter_takes_over() {
     assert!(leader.poll().is_pending());
     assert!(waiter.poll().is_pending());
     assert!(catch_unwind(AssertUnwindSafe(|| leader.poll())).is_err());
-    // Told at once: the future that panicked is still there.
+    // Notified at once: the future that panicked still exists.
     assert_eq!(waiter.times_woken(), 1);
     assert!(waiter.poll().is_pending());
     assert_eq!(answered(waiter.poll()).unwrap(), "a");
@@ -228,8 +228,7 @@ async fn an_error_that_can_be_cloned_goes_to_all_if_they_are_to_get_it() {
     assert_eq!(backend.calls(), 1);
 }
 
-/// It may be a server's stack: what it answers to strangers has to be the failure's status, and not that of an
-/// overload.
+/// A server's stack may send it to strangers, so it has to be the failure's status and not that of an overload.
 ///
 /// Shows: C4
 #[tokio::test(start_paused = true)]
@@ -298,7 +297,7 @@ async fn a_call_that_asks_for_its_own_key_is_told_so_at_once() {
 async fn a_key_whose_leader_is_woken_and_not_polled_for_five_seconds_is_taken_over() {
     let (backend, strict) = backend();
     let service = CacheLayer::new(10, SECOND, itself).layer(strict);
-    // Its owner keeps it, and does not poll it any more.
+    // Its owner keeps it, and does not poll it again.
     let mut kept = task(&service, "a");
     assert!(kept.poll().is_pending());
     let mut waiter = task(&service, "a");
@@ -320,7 +319,7 @@ async fn a_key_whose_leader_is_woken_and_not_polled_for_five_seconds_is_taken_ov
     assert_eq!(answered(task(&service, "a").poll()).unwrap(), "done again");
 }
 
-/// The runtime on which a stale answer is refreshed is one that nobody drives any more.
+/// The runtime on which a stale value is refreshed is no longer driven.
 ///
 /// Shows: C4
 #[tokio::test(start_paused = true)]
@@ -333,7 +332,7 @@ async fn a_fetch_left_on_a_runtime_that_nobody_drives_is_taken_over() {
     backend.answer(0, ok("first"));
     answered(first.poll()).unwrap();
     advance(SECOND).await;
-    // It has a clock of its own.
+    // It has its own clock.
     let idle = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     std::thread::scope(|threads| {
         threads.spawn(|| {
@@ -352,7 +351,7 @@ async fn a_fetch_left_on_a_runtime_that_nobody_drives_is_taken_over() {
     idle.shutdown_background();
 }
 
-/// The call is under way, and waits for what only its own runtime could tell it.
+/// The call is in flight, and waits for an event that only its own runtime could deliver.
 ///
 /// Shows: C4
 #[tokio::test(start_paused = true)]
@@ -378,7 +377,7 @@ async fn a_call_that_sleeps_on_a_runtime_that_nobody_drives_is_taken_over() {
     idle.shutdown_background();
 }
 
-/// A call that takes long and is polled keeps its key, whoever arrives.
+/// A call that takes long and is polled keeps its key, even if others arrive.
 ///
 /// Shows: C4
 #[tokio::test(start_paused = true)]
@@ -400,7 +399,7 @@ async fn a_call_that_is_only_slow_is_not_taken_over() {
     assert_eq!(backend.calls(), 1);
 }
 
-/// The one who calls has a second left, and an inner limit ends its call at that. Others have more time.
+/// The calling waiter has a second left, and an inner limit ends its call then. The other waiters have more time.
 ///
 /// Shows: C4
 #[tokio::test(start_paused = true)]
@@ -427,7 +426,8 @@ async fn a_failure_by_the_callers_own_deadline_is_not_shared_with_those_who_have
     assert_eq!(backend.calls(), 2);
 }
 
-/// A deadline that was carried over ends the call from within: then the failure comes out of the call, and still goes to its caller alone.
+/// A deadline that was carried over ends the call from within: the failure comes out of the call, and still goes to its
+/// caller alone.
 ///
 /// Shows: C4
 #[tokio::test(start_paused = true)]
@@ -465,7 +465,7 @@ async fn a_rejection_goes_to_all_as_it_is() {
     }
 }
 
-/// A failure that is a response goes to all as it is, and is not stored: with an error of its own, and where rejections
+/// A failed response goes to all waiters unchanged, and is not stored: with a separate error type, and where rejections
 /// are responses.
 ///
 /// Shows: C4
@@ -501,7 +501,7 @@ async fn a_failure_that_is_a_response_goes_to_all_and_is_not_stored() {
     }
 }
 
-/// Nobody waits for a response future that was made and never polled.
+/// No caller waits for a response future that was created and never polled.
 #[tokio::test(start_paused = true)]
 async fn a_call_that_is_never_polled_leads_nobody() {
     let (backend, strict) = backend();
@@ -511,7 +511,7 @@ async fn a_call_that_is_never_polled_leads_nobody() {
     assert!(call.poll().is_pending());
     backend.answer(0, ok("done"));
     assert_eq!(answered(call.poll()).unwrap(), "done");
-    // By now the answer is in memory.
+    // By now the response is stored.
     assert_eq!(idle.await.unwrap(), "done");
     assert_eq!(backend.calls(), 1);
 }
@@ -534,7 +534,7 @@ async fn a_leader_that_times_out_leaves_the_call_to_those_who_have_time() {
     assert_eq!(long.await.unwrap().unwrap(), "done");
 }
 
-/// With a ttl of zero requests share calls that are under way, and nothing is stored.
+/// With a ttl of zero requests share calls in flight, and nothing is stored.
 ///
 /// Shows: C4
 #[tokio::test(start_paused = true)]
@@ -554,7 +554,7 @@ async fn a_ttl_of_zero_stores_nothing_and_still_shares() {
     assert_eq!((cache.len(), cache.stats().stored, cache.stats().shared), (0, 0, 2));
 }
 
-/// Each of those who share a call runs in its own surroundings; the call runs in those of who makes it.
+/// Each caller of a shared call runs in its own ambient state, and the call in that of the caller that makes it.
 #[tokio::test(start_paused = true)]
 async fn a_call_runs_in_the_scope_of_who_makes_it() {
     let service = service_fn(|()| async {
@@ -571,7 +571,7 @@ async fn a_call_runs_in_the_scope_of_who_makes_it() {
     assert_eq!(answered(second.poll()).unwrap(), "second");
 }
 
-/// Nor do two tenants share an entry that is not there yet, as in the guide they would.
+/// Two tenants do not share an entry that is still being fetched either.
 ///
 /// Shows: C4, C7
 #[tokio::test(start_paused = true)]
@@ -595,7 +595,7 @@ async fn two_tenants_that_ask_at_once_share_no_call() {
     assert_eq!(answers, ["the bill of acme", "the bill of globex", "the bill of acme"]);
 }
 
-/// Whoever gives up leaves neither key nor request behind, on a hot key or on one of its own.
+/// A dropped caller leaves neither key nor request behind, on a hot key or on one of its own.
 #[tokio::test(start_paused = true)]
 async fn calls_that_are_given_up_leave_nothing_behind() {
     let service = service_fn(|_: Arc<str>| std::future::pending::<Result<(), Error<Infallible>>>());
@@ -615,7 +615,7 @@ async fn calls_that_are_given_up_leave_nothing_behind() {
     assert_eq!(Arc::strong_count(&hot), 1);
 }
 
-/// Bad input: the waker of a waiter panics. The leader and the other waiters get the answer.
+/// Bad input: the waker of a waiter panics. The leader and the other waiters get the response.
 ///
 /// Shows: C4
 #[tokio::test(start_paused = true)]

@@ -1,4 +1,4 @@
-//! Stale answers, and what an owner does by hand.
+//! Stale responses, and operations on the handle.
 
 use http::{Request, Response};
 use tokio::{task::yield_now, time::advance};
@@ -14,7 +14,7 @@ use super::*;
 
 const FAILED: Outcome = Err(Error::Service("down"));
 
-/// A call to `service` that finds `backend` answering it, as its call of that number, with `outcome`.
+/// Calls `service`, and lets `backend` respond to call number `call` with `outcome`.
 fn fetch<S>(service: &S, backend: &Backend, call: usize, outcome: Outcome) -> Outcome
 where
     S: Service<&'static str, Response = String, Error = Error<&'static str>> + Clone,
@@ -137,7 +137,7 @@ async fn past_its_window_a_stale_answer_is_given_to_nobody() {
     advance(6 * SECOND - INSTANT).await;
     assert_eq!(hit(&service), "first");
     yield_now().await;
-    // The fetch that this started hangs; who comes when the window has ended waits for it.
+    // The fetch that this started hangs. A caller that arrives after the window waits for it.
     advance(INSTANT).await;
     let mut late = task(&service, "a");
     assert!(late.poll().is_pending());
@@ -209,8 +209,7 @@ async fn a_fetch_that_failed_is_not_made_again_before_the_service_asked_for_it()
     }
 }
 
-/// The scope of a request is cancelled when the request has ended: a service that heeds it would never be asked to the
-/// end.
+/// A request's scope is cancelled when the request ends, so a service that observes it would never finish.
 ///
 /// Shows: C6
 #[tokio::test(start_paused = true)]
@@ -279,7 +278,7 @@ async fn a_stale_answer_can_be_told_from_a_fresh_one() {
         assert_eq!(cache.is_empty(), stale.is_some(), "a cache outside does not keep it");
     }
 
-    // Of any other type, behind which a fresh one is fetched.
+    // A response of any other type, behind which a fresh one is fetched.
     let (_, service) = counter();
     let layer = CacheLayer::new(10, SECOND, itself).stale_while_revalidate(9 * SECOND);
     let layer =
@@ -303,7 +302,7 @@ async fn a_failure_is_an_answer_for_a_time_of_its_own() {
     );
     assert_eq!((cache.stats().hits, backend.calls()), (1, 1));
     advance(SECOND).await;
-    // A rejection says something about this moment only.
+    // A rejection concerns only this moment.
     let overloaded = Reject::reject(LayerInfo::new("limit").reject(Reason::Overloaded { limit: 1 }));
     assert!(fetch(&service, &backend, 1, overloaded).is_err());
     assert_eq!(fetch(&service, &backend, 2, ok("up")).unwrap(), "up");
@@ -362,7 +361,8 @@ async fn an_invalidation_by_predicate_beats_calls_under_way_too() {
     }
 }
 
-/// The request that started the fetch is gone, with its scope's last reference and its deadline, and the fetch goes on.
+/// The request that started the fetch is gone, with its deadline and the last handle of its scope, and the fetch
+/// continues.
 ///
 /// Shows: C6
 #[tokio::test(start_paused = true)]
@@ -395,7 +395,7 @@ async fn a_fetch_has_a_scope_of_its_own_and_neither_the_deadline_nor_the_end_of_
     assert_eq!(*seen.lock().unwrap(), [(None, true), (Some("refresh".to_owned()), false)]);
 }
 
-/// Without a runtime there is nowhere to fetch.
+/// Without a runtime a background fetch is not possible.
 #[test]
 fn outside_of_a_runtime_who_finds_a_stale_answer_waits_for_a_fresh_one() {
     let (backend, strict) = backend();
@@ -481,7 +481,7 @@ async fn the_statistics_count_each_request_for_what_it_got() {
     assert_eq!(*heard.lock().unwrap(), ["Miss", "Stored", "Shared", "Hit", "Hit", "Stale"]);
 }
 
-/// A call that has looked into the memory already, in vain, and is not polled yet.
+/// Returns a call that has already missed the cache, and is not polled yet.
 fn looked_up<S>(service: &S) -> TestTask<S::Future>
 where
     S: Service<&'static str, Response = String, Error = Error<&'static str>> + Clone,

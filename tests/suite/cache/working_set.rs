@@ -1,4 +1,4 @@
-//! Which entries stay when there is no room for all: beside a list that drops the one that was used longest ago (LRU).
+//! Which entries stay when the cache is full, compared with an LRU list.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -14,10 +14,10 @@ use ziggurat::cache::{CacheHandle, CacheLayer};
 use super::*;
 
 const CAPACITY: usize = 1_000;
-/// The size of the working sets: they fit.
+/// The size of the working sets, which fit.
 const SET: u64 = 800;
 
-/// Naive: what was used longest ago goes first.
+/// A naive LRU.
 #[derive(Default)]
 struct Lru {
     held: HashMap<u64, (u64, u64)>,
@@ -44,7 +44,7 @@ impl Lru {
     }
 }
 
-/// xorshift64*: the same numbers on every machine and in every year.
+/// xorshift64*: the same numbers on every machine.
 struct Numbers(u64);
 
 impl Numbers {
@@ -56,8 +56,8 @@ impl Numbers {
     }
 }
 
-/// A hundred thousand requests over keys of which few are asked for often: the key of rank n n times less than the
-/// first.
+/// A hundred thousand requests for keys with a Zipf distribution: the key of rank n is requested n times less often
+/// than the first.
 fn zipf(keys: u64) -> impl Iterator<Item = u64> {
     let sums: Vec<u64> = (1..=keys)
         .scan(0, |sum, rank| {
@@ -72,7 +72,7 @@ fn zipf(keys: u64) -> impl Iterator<Item = u64> {
     })
 }
 
-/// Keys that are asked for eight times each while 400 such keys are in use, and never again.
+/// Keys that are requested eight times each while 400 such keys are in use, and never again.
 fn sessions() -> Vec<u64> {
     let (mut numbers, mut live, mut next, mut keys) = (Numbers(3), Vec::new(), 0, Vec::new());
     while keys.len() < 100_000 {
@@ -90,8 +90,8 @@ fn sessions() -> Vec<u64> {
     keys
 }
 
-/// How many of these requests miss in ours, and in the list. With weights every third key weighs three and the capacity
-/// is what as many such keys weigh.
+/// Returns the misses in our cache, and in the LRU. With weights, every third key weighs three, and the capacity is the
+/// weight of as many such keys.
 fn misses(keys: impl IntoIterator<Item = u64>, is_weighted: bool) -> (u64, u64) {
     let weigh = move |key: u64| if is_weighted && key.is_multiple_of(3) { 3 } else { 1 };
     let capacity = if is_weighted { CAPACITY * 5 / 3 } else { CAPACITY };
@@ -108,7 +108,7 @@ fn misses(keys: impl IntoIterator<Item = u64>, is_weighted: bool) -> (u64, u64) 
     (cache.stats().misses, missed)
 }
 
-/// A cache that is full of keys that were asked for three times each.
+/// Fills a cache with keys that were requested three times each.
 fn full_of_others() -> impl Iterator<Item = u64> {
     (0..3).flat_map(|_| 1_000_000..1_000_000 + CAPACITY as u64)
 }
@@ -130,7 +130,7 @@ fn a_working_set_that_fits_stays_from_its_third_round_on() {
     }
 }
 
-/// Six new keys in a hundred push none of the working set out for long.
+/// Six new keys in a hundred evict none of the working set for long.
 ///
 /// Shows: F5
 #[test]
@@ -146,7 +146,7 @@ fn a_working_set_that_fits_stays_beside_keys_that_come_once() {
         }
         let distinct = keys.iter().collect::<HashSet<_>>().len() as u64;
         let (ours, lru) = misses(keys, is_weighted);
-        // A key has to be asked for once more than in an LRU, when it comes in.
+        // A new key has to be requested once more than in an LRU.
         assert!(ours <= distinct + 2 * SET, "{ours}, {lru} by an LRU, at least {distinct}, {is_weighted}");
     }
 }
@@ -162,8 +162,8 @@ fn another_working_set_is_in_memory_after_three_rounds() {
     }
 }
 
-/// A backup, a crawler: keys that nobody asks for again, five times as many as there is room for, between the rounds of
-/// the working set.
+/// A backup or a crawler: keys that are never requested again, five times as many as fit, between the rounds of the
+/// working set.
 #[test]
 fn a_scan_leaves_the_working_set_where_it_is() {
     for is_weighted in [false, true] {
@@ -178,8 +178,7 @@ fn a_scan_leaves_the_working_set_where_it_is() {
     }
 }
 
-/// Where few keys are asked for most it misses less than an LRU, also while every other request is for a key of its
-/// own.
+/// If a few keys receive most requests, it misses less than an LRU, even while every other request has a unique key.
 #[test]
 fn popular_keys_stay() {
     for is_weighted in [false, true] {
@@ -195,7 +194,7 @@ fn popular_keys_stay() {
     }
 }
 
-/// What is used for a while and never again suits an LRU best: a key costs at most a quarter of a miss more here.
+/// Keys that are used for a while and never again suit an LRU best: here a key costs at most a quarter of a miss more.
 #[test]
 fn sessions_miss_little_more_than_in_an_lru() {
     for is_weighted in [false, true] {

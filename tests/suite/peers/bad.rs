@@ -1,5 +1,5 @@
-//! Peers that break the rules of HTTP: whoever calls or serves them gets a clear error or answer, everything is given back, and
-//! the next call works.
+//! Peers that break the rules of HTTP: their clients and servers get a clear error or response, everything is released,
+//! and the next call works.
 
 use std::convert::Infallible;
 
@@ -18,14 +18,14 @@ use super::{
     settle, soon, stack,
 };
 
-/// How a call ends that gets a bad answer.
+/// How a call ends after a bad response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ending {
     /// There is no response.
     NoAnswer,
-    /// There is one, and its body fails.
+    /// There is a response, but its body fails.
     BodyError,
-    /// It is answered all the same.
+    /// The response is accepted anyway.
     Body(&'static str),
 }
 
@@ -49,7 +49,7 @@ const HTTP_1: &[(&str, &[u8], Ending)] = &[
     ("a value that is not ASCII", b"HTTP/1.1 200 caf\xc3\xa9\r\nX-Name: \xff\xfe\r\n\r\n", Body("")),
 ];
 
-/// What an HTTP/2 server sends after its settings.
+/// The bytes that an HTTP/2 server sends after its settings.
 fn http_2() -> Vec<(&'static str, Vec<u8>, Ending)> {
     let start = || [frame(SETTINGS, 0, 0, &[]), frame(HEADERS, END_HEADERS, 1, OK)].concat();
     // `:status: 200`, and `content-length: 10`.
@@ -92,7 +92,7 @@ async fn well() -> Server {
     serve(service_fn(|_: Request<Incoming>| async { Ok::<_, Infallible>(answer("hello")) })).await
 }
 
-/// Calls a server that answers so for once, and then again.
+/// Calls a server that sends these bytes once, and then calls it again.
 async fn check(name: &str, bytes: &[u8], expected: Ending, well: &Server, client: impl Fn(u32) -> (Client, Watch)) {
     for attempts in [1, 2] {
         let server = RawServer::start(vec![bytes.to_vec()], well.address).await;
@@ -100,12 +100,12 @@ async fn check(name: &str, bytes: &[u8], expected: Ending, well: &Server, client
         let mut outcome = call(&client, get(server.address, "/")).await;
         let ended = ending(&mut outcome).await;
         match expected {
-            // Where there is no answer, and the request may be repeated, another attempt finds one.
+            // Without a response, and if the request may be repeated, another attempt succeeds.
             NoAnswer if attempts == 2 => assert_eq!(ended.unwrap(), "hello", "{name}"),
             Body(text) => assert_eq!(ended.unwrap(), text, "{name}"),
             _ => assert_eq!(ended, Err(expected), "{name}"),
         }
-        // Although the response is still there.
+        // Although the response still exists.
         watch.all_back().await;
         drop(outcome);
         settle().await;
@@ -133,7 +133,7 @@ async fn what_a_bad_http_2_server_answers_is_a_clear_error_and_the_next_call_wor
     }
 }
 
-/// The same through reqwest, as a service of http's own types.
+/// Checks reqwest, as a service of the `http` crate's types.
 ///
 /// Shows: L2, R5
 #[tokio::test]
@@ -188,8 +188,8 @@ async fn an_absurd_retry_after_is_obeyed_up_to_300_seconds_and_junk_counts_as_ab
     }
 }
 
-/// What a client sends, the status that it is answered with (any is good where there is none), and which body the handler finds,
-/// or that it fails, if the request comes that far.
+/// The bytes that a client sends, the status of the response (any, without one), and the body that the handler
+/// receives, or its error, if the request gets that far.
 type BadRequest = (&'static str, &'static [u8], Option<&'static str>, Option<Result<&'static str, ()>>);
 
 const REQUESTS: &[BadRequest] = &[

@@ -24,10 +24,10 @@ use super::{
     AnyBody, BOTH, FAR, Server, Streamed, Version, Watch, answer, any, get, next, pooled, serve, soon, streamed,
 };
 
-/// Long enough to be told from nothing, and short enough to be waited for.
+/// Long enough to measure, and short enough to wait for.
 const SHORT: Duration = Duration::from_millis(20);
 
-/// An upstream that answers `/streams` with these bodies, one after the other, and says hello to all others.
+/// An upstream that responds to `/streams` with these bodies, one after the other, and to others with "hello".
 async fn upstream(bodies: Vec<Streamed>) -> Server {
     let bodies = Arc::new(Mutex::new(bodies.into_iter()));
     serve(service_fn(move |request: Request<Incoming>| {
@@ -64,7 +64,7 @@ async fn a_reset_after_200_is_a_failure_and_opens_the_circuit() {
     }
 }
 
-/// The reader of a body that stalls gets the rejection as the body's error, and the server hears of it.
+/// The reader of a stalled body gets the rejection as the body's error, and the server notices.
 ///
 /// Shows: T1, T5, L2
 #[tokio::test]
@@ -92,7 +92,7 @@ async fn a_body_that_stalls_is_ended_by_the_limit_between_frames_and_by_the_tota
         for (frames, name) in frames.iter().zip(["idle", "total"]) {
             frames.send(Ok(Bytes::from("first"))).unwrap();
             let request = get(server.address, "/streams");
-            // On a machine that is slow today the total may pass before the head is there.
+            // On a slow machine the total may pass before the head arrives.
             let error = match name {
                 "idle" => soon(idle.clone().oneshot(request)).await.unwrap().collect().await.unwrap_err(),
                 _ => match soon(total.clone().oneshot(request)).await {
@@ -110,7 +110,7 @@ async fn a_body_that_stalls_is_ended_by_the_limit_between_frames_and_by_the_tota
     }
 }
 
-/// A server breaks the response off, so that its client does not take it for whole.
+/// A server cuts the response off, so that its client does not take it for complete.
 ///
 /// Shows: T1, L2
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! The responses of attempts that failed, over HTTP/1, where a connection is used again only if they are read to their end.
+//! Responses of failed attempts over HTTP/1, whose connection is only reused if they are read to the end.
 
 use std::{
     convert::Infallible,
@@ -17,10 +17,10 @@ use ziggurat::{Error, retry::RetryLayer};
 
 use super::{Server, Version, answer, get, pooled, serve, soon};
 
-/// A pause in which the pool can take the connection back: it does so in a task of its own.
+/// A pause in which the pool can take the connection back, which it does in a separate task.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Answers twice with 503 and a body of this size, then with 200.
+/// Responds twice with 503 and a body of this size, then with 200.
 async fn busy(bytes: usize) -> Server {
     let calls = Arc::new(AtomicUsize::new(0));
     serve(service_fn(move |_: Request<Incoming>| {

@@ -22,7 +22,7 @@ use super::{
     settle, soon, stack, streamed,
 };
 
-/// An upstream that lets `/waits` and `/hangs` wait at the door, streams one body, and says hello to all others.
+/// An upstream that holds `/waits` and `/hangs` at the door, streams one body, and responds to others with "hello".
 async fn upstream(door: &Door, body: Streamed) -> Server {
     let (door, body) = (door.clone(), only(body));
     serve(service_fn(move |request: Request<Incoming>| {
@@ -62,7 +62,7 @@ async fn one_connection_serves_one_call_after_the_other() {
     }
 }
 
-/// Over HTTP/1 the connection ends, over HTTP/2 the stream alone.
+/// Over HTTP/1 the connection ends, over HTTP/2 only the stream.
 ///
 /// Shows: L2
 #[tokio::test]
@@ -121,7 +121,7 @@ async fn a_call_that_is_dropped_is_dropped_at_the_server_too() {
         door.left.heard().await;
         watch.all_back().await;
 
-        // So it is by a timeout, if the call has come to the server by then.
+        // A timeout does so too, if the call has reached the server by then.
         while !door.entered.rang() {
             let outcome = call(&client, get(server.address, "/hangs")).await;
             assert!(ziggurat::rejection(&outcome).unwrap().is_timed_out());
@@ -194,8 +194,8 @@ async fn a_connection_that_breaks_off_during_a_call_is_tried_again_only_for_what
     }
 }
 
-/// The server lets two streams be open. The others wait in the client's connection, where the stack takes them for being in
-/// flight: they hold permits, and a timeout of theirs runs.
+/// The server allows two open streams. Other calls wait in the client's connection, where the stack counts them as in
+/// flight: they hold permits, and their timeouts run.
 ///
 /// Shows: L1, L2
 #[tokio::test]
@@ -217,7 +217,7 @@ async fn calls_beyond_what_http_2_lets_through_wait_and_those_that_are_dropped_m
         .await
     };
     let (client, watch) = stack(1, pooled(Version::Http2));
-    // The connection learns of the server's limit with its first answer.
+    // The connection learns the server's limit with its first response.
     hello(&client, server.address).await;
 
     let calls: Vec<_> = (0..8).map(|_| spawn(&client, server.address, "/waits")).collect();
@@ -229,7 +229,7 @@ async fn calls_beyond_what_http_2_lets_through_wait_and_those_that_are_dropped_m
     }
     door.left.heard().await;
     door.left.heard().await;
-    // Two that had waited are inside now.
+    // Two of the waiting calls are inside now.
     door.entered.heard().await;
     door.entered.heard().await;
     assert_eq!(watch.gate.in_flight(), 4);

@@ -1,5 +1,5 @@
-//! Real peers, on both sides of a socket on loopback. The clock is the real one, so every limit that is not meant to pass is far
-//! away, and whoever has to wait for somebody is told by a channel or a bell.
+//! Real peers, on both sides of a loopback socket. The clock is the real one, so every limit that is not meant to pass
+//! is far away, and tests synchronize by channels and bells.
 
 use std::{
     convert::Infallible,
@@ -53,7 +53,7 @@ mod reqwest;
 mod server;
 mod unprocessed;
 
-/// A limit that no test lives to see.
+/// A limit that no test reaches.
 pub(crate) const FAR: Duration = Duration::from_secs(3600);
 
 type BoxError = Box<dyn StdError + Send + Sync>;
@@ -67,7 +67,7 @@ enum Version {
 
 const BOTH: [Version; 2] = [Version::Http1, Version::Http2];
 
-/// Nobody waits for ever for what does not happen: then the test fails, and says where.
+/// Fails the test, with its location, if the event does not happen soon.
 #[track_caller]
 fn soon<F: Future>(event: F) -> impl Future<Output = F::Output> {
     let place = Location::caller();
@@ -77,7 +77,7 @@ fn soon<F: Future>(event: F) -> impl Future<Output = F::Output> {
     }
 }
 
-/// Every ring of it is heard once, also by who listens later.
+/// Each ring is received once, also by a later listener.
 #[derive(Debug, Clone)]
 struct Bell(Arc<Semaphore>);
 
@@ -92,7 +92,7 @@ impl Bell {
         self.0.add_permits(1);
     }
 
-    /// Whether it has rung, without waiting for it.
+    /// Returns whether it has rung, without waiting.
     fn rang(&self) -> bool {
         self.0.try_acquire().is_ok_and(|ring| {
             ring.forget();
@@ -106,7 +106,7 @@ impl Bell {
     }
 }
 
-/// Rings when it is dropped.
+/// Rings on drop.
 #[derive(Debug)]
 struct OnDrop(Bell);
 
@@ -116,7 +116,7 @@ impl Drop for OnDrop {
     }
 }
 
-/// What a handler that lets its callers wait shares with its test.
+/// Shared by a handler that holds its callers and by its test.
 #[derive(Debug, Clone, Default)]
 struct Door {
     entered: Bell,
@@ -133,7 +133,7 @@ impl Door {
     }
 }
 
-/// A body whose frames come from a channel; with the sender it ends. The default has ended.
+/// A body whose frames come from a channel. It ends with the sender. The default has ended.
 #[derive(Debug, Default)]
 pub(crate) struct Streamed(Option<mpsc::UnboundedReceiver<io::Result<Bytes>>>);
 
@@ -165,13 +165,13 @@ fn answer(body: impl Into<Bytes>) -> Response<AnyBody> {
     Response::new(any(Full::new(body.into())))
 }
 
-/// Where a handler takes a body from that there is only one of.
+/// A place from which a handler takes a value that exists only once.
 pub(crate) fn only<T>(value: T) -> impl Fn() -> T + Clone {
     let place = Arc::new(Mutex::new(Some(value)));
     move || place.lock().unwrap().take().unwrap()
 }
 
-/// Tells whether everything that calls of a stack take is given back.
+/// Observes whether everything that a stack's calls acquire is released.
 #[derive(Debug, Clone)]
 struct Watch {
     gate: ConcurrencyLimitHandle,
@@ -185,13 +185,13 @@ impl Watch {
         Self { gate, scopes: Arc::new(Semaphore::new(Self::SCOPES as usize)) }
     }
 
-    /// What the scope of each request holds until it ends.
+    /// The permit that the scope of each request holds until it ends.
     fn held_by_a_scope<R>(&self) -> impl Fn(&R) -> tokio::sync::OwnedSemaphorePermit + Clone + use<R> {
         let scopes = Arc::clone(&self.scopes);
         move |_| Arc::clone(&scopes).try_acquire_owned().unwrap()
     }
 
-    /// Every scope has ended, and nobody holds a permit or waits for one.
+    /// Waits until every scope has ended, and no permit is held or awaited.
     #[track_caller]
     fn all_back(&self) -> impl Future<Output = ()> {
         soon(async {
@@ -201,7 +201,7 @@ impl Watch {
     }
 }
 
-/// What calls `/hangs` is given up soon, everything else never.
+/// Limits calls of `/hangs`, and no others.
 fn limit<B>(request: &Request<B>) -> Duration {
     if request.uri().path() == "/hangs" { Duration::from_millis(10) } else { FAR }
 }
@@ -209,7 +209,7 @@ fn limit<B>(request: &Request<B>) -> Duration {
 type Outcome = Result<Response<AnyBody>, Error<BoxError>>;
 type Client = BoxCloneSyncService<Request<Full<Bytes>>, Response<AnyBody>, Error<BoxError>>;
 
-/// A client in its stack, of the permits of which a call holds one to the end of the body.
+/// Returns a client in its stack. Each call holds one permit to the end of the body.
 fn stack<S, B>(attempts: u32, client: S) -> (Client, Watch)
 where
     S: Service<Request<Full<Bytes>>, Response = Response<B>> + Clone + Send + Sync + 'static,
@@ -232,7 +232,7 @@ where
     (BoxCloneSyncService::new(stack), watch)
 }
 
-/// A hyper-util client with a pool of its own.
+/// Returns a hyper-util client with its own pool.
 fn pooled<B>(version: Version) -> Pooled<HttpConnector, B>
 where
     B: Body<Data: Send> + Send,
@@ -249,14 +249,14 @@ fn call(client: &Client, request: Request<Full<Bytes>>) -> impl Future<Output = 
     soon(client.clone().oneshot(request))
 }
 
-/// The next data of a body.
+/// Returns the next data of a body.
 #[track_caller]
 fn next<B: Body<Data = Bytes> + Unpin>(body: &mut B) -> impl Future<Output = Option<Result<Bytes, B::Error>>> {
     let frame = soon(body.frame());
     async { frame.await.map(|frame| frame.map(|frame| frame.into_data().unwrap())) }
 }
 
-/// Asks for what is answered by "hello", and reads it.
+/// Expects "hello" as the response, and reads it.
 async fn hello(client: &Client, to: SocketAddr) {
     let response = call(client, get(to, "/hello")).await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
@@ -264,19 +264,20 @@ async fn hello(client: &Client, to: SocketAddr) {
     settle().await;
 }
 
-/// Lets all tasks do what they can do without the network: a pool takes an HTTP/1 connection back in a task of its own.
+/// Lets all tasks run as far as they can without the network: a pool takes an HTTP/1 connection back in a separate
+/// task.
 async fn settle() {
     for _ in 0..10 {
         tokio::task::yield_now().await;
     }
 }
 
-/// An address where nobody listens any more.
+/// Returns an address on which nothing listens any more.
 pub(crate) async fn nobody() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
-/// A bare hyper server of both versions.
+/// A bare hyper server for both versions.
 struct Server {
     address: SocketAddr,
     accepted: Arc<AtomicUsize>,
@@ -285,12 +286,12 @@ struct Server {
 }
 
 impl Server {
-    /// How many connections there were.
+    /// Returns the number of accepted connections.
     fn accepted(&self) -> usize {
         self.accepted.load(Ordering::SeqCst)
     }
 
-    /// Each connection ends what runs on it, and takes no more.
+    /// Each connection finishes its calls, and accepts no more.
     fn say_goodbye(&self) {
         self.goodbye.notify_waiters();
     }
@@ -331,7 +332,7 @@ where
                 let service = TowerToHyperService::new(service);
                 let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
                 tokio::select! {
-                    // What a peer does wrong is not the server's failure.
+                    // A peer's error is not a failure of the server.
                     _ = connection.as_mut() => return,
                     () = broken.notified() => return,
                     () = goodbye.notified() => connection.as_mut().graceful_shutdown(),

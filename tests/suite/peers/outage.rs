@@ -1,4 +1,4 @@
-//! An upstream that goes down and comes back, and faults that are switched on and off: what a caller sees of it.
+//! An upstream that goes down and comes back, and faults that are switched on and off, as a caller sees them.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -16,7 +16,7 @@ use ziggurat::{
 
 use super::*;
 
-/// An axum server that can be stopped, and started once more at the same address.
+/// An axum server that can be stopped, and restarted at the same address.
 struct Upstream {
     address: SocketAddr,
     stop: oneshot::Sender<()>,
@@ -34,7 +34,7 @@ async fn start(at: &str) -> Upstream {
 }
 
 impl Upstream {
-    /// When this is over nobody listens there any more.
+    /// After this returns, nothing listens there any more.
     async fn stop(self) -> String {
         self.stop.send(()).unwrap();
         self.stopped.await.unwrap();
@@ -59,7 +59,7 @@ impl Stack {
         let send = service_fn(move |request: Request<Full<Bytes>>| {
             count.fetch_add(1, Ordering::SeqCst);
             async {
-                // Without a pool: whether the upstream is there is seen by each call anew.
+                // Without a pool, each call notices anew whether the upstream is there.
                 let client = Pooled::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build_http();
                 let (head, body) = client.request(request).await.map_err(io::Error::other)?.into_parts();
                 let body = body.collect().await.map_err(io::Error::other)?;
@@ -87,7 +87,7 @@ impl Stack {
         Self { service, address, circuit, chaos: switch, sent }
     }
 
-    /// What is answered, why it is degraded, and how many requests were sent for it.
+    /// Returns the response, why it is degraded, and the number of requests that were sent for it.
     async fn ask(&self) -> (String, Option<String>, usize) {
         let before = self.sent.load(Ordering::SeqCst);
         let request = Request::get(format!("http://{}/prices", self.address)).body(Full::default()).unwrap();
@@ -99,12 +99,12 @@ impl Stack {
         (String::from_utf8(body.to_vec()).unwrap(), why, sent)
     }
 
-    /// A fresh answer.
+    /// Expects a fresh response.
     async fn is_well(&self) {
         assert_eq!(self.ask().await, ("today's prices".into(), None, 1));
     }
 
-    /// An answer of yesterday: why, and how many requests were sent for it.
+    /// Expects yesterday's response. Returns the cause, and the number of requests that were sent for it.
     async fn is_degraded(&self) -> (String, usize) {
         let (body, why, sent) = self.ask().await;
         assert_eq!(body, "yesterday's prices");
@@ -120,11 +120,11 @@ async fn while_the_upstream_is_down_answers_are_degraded_and_when_it_is_back_the
     stack.is_well().await;
 
     let address = upstream.stop().await;
-    // Two attempts fail and open the circuit; the third one finds it open, and that is no longer retried.
+    // Two attempts fail and open the circuit. The third finds it open, and is not retried.
     let (why, sent) = stack.is_degraded().await;
     assert!(why.contains("the circuit is open"), "{why}");
     assert_eq!((sent, stack.circuit.state()), (2, State::Open));
-    // From now on nothing is sent.
+    // From now on no request is sent.
     assert_eq!(stack.is_degraded().await.1, 0);
 
     let _upstream = start(&address).await;
@@ -144,7 +144,7 @@ async fn while_faults_are_switched_on_answers_are_degraded_and_afterwards_they_a
         let (why, sent) = stack.is_degraded().await;
         let expected = if fault == Fault::Hang { "no response within 50ms" } else { "the circuit is open" };
         assert!(why.contains(expected), "{why}");
-        // The upstream is well, and saw none of it.
+        // The upstream is well, and received nothing.
         assert_eq!(sent, 0);
         assert!(stack.chaos.injected() > 0);
 

@@ -1,4 +1,4 @@
-//! Peers that send bytes of which a proper peer would be ashamed.
+//! Peers that send malformed or unusual bytes.
 
 use std::{
     io,
@@ -16,14 +16,15 @@ use tokio::{
 
 use super::soon;
 
-/// A server that gives the first connections these bytes for an answer, one each, and has the others served well.
+/// A server that responds with these bytes on its first connections, one each, and forwards the others to a proper
+/// server.
 pub(super) struct RawServer {
     pub(super) address: SocketAddr,
     accepted: Arc<AtomicUsize>,
 }
 
 impl RawServer {
-    /// `well` is where the others are led to.
+    /// `well` is the server for the other connections.
     pub(super) async fn start(answers: Vec<Vec<u8>>, well: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = Self { address: listener.local_addr().unwrap(), accepted: Arc::default() };
@@ -41,7 +42,7 @@ impl RawServer {
         server
     }
 
-    /// How many connections there were.
+    /// Returns the number of accepted connections.
     pub(super) fn accepted(&self) -> usize {
         self.accepted.load(Ordering::SeqCst)
     }
@@ -51,7 +52,7 @@ async fn answer_one(mut stream: TcpStream, answer: Vec<u8>) -> io::Result<()> {
     read_request(&mut stream).await?;
     stream.write_all(&answer).await?;
     stream.shutdown().await?;
-    // What is closed before all is read is reset, and the answer may be lost on the way.
+    // Closing a socket with unread data resets it, and the response may be lost.
     stream.read_to_end(&mut Vec::new()).await?;
     Ok(())
 }
@@ -61,7 +62,7 @@ async fn lead_on(mut stream: TcpStream, well: SocketAddr) -> io::Result<()> {
     Ok(())
 }
 
-/// The head of a request: of HTTP/1, or the frames of HTTP/2 up to that.
+/// Reads the head of a request: of HTTP/1, or the HTTP/2 frames up to it.
 async fn read_request(stream: &mut TcpStream) -> io::Result<()> {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
     let mut head = Vec::new();
@@ -92,13 +93,13 @@ pub(super) const GOAWAY: u8 = 7;
 pub(super) const END_STREAM: u8 = 1;
 pub(super) const END_HEADERS: u8 = 4;
 
-/// A frame of HTTP/2.
+/// Builds an HTTP/2 frame.
 pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// Sends these bytes and closes that direction; then reads all that comes.
+/// Sends these bytes, closes that direction, and reads everything that comes back.
 pub(super) async fn send(to: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut stream = soon(TcpStream::connect(to)).await.unwrap();
     let mut answer = Vec::new();

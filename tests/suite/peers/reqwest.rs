@@ -30,7 +30,7 @@ use ziggurat::{
 
 use super::{AnyBody, FAR, Server, answer, any, nobody, serve, soon, streamed};
 
-/// What a server saw of a request.
+/// A request as a server saw it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Seen {
     line: String,
@@ -41,7 +41,7 @@ struct Seen {
 
 type Log = Arc<Mutex<Vec<Seen>>>;
 
-/// Answers what `respond` makes of a path and of the number of the call, from 1, and notes what came.
+/// Responds with the result of `respond` for a path and the number of the call, from 1, and records the requests.
 async fn recorder(respond: impl Fn(&str, usize) -> Response<AnyBody> + Clone + Send + 'static) -> (Server, Log) {
     let log = Log::default();
     let seen = Arc::clone(&log);
@@ -79,7 +79,7 @@ fn request(method: Method, to: SocketAddr, path: &str) -> Request {
     Request::new(method, format!("http://{to}{path}").parse().unwrap())
 }
 
-/// A request tells the number of its attempt, and whose it is by its scope.
+/// Marks a request with the number of its attempt and the tenant of its scope.
 fn tagged(mut request: Request) -> Request {
     let tenant = Scope::current().and_then(|scope| scope.get::<String>()).unwrap();
     request.headers_mut().insert("x-attempt", ziggurat::attempt().into());
@@ -142,7 +142,7 @@ async fn a_post_is_repeated_only_with_an_idempotency_key() {
     }
 }
 
-/// Neither is it refused, because it cannot be copied, nor sent again with an empty body (reqwest-middleware #44, #214).
+/// It is not rejected because it cannot be copied, nor sent again with an empty body (reqwest-middleware #44, #214).
 ///
 /// Shows: R5, R9
 #[tokio::test]
@@ -246,13 +246,13 @@ async fn reqwests_own_response_can_be_guarded_to_the_end_of_its_body() {
     assert!(Rejection::find(&error).unwrap().is_timed_out(), "{error:?}");
     assert_eq!((gate.in_flight(), circuit.state()), (1, State::Open));
 
-    // What began before the circuit opened goes on.
+    // A call that began before the circuit opened continues.
     drop(frames);
     assert_eq!(soon(response.chunk()).await.unwrap(), None);
     assert_eq!(gate.in_flight(), 0);
 }
 
-/// A body that is over when the head is there holds nothing.
+/// A body that has ended with the head holds nothing.
 #[tokio::test]
 async fn an_empty_body_gives_the_permit_back_at_once() {
     let (server, _) = recorder(|_, _| status(StatusCode::NO_CONTENT)).await;

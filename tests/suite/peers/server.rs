@@ -1,4 +1,4 @@
-//! A bare hyper server whose service stands in a stack, over HTTP/1 and HTTP/2.
+//! A bare hyper server with a service in a stack, over HTTP/1 and HTTP/2.
 
 use std::{
     convert::Infallible,
@@ -37,7 +37,8 @@ use super::{
 
 pub(super) type Stack = BoxCloneSyncService<Request<Incoming>, Response<AnyBody>, Infallible>;
 
-/// A server's stack that lets one call be in flight to the end of its body, and opens its circuit at the first failure.
+/// Returns a server's stack that allows one call in flight to the end of its body, and opens its circuit at the first
+/// failure.
 pub(super) fn guarded<S>(service: S) -> (Stack, Watch, CircuitBreakerHandle)
 where
     S: Service<Request<Incoming>, Response = Response<AnyBody>, Error = Infallible> + Clone + Send + Sync + 'static,
@@ -115,13 +116,13 @@ async fn rejections_are_answers_after_which_the_connection_is_used_again() {
         for _ in 0..3 {
             assert_eq!(ask(&client, get(to, "/hello")).await.body(), "hello");
         }
-        // The call that was shed came on another connection, where one carries one call.
+        // The call that was shed came on another connection if a connection carries only one call.
         assert_eq!(server.accepted(), if version == Version::Http1 { 2 } else { 1 });
         watch.all_back().await;
     }
 }
 
-/// A body of so many large frames, which tells how many it has given.
+/// A body of large frames, which counts the frames that it has yielded.
 struct Large {
     left: usize,
     given: Arc<AtomicUsize>,
@@ -141,7 +142,7 @@ impl Body for Large {
     }
 }
 
-/// What the client does not read the server does not ask for, and the call lasts.
+/// If the client does not read, the server does not poll the body, and the call lasts.
 ///
 /// Shows: L2
 #[tokio::test]
@@ -158,7 +159,7 @@ async fn a_client_that_reads_slowly_holds_its_permit_to_the_last_byte() {
         let client = pooled(version);
         let mut response = soon(client.request(get(server.address, "/"))).await.unwrap();
         let mut read = next(response.body_mut()).await.unwrap().unwrap().len();
-        // This is more than both ends of the connection can hold.
+        // This is more than both ends of the connection can buffer.
         assert!(given.load(Ordering::SeqCst) < FRAMES);
         assert_eq!(watch.gate.in_flight(), 1);
         assert_eq!(ask(&client, get(server.address, "/")).await.status(), StatusCode::SERVICE_UNAVAILABLE);
@@ -231,8 +232,8 @@ async fn a_client_that_hangs_up_in_the_middle_of_its_download_gives_everything_b
     }
 }
 
-/// Over HTTP/1 hyper drops a body that an answer cannot have, and never polls it. Over HTTP/2 it takes the service at its word and
-/// polls it, until the client lets go of the stream.
+/// Over HTTP/1 hyper drops a body that a response cannot have, and never polls it. Over HTTP/2 it trusts the service
+/// and polls the body, until the client resets the stream.
 ///
 /// Shows: L2
 #[tokio::test]

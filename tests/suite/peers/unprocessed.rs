@@ -1,4 +1,4 @@
-//! Requests that nobody processed are sent again whatever they do; those that somebody may have processed are not.
+//! Requests that were provably not processed are sent again whatever their method. Others are not.
 
 use std::{
     convert::Infallible,
@@ -23,10 +23,10 @@ use super::{
     serve, serve_on, soon, stack, streamed,
 };
 
-/// What a server got: method and body of each request.
+/// The requests that a server received: method and body of each.
 type Orders = mpsc::UnboundedReceiver<(Method, Bytes)>;
 
-/// A service that tells what it gets.
+/// Returns a service that records its requests.
 fn taking_orders() -> (
     impl Service<Request<Incoming>, Response = Response<AnyBody>, Error = Infallible, Future: Send> + Clone + Send + 'static,
     Orders,
@@ -44,9 +44,9 @@ fn taking_orders() -> (
     (service, orders)
 }
 
-/// An address at which nobody listens until a retry is announced: then a server does that takes orders.
+/// Returns an address on which nothing listens until a retry is announced. Then a server does.
 fn opening_late() -> (SocketAddr, impl Fn(&LayerInfo, &LayerEvent<'_>) + Send + Sync + Clone, Orders) {
-    // Bound, so that nobody else gets the port, and not listening.
+    // Bound, so that the port is not reused, but not listening.
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = socket.local_addr().unwrap();
@@ -82,7 +82,7 @@ async fn a_post_whose_connection_was_refused_is_sent_again() {
     }
 }
 
-/// Whatever form the error of the client has by then.
+/// Whatever form the client's error has by then.
 ///
 /// Shows: F4
 #[tokio::test]
@@ -117,7 +117,7 @@ async fn a_post_of_reqwest_whose_connection_was_refused_is_sent_again() {
     assert!(orders.try_recv().is_err(), "it came once");
 }
 
-/// Nothing of the body was read, so nothing has to be kept of it.
+/// The body was not read, so nothing is recorded.
 ///
 /// Shows: F4, R9
 #[tokio::test]
@@ -145,7 +145,7 @@ async fn a_streamed_post_whose_connection_was_refused_is_sent_again_and_costs_no
     }
 }
 
-/// Where nobody ever listens, the attempts end as they do for a GET.
+/// If nothing ever listens, the attempts end as for a GET.
 ///
 /// Shows: F4
 #[tokio::test]
@@ -166,7 +166,7 @@ async fn the_last_refusal_comes_back() {
     assert_eq!(*retried.lock().unwrap(), 2);
 }
 
-/// How often a POST comes to a server that answers so the first time, and well after that.
+/// Returns how often a POST reaches a server that sends these bytes first, and proper responses after that.
 async fn sent(version: Version, first_answer: Vec<u8>) -> usize {
     let (service, _orders) = taking_orders();
     let well = serve(service).await;
@@ -202,7 +202,7 @@ async fn a_post_whose_stream_was_refused_is_sent_again() {
     }
 }
 
-/// A connection that ends before the answer is no proof: the order may be on its way.
+/// A connection that ends before the response proves nothing: the order may be on its way.
 ///
 /// Shows: F4, R5
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Resources: a pool that is a semaphore, and calls that end when the test says so.
+//! Resources: a pool that is a semaphore, and calls that end on demand.
 
 mod sqlite;
 
@@ -37,7 +37,7 @@ use ziggurat::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// One of a pool's: it goes back by being dropped.
+/// A resource of a pool, returned by its drop.
 struct Seat {
     used: u32,
     _permit: OwnedSemaphorePermit,
@@ -67,7 +67,7 @@ impl Pool {
 
 type Outcome = Result<(), Error<Unavailable>>;
 
-/// What is done with a seat, in the service.
+/// Work with a seat, in the service.
 async fn seated(work: impl Future<Output = ()>) -> Outcome {
     let mut seat = resource::current::<Seat>().and_then(|seat| seat.get()).map_err(Error::Service)?;
     let borrowed: &mut Seat = &mut seat;
@@ -88,7 +88,7 @@ async fn a_call_has_a_resource_across_awaits_and_gives_it_back_with_its_answer()
     assert_eq!(pool.free(), 0);
     bell.notify_one();
     assert!(matches!(call.poll(), Poll::Ready(Ok(()))));
-    // The future is still there.
+    // The future still exists.
     assert_eq!(pool.free(), 1);
     drop(call);
     assert_eq!(pool.free(), 1);
@@ -134,7 +134,7 @@ async fn a_handle_that_is_kept_is_empty_when_the_call_is_over_and_says_so() {
     assert!(error.to_string().ends_with("Seat` is not available: the call that it was lent to is over"), "{error}");
 }
 
-/// What uses it cannot be stopped: it would be used by two otherwise.
+/// A use cannot be interrupted, because the resource would then have two users.
 ///
 /// Shows: O1
 #[tokio::test]
@@ -192,7 +192,7 @@ async fn outside_of_a_layer_and_in_a_task_of_its_own_there_is_none() {
     let service = pool.layer().layer(service_fn(async |()| {
         let seat = resource::current::<Seat>().unwrap();
         assert!(resource::current::<u8>().is_err());
-        // A task is given the handle.
+        // A task gets the handle.
         let used = tokio::spawn(async move {
             let found = resource::current::<Seat>().is_ok();
             (found, seat.get().is_ok())
@@ -225,7 +225,7 @@ async fn calls_that_run_together_have_each_its_own_and_layers_nest() {
     let calls = tokio::join!(service.clone().oneshot(()), service.clone().oneshot(()));
     assert_eq!((calls.0.unwrap(), calls.1.unwrap()), (0, 1));
 
-    // Of two of one type it is the inner one.
+    // Of two resources of one type, the inner one is found.
     let service = numbered.layer(numbered.layer(service_fn(async |()| {
         Ok::<_, Error<Infallible>>(*resource::current::<usize>().unwrap().get().unwrap())
     })));
@@ -259,7 +259,7 @@ async fn what_cleans_up_finds_it_when_a_call_is_dropped_or_answered() {
     }
 }
 
-/// The pool of a request's tenant, from the scope.
+/// The pool of the request's tenant, from the scope.
 ///
 /// Shows: O1
 #[tokio::test]
@@ -309,7 +309,7 @@ async fn who_finds_none_free_waits_in_order_and_who_gives_up_leaves_no_trace() {
         assert_eq!(order.lock().unwrap().last(), Some(&number));
         bell.notify_one();
         assert!(calls[number as usize].as_mut().unwrap().poll().is_ready());
-        // Who came later does not get ahead by asking first.
+        // A later caller does not get ahead by polling first.
         assert!(calls[number as usize + 1..].iter_mut().rev().flatten().all(|call| call.poll().is_pending()));
     }
     assert_eq!(pool.free(), 1);
@@ -327,7 +327,7 @@ async fn past_the_longest_wait_a_call_is_rejected_and_is_in_nobodys_way() {
     let start = Instant::now();
     let (first, late) = tokio::join!(service.clone().oneshot(()), async {
         advance(SECOND / 2).await;
-        // Its second begins now, and the first one gives its resource back in time.
+        // Its second of waiting begins now, and the first call returns its resource in time.
         service.clone().oneshot(()).await
     });
     assert!(first.is_ok() && late.is_ok());
@@ -366,7 +366,7 @@ async fn with_no_time_to_wait_nobody_waits_and_with_all_of_it_everybody_does() {
     assert!(call.poll().is_pending());
     drop(taken);
     assert!(call.poll().is_ready());
-    // A resource that is free is lent, however little time there is to wait.
+    // A free resource is lent, however little time there is to wait.
     pool.layer().max_wait(Duration::ZERO).layer(inner).oneshot(()).await.unwrap();
 }
 
@@ -388,12 +388,12 @@ async fn a_timeout_outside_bounds_the_wait_and_a_breaker_does_not_count_it() {
     assert_eq!((start.elapsed(), circuit.state()), (SECOND, State::Closed));
     drop(taken);
     assert_eq!(pool.free(), 1);
-    // What hangs with a resource is the service's fault.
+    // A call that hangs with its resource counts against the service.
     assert!(service.oneshot(()).await.is_err());
     assert_eq!((circuit.state(), pool.free()), (State::Open, 1));
 }
 
-/// A call that has its resource waits for the service and for nothing on this side.
+/// A call that has its resource waits only for the service.
 ///
 /// Shows: B6
 #[tokio::test(start_paused = true)]
@@ -480,7 +480,7 @@ async fn an_error_of_the_function_is_a_rejection_that_tells_strangers_nothing() 
     assert_eq!(rejection.public_message(), "resource: the resource is unavailable");
 }
 
-/// A body that answers with what is found when it is polled.
+/// A body that yields the resource that it finds when it is polled.
 #[derive(Default)]
 struct Reads(Option<oneshot::Receiver<()>>);
 

@@ -29,7 +29,7 @@ use ziggurat::{
 
 use super::SECOND;
 
-/// One database of one file.
+/// A database in a file.
 struct Database {
     path: PathBuf,
     opened: AtomicU32,
@@ -49,7 +49,7 @@ impl Database {
 
 impl Drop for Database {
     fn drop(&mut self) {
-        // One that could not be opened is not there.
+        // The file does not exist if it could not be opened.
         let _ = std::fs::remove_file(&self.path);
     }
 }
@@ -82,12 +82,12 @@ fn count(db: &Db) -> u32 {
     db.query_row("SELECT count(*) FROM visits", (), |row| row.get(0)).unwrap()
 }
 
-/// How many are free, of those that were made, and how many were made in all.
+/// Returns the number of free connections, and the number of all that were created.
 fn free(pool: &Pool<Database>) -> (usize, u32) {
     (pool.status().available, pool.manager().opened.load(Ordering::SeqCst))
 }
 
-/// The guide's own example fails: its pool raises an error at once for the sixth of ten workers.
+/// Some pools fail at once for the sixth of ten workers.
 ///
 /// Shows: O1, O2
 #[tokio::test]
@@ -100,7 +100,7 @@ async fn ten_workers_on_five_connections_wait_in_order_instead_of_failing() {
         let five = Arc::clone(&first_five);
         async move {
             let db = db();
-            // Nobody goes on before five of them are in here.
+            // No call continues before five of them are inside.
             five.wait().await;
             let work = spawn_blocking(move || {
                 db.execute("INSERT INTO visits VALUES (?1)", [worker]).unwrap();
@@ -116,7 +116,7 @@ async fn ten_workers_on_five_connections_wait_in_order_instead_of_failing() {
     assert_eq!(count(&pool.get().await.unwrap()), 10);
 }
 
-/// As a program has it: set up by its scope, and found there.
+/// As in a program: set up by its scope, and found there.
 fn set_up_pool_of(connections: usize) -> Disposable {
     Disposable::new(
         async move |_: Scope| Ok::<_, Infallible>(pool_of(connections)),
@@ -159,7 +159,7 @@ async fn a_pool_is_closed_with_the_scope_that_set_it_up_and_who_waits_for_it_is_
     let Poll::Ready(outcome) = late.poll() else { panic!("it waits for a pool that is closed") };
     closed(&outcome);
 
-    // Who has one works on, to the end; then it is closed too.
+    // A call that has a connection finishes its work, and then the connection is closed too.
     drop(bells);
     for (left, call) in [1, 0].into_iter().zip(&mut calls) {
         let Poll::Ready(outcome) = call.poll() else { panic!("it was let go") };
@@ -190,10 +190,10 @@ async fn a_connection_that_was_left_in_a_transaction_is_replaced_and_not_used_ag
     assert_eq!(free(&pool), (0, 1));
     drop(dropped);
     assert_eq!(free(&pool), (1, 1));
-    // Rolled back, by another connection's account.
+    // Rolled back, as another connection shows.
     assert_eq!(service.clone().oneshot(false).await.unwrap(), 0);
     assert_eq!(free(&pool), (1, 2));
-    // A good one is used again.
+    // A working connection is reused.
     assert_eq!(service.oneshot(false).await.unwrap(), 0);
     assert_eq!(free(&pool), (1, 2));
 }
@@ -242,7 +242,7 @@ async fn a_query_that_cannot_be_stopped_keeps_its_connection_to_its_end() {
     assert_eq!(free(&pool), (0, 1));
     barrier.wait();
     drop(next);
-    // It comes after what was dropped, on the same connection.
+    // It follows the dropped work, on the same connection.
     assert_eq!(service.oneshot(3).await.unwrap(), 2);
     assert_eq!(free(&pool), (1, 1));
 }

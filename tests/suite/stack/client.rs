@@ -1,4 +1,4 @@
-//! The client's stack, on a paused clock: what it does with its defaults, and without each of its parts.
+//! The client's stack, on a paused clock: with its defaults, and without each of its parts.
 
 use std::{
     convert::Infallible,
@@ -32,7 +32,7 @@ use ziggurat::{
 
 type Failed = Error<&'static str>;
 
-/// What the service does with a call.
+/// The service's reaction to a call.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Behaviour {
     Answers,
@@ -57,7 +57,7 @@ fn service(
     })
 }
 
-/// How often the service was called, how long it took in seconds, and the reason of the rejection.
+/// Returns the number of calls to the service, the time in seconds, and the reason of the rejection.
 async fn one_call<S>(calls: &AtomicU32, stack: S, behaviour: Behaviour) -> (u32, u64, Option<&'static str>)
 where
     S: Service<Behaviour, Response = (), Error = Failed>,
@@ -69,7 +69,7 @@ where
     (calls.load(Ordering::SeqCst) - before, start.elapsed().as_secs(), reason)
 }
 
-/// Lets the other tasks run.
+/// Lets other tasks run until the condition holds.
 async fn until(reached: impl Fn() -> bool) {
     for _ in 0..10_000 {
         if reached() {
@@ -135,7 +135,7 @@ async fn by_default_twenty_five_are_in_flight_fifty_wait_and_the_next_is_rejecte
     assert_eq!(circuit.state(), State::Closed, "who was never sent says nothing about the service");
 }
 
-/// Each part away, and what is no longer done.
+/// Leaves out each part, and checks the missing effect.
 ///
 /// Shows: G4
 #[tokio::test(start_paused = true)]
@@ -215,7 +215,7 @@ async fn over_http_a_503_is_retried_for_a_get_and_a_post_is_sent_once() {
     }
 }
 
-/// A streamed body cannot be copied; what is just outside of the stack keeps it.
+/// A streamed body cannot be copied. A `ReplayLayer` just outside the stack records it.
 #[tokio::test(start_paused = true)]
 async fn with_a_replay_around_it_a_streamed_body_is_sent_again() {
     struct Streamed(Option<Bytes>);
@@ -257,7 +257,7 @@ async fn one_classifier_serves_the_retry_and_the_breaker() {
     assert_eq!(circuit.state(), State::Open, "the settings hold, whatever was chained when");
 }
 
-/// Rule: state belongs to the layer value.
+/// The state belongs to the layer value.
 #[tokio::test(start_paused = true)]
 async fn clones_share_their_state_and_two_values_share_nothing() {
     let calls = Arc::default();
@@ -374,7 +374,7 @@ async fn the_largest_numbers_are_good() {
     assert_eq!(one_call(&calls, stack, Answers).await, (1, 0, None));
 }
 
-/// A body that gives a frame after each pause.
+/// A body that yields a frame after each pause.
 fn trickles(pause: Duration, frames: u32) -> impl Body<Data = Bytes, Error = Infallible> + Default {
     Trickle { left: frames, pause, next: None }
 }

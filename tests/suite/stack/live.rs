@@ -1,4 +1,4 @@
-//! Settings that a scope holds, and that are replaced while the stack works.
+//! Settings in a scope that are replaced while the stack works.
 
 use std::{
     future::pending,
@@ -52,7 +52,7 @@ async fn limits_of_time_change_from_the_next_call_on() {
     change(&app, |settings| settings.timeout(3 * SECOND).attempt_timeout(3 * SECOND));
     assert_eq!(took().await, 3 * SECOND);
 
-    // A call that is under way has the limit that it began with.
+    // A call in flight keeps the limit that it began with.
     let start = Instant::now();
     let under_way = tokio::spawn(stack.clone().oneshot(()));
     tokio::task::yield_now().await;
@@ -78,7 +78,7 @@ async fn settings_that_contradict_each_other_disturb_no_call_and_those_before_th
     gate.set_limit(6);
     change(&app, |settings| settings.timeout(5 * SECOND).attempt_timeout(8 * SECOND).max_in_flight(9));
     assert_eq!(took().await, (9 * SECOND, 6), "nothing of it is taken over");
-    // What is different is so from the settings that were taken over last.
+    // Only differences from the settings that were last applied take effect.
     change(&app, |settings| settings.attempt_timeout(4 * SECOND).max_in_flight(7));
     assert_eq!(took().await, (4 * SECOND, 6));
 }
@@ -107,7 +107,7 @@ async fn other_settings_lose_neither_the_window_nor_an_open_circuit() {
     }
     assert_eq!(circuit.state(), State::Closed);
 
-    // What was counted by the old settings decides by the new ones.
+    // Calls that were counted under the old settings decide by the new ones.
     change(&app, |settings| settings.failure_rate(0.5).open_for(7 * SECOND).max_open_for(7 * SECOND));
     call(false).await.unwrap();
     assert_eq!(circuit.state(), State::Closed);
@@ -199,7 +199,7 @@ async fn other_limits_keep_what_is_in_flight_and_who_waits() {
     tokio::task::yield_now().await;
     assert_eq!((gate.in_flight(), gate.waiting()), (1, 2));
 
-    // The settings are looked at by the next call, which finds room for itself and those who wait.
+    // The next call reads the settings, and finds room for itself and the waiters.
     change(&app, |settings| settings.max_in_flight(4));
     calls.spawn(stack.clone().oneshot(()));
     tokio::task::yield_now().await;
@@ -239,7 +239,7 @@ async fn settings_are_those_of_the_nearest_scope_and_its_parents_are_heard() {
     let billing = billing.with(in_flight(12));
     assert_eq!(limits().await, [12, 21], "a nearer one hides the parent's");
 
-    // What was set by hand stays, also when something else in the scope or in the settings changes.
+    // A setting that was changed by hand stays, even if others in the scope or the settings change.
     layers[0].gate().set_limit(5);
     let billing = billing.with("something else");
     assert_eq!(limits().await, [5, 21]);
@@ -249,7 +249,7 @@ async fn settings_are_those_of_the_nearest_scope_and_its_parents_are_heard() {
     assert_eq!(limits().await, [13, 21]);
 }
 
-/// A client that lies in the state of the very scope that it takes its settings from must not keep that alive for ever.
+/// A client in the state of the scope that its settings come from must not keep that scope alive forever.
 #[tokio::test]
 async fn a_stack_keeps_no_scope_alive_and_its_last_settings_when_that_is_gone() {
     let app = Scope::root("app").with(ClientSettings::default().max_in_flight(3));
@@ -263,7 +263,7 @@ async fn a_stack_keeps_no_scope_alive_and_its_last_settings_when_that_is_gone() 
     assert_eq!(layer.gate().limit(), 3);
 }
 
-/// However many threads look at once: what stays is what was written last, whole.
+/// However many threads apply settings at once, the last ones written remain, whole.
 #[test]
 fn many_threads_end_with_the_last_settings() {
     let app = Scope::root("app").with(ClientSettings::default());

@@ -22,7 +22,7 @@ use ziggurat::{
 
 struct Tenant(String);
 
-/// Tells how many calls are inside, and how many may leave.
+/// Counts the calls inside, and the calls that may leave.
 struct Door {
     entered: Semaphore,
     leave: Semaphore,
@@ -85,7 +85,7 @@ async fn every_request_has_an_id_a_scope_and_a_limit_of_time() {
     assert_eq!(late.status(), StatusCode::GATEWAY_TIMEOUT);
     assert!(late.headers().contains_key("x-request-id"));
 
-    // The caller has less time than that, or as it is changed now: much less.
+    // The caller has less time than that, or much less after this change.
     app.update(|settings: &ServerSettings| settings.timeout(Duration::from_secs(3600))).unwrap();
     assert_eq!(served.ask("/hangs", Some("20m")).await.status(), StatusCode::GATEWAY_TIMEOUT);
 }
@@ -135,7 +135,7 @@ async fn every_part_can_be_replaced_or_left_out() {
     assert_eq!(answer.body(), "acme");
     assert!(!answer.headers().contains_key("x-request-id"));
 
-    // Two at once, and neither is hurried: the door is opened after the second one has come in.
+    // Two calls at once, without time pressure: the door opens after the second one has entered.
     let served = Arc::new(served);
     let calls = [(); 2].map(|()| {
         let served = Arc::clone(&served);

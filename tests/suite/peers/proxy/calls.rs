@@ -62,7 +62,7 @@ async fn what_is_meant_for_one_connection_is_not_passed_on() {
 #[tokio::test]
 async fn an_upstream_that_is_dead_is_a_502_and_then_left_alone() {
     let proxy = proxy(nobody().await).await;
-    // The breaker opens at 20 failures. A POST is three: nobody can have processed it.
+    // The breaker opens at 20 failures. A POST counts as three, because it cannot have been processed.
     let mut statuses = Vec::new();
     for _ in 0..7 {
         let request = Request::post(format!("http://{}/", proxy.address)).body(Full::<Bytes>::default()).unwrap();
@@ -73,7 +73,7 @@ async fn an_upstream_that_is_dead_is_a_502_and_then_left_alone() {
     assert!(statuses.iter().all(|status| *status == (502, false)), "{statuses:?}");
 }
 
-/// Whoever hangs up in the middle of an upload does not open the circuit for the others.
+/// A caller that hangs up in the middle of an upload does not open the circuit for others.
 #[tokio::test]
 async fn a_caller_who_hangs_up_says_nothing_about_the_upstream() {
     let (came, cut) = (Bell::default(), Bell::default());
@@ -109,7 +109,7 @@ async fn a_caller_who_hangs_up_says_nothing_about_the_upstream() {
     assert_eq!(response.status(), StatusCode::OK);
 }
 
-/// Callers who stop in the middle of an upload get a 408, and the others what the upstream answers.
+/// A caller that stops in the middle of an upload gets a 408, and others get the upstream's response.
 ///
 /// Shows: F2
 #[tokio::test]
@@ -121,7 +121,7 @@ async fn callers_who_stall_an_upload_open_no_circuit_for_others() {
     .await;
     let limits = Limits { stalled: Duration::from_millis(100), ..patient() };
     let proxy = proxy_within(upstream.address, limits).await;
-    // More than the calls that a rate needs.
+    // More than the minimum calls of a rate.
     let stalled = (0..30).map(|_| status_of(&proxy, "PUT / HTTP/1.1\r\nhost: here\r\ncontent-length: 10\r\n\r\nfirst"));
     assert_eq!(futures_util::future::join_all(stalled).await, [408; 30]);
     let response =
@@ -129,7 +129,7 @@ async fn callers_who_stall_an_upload_open_no_circuit_for_others() {
     assert_eq!(response.status(), StatusCode::OK);
 }
 
-/// A caller of HTTP/2 who does not read holds its permit no longer than it may, and its response goes on when it reads.
+/// An HTTP/2 caller that does not read loses its permit in time, and its response continues when it reads.
 #[tokio::test]
 async fn a_caller_who_does_not_read_holds_up_no_other() {
     let upstream = serve(tower::service_fn(|request: Request<Incoming>| async move {
@@ -157,7 +157,7 @@ async fn a_caller_who_does_not_read_holds_up_no_other() {
     assert_eq!(soon(unread.collect()).await.unwrap().to_bytes().len(), LARGE);
 }
 
-/// More than the windows of a connection of HTTP/2 hold.
+/// More than the HTTP/2 flow-control windows of a connection.
 const LARGE: usize = 64 << 20;
 
 #[tokio::test]
@@ -177,7 +177,7 @@ async fn what_is_under_way_when_it_stops_is_finished_and_nothing_else_begun() {
     let call = tokio::spawn(ask(request));
     door.entered.heard().await;
     proxy.stop.send(()).unwrap();
-    // It no longer listens once the port can be had again.
+    // It has stopped listening once the port is available again.
     let free = soon(async {
         while TcpListener::bind(proxy.address).await.is_err() {
             tokio::task::yield_now().await;
@@ -191,7 +191,7 @@ async fn what_is_under_way_when_it_stops_is_finished_and_nothing_else_begun() {
     soon(proxy.ended).await.unwrap();
 }
 
-/// An upstream that answers nothing holds neither a permit nor the caller for ever, whatever was sent to it.
+/// An upstream that never responds holds neither a permit nor the caller forever, whatever was sent to it.
 #[tokio::test]
 async fn a_small_request_with_a_body_is_given_up_as_one_without_is() {
     let door = Door::default();
@@ -211,7 +211,7 @@ async fn a_small_request_with_a_body_is_given_up_as_one_without_is() {
     let proxy =
         proxy_within(upstream.address, Limits { total: soon_over, attempt: soon_over, upload: FAR, ..limits }).await;
     let post = |path| Request::post(format!("http://{}{path}", proxy.address));
-    // Nobody knows how much it will be, or it is much: that takes its time.
+    // The size is unknown or large, so the upload takes its time.
     let (_frames, body) = streamed();
     let uploads = [
         tokio::spawn(ask(post("/upload").body(any(body)).unwrap())),

@@ -1,4 +1,4 @@
-//! What a caller may do with a connection, and for how long.
+//! The limits of a caller's connection.
 
 use super::*;
 use ::hyper::client::conn::http2;
@@ -7,7 +7,7 @@ const SOON_OVER: Duration = Duration::from_millis(20);
 const PREFACE: &str = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\u{4}\0\0\0\0\0";
 const ONE: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
 
-/// Half a head is neither waited for, nor does it hold up who wants to stop.
+/// An incomplete head is closed after its limit, and does not delay shutdown.
 #[tokio::test]
 async fn a_connection_without_a_whole_head_is_closed() {
     let upstream = mirror().await;
@@ -17,7 +17,7 @@ async fn a_connection_without_a_whole_head_is_closed() {
         let answer = bytes_of(&proxy, silent).await;
         assert!(!answer.starts_with(b"HTTP"), "{silent:?}");
     }
-    // Half of a second one, too.
+    // An incomplete second one, too.
     let mut stream = TcpStream::connect(proxy.address).await.unwrap();
     stream.write_all(ONE.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
@@ -56,7 +56,7 @@ async fn a_connection_with_a_call_in_flight_is_not_idle() {
         calls.push(tokio::spawn(pooled(version).request(get(proxy.address, "/door"))));
         door.entered.heard().await;
     }
-    // Others are closed meanwhile.
+    // Other connections are closed meanwhile.
     assert_eq!(bytes_of(&proxy, "").await, b"");
     for call in calls {
         door.leave.ring();
@@ -96,7 +96,7 @@ async fn a_connection_without_a_call_makes_room_for_another() {
         let client = pooled(Version::Http1);
         let response = soon(client.request(get(proxy.address, "/"))).await.unwrap();
         drop(soon(response.collect()).await.unwrap());
-        // It was idle for longest; the client's connection, which waits for the next request, came later.
+        // It has been idle longest. The client's connection, which waits for the next request, came later.
         soon(stream.read_to_end(&mut Vec::new())).await.unwrap();
         clients.push(client);
     }
@@ -148,7 +148,7 @@ async fn a_head_of_the_upstreams_that_is_too_large_is_a_502() {
     }
 }
 
-/// An upstream that lets the callers of `/door` wait at the door.
+/// An upstream that holds the callers of `/door` at the door.
 async fn behind(door: &Door) -> Server {
     let door = door.clone();
     serve(tower::service_fn(move |request: Request<Incoming>| {

@@ -1,4 +1,4 @@
-//! What the proxy owes HTTP: which messages are sent on, and in which form.
+//! The proxy's duties by the HTTP specification: which messages it forwards, and in which form.
 
 use super::*;
 use ::hyper::{
@@ -8,7 +8,7 @@ use ::hyper::{
 
 #[tokio::test]
 async fn what_a_proxy_cannot_do_is_not_forwarded() {
-    // Whoever forwards it gets a 502.
+    // A forwarded request gets a 502.
     let nobody = nobody().await;
     let get = "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n";
     let cases = [
@@ -31,7 +31,7 @@ async fn what_a_proxy_cannot_do_is_not_forwarded() {
         ("its own in a second line", format!("{get}via: 1.0 fred\r\nvia: HTTP/1.1\tziggurat\r\n\r\n"), 508),
         ("the end of TRACE", get.replace("GET", "TRACE") + "max-forwards: 0\r\n\r\n", 501),
         ("the end of OPTIONS", get.replace("GET", "OPTIONS") + "max-forwards: 0\r\n\r\n", 200),
-        // These are forwarded, to nobody.
+        // These are forwarded, to an address where nothing listens.
         ("a host", format!("{get}\r\n"), 502),
         ("a host and a port", "GET / HTTP/1.1\r\nhost: [::1]:80\r\nconnection: close\r\n\r\n".into(), 502),
         ("no port after the colon", "GET / HTTP/1.1\r\nhost: a:\r\nconnection: close\r\n\r\n".into(), 502),
@@ -84,7 +84,7 @@ async fn a_request_is_forwarded_as_the_next_hop_has_to_get_it() {
         &["OPTIONS * HTTP/1.1", &host, "via: 1.1 ziggurat", "x-forwarded-host: a"],
     );
     same(lines("GET / HTTP/1.0\nx-forwarded-host: claimed\n").await, &["GET / HTTP/1.1", &host, "via: 1.0 ziggurat"]);
-    // A length beside a coding is not the body's.
+    // A length in addition to a coding is not the body's.
     let chunked = "POST / HTTP/1.1\nhost: a\ncontent-length: 3\ntransfer-encoding: Chunked\nconnection: close\n\n0\n";
     same(
         lines(chunked).await,
@@ -97,7 +97,8 @@ async fn a_request_is_forwarded_as_the_next_hop_has_to_get_it() {
     assert!(seen.contains(&format!("x-forwarded-host: {}\n", proxy.address)), "{seen}");
 }
 
-/// RFC 9113, 8.3.1: they are compared as their scheme means them. A proxy of HTTP/1.1 may have left out `:authority` (RFC 7540, 8.1.2.3).
+/// By RFC 9113, 8.3.1 they are compared by the rules of the scheme. A proxy that converts from HTTP/1.1 may have left
+/// out `:authority` (RFC 7540, 8.1.2.3).
 #[tokio::test]
 async fn in_http2_the_host_has_to_be_that_of_the_authority() {
     let upstream = mirror().await;
@@ -225,7 +226,7 @@ async fn a_body_that_is_no_http_is_a_400_and_says_nothing_about_the_upstream() {
     assert_eq!(status_of(&proxy, "GET / HTTP/1.0\r\n\r\n").await, 200);
 }
 
-/// Neither a password in a target nor a token in a query is for the log.
+/// Neither a password in a target nor a token in a query may be logged.
 #[tokio::test]
 async fn the_log_tells_the_path_and_nothing_that_may_be_a_secret() {
     let log = Log::default();

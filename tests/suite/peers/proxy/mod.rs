@@ -1,4 +1,4 @@
-//! The reverse proxy of the examples, between a client and an upstream of this test's.
+//! The reverse proxy of the examples, between a client and an upstream of the test.
 
 use ::hyper::header::{CONTENT_LENGTH, VIA};
 use tokio::{
@@ -31,7 +31,7 @@ async fn proxy(upstream: SocketAddr) -> Proxy {
     proxy_within(upstream, patient()).await
 }
 
-/// Limits of which none passes.
+/// Limits that never pass.
 fn patient() -> Limits {
     Limits {
         request_head: FAR,
@@ -54,7 +54,7 @@ async fn proxy_within(upstream: SocketAddr, limits: Limits) -> Proxy {
     Proxy { address, stop, ended }
 }
 
-/// All that comes back for these bytes, until the proxy closes the connection.
+/// Returns the bytes that come back, until the proxy closes the connection.
 #[track_caller]
 fn bytes_of<B: AsRef<[u8]>>(to: &Proxy, bytes: B) -> impl Future<Output = Vec<u8>> + use<B> {
     let address = to.address;
@@ -62,27 +62,27 @@ fn bytes_of<B: AsRef<[u8]>>(to: &Proxy, bytes: B) -> impl Future<Output = Vec<u8
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(bytes.as_ref()).await.unwrap();
         let mut answer = Vec::new();
-        // What is closed before all is read is reset; the answer came before that.
+        // Closing a socket with unread data resets it. The response came before that.
         let _ = stream.read_to_end(&mut answer).await;
         answer
     })
 }
 
-/// The same, as text.
+/// Returns the response as text.
 #[track_caller]
 fn exchange<B: AsRef<[u8]>>(to: &Proxy, bytes: B) -> impl Future<Output = String> + use<B> {
     let bytes = bytes_of(to, bytes);
     async { String::from_utf8(bytes.await).unwrap() }
 }
 
-/// The answer's status.
+/// Returns the status of the response.
 #[track_caller]
 fn status_of<B: AsRef<[u8]>>(to: &Proxy, bytes: B) -> impl Future<Output = u16> + use<B> {
     let answer = exchange(to, bytes);
     async { answer.await.split(' ').nth(1).unwrap().parse().unwrap() }
 }
 
-/// Answers with what it sees: a line for the request, and one for each header.
+/// Responds with a line for the request, and one for each header.
 async fn mirror() -> Server {
     serve(tower::service_fn(|request: Request<Incoming>| async move {
         let mut seen = format!("{} {} {:?}\n", request.method(), request.uri(), request.version());

@@ -2,16 +2,16 @@
 
 use super::*;
 
-/// How an upstream ends what it has begun.
+/// How an upstream ends a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ending {
     Closed,
     Reset,
-    /// Never: the proxy has to.
+    /// It does not, so the proxy has to.
     Hangs,
 }
 
-/// An upstream that answers every request with these bytes, and ends its connections in this way when the bell has rung.
+/// An upstream that responds to every request with these bytes, and ends its connections in this way after the bell.
 async fn breaks_off(answer: &'static str, ending: Ending, go: Bell) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -35,7 +35,7 @@ async fn breaks_off(answer: &'static str, ending: Ending, go: Bell) -> SocketAdd
     address
 }
 
-/// Every way in which the length of a body is told, each broken off after its first five bytes.
+/// Each way to state the length of a body, broken off after its first five bytes.
 const BROKEN: [(&str, Ending); 8] = [
     ("HTTP/1.0 200 OK\r\n\r\nfirst", Ending::Reset),
     ("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nfirst", Ending::Reset),
@@ -63,7 +63,7 @@ async fn an_answer_that_breaks_off_never_looks_complete() {
             assert!(next(&mut body).await.unwrap().is_err(), "{version:?} {answer:?} {ending:?}");
         }
 
-        // In HTTP/1.0 the end of the connection is the body's: only a reset tells the two apart.
+        // In HTTP/1.0 the end of the connection is the end of the body. Only a reset distinguishes a truncated one.
         let mut caller = soon(TcpStream::connect(proxy.address)).await.unwrap();
         caller.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
         let mut seen = Vec::new();
@@ -90,7 +90,7 @@ async fn what_an_old_upstream_answers_is_framed_in_the_proxys_own_version() {
         let proxy = proxy(breaks_off(answer, Ending::Closed, go.clone()).await).await;
         go.ring();
         go.ring();
-        // The caller's connection lasts, whatever the upstream does with its own.
+        // The caller's connection stays open, whatever the upstream does with its own.
         let answers = exchange(&proxy, format!("{one}{last}")).await;
         assert_eq!(answers.matches("HTTP/1.1 200 OK\r\n").count(), 2, "{answers}");
         assert_eq!(answers.matches(framing).count(), 2, "{answers}");
