@@ -15,7 +15,7 @@ const BATCH: u64 = 100;
 
 struct Row {
     id: u64,
-    #[expect(dead_code, reason = "it is there to be large")]
+    #[expect(dead_code, reason = "padding")]
     payload: Vec<u8>,
 }
 
@@ -30,7 +30,7 @@ fn rows() -> impl Stream<Item = Row> {
     })
 }
 
-/// Stands for an insert of all rows at once.
+/// Simulates an insert of all rows at once.
 async fn process_batch(batch: Vec<Row>) -> Result<(usize, u64), io::Error> {
     tokio::task::yield_now().await;
     Ok((batch.len(), batch.iter().map(|row| row.id).sum()))

@@ -24,7 +24,7 @@ async fn risky(item: &'static str) -> Result<String, CannotProcess> {
     match item {
         "bad" => return Err(CannotProcess(item)),
         "stuck" => std::future::pending().await,
-        "odd" => panic!("nobody thought of {item}"),
+        "odd" => panic!("unexpected item: {item}"),
         _ => sleep(SECOND / 2).await,
     }
     Ok(format!("processed-{item}"))

@@ -8,7 +8,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
 #[cfg(mistake)]
-#[allow(unused, reason = "one mistake is in at a time")]
+#[allow(unused, reason = "only one mistake is enabled at a time")]
 mod mistakes {
     use std::{convert::Infallible, io, time::Duration};
 

@@ -446,7 +446,7 @@ async fn a_runtime_that_ends_leaves_nobody_waiting_on_another() {
         assert_eq!(under_way.load(SeqCst), 0);
         go.store(true, SeqCst);
         let answers = join_all((0..max_size).map(|number| service.clone().oneshot(number))).await;
-        assert!(answers.into_iter().all(|answer| answer.is_ok()), "nobody joined what was left behind");
+        assert!(answers.into_iter().all(|answer| answer.is_ok()), "a call joined an abandoned batch");
     }
 }
 

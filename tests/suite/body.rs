@@ -45,7 +45,7 @@ fn data(text: &'static str) -> Step {
 }
 
 /// A guard that lives as long as its `Arc`, and records how the body ended.
-struct Held(#[expect(dead_code, reason = "it is there to be dropped")] Arc<()>, Arc<Mutex<Vec<End>>>);
+struct Held(#[expect(dead_code, reason = "kept for its drop")] Arc<()>, Arc<Mutex<Vec<End>>>);
 
 impl Held {
     fn new(guard: &Arc<()>, ends: &Arc<Mutex<Vec<End>>>) -> Self {

@@ -116,7 +116,7 @@ async fn a_delay_begins_with_the_first_poll_and_then_the_service_is_made_ready_a
     let mut call = Box::pin(call);
     tokio::select! {
         biased;
-        _ = &mut call => panic!("answered"),
+        _ = &mut call => panic!("the call completed"),
         () = tokio::time::sleep(SECOND - Duration::from_millis(1)) => assert_eq!((script.calls(), script.ready()), (0, 0)),
     }
     assert_eq!(call.await.unwrap(), 1);

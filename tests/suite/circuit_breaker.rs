@@ -220,7 +220,7 @@ async fn by_default_it_opens_for_at_least_five_seconds_doubling_to_three_hundred
     assert_eq!(circuit.state(), State::Closed);
     call(&mut service, BAD).await.unwrap_err();
     let outcome = call(&mut service, GOOD).await;
-    assert!(refused(&outcome).unwrap().retry_after().unwrap() <= 7 * SECOND + SECOND / 2, "it begins anew");
+    assert!(refused(&outcome).unwrap().retry_after().unwrap() <= 7 * SECOND + SECOND / 2, "the open time starts again");
 }
 
 /// Shows: B3
@@ -598,7 +598,11 @@ async fn a_handle_opens_and_closes_by_hand() {
     circuit.force_open();
     advance(1_000_000 * SECOND).await;
     let outcome = call(&mut service, GOOD).await;
-    assert_eq!(refused(&outcome).unwrap().retry_after(), Some(5 * SECOND), "nobody knows, so the first open time");
+    assert_eq!(
+        refused(&outcome).unwrap().retry_after(),
+        Some(5 * SECOND),
+        "the end is unknown, so it is the first open time"
+    );
     assert_eq!(backend.seen(), (0, 0));
     circuit.close();
     assert!(call(&mut service, GOOD).await.is_ok());
@@ -626,7 +630,7 @@ async fn transitions_can_be_subscribed_to() {
     drop((circuit, service, backend));
     use State::{Closed, HalfOpen, Open};
     let seen = watcher.await.unwrap();
-    assert_eq!(seen, [(Open, HalfOpen), (HalfOpen, Closed), (Closed, Open), (Open, Closed)], "only what came after");
+    assert_eq!(seen, [(Open, HalfOpen), (HalfOpen, Closed), (Closed, Open), (Open, Closed)], "only later transitions");
 }
 
 /// Shows: B7
@@ -984,7 +988,7 @@ async fn a_probe_whose_observer_panics_gives_its_place_back() {
 async fn a_failure_counts_also_if_who_is_told_of_it_panics() {
     let layer =
         CircuitBreakerLayer::consecutive(1).open_for(10 * SECOND).observer(|_: &LayerInfo, event: &LayerEvent<'_>| {
-            assert!(!matches!(event, LayerEvent::Failed), "told of a failure")
+            assert!(!matches!(event, LayerEvent::Failed), "a failure was reported")
         });
     let circuit = layer.handle();
     let mut service = layer.layer(Backend::default());
@@ -1064,7 +1068,7 @@ async fn a_subscriber_hears_of_a_transition_also_if_an_observer_or_another_subsc
         }
     }
     let layer = CircuitBreakerLayer::consecutive(1)
-        .observer(|_: &LayerInfo, event: &LayerEvent<'_>| panic!("told of {event:?}"));
+        .observer(|_: &LayerInfo, event: &LayerEvent<'_>| panic!("observed {event:?}"));
     let circuit = layer.handle();
     let (mut panics, mut hears) = (circuit.subscribe(), circuit.subscribe());
     let bang = std::task::Waker::from(Arc::new(Bang));

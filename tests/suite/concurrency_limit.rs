@@ -98,7 +98,7 @@ async fn all_routes_of_a_router_share_the_limit_and_who_finds_no_room_is_told_50
     assert_eq!(refused.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
 
     bell.notify_one();
-    let Poll::Ready(Ok(answer)) = first.poll() else { panic!("the first was not answered") };
+    let Poll::Ready(Ok(answer)) = first.poll() else { panic!("the first call has no response") };
     assert_eq!((answer.status(), counts(&gate)), (StatusCode::OK, (0, 0)));
 }
 

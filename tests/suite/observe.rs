@@ -115,7 +115,7 @@ async fn a_call_can_last_to_the_end_of_the_body() {
     assert_eq!(taken(&log), [None, Some((Outcome::Cancelled, None, Duration::ZERO))], "its reader was waiting");
 
     drop(service.clone().oneshot(StatusCode::OK).await.unwrap());
-    assert_eq!(taken(&log), [None, Some((Outcome::Success, None, Duration::ZERO))], "nobody wanted it");
+    assert_eq!(taken(&log), [None, Some((Outcome::Success, None, Duration::ZERO))], "no reader was waiting");
 
     let _body = service.oneshot(StatusCode::BAD_GATEWAY).await.unwrap().into_body();
     assert_eq!(taken(&log), [None, Some((Outcome::Failure, None, Duration::ZERO))], "judged before its body");

@@ -464,7 +464,7 @@ async fn an_attempt_that_is_still_being_sent_is_ended_when_the_next_one_begins()
         sender.send("and the rest");
     };
     let both = async { tokio::join!(client.oneshot(put), rest).0.unwrap() };
-    let response = tokio::time::timeout(Duration::from_secs(60), both).await.expect("somebody waits for ever");
+    let response = tokio::time::timeout(Duration::from_secs(60), both).await.expect("a deadlock");
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "first, and the rest");
 }

@@ -207,7 +207,7 @@ async fn of_two_such_layers_the_outer_one_decides() {
 #[test]
 fn the_call_is_gone_before_its_answer_is_handed_out() {
     /// Holds a value until it is dropped, also after it has responded.
-    struct Holds(#[expect(dead_code, reason = "it is there to be dropped")] Arc<()>);
+    struct Holds(#[expect(dead_code, reason = "kept for its drop")] Arc<()>);
     impl Future for Holds {
         type Output = Result<Response<()>, Infallible>;
         fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {

@@ -199,10 +199,10 @@ fn the_call_is_gone_before_its_answer_is_handed_out() {
         let before = Arc::strong_count(held);
         let mut call = TestTask::new(service.oneshot(()));
         assert!(call.poll().is_ready(), "{name}");
-        assert_eq!(Arc::strong_count(held), before - 1, "{name} holds the call that it answered");
+        assert_eq!(Arc::strong_count(held), before - 1, "{name} still holds a completed call");
     }
     /// Holds a value until it is dropped, also after it has responded. The service itself holds one too.
-    struct Holds(#[expect(dead_code, reason = "it is there to be dropped")] Arc<()>);
+    struct Holds(#[expect(dead_code, reason = "kept for its drop")] Arc<()>);
     impl Future for Holds {
         type Output = Result<(), Error<String>>;
         fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
@@ -305,7 +305,7 @@ impl<S: Service<Vec<u64>, Response = u64, Future: Send + 'static>> Service<Vec<u
     }
 }
 
-#[expect(clippy::unnecessary_wraps, reason = "None would go past the cache")]
+#[expect(clippy::unnecessary_wraps, reason = "`None` would bypass the cache")]
 fn key(request: &Request<String>) -> Option<Uri> {
     Some(request.uri().clone())
 }

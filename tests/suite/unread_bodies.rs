@@ -121,7 +121,7 @@ async fn a_permit_that_is_reclaimed_goes_to_the_first_that_waits_and_is_an_event
     let Poll::Ready(Ok(response)) = first.poll() else { panic!("the first did not get the permit") };
     assert_eq!((gate.in_flight(), gate.waiting()), (1, 1));
     drop(stuck);
-    assert!(second.poll().is_pending(), "a permit was given back twice");
+    assert!(second.poll().is_pending(), "a permit was released twice");
     drop(response);
     assert!(second.poll().is_ready());
     assert_eq!(*events.lock().unwrap(), ["queued", "reclaimed", "queued"]);

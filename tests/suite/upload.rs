@@ -258,7 +258,7 @@ async fn a_call_whose_body_fails_is_rejected_at_once() {
         assert!(matches!(ziggurat::rejection(&outcome).unwrap().reason(), Reason::UploadStalled { .. }));
         assert_eq!(start.elapsed(), 2 * SECOND);
     }
-    assert_eq!(*told.lock().unwrap(), [Outcome::Cancelled; 2], "what the service makes of it is not heard");
+    assert_eq!(*told.lock().unwrap(), [Outcome::Cancelled; 2], "the reaction of the service is not observed");
 }
 
 #[tokio::test(start_paused = true)]

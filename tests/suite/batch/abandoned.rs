@@ -234,7 +234,7 @@ fn a_call_that_cannot_go_on_without_its_runtime_fails_for_its_callers() {
                 settle().await;
                 assert_eq!(answers(&mut tasks[..2]), [1, 2]);
             } else {
-                assert_eq!(under_way.load(SeqCst), others, "what the call held is free");
+                assert_eq!(under_way.load(SeqCst), others, "the call released its resources");
                 for task in &mut tasks {
                     let told = "the runtime that the batch was sent on is no longer driven";
                     assert_eq!(shared(&finished(task)), (told.to_owned(), Class::PERMANENT));

@@ -134,7 +134,7 @@ async fn a_capacity_can_be_a_weight() {
     assert!(cache.len() <= 44, "1 + 2 + .. + 44 is 990, and these are the lightest of all: {}", cache.len());
     service.clone().oneshot(5_000).await.unwrap();
     service.clone().oneshot(5_000).await.unwrap();
-    assert_eq!(cache.stats().hits, 0, "what is too heavy is not stored");
+    assert_eq!(cache.stats().hits, 0, "an entry that is too heavy is not stored");
 }
 
 /// Shows: C3

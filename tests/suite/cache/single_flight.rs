@@ -418,7 +418,7 @@ async fn a_failure_by_the_callers_own_deadline_is_not_shared_with_those_who_have
     }
     advance(SECOND).await;
     yield_now().await;
-    assert_eq!(backend.calls(), 2, "who has most time calls");
+    assert_eq!(backend.calls(), 2, "the waiter with the most time calls");
     assert!(ziggurat::rejection(&medium.await.unwrap()).unwrap().is_timed_out());
     assert!(!backend.was_dropped(1), "its call goes on");
     backend.answer(1, ok("done"));

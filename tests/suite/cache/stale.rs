@@ -119,7 +119,7 @@ async fn while_one_fetch_runs_behind_them_all_get_the_stale_answer_at_once() {
         yield_now().await;
     }
     assert_eq!(backend.calls(), 2, "one fetch for all");
-    assert_eq!(cache.len(), 1, "what is stale is still of use");
+    assert_eq!(cache.len(), 1, "a stale entry is still useful");
     backend.answer(1, ok("second"));
     assert_eq!(hit(&service), "first");
     yield_now().await;
@@ -177,7 +177,7 @@ async fn a_fetch_that_fails_is_told_and_leaves_the_stale_answer_and_the_next_one
         advance(INSTANT).await;
     }
     let stats = cache.stats();
-    assert_eq!((stats.stale, stats.refreshes), (6, 3), "a fetch is nobody's answer");
+    assert_eq!((stats.stale, stats.refreshes), (6, 3), "a fetch is neither a hit nor a miss");
     assert_eq!(*told.lock().unwrap(), ["error: down"; 3]);
 }
 
@@ -421,7 +421,7 @@ async fn an_invalidation_beats_a_call_that_was_under_way() {
         forget(&cache);
         let mut new = task(&service, "a");
         assert!(new.poll().is_pending());
-        assert_eq!(backend.calls(), 2 * round + 2, "who comes after it starts a call");
+        assert_eq!(backend.calls(), 2 * round + 2, "a later caller starts a call");
         // Whichever of the two ends last, the older one is never stored.
         backend.answer(2 * round, ok("old"));
         assert_eq!(answered(old.poll()).unwrap(), "old");

@@ -242,7 +242,7 @@ async fn what_cleans_up_finds_it_when_a_call_is_dropped_or_answered() {
             self.0.fetch_add(1, Ordering::SeqCst);
         }
     }
-    struct Answers(bool, #[expect(dead_code, reason = "it is there to be dropped")] RollsBack);
+    struct Answers(bool, #[expect(dead_code, reason = "kept for its drop")] RollsBack);
     impl Future for Answers {
         type Output = Result<(), Error<Infallible>>;
         fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {

@@ -132,7 +132,7 @@ async fn by_default_twenty_five_are_in_flight_fifty_wait_and_the_next_is_rejecte
         assert!(call.await.unwrap_err().is_cancelled());
     }
     assert_eq!((gate.in_flight(), gate.waiting()), (0, 0));
-    assert_eq!(circuit.state(), State::Closed, "who was never sent says nothing about the service");
+    assert_eq!(circuit.state(), State::Closed, "a call that was never sent says nothing about the service");
 }
 
 /// Leaves out each part, and checks the missing effect.

@@ -18,7 +18,7 @@ mod messages;
 mod upstream;
 
 #[path = "../../../../examples/reverse_proxy/main.rs"]
-#[allow(dead_code, reason = "main is for those who run it")]
+#[allow(dead_code, reason = "main runs only in the example")]
 mod reverse_proxy;
 
 struct Proxy {
