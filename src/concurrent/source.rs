@@ -10,7 +10,7 @@ use futures_core::Stream;
 
 /// A source of items: anything that can be iterated over, or a [`Stream`].
 ///
-/// `Kind` tells the two apart and is inferred: [`Iterated`] or [`Streamed`]. A type that is both has to be converted to
+/// `Kind` is [`Iterated`] or [`Streamed`] and is inferred. A type that is both has to be converted to
 /// one of them first, for example with `.into_iter()` in a block of its own.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a source of items: it is neither an iterator nor a `Stream`",

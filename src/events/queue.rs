@@ -5,7 +5,7 @@ use std::{collections::VecDeque, error::Error, fmt, mem};
 /// The capacity that a queue starts with, before it grows.
 const AT_FIRST: usize = 4;
 
-/// What happens to a subscriber whose queue is full when another event is published.
+/// How to handle a subscriber whose queue is full when another event is published.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Lag {

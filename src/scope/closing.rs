@@ -44,8 +44,8 @@ impl Scope {
 
     /// Closes the scope: ends its tasks, closes the scopes inside it, and tears down its values.
     ///
-    /// Everything in the scope is [notified](Scope::cancelled) first. Tasks are awaited, and aborted when the [grace
-    /// period](Scope::grace) is over. Then the scopes inside are closed, and then the values that were set up are torn
+    /// Everything in the scope is [notified](Scope::cancelled) first. Tasks are awaited, and aborted when the grace
+    /// period is over. Then the scopes inside are closed, and then the values that were set up are torn
     /// down, in reverse order.
     ///
     /// All of this happens once, and every caller gets the same result. It runs on a task of the runtime of the first
@@ -91,12 +91,12 @@ impl Scope {
     /// let cancelled = app.cancelled();
     /// let worker = app.spawn(async move {
     ///     tokio::select! {
-    ///         () = cancelled => "told",
+    ///         () = cancelled => "cancelled",
     ///         () = std::future::pending() => "never",
     ///     }
     /// });
     /// app.close().await.unwrap();
-    /// assert_eq!(worker.await.unwrap(), "told");
+    /// assert_eq!(worker.await.unwrap(), "cancelled");
     /// # }
     /// ```
     pub fn cancelled(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
@@ -127,7 +127,7 @@ impl Scope {
         self.end_since(Begun { ending, since: None, is_attended: false });
     }
 
-    /// Starts the closing as `begun` says. Returns what the scope owns, if it owns anything.
+    /// Starts the closing as `begun` says. Returns the [`Owned`] part of the scope, if it has one.
     fn end_since(&self, begun: Begun) -> Option<&Arc<Owned>> {
         let Life::Owns(owned) = self.inner.life.get_or_init(|| Life::Closed) else { return None };
         if let Some(work) = self.begin(owned, begun) {

@@ -67,7 +67,7 @@ impl Error for ScopeError {
     }
 }
 
-/// A failure in one scope. Its [`source`](Error::source) is that of the error of the user's function, if there is one.
+/// A failure in one scope. Its [`source`](Error::source) is that of the error that the set-up or tear-down returned.
 #[derive(Debug, Clone)]
 pub struct ScopeFailure {
     scope: Arc<str>,

@@ -1,4 +1,4 @@
-//! What a scope owns, and whether it is closing.
+//! The life of a scope: the tasks and values that it owns, and whether it is closing.
 //!
 //! Most scopes belong to requests and own nothing. So all of this is created on demand, for a task, a disposable or a
 //! caller that waits for the end. Until then a scope is only its name and its state.
@@ -18,7 +18,7 @@ use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 use super::{Ending, Inner, Scope, catch, error::ScopeError, tear_down::TearDown};
 use crate::{events::EventBus, signal::Signal};
 
-/// Set once: what a scope owns, or that it was closed while it owned nothing.
+/// Set once: the owned part of a scope, or that it was closed while it owned nothing.
 pub(super) enum Life {
     Owns(Arc<Owned>),
     Closed,

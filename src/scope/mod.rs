@@ -11,7 +11,7 @@
 //! struct Tenant(&'static str);
 //!
 //! # #[tokio::main(flavor = "current_thread")] async fn main() {
-//! let app = Scope::root("app").with(Tenant("nobody"));
+//! let app = Scope::root("app").with(Tenant("none"));
 //! let request = app.child("request").with(Tenant("acme"));
 //!
 //! request
@@ -20,7 +20,7 @@
 //!         assert_eq!(*tenant, Tenant("acme"));
 //!     })
 //!     .await;
-//! assert_eq!(*app.get::<Tenant>().unwrap(), Tenant("nobody"));
+//! assert_eq!(*app.get::<Tenant>().unwrap(), Tenant("none"));
 //! # }
 //! ```
 //!
@@ -292,7 +292,7 @@ impl Scope {
         self.inner.state.put(Arc::new(ids));
     }
 
-    /// Returns what the scope owns, or `None` if it was closed before it owned anything.
+    /// Returns the owned part of the scope, or `None` if it was closed before it owned anything.
     fn owned(&self) -> Option<&Arc<Owned>> {
         if let Some(life) = self.inner.life.get() {
             return life.owned();
@@ -387,10 +387,7 @@ pub struct MissingState {
 impl fmt::Display for MissingState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { type_name, scope } = self;
-        write!(
-            f,
-            "the scope `{scope}` holds no `{type_name}`: give it one with `.with(..)`, or ask with `get` or `state`"
-        )
+        write!(f, "the scope `{scope}` holds no `{type_name}`: add one with `.with(..)`, or use `get` or `state`")
     }
 }
 

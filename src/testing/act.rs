@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// What a [`Scripted`](super::Scripted) service does with one call, from its readiness to the end of its response.
+/// The behaviour of a [`Scripted`](super::Scripted) service in one call, from its readiness to the end of its response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub struct Act {

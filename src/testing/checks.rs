@@ -89,7 +89,7 @@ impl Company {
 struct Case {
     past: Past,
     company: Company,
-    /// What the inner service does with the first call, if not `always`.
+    /// The act of the first call, if it differs from `always`.
     once: Option<Act>,
     always: Act,
     /// The number of polls of the response before it is dropped.

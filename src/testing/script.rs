@@ -236,7 +236,7 @@ pub(super) struct ScriptedPanic;
 /// after it has ended.
 pub struct Scripted<A> {
     id: u64,
-    /// What the next call does, from the first poll of its readiness on.
+    /// The act of the next call, taken at the first poll of its readiness.
     act: Option<Started>,
     script: Script,
     answer: A,

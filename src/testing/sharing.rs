@@ -64,7 +64,7 @@ impl Checks<'_> {
         Ok(found)
     }
 
-    /// Returns what a call finds now, over an inner service that follows `act`.
+    /// Makes a call now, over an inner service that follows `act`, and returns how it went.
     pub(super) async fn finds(&self, trial: &Trial<'_>, service: &mut dyn Subject, act: Act) -> Checked<Found> {
         trial.script.always(act);
         let calls = trial.script.calls();
@@ -100,7 +100,7 @@ enum On {
     AnotherLayer,
 }
 
-/// What a call finds: how it ends, and the number of calls of the inner service that it takes.
+/// The outcome of a call: how it ends, and the number of calls of the inner service that it takes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Found {
     how: String,

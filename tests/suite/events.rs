@@ -30,7 +30,7 @@ struct OrderPlaced(u32);
 #[derive(Debug, Clone, PartialEq)]
 struct OrderShipped(u32);
 
-/// What a subscriber finds without waiting.
+/// Polls a subscription once.
 fn now<E: Clone + Send + Sync + 'static>(events: &mut Subscription<E>) -> Poll<Option<Result<E, Lagged>>> {
     Pin::new(events).poll_next(&mut Context::from_waker(Waker::noop()))
 }
@@ -43,13 +43,13 @@ fn next<E: Clone + Send + Sync + 'static>(events: &mut Subscription<E>) -> Resul
     }
 }
 
-/// How many types a bus has subscribers for, as its `Debug` form says.
+/// The number of types with subscribers, from the `Debug` output of the bus.
 fn types(bus: &EventBus) -> String {
     let shown = format!("{bus:?}");
     shown.split_once("types: ").unwrap().1.split_once(',').unwrap().0.to_owned()
 }
 
-/// A bus, and what is reported about its handlers.
+/// A bus, and the reports about its handlers.
 fn observed() -> (EventBus, Arc<Mutex<Vec<String>>>) {
     let reports = Arc::<Mutex<Vec<String>>>::default();
     let told = Arc::clone(&reports);
@@ -116,7 +116,7 @@ async fn who_waits_is_woken_once_for_an_event() {
     assert_eq!(waiting.poll(), Poll::Ready(Some(Ok(OrderPlaced(1)))));
 }
 
-/// A subscriber's copies are its own affair: the publisher makes none, and the last to receive gets the event itself.
+/// The publisher makes no copies: subscribers do, and the last of them gets the event itself.
 ///
 /// Shows: E1
 #[test]
@@ -139,7 +139,7 @@ fn an_event_is_copied_by_those_who_receive_it_and_not_for_the_last() {
     assert_eq!(copies.load(SeqCst), 2);
 }
 
-/// In the guide all buses of the program share the one list of subscribers that lies in their class.
+/// For example, a list of subscribers in a static would be shared by all buses of the program.
 ///
 /// Shows: E4
 #[test]
@@ -184,7 +184,7 @@ async fn a_handler_that_fails_or_panics_is_reported_and_all_go_on() {
     let guards = [
         bus.on(|OrderPlaced(id)| async move { if id < 3 { Err(format!("no stock for {id}")) } else { Ok(()) } }),
         bus.on(|OrderPlaced(id)| async move { assert!(id != 2, "boom in {id}") }),
-        // Before there is a future at all.
+        // Panics before there is a future.
         bus.on(|OrderPlaced(id)| {
             assert!(id != 1, "bang");
             async {}
@@ -215,7 +215,7 @@ async fn a_handler_that_fails_or_panics_is_reported_and_all_go_on() {
     );
 }
 
-/// In the guide an error of a handler ends the publisher, and who publishes in a group of tasks sees a cancellation.
+/// An error of a handler must not end the publisher, or look like a cancellation to a publisher in a group of tasks.
 ///
 /// Shows: E2
 #[tokio::test]
@@ -371,7 +371,7 @@ fn who_publishes_and_waits_waits_for_those_who_block_and_for_no_others() {
     assert_eq!(first.poll(), Poll::Ready(2));
     let mut second = TestTask::new(bus.publish_and_wait(OrderPlaced(2)));
     assert!(second.poll().is_pending());
-    // While it waits, nobody has heard it.
+    // While the publisher waits, no subscriber has received the event.
     assert_eq!(next(&mut lags), Ok(OrderPlaced(1)));
     assert!(now(&mut lags).is_pending());
     assert_eq!(second.times_woken(), 0);
@@ -380,7 +380,7 @@ fn who_publishes_and_waits_waits_for_those_who_block_and_for_no_others() {
     assert_eq!(second.poll(), Poll::Ready(2));
     assert_eq!((next(&mut blocks), next(&mut lags)), (Ok(OrderPlaced(2)), Ok(OrderPlaced(2))));
 
-    // Who does not wait does not wait for these either.
+    // `publish` does not wait for blocking subscribers either.
     bus.publish(OrderPlaced(3));
     assert_eq!(bus.publish(OrderPlaced(4)), 2);
     assert_eq!((next(&mut blocks), next(&mut blocks)), (Err(Lagged::Missed(1)), Ok(OrderPlaced(4))));
@@ -396,7 +396,7 @@ fn those_who_wait_to_publish_do_so_in_turn_and_who_gives_up_leaves_no_trace() {
     for task in &mut waiting {
         assert!(task.poll().is_pending());
     }
-    // The first, whose turn it is, and one from the middle.
+    // The first publisher, which waits for room, and one from the middle.
     drop(waiting.remove(2));
     drop(waiting.remove(0));
     let mut heard = vec![next(&mut events).unwrap().0];
@@ -433,7 +433,7 @@ fn a_wait_for_room_ends_with_the_subscriber_that_has_none_and_with_the_bus() {
     }
 }
 
-/// The subscriber that has no room leaves and subscribes anew: the publishers that waited for it reach it, in their order.
+/// The full subscriber leaves and subscribes anew: the publishers that waited for it reach it, in their order.
 ///
 /// Shows: E3
 #[test]
@@ -450,7 +450,7 @@ fn who_waits_to_publish_reaches_a_subscriber_that_leaves_and_comes_back() {
     assert_eq!(next(&mut back), Ok(OrderPlaced(1)));
     assert_eq!(waiting[1].poll(), Poll::Ready(1));
     assert_eq!(next(&mut back), Ok(OrderPlaced(2)));
-    // Nobody comes back: nobody hears it, and the wait ends.
+    // Without a new subscriber the wait ends, and the event is dropped.
     bus.publish(OrderPlaced(3));
     let mut alone = TestTask::new(bus.publish_and_wait(OrderPlaced(4)));
     assert!(alone.poll().is_pending());
@@ -458,7 +458,7 @@ fn who_waits_to_publish_reaches_a_subscriber_that_leaves_and_comes_back() {
     assert_eq!(alone.poll(), Poll::Ready(0));
 }
 
-/// The compiler refuses a reference where it sees one. It does not where a type parameter stands for it.
+/// The compiler refuses a reference that it sees. It does not see one behind a type parameter.
 ///
 /// Shows: E1
 #[test]
@@ -476,7 +476,7 @@ fn a_reference_is_refused_behind_a_type_parameter_too() {
         let message = panic.downcast_ref::<String>().unwrap();
         assert!(message.starts_with("pass the event by value, not a reference") && message.contains("OrderPlaced"));
     }
-    // What contains a reference is a value, and so is a text.
+    // A type that contains a reference is a value, and so is a string literal.
     let _texts = bus.subscribe::<&'static str>();
     let _others = (bus.subscribe::<Option<&OrderPlaced>>(), bus.subscribe::<&'static [OrderPlaced]>());
     assert_eq!(publish(&bus, Some(&PLACED)) + publish(&bus, "text") + publish(&bus, Box::new(1)), 2);
@@ -516,7 +516,7 @@ async fn the_last_clone_of_a_bus_closes_it() {
     assert_eq!(events.next().await, None);
 }
 
-/// In the guide subscribers that wait together are cancelled together.
+/// Cancelling one of several waiting subscribers must not cancel the others.
 ///
 /// Shows: E4
 #[tokio::test(start_paused = true)]
@@ -538,7 +538,7 @@ async fn a_subscriber_whose_cancellation_cancels_no_other() {
     sleep(Duration::from_secs(1)).await;
     assert_eq!(bus.publish(OrderPlaced(1)), 3);
     sleep(Duration::from_secs(1)).await;
-    // The first in the middle of its wait, the second with an event that it has not seen.
+    // The first in the middle of its wait, the second with an event that it has not seen yet.
     aborts[0].abort();
     sleep(Duration::from_secs(1)).await;
     assert_eq!(bus.publish(OrderPlaced(2)), 2);
@@ -591,7 +591,7 @@ async fn a_handler_may_publish_subscribe_attach_and_close() {
     assert_eq!(heard, [1, 3, 3]);
 }
 
-/// Copies, drops and wakers are code of others: all of them use the bus here, and would wait for ever for a lock that is held.
+/// Copies, drops and wakers are user code. All of them use the bus here, and would deadlock if a lock were held.
 ///
 /// Shows: E2
 #[test]
@@ -629,7 +629,7 @@ fn no_lock_is_held_while_code_of_a_user_runs() {
     for events in [&mut told, &mut dropped] {
         assert!(Pin::new(events).poll_next(&mut Context::from_waker(&waker)).is_pending());
     }
-    // Woken; then one is evicted, and one refused; then the copies; then what is never seen, and who is too late.
+    // First wakers run, then an eviction and a refusal, then copies, then drops of unread and late events.
     assert_eq!(bus.publish(event()), 2);
     assert_eq!(bus.publish(event()), 1);
     assert_eq!(next(&mut told).err(), Some(Lagged::Missed(1)));
@@ -676,7 +676,7 @@ fn nothing_is_left_of_subscribers_that_are_gone_and_of_events_that_nobody_hears(
     for _ in 0..1_000 {
         bus.publish(Arc::clone(&event));
     }
-    // Each is in memory once, whoever waits for it.
+    // Each is in memory once, however many subscribers it waits for.
     assert_eq!(Arc::strong_count(&event), 1 + 3);
     assert_eq!(next(&mut all[0]), Err(Lagged::Missed(997)));
     drop(all);
@@ -684,7 +684,7 @@ fn nothing_is_left_of_subscribers_that_are_gone_and_of_events_that_nobody_hears(
     assert_eq!(types(&bus), "1");
     drop(shipped);
     assert_eq!(types(&bus), "0");
-    // One that was dropped for its lag, and the bus closed around one that is left alone.
+    // A subscriber that was dropped for its lag, and a bus that closes with a single subscriber left.
     let lags = bus.subscribe_with::<Arc<()>>(1, Lag::Drop);
     for _ in 0..3 {
         bus.publish(Arc::clone(&event));
@@ -727,7 +727,7 @@ async fn many_publishers_are_heard_by_all_in_one_order_while_others_come_and_go(
             }
         });
     }
-    // Who comes and goes needs something to hear until it has gone for the last time.
+    // A subscriber that comes and goes needs events to receive until it has left for the last time.
     let until_gone = tokio::spawn({
         let bus = bus.clone();
         async move {
@@ -762,13 +762,13 @@ fn bad_input_is_refused_by_name() {
         let panic = catch_unwind(AssertUnwindSafe(attempt)).unwrap_err();
         assert_eq!(panic.downcast_ref::<&str>(), Some(&message));
     }
-    // And what is no bad input.
+    // The largest capacity is valid.
     let mut all = bus.subscribe_with(usize::MAX, Lag::Block);
     bus.publish(OrderPlaced(1));
     assert_eq!(next(&mut all), Ok(OrderPlaced(1)));
 }
 
-/// Outside of a runtime there is nowhere to handle: that is said, and nobody is left subscribed.
+/// Outside of a runtime no handler can run: `on` panics with a message, and leaves no subscriber behind.
 #[test]
 fn a_handler_needs_a_runtime() {
     let bus = EventBus::new();
@@ -777,7 +777,7 @@ fn a_handler_needs_a_runtime() {
     assert_eq!(bus.publish(OrderPlaced(1)), 0);
 }
 
-/// Bad input: an event that panics when it is dropped, while somebody waits for the room that it takes.
+/// Bad input: an event that panics when it is dropped, while a publisher waits for its place.
 ///
 /// Shows: E3
 #[test]
@@ -799,7 +799,7 @@ fn a_subscriber_whose_events_panic_when_they_are_dropped_still_makes_room() {
     assert_eq!(waiting.poll(), Poll::Ready(0));
 }
 
-/// Bad input: who is told of a handler's failure panics, and so does what the handler panicked with.
+/// Bad input: the observer of a handler's failure panics, and so does the payload of the handler's panic.
 ///
 /// Shows: E2
 #[tokio::test]
@@ -810,7 +810,7 @@ async fn a_handler_goes_on_whatever_panics_around_it() {
             panic!("touched");
         }
     }
-    let bus = EventBus::new().observer(|_: &LayerInfo, event: &LayerEvent<'_>| panic!("told of {event:?}"));
+    let bus = EventBus::new().observer(|_: &LayerInfo, event: &LayerEvent<'_>| panic!("observed {event:?}"));
     let (tell, mut told) = mpsc::unbounded_channel();
     let guard = bus.on(move |OrderPlaced(id)| {
         tell.send(id).unwrap();
@@ -828,7 +828,7 @@ async fn a_handler_goes_on_whatever_panics_around_it() {
     assert_eq!(heard, [1, 2, 3]);
 }
 
-/// Bad input: wakers are code of others.
+/// Bad input: wakers are user code.
 ///
 /// Shows: E2
 #[test]
@@ -857,7 +857,7 @@ fn a_waker_that_panics_keeps_nobody_else_from_hearing_the_event_or_the_end() {
     assert_eq!(next(&mut first), Ok(OrderPlaced(1)));
     bangs(&mut first);
 
-    // Nor does who waits to publish something.
+    // Nor does a publisher that waits.
     let mut slow = bus.subscribe_with::<u32>(1, Lag::Block);
     bus.publish(1_u32);
     let mut waits = pin!(bus.publish_and_wait(2_u32));

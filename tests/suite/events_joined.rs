@@ -40,7 +40,7 @@ async fn who_joins_an_event_waits_until_every_handler_of_it_has_ended() {
         begins.recv().await.unwrap();
         MAY_END.add_permits(1);
     }
-    // The next event is none of its business.
+    // The next event does not count.
     bus.publish(OrderPlaced(8));
     while joined.times_woken() == 0 {
         tokio::task::yield_now().await;
@@ -91,7 +91,7 @@ fn who_joins_an_event_waits_for_no_subscriber_that_misses_it() {
     let (mut lags, falls_behind) = (bus.subscribe_with(1, Lag::Tell), bus.subscribe_with::<OrderPlaced>(1, Lag::Drop));
     let mut joined = [1, 2].map(|id| TestTask::new(bus.publish_and_join(OrderPlaced(id))));
     assert!(joined[0].poll().is_pending());
-    // The first subscriber misses the first event, and the second takes no other.
+    // The first subscriber misses the first event, and the second takes only that one.
     assert!(joined[1].poll().is_pending());
     assert!(joined[0].poll().is_pending());
     drop(falls_behind);
@@ -99,7 +99,7 @@ fn who_joins_an_event_waits_for_no_subscriber_that_misses_it() {
     assert_eq!(TestTask::new(lags.next()).poll(), Poll::Ready(Some(Err(Lagged::Missed(1)))));
     assert_eq!(TestTask::new(lags.next()).poll(), Poll::Ready(Some(Ok(OrderPlaced(2)))));
     assert!(joined[1].poll().is_pending());
-    // The streams end after what waits, and the last one with its subscriber.
+    // The streams end after their backlog, and the last one with its subscriber.
     bus.close();
     assert_eq!(TestTask::new(lags.next()).poll(), Poll::Ready(None));
     assert!(matches!(joined[1].poll(), Poll::Ready(joined) if joined.heard() == 1));
@@ -119,7 +119,7 @@ fn who_joins_an_event_waits_for_room_first_and_has_told_nobody_when_dropped_befo
     assert_eq!(TestTask::new(events.next()).poll(), Poll::Ready(Some(Ok(OrderPlaced(0)))));
     assert!(joined.poll().is_pending());
     assert_eq!(TestTask::new(events.next()).poll(), Poll::Ready(Some(Ok(OrderPlaced(2)))));
-    // It is published: who joined it may leave, and changes nothing.
+    // It is published: dropping the future that joins it changes nothing.
     drop(joined);
     assert!(TestTask::new(events.next()).poll().is_pending());
 }
@@ -132,7 +132,7 @@ async fn who_joins_an_event_waits_no_longer_for_a_handler_that_is_detached_or_wh
     let bus = app.events();
     let mut joined = TestTask::new(bus.publish_and_join(OrderPlaced(1)));
     assert!(joined.poll().is_pending());
-    // The handler was not called yet, and is detached.
+    // The handler was not called yet, and is removed.
     drop(guard);
     assert!(matches!(joined.poll(), Poll::Ready(joined) if joined.heard() == 1));
 
@@ -141,13 +141,13 @@ async fn who_joins_an_event_waits_no_longer_for_a_handler_that_is_detached_or_wh
         tokio::task::yield_now().await;
         app.close().await
     };
-    // The handler is aborted when the grace period of its scope is over.
+    // The handler is aborted at the end of its scope's grace period.
     let (joined, closed) = tokio::join!(bus.publish_and_join(OrderPlaced(2)), closing);
     closed.unwrap();
     assert_eq!(outcome(&joined), (1, vec![]));
 }
 
-/// Bad input: who joins has a waker that panics, and the subscriber is none the wiser.
+/// Bad input: the waker of the joining publisher panics, which must not affect the subscriber.
 ///
 /// Shows: E2
 #[test]

@@ -49,9 +49,9 @@ fn missing_state_is_made_by_default_once_and_stays() {
     let made = request.state::<Setting>();
     assert_eq!(*made, Setting(0));
     assert!(Arc::ptr_eq(&made, &request.state()));
-    // It belongs to the scope that was asked, not to its parents.
+    // The default belongs to the scope that was asked, not to its parents.
     assert_eq!(app.get::<Setting>(), None);
-    // What a parent holds is not made again.
+    // A value that a parent holds is not created again.
     let outer = app.state::<Setting>();
     assert!(Arc::ptr_eq(&outer, &app.child("other").state()));
 }
@@ -75,7 +75,7 @@ fn of_many_that_make_a_default_at_once_all_get_the_same() {
     }
 }
 
-/// A default that asks the scope for other state would deadlock under a lock.
+/// A default that reads other state of the scope would deadlock under a lock.
 ///
 /// Shows: X2
 #[test]
@@ -90,7 +90,7 @@ fn no_lock_is_held_while_a_default_is_made() {
     assert_eq!(scope.enter(|| scope.state::<Nested>().0), 1);
 }
 
-/// Bad input: a scope that is asked for a type it does not hold.
+/// Bad input: a scope is asked for a type that it does not hold.
 ///
 /// Shows: X2
 #[test]
@@ -98,7 +98,7 @@ fn what_is_required_and_missing_is_an_error_with_the_type_and_the_scope() {
     let scope = Scope::root("app").child("request");
     assert_eq!(
         scope.require::<Setting>().unwrap_err().to_string(),
-        "the scope `app/request` holds no `suite::scope::Setting`: give it one with `.with(..)`, or ask with `get` or `state`"
+        "the scope `app/request` holds no `suite::scope::Setting`: add one with `.with(..)`, or use `get` or `state`"
     );
     let changed = scope.update(|old: &Setting| Setting(old.0 + 1));
     assert_eq!(changed.unwrap_err(), scope.require::<Setting>().unwrap_err());
@@ -163,7 +163,7 @@ async fn the_scope_is_current_within_it_and_nowhere_else() {
         let inner = Scope::current().unwrap().child("inner");
         inner.within(async { assert_eq!(Scope::current().unwrap().name(), "inner") }).await;
         assert_eq!(Scope::current().unwrap().name(), "app");
-        // A spawned task has none of its own accord.
+        // A spawned task has no scope by itself.
         assert!(tokio::spawn(async { Scope::current().is_none() }).await.unwrap());
     });
     assert!(Scope::current().is_none());
@@ -244,7 +244,7 @@ async fn a_task_of_a_local_set_does_not_see_the_scope_of_the_call_that_drives_it
         let before = name();
         begin.send(()).unwrap();
         let nobodys = nobodys.await.unwrap();
-        // Also from within: what a task is given, it brings along.
+        // From within it too: a task sees only the scope that it brings along.
         let inner = tokio::task::spawn_local(async move { name() }).await.unwrap();
         (before, nobodys, others.await.unwrap(), inner, name())
     });

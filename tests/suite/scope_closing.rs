@@ -1,4 +1,4 @@
-//! Closing a scope: twice, at once, from within, while it is set up, by nobody.
+//! Closing a scope: twice, concurrently, from within, while it is set up, and on drop.
 
 use std::{
     future::{Future, pending},
@@ -20,7 +20,7 @@ use crate::scope_disposables::{Log, Value, quick, slow, stuck};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Notes when it was told, takes a second, and notes that it ends.
+/// Logs when it is cancelled, takes a second, and logs its end.
 fn polite(scope: &Scope, name: &'static str, log: &Log) {
     let (log, told) = (log.clone(), scope.cancelled());
     drop(scope.spawn(async move {
@@ -45,12 +45,12 @@ async fn tasks_end_before_the_scopes_within_and_these_before_what_was_set_up() {
     app.close().await.unwrap();
     let happened = log.take();
     let (told, ended) = happened.split_at(2);
-    // Who was told first is the scheduler's business, and who ended first.
+    // The scheduler decides which task is cancelled first, and which ends first.
     assert!(told.contains(&"told app".into()) && told.contains(&"told inner".into()), "{happened:?}");
     assert!(ended[..2].contains(&"end app".into()) && ended[..2].contains(&"end inner".into()), "{happened:?}");
     assert_eq!(ended[2..], ["down d in inner", "down c in child", "down b in app", "down a in app"]);
     assert!(child.is_cancelled() && inner.is_cancelled());
-    // Those within hear how it went for them.
+    // The scopes inside get their own results.
     inner.close().await.unwrap();
 }
 
@@ -84,7 +84,7 @@ async fn a_closing_that_is_dropped_loses_no_tear_down() {
     }
 }
 
-/// Takes a second to be torn down.
+/// Takes a second to tear down.
 fn slow_down(name: &'static str, log: &Log) -> Disposable {
     let log = log.clone();
     Disposable::new(
@@ -125,7 +125,7 @@ fn of_many_that_close_a_scope_at_once_all_hear_the_same_and_it_is_torn_down_once
     }
 }
 
-/// Either it was admitted, and is waited for, or it is refused.
+/// A task is either admitted and waited for, or refused.
 ///
 /// Shows: X5
 #[test]
@@ -165,7 +165,7 @@ async fn a_task_can_close_its_own_scope_and_those_around_and_hears_the_result() 
         let log = Log::default();
         let app = Scope::root("app").disposable(stuck("a", &log)).open().await.unwrap();
         let child = app.child("child");
-        // It has to be aborted; the one who closes is not.
+        // This task has to be aborted, the closing one does not.
         let deaf = app.spawn(pending::<()>());
         polite(&app, "other", &log);
         let task = if outer { &child } else { &app }.spawn({
@@ -174,7 +174,7 @@ async fn a_task_can_close_its_own_scope_and_those_around_and_hears_the_result() 
                 sleep(SECOND).await;
                 let closed = app.close().await;
                 log.note("closed");
-                // It goes on.
+                // It runs on.
                 sleep(20 * SECOND).await;
                 assert_eq!(Scope::current().unwrap().get::<Value>().unwrap().0, "a");
                 closed
@@ -183,7 +183,7 @@ async fn a_task_can_close_its_own_scope_and_those_around_and_hears_the_result() 
         let start = Instant::now();
         sleep(SECOND / 2).await;
         app.cancelled().await;
-        // Another one who closes it hears the same.
+        // Another caller gets the same result.
         assert_eq!(app.close().await.unwrap_err().faults().len(), 1);
         assert_eq!(start.elapsed(), 6 * SECOND);
         assert!(deaf.await.is_err());
@@ -208,7 +208,7 @@ async fn a_task_that_has_closed_its_scope_goes_on_in_it() {
     assert_eq!(task.await.unwrap(), "app");
 }
 
-/// Bad input: closed from inside of a tear-down, which the closing awaits.
+/// Bad input: closed from inside a tear-down, which the closing awaits.
 #[tokio::test(start_paused = true)]
 async fn a_tear_down_that_awaits_its_own_closing_gets_an_error_at_once() {
     let log = Log::default();
@@ -227,7 +227,7 @@ async fn a_tear_down_that_awaits_its_own_closing_gets_an_error_at_once() {
     log.take();
     child.close().await.unwrap();
     assert_eq!(log.take()[0], "a tear-down in the scope `app/child` awaits the closing that awaits it");
-    // The tear-down has told the parent, too.
+    // The tear-down has cancelled the parent too.
     assert!(app.is_cancelled());
     app.close().await.unwrap();
     assert_eq!(log.take(), ["down a in app"]);
@@ -262,7 +262,7 @@ async fn a_scope_that_is_closed_while_it_is_set_up_is_undone_and_not_opened() {
     assert_eq!(log.take(), ["up a in app", "down a in app"]);
 }
 
-/// The one who opens it need not be there to see it closed.
+/// The caller that opens a scope need not poll for the scope to close.
 #[tokio::test(start_paused = true)]
 async fn an_opening_that_nobody_polls_does_not_hold_up_a_closing() {
     let log = Log::default();
@@ -287,7 +287,7 @@ async fn a_scope_whose_last_handle_is_dropped_is_closed_on_a_task() {
         async move {
             told.await;
             sleep(SECOND).await;
-            // It is the same scope as before, with all that it has.
+            // It is the same scope as before, with all its parts.
             let scope = Scope::current().unwrap();
             assert_eq!((scope.id(), *scope.get::<u32>().unwrap()), (id, 7));
             assert_eq!(scope.get::<Value>().unwrap().0, "a");
@@ -324,7 +324,7 @@ async fn a_task_does_not_keep_its_scope_and_is_aborted_when_it_does_not_hear() {
     assert_eq!(log.take(), ["down a in app"]);
 }
 
-/// A parent is closed at the same moment in which a child's last handle goes, and while its task is polled.
+/// A parent is closed just when a child's last handle is dropped and while its task is polled.
 #[test]
 fn a_parent_waits_for_a_child_that_was_just_dropped() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
@@ -354,7 +354,7 @@ fn a_parent_waits_for_a_child_that_was_just_dropped() {
     }
 }
 
-/// Nobody hangs when the runtime is gone; what was set up is dropped.
+/// Without a runtime no caller waits for ever, and the values that were set up are dropped.
 #[test]
 fn when_the_runtime_is_gone_a_closing_says_so() {
     let log = Log::default();
@@ -382,7 +382,7 @@ fn when_the_runtime_is_gone_a_closing_says_so() {
     drop(child);
 }
 
-/// A closing that is under way when its runtime goes is heard of elsewhere.
+/// A closing that is cut off by the end of its runtime is reported to callers elsewhere.
 #[test]
 fn a_closing_that_is_cut_off_by_the_end_of_its_runtime_says_so() {
     let log = Log::default();
@@ -399,7 +399,7 @@ fn a_closing_that_is_cut_off_by_the_end_of_its_runtime_says_so() {
     assert!(matches!(error.faults()[1].kind(), ScopeFailureKind::NotTornDown { .. }), "{error}");
 }
 
-/// Each of two tear-downs awaits the closing of the other's scope: the grace period of their own ends the wait.
+/// Each of two tear-downs awaits the closing of the other's scope: the grace period of its own scope ends the wait.
 ///
 /// Shows: X4
 #[tokio::test(start_paused = true)]
@@ -423,12 +423,12 @@ async fn tear_downs_of_two_scopes_that_await_each_other_end_with_their_grace_per
     let error = app.close().await.unwrap_err();
     assert_eq!(begin.elapsed(), 3 * SECOND);
     assert_eq!(error.faults().len(), 2, "{error}");
-    // One of them is the first to give up, and the other may hear that from the closing that it awaits.
+    // One of them gives up first, and the other may get that error from the closing that it awaits.
     let heard = log.take();
     assert!(heard[0].ends_with("was not closed in the grace period of a tear-down that awaits it"), "{heard:?}");
     assert_eq!(heard.len(), 2);
 
-    // One that awaits a scope that closes in time hears how.
+    // A tear-down that awaits a scope which closes in time gets its result.
     let (app, slow) = (Scope::root("app"), Scope::root("slow"));
     let slow = slow.disposable(slow_down("slow", &log)).open().await.unwrap();
     let other = slow.clone();
@@ -436,7 +436,7 @@ async fn tear_downs_of_two_scopes_that_await_each_other_end_with_their_grace_per
     app.disposable(awaits).open().await.unwrap().close().await.unwrap();
 }
 
-/// Where there is nothing to close none is needed.
+/// A scope with nothing to close needs no runtime.
 #[test]
 fn a_scope_that_owns_nothing_is_closed_without_a_runtime() {
     let app = Scope::root("app");
@@ -445,7 +445,7 @@ fn a_scope_that_owns_nothing_is_closed_without_a_runtime() {
     assert!(ziggurat::testing::TestTask::new(cancelled).poll().is_ready());
 }
 
-/// Bad input: wakers are code of others.
+/// Bad input: wakers are user code.
 ///
 /// Shows: X5
 #[tokio::test(start_paused = true)]
@@ -462,7 +462,7 @@ async fn a_waker_that_panics_keeps_neither_the_scope_from_closing_nor_others_fro
     let mut told = pin!(app.cancelled());
     assert!(told.as_mut().poll(&mut Context::from_waker(&bang)).is_pending());
     log.take();
-    // Behind it: others that wait, here and within, for the beginning and for the end.
+    // Behind it: other waiters, of this scope and of a child, for its start and for its end.
     let child = app.child("child");
     let mut told = [app.cancelled(), child.cancelled(), app.cancelled()].map(ziggurat::testing::TestTask::new);
     assert!(told.iter_mut().all(|told| told.poll().is_pending()));

@@ -1,4 +1,4 @@
-//! What a scope sets up, and that exactly this is undone.
+//! A scope undoes exactly the values that it has set up.
 
 use std::{
     error::Error,
@@ -15,7 +15,7 @@ use ziggurat::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What happened, in order.
+/// A log of events, in order.
 #[derive(Clone, Default)]
 pub(super) struct Log(Arc<Mutex<Vec<String>>>);
 
@@ -32,7 +32,7 @@ impl Log {
 #[derive(Debug, PartialEq)]
 pub(super) struct Value(pub(super) &'static str);
 
-/// Takes so long to set up; notes both, and the scope that they happen in.
+/// Takes `time` to set up. Logs set-up and tear-down, with the scope that they run in.
 pub(super) fn slow(name: &'static str, time: Duration, log: &Log) -> Disposable {
     let (up, down) = (log.clone(), log.clone());
     let note = move |log: Log, what: &str| log.note(format!("{what} {name} in {}", Scope::current().unwrap().name()));
@@ -53,7 +53,7 @@ pub(super) fn slow(name: &'static str, time: Duration, log: &Log) -> Disposable 
     )
 }
 
-/// Tells that a set-up was dropped before it was done.
+/// Logs when it is dropped, for example with a set-up that was not completed.
 pub(super) struct OnDrop<'a>(pub(super) &'a Log, pub(super) &'static str);
 
 impl Drop for OnDrop<'_> {
@@ -76,7 +76,7 @@ fn failing(name: &'static str) -> Disposable {
     )
 }
 
-/// Fails, or panics, when it is torn down.
+/// Fails or panics when it is torn down.
 pub(super) fn stuck(name: &'static str, log: &Log) -> Disposable {
     let log = log.clone();
     Disposable::new(
@@ -95,7 +95,7 @@ async fn what_is_set_up_in_order_is_torn_down_in_reverse_once() {
     let log = Log::default();
     let second = log.clone();
     let second = Disposable::new(
-        // What was set up before is there.
+        // The values that were set up before are there.
         async move |scope: Scope| {
             second.note(format_args!("{:?}", scope.require::<Value>()?));
             Ok::<_, Box<dyn Error + Send + Sync>>(7_u32)
@@ -107,7 +107,7 @@ async fn what_is_set_up_in_order_is_torn_down_in_reverse_once() {
     let app = app.open().await.unwrap();
     assert_eq!(log.take(), ["up a in app", "Value(\"a\")", "up c in app"]);
     assert_eq!(*app.get::<u32>().unwrap(), 7);
-    // The later one of a type is seen; both are torn down.
+    // The later value of a type is visible, and both are torn down.
     assert_eq!(*app.get::<Value>().unwrap(), Value("c"));
     app.close().await.unwrap();
     assert_eq!(log.take(), ["down c in app", "down a in app"]);
@@ -146,7 +146,7 @@ async fn explicit_state_goes_before_disposables_and_these_before_the_parents() {
         let child = if early { child } else { child.with(Value("explicit")) };
         let child = child.open().await.unwrap();
         assert_eq!(child.get::<Value>().unwrap().0, "explicit");
-        // It changes what is seen, and not what is torn down.
+        // This changes the visible value, and not the one that is torn down.
         child.update(|_: &Value| Value("updated")).unwrap();
         assert_eq!(child.get::<Value>().unwrap().0, "updated");
         child.close().await.unwrap();
@@ -156,7 +156,7 @@ async fn explicit_state_goes_before_disposables_and_these_before_the_parents() {
     assert_eq!(child.get::<Value>().unwrap().0, "late");
 }
 
-/// The guide's scope that is half made, and leaks what was made of it.
+/// A scope that was opened halfway must not leak the values that it had set up.
 ///
 /// Shows: X4
 #[tokio::test(start_paused = true)]
@@ -207,7 +207,7 @@ async fn a_set_up_that_panics_has_failed() {
         assert_eq!(panic.message(), "no luck");
         assert_eq!(log.take(), ["up a in app", "down a in app"]);
     }
-    // So does one that panics before there is a future.
+    // So does a set-up that panics before there is a future.
     let panics = Disposable::new(
         |_: Scope| -> std::future::Ready<io::Result<Value>> { panic!("at once") },
         |_: Arc<Value>| std::future::ready(()),
@@ -220,7 +220,8 @@ async fn a_set_up_that_panics_has_failed() {
 /// Shows: X4
 #[tokio::test(start_paused = true)]
 async fn an_opening_that_is_dropped_undoes_what_was_set_up() {
-    // Three seconds are needed. Dropped at any time before, all that was set up by then is torn down, and nothing else happens.
+    // The opening takes three seconds. If it is dropped at any time before, exactly the values set up by then are torn
+    // down.
     for (seconds, expected) in [
         (0, &["dropped a"][..]),
         (1, &["up a in app", "dropped b", "down a in app"]),
@@ -235,11 +236,11 @@ async fn an_opening_that_is_dropped_undoes_what_was_set_up() {
             .disposable(slow("c", SECOND, &log));
         let open = tokio::time::timeout(SECOND * seconds + SECOND / 2, opening.open());
         assert!(open.await.is_err());
-        // It is closed on a task; this is how one hears when.
+        // The scope is closed on a task, which this waits for.
         scope.close().await.unwrap();
         assert_eq!(log.take(), expected);
     }
-    // One that is never polled sets nothing up.
+    // An opening that is never polled sets nothing up.
     let log = Log::default();
     drop(Scope::root("app").disposable(quick("a", &log)).open());
     assert!(log.take().is_empty());
@@ -269,7 +270,7 @@ async fn every_failure_of_a_tear_down_is_kept_and_the_others_still_run() {
          the scope `app` could not tear down `suite::scope_disposables::Value`: panicked: panic two; \
          the scope `app` could not tear down `suite::scope_disposables::Value`: one"
     );
-    // Who closes it later hears the same.
+    // A later caller gets the same result.
     assert_eq!(app.close().await.unwrap_err().faults().len(), 3);
     assert!(log.take().is_empty());
 }
@@ -284,7 +285,7 @@ async fn what_fails_while_a_failed_opening_is_undone_hides_nothing() {
     assert_eq!(messages, ["first", "second", "one"]);
 }
 
-/// The guide's disposal error that replaces the body's.
+/// An error of a tear-down must not replace the error of the body.
 ///
 /// Shows: X4
 #[tokio::test(start_paused = true)]
@@ -329,7 +330,7 @@ async fn a_body_runs_in_its_scope_which_is_closed_afterwards() {
     let ran = ran.await.unwrap().into_result();
     assert_eq!(ran.unwrap(), "item");
     assert_eq!(log.take(), ["up a in app", "body", "down a in app"]);
-    // Now it is closed, and cannot run anything more.
+    // Now it is closed, and runs no other body.
     let error = scope.run(async |_: Scope| unreachable!("it is closed")).await.unwrap_err();
     assert!(matches!(error.faults()[0].kind(), ScopeFailureKind::Closed));
 }
@@ -381,7 +382,7 @@ fn outside_of_a_runtime_nothing_is_set_up() {
     let std::task::Poll::Ready(opened) = opening.poll() else { panic!("it hangs") };
     assert_eq!(opened.unwrap_err().to_string(), "the scope `app` has no tokio runtime to open or close in");
     assert!(log.take().is_empty());
-    // Without anything to set up none is needed.
+    // Without anything to set up, no runtime is needed.
     let opening = Scope::root("app").disposables([]).disposables(Vec::new());
     let std::task::Poll::Ready(opened) = ziggurat::testing::TestTask::new(opening.open()).poll() else {
         panic!("it hangs")

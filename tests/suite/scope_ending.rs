@@ -16,7 +16,7 @@ use crate::scope_disposables::Log;
 
 struct Transaction;
 
-/// Notes how the work ended.
+/// Logs how the work ended.
 fn transaction(log: &Log) -> Disposable {
     let log = log.clone();
     Disposable::with_ending(
@@ -51,7 +51,7 @@ async fn a_tear_down_learns_that_the_work_was_cut_off() {
     let run = scope.clone().disposable(transaction(&log)).run(async |_: Scope| pending::<()>().await);
     assert!(tokio::time::timeout(Duration::from_secs(1), run).await.is_err());
     scope.close().await.unwrap();
-    // A scope around is closed, whatever becomes of the body.
+    // A scope around it is closed, whatever the body returns.
     let app = Scope::root("app");
     let mut run =
         TestTask::new(app.child("order").disposable(transaction(&log)).run(async |_: Scope| pending::<()>().await));
@@ -82,7 +82,7 @@ async fn a_tear_down_learns_that_the_scope_did_not_open_and_that_it_was_closed()
     assert_eq!(log.take(), ["Completed"]);
 }
 
-/// The scope of a request: what its handler sets up there learns whether there was a response.
+/// The scope of a request: the values that its handler sets up learn whether there was a response.
 ///
 /// Shows: X4, X8
 #[tokio::test]

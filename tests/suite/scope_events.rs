@@ -24,7 +24,7 @@ const SECOND: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, PartialEq)]
 struct Order(u64);
 
-/// All that is heard until the stream ends.
+/// All events until the stream ends.
 async fn all(mut orders: Subscription<Order>) -> Vec<u64> {
     let mut heard = Vec::new();
     while let Some(order) = orders.next().await {
@@ -84,7 +84,7 @@ async fn what_is_isolated_stays_so_when_it_is_closed() {
     assert_eq!(all(orders).await, []);
 }
 
-/// A handler that waits to publish what it handles itself waits for itself: until its scope is closed, and no longer.
+/// A handler that waits to publish an event of its own type deadlocks, but only until its scope is closed.
 #[tokio::test(start_paused = true)]
 async fn closing_frees_a_handler_that_waits_for_itself() {
     let app = Scope::root("app");
@@ -118,7 +118,7 @@ async fn closing_waits_until_the_handlers_have_handled_what_waits_for_them_in_th
             let list = Arc::clone(&list);
             async move {
                 assert_eq!(Scope::current().unwrap().id(), id);
-                assert!(Deadline::current().is_none(), "that of who attached it is not that of the events");
+                assert!(Deadline::current().is_none(), "a handler does not inherit the deadline of the caller of `on`");
                 sleep(SECOND).await;
                 list.lock().unwrap().push(number);
             }
@@ -146,7 +146,7 @@ async fn a_handler_that_never_ends_has_the_grace_period_and_no_more() {
     guard.finished().await;
 }
 
-/// Nobody has to close it: the last handle that goes does.
+/// Dropping the last handle closes the bus too.
 #[tokio::test]
 async fn the_bus_of_a_scope_that_is_dropped_is_closed() {
     let app = Scope::root("app");
@@ -166,7 +166,7 @@ async fn a_bus_within_is_closed_as_soon_as_a_scope_around_is_and_not_the_other_w
     first.close().await.unwrap();
     assert!(first.events().is_closed() && !outer.is_closed() && !second.events().is_closed());
 
-    // A task that listens to the bus of a scope within ends without the grace period.
+    // A task that reads the bus of a child scope ends without the grace period.
     let listening = app.spawn(all(inner.subscribe()));
     let start = Instant::now();
     app.close().await.unwrap();
@@ -215,7 +215,7 @@ async fn a_handler_can_close_its_scope() {
     assert!(app.is_cancelled());
 }
 
-/// Whoever is first: no bus is left open in a scope that is closed.
+/// Whichever comes first, a closed scope has no open bus.
 #[test]
 fn a_bus_that_is_asked_for_while_the_scope_is_closed_is_closed() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();

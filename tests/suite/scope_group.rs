@@ -1,4 +1,4 @@
-//! Tasks that fail as one.
+//! Groups of tasks that fail together.
 
 use std::{future::pending, io, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::scope_disposables::{Log, OnDrop};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Notes when it is dropped, and never ends.
+/// Logs when it is dropped, and never ends.
 async fn deaf(log: Log, name: &'static str) -> Result<u32, io::Error> {
     let _dropped = OnDrop(&log, name);
     pending().await
@@ -36,7 +36,7 @@ async fn a_group_gives_what_its_body_makes_of_the_values_of_its_tasks() {
     closed.unwrap();
 }
 
-/// Nobody awaits them: the group does, also those that they spawn.
+/// The group waits for tasks whose handles were dropped, and for those that they spawn.
 ///
 /// Shows: X5
 #[tokio::test(start_paused = true)]
@@ -49,7 +49,7 @@ async fn a_group_waits_for_all_its_tasks() {
             sleep(SECOND).await;
             let log = noted.clone();
             drop(inner.spawn(async move {
-                // They are not told to end: the body is done, and they are not.
+                // They are not cancelled: the body has returned, and they run on.
                 assert!(told.now_or_never().is_none());
                 sleep(SECOND).await;
                 log.note("the inner one");
@@ -64,8 +64,8 @@ async fn a_group_waits_for_all_its_tasks() {
     assert_eq!(log.take(), ["the outer one", "the inner one"]);
 }
 
-/// The first failure, of a task that nobody awaits, ends the body and the others, which are dropped when it is
-/// returned.
+/// The first failure, of a task whose handle was dropped, ends the body and the other tasks. They have been dropped
+/// when it is returned.
 ///
 /// Shows: X5
 #[tokio::test(start_paused = true)]
@@ -175,7 +175,7 @@ async fn a_group_whose_scope_is_closed_fails() {
 
     let error = app.child("page").run_group(async |_: Group<io::Error>| Ok(())).await.unwrap_err();
     assert!(error.to_string().contains("is closed"));
-    // Closed by its own body: no task is started any more.
+    // Closed by its own body: no more tasks are started.
     let ran = Scope::root("page").run_group(async |group: Group<io::Error>| {
         group.scope().close().await.unwrap();
         Ok(group.spawn(async { Ok(7) }).await)

@@ -1,5 +1,4 @@
-//! Many scopes, each within the other, and many values of one stage: the stack does not grow, and the work grows in
-//! proportion.
+//! Deeply nested scopes, and many values in one stage: the stack does not grow, and the work grows linearly.
 
 use std::{
     future::Future,
@@ -19,7 +18,7 @@ const DEPTH: usize = 10_000;
 
 struct Held(&'static str);
 
-/// As many scopes as that, each within the one before, and the outermost one.
+/// Creates `depth` scopes, each inside the previous one. Returns the outermost and the innermost.
 fn nested(depth: usize) -> (Scope, Scope) {
     let app = Scope::root("app").with(Held("app"));
     let innermost = (0..depth).fold(app.clone(), |scope, _| scope.child("in"));
@@ -30,7 +29,7 @@ fn held() -> Disposable {
     Disposable::new(async |_: Scope| Ok::<_, io::Error>(()), async |_: Arc<()>| {})
 }
 
-/// On a stack that a call for each scope would use up.
+/// Runs `f` on a stack that a recursive call for each scope would overflow.
 fn on_a_small_stack(f: impl FnOnce() + Send + 'static) {
     thread::Builder::new().stack_size(512 * 1024).spawn(f).unwrap().join().unwrap();
 }
@@ -61,7 +60,7 @@ fn scopes_nest_deeper_than_the_stack_is() {
 #[test]
 fn nested_scopes_are_dropped_one_after_the_other() {
     on_a_small_stack(|| {
-        // Those that own nothing, those that own nothing any more, and those that have to be closed.
+        // Scopes that own nothing, that no longer own anything, and that have to be closed.
         drop(nested(DEPTH));
         let (app, innermost) = nested(DEPTH);
         drop(innermost.cancelled());
@@ -92,7 +91,7 @@ fn nested_scopes_end_one_after_the_other_where_no_runtime_is_left() {
     });
 }
 
-/// Each is woken on its own, and only that one is polled.
+/// Each set-up is woken on its own, and only that one is polled.
 ///
 /// Shows: X4
 #[tokio::test(flavor = "current_thread")]
@@ -118,9 +117,9 @@ async fn values_of_one_stage_are_polled_only_when_they_are_woken() {
     while polls.load(SeqCst) < VALUES {
         tokio::task::yield_now().await;
     }
-    // One after the other: a permit that is given back wakes the next.
+    // One after the other: each released permit wakes the next.
     next.add_permits(1);
     opened.await.unwrap().unwrap().close().await.unwrap();
-    // The first poll, the one that its turn woke it for, and one in which tokio wants others to have theirs.
+    // The first poll, the one after its wake-up, and one in which tokio makes it yield.
     assert!(polls.load(SeqCst) <= 3 * VALUES, "{}", polls.load(SeqCst));
 }

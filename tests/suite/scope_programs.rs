@@ -1,4 +1,4 @@
-//! Random programs of scopes, against a model that says what must have ended by then, and what before what.
+//! Random programs of scopes, against a model that knows what must have ended by when, and in which order.
 
 use std::{collections::BTreeSet, future::pending, io, sync::Arc, time::Duration};
 
@@ -8,14 +8,15 @@ use ziggurat::{Scope, scope::Disposable};
 
 use crate::scope_disposables::Log;
 
-/// How long one set-up takes, and one tear-down.
+/// The time of one set-up, and of one tear-down.
 const STEP: Duration = Duration::from_millis(10);
 
-/// One step of a program. Scopes are named by the order in which they were made, around again.
+/// One step of a program. Scopes are numbered in order of creation, modulo their number.
 #[derive(Debug, Clone)]
 enum Step {
     Child(usize),
-    /// Sets up so many values, one after the other. `fails`: the one that fails, or panics. `dropped`: after so many `open` is dropped.
+    /// Sets up `values` values, one after the other. `fails`: the one that fails or panics. `dropped`: after how many
+    /// of them `open` is dropped.
     Open {
         scope: usize,
         values: usize,
@@ -26,7 +27,7 @@ enum Step {
     Spawn(usize, Kind),
     Close(usize),
     CloseBoth(usize, usize),
-    /// The future is dropped when it was polled once.
+    /// The future is dropped after one poll.
     CloseAndForget(usize),
     CloseFromWithin(usize),
     Drop(usize),
@@ -66,7 +67,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 1..20)
 }
 
-/// What has happened to one thing, which has a number of its own.
+/// An event of one task or value, which has a number of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     Up(usize),
@@ -74,18 +75,18 @@ enum Event {
     TaskEnded(usize),
 }
 
-/// A scope as the model knows it.
+/// The model of a scope.
 #[derive(Default)]
 struct Modelled {
     parent: Option<usize>,
     held: bool,
     closed: bool,
-    // Set up and not torn down, in that order.
+    // Set up and not torn down yet, in that order.
     values: Vec<usize>,
     tasks: Vec<usize>,
 }
 
-/// What one step must lead to: these events, and of these pairs the first before the second.
+/// The expected effect of one step: these events, and of these pairs the first before the second.
 #[derive(Default)]
 struct Expected {
     events: Vec<Event>,
@@ -116,7 +117,7 @@ impl Model {
                 |model: &Self| model.scopes[inner].tasks.iter().map(|task| Event::TaskEnded(*task)).collect::<Vec<_>>();
             let ends = ends(self);
             let downs: Vec<_> = self.scopes[inner].values.iter().rev().map(|value| Event::Down(*value)).collect();
-            // The tasks before the values, these in reverse, and both before the values of every scope around.
+            // The tasks before the values, the values in reverse, and both before the values of every scope around.
             for down in &downs {
                 expected.order.extend(ends.iter().map(|end| (*end, *down)));
             }
@@ -136,9 +137,9 @@ impl Model {
         }
     }
 
-    /// Closes every scope that nobody holds: neither itself, nor one within it.
+    /// Closes every scope without a handle: neither to itself, nor to a scope inside it.
     fn close_what_nobody_holds(&mut self, expected: &mut Expected) {
-        // From the outside in, so that the order between a scope and those within it is known.
+        // From the outside in, because the order between a scope and those inside it is then known.
         for scope in 0..self.scopes.len() {
             if !self.within(scope).into_iter().any(|inner| self.scopes[inner].held) {
                 self.close(scope, expected);
@@ -147,7 +148,7 @@ impl Model {
     }
 }
 
-/// A program, the scopes of it that are held, and the model beside them.
+/// The scopes of a program that are still held, and the model of all of them.
 struct Run {
     log: Log,
     scopes: Vec<Option<Scope>>,
@@ -208,7 +209,7 @@ impl Run {
                 if let (Some((one, first)), Some((other, second))) = (self.held(one), self.held(other)) {
                     let (first, second) = tokio::join!(first.close(), second.close());
                     assert!(first.is_ok() && second.is_ok());
-                    // The outer one first: it knows what comes before what.
+                    // The outer one first, because that fixes the order.
                     self.model.close(one.min(other), &mut expected);
                     self.model.close(one.max(other), &mut expected);
                 }
@@ -252,7 +253,7 @@ impl Run {
     ) {
         let numbers: Vec<_> = (0..values).map(|_| self.thing()).collect();
         let set_up = |(place, number): (usize, &usize)| {
-            // In parallel they are done one after the other too, so that it is known which.
+            // Even in parallel they complete one after the other, so that the order is known.
             let time = if parallel { STEP * u32::try_from(place + 1).unwrap() } else { STEP };
             disposable(*number, time, fails == Some(place), &self.log)
         };
@@ -345,7 +346,7 @@ proptest! {
             let all = steps.iter().cloned().chain((0..20).map(Step::Drop));
             for step in all {
                 let expected = run.step(&step).await;
-                // Whatever goes on by itself is done by then.
+                // Everything that goes on by itself is done by then.
                 sleep(Duration::from_secs(60)).await;
                 check(&run.log.take(), &expected)?;
             }

@@ -1,4 +1,4 @@
-//! In which runtime a scope is closed, and what becomes of it where there is none, or one without time.
+//! The runtime in which a scope is closed, also if there is none, or one without time.
 
 use std::{
     future::{pending, poll_fn},
@@ -16,7 +16,7 @@ use ziggurat::{
 
 struct Connection;
 
-/// Tells in which runtime it is torn down, after it was pending there.
+/// Reports the runtime that it is torn down in, after it was pending there.
 fn connection(told: mpsc::Sender<(Id, Ending)>) -> Disposable {
     Disposable::with_ending(
         async |_: Scope| Ok::<_, io::Error>(Connection),
@@ -32,7 +32,7 @@ fn busy() -> Runtime {
     Builder::new_multi_thread().worker_threads(1).build().unwrap()
 }
 
-/// Runs in `block_on` alone.
+/// Runs only in `block_on`.
 fn idle() -> Runtime {
     Builder::new_current_thread().build().unwrap()
 }
@@ -59,7 +59,7 @@ fn the_last_handle_that_is_dropped_after_the_end_of_its_runtime_closes_the_scope
     assert_eq!(tells.recv(), Ok((other.handle().id(), Ending::Cancelled)));
 }
 
-/// The runtime in which the scope was set up is there, and nobody drives it: who closes the scope does not wait for it.
+/// The runtime in which the scope was set up exists, but is not driven: the caller of `close` does not wait for it.
 ///
 /// Shows: X4
 #[test]
@@ -90,7 +90,7 @@ fn a_closing_that_is_cut_off_in_another_runtime_goes_on_where_the_scope_was_set_
     home.block_on(app.close()).unwrap();
 }
 
-/// No runtime is left: the values are dropped, and whoever closes the scope hears which.
+/// No runtime is left: the values are dropped, and the result of `close` names them.
 ///
 /// Shows: X4
 #[test]

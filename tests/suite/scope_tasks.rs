@@ -22,7 +22,7 @@ use crate::scope_disposables::{Log, Value};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Notes that it was dropped, and in which scope.
+/// Logs that it was dropped, and in which scope.
 struct Dropped(Log);
 
 impl Drop for Dropped {
@@ -34,7 +34,7 @@ impl Drop for Dropped {
     }
 }
 
-/// Goes on for ever, whatever it is told.
+/// Runs for ever, even when it is cancelled.
 fn deaf(scope: &Scope, log: &Log) -> Task<()> {
     let dropped = Dropped(log.clone());
     scope.spawn(async move {
@@ -48,7 +48,7 @@ async fn answers_later((): ()) -> Result<(), Error<Infallible>> {
     Ok(())
 }
 
-/// It works on after the request, and a call in it has all the time that it needs.
+/// The task runs on after the request, so the request's deadline must not end its calls.
 ///
 /// Shows: X5, X7
 #[tokio::test(start_paused = true)]
@@ -66,7 +66,7 @@ async fn a_task_of_a_scope_that_outlives_the_request_has_no_deadline_unless_it_i
     assert_eq!(of_request.await.unwrap(), Some(deadline));
     assert_eq!(inside.unwrap(), Some(deadline));
     assert_eq!(asked_for.await.unwrap(), Some(deadline));
-    // Where the caller runs in no scope, every scope outlives it.
+    // If the caller runs in no scope, every scope outlives it.
     assert_eq!(deadline.within(async { app.spawn(ask()).await }).await.unwrap(), None);
 
     let limit = TimeoutLayer::new(SECOND);
@@ -101,7 +101,7 @@ async fn a_task_runs_in_its_scope_and_is_told_the_callers_deadline() {
     assert!(Scope::current().is_none());
 }
 
-/// The guide turns a handler's error into a cancellation.
+/// An error of a task must not look like a cancellation.
 ///
 /// Shows: X5
 #[tokio::test(start_paused = true)]
@@ -169,7 +169,7 @@ async fn after_the_grace_period_tasks_are_aborted_in_their_scope() {
         assert!(matches!(error, TaskError::Aborted));
         assert_eq!(error.to_string(), "the task was aborted");
     }
-    // One that was never polled is dropped too.
+    // A task that was never polled is dropped too.
     let log = Log::default();
     let app = Scope::root("app").grace(Duration::ZERO);
     drop(deaf(&app, &log));
@@ -216,7 +216,7 @@ async fn in_a_closed_scope_a_task_is_refused() {
     {
         let dropped = Dropped(log.clone());
         let task = scope.spawn(async move { drop(dropped) });
-        // Nothing of it is left, and it is known at once.
+        // Nothing is left of it, and this is known at once.
         assert_eq!(log.take(), ["dropped in none"]);
         assert!(task.is_finished());
         assert_eq!(
@@ -224,7 +224,7 @@ async fn in_a_closed_scope_a_task_is_refused() {
             format!("the task was not started: the scope `{path}` is closed")
         );
     }
-    // And so it is as soon as it is being closed.
+    // Also as soon as the scope starts to close.
     let app = Scope::root("app");
     let refused = app.spawn({
         let told = app.cancelled();
@@ -238,7 +238,7 @@ async fn in_a_closed_scope_a_task_is_refused() {
     assert!(matches!(refused.await.unwrap(), Err(TaskError::Closed(_))));
 }
 
-/// Bad input: nowhere to run.
+/// Bad input: no runtime to run on.
 #[test]
 fn outside_of_a_runtime_a_task_is_refused() {
     let app = Scope::root("app");
@@ -295,7 +295,7 @@ async fn what_waits_for_the_end_of_a_scope_is_told_wherever_it_is_closed() {
     late.cancelled().await;
     assert!(late.is_cancelled() && owns.is_cancelled());
 
-    // A parent goes on.
+    // A parent stays open.
     let app = Scope::root("app");
     let child = app.child("child");
     child.close().await.unwrap();
@@ -303,7 +303,7 @@ async fn what_waits_for_the_end_of_a_scope_is_told_wherever_it_is_closed() {
     child.cancelled().await;
     assert!(testing::TestTask::new(app.cancelled()).poll().is_pending());
 
-    // To wait does not keep it.
+    // Waiting does not keep a scope alive.
     let dropped = Scope::root("app");
     let cancelled = dropped.cancelled();
     drop(dropped);

@@ -49,7 +49,7 @@ enum Step {
     Close,
 }
 
-/// What a subscriber has to see, computed from the list of all steps: each pop looks at everything that happened
+/// The items that a subscriber has to see, computed from the list of all steps: each pop looks at everything that happened
 /// before.
 fn expected(steps: &[Step], capacity: usize, lag: Lag) -> Vec<Next<usize>> {
     let mut seen: Vec<Next<usize>> = Vec::new();

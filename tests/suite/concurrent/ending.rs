@@ -57,7 +57,7 @@ async fn a_failure_is_noticed_while_the_source_is_slow() {
     assert_eq!(start.elapsed(), SECOND);
 }
 
-/// Nothing is started beside an item that has failed already.
+/// No item starts beside one that has failed already.
 ///
 /// Shows: P4
 #[tokio::test(start_paused = true)]
@@ -71,7 +71,7 @@ async fn a_failure_at_once_is_seen_before_anything_else_is_started() {
     assert_eq!(started.get(), 1);
 }
 
-/// All that run end at once, and the task's budget does not last for them: the last one has failed.
+/// All running items end at once, and the task's budget is too small for them: the last one has failed.
 ///
 /// Shows: P4
 #[tokio::test(start_paused = true)]
@@ -88,7 +88,7 @@ async fn no_item_is_started_beside_one_that_has_failed_though_the_budget_is_used
     assert_eq!(started.get(), 250);
 }
 
-/// Items that wake themselves are awake all the time, and more than two of them make `FuturesUnordered` pause.
+/// Items that wake themselves are always awake, and more than two of them make `FuturesUnordered` pause.
 ///
 /// Shows: P4
 #[test]
@@ -128,7 +128,7 @@ fn no_item_is_started_beside_one_that_has_failed_though_others_wake_themselves()
     assert_eq!(started.get(), 250);
 }
 
-/// Each of the first ones goes on only when all are started: one kind wakes itself, the other uses up the task's
+/// Each of the first items goes on only when all are started: one kind wakes itself, the other uses up the task's
 /// budget.
 #[tokio::test(start_paused = true)]
 async fn items_that_never_rest_do_not_keep_others_from_being_started() {
@@ -183,12 +183,12 @@ async fn failures_stand_in_their_places_and_can_be_split_off() {
     assert_eq!(failures, [failed]);
 }
 
-/// A guide's fault: the error of a handler cancelled the others, and what came out was the cancellation.
+/// An error of a handler must come out as it is, and not as the cancellation of the other items.
 ///
 /// Shows: P3, P4
 #[tokio::test(start_paused = true)]
 async fn a_handlers_error_that_turns_into_a_cancellation_stays_that_items_error() {
-    // Even an error that is somebody's cancellation: that of a task which an item waited for.
+    // Even if the error is itself a cancellation: that of a task which the item awaits.
     let handler = |item: u32| async move {
         let task = tokio::spawn(sleep(SECOND));
         if item == 1 {
@@ -203,7 +203,7 @@ async fn a_handlers_error_that_turns_into_a_cancellation_stays_that_items_error(
 
     let first = process_concurrently(0..3, handler).await.unwrap_err();
     assert!(first.index == 1 && first.error().unwrap().is_cancelled());
-    // Whoever waited goes on.
+    // The awaited task runs on.
     sleep(SECOND).await;
 }
 
@@ -217,7 +217,7 @@ fn an_items_error_has_the_original_one_as_its_source() {
     assert_eq!((error.to_string().as_str(), error.source().is_none()), ("item 4 timed out after 1s", true));
 }
 
-/// Bad input: a handler that panics, in the call, in its future, with a message or without, and while it cleans up.
+/// Bad input: a handler that panics in the call, in its future, with or without a message, and during clean-up.
 ///
 /// Shows: P3
 #[tokio::test(start_paused = true)]
@@ -284,7 +284,7 @@ async fn a_panic_is_a_first_failure_too_and_its_future_is_dropped() {
     assert_eq!(alive.count(), 0);
 }
 
-/// Bad input: a source that panics. It is nobody's item, so the whole run panics.
+/// Bad input: a source that panics. The panic belongs to no item, so the whole run panics.
 #[test]
 fn a_panic_of_the_source_comes_out_and_drops_every_item() {
     let alive = Alive::default();
@@ -306,7 +306,7 @@ fn a_panic_of_the_source_comes_out_and_drops_every_item() {
     assert_eq!(alive.count(), 0);
 }
 
-/// It is pending so many times.
+/// Is pending `times` times.
 async fn steps(times: usize) {
     for _ in 0..times {
         tokio::task::yield_now().await;
@@ -372,7 +372,7 @@ fn dropping_it_at_any_poll_point_drops_the_source_and_every_item() {
     assert!(points > 10, "{points}");
 }
 
-/// An item's clean-up at its limit is done before anybody hears of it.
+/// The clean-up of an item that timed out is done before its result is returned.
 ///
 /// Shows: P2
 #[tokio::test(start_paused = true)]
@@ -395,7 +395,8 @@ async fn what_times_out_is_dropped_before_its_error_comes_out() {
     assert_eq!(*log.borrow(), ["cleaned up", "told"]);
 }
 
-/// Bad input: an item that panics while it is dropped beside others. Neither are these kept, nor is the reason replaced.
+/// Bad input: an item that panics while it is dropped beside others. The others are still dropped, and the reason
+/// stays.
 ///
 /// Shows: P4
 #[tokio::test(start_paused = true)]

@@ -36,7 +36,7 @@ async fn a_source_that_ends_at_once_answers_nothing() {
     assert_eq!(ordered.next().await, None);
 }
 
-/// A source that can fail hands its results to the handler.
+/// A source that can fail passes its results to the handler.
 ///
 /// Shows: P4
 #[tokio::test(start_paused = true)]
@@ -59,7 +59,7 @@ async fn a_source_that_never_ends_ends_with_the_first_failure() {
     assert_eq!(outcome.await, Err(ItemError { index: 100, cause: Cause::Failed("enough") }));
 }
 
-/// A source that says a wrong length is believed no longer than until it ends.
+/// A wrong length of a source is believed only until it ends.
 #[tokio::test(start_paused = true)]
 async fn a_source_that_lies_about_its_length_loses_nothing() {
     struct Liar(std::ops::Range<u32>);

@@ -11,7 +11,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-/// Counts what is alive: each ticket is one until it is dropped.
+/// Counts the tickets that are alive.
 #[derive(Clone, Default)]
 struct Alive(Arc<AtomicUsize>);
 

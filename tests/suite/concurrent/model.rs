@@ -1,4 +1,4 @@
-//! A run against a naive model of it, which recomputes every start and end from the list of items.
+//! Runs against a naive model, which recomputes every start and end from the list of items.
 
 use std::{cell::RefCell, time::Duration};
 
@@ -9,7 +9,7 @@ use ziggurat::concurrent::{Cause, ItemError, process_concurrently};
 
 #[derive(Debug, Clone)]
 struct Plan {
-    /// How long each item takes, and how it ends.
+    /// The duration of each item, and how it ends.
     items: Vec<(u64, End)>,
     max_concurrency: usize,
     limit: Option<u64>,
@@ -49,7 +49,7 @@ fn plans() -> impl Strategy<Value = Plan> {
 
 type Outcome = Result<usize, ItemError<&'static str>>;
 
-/// The start, the end and the result of each item, if nothing ends the run.
+/// The start, the end and the result of each item, if no failure ends the run.
 fn model(plan: &Plan) -> Vec<(u64, u64, Outcome)> {
     let mut spans: Vec<(u64, u64, Outcome)> = Vec::new();
     for (index, (time, end)) in plan.items.iter().enumerate() {
@@ -78,7 +78,7 @@ fn model(plan: &Plan) -> Vec<(u64, u64, Outcome)> {
     spans
 }
 
-/// What was seen: the start of each item that started, when each result came, and the most that were in flight.
+/// The observations: when each item started, when each result came, and the highest number of items in flight.
 #[derive(Debug, Default)]
 struct Seen {
     starts: Vec<u64>,
@@ -174,7 +174,8 @@ proptest! {
             let error = first.unwrap_err();
             let expected = &model[error.index];
             prop_assert_eq!((expected.1, &expected.2), (at, &Err(error)));
-            // All that start before it did; of those that would start at the very moment, some may have; none after it.
+            // All items that start before the failure have started, perhaps some that start in the same moment, and
+            // none later.
             let sure = model.iter().filter(|(start, ..)| *start < at).count();
             let may = model.iter().filter(|(start, ..)| *start <= at).count();
             prop_assert!((sure..=may).contains(&seen.starts.len()), "{} started, {sure} to {may}", seen.starts.len());
@@ -187,7 +188,7 @@ proptest! {
             prop_assert_eq!(all, model.into_iter().map(|(.., outcome)| outcome).collect::<Vec<_>>());
             return Ok(());
         }
-        // Of a stream each result comes when its item ends; in order, when all before it have ended too.
+        // A stream returns each result when its item ends; in order, when all items before it have ended too.
         let mut expected: Vec<(u64, Outcome)> = Vec::new();
         for (_, end, outcome) in model {
             let earlier = expected.last().map_or(0, |(at, _)| *at);

@@ -11,7 +11,7 @@ use ziggurat::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Ends in a way of its own, for each item.
+/// Ends in a different way for each item.
 async fn various(item: u32) -> Result<u32, &'static str> {
     match item % 4 {
         1 => return Err("failed"),
@@ -45,7 +45,7 @@ async fn a_summary_tells_what_became_of_the_items_and_how_long_it_took() {
     assert_eq!(counts(stream.summary()), ([3, 2, 2, 2], 2 * SECOND));
 }
 
-/// Its clock starts at the first poll.
+/// The clock starts at the first poll.
 ///
 /// Shows: P5
 #[tokio::test(start_paused = true)]
@@ -71,7 +71,7 @@ async fn progress_is_told_after_each_item() {
     assert_eq!(told, expected.map(|(finished, elapsed)| (finished, Some(4), None, elapsed)));
 }
 
-/// The batches that were told of, and when, in seconds.
+/// The reported batches, with the seconds at which they were reported.
 async fn batches(
     source: impl tokio_stream::Stream<Item = u64> + Unpin,
     sliding: bool,
@@ -125,7 +125,7 @@ async fn a_last_batch_of_a_source_of_unknown_length_is_told_when_that_ends() {
     let (told, _) = batches(unknown(vec![1, 1]), false).await;
     assert_eq!(told, [("batch 1", 1)].map(|(told, at)| (told.to_owned(), at)));
 
-    // The items were done before the source said that it has no more.
+    // The items are done before the source reports its end.
     let slow_to_end = generate(|items| async move {
         for item in [0, 0, 0] {
             items.send(item).await.unwrap();

@@ -1,4 +1,4 @@
-//! What runs when: the limits of concurrency and of time, and over what.
+//! Scheduling: the limits of concurrency and of time.
 
 use std::{
     cell::{Cell, RefCell},
@@ -90,7 +90,7 @@ async fn the_source_is_asked_for_no_more_than_can_be_worked_on() {
         assert!(pulled.get() <= usize::try_from(expected).unwrap() + 4, "{pulled:?}");
     }
 
-    // In order, what waits for an earlier one has a place too: nothing beyond the fourth is started before the first has ended.
+    // In order, an item that waits for an earlier one takes a place: only four start before the first has ended.
     pulled.set(0);
     let first_is_slowest = |item: u64| slow(10 - item.min(10));
     let mut results = process_concurrently(source(), first_is_slowest).max_concurrency(4).ordered();
@@ -115,7 +115,7 @@ async fn streams_give_results_as_they_come_or_in_order() {
     assert_eq!(results.size_hint(), (2, Some(2)));
 }
 
-/// Each call waits for its own clone to be ready, and only that one is called.
+/// Each call waits for its own clone to be ready, and calls only that one.
 ///
 /// Shows: P1
 #[tokio::test(start_paused = true)]
@@ -150,7 +150,7 @@ async fn over_a_service_each_call_waits_for_the_readiness_of_its_own_clone() {
     assert_eq!(results, [10, 20, 30, 40]);
     assert_eq!(start.elapsed(), 2 * SECOND);
 
-    // The wait counts for the item's limit.
+    // The wait counts towards the item's limit.
     let slow = call_concurrently([1], Slow::default()).timeout_per_item(SECOND / 2).await.unwrap_err();
     assert_eq!(slow.cause, Cause::TimedOut { limit: SECOND / 2 });
 }
@@ -211,7 +211,7 @@ async fn an_items_limit_is_the_deadline_of_what_runs_in_it_and_leaves_an_earlier
     let remaining = |_| async { Ok::<_, Infallible>(Deadline::current().unwrap().remaining()) };
     assert_eq!(process_concurrently([()], remaining).timeout_per_item(SECOND).await.unwrap(), [SECOND]);
 
-    // The run lies within a shorter limit: that one ends it all, and is no item's failure.
+    // The run is inside a shorter limit, which ends the whole run, and not as a failure of an item.
     let service = ServiceBuilder::new().layer(TimeoutLayer::new(SECOND)).service(service_fn(|()| async {
         let items = process_concurrently([()], |()| sleep_for_ever()).timeout_per_item(SECOND).continue_on_error();
         Ok::<_, Error<Infallible>>(items.await)
@@ -237,7 +237,7 @@ async fn items_run_within_the_callers_scope() {
     assert_eq!(names.await.unwrap(), ["app"; 3]);
 }
 
-/// A guide's fault: what was made once to be awaited was awaited again, and was spent. Here the future comes from a function.
+/// Futures come from a function. A future that was created once could not be awaited again.
 ///
 /// Shows: R9, P1
 #[tokio::test(start_paused = true)]
@@ -264,7 +264,7 @@ async fn a_run_can_be_spawned_and_so_can_its_streams() {
     assert_eq!(stream.await.unwrap(), [Ok(1), Ok(2)]);
 }
 
-/// All items are ready at once, and still others get their turn.
+/// All items are ready at once, and other tasks still get their turn.
 #[tokio::test]
 async fn a_run_that_is_never_pending_does_not_keep_the_thread_for_itself() {
     let other = tokio::spawn(async {});
@@ -280,7 +280,7 @@ async fn a_run_that_is_never_pending_does_not_keep_the_thread_for_itself() {
     assert!(seen.get().unwrap() < 1_000, "{seen:?}");
 }
 
-/// Bad input: a source without an end that is always ready, and no limit.
+/// Bad input: an endless source that is always ready, and no limit.
 #[test]
 fn without_a_limit_a_source_that_never_ends_is_not_read_for_ever_in_one_poll() {
     let mut run = TestTask::new(
@@ -292,7 +292,7 @@ fn without_a_limit_a_source_that_never_ends_is_not_read_for_ever_in_one_poll() {
     assert_eq!(run.times_woken(), 2);
 }
 
-/// An item that a carried deadline ends says so, and not that it had no time.
+/// An item that is ended by an inherited deadline reports that, and not its own limit.
 #[tokio::test(start_paused = true)]
 async fn an_item_that_the_surrounding_deadline_ends_names_it() {
     let run = process_concurrently([()], |()| std::future::pending::<Result<(), ()>>())

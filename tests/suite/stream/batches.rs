@@ -12,7 +12,7 @@ use ziggurat::stream::{Stream, StreamExt as _, generate};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Gives each item after the pause before it, and ends after the last pause.
+/// Returns each item after the pause before it, and ends after the last pause.
 fn paced<T>(items: Vec<(u64, T)>, last: u64) -> impl Stream<Item = T> + Unpin {
     Box::pin(generate(move |sender| async move {
         for (pause, item) in items {
@@ -49,7 +49,7 @@ async fn the_timer_of_a_batch_starts_at_its_first_item() {
     let mut batches = source.batches_within(3, SECOND);
     assert_eq!(batches.next().await, Some(vec![1, 2]));
     assert_eq!(start.elapsed(), 6 * SECOND);
-    // The next batch's first item came at 6.8 s, and it is not full.
+    // The next batch's first item came at 6.8 s, and that batch is not full.
     assert_eq!(batches.next().await, Some(vec![3, 4]));
     assert_eq!(start.elapsed(), Duration::from_millis(7_800));
     assert_eq!(batches.next().await, None);
@@ -65,7 +65,7 @@ async fn with_no_time_a_batch_is_what_is_ready() {
     assert_eq!(all, [vec![0, 1, 2, 3, 4]]);
 }
 
-/// Bad input: every duration is a good one.
+/// Bad input: any duration is valid.
 #[tokio::test(start_paused = true)]
 async fn the_longest_time_never_ends_a_batch() {
     let source = paced(vec![(0, 1), (1_000_000_000, 2)], 0);
@@ -79,7 +79,7 @@ async fn an_error_of_the_source_comes_after_the_items_before_it() {
     let expected = [Ok(vec![1, 2]), Ok(vec![3]), Err("lost"), Err("again"), Ok(vec![4])];
     assert_eq!(source().try_batches(2).collect::<Vec<_>>().await, expected);
     assert_eq!(source().try_batches_within(2, SECOND).collect::<Vec<_>>().await, expected);
-    // In a plain batch it stands where it was.
+    // A plain batch holds the error in its place.
     assert_eq!(source().batches(4).next().await, Some(vec![Ok(1), Ok(2), Ok(3), Err("lost")]));
 }
 
@@ -95,7 +95,7 @@ async fn an_error_ends_a_batch_before_its_time() {
     assert_eq!(start.elapsed(), Duration::ZERO);
 }
 
-/// Who waits may give up and come back.
+/// A reader may stop waiting and come back.
 ///
 /// Shows: S2
 #[tokio::test(start_paused = true)]
@@ -107,7 +107,7 @@ async fn a_wait_that_is_given_up_loses_no_item_and_no_time() {
     assert_eq!(start.elapsed(), SECOND);
 }
 
-/// Bad input: a source that is always ready and never ends, and a batch that is never full.
+/// Bad input: an endless source that is always ready, and a batch that is never full.
 ///
 /// Shows: S2
 #[tokio::test]
@@ -138,10 +138,10 @@ fn how_many_batches_there_will_be_is_known_where_the_source_knows_its_length() {
     assert_eq!(iter(0_u64..).batches(3).size_hint().1, None);
 }
 
-/// A batch: when it came, and what was in it.
+/// A batch: when it came, and its values.
 type Came = (u64, Result<Vec<usize>, usize>);
 
-/// What the batches of such a source are, from the times at which its items come: recomputed from the list.
+/// The batches of a source whose items come at these times, recomputed from the list.
 fn model(items: &[(u64, bool)], last: u64, size: usize, within: Option<u64>) -> Vec<Came> {
     let mut came: Vec<Came> = Vec::new();
     let mut begun: Vec<(u64, usize)> = Vec::new();
@@ -150,7 +150,7 @@ fn model(items: &[(u64, bool)], last: u64, size: usize, within: Option<u64>) -> 
     let indices = |begun: &mut Vec<(u64, usize)>| begun.drain(..).map(|(_, index)| index).collect::<Vec<_>>();
     for (index, (pause, is_error)) in items.iter().enumerate() {
         now += pause;
-        // An item that is there in the same moment as the end of the batch's time is still in it, if nothing was waited for.
+        // An item that comes in the moment in which the batch's time ends is still in it, if there was no wait.
         if let Some(due) = due(&begun)
             && (due < now || (due == now && *pause > 0))
         {
@@ -182,7 +182,7 @@ proptest! {
     /// Shows: S2
     #[test]
     fn batches_are_what_the_model_says_and_together_they_are_the_source(
-        // Odd pauses and even times: then no item comes in the very moment in which a time ends.
+        // Odd pauses and even times, so that no item comes in the moment in which a time ends.
         pauses in vec((prop_oneof![2 => Just(0), 3 => (0..20_u64).prop_map(|half| half * 40 + 1)], prop::bool::weighted(0.1)), 0..30),
         last in 0..500_u64,
         size in 1..6_usize,

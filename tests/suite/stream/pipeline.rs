@@ -8,7 +8,7 @@ use ziggurat::{
     stream::StreamExt as _,
 };
 
-/// Counts those that are alive.
+/// Counts the rows that are alive.
 struct Row(Rc<Cell<(usize, usize)>>);
 
 impl Row {
@@ -26,7 +26,8 @@ impl Drop for Row {
     }
 }
 
-/// A million rows, a hundred at a time, told of every 1000; at no time are more of them alive than four batches are.
+/// A million rows in batches of a hundred, with a report every 1000. At no time are more rows alive than four batches
+/// hold.
 ///
 /// Shows: S3, S4, P5, P6
 #[tokio::test]

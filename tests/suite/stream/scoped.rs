@@ -23,7 +23,7 @@ fn current() -> Option<String> {
     Scope::current().map(|scope| scope.name().to_owned())
 }
 
-/// Its clean-up says in which scope it ran.
+/// Logs the scope that its clean-up ran in.
 struct CleanUp(Arc<Mutex<Vec<Option<String>>>>);
 
 impl Drop for CleanUp {
@@ -32,7 +32,7 @@ impl Drop for CleanUp {
     }
 }
 
-/// Says in which scope it runs, before and after each pause.
+/// Logs the scope that it runs in, before and after each pause.
 fn generator(log: &Arc<Mutex<Vec<Option<String>>>>) -> impl Stream<Item = Option<String>> + use<> {
     let clean_up = CleanUp(Arc::clone(log));
     generate(|names| async move {
@@ -46,7 +46,7 @@ fn generator(log: &Arc<Mutex<Vec<Option<String>>>>) -> impl Stream<Item = Option
     })
 }
 
-/// A guide's fault: a generator that opened a scope left it open for whoever read it.
+/// A generator that enters a scope must not leave its reader in that scope.
 ///
 /// Shows: S1
 #[tokio::test(start_paused = true)]
@@ -58,11 +58,11 @@ async fn a_scope_that_leaks_out_of_a_stream_is_the_streams_alone() {
     while let Some(name) = stream.next().await {
         assert_eq!((name, current()), (inside.clone(), None));
     }
-    // It was cleaned up when it ended, not when its reader got to drop it.
+    // It was cleaned up when it ended, and not when its reader dropped it.
     assert_eq!(log.lock().unwrap().as_slice(), std::slice::from_ref(&inside));
     assert_eq!(stream.next().await, None);
 
-    // Two at once, read by turns within a third scope: each sees its own.
+    // Two at once, read in turn within a third scope: each sees its own.
     let read = async {
         let one = Scope::root("one");
         let two = Scope::root("two");
@@ -93,7 +93,8 @@ async fn a_stream_that_is_dropped_early_cleans_up_inside_its_scope() {
     }
 }
 
-/// What was set up for a stream alone is torn down with it, whether it ends or is dropped before, and though its reader stays.
+/// A value that was set up for a stream alone is torn down with it, whether it ends or is dropped before, and while its
+/// reader lives on.
 ///
 /// Shows: S1
 #[tokio::test(start_paused = true)]
@@ -111,7 +112,7 @@ async fn a_scope_that_only_its_stream_holds_is_closed_with_the_stream() {
         }
         assert!(log.lock().unwrap().is_empty());
         let stream = (items == 4).then_some(stream);
-        // It is closed on a task.
+        // The scope is closed on a task.
         sleep(Duration::from_secs(60)).await;
         assert_eq!(*log.lock().unwrap(), [Some("stream".to_owned())]);
         drop(stream);
@@ -127,7 +128,7 @@ fn the_scope_is_gone_after_a_panic_in_the_stream() {
     assert_eq!(current(), None);
 }
 
-/// What is processed concurrently is read by the processing, and runs in the reader's scope.
+/// The source of a run is polled in its own scope, and the items run in the caller's scope.
 ///
 /// Shows: S1, P1
 #[tokio::test(start_paused = true)]

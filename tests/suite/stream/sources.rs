@@ -1,4 +1,4 @@
-//! Streams that are written to, and two streams as one.
+//! Streams that are written to, and merged streams.
 
 use std::{
     cell::{Cell, RefCell},
@@ -123,7 +123,7 @@ async fn a_generator_ends_with_its_producer_though_a_sender_is_alive_elsewhere()
     assert_eq!(stream.next().await, Some(1));
     let mut closed = TestTask::new(elsewhere.closed());
     assert!(closed.poll().is_pending());
-    // It is offered before the producer ends, and taken after it.
+    // The item is offered before the producer ends, and taken after it.
     let mut last = TestTask::new(elsewhere.send(2));
     assert!(last.poll().is_pending());
     assert_eq!(stream.next().await, Some(2));
@@ -194,7 +194,7 @@ async fn an_error_of_a_producer_is_the_last_item_after_those_before_it() {
     let error = "two".parse::<u32>().unwrap_err();
     assert_eq!(lines(["1", "two", "3"]).collect::<Vec<_>>().await, [Ok(1), Err(error.clone())]);
 
-    // Also after an item that was offered elsewhere by then; and nothing follows it.
+    // Also after an item that was offered elsewhere by then; nothing follows the error.
     let elsewhere = RefCell::new(None);
     let mut stream = Box::pin(try_generate(|numbers| {
         elsewhere.replace(Some(numbers));
@@ -231,7 +231,7 @@ async fn senders_on_many_threads_hand_over_every_item_once_and_in_order() {
     assert_eq!(next, [250; 4]);
 }
 
-/// A sender that always has something does not keep the producer from its end.
+/// A sender that always has an item does not keep the producer from ending.
 ///
 /// Shows: S1
 #[tokio::test(start_paused = true)]
@@ -328,10 +328,10 @@ async fn or_until_either_has_and_the_other_is_dropped() {
 async fn until_either_has_ended_there_is_no_item_beside_an_empty_stream() {
     assert_eq!(merge(iter([1, 2]), empty()).until_either_ends().next().await, None);
     assert_eq!(merge(empty(), iter([1, 2])).until_either_ends().next().await, None);
-    // Nor after the last item of a stream that knows that it was the last.
+    // Nor after the last item of a stream that knows it was the last.
     let both = merge(iter([1, 3]), iter([2, 4, 6])).until_either_ends();
     assert_eq!(both.collect::<Vec<_>>().await, [1, 2, 3]);
-    // A stream that does not know is asked in its turn.
+    // A stream that does not know is polled in its turn.
     let silent = merge(generate(|_: Sender<u32>| async {}), iter([1, 2])).until_either_ends();
     let mut silent = std::pin::pin!(silent);
     assert_eq!(silent.next().await, None);

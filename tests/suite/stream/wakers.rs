@@ -12,7 +12,7 @@ use std::{
 
 use ziggurat::stream::{Sender, Stream, generate};
 
-/// Panics when it is dropped without having been woken; counts how often it was woken.
+/// Panics when it is dropped without having been woken, and counts its wake-ups.
 struct Bang(Arc<AtomicUsize>);
 
 impl Wake for Bang {
@@ -39,7 +39,7 @@ fn silent() -> (Pin<Box<impl Stream<Item = u32>>>, Sender<u32>) {
     (stream, sender)
 }
 
-/// What it keeps of the waker is the last of it, and how often that is woken.
+/// Polls with a waker that panics on drop. The callee holds its last clone. Also returns the count of its wake-ups.
 fn poll_with_bang<T>(poll: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> (Poll<T>, Arc<AtomicUsize>) {
     let woken = Arc::new(AtomicUsize::new(0));
     let waker = Waker::from(Arc::new(Bang(Arc::clone(&woken))));
@@ -54,10 +54,10 @@ fn a_sender_whose_old_waker_panics_in_its_drop_still_takes_its_item_back() {
     let mut send = Box::pin(sender.send(7));
     let (polled, woken) = poll_with_bang(|cx| send.as_mut().poll(cx));
     assert!(polled.is_pending());
-    // It panics here, when another waker takes its place.
+    // It panics here, when another waker replaces it.
     assert!(send.as_mut().poll(&mut cx).is_pending());
     assert_eq!(woken.load(Ordering::SeqCst), 0);
-    // And here, when the item is taken back.
+    // And here, when the item is withdrawn.
     assert!(poll_with_bang(|cx| send.as_mut().poll(cx)).0.is_pending());
     drop(send);
     assert!(stream.as_mut().poll_next(&mut cx).is_pending());
