@@ -304,11 +304,9 @@ impl Checks<'_> {
         let without = self.trial();
         self.live_through(&without, past).await?;
         let expected = self.finds(&without, without.service()?.as_mut(), Act::answer()).await?;
-        trial.demand(
-            Law::Release,
-            found == expected,
-            || "right after a dropped call, another one finds {found:?}\n  without the dropped call: {expected:?}",
-        )
+        trial.demand(Law::Release, found == expected, || {
+            format!("right after a dropped call, another one finds {found:?}\n  without the dropped call: {expected:?}")
+        })
     }
 
     async fn live_through(&self, trial: &Trial<'_>, past: Past) -> Checked {
