@@ -61,8 +61,8 @@ impl<Req: Clone> CopyRequest<Req> for Cloned {
 ///
 /// Any other request, such as a `POST`, is copied too, but its copy is sent only if the request was [not
 /// processed](crate::is_unprocessed), for example because the connection was refused. A client that follows redirects
-/// may send several requests for one `POST`. Around such a client, use `.copy(|req: &Request<_>|
-/// Idempotent.copy(req))`, which makes no such copy.
+/// may send several requests for one `POST`. Around such a client, use
+/// `.copy(|req: &Request<_>| Idempotent.copy(req))`, which makes no such copy.
 ///
 /// The copy of an [`http::Request`] has the same method, URI, version, headers and extensions, and a copy of the body
 /// ([`CopyBody`]). With the feature `reqwest`, a `reqwest::Request` can be copied too. A `reqwest::Request` whose body

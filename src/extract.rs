@@ -30,7 +30,7 @@ use crate::{
 
 /// The rejection of an extractor whose layer is not around the handler.
 ///
-/// As a response it is a 500 without a body: the mistake is the server's, and its details are not for strangers. Its
+/// As a response it is a 500 without a body: the mistake is the server's, and its details must not reach clients. Its
 /// [`Display`](fmt::Display) form names the missing value and the layer to add. It is also logged to `tracing` (ERROR,
 /// target `ziggurat::extract`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

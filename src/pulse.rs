@@ -35,11 +35,11 @@ impl Beat {
 
 #[derive(Clone, Copy)]
 enum State {
-    /// It is waiting to be woken.
+    /// The future is waiting to be woken.
     Asleep,
-    /// It is being polled, and may have been woken during the poll.
+    /// The future is being polled, and may have been woken during the poll.
     Polled { woken: bool },
-    /// It was woken at this time, and not polled since.
+    /// The future was woken at this time, and not polled since.
     Woken(Instant),
 }
 
@@ -82,13 +82,13 @@ impl Pulse {
         self.beat().alarm = alarm;
     }
 
-    /// Returns whether it was woken long ago and has not been polled since. Reads the clock only if it was woken.
+    /// Returns whether the future was woken long ago and not polled since. Reads the clock only if it was woken.
     pub(crate) fn is_abandoned(&self) -> bool {
         self.abandoned_from().is_some_and(|from| from <= clock::now())
     }
 
-    /// Returns the time from which it counts as abandoned unless it is polled earlier. `None` while it is being polled,
-    /// and while it sleeps without an alarm.
+    /// Returns the time from which the future counts as abandoned unless it is polled earlier. `None` while it is being
+    /// polled, and while it sleeps without an alarm.
     pub(crate) fn abandoned_from(&self) -> Option<Instant> {
         let beat = self.beat();
         let woken = match beat.state {

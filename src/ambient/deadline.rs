@@ -18,8 +18,8 @@ use crate::clock::{self, Instant};
 /// permit, the pause between two attempts, and each attempt. Your own code can read it, for example to pass the
 /// remaining time to a database query.
 ///
-/// The deadline is ambient: it is set while a layer's `call` and its response future run. A spawned task loses it. This
-/// type is `Copy`, and [`within`](Deadline::within) carries the deadline over:
+/// The deadline is ambient: it is current while a layer's `call` and its response future run. A spawned task loses it.
+/// This type is `Copy`, and [`within`](Deadline::within) carries the deadline over:
 ///
 /// ```
 /// # use ziggurat::Deadline;
@@ -83,7 +83,7 @@ impl Deadline {
         WithDeadline { future: Some(future), deadline: self }
     }
 
-    /// Returns the value that is set inside [`within`](Self::within).
+    /// Returns the value that is current inside [`within`](Self::within).
     pub(crate) fn told(self) -> Told {
         Told(Limit::at(self.at))
     }

@@ -57,18 +57,18 @@ impl Limit {
         self.0 < INSTANTS
     }
 
-    /// Returns whether it has not started, or is [`NONE`](Self::NONE).
+    /// Returns whether the limit has not started, or is [`NONE`](Self::NONE).
     #[inline]
     pub(super) fn is_pending(self) -> bool {
         self.is_unstarted() || self == Self::NONE
     }
 
-    /// Returns its duration, if it has not started.
+    /// Returns the limit's duration, if it has not started.
     pub(crate) fn duration(self) -> Option<Duration> {
         self.is_unstarted().then(|| Duration::from_nanos(self.0))
     }
 
-    /// Returns its end, if it has started.
+    /// Returns the limit's end, if it has started.
     pub(crate) fn instant(self) -> Option<Instant> {
         if self.is_pending() {
             return None;

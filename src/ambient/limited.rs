@@ -16,7 +16,7 @@ use super::{
 };
 use crate::clock::{self, Sleep};
 
-/// Sets a limit for everything inside, unless the surrounding limit is earlier.
+/// Makes a limit current for everything inside, unless the surrounding limit is earlier.
 #[inline]
 pub(crate) fn enter<'a>(own: &mut Limit, inside: &'a mut Limit) -> Entered<'a, Limit> {
     enter_with(inside, |inside, outer| *inside = own.earlier(outer))
@@ -72,7 +72,7 @@ impl Clock {
         Expired::Deadline { after: Some(self.own.since(start).duration().unwrap_or_default()) }
     }
 
-    /// Records in the surroundings whether the work had its full limit. Called while unfinished work is dropped.
+    /// Records in the ambient state whether the work had its full limit. Called while unfinished work is dropped.
     #[cold]
     pub(crate) fn note_whether_it_had_its_time(&self) {
         let end = if self.is_its_own() { self.own } else { self.full };
@@ -95,7 +95,7 @@ pub(crate) enum Expired {
 }
 
 pin_project! {
-    /// Ends a future at its limit. The limit is set in the surroundings while the future is polled or dropped.
+    /// Ends a future at its limit. The limit is current while the future is polled or dropped.
     ///
     /// The clock starts when the future is first pending, or when code inside reads the deadline. If the surrounding
     /// limit ends earlier, this limit leaves it to that one to end the future.
@@ -116,7 +116,7 @@ pin_project! {
     impl<F> PinnedDrop for Limited<F> {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
-            // Set during the drop, so that cleanup code can see whether its deadline has passed.
+            // Current during the drop, so that cleanup code can see whether its deadline has passed.
             if this.future.is_some() && !this.clock.own.is_unstarted() {
                 let mut inside = Limit::NONE;
                 let entered = enter(&mut this.clock.own, &mut inside);
@@ -238,7 +238,7 @@ impl<F: Future> Future for Limited<F> {
                 }
             }
         }
-        // Dropped while the limit is set, so that cleanup code can see that its deadline has passed.
+        // Dropped while the limit is current, so that cleanup code can see that its deadline has passed.
         this.future.set(None);
         Poll::Ready(Err(this.clock.expired()))
     }

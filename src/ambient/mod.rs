@@ -1,4 +1,4 @@
-//! The surroundings of a call, in thread-locals: its deadline, its attempt number, and its caller. Modules that build
+//! The ambient state of a call, in thread-locals: its deadline, its attempt number, and its caller. Modules that build
 //! on this one add their own, such as the scope.
 //!
 //! A future that carries such a value swaps it in at the start of each poll, and out at the end. Nothing is cloned. It
@@ -30,7 +30,7 @@ thread_local! {
     static TASK: Cell<Option<Id>> = const { Cell::new(None) };
 }
 
-/// A value in the surroundings.
+/// A value of the ambient state.
 pub(crate) trait Slot: Default + Clone + 'static {
     fn place() -> &'static LocalKey<Cell<Self>>;
 }
@@ -55,15 +55,15 @@ macro_rules! slot {
 
 pub(crate) use slot;
 
-/// Sets `value` in the surroundings until the guard is dropped, also by a panic. Then the outer value is restored, and
-/// `value` receives the value that was set last inside.
+/// Makes `value` current until the guard is dropped, also by a panic. Then the outer value is restored, and `value`
+/// receives the last value that was current inside.
 #[inline]
 pub(crate) fn enter<T: Slot>(value: &mut T) -> Entered<'_, T> {
     enter_with(value, |_, _| {})
 }
 
-/// Sets the result of `combine` until the guard is dropped. Its arguments are `value`, which it changes, and the outer
-/// value.
+/// Makes `value` current until the guard is dropped, after `combine` has changed it. The arguments of `combine` are
+/// `value` and the outer value.
 #[inline]
 pub(crate) fn enter_with<T: Slot>(value: &mut T, combine: impl FnOnce(&mut T, &mut T)) -> Entered<'_, T> {
     with(|cell| {
@@ -76,7 +76,7 @@ pub(crate) fn enter_with<T: Slot>(value: &mut T, combine: impl FnOnce(&mut T, &m
 
 /// The guard of [`enter`].
 pub(crate) struct Entered<'a, T: Slot> {
-    /// The value that was set before, and will be restored.
+    /// The value that was current before, and will be again.
     pub(crate) outer: &'a mut T,
 }
 
@@ -87,14 +87,14 @@ impl<T: Slot> Drop for Entered<'_, T> {
     }
 }
 
-/// Records, until the guard is dropped, that the surroundings belong to the running task.
+/// Records, until the guard is dropped, that the ambient state belongs to the running task.
 #[inline]
 pub(crate) fn enter_task() -> EnteredTask {
     EnteredTask { outer: TASK.try_with(|cell| cell.replace(task::try_id())).unwrap_or_default() }
 }
 
-/// Returns whether the surroundings belong to the running task. A task that is polled by another task, such as a task
-/// of a `LocalSet`, sees that task's surroundings.
+/// Returns whether the ambient state belongs to the running task. A task that is polled by another task, such as a task
+/// of a `LocalSet`, sees that task's state.
 #[inline]
 pub(crate) fn are_of_this_task() -> bool {
     TASK.try_with(Cell::get).unwrap_or_default() == task::try_id()
@@ -138,7 +138,7 @@ pub(crate) fn set<T: Slot>(value: T) {
     with(|cell| cell.set(value));
 }
 
-/// While a thread is torn down, its surroundings are gone: everything behaves as if outside any layer.
+/// While a thread is torn down, its ambient state is gone: everything behaves as if outside any layer.
 #[inline]
 fn with<T: Slot, R: Default>(f: impl FnOnce(&Cell<T>) -> R) -> R {
     T::place().try_with(f).unwrap_or_default()

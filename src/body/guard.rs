@@ -35,7 +35,7 @@ pub trait Guard<B: Body>: Sized {
     /// Polls the body for its next frame. Not called again after an error or the end.
     fn poll_frame(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> PollFrame<B::Data, Self::Error>;
 
-    /// Runs `drop`, which drops the body. Override it to set ambient values meanwhile.
+    /// Runs `drop`, which drops the body. Override it to make ambient values current meanwhile.
     fn drop_body(&mut self, drop: impl FnOnce()) {
         drop();
     }

@@ -1,8 +1,8 @@
-//! Classes: what an outcome says about the service, in one vocabulary for all layers.
+//! Classes: how an outcome reflects on the service, in one vocabulary for all layers.
 
 use std::time::Duration;
 
-/// What an outcome says about the service.
+/// How an outcome reflects on the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
     /// The service works.
@@ -37,7 +37,7 @@ impl Class {
     /// A request that the service declined, without a time to come back.
     pub const DECLINED: Self = Self::Declined { retry_after: None };
 
-    /// Returns whether the caller did not get what it asked for: a failure, or a declined request.
+    /// Returns whether the caller's request was not served: a failure, or a declined request.
     ///
     /// Only [`Failure`](Self::Failure) counts against the service.
     #[must_use]

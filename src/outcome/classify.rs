@@ -46,7 +46,7 @@ impl Class {
     }
 }
 
-/// Classifies outcomes: decides what they say about the service.
+/// Decides how an outcome reflects on the service.
 ///
 /// A closure from `Result<&R, &E>` to [`Class`] is a classifier too:
 ///
@@ -113,8 +113,8 @@ pub trait Classify<R, E> {
         Class::Success
     }
 
-    /// Returns the class that a successful response has if its body ends complete, but without trailers. The default is
-    /// a success. In gRPC it is a failure, unless the head has a status.
+    /// Returns the class that a successful response has if its body ends completely, but without trailers. The default
+    /// is a success. In gRPC it is a failure, unless the head has a status.
     ///
     /// Only layers that wait for the end of the body call this, when the response arrives.
     fn classify_without_trailers(&self, _response: &R) -> Class {

@@ -13,7 +13,7 @@ use super::{Class, Reject, Rejection};
 /// and your own layer can too. Outer layers can expose it, for example in a header, and
 /// [`HttpStatus`](crate::HttpStatus) takes it into account.
 ///
-/// Its `Display` form contains the error's message. Keep it to your own logs.
+/// Its `Display` form contains the error's message. Use it in your own logs only.
 #[derive(Debug, Clone)]
 pub struct Degraded {
     cause: Cause,

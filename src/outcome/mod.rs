@@ -1,5 +1,4 @@
-//! Outcomes: the service's own response or error, or a layer's rejection in its place, and what they say about the
-//! service.
+//! Outcomes: the service's own response or error, or a layer's rejection in its place, and their classification.
 
 mod class;
 mod classify;

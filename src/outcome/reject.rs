@@ -74,8 +74,8 @@ pub trait Reject<R>: Sized {
     /// Returns the rejection in an outcome, if there is one.
     fn rejection(outcome: &Result<R, Self>) -> Option<&Rejection>;
 
-    /// Records a later error in an outcome that is an error or a rejection. The caller does not receive the later
-    /// error, for example that of a fallback.
+    /// Attaches a later error to a failed outcome. The caller does not receive the later error, for example that of a
+    /// fallback.
     ///
     /// A rejection keeps its message ([`Rejection::suppressed`]). Any other error stays as it is, unless your error
     /// type overrides this method to store the message.

@@ -234,11 +234,11 @@ impl Rejection {
                 | Reason::Exhausted { .. }
                 | Reason::Unavailable { .. }
         );
-        // An inner retry sent the request earlier, or a fallback sent it to its backup later.
+        // Otherwise an inner retry sent the request before, or a fallback sent it to its backup afterwards.
         is_before_the_call && self.inner.previous.is_none() && self.inner.suppressed.is_none()
     }
 
-    /// Returns what this rejection says about the service inside the layer that rejected.
+    /// Returns how this rejection reflects on the service inside the layer that rejected.
     ///
     /// - A timeout, an injected fault and an unavailable resource are transient failures.
     /// - An open circuit is a failure that no retry helps.
@@ -287,8 +287,8 @@ impl Rejection {
         }
     }
 
-    /// Returns which layer rejected the call and why, in a few words that are safe to show to strangers. They contain
-    /// no configured name, no limit and no error message.
+    /// Returns which layer rejected the call and why, in a few words that are safe for untrusted clients. They
+    /// contain no configured name, no limit and no error message.
     ///
     /// The [`Display`](fmt::Display) form contains all of these, for your own logs.
     #[must_use]
@@ -314,7 +314,7 @@ impl Rejection {
     /// Returns the value of `Retry-After`: whole seconds, rounded up so that a caller does not come back early, and at
     /// least 1.
     ///
-    /// Every 429 and 503 has one. If the layer knows no wait, it is 1 second, the shortest that the header can express.
+    /// Every 429 and 503 has one. If the layer does not know the wait, it is 1 second, the shortest possible value.
     pub(crate) fn retry_after_header(&self) -> Option<HeaderValue> {
         let wait = match self.status() {
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => self.retry_after().unwrap_or_default(),

@@ -26,8 +26,9 @@ use crate::{
     timeout::TimeoutLayer,
 };
 
-/// The recommended layers around one upstream service: `Timeout (total) > Retry > CircuitBreaker > ConcurrencyLimit >
-/// Timeout (attempt)`.
+/// The recommended layers around one upstream service.
+///
+/// The order, outermost first: `Timeout (total) > Retry > CircuitBreaker > ConcurrencyLimit > Timeout (attempt)`.
 ///
 /// [`ClientSettings`] has the defaults and their sources. Clones of a stack, and all services that it creates, share
 /// one circuit, one concurrency limit and one retry budget. Two stacks share nothing, so create one stack for each
@@ -41,7 +42,7 @@ use crate::{
 ///     .settings(ClientSettings::default().timeout(Duration::from_secs(5)).max_in_flight(100));
 /// let circuit = stack.circuit(); // state(), force_open(), subscribe()
 ///
-/// Replaces a part with another layer, and leaves one out.
+/// // Replace a part with another layer, or leave it out.
 /// let by_size = |req: &http::Request<String>| Duration::from_millis(100 + req.body().len() as u64);
 /// let stack = stack.with_attempt_timeout(TimeoutLayer::new(by_size)).without_retry();
 /// ```
@@ -200,7 +201,7 @@ impl<C, P, D> Parts<C, P, D> {
 }
 
 impl<T, R, B, L, A> ClientStack<T, R, B, L, A> {
-    /// Sets the settings. Clones of this stack and their services share them, and get them too.
+    /// Replaces the settings. They apply to all clones of this stack, and to their services.
     ///
     /// # Panics
     ///

@@ -13,7 +13,7 @@ pub(super) const JSON_NUMBER: &str = "$serde_json::private::Number";
 pub(super) trait Fields: Default {
     const NAMES: &[&str];
 
-    /// The error says what is wrong, without the name of the field.
+    /// The error describes the problem, without the name of the field.
     fn set(&mut self, field: &str, value: Value) -> Result<(), String>;
 
     /// Returns two settings that contradict each other.

@@ -40,7 +40,7 @@
 //! let stack = ClientStack::http("billing").settings_from(&app);
 //! assert_eq!(stack.gate().limit(), 50);
 //!
-//! Applies from the next call on. Calls in flight, the circuit's window and the retry budget are kept.
+//! // Applies from the next call on. Calls in flight, the circuit's window and the retry budget are kept.
 //! app.update(|settings: &ClientSettings| settings.clone().timeout(Duration::from_secs(2))).unwrap();
 //!
 //! let error = toml::from_str::<ClientSettings>("failure_rate = 50").unwrap_err();

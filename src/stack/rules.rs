@@ -27,7 +27,7 @@ impl From<Contradiction> for ConfigError {
     }
 }
 
-/// An invalid setting: its name, and what is wrong.
+/// An invalid setting: its name and the problem.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
     pub(super) field: String,

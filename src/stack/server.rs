@@ -19,8 +19,9 @@ use crate::{
     timeout::TimeoutLayer,
 };
 
-/// The recommended layers around an HTTP server: `Context > RequestId > RejectionResponse > Timeout >
-/// ConcurrencyLimit`.
+/// The recommended layers around an HTTP server.
+///
+/// The order, outermost first: `Context > RequestId > RejectionResponse > Timeout > ConcurrencyLimit`.
 ///
 /// [`ServerSettings`] has the defaults and their sources. A request is in flight until the end of its response's body,
 /// unless the body makes [no progress](ServerSettings::reclaim_after) and another request needs its permit. The timeout
@@ -120,8 +121,8 @@ impl<C, I, W, T, L> ServerStack<C, I, W, T, L> {
         self.with_request_id(Identity::new())
     }
 
-    /// Adds a layer directly outside the timeout and the concurrency limit, where it sees their rejections. For example
-    /// a [`RejectionResponseLayer`](crate::rejection_response::RejectionResponseLayer).
+    /// Adds a layer directly outside the timeout and the concurrency limit, where it sees their rejections, such as a
+    /// [`RejectionResponseLayer`](crate::rejection_response::RejectionResponseLayer).
     ///
     /// For several layers, pass a `tower::ServiceBuilder` that contains them. Without this layer, the response to a
     /// rejection is only a status.

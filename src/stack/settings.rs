@@ -15,15 +15,19 @@ use crate::{
 /// | setting | default | source of the default |
 /// |---|---|---|
 /// | [`timeout`](Self::timeout) | 30 s | Polly, Microsoft.Extensions.Http.Resilience |
-/// | [`attempt_timeout`](Self::attempt_timeout) | 10 s, or the total if that is shorter | Polly, Microsoft.Extensions.Http.Resilience |
+/// | [`attempt_timeout`] | 10 s, at most `timeout` | Polly, Microsoft.Extensions.Http.Resilience |
 /// | [`max_attempts`](Self::max_attempts) | 3 | resilience4j, failsafe-go |
 /// | [`backoff`](Self::backoff), [`max_backoff`](Self::max_backoff) | 100 ms, 1 s | gRPC A6 |
-/// | [`retry_ratio`](Self::retry_ratio), [`min_retries_per_second`](Self::min_retries_per_second) | 0.2, 10 | Finagle, tower |
+/// | [`retry_ratio`], [`min_retries_per_second`] | 0.2, 10 | Finagle, tower |
 /// | [`failure_rate`](Self::failure_rate), [`min_calls`](Self::min_calls) | 0.5, 20 | resilience4j, Polly, Finagle |
 /// | [`consecutive_failures`](Self::consecutive_failures) | 0: off | |
 /// | [`open_for`](Self::open_for), [`max_open_for`](Self::max_open_for) | 5 s, 300 s | Polly, Finagle |
 /// | [`max_in_flight`](Self::max_in_flight) | 25 | resilience4j |
 /// | [`max_waiting`](Self::max_waiting) | 50 | our choice: twice `max_in_flight` |
+///
+/// [`attempt_timeout`]: Self::attempt_timeout
+/// [`retry_ratio`]: Self::retry_ratio
+/// [`min_retries_per_second`]: Self::min_retries_per_second
 ///
 /// # Contradictions
 ///
@@ -238,7 +242,7 @@ settings! { ServerSettings {
     max_waiting: usize => anything;
 
     /// Sets how long a response's body may yield no frame, for example because its client does not read, before it can
-    /// lose its permit to a waiting request: see
+    /// lose its permit to a request that needs one: see
     /// [`ConcurrencyLimitLayer::reclaim_after`](crate::concurrency_limit::ConcurrencyLimitLayer::reclaim_after).
     ///
     /// # Panics

@@ -38,7 +38,7 @@ use crate::outcome::{Class, Rejection};
 ///
 /// # Metrics
 ///
-/// | metric | kind | counts | labels |
+/// | metric | kind | description | labels |
 /// |---|---|---|---|
 /// | `ziggurat_events_total` | counter | all events except `started`, `ended` | `layer`, `name`, `event`, `reason` |
 /// | `ziggurat_calls_total` | counter | completed calls through an [`ObserveLayer`] | `name`, `outcome`, `reason` |

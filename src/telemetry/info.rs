@@ -20,12 +20,12 @@ use crate::{
 /// there aborts the program.
 ///
 /// ```
-/// use std::sync::{Arc, atomic::{AtomicUsize, Ordering}};
+/// use std::{sync::{Arc, atomic::{AtomicUsize, Ordering}}, time::Duration};
 /// use ziggurat::{LayerEvent, LayerInfo, timeout::TimeoutLayer};
 ///
 /// let timeouts = Arc::new(AtomicUsize::new(0));
 /// let counter = timeouts.clone();
-/// let layer = TimeoutLayer::new(std::time::Duration::from_secs(1)).observer(move |_: &LayerInfo, event: &LayerEvent<'_>| {
+/// let layer = TimeoutLayer::new(Duration::from_secs(1)).observer(move |_: &LayerInfo, event: &LayerEvent<'_>| {
 ///     if let LayerEvent::Rejected(_) = event {
 ///         counter.fetch_add(1, Ordering::Relaxed);
 ///     }

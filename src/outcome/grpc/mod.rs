@@ -34,8 +34,8 @@
 //!   call in `RetryLayer::new().classify(GrpcStatus)`, for the methods that are safe to repeat. The example does this.
 //! - Inside it, around the channel: put `ReplayLayer::new()` outside
 //!   `RetryLayer::new().classify(GrpcStatus).copy(CopyIf(..))`, with a function that checks the path
-//!   (`/package.Service/Method`), and next to the channel `.map_request(|request: http::Request<_>|
-//!   request.map(tonic::body::Body::new))`.
+//!   (`/package.Service/Method`). Next to the channel, put
+//!   `.map_request(|request: http::Request<_>| request.map(tonic::body::Body::new))`.
 //!
 //! `RetryLayer::http()` treats every gRPC call as an ordinary `POST` and sends it once, unless the call was [not
 //! processed](crate::is_unprocessed): the channel could not connect, or the server refused the stream.
@@ -128,7 +128,7 @@ fn code_of(status: StatusCode) -> i32 {
 /// |---|---|
 /// | `UNAVAILABLE` | a transient failure |
 /// | `RESOURCE_EXHAUSTED` with a non-negative `grpc-retry-pushback-ms` | [declined](Class::Declined), and retried |
-/// | `DEADLINE_EXCEEDED`, `INTERNAL`, `UNKNOWN`, `DATA_LOSS` | a failure, not retried: the call may have done its work |
+/// | `DEADLINE_EXCEEDED`, `INTERNAL`, `UNKNOWN`, `DATA_LOSS` | a failure, not retried: its work may be done |
 /// | `CANCELLED`, any other `RESOURCE_EXHAUSTED` | ignored: the caller hung up, used up its quota, or sent too much |
 /// | all others | a success: `NOT_FOUND` or `PERMISSION_DENIED` is a valid response |
 ///
@@ -137,7 +137,7 @@ fn code_of(status: StatusCode) -> i32 {
 /// process the request. The pushback of a transient failure is the time to leave the service alone. A pushback that is
 /// negative or does not parse forbids a retry (A6).
 ///
-/// # Where the status is
+/// # Source of the status
 ///
 /// The status is read from the response's headers. Servers put it there if an error occurs before the first message (a
 /// *trailers-only* response).
@@ -184,7 +184,7 @@ fn code_of(status: StatusCode) -> i32 {
 pub struct GrpcStatus;
 
 impl GrpcStatus {
-    /// Returns what this response says about the service.
+    /// Returns the class of this response.
     #[must_use]
     pub fn judge<B>(&self, response: &Response<B>) -> Class {
         Degraded::unless(self.judge_head(response), response.extensions())
