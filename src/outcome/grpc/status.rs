@@ -35,8 +35,8 @@ fn rejected(rejection: Rejection) -> Status {
 }
 
 /// A rejection becomes a status with the code of [`Rejection::grpc_code`], a message that is safe for untrusted
-/// clients, and `grpc-retry-pushback-ms` if the layer knows when to come back. The rejection is the source of the status,
-/// and is also found in a status that was created from another error.
+/// clients, and `grpc-retry-pushback-ms` if the layer knows when to come back. The rejection is the source of the
+/// status, and is also found in a status that was created from another error.
 #[cfg_attr(docsrs, doc(cfg(feature = "tonic")))]
 impl<R> Reject<R> for Status {
     fn reject(rejection: Rejection) -> Result<R, Self> {
