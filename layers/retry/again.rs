@@ -15,7 +15,8 @@ use crate::{
 /// The longest `Retry-After` that is honoured. A longer one ends the retries.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
 
-/// How long a response is drained at least, even if the pause is shorter, and at most, even if the pause is longer.
+/// The minimum time for draining a response, even if the pause is shorter. `LONGEST_LINGER` is the maximum, even if the
+/// pause is longer.
 const LINGER: Duration = Duration::from_millis(100);
 const LONGEST_LINGER: Duration = Duration::from_secs(1);
 
@@ -77,7 +78,7 @@ impl<C, P, B, D> RetryLayer<C, P, B, D> {
         }
     }
 
-    /// Grants a retry, or returns the reason for which there is none.
+    /// Grants a retry, or returns the reason for refusing one.
     fn grant<Req, R, E>(&self, over: &Over, copy: Option<&Req>, outcome: &Result<R, E>) -> Result<Granted, &'static str>
     where
         E: Reject<R>,
@@ -97,8 +98,8 @@ impl<C, P, B, D> RetryLayer<C, P, B, D> {
             return Err("retry_after");
         }
         let own_wait = self.own_wait(over, outcome.as_ref()).ok_or("backoff")?;
-        // The wait that an earlier attempt was asked for is over. If this attempt does not say how long to wait, the
-        // same wait is the safer guess.
+        // The wait that was requested after an earlier attempt is over. If this attempt requests none, the same wait is
+        // the safer guess.
         let again = over.asked_before.max(own_wait);
         let wait = match asked {
             Some(asked) => asked.max(own_wait),
@@ -132,7 +133,7 @@ impl<C, P, B, D> RetryLayer<C, P, B, D> {
     }
 }
 
-/// Displays why an attempt failed: the word for a rejection, the message of an error, or the status of a response.
+/// Displays why an attempt failed: the reason of a rejection, the message of an error, or the status of a response.
 struct Cause<'a, R, E, C> {
     outcome: &'a Result<R, E>,
     classify: &'a C,
