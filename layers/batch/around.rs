@@ -30,7 +30,7 @@ impl Around {
         Self { scope, deadline: self.deadline.zip(other.deadline).map(|(one, other)| one.max(other)) }
     }
 
-    /// Combines all.
+    /// Combines the surroundings of all callers.
     pub(super) fn all<'a>(mut each: impl Iterator<Item = &'a Self>) -> Self {
         let first = each.next().cloned().unwrap_or_default();
         each.fold(first, Self::both)

@@ -68,7 +68,7 @@ pub(super) enum Patience {
 }
 
 impl Patience {
-    /// Returns that of the caller.
+    /// Returns the patience of the current caller.
     pub(super) fn current() -> Self {
         Deadline::current().map_or(Self::Forever, Self::Until)
     }

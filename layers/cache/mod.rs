@@ -16,7 +16,7 @@
 //!
 //! # HTTP
 //!
-//! For HTTP, use `CacheLayer::http(10_000, ttl)`:
+//! For HTTP, use [`CacheLayer::http`], which sets the key and the classifier:
 //!
 //! - [`http_key`] separates virtual hosts, and gives no key to a request whose response is not the same for all
 //!   callers.
@@ -72,9 +72,10 @@
 //! # Recursive calls
 //!
 //! A call that asks for its own key, from inside the call that the cache makes for that key, would wait for itself. It
-//! gets [`Reason::Recursive`](crate::Reason::Recursive) at once. The cache knows from the surroundings, like the
-//! deadline. Spawned tasks do not inherit them, not even through [`Scope::spawn`](crate::Scope::spawn), and two calls
-//! that ask for each other's keys are not detected. Such a wait ends with its timeout.
+//! gets [`Reason::Recursive`](crate::Reason::Recursive) at once. The cache detects this through the surroundings of the
+//! call, which also carry the deadline. Spawned tasks do not inherit them, not even through
+//! [`Scope::spawn`](crate::Scope::spawn), so calls from there are not detected. Neither are two calls that ask for each
+//! other's keys. Such a wait ends only with a timeout.
 //!
 //! # Cost
 //!
@@ -212,11 +213,11 @@ impl<K: Hash + Eq, R, F, T> CacheLayer<K, R, F, T> {
     ///
     /// `key` returns the key of a request. The key must contain everything that the response depends on, including
     /// *whose* response it is (see [`scoped_key`]): an incomplete key gives one caller the response of another. A
-    /// request with the key `None` bypasses the cache. The closure must name the type of its argument, `|req:
-    /// &Request<_>| ..`.
+    /// request with the key `None` bypasses the cache. The closure must name the type of its argument, for example
+    /// `|req: &Request<_>| ..`.
     ///
-    /// Every response that is not an error is stored. For HTTP, use [`http_key`] as the key, and [`HttpStorable`] to
-    /// select the responses that may be stored.
+    /// Every response that is not an error is stored. For HTTP, use [`http`](CacheLayer::http), which selects the
+    /// responses that may be stored.
     ///
     /// # Panics
     ///
@@ -243,7 +244,8 @@ impl<K: Hash + Eq, R, F, T> CacheLayer<K, R, F, T> {
 }
 
 impl<R, T, B> CacheLayer<HttpKey, R, fn(&Request<B>) -> Option<HttpKey>, T, HttpStorable> {
-    /// A cache of at most `capacity` HTTP responses: with [`http_key`] as its key, and of responses that [`HttpStorable`] lets it store.
+    /// Creates a cache of at most `capacity` HTTP responses, with [`http_key`] as the key and [`HttpStorable`] as the
+    /// classifier.
     ///
     /// `ttl` is as in [`new`](CacheLayer::new).
     ///

@@ -150,15 +150,15 @@ impl<F, W> ChaosLayer<F, W> {
         self.when(Rate(checked(rate)))
     }
 
-    /// Sets the fraction of calls that get the fault by a function of the request, `|req: &Request<_>| ..`.
+    /// Sets a function of the request that returns the fraction of calls that get the fault.
     ///
-    /// The function returns the rate, or an `Option` of it, where `None` lets the call pass. A rate below 0, or NaN,
-    /// counts as 0, and a rate above 1 as 1.
+    /// The function, `|req: &Request<_>| ..`, returns the rate, or an `Option` of it, where `None` lets the call pass.
+    /// A rate below 0, or NaN, counts as 0, and a rate above 1 as 1.
     pub fn rate_by<G>(self, rate: G) -> ChaosLayer<F, RateBy<G>> {
         self.when(RateBy(rate))
     }
 
-    /// Injects the fault into the calls of `schedule`.
+    /// Injects the fault into the calls that `schedule` selects.
     pub fn schedule(self, schedule: Schedule) -> ChaosLayer<F, Schedule> {
         self.when(schedule)
     }

@@ -177,7 +177,7 @@ impl Shared {
         struct Telling<'a>(&'a AtomicBool);
         impl Drop for Telling<'_> {
             fn drop(&mut self) {
-                // Not a plain store, whose order among the swaps loom does not model.
+                // Not a plain store: loom cannot order it among the swaps.
                 self.0.swap(false, Ordering::AcqRel);
             }
         }
@@ -255,7 +255,7 @@ impl Call {
         self.ticket.sent(clock::now);
     }
 
-    /// Admits a call again that still waits in a local queue, if the circuit has changed its state since.
+    /// Checks a call that still waits in a local queue again, if the circuit has changed its state since.
     ///
     /// The call never becomes a probe: it would wait behind other calls, which are all about to be rejected.
     pub(super) fn admit_again(&mut self) -> Result<(), Refused> {

@@ -1,11 +1,11 @@
-//! The state machine of a circuit: decides when it opens, half-opens and closes. It is given the time and knows no
-//! service.
+//! The state machine of a circuit, which decides when it opens, half-opens and closes. It is given the time, and knows
+//! nothing of services.
 //!
 //! All that a call needs on the happy path is one word, `generation | state | failures in a row`. A call that succeeds
 //! with no failure before it only reads the word. Every transition starts a new generation, and a call carries the
 //! generation that admitted it: a result that arrives after a transition is known to be late and changes nothing.
-//! Transitions happen under a lock. A call takes it only when the circuit is not closed, or opens; no user code runs
-//! under it.
+//! Transitions happen under a lock, which a call takes only if the circuit is not closed or opens. No user code runs
+//! under the lock.
 
 #[cfg(all(test, ziggurat_loom))]
 use loom::sync::{
@@ -63,7 +63,7 @@ pub(super) struct Policy {
     pub(super) timed: bool,
 }
 
-/// How a call ended, in the terms of a circuit.
+/// How a call ended, as a circuit counts it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     Success,
@@ -126,7 +126,7 @@ impl Ticket {
 /// The circuit admits no call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Refused {
-    /// After which a call can be admitted. If that is up to [`Machine::close`], this is the first open time.
+    /// The time until a call can be admitted. Until [`Machine::close`], with no end known, the first open time.
     pub(super) retry_after: Duration,
 }
 
@@ -134,7 +134,7 @@ pub(super) struct Refused {
 pub(super) struct Machine {
     policy: Policy,
     word: AtomicU64,
-    /// The number of failures in a row that opens the circuit. Zero: no number does.
+    /// The number of failures in a row that opens the circuit. Zero disables this.
     consecutive: AtomicU32,
     /// The number of calls below which there is no rate.
     min_calls: AtomicU32,
@@ -162,7 +162,7 @@ struct Episode {
     open_for: Backoff,
     /// The open times to come, until the circuit closes.
     waits: Waits,
-    /// The current open time. A probe keeps its slot for as long.
+    /// The current open time, which is also how long a probe may keep its slot.
     open_time: Duration,
     /// When the circuit may half-open. `None` if it stays open.
     until: Option<Instant>,
@@ -360,7 +360,7 @@ impl Machine {
     /// Marks that the service responded.
     #[inline]
     fn heard(&self) {
-        // Mostly it is zero already, and not writing keeps the cache line shared.
+        // It is usually zero already, and not writing keeps the cache line shared.
         if self.unanswered.load(Ordering::Relaxed) as u32 != 0 {
             self.unanswered.store(0, Ordering::Relaxed);
         }
@@ -467,7 +467,7 @@ impl Machine {
         self.episode().news.pop_front()
     }
 
-    /// Changes the number of failures in a row that opens the circuit. With zero, no number does.
+    /// Changes the number of failures in a row that opens the circuit. Zero disables this.
     pub(super) fn set_consecutive_failures(&self, failures: u32) {
         self.consecutive.store(failures, Ordering::Relaxed);
     }
@@ -513,7 +513,7 @@ impl Machine {
         episode.probes.clear();
         episode.successes = 0;
         // May overwrite a failure that another thread counts right now, which belongs to the generation that ends here.
-        // (Not a plain store, whose order among the other accesses loom does not model.)
+        // (Not a plain store: loom cannot order it among the other accesses.)
         self.word.swap(from.next(to).0, Ordering::AcqRel);
         if from.state() != to {
             episode.news.push_back(Transition { from: from.state(), to });

@@ -35,8 +35,8 @@
 //!
 //! A time limit counts against the service only if the service had all of that time: the whole limit of a
 //! [`TimeoutLayer`](crate::timeout::TimeoutLayer) inside, or the duration of [`Cancelled::After`]. A call that a
-//! surrounding deadline ended earlier is *abandoned*, which is neutral: a caller that has a short deadline, or that
-//! spent it in a local queue, does not open the circuit.
+//! surrounding deadline ended earlier is *abandoned*, which is neutral: a caller whose deadline is short, or was spent
+//! in a local queue, does not open the circuit.
 //!
 //! There is one exception, because a service that hangs behind short deadlines would otherwise never open the circuit.
 //! While nothing at all comes back from the service, abandoned calls count as unanswered calls. The number of
@@ -192,7 +192,7 @@ struct Settings {
     info: LayerInfo,
 }
 
-/// How a call counts that is dropped before it ends.
+/// How to count a call that is dropped before it ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Cancelled {
@@ -384,7 +384,7 @@ impl<C, U> CircuitBreakerLayer<C, U> {
         CircuitBreakerLayer { settings, classify, circuit, until: PhantomData }
     }
 
-    /// Sets how a call counts that is dropped before it ends.
+    /// Sets how to count a call that is dropped before it ends.
     pub fn cancelled(self, cancelled: Cancelled) -> Self {
         self.set(|settings| {
             settings.cancelled = cancelled;
