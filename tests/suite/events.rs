@@ -207,10 +207,10 @@ async fn a_handler_that_fails_or_panics_is_reported_and_all_go_on() {
     assert_eq!(
         reports,
         [
-            "events orders: OrderPlaced failed: panicked: bang",
-            "events orders: OrderPlaced failed: panicked: boom in 2",
             "events orders: OrderPlaced failed: no stock for 1",
             "events orders: OrderPlaced failed: no stock for 2",
+            "events orders: OrderPlaced failed: panicked: bang",
+            "events orders: OrderPlaced failed: panicked: boom in 2",
         ]
     );
 }
