@@ -303,7 +303,7 @@ mod tests {
             (
                 "backup_with_another_error",
                 &[
-                    "`FallbackLayer::service(..)`, which is `Clone`, takes `String`, and has the same response and error as this one",
+                    "`FallbackLayer::service(..)`, which is `Clone`, takes `String`, and has the same response and error types as this one",
                 ],
             ),
             (
