@@ -1,4 +1,4 @@
-//! Gathers the results of a run, and the future that waits for them.
+//! All results of a run: the ways to gather them, and the future that waits for them.
 
 use std::{
     fmt,

@@ -4,7 +4,6 @@
 //! items that woke themselves, and every tokio future is pending once the task has used up its budget. So items record
 //! when they are polled. A round begins when an item starts. The next item starts when the round is over: when
 //! each item that was awake had a turn with a budget.
-//! round is over: each item that was awake had its turn, and a budget for it.
 
 use std::{
     future::Future,

@@ -81,7 +81,7 @@ enum Step {
     End,
 }
 
-/// Keeps a handler attached that was passed to [`on`](super::EventBus::on). Dropping the guard removes it.
+/// Keeps a handler attached: the result of [`on`](super::EventBus::on). Dropping the guard removes the handler.
 ///
 /// A removed handler finishes the event that it is handling and receives no more, not even events that already wait
 /// for it. Other subscribers are not affected.

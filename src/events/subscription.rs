@@ -90,9 +90,8 @@ impl<E: Send + Sync + 'static> Leave for Seat<E> {
 
 /// A [`Stream`] of the events of one type, from [`subscribe`](super::EventBus::subscribe) on.
 ///
-/// Events come in the order in which they were published. An item is an error where the subscriber was too slow. The
-/// error says how many events were missed: see [`Lag`]. When the bus is closed, or its last clone is dropped, the
-/// stream ends after its backlog.
+/// Events come in the order in which they were published. An item is an error where the subscriber was too slow and
+/// missed events: see [`Lag`]. When the bus is closed, or its last clone is dropped, the stream ends after its backlog.
 ///
 /// To a publisher that [waits until its event is handled](super::EventBus::publish_and_join), this subscriber has
 /// handled the event when it asks for the next one, or when it is dropped.

@@ -24,7 +24,7 @@ pub(super) fn poll<T>(
     Poll::Ready(outcome)
 }
 
-/// Drops `value`, and returns the panic if that panicked.
+/// Drops `value`, and returns the panic of its drop, if there was one.
 pub(super) fn discard<T>(value: T) -> Option<Panic> {
     run(|| drop(value))
 }

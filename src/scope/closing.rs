@@ -44,9 +44,9 @@ impl Scope {
 
     /// Closes the scope: ends its tasks, closes the scopes inside it, and tears down its values.
     ///
-    /// Everything in the scope is [notified](Scope::cancelled) first. Tasks are awaited, and aborted when the grace
-    /// period is over. Then the scopes inside are closed, and then the values that were set up are torn
-    /// down, in reverse order.
+    /// Everything in the scope is [notified](Scope::cancelled) first. Tasks are awaited, and aborted when the
+    /// [grace period](Scope::grace) is over. Then the scopes inside are closed, and then the values that were set up
+    /// are torn down, in reverse order.
     ///
     /// All of this happens once, and every caller gets the same result. It runs on a task of the runtime of the first
     /// caller, begins with the first poll, and goes on if this future is dropped. If that runtime is shut down

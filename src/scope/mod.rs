@@ -234,7 +234,7 @@ impl Scope {
     /// new value.
     ///
     /// The update is atomic: readers see the old value or the new one, and no update is lost. `change` runs without a
-    /// lock, and again if another caller has replaced the value meanwhile. A `change` that updates the same value
+    /// lock, and runs again if another caller has replaced the value meanwhile. A `change` that updates the same value
     /// itself therefore never ends.
     ///
     /// # Errors
@@ -377,7 +377,7 @@ pub(crate) struct Entered<'a> {
     _ambient: ambient::Entered<'a, Option<Scope>>,
 }
 
-/// The error of a scope that holds no value of the type, and neither do its parents.
+/// The error if neither a scope nor its parents hold a value of the requested type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MissingState {
     type_name: &'static str,

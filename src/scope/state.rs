@@ -79,7 +79,7 @@ impl State {
         });
     }
 
-    /// Replaces `old` by `new`. Returns false if another value has replaced it before.
+    /// Replaces `old` by `new`. Returns false if another value has replaced it already.
     pub(super) fn replace<T: Send + Sync + 'static>(&self, old: &Arc<T>, new: Arc<T>) -> bool {
         self.write(|values| {
             let held = values.iter_mut().find(|held| {

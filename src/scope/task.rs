@@ -180,7 +180,7 @@ impl fmt::Display for TaskError {
 
 impl Error for TaskError {}
 
-/// The part of the running code in the closing of scopes: a task or a tear-down of `scope`. Either would deadlock if it
+/// The role of the running code when scopes close: a task or a tear-down of `scope`. Either would deadlock if it
 /// awaited the closing of its own scope, or of one around it.
 #[derive(Clone)]
 pub(super) struct Member {
@@ -203,7 +203,7 @@ pub(super) enum Aside {
     Free,
     /// It is a tear-down that the closing awaits.
     AwaitsItself,
-    /// It is a tear-down of this scope, a different one, whose closing the awaited one may itself await.
+    /// It is a tear-down of this other scope. The awaited closing may itself await the closing of that scope.
     TearDown(Scope),
 }
 

@@ -83,7 +83,7 @@ impl<T> Sender<T> {
 
     /// Waits until the stream is dropped or its producer has ended, after which no item can be sent.
     ///
-    /// A producer can use it to stop when it waits for something else than a `send`.
+    /// A producer can use it to stop while it waits for anything other than a `send`.
     pub async fn closed(&self) {
         match &self.to {
             To::Channel(sender) => sender.closed().await,

@@ -43,7 +43,6 @@
 //!
 //! Dropping a stream drops its source and a batch that is not full. Dropping the future that waits for the next item
 //! loses nothing: a batch that is begun is kept, and its clock keeps running.
-//! loses nothing: a batch that is begun stays so, and its clock goes on.
 
 use std::time::Duration;
 

@@ -31,6 +31,7 @@ use crate::outcome::{Error, Rejection};
 ///
 /// The layer is created within a scope, and called from there. A layer that opens scopes takes
 /// [`Scope::current`](crate::Scope::current) as their parent.
+///
 /// ```
 /// use std::time::Duration;
 /// use ziggurat::{testing, timeout::TimeoutLayer};
@@ -72,6 +73,7 @@ pub fn laws<L>(make: impl Fn() -> L) -> Laws<impl Fn() -> (L, fn())> {
 ///
 /// Whenever no call is in progress, the gauges have to show the same value as for a new layer. See [`laws`] for the
 /// rest.
+///
 /// ```
 /// use ziggurat::{concurrency_limit::ConcurrencyLimitLayer, testing};
 ///
@@ -104,6 +106,7 @@ impl<M, Q, A, N> Laws<M, Q, A, N> {
     ///
     /// `request` creates the request of a number, and `answer` the inner service's response of a number. `number`
     /// returns the number of a response of the layer. Requests of the same number have to be alike.
+    ///
     /// ```
     /// # use std::time::Duration;
     /// # use ziggurat::{testing, timeout::TimeoutLayer};

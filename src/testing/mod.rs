@@ -1,8 +1,7 @@
 //! A test kit for layers and stacks, ours and your own (feature `test-util`).
 //!
-//! - [`laws`] checks the laws that every layer should keep, in a line or two: `testing::laws(||
-//!   MyLayer::new()).check()`. For example, permits are released wherever a call is dropped, waiters are woken, and
-//!   clones share their state: see [`Law`].
+//! - [`laws`] checks the laws that every layer should keep: `testing::laws(|| MyLayer::new()).check()`. For example,
+//!   permits are released wherever a call is dropped, waiters are woken, and clones share their state: see [`Law`].
 //! - [`Script`] creates services that follow a script, and records what happened to them.
 //! - [`Strict`] enforces the contract of a [`Service`]: it panics when it is called without being ready.
 //! - [`TestTask`] polls a future by hand, step by step, and counts its wake-ups.
