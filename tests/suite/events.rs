@@ -857,7 +857,7 @@ fn a_waker_that_panics_keeps_nobody_else_from_hearing_the_event_or_the_end() {
     assert_eq!(next(&mut first), Ok(OrderPlaced(1)));
     bangs(&mut first);
 
-    // Nor does a publisher that waits.
+    // The panicking waker of a waiting publisher does not either.
     let mut slow = bus.subscribe_with::<u32>(1, Lag::Block);
     bus.publish(1_u32);
     let mut waits = pin!(bus.publish_and_wait(2_u32));

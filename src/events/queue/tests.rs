@@ -49,8 +49,7 @@ enum Step {
     Close,
 }
 
-/// The items that a subscriber has to see, computed from the list of all steps: each pop looks at everything that happened
-/// before.
+/// The items that a subscriber has to see, computed from the list of all steps: each pop looks at all earlier steps.
 fn expected(steps: &[Step], capacity: usize, lag: Lag) -> Vec<Next<usize>> {
     let mut seen: Vec<Next<usize>> = Vec::new();
     // The numbers of the pushes refused, delivered or missed so far, and how many of the missed are not reported yet.
