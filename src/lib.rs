@@ -16,6 +16,8 @@ mod caught;
 mod clock;
 pub mod concurrent;
 mod copy;
+#[cfg(doc)]
+pub mod docs;
 pub mod events;
 #[cfg(feature = "axum")]
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
@@ -33,11 +35,6 @@ mod telemetry;
 #[cfg(feature = "test-util")]
 #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
 pub mod testing;
-
-/// Compiles and runs the guide's code with the doctests.
-#[cfg(doctest)]
-#[doc = include_str!("../docs/guide.md")]
-mod guide {}
 
 pub use ambient::{Deadline, WithDeadline, attempt};
 pub use backoff::{Backoff, Jitter, Waits};

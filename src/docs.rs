@@ -1,0 +1,42 @@
+//! Pages that go beyond the reference of single modules. This module holds no code.
+//!
+//! - [`guide`]: each pattern on one page, with its code, its behaviour under failure, and its settings.
+//!
+//! # Examples
+//!
+//! The repository has a program for each pattern and for each HTTP library. Each of them runs offline with
+//! `cargo run --example NAME`, and checks its own result.
+//!
+//! | example | shows |
+//! |---|---|
+//! | `timeouts` | a limit for each call, a limit from the scope, and a total around attempts with their own limits |
+//! | `retry`, `retry_http` | retries of an operation, and over HTTP against a real server |
+//! | `process_items`, `process_errors` | concurrent processing of many items, some of which fail |
+//! | `cache`, `scoped_state` | cached values for several tenants, and a ttl that changes at run time |
+//! | `streams` | generators in a scope, batches by number and by time, merged streams |
+//! | `connection_pool` | a pool of SQLite connections, one of which breaks |
+//! | `publish_subscribe` | an event and its subscribers |
+//! | `circuit_breaker` | a circuit that opens and closes by itself and by hand |
+//! | `batches`, `batch_calls` | items in batches with a progress bar, and single calls that share a request |
+//! | `large_dataset` | a million rows in the memory of a few batches |
+//! | `scope` | set-up, tasks, cancellation and tear-down |
+//! | `recommended_stacks` | `ServerStack` and `ClientStack`, with settings from a file |
+//! | `failure_drill` | injected faults, and the recovery |
+//! | `axum_router`, `hyper_server`, `tonic_server` | servers |
+//! | `hyper_client`, `hyper_client_h2`, `reqwest_client`, `tonic_client` | clients |
+//! | `reverse_proxy` | a server and a client at once |
+//! | `plain_function` | a stack around an async function, kept in a struct |
+//! | `own_layer` | a custom layer that uses the crate's vocabulary |
+
+/// Adds a page of `docs/`. The links of a page are reference links: the definitions at its end lead to files, for
+/// readers of the repository. Here, those in `rustdoc-links.md` come first and win. Doctests have no links, and count
+/// their lines from the page's first line.
+macro_rules! page {
+    ($name:ident, $file:literal) => {
+        #[cfg_attr(not(doctest), doc = include_str!("../docs/rustdoc-links.md"))]
+        #[doc = include_str!(concat!("../docs/", $file, ".md"))]
+        pub mod $name {}
+    };
+}
+
+page!(guide, "guide");
