@@ -207,7 +207,7 @@ where
 }
 
 /// The service of [`ContextLayer`].
-pub struct Context<S, F = (), M = Http> {
+pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct Context<S, F = (), M = Http> {
     inner: S,
     layer: ContextLayer<F, M>,
 }

@@ -157,8 +157,7 @@ impl<C, U> fmt::Debug for ObserveLayer<C, U> {
 }
 
 /// The service of [`ObserveLayer`].
-pub struct Observe<S, C = FailOnError, U = ResponseEnd> /* not a Service? see ziggurat::Reject, "It does not compile" */
-{
+pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct Observe<S, C = FailOnError, U = ResponseEnd> {
     inner: S,
     calls: Arc<Calls>,
     classify: C,

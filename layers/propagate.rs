@@ -118,7 +118,7 @@ impl<S> Layer<S> for PropagateLayer {
 
 /// The service of [`PropagateLayer`].
 #[derive(Debug, Clone)]
-pub struct Propagate<S> {
+pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct Propagate<S> {
     inner: S,
     layer: PropagateLayer,
 }

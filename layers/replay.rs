@@ -131,7 +131,7 @@ impl<S> Layer<S> for ReplayLayer {
 
 /// The service of [`ReplayLayer`].
 #[derive(Debug, Clone)]
-pub struct Replay<S> {
+pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct Replay<S> {
     inner: S,
     // Shared with the bodies.
     allowance: Arc<Allowance>,

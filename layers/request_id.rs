@@ -129,7 +129,7 @@ impl<S> Layer<S> for RequestIdLayer {
 
 /// The service of [`RequestIdLayer`].
 #[derive(Debug, Clone)]
-pub struct RequestId<S> {
+pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct RequestId<S> {
     inner: S,
     layer: RequestIdLayer,
 }

@@ -147,7 +147,7 @@ impl<L> fmt::Debug for UploadLayer<L> {
 
 /// The service of [`UploadLayer`].
 #[derive(Debug, Clone)]
-pub struct Upload<S, L = Duration> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
+pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct Upload<S, L = Duration> {
     inner: S,
     layer: UploadLayer<L>,
 }

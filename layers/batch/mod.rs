@@ -292,8 +292,7 @@ where
 }
 
 /// The service of [`BatchLayer`].
-pub struct Batch<S, Req, R, G = ByScope, C = FailOnError>
-/* not a Service? see ziggurat::Reject, "It does not compile" */
+pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct Batch<S, Req, R, G = ByScope, C = FailOnError>
 where
     S: Service<Vec<Req>>,
     G: Together<Req>,

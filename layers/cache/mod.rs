@@ -376,7 +376,7 @@ impl<K, R, F, T, C, V: fmt::Debug, H> fmt::Debug for CacheLayer<K, R, F, T, C, V
 }
 
 /// The service of [`CacheLayer`].
-pub struct Cache<S, K, R, F, T, C, V, H> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
+pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct Cache<S, K, R, F, T, C, V, H> {
     inner: S,
     key: F,
     revalidate: V,

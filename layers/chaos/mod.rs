@@ -284,7 +284,7 @@ impl<Req> When<Req> for Schedule {
 
 /// The service of [`ChaosLayer`].
 #[derive(Debug)]
-pub struct Chaos<S, F = Fault, W = Rate> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
+pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct Chaos<S, F = Fault, W = Rate> {
     inner: S,
     // Shared by all clones: one reference count is cheaper than a copy of the layer.
     layer: Arc<ChaosLayer<F, W>>,

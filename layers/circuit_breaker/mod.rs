@@ -463,8 +463,11 @@ impl<C, U> fmt::Debug for CircuitBreakerLayer<C, U> {
 }
 
 /// The service of [`CircuitBreakerLayer`].
-pub struct CircuitBreaker<S, C = FailOnError, U = ResponseEnd> /* not a Service? see ziggurat::Reject, "It does not compile" */
-{
+pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct CircuitBreaker<
+    S,
+    C = FailOnError,
+    U = ResponseEnd,
+> {
     inner: S,
     circuit: CircuitBreakerHandle,
     classify: C,

@@ -256,7 +256,7 @@ impl<S, U> Layer<S> for ConcurrencyLimitLayer<U> {
 }
 
 /// The service of [`ConcurrencyLimitLayer`].
-pub struct ConcurrencyLimit<S, U = ResponseEnd> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
+pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct ConcurrencyLimit<S, U = ResponseEnd> {
     inner: S,
     // Shared by all clones: a reference count is cheaper than a copy of the settings.
     settings: Arc<Settings>,

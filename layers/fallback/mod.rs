@@ -258,8 +258,13 @@ impl<Substitute: fmt::Debug, Classifier, Failing, Marker> fmt::Debug
 
 /// The service of [`FallbackLayer`].
 #[derive(Debug)]
-pub struct Fallback<S, Substitute, Classifier = FailOnError, Failing = KeepPrimary, Marker = Unmarked> /* not a Service? see ziggurat::Reject, "It does not compile" */
-{
+pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct Fallback<
+    S,
+    Substitute,
+    Classifier = FailOnError,
+    Failing = KeepPrimary,
+    Marker = Unmarked,
+> {
     inner: S,
     // Shared with the response futures: a reference count is cheaper than a copy of the layer.
     layer: Arc<FallbackLayer<Substitute, Classifier, Failing, Marker>>,

@@ -161,7 +161,7 @@ impl<A, U> fmt::Debug for RejectionResponseLayer<A, U> {
 }
 
 /// The service of [`RejectionResponseLayer`].
-pub struct RejectionResponse<S, A, U = ResponseEnd> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
+pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct RejectionResponse<S, A, U = ResponseEnd> {
     inner: S,
     respond: A,
     until: PhantomData<fn() -> U>,

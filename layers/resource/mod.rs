@@ -244,7 +244,7 @@ impl<S, A: Clone, U> Layer<S> for ResourceLayer<A, U> {
 }
 
 /// The service of [`ResourceLayer`].
-pub struct Resource<S, A, U = ResponseEnd> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
+pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct Resource<S, A, U = ResponseEnd> {
     inner: S,
     acquire: A,
     settings: Arc<Settings>,

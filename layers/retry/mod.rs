@@ -260,8 +260,13 @@ impl<C, P, B, D> fmt::Debug for RetryLayer<C, P, B, D> {
 
 /// The service of [`RetryLayer`].
 #[derive(Debug)]
-pub struct Retry<S, C = FailOnError, P = Cloned, B = Backoff, D = Dropped> /* not a Service? see ziggurat::Reject, "It does not compile" */
-{
+pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct Retry<
+    S,
+    C = FailOnError,
+    P = Cloned,
+    B = Backoff,
+    D = Dropped,
+> {
     inner: S,
     // Shared with the response futures: a reference count is cheaper than a copy of the layer.
     layer: Arc<RetryLayer<C, P, B, D>>,

@@ -172,7 +172,7 @@ impl<L, U> fmt::Debug for TimeoutLayer<L, U> {
 }
 
 /// The service of [`TimeoutLayer`].
-pub struct Timeout<S, L = Duration, U = ResponseEnd> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
+pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct Timeout<S, L = Duration, U = ResponseEnd> {
     inner: S,
     layer: TimeoutLayer<L, U>,
 }

@@ -42,20 +42,8 @@ use super::{rejection::Rejection, unprocessed::is_unprocessed};
 /// }
 /// ```
 ///
-/// # It does not compile
-///
-/// - *"`reqwest::Error` cannot carry a layer's rejection .."*: the error of the innermost service cannot carry
-///   a rejection. Put `.map_err(ziggurat::Error::Service)` next to the service, as the last line before `.service(..)`.
-/// - *"the method `oneshot` (or `ready`) exists .. but its trait bounds were not satisfied"* hides the reason. To see
-///   it, write `tower::util::BoxCloneSyncService::new(svc)` and compile again.
-/// - *"implementation of `FnOnce` is not general enough"* inside `tokio::spawn`: the service's own error is already
-///   boxed, and carries rejections as it is. Remove the `map_err`, which defeats the compiler's inference there.
-/// - *"doesn't implement `std::fmt::Display`"*: a retry, a fallback and a cache put the error's message into events and
-///   rejections.
-/// - *"implementation of `FnOnce` is not general enough"* elsewhere, or *"type annotations needed"*: a closure that was
-///   passed to a layer does not name its argument's type. Write `|req: &http::Request<_>| ..`, never a bare `|req|`.
-/// - A body that is not `Default` (such as that of tower-http's `TraceLayer`) rules out the `Infallible` form. Put that
-///   layer outside these layers, or `.map_response(|r: Response<_>| r.map(Body::new))` between them.
+/// [The page on compile errors](crate::docs::it_does_not_compile) lists the messages of the compiler for a stack that is
+/// not a `Service`, with their causes and fixes.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot carry a layer's rejection, as the error of a service that returns `{R}`",
     label = "this error cannot carry a rejection",

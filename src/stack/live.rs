@@ -75,7 +75,7 @@ pub(super) fn differs<T, V: PartialEq>(before: Option<&T>, now: &T, field: impl 
 
 /// The service of a recommended stack. Checks before each call whether the settings have changed.
 #[derive(Clone)]
-pub struct Tuned<S> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
+pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct Tuned<S> {
     inner: S,
     look: Option<Look>,
 }

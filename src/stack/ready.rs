@@ -14,7 +14,7 @@ use crate::call::Call;
 /// attempt's limit, counts as a call in flight, and is judged by the circuit breaker. The cost is one clone of the
 /// service for each call.
 #[derive(Debug, Clone)]
-pub struct ReadyInCall<S> /* not a Service? see ziggurat::Reject, "It does not compile" */ {
+pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct ReadyInCall<S> {
     inner: S,
 }
 

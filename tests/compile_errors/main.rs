@@ -1,0 +1,149 @@
+//! For the most common mistakes, the compiler's message says what to write instead.
+//!
+//! This file is compiled once more for each mistake, by `cargo rustc` with a `--cfg` that enables one of them. That
+//! shares the target directory, the dependencies and the lock file with the run that this test is part of, so it takes
+//! a fraction of a second, needs no network, and leaves no other target behind. (trybuild compares the whole compiler
+//! output, which differs between compiler versions, and builds all dependencies again. `compile_fail` doc tests do not
+//! check the message.)
+#![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
+
+#[cfg(mistake)]
+#[allow(unused, reason = "one mistake is in at a time")]
+mod mistakes;
+
+#[cfg(not(mistake))]
+mod tests {
+    use std::{env, path::Path, process::Command};
+
+    /// Compiles this file with the mistake, and returns whether that succeeded, and the compiler's output.
+    fn compile(mistake: &str) -> (bool, String) {
+        // The directory in which this test was built, in any profile: `target/debug/deps/compile_errors-..`.
+        let built = env::current_exe().unwrap();
+        let profile = built.parent().and_then(Path::parent).and_then(Path::file_name).unwrap().to_str().unwrap();
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
+        let output = Command::new(env!("CARGO"))
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .args(["rustc", "--offline", "--color=never", "--test=compile_errors", "--target-dir"])
+            .arg(target)
+            .args(["--profile", if profile == "debug" { "dev" } else { profile }])
+            .args(["--", "--emit=metadata", "--cfg=mistake", &format!("--cfg=mistake=\"{mistake}\"")])
+            .output()
+            .unwrap();
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    }
+
+    /// Without this the other tests would prove nothing.
+    #[test]
+    fn what_is_right_compiles() {
+        let (compiles, said) = compile("none");
+        assert!(compiles, "{said}");
+    }
+
+    #[test]
+    fn a_mistake_is_answered_with_what_to_write() {
+        let a_reference: &[_] =
+            &["pass the event by value, not a reference", "PassTheEventByValueNotAReference> for &"];
+        for (mistake, sentences) in [
+            (
+                "no_map_err",
+                &[
+                    "`std::io::Error` cannot carry a layer's rejection, as the error of a service that returns `String`",
+                    "put `.map_err(ziggurat::Error::Service)` innermost, next to the service",
+                ] as &[_],
+            ),
+            ("no_map_err_and_a_call", &["not a Service? see ziggurat::docs::it_does_not_compile */ struct Retry<"]),
+            ("no_map_err_and_a_call_to_a_cache", &["docs::it_does_not_compile */ struct Cache<"]),
+            ("no_map_err_in_a_recommended_stack", &["docs::it_does_not_compile */ struct Tuned<"]),
+            (
+                "no_service_at_all",
+                &[
+                    "docs::it_does_not_compile */ struct Batch<",
+                    "docs::it_does_not_compile */ struct Cache<",
+                    "docs::it_does_not_compile */ struct Chaos<",
+                    "docs::it_does_not_compile */ struct CircuitBreaker<",
+                    "docs::it_does_not_compile */ struct ConcurrencyLimit<",
+                    "docs::it_does_not_compile */ struct Context<",
+                    "docs::it_does_not_compile */ struct Fallback<",
+                    "docs::it_does_not_compile */ struct Observe<",
+                    "docs::it_does_not_compile */ struct Propagate<",
+                    "docs::it_does_not_compile */ struct RejectionResponse<",
+                    "docs::it_does_not_compile */ struct Replay<",
+                    "docs::it_does_not_compile */ struct RequestId<",
+                    "docs::it_does_not_compile */ struct Resource<",
+                    "docs::it_does_not_compile */ struct Retry<",
+                    "docs::it_does_not_compile */ struct Timeout<",
+                    "docs::it_does_not_compile */ struct Tuned<",
+                    "docs::it_does_not_compile */ struct Upload<",
+                ],
+            ),
+            (
+                "cache_of_a_stream",
+                &["a cache cannot store a response of type `", "a streamed body must be collected inside the cache"],
+            ),
+            ("body_without_default", &["an `Infallible` HTTP service needs a response body that is `Default`"]),
+            (
+                "setting_of_another_type",
+                &[
+                    "is not a setting of type `Duration` for a request of type `String`",
+                    "a closure that names its argument's type: `|req: &String| ..`, returning `Duration` or `Option<Duration>`",
+                ],
+            ),
+            // Here the message cannot contain our explanation. The page `docs/it-does-not-compile.md` explains this one.
+            ("bare_closure", &["implementation of `FnOnce` is not general enough"]),
+            (
+                "request_that_is_not_clone",
+                &[
+                    "a request of type `",
+                    "Upload` cannot be copied by `ziggurat::Cloned` to be sent again",
+                    ".copy(|req: &",
+                    "where `None` means that it is sent once",
+                ],
+            ),
+            (
+                "body_that_is_not_clone",
+                &[
+                    "`Idempotent` an `http::Request` whose body is `Clone`, such as `http_body_util::Full<Bytes>`",
+                    "with any other body put ziggurat's `ReplayLayer::new()` directly outside this layer",
+                ],
+            ),
+            (
+                "fallback_of_another_type",
+                &[
+                    "this fallback does not return a response of type `String` for a request of type `String`",
+                    "`FallbackLayer::new(|failed: Failed<'_, _, _>| ..)`, which returns `String` or `Option<String>`",
+                ],
+            ),
+            (
+                "fallback_that_is_not_clone",
+                &["this fallback does not return a response of type `", "Report`, which must be `Clone`"],
+            ),
+            (
+                "backup_with_another_error",
+                &[
+                    "`FallbackLayer::service(..)`, which is `Clone`, takes `String`, and has the same response and error types as this one",
+                ],
+            ),
+            (
+                "degraded_without_extensions",
+                &["a response of type `String` has no extensions to carry the mark `Degraded`", "leave out `.http()`"],
+            ),
+            ("fault_of_another_type", &["Fault` for a request of type `String`"]),
+            (
+                "rate_of_another_type",
+                &["give `.rate_by(..)` a closure that names its argument's type: `|req: &String| ..`"],
+            ),
+            ("handler_of_a_reference", a_reference),
+            ("bounded_handler_of_a_reference", a_reference),
+            ("published_reference", a_reference),
+            ("published_reference_to_a_static", a_reference),
+            ("published_and_joined_reference", a_reference),
+            ("answer_that_has_no_body", &["for any other response, write `.discard(ziggurat::retry::Dropped)`"]),
+        ] {
+            let (compiles, said) = compile(mistake);
+            assert!(!compiles, "{mistake} compiles");
+            for sentence in sentences {
+                assert!(said.contains(sentence), "{mistake}: no `{sentence}` in\n{said}");
+            }
+        }
+    }
+}
