@@ -1,4 +1,4 @@
-//! The handle to a live circuit: reads its state, opens and closes it by hand, and subscribes to its transitions.
+//! A circuit in use: admits calls, records how they end, and publishes the transitions.
 
 #[cfg(all(test, ziggurat_loom))]
 use loom::sync::atomic::{AtomicBool, Ordering};
@@ -7,29 +7,29 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
-    Cancelled, at_least_one,
+    Cancelled,
     machine::{Machine, Outcome, Policy, Refused, Ticket},
-    part_of_one,
     state::{State, Transition},
 };
 use crate::{
     ambient::{HadItsTime, Unsent, deadline},
-    backoff::Backoff,
     clock,
-    events::{EventBus, Lag, Subscription},
+    events::EventBus,
     outcome::{Class, Reason, Reject, Rejection, judged_as},
     telemetry::{LayerEvent, LayerInfo},
 };
 
-/// The number of transitions that are kept for a slow subscriber.
-const BACKLOG: usize = 64;
+/// The settings that a circuit starts with.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    pub(super) policy: Policy,
+    pub(super) cancelled: Cancelled,
+    pub(super) info: LayerInfo,
+}
 
-/// The live state of a circuit breaker, which all services of one [`CircuitBreakerLayer`](super::CircuitBreakerLayer)
-/// share.
-///
-/// The layer returns it from [`handle`](super::CircuitBreakerLayer::handle). Clones are cheap.
+/// The circuit that all services of one layer value share. A clone is the same circuit.
 #[derive(Clone)]
-pub struct CircuitBreakerHandle {
+pub(super) struct Circuit {
     shared: Arc<Shared>,
 }
 
@@ -42,83 +42,25 @@ struct Shared {
     telling: AtomicBool,
 }
 
-impl CircuitBreakerHandle {
-    pub(super) fn new(policy: Policy, cancelled: Cancelled, info: LayerInfo) -> Self {
-        let shared = Shared {
-            machine: Machine::new(policy, clock::now()),
-            cancelled,
-            info,
-            transitions: EventBus::new(),
-            telling: AtomicBool::new(false),
-        };
+impl Circuit {
+    pub(super) fn new(Settings { policy, cancelled, info }: Settings, transitions: EventBus) -> Self {
+        let machine = Machine::new(policy, clock::now());
+        let shared = Shared { machine, cancelled, info, transitions, telling: AtomicBool::new(false) };
         Self { shared: Arc::new(shared) }
     }
 
-    /// Returns the state of the circuit. Costs one atomic read.
-    ///
-    /// A circuit whose open time is over stays [`State::Open`] until the next call half-opens it.
-    #[must_use]
-    pub fn state(&self) -> State {
+    pub(super) fn machine(&self) -> &Machine {
+        &self.shared.machine
+    }
+
+    pub(super) fn state(&self) -> State {
         self.shared.machine.state()
     }
 
-    /// Opens the circuit and keeps it open until [`close`](CircuitBreakerHandle::close), for example for maintenance.
-    ///
-    /// Its rejections ask callers to come back after the first open time. Calls in flight continue, and their outcomes
-    /// change nothing.
-    pub fn force_open(&self) {
-        self.shared.machine.force_open();
+    /// Changes the circuit, and publishes the transitions that follow.
+    pub(super) fn turn(&self, change: impl FnOnce(&Machine)) {
+        change(&self.shared.machine);
         self.shared.tell_news();
-    }
-
-    /// Closes the circuit and resets all counts, even if it is closed already.
-    ///
-    /// Calls in flight continue, and their outcomes change nothing.
-    pub fn close(&self) {
-        self.shared.machine.close();
-        self.shared.tell_news();
-    }
-
-    /// Subscribes to the transitions from now on.
-    #[must_use]
-    pub fn subscribe(&self) -> Transitions {
-        Transitions { transitions: self.shared.transitions.subscribe_with(BACKLOG, Lag::Tell) }
-    }
-
-    /// Changes the number of failures in a row that opens the circuit. With 0, only rates open it.
-    ///
-    /// The new number applies from the next failure. The current row of failures continues.
-    pub fn set_consecutive_failures(&self, failures: u32) {
-        self.shared.machine.set_consecutive_failures(failures);
-    }
-
-    /// Changes the fraction of failed calls that opens the circuit, and keeps the window of counted calls.
-    ///
-    /// The new rate applies from the next call that ends. If the circuit had no rate before, its window starts now.
-    ///
-    /// # Panics
-    ///
-    /// If `rate` is not above 0 and at most 1.
-    #[track_caller]
-    pub fn set_failure_rate(&self, rate: f64) {
-        self.shared.machine.set_failure_rate(part_of_one("rate", rate), clock::now());
-    }
-
-    /// Changes the number of calls that the window must hold before a rate can open the circuit.
-    ///
-    /// # Panics
-    ///
-    /// If `calls` is 0.
-    #[track_caller]
-    pub fn set_min_calls(&self, calls: u32) {
-        self.shared.machine.set_min_calls(at_least_one("calls", calls));
-    }
-
-    /// Changes how long the circuit stays open, from the next time it opens.
-    ///
-    /// A [`Backoff`] continues at its current step and starts over after the circuit has closed.
-    pub fn set_open_for(&self, open_for: impl Into<Backoff>) {
-        self.shared.machine.set_open_for(open_for.into());
     }
 
     pub(super) fn info(&self) -> &LayerInfo {
@@ -194,19 +136,16 @@ impl Shared {
     }
 }
 
-impl fmt::Debug for CircuitBreakerHandle {
+impl fmt::Debug for Circuit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CircuitBreakerHandle")
-            .field("state", &self.state())
-            .field("info", self.info())
-            .finish_non_exhaustive()
+        f.debug_struct("Circuit").field("state", &self.state()).field("info", self.info()).finish_non_exhaustive()
     }
 }
 
 /// An admitted call. Dropping it without an outcome records a cancelled call (or a panic).
 #[derive(Debug)]
 pub(super) struct Call {
-    circuit: CircuitBreakerHandle,
+    circuit: Circuit,
     ticket: Ticket,
     /// Whether its outcome is recorded.
     is_over: bool,
@@ -272,7 +211,7 @@ impl Call {
         Ok(())
     }
 
-    pub(super) fn circuit(&self) -> &CircuitBreakerHandle {
+    pub(super) fn circuit(&self) -> &Circuit {
         &self.circuit
     }
 
@@ -323,32 +262,5 @@ impl Drop for Call {
         if !self.is_over {
             self.panicked();
         }
-    }
-}
-
-/// The transitions of a circuit since the [subscription](CircuitBreakerHandle::subscribe).
-pub struct Transitions {
-    transitions: Subscription<Transition>,
-}
-
-impl Transitions {
-    /// Waits for the next transition. Returns `None` when the circuit is gone, with all its handles, layers and
-    /// services.
-    ///
-    /// A receiver that lags by more than 64 transitions misses the oldest. Dropping this future loses no transition.
-    pub async fn next(&mut self) -> Option<Transition> {
-        loop {
-            match self.transitions.next().await {
-                Some(Ok(transition)) => return Some(transition),
-                Some(Err(_lagged)) => {}
-                None => return None,
-            }
-        }
-    }
-}
-
-impl fmt::Debug for Transitions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Transitions").finish_non_exhaustive()
     }
 }

@@ -130,7 +130,7 @@ use std::{
     marker::PhantomData,
     mem,
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -140,7 +140,8 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use self::{
-    circuit::Call,
+    circuit::{Call, Circuit, Settings},
+    handle::Slot,
     machine::{Policy, Refused},
     window::{Extent, MOST_CALLS},
 };
@@ -150,10 +151,11 @@ use crate::{
     backoff::{Backoff, Jitter},
     body::{BodyEnd, ResponseEnd, Until, Verdict, without_trailers},
     outcome::{Class, Classify, FailOnError, HttpStatus, Reason, Reject, Rejection},
-    telemetry::{LayerInfo, Observer, layer_info},
+    telemetry::{Observer, layer_info},
 };
 
 mod circuit;
+mod handle;
 mod judge;
 mod machine;
 #[cfg(all(test, ziggurat_loom))]
@@ -162,7 +164,7 @@ mod state;
 mod window;
 
 pub use self::{
-    circuit::{CircuitBreakerHandle, Transitions},
+    handle::{CircuitBreakerHandle, Transitions},
     judge::Judge,
     state::{State, Transition},
 };
@@ -178,18 +180,9 @@ pub use self::{
 /// | [`cancelled`](Self::cancelled) | a failure if the service had its full time | |
 #[must_use]
 pub struct CircuitBreakerLayer<C = FailOnError, U = ResponseEnd> {
-    settings: Settings,
+    slot: Arc<Slot>,
     classify: C,
-    /// Made on first use. A setting that is changed after that starts a new circuit.
-    circuit: Arc<OnceLock<CircuitBreakerHandle>>,
     until: PhantomData<fn() -> U>,
-}
-
-#[derive(Clone, Debug)]
-struct Settings {
-    policy: Policy,
-    cancelled: Cancelled,
-    info: LayerInfo,
 }
 
 /// How to count a call that is dropped before it ends.
@@ -252,7 +245,7 @@ impl CircuitBreakerLayer {
             timed: false,
         };
         let settings = Settings { policy, cancelled: Cancelled::default(), info: layer_info!("circuit_breaker") };
-        Self { settings, classify: FailOnError, circuit: Arc::default(), until: PhantomData }
+        Self { slot: Slot::new(settings), classify: FailOnError, until: PhantomData }
     }
 }
 
@@ -337,6 +330,7 @@ impl<C, U> CircuitBreakerLayer<C, U> {
     ///
     /// The minimum is one millisecond. A time that the clock cannot represent lasts until
     /// [`CircuitBreakerHandle::close`].
+    #[track_caller]
     pub fn open_for(self, open_for: impl Into<Backoff>) -> Self {
         let open_for = open_for.into();
         self.set(|settings| settings.policy.open_for = open_for)
@@ -366,7 +360,7 @@ impl<C, U> CircuitBreakerLayer<C, U> {
 
     /// Replaces the classifier [`FailOnError`], for example with [`HttpStatus`], a closure, or your own type.
     pub fn classify<D>(self, classify: D) -> CircuitBreakerLayer<D, U> {
-        CircuitBreakerLayer { settings: self.settings, classify, circuit: self.circuit, until: PhantomData }
+        CircuitBreakerLayer { slot: self.slot, classify, until: PhantomData }
     }
 
     /// Ends a successful call with the end of its response's body, and makes it a failure if the body fails.
@@ -380,11 +374,12 @@ impl<C, U> CircuitBreakerLayer<C, U> {
     ///
     /// A response that is not a success is counted at once. The error type of the body becomes a boxed error.
     pub fn until_body_end(self) -> CircuitBreakerLayer<C, BodyEnd> {
-        let Self { settings, classify, circuit, until: _ } = self;
-        CircuitBreakerLayer { settings, classify, circuit, until: PhantomData }
+        let Self { slot, classify, until: _ } = self;
+        CircuitBreakerLayer { slot, classify, until: PhantomData }
     }
 
     /// Sets how to count a call that is dropped before it ends.
+    #[track_caller]
     pub fn cancelled(self, cancelled: Cancelled) -> Self {
         self.set(|settings| {
             settings.cancelled = cancelled;
@@ -393,6 +388,7 @@ impl<C, U> CircuitBreakerLayer<C, U> {
     }
 
     /// Gives this layer a name, which its rejections and events carry.
+    #[track_caller]
     pub fn named(self, name: impl Into<Cow<'static, str>>) -> Self {
         self.set(move |settings| settings.info = settings.info.clone().named(name))
     }
@@ -400,26 +396,27 @@ impl<C, U> CircuitBreakerLayer<C, U> {
     /// Adds an observer of this layer's events. It is called after those that were added before.
     ///
     /// No lock is held while it runs, so it may open or close the circuit itself.
+    #[track_caller]
     pub fn observer(self, observer: impl Observer) -> Self {
         self.set(|settings| settings.info = settings.info.clone().observer(observer))
     }
 
     /// Returns the handle to the circuit that all services of this layer share.
     ///
-    /// Call it last: a setting that is changed later starts a new circuit.
+    /// A setting that is changed afterwards applies to the handle's circuit too, until the circuit is in use.
+    ///
+    /// # Panics
+    ///
+    /// The setters of a layer panic once the layer has a handle and its circuit is in use, by a service or by the handle. The handle's
+    /// own setters apply at any time.
     #[must_use]
     pub fn handle(&self) -> CircuitBreakerHandle {
-        let made = self.circuit.get_or_init(|| {
-            let Settings { policy, cancelled, info } = self.settings.clone();
-            CircuitBreakerHandle::new(policy, cancelled, info)
-        });
-        made.clone()
+        self.slot.handle()
     }
 
-    fn set(mut self, change: impl FnOnce(&mut Settings)) -> Self {
-        change(&mut self.settings);
-        self.circuit = Arc::default();
-        self
+    #[track_caller]
+    fn set(self, change: impl FnOnce(&mut Settings)) -> Self {
+        Self { slot: self.slot.set(change), ..self }
     }
 }
 
@@ -438,8 +435,7 @@ fn part_of_one(name: &str, rate: f64) -> f64 {
 // By hand, here and for the service: a derive would require `U: Clone`.
 impl<C: Clone, U> Clone for CircuitBreakerLayer<C, U> {
     fn clone(&self) -> Self {
-        let (settings, classify) = (self.settings.clone(), self.classify.clone());
-        Self { settings, classify, circuit: Arc::clone(&self.circuit), until: PhantomData }
+        Self { slot: Arc::clone(&self.slot), classify: self.classify.clone(), until: PhantomData }
     }
 }
 
@@ -447,18 +443,14 @@ impl<S, C: Clone, U> Layer<S> for CircuitBreakerLayer<C, U> {
     type Service = CircuitBreaker<S, C, U>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        let (circuit, classify) = (self.handle(), self.classify.clone());
+        let (circuit, classify) = (self.slot.live().clone(), self.classify.clone());
         CircuitBreaker { inner, circuit, classify, asked: false, ready: false, until: PhantomData }
     }
 }
 
 impl<C, U> fmt::Debug for CircuitBreakerLayer<C, U> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CircuitBreakerLayer")
-            .field("settings", &self.settings)
-            .field("classify", &type_name::<C>())
-            .field("circuit", &self.circuit.get())
-            .finish()
+        f.debug_struct("CircuitBreakerLayer").field("circuit", &self.slot).field("classify", &type_name::<C>()).finish()
     }
 }
 
@@ -469,7 +461,7 @@ pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct CircuitB
     U = ResponseEnd,
 > {
     inner: S,
-    circuit: CircuitBreakerHandle,
+    circuit: Circuit,
     classify: C,
     /// Whether `inner` was polled for readiness since its last call: it may hold a reservation.
     asked: bool,
@@ -599,7 +591,7 @@ impl<S, C: Clone, U> CircuitBreaker<S, C, U> {
 #[derive(Debug)]
 enum Admission {
     Admitted(Call),
-    Refused(CircuitBreakerHandle, Refused),
+    Refused(Circuit, Refused),
     // The call moved to the response's body, or was rejected while it waited.
     Passed,
 }
@@ -717,7 +709,7 @@ where
 }
 
 #[cold]
-fn rejected(circuit: &CircuitBreakerHandle, Refused { retry_after }: Refused) -> Rejection {
+fn rejected(circuit: &Circuit, Refused { retry_after }: Refused) -> Rejection {
     circuit.info().reject_with_retry_after(Reason::CircuitOpen, retry_after)
 }
 

@@ -91,6 +91,11 @@ impl Budget {
         self
     }
 
+    /// Grants every retry.
+    pub(super) fn unlimited() -> Self {
+        Self::new(1.0).min_per_second(u32::MAX)
+    }
+
     /// Adopts the share of `other`, and keeps all recorded requests and retries.
     pub(super) fn follow(&self, other: &Self) {
         let share = other.ledger().share;

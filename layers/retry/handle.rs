@@ -4,7 +4,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
@@ -27,6 +27,8 @@ struct Shared {
     backoff: Mutex<Option<Backoff>>,
     /// Empty: the number of retries is not limited.
     budget: OnceLock<Arc<Budget>>,
+    /// Whether users hold this handle: then a setter of the layer applies here, and does not start a second state.
+    is_held: AtomicBool,
 }
 
 impl RetryHandle {
@@ -39,22 +41,50 @@ impl RetryHandle {
             max_attempts: AtomicU32::new(max_attempts),
             backoff: Mutex::new(backoff),
             budget: budget.map(OnceLock::from).unwrap_or_default(),
+            is_held: AtomicBool::new(false),
         };
         Self { shared: Arc::new(shared) }
     }
 
-    /// Returns a new state with this number and the same budget: setting up a layer does not affect its clones.
+    /// Returns the handle for a user.
+    pub(super) fn held(&self) -> Self {
+        self.shared.is_held.store(true, Ordering::Relaxed);
+        self.clone()
+    }
+
+    fn is_held(&self) -> bool {
+        self.shared.is_held.load(Ordering::Relaxed)
+    }
+
+    // A layer without a handle gets a state of its own when it is changed, so that its clones keep theirs.
+
     #[track_caller]
-    pub(super) fn but_max_attempts(&self, max_attempts: u32) -> Self {
-        Self::with(checked(max_attempts), self.backoff(), self.budget().cloned())
+    pub(super) fn but_max_attempts(self, max_attempts: u32) -> Self {
+        if !self.is_held() {
+            return Self::with(checked(max_attempts), self.backoff(), self.budget().cloned());
+        }
+        self.set_max_attempts(max_attempts);
+        self
     }
 
-    pub(super) fn but_no_backoff(&self) -> Self {
-        Self::with(self.max_attempts(), None, self.budget().cloned())
+    pub(super) fn but_no_backoff(self) -> Self {
+        if !self.is_held() {
+            return Self::with(self.max_attempts(), None, self.budget().cloned());
+        }
+        *self.shared.backoff.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self
     }
 
-    pub(super) fn but_budget(&self, budget: Option<Budget>) -> Self {
-        Self::with(self.max_attempts(), self.backoff(), budget.map(Arc::new))
+    pub(super) fn but_budget(self, budget: Option<Budget>) -> Self {
+        if !self.is_held() {
+            return Self::with(self.max_attempts(), self.backoff(), budget.map(Arc::new));
+        }
+        match (budget, self.budget()) {
+            (Some(budget), _) => self.set_budget(budget),
+            (None, Some(held)) => held.follow(&Budget::unlimited()),
+            (None, None) => {}
+        }
+        self
     }
 
     /// Returns the maximum number of attempts, the first one included.

@@ -225,12 +225,12 @@ impl<C, P, B, D> RetryLayer<C, P, B, D> {
 
     layer_setters!();
 
-    /// A handle to change the numbers while the services of this layer work.
+    /// Returns a handle to change the numbers while the services of this layer work.
     ///
-    /// Take it last: a setting that is changed later begins a new one.
+    /// A setting of the layer that is changed afterwards changes the handle's numbers too.
     #[must_use]
     pub fn handle(&self) -> RetryHandle {
-        self.retries.clone()
+        self.retries.held()
     }
 }
 

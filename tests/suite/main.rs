@@ -20,6 +20,7 @@ mod events_joined;
 mod fallback;
 mod faulty_layers;
 mod grpc;
+mod handles;
 mod http;
 mod observe;
 mod peers;
