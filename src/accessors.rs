@@ -1,6 +1,6 @@
 //! The accessors that every service has.
 
-/// `get_ref`, `get_mut` and `into_inner`, for a service with a field `inner` of the type `S`.
+/// Defines `get_ref`, `get_mut` and `into_inner`, for a service with a field `inner` of type `S`.
 macro_rules! inner_accessors {
     () => {
         /// Returns a reference to the inner service.
@@ -9,14 +9,15 @@ macro_rules! inner_accessors {
             &self.inner
         }
 
-        /// Returns a mutable reference to the inner service. A service that was polled ready must not be replaced through it: the next call
-        /// expects the service that is ready.
+        /// Returns a mutable reference to the inner service.
+        ///
+        /// Do not replace an inner service that was polled ready: the next call expects that service.
         #[must_use]
         pub fn get_mut(&mut self) -> &mut S {
             &mut self.inner
         }
 
-        /// Returns the inner service. Calls that are in flight go on.
+        /// Returns the inner service. Calls in flight continue.
         #[must_use]
         pub fn into_inner(self) -> S {
             self.inner

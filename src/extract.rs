@@ -59,8 +59,9 @@ impl IntoResponse for MissingLayer {
     }
 }
 
-/// A response with the rejection's [status](crate::Rejection::status), its [public message](crate::Rejection::public_message) as text, and
-/// `Retry-After` for a 429 and a 503. The rejection is in its extensions, so that layers outside recognize it.
+/// Converts the rejection to a response with its [status](crate::Rejection::status), its
+/// [public message](crate::Rejection::public_message) as text, and `Retry-After` for a 429 or 503. The response's
+/// extensions contain the rejection, so that outer layers recognize it.
 impl IntoResponse for Rejection {
     fn into_response(self) -> Response {
         let message = self.public_message();

@@ -42,8 +42,8 @@ use super::{rejection::Rejection, unprocessed::is_unprocessed};
 /// }
 /// ```
 ///
-/// [The page on compile errors](crate::docs::it_does_not_compile) lists the messages of the compiler for a stack that is
-/// not a `Service`, with their causes and fixes.
+/// [The page on compile errors](crate::docs::it_does_not_compile) lists the compiler's messages for a stack that is not
+/// a `Service`, with their causes and fixes.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot carry a layer's rejection, as the error of a service that returns `{R}`",
     label = "this error cannot carry a rejection",
@@ -117,8 +117,8 @@ pub enum Error<E> {
 impl<E: 'static> Error<E> {
     /// Returns the rejection, if a layer rejected the call.
     ///
-    /// It also finds a rejection among the causes of the service's own error where they are known: for boxed errors, `io::Error`, the
-    /// errors of the crates that have a feature here, and an [`Error`] of any of these.
+    /// It also finds a rejection among the causes of the service's own error, if that is a boxed error, an `io::Error`,
+    /// an error of a crate that this crate has a feature for, or an [`Error`] of any of these.
     #[must_use]
     pub fn rejection(&self) -> Option<&Rejection> {
         match self {
@@ -148,25 +148,25 @@ impl<E: 'static> Error<E> {
         }
     }
 
-    /// Whether a layer rejected the call: [`rejection`](Self::rejection) has a value.
+    /// Returns whether a layer rejected the call, so that [`rejection`](Self::rejection) returns a value.
     #[must_use]
     pub fn is_rejected(&self) -> bool {
         self.rejection().is_some()
     }
 
-    /// Whether a limit of time ended the call: see [`Rejection::is_timed_out`].
+    /// Returns whether a time limit ended the call: see [`Rejection::is_timed_out`].
     #[must_use]
     pub fn is_timed_out(&self) -> bool {
         self.rejection().is_some_and(Rejection::is_timed_out)
     }
 
-    /// Whether a circuit breaker was open: see [`Rejection::is_circuit_open`].
+    /// Returns whether a circuit breaker was open: see [`Rejection::is_circuit_open`].
     #[must_use]
     pub fn is_circuit_open(&self) -> bool {
         self.rejection().is_some_and(Rejection::is_circuit_open)
     }
 
-    /// Whether a concurrency limit was full: see [`Rejection::is_overloaded`].
+    /// Returns whether a concurrency limit was full: see [`Rejection::is_overloaded`].
     #[must_use]
     pub fn is_overloaded(&self) -> bool {
         self.rejection().is_some_and(Rejection::is_overloaded)
@@ -300,7 +300,7 @@ fn known<E: 'static>(error: &E) -> Option<&(dyn StdError + 'static)> {
                 if let Some($error) = any.downcast_ref::<$known>() {
                     return Some($as_error);
                 }
-                // A stack within a stack: its rejection is not hidden by a second `Error::Service` around it.
+                // In a stack within a stack, a second `Error::Service` must not hide the inner rejection.
                 $(#[$cfg])?
                 if let Some(nested) = any.downcast_ref::<Error<$known>>() {
                     return Some(match nested {

@@ -83,7 +83,7 @@ pub enum Reason {
         /// The error's message.
         message: Arc<str>,
     },
-    /// A reason of a layer outside of this crate.
+    /// The reason of a layer outside this crate.
     ///
     /// ```
     /// use http::StatusCode;
@@ -99,11 +99,12 @@ pub enum Reason {
     /// assert_eq!(rejection.public_message(), "body_limit: the body is larger than 1 MiB");
     /// ```
     Custom {
-        /// The name in events, labels and metrics, such as `"too_large"`: of a small set, because each is a time series.
+        /// The name in events, labels and metrics, such as `"too_large"`. Keep the set of names small, because each
+        /// name is a time series.
         name: &'static str,
         /// The status of the response to an HTTP caller.
         status: StatusCode,
-        /// What the rejection says about the service inside of the layer.
+        /// The class of the rejection, for the service inside the layer.
         class: Class,
         /// The reason in words that any caller may read.
         public_message: Cow<'static, str>,
@@ -113,7 +114,7 @@ pub enum Reason {
 impl Reason {
     /// The reason as one word, for events, labels and metrics: `"timed_out"`, `"deadline_exceeded"`, `"circuit_open"`,
     /// `"overloaded"`, `"rate_limited"`, `"shared"`, `"recursive"`, `"injected"`, `"exhausted"`, `"unavailable"`,
-    /// `"upload_stalled"` or `"upload_failed"`.
+    /// `"upload_stalled"`, `"upload_failed"`, or the name of a custom reason.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -244,7 +245,7 @@ impl Rejection {
     /// - An open circuit is a failure that no retry helps.
     /// - A local limit, an empty pool and a caller that stops sending say nothing about the service. Neither does a
     ///   caller's deadline, because it may have left the service no time.
-    /// - A shared failure has the class of the original error.
+    /// - A shared failure has the class of the original error, and a custom reason has its own class.
     #[must_use]
     pub fn class(&self) -> Class {
         match self.inner.reason {
@@ -272,6 +273,7 @@ impl Rejection {
     /// | failed request body | 400 |
     /// | failure of a shared call | 502 (if that call was rejected, its rejection keeps its own status) |
     /// | call that would wait for itself | 500 |
+    /// | [`Reason::Custom`] | its own status |
     /// | all others | 503 |
     #[must_use]
     pub fn status(&self) -> StatusCode {

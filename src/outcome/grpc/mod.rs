@@ -84,7 +84,7 @@ impl Rejection {
     /// | stalled or failed request body | 1 (`CANCELLED`) |
     /// | failure of a shared call that another attempt would meet again | 2 (`UNKNOWN`) |
     /// | call that would wait for itself | 13 (`INTERNAL`) |
-    /// | [`Reason::Custom`] | the code that means the same as its status |
+    /// | [`Reason::Custom`] | the code that corresponds to its status |
     /// | all others | 14 (`UNAVAILABLE`) |
     #[must_use]
     pub fn grpc_code(&self) -> i32 {
@@ -110,7 +110,7 @@ impl Rejection {
     }
 }
 
-/// Returns the code that means the same as an HTTP status.
+/// Returns the code that corresponds to an HTTP status.
 fn code_of(status: StatusCode) -> i32 {
     match status {
         StatusCode::UNAUTHORIZED => code::UNAUTHENTICATED,
