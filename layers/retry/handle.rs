@@ -27,7 +27,7 @@ struct Shared {
     backoff: Mutex<Option<Backoff>>,
     /// Empty: the number of retries is not limited.
     budget: OnceLock<Arc<Budget>>,
-    /// Whether users hold this handle: then a setter of the layer applies here, and does not start a second state.
+    /// Whether a user holds this handle. If so, setters of the layer apply to this state instead of starting a new one.
     is_held: AtomicBool,
 }
 
@@ -46,7 +46,7 @@ impl RetryHandle {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Returns the handle for a user.
+    /// Returns a handle for a user, and marks the state as shared with it.
     pub(super) fn held(&self) -> Self {
         self.shared.is_held.store(true, Ordering::Relaxed);
         self.clone()
@@ -56,7 +56,7 @@ impl RetryHandle {
         self.shared.is_held.load(Ordering::Relaxed)
     }
 
-    // A layer without a handle gets a state of its own when it is changed, so that its clones keep theirs.
+    // Changing a layer that has no handle starts a new state, so that the layer's clones keep theirs.
 
     #[track_caller]
     pub(super) fn but_max_attempts(self, max_attempts: u32) -> Self {

@@ -225,9 +225,9 @@ impl<C, P, B, D> RetryLayer<C, P, B, D> {
 
     layer_setters!();
 
-    /// Returns a handle to change the numbers while the services of this layer work.
+    /// Returns a handle that changes the settings while the services of this layer run.
     ///
-    /// A setting of the layer that is changed afterwards changes the handle's numbers too.
+    /// Setters of the layer that are called later also change the handle's settings.
     #[must_use]
     pub fn handle(&self) -> RetryHandle {
         self.retries.held()
