@@ -178,10 +178,10 @@ fn transitions_of_two_threads_are_told_in_order_and_none_is_left_untold() {
             assert_eq!(log.last(), Some(&from));
             log.push(to);
         };
-        let circuit = CircuitBreakerLayer::consecutive(1).observer(observer).handle();
+        let circuit = CircuitBreakerLayer::consecutive(1).observer(observer).slot.live().clone();
         let other = circuit.clone();
-        let thread = thread::spawn(move || other.close());
-        circuit.force_open();
+        let thread = thread::spawn(move || other.turn(Machine::close));
+        circuit.turn(Machine::force_open);
         thread.join().unwrap();
         assert_eq!(told.lock().unwrap().last(), Some(&circuit.state().as_str()));
     });
