@@ -1,6 +1,7 @@
 //! Pages that go beyond the reference of single modules. This module holds no code.
 //!
 //! - [`guide`]: each pattern on one page, with its code, its behaviour under failure, and its settings.
+//! - [`metrics`]: each metric and event, with its labels, fields and level.
 //! - [`it_does_not_compile`]: the compiler's messages for common mistakes, with their causes and fixes.
 //!
 //! # Examples
@@ -41,4 +42,5 @@ macro_rules! page {
 }
 
 page!(guide, "guide");
+page!(metrics, "metrics");
 page!(it_does_not_compile, "it-does-not-compile");

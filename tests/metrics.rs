@@ -11,7 +11,7 @@ use std::{
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
-use tower::{BoxError, Layer, ServiceBuilder, ServiceExt, service_fn};
+use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
     Error, EventBus, LayerEvent, LayerInfo,
     batch::BatchLayer,
@@ -184,6 +184,57 @@ async fn a_call_whose_observer_panics_is_not_in_flight_for_ever() {
     }
 }
 
+/// Shows: G1, B7
+#[tokio::test(start_paused = true)]
+async fn the_state_of_a_circuit_is_a_gauge() {
+    let prometheus = prometheus();
+    let state = |number: u8| format!(r#"ziggurat_circuit_state{{layer="circuit_breaker",name="gauged"}} {number}"#);
+    let shows = |number| has(&prometheus.render(), &state(number));
+    let breaker = CircuitBreakerLayer::consecutive(1).open_for(SECOND).named("gauged");
+    let service =
+        breaker.layer(service_fn(|works: bool| ready(if works { Ok(()) } else { Err(Error::Service("broken")) })));
+    assert!(shows(0), "before the first transition");
+
+    service.clone().oneshot(false).await.unwrap_err();
+    assert!(shows(2));
+    tokio::time::advance(SECOND).await;
+    let mut service = service;
+    let probe = service.ready().await.unwrap().call(true);
+    assert!(shows(1));
+    probe.await.unwrap();
+    assert!(shows(0));
+
+    breaker.handle().force_open();
+    assert!(shows(2));
+    breaker.handle().close();
+    assert!(shows(0));
+    // The state of another kind of layer is an event, and no number.
+    LayerInfo::new("mine").named("gauged").emit(LayerEvent::Transition { from: "closed", to: "draining" });
+    assert!(!prometheus.render().contains(r#"ziggurat_circuit_state{layer="mine""#));
+}
+
+/// Shows: G1
+#[tokio::test]
+async fn every_metric_has_a_description() {
+    let prometheus = prometheus();
+    let layers = (ObserveLayer::new().named("described"), CircuitBreakerLayer::consecutive(1).named("described"));
+    layers.layer(service_fn(|()| ready(Err::<(), _>(Error::Service("broken"))))).oneshot(()).await.unwrap_err();
+
+    let metrics = prometheus.render();
+    let names = |line: &str| {
+        metrics
+            .lines()
+            .filter_map(|one| one.strip_prefix(line)?.split(' ').next())
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let described = names("# HELP ");
+    for name in names("# TYPE ") {
+        assert!(described.contains(&name), "{name} is not among {described:?}");
+    }
+    assert_eq!(described.len(), 5);
+}
+
 /// Shows: G1
 #[test]
 fn a_name_that_is_made_at_run_time_is_a_label() {
@@ -207,5 +258,22 @@ fn a_layer_that_was_used_and_is_renamed_counts_under_its_new_name() {
     for name in ["before", "after"] {
         let labels = format!(r#"layer="mine",name="{name}",event="stored",reason="""#);
         assert!(has(&prometheus.render(), &format!("ziggurat_events_total{{{labels}}} 2")), "{name}");
+    }
+}
+
+/// Shows: G1
+#[test]
+fn the_page_on_metrics_has_every_event_and_every_reason() {
+    let page = include_str!("../docs/metrics.md");
+    for source in [include_str!("../src/telemetry/event.rs"), include_str!("../src/outcome/rejection.rs")] {
+        let names = source
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("Self::")?.split_once(" => \"")?.1.split('"').next());
+        let names: Vec<_> =
+            names.filter(|name| name.chars().all(|char| char.is_ascii_lowercase() || char == '_')).collect();
+        assert!(names.len() > 10, "{names:?}");
+        for name in names {
+            assert!(page.contains(&format!("`{name}`")), "{name} is not on the page");
+        }
     }
 }

@@ -44,6 +44,7 @@ struct Shared {
 
 impl Circuit {
     pub(super) fn new(Settings { policy, cancelled, info }: Settings, transitions: EventBus) -> Self {
+        info.starts_as(State::Closed.as_str());
         let machine = Machine::new(policy, clock::now());
         let shared = Shared { machine, cancelled, info, transitions, telling: AtomicBool::new(false) };
         Self { shared: Arc::new(shared) }

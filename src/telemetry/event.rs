@@ -38,15 +38,17 @@ use crate::outcome::{Class, Rejection};
 ///
 /// # Metrics
 ///
-/// | metric | kind | description | labels |
+/// | metric | kind | value | labels |
 /// |---|---|---|---|
 /// | `ziggurat_events_total` | counter | all events except `started`, `ended` | `layer`, `name`, `event`, `reason` |
+/// | `ziggurat_circuit_state` | gauge | state of a circuit: 0 closed, 1 half-open, 2 open | `layer`, `name` |
 /// | `ziggurat_calls_total` | counter | completed calls through an [`ObserveLayer`] | `name`, `outcome`, `reason` |
 /// | `ziggurat_call_duration_seconds` | histogram | the duration of these calls | `name`, `outcome` |
 /// | `ziggurat_calls_in_flight` | gauge | calls that have not completed | `name` |
 ///
 /// The `reason` of a transition is the new state. A label that does not apply is empty. Install the metrics recorder
-/// before you create the first service.
+/// before you create the first layer. The page [`docs::metrics`](crate::docs::metrics) shows how, and describes each
+/// event and label.
 ///
 /// [`ObserveLayer`]: crate::observe::ObserveLayer
 #[derive(Debug, Clone, Copy)]

@@ -161,6 +161,13 @@ impl LayerInfo {
         self.observer.is_some()
     }
 
+    /// Reports the state that a circuit starts in to the metrics. Later states are transitions, and so events.
+    #[cfg_attr(not(feature = "metrics"), allow(unused_variables))]
+    pub(crate) fn starts_as(&self, state: &'static str) {
+        #[cfg(feature = "metrics")]
+        metrics::set_state(self.layer, self.name.as_ref(), state);
+    }
+
     /// Emits an event to the observers, to `tracing` and to the metrics. Costs two branches if none of them is active.
     pub fn emit(&self, event: LayerEvent<'_>) {
         if let Some(observer) = &self.observer {

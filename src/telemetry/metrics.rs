@@ -1,11 +1,17 @@
 //! The metrics of events and calls, through the `metrics` facade. See the table at [`LayerEvent`].
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use ::metrics::{Counter, Gauge, Histogram, SharedString, counter, gauge, histogram};
+use ::metrics::{
+    Counter, Gauge, Histogram, SharedString, Unit, counter, describe_counter, describe_gauge, describe_histogram,
+    gauge, histogram,
+};
 
 use super::{LayerEvent, Outcome};
 use crate::name::Name;
@@ -50,7 +56,10 @@ impl Counters {
             | LayerEvent::FallbackFailed { reason, .. }
             | LayerEvent::RefreshFailed { reason, .. }
             | LayerEvent::Injected { reason } => return of(layer, name, event, reason).increment(1),
-            LayerEvent::Transition { to, .. } => return of(layer, name, event, to).increment(1),
+            LayerEvent::Transition { to, .. } => {
+                set_state(layer, name, to);
+                return of(layer, name, event, to).increment(1);
+            }
             LayerEvent::Retrying { .. }
             | LayerEvent::Recovered { .. }
             | LayerEvent::Failed
@@ -65,8 +74,38 @@ impl Counters {
 }
 
 fn of(layer: &'static str, name: Option<&Name>, event: &LayerEvent<'_>, reason: &'static str) -> Counter {
+    describe();
     let name = label(name);
     counter!("ziggurat_events_total", "layer" => layer, "name" => name, "event" => event.name(), "reason" => reason)
+}
+
+/// Sets the gauge of a circuit's state. A state of another kind of layer has no number.
+pub(super) fn set_state(layer: &'static str, name: Option<&Name>, state: &str) {
+    let number = match state {
+        "closed" => 0,
+        "half_open" => 1,
+        "open" => 2,
+        _ => return,
+    };
+    describe();
+    gauge!("ziggurat_circuit_state", "layer" => layer, "name" => label(name)).set(number);
+}
+
+/// Describes the metrics to the recorder. Costs one atomic read after the first time.
+fn describe() {
+    static DESCRIBED: AtomicBool = AtomicBool::new(false);
+    if DESCRIBED.load(Ordering::Relaxed) || DESCRIBED.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    describe_counter!(
+        "ziggurat_events_total",
+        Unit::Count,
+        "Events of layers, such as rejections, retries and cache hits."
+    );
+    describe_gauge!("ziggurat_circuit_state", "State of a circuit breaker: 0 closed, 1 half-open, 2 open.");
+    describe_counter!("ziggurat_calls_total", Unit::Count, "Calls that ended, by outcome.");
+    describe_histogram!("ziggurat_call_duration_seconds", Unit::Seconds, "Duration of calls, by outcome.");
+    describe_gauge!("ziggurat_calls_in_flight", Unit::Count, "Calls that have started and not ended.");
 }
 
 /// The metrics of the calls through a layer.
@@ -79,6 +118,7 @@ pub(super) struct Meters {
 
 impl Meters {
     pub(super) fn new(name: Option<&Name>) -> Self {
+        describe();
         let name = label(name);
         Self {
             in_flight: gauge!("ziggurat_calls_in_flight", "name" => name.clone()),
