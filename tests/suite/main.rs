@@ -25,6 +25,7 @@ mod http;
 mod observe;
 mod peers;
 mod propagate;
+mod random_stacks;
 mod rejection_response;
 mod replay;
 mod request_id;
