@@ -188,7 +188,8 @@ async fn a_handler_of_axum_returns_a_rejection_as_its_response() {
     assert_eq!(response.headers()[CONTENT_TYPE], "text/plain; charset=utf-8");
     let outcome: Result<_, Infallible> = Ok(response);
     assert!(ziggurat::rejection(&outcome).unwrap().is_circuit_open());
-    let body = axum::body::to_bytes(outcome.unwrap().into_body(), 100).await.unwrap();
+    let Ok(response) = outcome;
+    let body = axum::body::to_bytes(response.into_body(), 100).await.unwrap();
     assert_eq!(body, rejection.public_message());
 }
 
