@@ -96,6 +96,56 @@ pub struct Http;
 #[derive(Debug, Clone, Copy)]
 pub struct Ambient;
 
+/// How a mode, [`Http`] or [`Ambient`], passes the scope on with a request.
+#[diagnostic::on_unimplemented(
+    message = "`ContextLayer::new` needs a service that takes an `http::Request` and returns an `http::Response` with a body, not one from `{Req}` to `{R}`",
+    note = "for any other service, such as a `reqwest::Client`, write `ContextLayer::ambient(scope)`"
+)]
+pub trait Mode<Req, R>: EndsWith<R> {
+    #[doc(hidden)]
+    fn announce(request: &mut Req, scope: &Scope);
+}
+
+/// When the scope of a request ends in a mode, [`Http`] or [`Ambient`].
+#[diagnostic::on_unimplemented(
+    message = "`ContextLayer::new` needs a service that returns an `http::Response` with a body, not `{R}`",
+    note = "for any other service, such as a `reqwest::Client`, write `ContextLayer::ambient(scope)`"
+)]
+pub trait EndsWith<R> {
+    /// The layer's response.
+    type Output;
+
+    #[doc(hidden)]
+    fn answer(response: R, in_scope: Option<InScope>) -> Self::Output;
+}
+
+impl<B, R: Body> Mode<Request<B>, Response<R>> for Http {
+    fn announce(request: &mut Request<B>, scope: &Scope) {
+        request.extensions_mut().insert(scope.clone());
+    }
+}
+
+impl<R: Body> EndsWith<Response<R>> for Http {
+    type Output = Response<ScopeBody<R>>;
+
+    fn answer(response: Response<R>, in_scope: Option<InScope>) -> Self::Output {
+        response.map(|body| GuardBody::new(body, in_scope))
+    }
+}
+
+impl<Req, R> Mode<Req, R> for Ambient {
+    fn announce(_: &mut Req, _: &Scope) {}
+}
+
+impl<R> EndsWith<R> for Ambient {
+    type Output = R;
+
+    fn answer(response: R, in_scope: Option<InScope>) -> R {
+        drop(in_scope);
+        response
+    }
+}
+
 /// Opens a scope for every request: see the [module](self).
 #[must_use]
 pub struct ContextLayer<F = (), M = Http> {
@@ -228,42 +278,23 @@ impl<S: fmt::Debug, F, M> fmt::Debug for Context<S, F, M> {
     }
 }
 
-impl<S, F, B, R> Service<Request<B>> for Context<S, F, Http>
-where
-    S: Service<Request<B>, Response = Response<R>>,
-    F: States<Request<B>>,
-    R: Body,
-{
-    type Response = Response<ScopeBody<R>>;
-    type Error = S::Error;
-    type Future = ResponseFuture<S::Future>;
-
-    fn poll_ready(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let scope = self.layer.open(&request);
-        request.extensions_mut().insert(scope.clone());
-        ResponseFuture::start(scope, || self.inner.call(request))
-    }
-}
-
-impl<S, F, Req> Service<Req> for Context<S, F, Ambient>
+impl<S, F, M, Req> Service<Req> for Context<S, F, M>
 where
     S: Service<Req>,
     F: States<Req>,
+    M: Mode<Req, S::Response>,
 {
-    type Response = S::Response;
+    type Response = M::Output;
     type Error = S::Error;
-    type Future = ResponseFuture<S::Future, Ambient>;
+    type Future = ResponseFuture<S::Future, M>;
 
     fn poll_ready(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Req) -> Self::Future {
+    fn call(&mut self, mut request: Req) -> Self::Future {
         let scope = self.layer.open(&request);
+        M::announce(&mut request, &scope);
         ResponseFuture::start(scope, || self.inner.call(request))
     }
 }
@@ -288,32 +319,18 @@ impl<F, M> ResponseFuture<F, M> {
     }
 }
 
-impl<F, R, E> Future for ResponseFuture<F, Http>
+impl<F, M, R, E> Future for ResponseFuture<F, M>
 where
-    F: Future<Output = Result<Response<R>, E>>,
-    R: Body,
+    F: Future<Output = Result<R, E>>,
+    M: EndsWith<R>,
 {
-    type Output = Result<Response<ScopeBody<R>>, E>;
+    type Output = Result<M::Output, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let response = ready!(this.response.poll(cx));
         let in_scope = this.in_scope.take().map(|in_scope| in_scope.answered(&response));
-        Poll::Ready(response.map(|response| response.map(|body| GuardBody::new(body, in_scope))))
-    }
-}
-
-impl<F, R, E> Future for ResponseFuture<F, Ambient>
-where
-    F: Future<Output = Result<R, E>>,
-{
-    type Output = Result<R, E>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Result<R, E>> {
-        let this = self.project();
-        let response = ready!(this.response.poll(cx));
-        drop(this.in_scope.take().map(|in_scope| in_scope.answered(&response)));
-        Poll::Ready(response)
+        Poll::Ready(response.map(|response| M::answer(response, in_scope)))
     }
 }
 

@@ -17,8 +17,9 @@ use crate::body::CopyBody;
     message = "a request of type `{Req}` cannot be copied by `{Self}` to be sent again",
     label = "cannot copy this request",
     note = "`Cloned` needs a request that is `Clone`, `Idempotent` an `http::Request` whose body is `Clone`, such as `http_body_util::Full<Bytes>`",
-    note = "for an `http::Request` with any other body put ziggurat's `ReplayLayer::new()` directly outside this layer",
-    note = "for any other request write `.copy(|req: &{Req}| -> Option<{Req}> {{ .. }})`, where `None` means that it is sent once"
+    note = "for an `http::Request` with any other body put ziggurat's `ReplayLayer::new()` directly outside this layer, or outside the `ClientStack`",
+    note = "for any other request write `.copy(|req: &{Req}| -> Option<{Req}> {{ .. }})`, where `None` means that it is sent once",
+    note = "`Idempotent` copies a `reqwest::Request` with ziggurat's feature `reqwest`"
 )]
 pub trait CopyRequest<Req> {
     /// Returns a copy, or `None` if this request must not be repeated.
@@ -154,6 +155,18 @@ where
 {
     fn copy(&self, request: &Req) -> Option<Req> {
         self(request)
+    }
+}
+
+// Never applies: see `Classify`.
+#[doc(hidden)]
+#[diagnostic::do_not_recommend]
+impl<Req, F> CopyRequest<Req> for F
+where
+    [Req]: Sized,
+{
+    fn copy(&self, _: &Req) -> Option<Req> {
+        None
     }
 }
 

@@ -41,8 +41,8 @@ pub use backoff::{Backoff, Jitter, Waits};
 pub use copy::{Cloned, CopyIf, CopyRequest, Idempotent};
 pub use events::EventBus;
 pub use outcome::{
-    Class, Classify, Degraded, Error, FailOnError, GrpcStatus, HttpStatus, HttpStatusMillis, Reason, Reject, Rejection,
-    WithRejections, boxed, grpc, is_unprocessed, rejection, with_rejections,
+    Class, Classify, Degraded, EmptyBody, Error, FailOnError, GrpcStatus, HttpStatus, HttpStatusMillis, Reason, Reject,
+    Rejection, WithRejections, boxed, grpc, is_unprocessed, rejection, with_rejections,
 };
 pub use scope::Scope;
 pub use setting::Setting;

@@ -45,3 +45,15 @@ where
         self(request).into()
     }
 }
+
+// Never applies: see `Classify`.
+#[doc(hidden)]
+#[diagnostic::do_not_recommend]
+impl<Req, T, F> Setting<Req, T> for F
+where
+    [Req]: Sized,
+{
+    fn get(&self, _: &Req) -> Option<T> {
+        None
+    }
+}

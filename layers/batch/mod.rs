@@ -291,6 +291,18 @@ where
     }
 }
 
+// Never applies: see `Classify`.
+#[doc(hidden)]
+#[diagnostic::do_not_recommend]
+impl<Req, F> Together<Req> for F
+where
+    [Req]: Sized,
+{
+    type Key = ();
+
+    fn key(&self, _: &Req) {}
+}
+
 /// The service of [`BatchLayer`].
 pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct Batch<S, Req, R, G = ByScope, C = FailOnError>
 where

@@ -180,7 +180,7 @@ pub use self::{
     future::ResponseFuture,
     handle::{CacheHandle, Stats},
     http::{HttpKey, HttpStorable, http_key},
-    policy::{Storable, Ttl, scoped_key},
+    policy::{Key, Storable, Ttl, scoped_key},
     revalidate::{InBackground, OnDemand, Revalidate},
     share::{CloneErrors, DescribeErrors, Outcomes, ShareErrors},
     stale::Stale,
@@ -223,9 +223,9 @@ impl<K: Hash + Eq, R, F, T> CacheLayer<K, R, F, T> {
     ///
     /// If `capacity` is zero.
     #[track_caller]
-    pub fn new<Req>(capacity: usize, ttl: T, key: F) -> Self
+    pub fn new<YourRequest>(capacity: usize, ttl: T, key: F) -> Self
     where
-        F: Fn(&Req) -> Option<K>,
+        F: Fn(&YourRequest) -> Option<K>,
     {
         assert!(capacity > 0, "capacity must be at least 1, not 0");
         let policy = Policy {
@@ -393,7 +393,7 @@ where
     S::Error: Reject<R> + fmt::Display,
     R: Storable,
     K: Hash + Eq,
-    F: Fn(&Req) -> Option<K>,
+    F: Key<Req, K>,
     T: Ttl<K, R>,
     C: Classify<R, S::Error>,
     H: ShareErrors<S::Error>,
@@ -410,7 +410,7 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        let key = (self.key)(&request);
+        let key = self.key.key(&request);
         let call = |request| Call { service: self.inner.clone(), request };
         let Some(key) = key else {
             return ResponseFuture::calling(call(request), None);

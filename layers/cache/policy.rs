@@ -52,6 +52,51 @@ where
     }
 }
 
+// Never applies: see `Classify`.
+#[doc(hidden)]
+#[diagnostic::do_not_recommend]
+impl<K, R, F> Ttl<K, R> for F
+where
+    [R]: Sized,
+{
+    fn ttl(&self, _: &K, _: &R) -> Option<Duration> {
+        None
+    }
+}
+
+/// Makes the key of a request: a function of the request that returns an `Option` of the key.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not make a cache key of type `{K}` from a request of type `{Req}`",
+    note = "give a closure that names its argument's type: `|req: &{Req}| ..`, returning `Option<{K}>`",
+    note = "`CacheLayer::http` and `http_key` need an `http::Request`"
+)]
+pub trait Key<Req, K> {
+    /// Returns the key of this request, or `None` if the request bypasses the cache.
+    fn key(&self, request: &Req) -> Option<K>;
+}
+
+#[diagnostic::do_not_recommend]
+impl<Req, K, F> Key<Req, K> for F
+where
+    F: Fn(&Req) -> Option<K>,
+{
+    fn key(&self, request: &Req) -> Option<K> {
+        self(request)
+    }
+}
+
+// Never applies: see `Classify`.
+#[doc(hidden)]
+#[diagnostic::do_not_recommend]
+impl<Req, K, F> Key<Req, K> for F
+where
+    [Req]: Sized,
+{
+    fn key(&self, _: &Req) -> Option<K> {
+        None
+    }
+}
+
 /// A response that a cache can store. It is `Clone`, because every caller gets a copy.
 ///
 /// An [`http::Response`] needs a body such as `Full<Bytes>`. A streamed body must be collected inside the cache.

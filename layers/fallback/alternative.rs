@@ -194,6 +194,18 @@ where
     }
 }
 
+// Never applies: see `Classify`.
+#[doc(hidden)]
+#[diagnostic::do_not_recommend]
+impl<Req, F> Remember<Req> for F
+where
+    [Req]: Sized,
+{
+    type Memory = ();
+
+    fn remember(&self, _: &Req) {}
+}
+
 /// Another service, which receives a copy of the request: see
 /// [`FallbackLayer::service`](super::FallbackLayer::service).
 #[derive(Clone)]

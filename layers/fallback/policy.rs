@@ -72,6 +72,18 @@ where
     }
 }
 
+// Never applies: see `Classify`.
+#[doc(hidden)]
+#[diagnostic::do_not_recommend]
+impl<R, E, F> OnFailure<R, E> for F
+where
+    [R]: Sized,
+{
+    fn outcome(&self, _: Option<Result<R, E>>, fallback: Result<R, E>) -> Result<R, E> {
+        fallback
+    }
+}
+
 /// Marks the responses of a fallback.
 #[diagnostic::on_unimplemented(
     message = "a response of type `{R}` has no extensions to carry the mark `Degraded`",

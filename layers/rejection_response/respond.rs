@@ -1,5 +1,7 @@
 //! Turns a rejection into a response.
 
+use std::convert::Infallible;
+
 use http::{Request, Response, request::Parts};
 
 use crate::outcome::Rejection;
@@ -65,5 +67,23 @@ where
 
     fn respond(&self, request: Parts, rejection: &Rejection) -> Response<B> {
         self(rejection, &request)
+    }
+}
+
+// Never applies: see `Classify`.
+#[doc(hidden)]
+#[diagnostic::do_not_recommend]
+impl<B, F> Respond<B> for F
+where
+    [B]: Sized,
+{
+    type Memory = Infallible;
+
+    fn remember<T>(&self, _: &Request<T>) -> Infallible {
+        unreachable!("no slice is `Sized`")
+    }
+
+    fn respond(&self, memory: Infallible, _: &Rejection) -> Response<B> {
+        match memory {}
     }
 }

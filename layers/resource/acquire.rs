@@ -114,9 +114,39 @@ fn unavailable(error: &impl fmt::Display) -> Reason {
 
 #[cfg(feature = "deadpool")]
 mod pool {
+    use std::sync::Arc;
+
     use deadpool::managed::{Manager, Object, Pool, PoolError, TimeoutType};
 
     use super::{Acquire, Future, Pin, Reason, fmt, unavailable};
+
+    /// A deadpool pool, or a reference to one: `&Pool` or `&Arc<Pool>`, such as a scope returns.
+    #[diagnostic::on_unimplemented(
+        message = "`{Self}` is not a deadpool pool",
+        note = "give a `&deadpool::managed::Pool<..>`, or the `Arc` of a pool that a scope returns"
+    )]
+    pub trait PoolRef<M: Manager, W: From<Object<M>>> {
+        #[doc(hidden)]
+        fn pool(self) -> Pool<M, W>;
+    }
+
+    impl<M: Manager, W: From<Object<M>>> PoolRef<M, W> for &Pool<M, W> {
+        fn pool(self) -> Pool<M, W> {
+            self.clone()
+        }
+    }
+
+    impl<M: Manager, W: From<Object<M>>> PoolRef<M, W> for &Arc<Pool<M, W>> {
+        fn pool(self) -> Pool<M, W> {
+            Pool::clone(self)
+        }
+    }
+
+    impl<M: Manager, W: From<Object<M>>> PoolRef<M, W> for Arc<Pool<M, W>> {
+        fn pool(self) -> Pool<M, W> {
+            Pool::clone(&self)
+        }
+    }
 
     /// Acquires from a deadpool pool.
     pub struct Deadpool<M: Manager, W: From<Object<M>> = Object<M>>(pub(in super::super) Pool<M, W>);
@@ -158,4 +188,4 @@ mod pool {
 
 #[cfg(feature = "deadpool")]
 #[cfg_attr(docsrs, doc(cfg(feature = "deadpool")))]
-pub use pool::Deadpool;
+pub use pool::{Deadpool, PoolRef};

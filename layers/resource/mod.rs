@@ -111,10 +111,10 @@ use tower_service::Service;
 mod acquire;
 mod lent;
 
+pub use self::acquire::{Acquire, Always, ByRequest, Explained};
 #[cfg(feature = "deadpool")]
 #[cfg_attr(docsrs, doc(cfg(feature = "deadpool")))]
-pub use self::acquire::Deadpool;
-pub use self::acquire::{Acquire, Always, ByRequest, Explained};
+pub use self::acquire::{Deadpool, PoolRef};
 pub use self::lent::{Held, Lease, Lent, Unavailable, Why, current};
 use crate::{
     accessors::inner_accessors,
@@ -178,8 +178,8 @@ where
     /// limit applies as if it were [`max_wait`](Self::max_wait).
     ///
     /// The pool may be stored in a scope, `&app.require::<Pool<_>>()?`, as a disposable that is closed with it.
-    pub fn deadpool(pool: &deadpool::managed::Pool<M, W>) -> Self {
-        Self::from_acquire(Deadpool(pool.clone()))
+    pub fn deadpool(pool: impl PoolRef<M, W>) -> Self {
+        Self::from_acquire(Deadpool(pool.pool()))
     }
 }
 

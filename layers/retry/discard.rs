@@ -20,7 +20,7 @@ use crate::clock::{self, Sleep};
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot discard a response of type `{R}`",
     label = "this response has no body to drain",
-    note = "`RetryLayer::http()` drains the body of a failed response, which must be an `http_body::Body`",
+    note = "`RetryLayer::http()` drains the body of a failed response, which must be an `http_body::Body`; a `reqwest::Response` needs ziggurat's feature `reqwest`",
     note = "for any other response, write `.discard(ziggurat::retry::Dropped)`"
 )]
 pub trait Discard<R> {

@@ -35,3 +35,15 @@ where
         self(attempt, outcome)
     }
 }
+
+// Never applies: see `Classify`.
+#[doc(hidden)]
+#[diagnostic::do_not_recommend]
+impl<R, E, F> Wait<R, E> for F
+where
+    [R]: Sized,
+{
+    fn wait(&self, _: u32, _: Duration, _: Result<&R, &E>) -> Duration {
+        Duration::ZERO
+    }
+}

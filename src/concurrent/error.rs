@@ -72,6 +72,23 @@ impl<E: Error + 'static> Error for ItemError<E> {
     }
 }
 
+/// What the future of a handler returns: a `Result`.
+#[diagnostic::on_unimplemented(
+    message = "a handler of `process_concurrently` returns a future of a `Result`, not of `{Self}`",
+    note = "return `Ok(value)`, and `Ok::<_, std::convert::Infallible>(value)` if the handler cannot fail"
+)]
+pub trait ItemResult {
+    /// The value of an item.
+    type Value;
+    /// The error of an item.
+    type Error;
+}
+
+impl<T, E> ItemResult for Result<T, E> {
+    type Value = T;
+    type Error = E;
+}
+
 /// Separates successes and failures, each in their original order.
 ///
 /// ```

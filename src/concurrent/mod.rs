@@ -108,7 +108,7 @@ use self::{
     progress::Batches,
 };
 pub use self::{
-    error::{Cause, ItemError, split},
+    error::{Cause, ItemError, ItemResult, split},
     gather::{ContinueOnError, Gather, Processing, StopOnError, Summarized},
     progress::{BatchProgress, Progress, Summary},
     results::{Ordered, Unordered},
@@ -142,7 +142,7 @@ pub fn process_concurrently<I, Kind, F, Fut, T, E>(items: I, handler: F) -> Proc
 where
     I: Source<Kind>,
     F: FnMut(I::Item) -> Fut,
-    Fut: Future<Output = Result<T, E>>,
+    Fut: Future<Output: ItemResult<Value = T, Error = E>>,
 {
     let settings = Settings { max_concurrency: MAX_CONCURRENCY, limit: Limit::NONE, batches: None };
     let on_progress: fn(&Progress) = |_| ();

@@ -94,6 +94,13 @@ impl Class {
 ///
 /// [`with_rejections`] changes each of these. The error itself stays as it is. The rejection proves nothing about the
 /// work that the service did before: in particular, it does not prove that a `POST` was not processed.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot classify outcomes with a response of type `{R}` and an error of type `{E}`",
+    label = "not a classifier for this service",
+    note = "write a closure that names its argument's type: `|outcome: Result<&{R}, &{E}>| ..`, returning `Class`",
+    note = "the error is that of the stack: after `.map_err(ziggurat::Error::Service)`, the service's own error is in `Error::Service(error)`",
+    note = "`HttpStatus`, and so `http()` of a layer, classifies an `http::Response`; a `reqwest::Response` needs ziggurat's feature `reqwest`"
+)]
 pub trait Classify<R, E> {
     /// Returns the class of this outcome, which is not a rejection.
     fn classify(&self, outcome: Result<&R, &E>) -> Class;
@@ -207,6 +214,19 @@ where
 {
     fn classify(&self, outcome: Result<&R, &E>) -> Class {
         self(outcome)
+    }
+}
+
+// Never applies, because no slice is `Sized`. If the impl above were the only one for a closure, rustc would report how
+// the closure's signature differs, or that it is "not general enough", in place of the message of the trait.
+#[doc(hidden)]
+#[diagnostic::do_not_recommend]
+impl<R, E, F> Classify<R, E> for F
+where
+    [R]: Sized,
+{
+    fn classify(&self, _: Result<&R, &E>) -> Class {
+        Class::Ignored
     }
 }
 

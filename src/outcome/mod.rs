@@ -16,7 +16,7 @@ pub use self::{
     degraded::Degraded,
     grpc::GrpcStatus,
     http_status::{HttpStatus, HttpStatusMillis},
-    reject::{Error, Reject, boxed, rejection},
+    reject::{EmptyBody, Error, Reject, boxed, rejection},
     rejection::{Reason, Rejection},
     unprocessed::is_unprocessed,
 };

@@ -49,7 +49,7 @@ use super::{rejection::Rejection, unprocessed::is_unprocessed};
     label = "this error cannot carry a rejection",
     note = "put `.map_err(ziggurat::Error::Service)` innermost, next to the service",
     note = "or `.map_err(ziggurat::boxed)` for a boxed error; or implement `ziggurat::Reject` for your own error type",
-    note = "an `Infallible` HTTP service needs a response body that is `Default`: put a layer whose body is not, such as tower-http's `TraceLayer`, outside"
+    note = "an `Infallible` service carries rejections if its response is an `http::Response`"
 )]
 pub trait Reject<R>: Sized {
     /// Creates the outcome of a rejected call.
@@ -106,12 +106,13 @@ pub fn rejection<R, E: Reject<R>>(outcome: &Result<R, E>) -> Option<&Rejection> 
 /// The error of a stack: a layer's rejection, or the service's own error.
 ///
 /// `.map_err(ziggurat::Error::Service)` innermost, next to the service, makes it the stack's error. It never nests.
+// The parameter's name is in the compiler's message for a service whose error type cannot be inferred.
 #[derive(Debug, Clone)]
-pub enum Error<E> {
+pub enum Error<ServiceError> {
     /// A layer responded in place of the service.
     Rejected(Rejection),
     /// The service's own error.
-    Service(E),
+    Service(ServiceError),
 }
 
 impl<E: 'static> Error<E> {
@@ -263,8 +264,19 @@ impl<'a, R> Reject<R> for Box<dyn StdError + Send + Sync + 'a> {
     }
 }
 
+/// The body of a response that an [`Infallible`] service returns for a rejection: any body that is [`Default`].
+#[diagnostic::on_unimplemented(
+    message = "an `Infallible` HTTP service needs a response body that is `Default`, for its rejections, and `{Self}` is not",
+    label = "this service's response body is not `Default`",
+    note = "put a layer that changes the body to this type, such as tower-http's `TraceLayer`, outside ziggurat's layers",
+    note = "or convert the body between the layers: `.map_response(|response: http::Response<_>| response.map(axum::body::Body::new))`"
+)]
+pub trait EmptyBody: Default {}
+
 #[diagnostic::do_not_recommend]
-impl<B: Default> Reject<Response<B>> for Infallible {
+impl<B: Default> EmptyBody for B {}
+
+impl<B: EmptyBody> Reject<Response<B>> for Infallible {
     fn reject(rejection: Rejection) -> Result<Response<B>, Self> {
         let mut response = Response::new(B::default());
         *response.status_mut() = rejection.status();

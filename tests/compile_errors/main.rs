@@ -80,7 +80,13 @@ mod tests {
                 "cache_of_a_stream",
                 &["a cache cannot store a response of type `", "a streamed body must be collected inside the cache"],
             ),
-            ("body_without_default", &["an `Infallible` HTTP service needs a response body that is `Default`"]),
+            (
+                "body_without_default",
+                &[
+                    "an `Infallible` HTTP service needs a response body that is `Default`, for its rejections",
+                    "tower-http's `TraceLayer`, outside ziggurat's layers",
+                ],
+            ),
             (
                 "setting_of_another_type",
                 &[
@@ -88,8 +94,69 @@ mod tests {
                     "a closure that names its argument's type: `|req: &String| ..`, returning `Duration` or `Option<Duration>`",
                 ],
             ),
-            // Here the message cannot contain our explanation. The page `docs/it-does-not-compile.md` explains this one.
-            ("bare_closure", &["implementation of `FnOnce` is not general enough"]),
+            (
+                "bare_closure",
+                &["is not a setting of type `Duration` for a request of type `String`", "`|req: &String| ..`"],
+            ),
+            (
+                "classifier_of_the_services_own_error",
+                &[
+                    "cannot classify outcomes with a response of type `String` and an error of type `ziggurat::Error<std::io::Error>`",
+                    "`|outcome: Result<&String, &ziggurat::Error<std::io::Error>>| ..`, returning `Class`",
+                    "the service's own error is in `Error::Service(error)`",
+                ],
+            ),
+            ("bare_classifier", &["cannot classify outcomes with a response of type `String`"]),
+            ("bare_backoff", &["is not a backoff for a retry"]),
+            ("bare_copy", &["write `.copy(|req: &String| -> Option<String> { .. })`"]),
+            ("bare_key", &["|path: &YourRequest|"]),
+            (
+                "key_of_another_request",
+                &[
+                    "does not make a cache key of type `usize` from a request of type `String`",
+                    "`|req: &String| ..`, returning `Option<usize>`",
+                ],
+            ),
+            (
+                "bare_ttl",
+                &[
+                    "cannot decide how long a response of type `String` under a key of type `String` is fresh",
+                    "`|key: &String, response: &String| ..`, returning `Duration` or `Option<Duration>`",
+                ],
+            ),
+            ("the_readme_over_reqwest", &["docs::it_does_not_compile */ struct Context<"]),
+            (
+                "the_readme_over_reqwest_named",
+                &[
+                    "`ContextLayer::new` needs a service that takes an `http::Request` and returns an `http::Response`",
+                    "such as a `reqwest::Client`, write `ContextLayer::ambient(scope)`",
+                    "`CacheLayer::http` and `http_key` need an `http::Request`",
+                    "a cache cannot store a response of type `reqwest::Response`",
+                ],
+            ),
+            // These two messages are rustc's alone. The page explains them.
+            ("borrowed_error_in_a_task", &["not general enough", "Error::<&'0 str>::Service"]),
+            ("error_that_is_not_named", &["cannot infer type of the type parameter `ServiceError`"]),
+            (
+                "handler_of_a_plain_value",
+                &[
+                    "a handler of `process_concurrently` returns a future of a `Result`, not of `u32`",
+                    "`Ok::<_, std::convert::Infallible>(value)` if the handler cannot fail",
+                ],
+            ),
+            (
+                "status_of_another_response",
+                &[
+                    "`HttpStatus` cannot classify outcomes with a response of type `mistake::Response`",
+                    "classifies an `http::Response`; a `reqwest::Response` needs ziggurat's feature `reqwest`",
+                    "must be an `http_body::Body`; a `reqwest::Response` needs ziggurat's feature `reqwest`",
+                    "`Idempotent` copies a `reqwest::Request` with ziggurat's feature `reqwest`",
+                ],
+            ),
+            (
+                "streamed_upload_in_a_client_stack",
+                &["put ziggurat's `ReplayLayer::new()` directly outside this layer, or outside the `ClientStack`"],
+            ),
             (
                 "request_that_is_not_clone",
                 &[

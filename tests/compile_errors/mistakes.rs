@@ -5,7 +5,7 @@ use std::{convert::Infallible, io, time::Duration};
 use http::{Request, Response};
 use tower::{ServiceBuilder, ServiceExt, service_fn, util::BoxCloneSyncService};
 use ziggurat::{
-    Error,
+    Class, Error,
     cache::CacheLayer,
     chaos::{ChaosLayer, Fault},
     events::{EventBus, Lag},
@@ -193,11 +193,161 @@ where
     items.for_each(|item| drop(bus.publish(item)));
 }
 
+/// What the sentences ask for.
+#[cfg(mistake = "none")]
+async fn what_is_right() -> Result<(), Box<dyn std::error::Error>> {
+    use deadpool::managed::{Manager, Metrics, Pool, RecycleResult};
+    use ziggurat::{
+        Scope, batch::BatchLayer, concurrent::process_concurrently, context::ContextLayer, resource::ResourceLayer,
+    };
+
+    let app = Scope::root("app");
+    let service = ServiceBuilder::new()
+        .layer(ContextLayer::ambient(app.clone()).state(|path: &String| path.len()))
+        .layer(FallbackLayer::new(|_: Failed<'_, _, _>| None).classify(|_: Result<&_, &_>| Class::Success))
+        .layer(CacheLayer::new(1, |_: &_, _: &_| SECOND, |_| Some(1)).classify(|_: Result<&_, &_>| Class::Success))
+        .layer(RetryLayer::new().backoff(|_, _: Result<&_, &_>| SECOND).copy(|path: &String| Some(path.clone())))
+        .layer(TimeoutLayer::new(|_: &_| SECOND))
+        .map_err(Error::Service)
+        .service_fn(read);
+    BoxCloneSyncService::new(service.clone());
+
+    let send = |_: String| async { Err::<(), &'static str>("broken") };
+    let borrowed = ServiceBuilder::new().layer(TimeoutLayer::new(SECOND)).map_err(Error::Service).service_fn(send);
+    let borrowed = BoxCloneSyncService::new(borrowed);
+    tokio::spawn(async move { borrowed.oneshot(String::new()).await });
+
+    struct Numbers;
+    impl Manager for Numbers {
+        type Type = u32;
+        type Error = io::Error;
+        async fn create(&self) -> io::Result<u32> {
+            Ok(1)
+        }
+        async fn recycle(&self, _: &mut u32, _: &Metrics) -> RecycleResult<io::Error> {
+            Ok(())
+        }
+    }
+    let in_scope = app.require::<Pool<Numbers>>()?;
+    ResourceLayer::deadpool(&in_scope);
+    ResourceLayer::deadpool(&*in_scope);
+    ResourceLayer::deadpool(&app.require::<Pool<Numbers>>()?);
+    let _: ResourceLayer<ziggurat::resource::Deadpool<Numbers>> = ResourceLayer::deadpool(&app.require::<Pool<_>>()?);
+
+    process_concurrently([1, 2], async |number: u32| Ok::<_, Infallible>(number + 1)).await?;
+    Ok(())
+}
+
 #[cfg(mistake = "none")]
 fn mistake() {
     let layer = TimeoutLayer::new(|_: &String| SECOND);
     let service =
         ServiceBuilder::new().layer(RetryLayer::new()).layer(layer).map_err(Error::Service).service(service_fn(read));
+    BoxCloneSyncService::new(service);
+}
+
+#[cfg(mistake = "classifier_of_the_services_own_error")]
+fn mistake() {
+    let classify = |outcome: Result<&String, &io::Error>| Class::Success;
+    let layer = RetryLayer::new().classify(classify);
+    let service = ServiceBuilder::new().layer(layer).map_err(Error::Service).service_fn(read);
+    BoxCloneSyncService::new(service);
+}
+
+#[cfg(mistake = "bare_classifier")]
+fn mistake() {
+    let layer = RetryLayer::new().classify(|_| Class::Success);
+    let service = ServiceBuilder::new().layer(layer).map_err(Error::Service).service_fn(read);
+    BoxCloneSyncService::new(service);
+}
+
+#[cfg(mistake = "bare_backoff")]
+fn mistake() {
+    let layer = RetryLayer::new().backoff(|_, _| SECOND);
+    let service = ServiceBuilder::new().layer(layer).map_err(Error::Service).service_fn(read);
+    BoxCloneSyncService::new(service);
+}
+
+#[cfg(mistake = "bare_copy")]
+fn mistake() {
+    let layer = RetryLayer::new().copy(|_| None);
+    let service = ServiceBuilder::new().layer(layer).map_err(Error::Service).service_fn(read);
+    BoxCloneSyncService::new(service);
+}
+
+#[cfg(mistake = "bare_key")]
+fn mistake() {
+    CacheLayer::new(1, SECOND, |path| Some(path.clone()));
+}
+
+#[cfg(mistake = "key_of_another_request")]
+fn mistake() {
+    let layer = CacheLayer::new(1, SECOND, |path: &&str| Some(path.len()));
+    let service = ServiceBuilder::new().layer(layer).map_err(Error::Service).service_fn(read);
+    BoxCloneSyncService::new(service);
+}
+
+#[cfg(mistake = "bare_ttl")]
+fn mistake() {
+    let layer = CacheLayer::new(1, |_, _| SECOND, |path: &String| Some(path.clone()));
+    let service = ServiceBuilder::new().layer(layer).map_err(Error::Service).service_fn(read);
+    BoxCloneSyncService::new(service);
+}
+
+#[cfg(any(mistake = "the_readme_over_reqwest", mistake = "the_readme_over_reqwest_named"))]
+async fn mistake() {
+    use ziggurat::{
+        Backoff, Scope, circuit_breaker::CircuitBreakerLayer, concurrency_limit::ConcurrencyLimitLayer,
+        context::ContextLayer,
+    };
+
+    let service = ServiceBuilder::new()
+        .layer(ContextLayer::new(Scope::root("app")))
+        .layer(CacheLayer::http(10_000, Duration::from_secs(30)))
+        .layer(TimeoutLayer::new(Duration::from_secs(10)).named("total"))
+        .layer(RetryLayer::http().max_attempts(3).backoff(Backoff::exponential(Duration::from_millis(100))))
+        .layer(CircuitBreakerLayer::http().open_for(Duration::from_secs(5)))
+        .layer(ConcurrencyLimitLayer::new(64).max_waiting(128))
+        .layer(TimeoutLayer::new(Duration::from_secs(2)).named("attempt"))
+        .map_err(Error::Service)
+        .service(reqwest::Client::new());
+    #[cfg(mistake = "the_readme_over_reqwest_named")]
+    BoxCloneSyncService::<reqwest::Request, reqwest::Response, Error<reqwest::Error>>::new(service.clone());
+    #[cfg(mistake = "the_readme_over_reqwest")]
+    service.oneshot(reqwest::Request::new(reqwest::Method::GET, "http://localhost".parse().unwrap())).await;
+}
+
+#[cfg(mistake = "borrowed_error_in_a_task")]
+fn mistake() {
+    let send = async |_: String| Err::<(), &'static str>("broken");
+    let service = ServiceBuilder::new().layer(TimeoutLayer::new(SECOND)).map_err(Error::Service).service_fn(send);
+    tokio::spawn(async move { service.oneshot(String::new()).await });
+}
+
+#[cfg(mistake = "error_that_is_not_named")]
+async fn mistake() {
+    let send = |_: String| async { Ok(()) };
+    let service = ServiceBuilder::new().layer(TimeoutLayer::new(SECOND)).map_err(Error::Service).service_fn(send);
+    service.oneshot(String::new()).await;
+}
+
+#[cfg(mistake = "handler_of_a_plain_value")]
+async fn mistake() {
+    ziggurat::concurrent::process_concurrently([1, 2], async |number: u32| number + 1).await;
+}
+
+#[cfg(mistake = "status_of_another_response")]
+fn mistake() {
+    struct Response;
+    let send = |_: String| async { io::Result::Ok(Response) };
+    let service = ServiceBuilder::new().layer(RetryLayer::http()).map_err(Error::Service).service_fn(send);
+    BoxCloneSyncService::new(service);
+}
+
+#[cfg(mistake = "streamed_upload_in_a_client_stack")]
+fn mistake() {
+    let send = |_: Request<axum::body::Body>| async { io::Result::Ok(Response::new(String::new())) };
+    let service = ServiceBuilder::new().layer(ClientStack::http("files")).map_err(Error::Service).service_fn(send);
     BoxCloneSyncService::new(service);
 }
 
