@@ -1,3 +1,4 @@
+#![cfg_attr(not(doctest), doc = include_str!("../docs/rustdoc-links.md"))]
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails should say where"))]
