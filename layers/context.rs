@@ -342,6 +342,7 @@ pub type ScopeBody<B> = GuardBody<B, InScope>;
 
 /// The guard of a [`ScopeBody`]: holds the request's scope, which is closed when this is dropped.
 #[derive(Debug)]
+#[doc(hidden)] // machinery that is public only because it is part of a public type
 pub struct InScope {
     scope: Option<Scope>,
     // None: there is no response yet.

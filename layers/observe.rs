@@ -310,6 +310,7 @@ impl<F, C, U> fmt::Debug for ResponseFuture<F, C, U> {
 }
 
 /// The guard of a successful response's body: holds the call, which ends with the body.
+#[doc(hidden)] // machinery that is public only because it is part of a public type
 pub struct Observed<C> {
     call: Call,
     verdict: Verdict<C>,

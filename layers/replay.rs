@@ -48,7 +48,8 @@
 //!     .service(service_fn(|req: Request<ReplayBody<Streamed>>| async {
 //!         let status = if ziggurat::attempt() == 1 { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
 //!         let text = req.into_body().collect().await.unwrap().to_bytes();
-//!         Ok::<_, Infallible>(Response::builder().status(status).body(String::from_utf8_lossy(&text).into_owned()).unwrap())
+//!         let text = String::from_utf8_lossy(&text).into_owned();
+//!         Ok::<_, Infallible>(Response::builder().status(status).body(text).unwrap())
 //!     }));
 //!
 //! let response = service.oneshot(Request::put("/").body(streamed()).unwrap()).await.unwrap();

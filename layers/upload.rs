@@ -65,7 +65,8 @@
 //!     .layer(TimeoutLayer::new(Duration::from_secs(5)))
 //!     .map_err(Error::Service)
 //!     .service_fn(|req: Request<UploadBody<Streamed>>| async {
-//!         Ok::<_, Box<dyn std::error::Error + Send + Sync>>(Response::new(req.into_body().collect().await?.to_bytes().len()))
+//!         let body = req.into_body().collect().await?;
+//!         Ok::<_, Box<dyn std::error::Error + Send + Sync>>(Response::new(body.to_bytes().len()))
 //!     });
 //! let request = |pause: u64| {
 //!     let frames = futures_util::stream::unfold(0, move |sent| async move {
@@ -268,6 +269,7 @@ impl<F> fmt::Debug for ResponseFuture<F> {
 }
 
 /// The guard of an [`UploadBody`].
+#[doc(hidden)] // machinery that is public only because it is part of a public type
 pub struct Uploading {
     idle: Duration,
     caller: Caller,

@@ -70,8 +70,8 @@ impl Slot {
         CircuitBreakerHandle { slot: Arc::clone(self) }
     }
 
-    /// Changes the settings: those of the handle, if there is one, and otherwise those of a new circuit, so that a changed clone of a
-    /// layer is a layer of its own.
+    /// Changes the settings: those of the handle, if there is one, and otherwise those of a new circuit, so that a
+    /// changed clone of a layer is a layer of its own.
     #[track_caller]
     pub(super) fn set(self: Arc<Self>, change: impl FnOnce(&mut Settings)) -> Arc<Self> {
         let mut settings = self.setup().settings.clone();
@@ -102,8 +102,9 @@ impl fmt::Debug for Slot {
     }
 }
 
-/// The handle to the circuit that all services of one [`CircuitBreakerLayer`](super::CircuitBreakerLayer) share: it reads the state,
-/// controls the circuit by hand, and changes its settings.
+/// The handle to the circuit that all services of one [`CircuitBreakerLayer`](super::CircuitBreakerLayer) share.
+///
+/// It reads the state, controls the circuit by hand, and changes its settings.
 ///
 /// The layer returns it from [`handle`](super::CircuitBreakerLayer::handle). Clones are cheap.
 #[derive(Clone)]

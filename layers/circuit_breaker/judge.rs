@@ -12,6 +12,7 @@ use crate::{
 
 /// The guard that a circuit breaker attaches to the body of a successful response: the call ends with the body.
 #[derive(Debug)]
+#[doc(hidden)] // machinery that is public only because it is part of a public type
 pub struct Judge<C> {
     call: Call,
     verdict: Verdict<C>,

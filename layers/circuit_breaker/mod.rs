@@ -407,8 +407,8 @@ impl<C, U> CircuitBreakerLayer<C, U> {
     ///
     /// # Panics
     ///
-    /// The setters of a layer panic once the layer has a handle and its circuit is in use, by a service or by the handle. The handle's
-    /// own setters apply at any time.
+    /// The setters of a layer panic once the layer has a handle and its circuit is in use, by a service or by the
+    /// handle. The handle's own setters apply at any time.
     #[must_use]
     pub fn handle(&self) -> CircuitBreakerHandle {
         self.slot.handle()

@@ -46,6 +46,7 @@ impl ConcurrencyLimitHandle {
 /// The permit of a response's body, kept by
 /// [`ConcurrencyLimitLayer::until_body_end`](super::ConcurrencyLimitLayer::until_body_end). Dropping it releases the
 /// permit, unless it was reclaimed.
+#[doc(hidden)] // machinery that is public only because it is part of a public type
 pub struct BodyPermit {
     // None: it was reclaimed.
     gate: Option<ConcurrencyLimitHandle>,

@@ -89,6 +89,7 @@ where
     message = "a response of type `{R}` has no extensions to carry the mark `Degraded`",
     note = "leave out `.http()`, and choose with `.classify(..)` which outcomes are failures"
 )]
+#[doc(hidden)] // machinery that is public only because it is part of a public type
 pub trait Mark<R, E> {
     /// The data for the mark.
     type Why;
@@ -102,6 +103,7 @@ pub trait Mark<R, E> {
 
 /// Does not mark responses. The default, for any response type.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[doc(hidden)] // machinery that is public only because it is part of a public type
 pub struct Unmarked;
 
 impl<R, E> Mark<R, E> for Unmarked {
@@ -114,6 +116,7 @@ impl<R, E> Mark<R, E> for Unmarked {
 
 /// Marks responses with [`Degraded`] in their extensions: see [`FallbackLayer::http`](super::FallbackLayer::http).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[doc(hidden)] // machinery that is public only because it is part of a public type
 pub struct InExtensions;
 
 impl<B, E> Mark<Response<B>, E> for InExtensions

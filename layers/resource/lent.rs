@@ -268,6 +268,7 @@ pub(super) struct Surroundings(Option<Arc<dyn Link>>);
 slot!(Surroundings, Surroundings(None));
 
 /// A call's lease of its resource. Dropping it ends the loan, even if handles still exist.
+#[doc(hidden)] // machinery that is public only because it is part of a public type
 pub struct Lease(Surroundings);
 
 impl Lease {

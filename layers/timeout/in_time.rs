@@ -32,6 +32,7 @@ pub(super) struct BodyLimits {
 }
 
 /// The guard of a response's body: holds the clocks of its timeout.
+#[doc(hidden)] // machinery that is public only because it is part of a public type
 pub struct InTime {
     /// The call's limit; none if it does not cover the body.
     clock: Clock,
