@@ -1,6 +1,7 @@
 //! Pages that go beyond the reference of single modules. This module holds no code.
 //!
 //! - [`guide`]: each pattern on one page, with its code, its behaviour under failure, and its settings.
+//! - [`how_to`]: short answers with code, from a breaker for each host to a reload of settings.
 //! - [`metrics`]: each metric and event, with its labels, fields and level.
 //! - [`it_does_not_compile`]: the compiler's messages for common mistakes, with their causes and fixes.
 //!
@@ -42,5 +43,6 @@ macro_rules! page {
 }
 
 page!(guide, "guide");
+page!(how_to, "how-to");
 page!(metrics, "metrics");
 page!(it_does_not_compile, "it-does-not-compile");
