@@ -5,6 +5,7 @@
 //! - [`coming_from`]: tower, tower-resilience, seatbelt and reqwest-middleware, line by line.
 //! - [`metrics`]: each metric and event, with its labels, fields and level.
 //! - [`it_does_not_compile`]: the compiler's messages for common mistakes, with their causes and fixes.
+//! - [`promises`]: each promise of this crate, with the tests that show it.
 //!
 //! # Examples
 //!
@@ -47,4 +48,5 @@ page!(guide, "guide");
 page!(how_to, "how-to");
 page!(coming_from, "coming-from");
 page!(metrics, "metrics");
+page!(promises, "promises");
 page!(it_does_not_compile, "it-does-not-compile");
