@@ -91,15 +91,14 @@ pin_project! {
         S: Stream,
         K: Kind<S::Item>,
     {
-        // `None` once it has ended.
-        #[pin]
-        source: Option<S>,
+        // `None` once it has ended. Boxed, so that a reader need not pin the stream.
+        source: Option<Pin<Box<S>>>,
         size: usize,
         within: Option<Duration>,
         batch: Vec<K::Value>,
         // Comes after the batch.
         error: Option<K::Error>,
-        // Runs while a batch is begun and not full. Boxed, so that a reader need not pin the stream.
+        // Runs while a batch is begun and not full. Boxed for the same reason.
         timer: Option<Pin<Box<Sleep>>>,
         // The length of the previous batch, so that a list rarely has to grow.
         capacity: usize,
@@ -112,15 +111,15 @@ impl<S: Stream, K: Kind<S::Item>> Batches<S, K> {
     pub(super) fn new(source: S, size: usize, within: Option<Duration>) -> Self {
         assert!(size > 0, "size must be at least 1, not 0");
         let (batch, kind) = (Vec::new(), PhantomData);
-        Self { source: Some(source), size, within, batch, error: None, timer: None, capacity: 0, kind }
+        Self { source: Some(Box::pin(source)), size, within, batch, error: None, timer: None, capacity: 0, kind }
     }
 
     /// Takes items until the batch is complete or the source has ended.
     fn poll_fill(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut this = self.project();
+        let this = self.project();
         for _ in 0..UNBROKEN {
-            let Some(source) = this.source.as_mut().as_pin_mut() else { return Poll::Ready(()) };
-            match source.poll_next(cx) {
+            let Some(source) = this.source.as_mut() else { return Poll::Ready(()) };
+            match source.as_mut().poll_next(cx) {
                 Poll::Ready(Some(item)) => match K::sort(item) {
                     Ok(value) => {
                         if this.batch.is_empty() {
@@ -139,7 +138,7 @@ impl<S: Stream, K: Kind<S::Item>> Batches<S, K> {
                         return Poll::Ready(());
                     }
                 },
-                Poll::Ready(None) => this.source.set(None),
+                Poll::Ready(None) => *this.source = None,
                 Poll::Pending => {
                     // With a limit of zero, the batch is complete here and needs no timer.
                     if *this.within == Some(Duration::ZERO) && !this.batch.is_empty() {
@@ -171,7 +170,7 @@ impl<S: Stream, K: Kind<S::Item>> Stream for Batches<S, K> {
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        let (least, most) = self.source.as_ref().map_or((0, Some(0)), S::size_hint);
+        let (least, most) = self.source.as_ref().map_or((0, Some(0)), Stream::size_hint);
         let held = self.batch.len();
         let most = most.and_then(|most| most.checked_add(held));
         if self.within.is_some() || !K::FULL {

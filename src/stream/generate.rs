@@ -24,7 +24,8 @@ use super::{
 /// The stream ends when the producer has ended, after the items that were offered by then. Clones of the sender that
 /// are still alive get an error from then on. A panic of the producer propagates to the reader.
 ///
-/// Sending takes an uncontended lock and does not allocate. For a producer that can fail, see [`try_generate`].
+/// The stream is `Unpin`, at the cost of one allocation for the producer. Sending takes an uncontended lock and does
+/// not allocate. For a producer that can fail, see [`try_generate`].
 ///
 /// ```
 /// use tokio_stream::StreamExt;
@@ -132,9 +133,8 @@ pin_project! {
         Fut: Future,
     {
         // `None` once it has ended. Dropped before the reader, so that items which it sends while it is dropped are not
-        // refused.
-        #[pin]
-        producer: Option<Fut>,
+        // refused. Boxed, so that a reader need not pin the stream.
+        producer: Option<Pin<Box<Fut>>>,
         ending: Option<Fut::Output>,
         reader: Reader<T>,
         // Whether the last item was taken without a poll of the producer.
@@ -146,7 +146,7 @@ impl<T, Fut: Future> Generate<T, Fut> {
     fn new(producer: impl FnOnce(Sender<T>) -> Fut) -> Self {
         let handover = Handover::new();
         let reader = Reader(handover);
-        Self { producer: Some(producer(Sender::to(&reader.0))), ending: None, reader, skipped: false }
+        Self { producer: Some(Box::pin(producer(Sender::to(&reader.0)))), ending: None, reader, skipped: false }
     }
 }
 
@@ -157,7 +157,7 @@ where
     type Item = <Fut::Output as Produced<T>>::Item;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let mut this = self.project();
+        let this = self.project();
         // A waiting item is taken before the producer goes on, but not twice in a row: other senders may never stop.
         if !*this.skipped
             && let Some(item) = this.reader.take()
@@ -167,13 +167,13 @@ where
         }
         *this.skipped = false;
         // A producer that has dropped its sender is run to its end too: it may have to clean up.
-        let ended = this.producer.as_mut().as_pin_mut().map(|producer| producer.poll(cx));
+        let ended = this.producer.as_mut().map(|producer| producer.as_mut().poll(cx));
         if let Some(Poll::Ready(ending)) = ended {
-            this.producer.set(None);
+            *this.producer = None;
             this.reader.end();
             *this.ending = Some(ending);
         }
-        let item = match &*this.producer {
+        let item = match this.producer {
             Some(_) => this.reader.take_or_wait(cx),
             None => this.reader.take(),
         };

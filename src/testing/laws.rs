@@ -25,7 +25,11 @@ use crate::outcome::{Error, Rejection};
 
 /// Creates the check of a layer's laws, over HTTP requests and responses with `String` bodies.
 ///
-/// Use [`over`](Laws::over) for other types. `make` creates a new layer value. Each trial has its own, over a
+/// Request number 7 is `GET http://inner.test/7`, an [`http::Request<String>`](Request), and its response an
+/// [`http::Response<String>`](Response) that says so in a header ([`HttpNumber`]). A layer whose closures take another
+/// request, for example with another body, does not compile here: use [`over`](Laws::over) for other types.
+///
+/// `make` creates a new layer value. Each trial has its own, over a
 /// [`Script`]. Configure the layer as tightly as possible, for example with a limit of one, or a circuit that opens at
 /// the first failure: a trial shows whether the second call still gets through.
 ///
@@ -114,7 +118,11 @@ impl<M, Q, A, N> Laws<M, Q, A, N> {
     ///     .over(|number| format!("question {number}"), |number| number, |answer: &u64| *answer)
     ///     .check();
     /// ```
-    pub fn over<Q2, A2, N2>(self, request: Q2, answer: A2, number: N2) -> Laws<M, Q2, A2, N2> {
+    pub fn over<Q2, A2, N2, Req, R>(self, request: Q2, answer: A2, number: N2) -> Laws<M, Q2, A2, N2>
+    where
+        Q2: Fn(u64) -> Req,
+        A2: Fn(u64) -> R,
+    {
         let Self { make, stateful, except, .. } = self;
         Laws { make, request, answer, number, stateful, except }
     }
@@ -193,11 +201,17 @@ impl<M, Q, A, N> fmt::Debug for Laws<M, Q, A, N> {
 type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// Returns the number of the inner service's response that a layer's response was made from. Implemented for closures.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not return the number of a response of type `{R}`",
+    note = "write `|response: &{R}| ..`, with the type of the argument, returning `u64` or `Option<u64>`",
+    note = "`HttpNumber` reads the header `x-number` of an `http::Response`"
+)]
 pub trait Number<R> {
     /// Returns the number, or `None` if the response does not come from the inner service.
     fn number(&self, response: &R) -> Option<u64>;
 }
 
+#[diagnostic::do_not_recommend]
 impl<F, R, O> Number<R> for F
 where
     F: Fn(&R) -> O,
@@ -208,7 +222,21 @@ where
     }
 }
 
-/// Returns the number of an HTTP response, whatever its body.
+// Never applies: see `Classify`.
+#[doc(hidden)]
+#[diagnostic::do_not_recommend]
+impl<F, R> Number<R> for F
+where
+    [R]: Sized,
+{
+    fn number(&self, _: &R) -> Option<u64> {
+        None
+    }
+}
+
+/// Returns the number of an HTTP response, whatever its body: the value of its header `x-number`, in decimal digits.
+///
+/// Over your own HTTP responses, set this header in the closure `answer` of [`Laws::over`].
 #[derive(Debug, Clone, Copy)]
 pub struct HttpNumber;
 

@@ -144,6 +144,7 @@ mod tests {
                     "`Ok::<_, std::convert::Infallible>(value)` if the handler cannot fail",
                 ],
             ),
+            ("bare_number", &["write `|response: &u64| ..`, with the type of the argument, returning `u64`"]),
             (
                 "status_of_another_response",
                 &[

@@ -197,8 +197,14 @@ where
 #[cfg(mistake = "none")]
 async fn what_is_right() -> Result<(), Box<dyn std::error::Error>> {
     use deadpool::managed::{Manager, Metrics, Pool, RecycleResult};
+    use tokio_stream::StreamExt as _;
     use ziggurat::{
-        Scope, batch::BatchLayer, concurrent::process_concurrently, context::ContextLayer, resource::ResourceLayer,
+        Scope,
+        concurrent::process_concurrently,
+        context::ContextLayer,
+        resource::ResourceLayer,
+        stream::{StreamExt as _, generate},
+        testing::laws,
     };
 
     let app = Scope::root("app");
@@ -235,6 +241,13 @@ async fn what_is_right() -> Result<(), Box<dyn std::error::Error>> {
     let _: ResourceLayer<ziggurat::resource::Deadpool<Numbers>> = ResourceLayer::deadpool(&app.require::<Pool<_>>()?);
 
     process_concurrently([1, 2], async |number: u32| Ok::<_, Infallible>(number + 1)).await?;
+
+    let mut generated = generate(async |numbers| numbers.send(1).await.unwrap_or_default());
+    generated.next().await;
+    let mut batches = generated.then(async |number| number).batches(2);
+    batches.next().await;
+
+    laws(|| TimeoutLayer::new(SECOND)).over(|number| number.to_string(), |number| number, |n: &u64| *n).check();
     Ok(())
 }
 
@@ -334,6 +347,11 @@ async fn mistake() {
 #[cfg(mistake = "handler_of_a_plain_value")]
 async fn mistake() {
     ziggurat::concurrent::process_concurrently([1, 2], async |number: u32| number + 1).await;
+}
+
+#[cfg(mistake = "bare_number")]
+fn mistake() {
+    ziggurat::testing::laws(|| TimeoutLayer::new(SECOND)).over(|number| number, |number| number, |_| 1).check();
 }
 
 #[cfg(mistake = "status_of_another_response")]
