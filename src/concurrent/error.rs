@@ -2,7 +2,7 @@
 
 use std::{any::Any, error::Error, fmt, time::Duration};
 
-use crate::caught;
+use crate::{caught, outcome::known};
 
 /// The error of an item: its index, and the cause.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,9 +66,36 @@ impl<E> fmt::Display for ItemError<E> {
     }
 }
 
-impl<E: Error + 'static> Error for ItemError<E> {
+/// For any error that can be shown, also for one that is not an [`Error`] itself, such as a
+/// `Box<dyn Error + Send + Sync>`. So `?` works in a function that returns a boxed error.
+///
+/// The source is the original error if its type is known: a boxed error, an `io::Error`, an error of a crate that this
+/// crate has a feature for, or a [`ziggurat::Error`](crate::Error) of any of these. For another type it is the
+/// [`Cause`], which shows the original error's message, but not the causes of that error.
+impl<E: fmt::Debug + fmt::Display + 'static> Error for ItemError<E> {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.error().map(|error| error as _)
+        let error = self.error()?;
+        Some(known(error).unwrap_or(&self.cause))
+    }
+}
+
+impl<E: fmt::Display> fmt::Display for Cause<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failed(error) => error.fmt(f),
+            Self::TimedOut { limit } => write!(f, "timed out after {limit:?}"),
+            Self::DeadlineExceeded { after } => write!(f, "the deadline passed after {after:?}"),
+            Self::Panicked { message } => write!(f, "panicked: {message}"),
+        }
+    }
+}
+
+impl<E: fmt::Debug + fmt::Display + 'static> Error for Cause<E> {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Failed(error) => known(error).and_then(Error::source),
+            _ => None,
+        }
     }
 }
 

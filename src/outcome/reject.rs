@@ -303,7 +303,7 @@ impl<B: EmptyBody> Reject<Response<B>> for Infallible {
 }
 
 /// Returns a service's own error as a `std::error::Error`, if it has one of the types listed here.
-fn known<E: 'static>(error: &E) -> Option<&(dyn StdError + 'static)> {
+pub(crate) fn known<E: 'static>(error: &E) -> Option<&(dyn StdError + 'static)> {
     let any: &dyn Any = error;
     macro_rules! known {
         ($($(#[$cfg:meta])? $known:ty => $error:ident $as_error:expr;)*) => {
@@ -328,6 +328,7 @@ fn known<E: 'static>(error: &E) -> Option<&(dyn StdError + 'static)> {
         Box<dyn StdError + Send> => error &**error;
         Box<dyn StdError> => error &**error;
         io::Error => error error;
+        Rejection => error error;
         #[cfg(feature = "hyper")]
         hyper_util::client::legacy::Error => error error;
         #[cfg(feature = "hyper")]

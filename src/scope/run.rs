@@ -3,6 +3,7 @@
 use std::{error::Error, fmt, future::Future};
 
 use super::{Opening, Scope, ScopeError, WithScope, closing::CloseOnDrop, ending::Work};
+use crate::outcome::known;
 
 impl Scope {
     /// Runs `body` in this scope, and closes the scope: see [`Opening::run`].
@@ -118,10 +119,16 @@ impl<E: fmt::Display> fmt::Display for RunError<E> {
     }
 }
 
-impl<E: Error + 'static> Error for RunError<E> {
+/// For any error that can be shown, also for one that is not an [`Error`] itself, such as a
+/// `Box<dyn Error + Send + Sync>`. So `?` works in a function that returns a boxed error.
+///
+/// The source is the error of the work if its type is known: a boxed error, an `io::Error`, an error of a crate that
+/// this crate has a feature for, or a [`ziggurat::Error`](crate::Error) of any of these. An error of another type has its
+/// message in the message of this one, and no source.
+impl<E: fmt::Debug + fmt::Display + 'static> Error for RunError<E> {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            Self::Body(body) | Self::Both { body, .. } => Some(body),
+            Self::Body(body) | Self::Both { body, .. } => known(body),
             Self::Closing(closing) => Some(closing),
         }
     }

@@ -312,6 +312,18 @@ async fn a_disposal_error_never_replaces_the_bodys() {
     );
 }
 
+#[tokio::test]
+async fn a_boxed_error_of_the_body_passes_through_a_question_mark() {
+    type BoxError = Box<dyn Error + Send + Sync>;
+    async fn run() -> Result<u32, BoxError> {
+        let body = async |_: Scope| Ok::<u32, BoxError>("x".parse()?);
+        Ok(Scope::root("app").run(body).await?.into_result()?)
+    }
+    let error = run().await.unwrap_err();
+    assert_eq!(error.to_string(), "invalid digit found in string");
+    assert!(error.source().unwrap().is::<std::num::ParseIntError>());
+}
+
 /// Shows: X4
 #[tokio::test(start_paused = true)]
 async fn a_body_runs_in_its_scope_which_is_closed_afterwards() {

@@ -217,6 +217,36 @@ fn an_items_error_has_the_original_one_as_its_source() {
     assert_eq!((error.to_string().as_str(), error.source().is_none()), ("item 4 timed out after 1s", true));
 }
 
+#[tokio::test]
+async fn an_items_boxed_error_passes_through_a_question_mark() {
+    type BoxError = Box<dyn StdError + Send + Sync>;
+    async fn run() -> Result<Vec<u32>, BoxError> {
+        let handler = async |text: &str| Ok::<u32, BoxError>(text.parse()?);
+        Ok(process_concurrently(["1", "x"], handler).await?)
+    }
+    let error = run().await.unwrap_err();
+    assert_eq!(error.to_string(), "item 1 failed");
+    assert!(error.source().unwrap().is::<std::num::ParseIntError>());
+}
+
+/// An error type that this crate does not know is shown by its message.
+#[test]
+fn an_items_error_of_any_type_shows_its_message_as_the_source() {
+    #[derive(Debug)]
+    struct Odd;
+    impl std::fmt::Display for Odd {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("odd")
+        }
+    }
+    let error = ItemError { index: 1, cause: Cause::Failed(Odd) };
+    let source = error.source().unwrap();
+    assert_eq!((error.to_string().as_str(), source.to_string().as_str()), ("item 1 failed", "odd"));
+    assert!(matches!(source.downcast_ref(), Some(Cause::Failed(Odd))) && source.source().is_none());
+    let known = ItemError { index: 1, cause: Cause::Failed(std::io::Error::other("broken")) };
+    assert!(known.source().unwrap().is::<std::io::Error>());
+}
+
 /// Bad input: a handler that panics in the call, in its future, with or without a message, and during clean-up.
 ///
 /// Shows: P3
