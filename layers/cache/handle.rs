@@ -72,6 +72,17 @@ pub struct Stats {
     pub evicted: u64,
 }
 
+impl Stats {
+    /// Returns the fraction of requests with a key that were served from memory, fresh or stale, from 0 to 1. Returns
+    /// `None` before the first request.
+    #[must_use]
+    pub fn hit_rate(&self) -> Option<f64> {
+        let served = self.hits.saturating_add(self.stale);
+        let all = served.saturating_add(self.misses).saturating_add(self.shared);
+        (all > 0).then(|| served as f64 / all as f64)
+    }
+}
+
 impl<K: Hash + Eq, R> CacheHandle<K, R> {
     pub(super) fn new(capacity: usize) -> Self {
         let store = Store::new(capacity);

@@ -6,6 +6,7 @@ use std::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use super::{
@@ -13,7 +14,7 @@ use super::{
     circuit::{Circuit, Settings},
     machine::Machine,
     part_of_one,
-    state::{State, Transition},
+    state::{CircuitStatus, State, Transition},
 };
 use crate::{
     backoff::Backoff,
@@ -119,6 +120,28 @@ impl CircuitBreakerHandle {
     #[must_use]
     pub fn state(&self) -> State {
         self.slot.live.get().map_or(State::Closed, Circuit::state)
+    }
+
+    /// Returns the state together with the numbers behind it, for example for a health endpoint. Takes a lock that calls
+    /// take only while the circuit is not closed.
+    #[must_use]
+    pub fn status(&self) -> CircuitStatus {
+        self.slot.live().machine().status(clock::now())
+    }
+
+    /// Opens the circuit for this time, and then half-opens it for the next call.
+    ///
+    /// Anything below a millisecond is a millisecond; a time that the clock cannot hold lasts until
+    /// [`close`](CircuitBreakerHandle::close). Calls in flight continue, and their outcomes change nothing.
+    pub fn force_open_for(&self, time: Duration) {
+        self.slot.live().turn(|machine| machine.force_open_for(time, clock::now()));
+    }
+
+    /// Half-opens the circuit, whatever its state: the next calls are probes, which close it or open it.
+    ///
+    /// Calls in flight continue, and their outcomes change nothing.
+    pub fn half_open(&self) {
+        self.slot.live().turn(Machine::half_open);
     }
 
     /// Opens the circuit and keeps it open until [`close`](CircuitBreakerHandle::close), for example for maintenance.

@@ -26,7 +26,7 @@ use std::{
 };
 
 use super::{
-    state::{State, Transition, Word},
+    state::{CircuitStatus, State, Transition, Word},
     window::{Extent, Window},
 };
 use crate::{
@@ -164,6 +164,8 @@ struct Episode {
     waits: Waits,
     /// The current open time, which is also how long a probe may keep its slot.
     open_time: Duration,
+    /// Whether the circuit was last opened by hand.
+    is_forced: bool,
     /// When the circuit may half-open. `None` if it stays open.
     until: Option<Instant>,
     probes: Vec<Probe>,
@@ -196,6 +198,7 @@ impl Machine {
                 open_for: policy.open_for,
                 waits: policy.open_for.waits(),
                 open_time: Duration::ZERO,
+                is_forced: false,
                 until: None,
                 probes: Vec::new(),
                 next: NonZeroU64::MIN,
@@ -444,9 +447,44 @@ impl Machine {
         in_time
     }
 
+    /// Returns the circuit's status at `now`.
+    pub(super) fn status(&self, now: Instant) -> CircuitStatus {
+        let episode = self.episode();
+        let state = self.state();
+        let held = self.failures.get().map(|rate| rate.window.held(self.word().generation(), now)).unwrap_or_default();
+        let until = episode.until.filter(|_| state == State::Open);
+        CircuitStatus {
+            state,
+            calls: held.calls,
+            failures: held.bad,
+            remaining: until.map(|until| until.saturating_duration_since(now)),
+            is_forced: state == State::Open && episode.is_forced,
+        }
+    }
+
+    /// Opens the circuit for this time, however long it is.
+    pub(super) fn force_open_for(&self, time: Duration, now: Instant) {
+        let mut episode = self.episode();
+        episode.is_forced = true;
+        episode.open_time = time.max(SHORTEST);
+        episode.until = now.checked_add(episode.open_time);
+        self.turn(&mut episode, State::Open);
+    }
+
+    /// Half-opens the circuit, whatever its state: the next calls are probes.
+    pub(super) fn half_open(&self) {
+        let mut episode = self.episode();
+        episode.is_forced = false;
+        if episode.open_time.is_zero() {
+            episode.open_time = episode.first_open_time();
+        }
+        self.turn(&mut episode, State::HalfOpen);
+    }
+
     /// Opens the circuit until [`Machine::close`].
     pub(super) fn force_open(&self) {
         let mut episode = self.episode();
+        episode.is_forced = true;
         episode.until = None;
         self.turn(&mut episode, State::Open);
     }
@@ -497,6 +535,7 @@ impl Machine {
     ///
     /// The time is capped at the longest open time, because the service may ask for too much by mistake.
     fn turn_open(&self, episode: &mut Episode, asked: Duration, now: Instant) {
+        episode.is_forced = false;
         let longest = Some(episode.open_for.longest()).filter(|longest| *longest < Duration::MAX);
         episode.open_time = next_of(&mut episode.waits).max(asked.min(longest.unwrap_or(LONGEST_ASKED)));
         episode.until = now.checked_add(episode.open_time);

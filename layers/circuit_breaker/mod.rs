@@ -166,7 +166,7 @@ mod window;
 pub use self::{
     handle::{CircuitBreakerHandle, Transitions},
     judge::Judge,
-    state::{State, Transition},
+    state::{CircuitStatus, State, Transition},
 };
 
 /// Stops calling a service that fails. See the [module documentation](self).

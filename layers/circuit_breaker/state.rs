@@ -1,6 +1,6 @@
 //! The states of a circuit, and the word that packs the state that every call reads.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 /// The state of a circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -39,6 +39,31 @@ pub struct Transition {
     pub from: State,
     /// The state after the transition.
     pub to: State,
+}
+
+/// A circuit at one moment: see [`CircuitBreakerHandle::status`](super::CircuitBreakerHandle::status).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CircuitStatus {
+    /// The state.
+    pub state: State,
+    /// The number of calls in the window; 0 if no failure rate opens the circuit.
+    pub calls: u32,
+    /// The number of failures among these calls.
+    pub failures: u32,
+    /// How long an open circuit stays open; `None` in another state, and if the circuit stays open until it is closed
+    /// by hand.
+    pub remaining: Option<Duration>,
+    /// Whether the circuit is open because it was opened by hand.
+    pub is_forced: bool,
+}
+
+impl CircuitStatus {
+    /// Returns the fraction of calls in the window that failed, from 0 to 1. Returns `None` for an empty window.
+    #[must_use]
+    pub fn failure_rate(&self) -> Option<f64> {
+        (self.calls > 0).then(|| f64::from(self.failures) / f64::from(self.calls))
+    }
 }
 
 /// `generation: 30 | state: 2 | failures in a row: 32`.

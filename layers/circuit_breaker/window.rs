@@ -136,26 +136,20 @@ impl Window {
     /// Generations are far apart: a call that is recorded late, for an old generation, is outside the current window or
     /// finds its bucket taken.
     pub(super) fn record(&self, generation: u64, clock: impl FnOnce() -> Instant, bad: bool) -> (u64, bool) {
-        // The first lap stays empty, so that the window of the first slot does not start below zero.
+        let mut slot = self.slot(generation, clock);
+        let Pace::Calls { open, calls } = &self.pace else {
+            return (slot, self.put(slot, u64::MAX, bad) == Put::First);
+        };
         let first = APART * generation + RING;
-        match &self.pace {
-            Pace::Time { since, nanos: width } => {
-                let slot = first + nanos(clock().saturating_duration_since(*since)) / width;
-                (slot, self.put(slot, u64::MAX, bad) == Put::First)
-            }
-            Pace::Calls { open, calls } => {
-                let mut position = open.load(Ordering::Relaxed);
-                loop {
-                    match self.put(first + position, *calls, bad) {
-                        // The first thread that finds the slot full opens the next one, and the others see it.
-                        Put::Full => {
-                            let next =
-                                open.compare_exchange(position, position + 1, Ordering::Relaxed, Ordering::Relaxed);
-                            position = next.map_or_else(|newer| newer, |full| full + 1);
-                        }
-                        put => return (first + position, put == Put::First),
-                    }
+        loop {
+            match self.put(slot, *calls, bad) {
+                // The first thread that finds the slot full opens the next one, and the others see it.
+                Put::Full => {
+                    let position = slot - first;
+                    let next = open.compare_exchange(position, position + 1, Ordering::Relaxed, Ordering::Relaxed);
+                    slot = first + next.map_or_else(|newer| newer, |full| full + 1);
                 }
+                put => return (slot, put == Put::First),
             }
         }
     }
@@ -179,6 +173,22 @@ impl Window {
             // Another slot has taken over the bucket, so this call is too late to count.
             Err(_) => Put::Next,
         }
+    }
+
+    /// Sums the window of this generation at `now`.
+    pub(super) fn held(&self, generation: u64, now: Instant) -> Tally {
+        self.tally(self.slot(generation, || now))
+    }
+
+    /// Returns the current slot of this generation.
+    fn slot(&self, generation: u64, clock: impl FnOnce() -> Instant) -> u64 {
+        // The first lap stays empty, so that the window of the first slot does not start below zero.
+        let first = APART * generation + RING;
+        first
+            + match &self.pace {
+                Pace::Time { since, nanos: width } => nanos(clock().saturating_duration_since(*since)) / width,
+                Pace::Calls { open, .. } => open.load(Ordering::Relaxed),
+            }
     }
 
     /// Sums the window as seen from a slot in which this thread has just recorded a call.

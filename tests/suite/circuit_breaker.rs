@@ -1081,3 +1081,62 @@ async fn a_subscriber_hears_of_a_transition_also_if_an_observer_or_another_subsc
     assert!(matches!(heard.poll(), Poll::Ready(Some(Transition { to: State::Open, .. }))));
     assert!(matches!(panics.as_mut().poll(&mut std::task::Context::from_waker(&bang)), Poll::Ready(Some(_))));
 }
+
+/// Shows: B8
+#[tokio::test(start_paused = true)]
+async fn a_handle_shows_the_numbers_behind_the_state() {
+    let layer = CircuitBreakerLayer::failure_rate(0.5).min_calls(4).open_for(10 * SECOND);
+    let circuit = layer.handle();
+    let service = ServiceBuilder::new()
+        .layer(layer)
+        .map_err(Error::Service)
+        .service(service_fn(async |works: bool| works.then_some(()).ok_or("down")));
+    let call = async |works| drop(service.clone().oneshot(works).await);
+    let status = circuit.status();
+    assert_eq!((status.state, status.calls, status.failure_rate()), (State::Closed, 0, None));
+
+    call(true).await;
+    call(false).await;
+    call(true).await;
+    let status = circuit.status();
+    assert_eq!((status.calls, status.failures, status.remaining), (3, 1, None));
+    call(false).await;
+    advance(4 * SECOND).await;
+    let status = circuit.status();
+    assert_eq!((status.state, status.is_forced), (State::Open, false));
+    let remaining = status.remaining.unwrap();
+    assert!((6 * SECOND..=11 * SECOND).contains(&remaining), "{remaining:?}");
+}
+
+/// Shows: B8
+#[tokio::test(start_paused = true)]
+async fn a_circuit_is_opened_for_a_time_and_half_opened_by_hand() {
+    let layer = CircuitBreakerLayer::failure_rate(0.5);
+    let circuit = layer.handle();
+    let service = ServiceBuilder::new()
+        .layer(layer)
+        .map_err(Error::Service)
+        .service(service_fn(async |works: bool| works.then_some(()).ok_or("down")));
+    let call = async |works| service.clone().oneshot(works).await;
+
+    circuit.force_open_for(10 * SECOND);
+    let status = circuit.status();
+    assert_eq!((status.state, status.is_forced, status.remaining), (State::Open, true, Some(10 * SECOND)));
+    assert!(call(true).await.unwrap_err().is_circuit_open());
+    advance(10 * SECOND).await;
+    call(true).await.unwrap();
+    assert_eq!(circuit.state(), State::Closed);
+
+    circuit.half_open();
+    assert_eq!((circuit.state(), circuit.status().remaining), (State::HalfOpen, None));
+    call(false).await.unwrap_err();
+    let status = circuit.status();
+    assert_eq!((status.state, status.is_forced), (State::Open, false));
+    circuit.half_open();
+    call(true).await.unwrap();
+    assert_eq!(circuit.state(), State::Closed);
+
+    circuit.force_open();
+    let status = circuit.status();
+    assert_eq!((status.is_forced, status.remaining), (true, None));
+}
