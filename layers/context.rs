@@ -256,6 +256,18 @@ where
     }
 }
 
+// Never applies: see `Classify`.
+#[doc(hidden)]
+#[diagnostic::do_not_recommend]
+impl<Req, F, G> States<Req> for (F, G)
+where
+    [Req]: Sized,
+{
+    fn put(&self, _: &Req, scope: Scope) -> Scope {
+        scope
+    }
+}
+
 /// The service of [`ContextLayer`].
 pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct Context<S, F = (), M = Http> {
     inner: S,

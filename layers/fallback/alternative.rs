@@ -128,6 +128,23 @@ where
     }
 }
 
+// Never applies: see `Classify`.
+#[doc(hidden)]
+#[diagnostic::do_not_recommend]
+impl<F, M, Req, R, E> Alternative<Req, R, E> for Function<F, M, AtOnce>
+where
+    [Req]: Sized,
+{
+    type Memory = ();
+    type Future = Ready<Result<R, E>>;
+
+    fn remember(&self, _: &Req) {}
+
+    fn answer(&self, _: Failed<'_, R, E, ()>) -> Option<Self::Future> {
+        None
+    }
+}
+
 #[diagnostic::do_not_recommend]
 impl<F, M, Req, R, E, O> Alternative<Req, R, E> for Function<F, M, Later>
 where
@@ -144,6 +161,23 @@ where
 
     fn answer(&self, failed: Failed<'_, R, E, M::Memory>) -> Option<O> {
         Some((self.function)(failed))
+    }
+}
+
+// Never applies: see `Classify`.
+#[doc(hidden)]
+#[diagnostic::do_not_recommend]
+impl<F, M, Req, R, E> Alternative<Req, R, E> for Function<F, M, Later>
+where
+    [Req]: Sized,
+{
+    type Memory = ();
+    type Future = Ready<Result<R, E>>;
+
+    fn remember(&self, _: &Req) {}
+
+    fn answer(&self, _: Failed<'_, R, E, ()>) -> Option<Self::Future> {
+        None
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{
     any::type_name,
     fmt,
-    future::Future,
+    future::{Future, Ready},
     pin::Pin,
     task::{Context, Poll},
 };
@@ -72,6 +72,21 @@ where
 
     fn acquire(&self, request: &Req) -> Option<Self::Future> {
         (self.0)(request).map(|future| Explained { future })
+    }
+}
+
+// Never applies: see `Classify`.
+#[doc(hidden)]
+#[diagnostic::do_not_recommend]
+impl<Req, F> Acquire<Req> for ByRequest<F>
+where
+    [Req]: Sized,
+{
+    type Resource = ();
+    type Future = Ready<Result<(), Reason>>;
+
+    fn acquire(&self, _: &Req) -> Option<Self::Future> {
+        None
     }
 }
 

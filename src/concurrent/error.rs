@@ -99,7 +99,7 @@ impl<E: fmt::Debug + fmt::Display + 'static> Error for Cause<E> {
     }
 }
 
-/// What the future of a handler returns: a `Result`.
+/// The output of a handler's future: a `Result`.
 #[diagnostic::on_unimplemented(
     message = "a handler of `process_concurrently` returns a future of a `Result`, not of `{Self}`",
     note = "return `Ok(value)`, and `Ok::<_, std::convert::Infallible>(value)` if the handler cannot fail"

@@ -13,7 +13,7 @@ mod mistakes;
 
 #[cfg(not(mistake))]
 mod tests {
-    use std::{env, path::Path, process::Command};
+    use std::{env, fs, path::Path, process::Command};
 
     /// Compiles this file with the mistake, and returns whether that succeeded, and the compiler's output.
     fn compile(mistake: &str) -> (bool, String) {
@@ -30,6 +30,37 @@ mod tests {
             .output()
             .unwrap();
         (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    }
+
+    /// Returns the messages of `diagnostic::on_unimplemented` in all files of this folder.
+    fn messages(folder: &Path) -> Vec<String> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                found.extend(messages(&path));
+            } else {
+                let text = fs::read_to_string(path).unwrap();
+                let lines = text.lines().filter_map(|line| line.trim().strip_prefix("message = \""));
+                found.extend(lines.map(|message| message.trim_end_matches(['"', ',']).to_owned()));
+            }
+        }
+        found
+    }
+
+    /// The longest part of each message that does not depend on the user's types.
+    #[test]
+    fn the_page_explains_every_message() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let page = fs::read_to_string(root.join("docs/it-does-not-compile.md")).unwrap().replace("\n>", " ");
+        let page = page.split_whitespace().collect::<Vec<_>>().join(" ");
+        let messages = [messages(&root.join("src")), messages(&root.join("layers"))].concat();
+        assert!(messages.len() > 20, "{messages:?}");
+        for message in messages {
+            let fixed = message.split('{').map(|part| part.split_once('}').map_or(part, |(_, fixed)| fixed));
+            let fixed = fixed.max_by_key(|part| part.len()).unwrap().trim_matches(['`', ' ']);
+            assert!(page.contains(fixed), "the page does not explain `{message}`: no `{fixed}`");
+        }
     }
 
     /// Without this the other tests would prove nothing.
@@ -144,6 +175,9 @@ mod tests {
                     "`Ok::<_, std::convert::Infallible>(value)` if the handler cannot fail",
                 ],
             ),
+            ("bare_state", &["this state function does not accept a request of type `String`"]),
+            ("bare_resource", &["this does not acquire a resource for a request of type `String`"]),
+            ("bare_fallback", &["this fallback does not return a response of type `String`"]),
             ("bare_number", &["write `|response: &u64| ..`, with the type of the argument, returning `u64`"]),
             (
                 "status_of_another_response",

@@ -193,7 +193,7 @@ where
     items.for_each(|item| drop(bus.publish(item)));
 }
 
-/// What the sentences ask for.
+/// The fixes that the sentences name.
 #[cfg(mistake = "none")]
 async fn what_is_right() -> Result<(), Box<dyn std::error::Error>> {
     use deadpool::managed::{Manager, Metrics, Pool, RecycleResult};
@@ -347,6 +347,27 @@ async fn mistake() {
 #[cfg(mistake = "handler_of_a_plain_value")]
 async fn mistake() {
     ziggurat::concurrent::process_concurrently([1, 2], async |number: u32| number + 1).await;
+}
+
+#[cfg(mistake = "bare_state")]
+fn mistake() {
+    let layer = ziggurat::context::ContextLayer::ambient(ziggurat::Scope::root("app")).state(|_| 1);
+    let service = ServiceBuilder::new().layer(layer).map_err(Error::Service).service_fn(read);
+    BoxCloneSyncService::new(service);
+}
+
+#[cfg(mistake = "bare_resource")]
+fn mistake() {
+    let layer = ziggurat::resource::ResourceLayer::by_request(|_| Some(async { io::Result::Ok(1) }));
+    let service = ServiceBuilder::new().layer(layer).map_err(Error::Service).service_fn(read);
+    BoxCloneSyncService::new(service);
+}
+
+#[cfg(mistake = "bare_fallback")]
+fn mistake() {
+    let layer = FallbackLayer::new(|_| String::new());
+    let service = ServiceBuilder::new().layer(layer).map_err(Error::Service).service_fn(read);
+    BoxCloneSyncService::new(service);
 }
 
 #[cfg(mistake = "bare_number")]
