@@ -1082,7 +1082,7 @@ async fn a_subscriber_hears_of_a_transition_also_if_an_observer_or_another_subsc
     assert!(matches!(panics.as_mut().poll(&mut std::task::Context::from_waker(&bang)), Poll::Ready(Some(_))));
 }
 
-/// Shows: B8
+/// Shows: B7
 #[tokio::test(start_paused = true)]
 async fn a_handle_shows_the_numbers_behind_the_state() {
     let layer = CircuitBreakerLayer::failure_rate(0.5).min_calls(4).open_for(10 * SECOND);
@@ -1108,7 +1108,7 @@ async fn a_handle_shows_the_numbers_behind_the_state() {
     assert!((6 * SECOND..=11 * SECOND).contains(&remaining), "{remaining:?}");
 }
 
-/// Shows: B8
+/// Shows: B7
 #[tokio::test(start_paused = true)]
 async fn a_circuit_is_opened_for_a_time_and_half_opened_by_hand() {
     let layer = CircuitBreakerLayer::failure_rate(0.5);
