@@ -14,7 +14,8 @@ use super::{rejection::Rejection, unprocessed::is_unprocessed};
 ///
 /// - [`Error<E>`]: put `.map_err(ziggurat::Error::Service)` innermost, next to the service, and any error type works;
 /// - `Box<dyn Error + Send + Sync>`: put `.map_err(ziggurat::boxed)` there instead. A service whose error is already
-///   boxed needs neither;
+///   boxed needs neither. A boxed error is a rejection if its direct source is one, as with a boxed [`Error`]. With a
+///   rejection further down its chain of sources, it is the service's own error;
 /// - `Infallible`, for services whose response is an [`http::Response`]: an axum `Router` accepts every layer as it is.
 ///   A rejection becomes a response with the status of [`Rejection::status`], and with `Retry-After` if that is 503 or
 ///   429;
@@ -255,8 +256,9 @@ impl<'a, R> Reject<R> for Box<dyn StdError + Send + Sync + 'a> {
         Err(Box::new(Boxed(rejection)))
     }
 
+    // Only the direct source: a rejection further in belongs to an error of the service's own.
     fn rejection(outcome: &Result<R, Self>) -> Option<&Rejection> {
-        outcome.as_ref().err().and_then(|error| error.source()).and_then(Rejection::find)
+        outcome.as_ref().err().and_then(|error| error.source()).and_then(<dyn StdError>::downcast_ref)
     }
 
     fn cause(outcome: &Result<R, Self>) -> Option<&(dyn StdError + 'static)> {

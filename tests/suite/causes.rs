@@ -19,7 +19,7 @@ use ziggurat::{
     Class, Deadline, Error, FailOnError, LayerEvent, LayerInfo, Outcome, Reason, Reject, Rejection,
     cache::CacheLayer,
     circuit_breaker::{CircuitBreakerLayer, State},
-    fallback::FallbackLayer,
+    fallback::{Failed, FallbackLayer},
     observe::ObserveLayer,
     retry::RetryLayer,
     testing::TestTask,
@@ -277,4 +277,28 @@ fn it_is_found_in_what_an_io_error_was_made_of() {
     let made_of = io::Error::other(io::Error::other(rejection(Reason::CircuitOpen)));
     assert!(Rejection::find(&made_of).unwrap().is_circuit_open());
     assert!(Rejection::find(&io::Error::other("the circuit is open")).is_none());
+}
+
+/// In a stack of boxed errors, an error of the service's own is not the rejection of a layer either.
+#[tokio::test(start_paused = true)]
+async fn a_boxed_error_with_a_rejection_among_its_causes_stays_the_services_own() {
+    let own = || -> BoxError {
+        Box::new(Own(Error::Rejected(rejection(Reason::Unavailable { message: "no connection".into() }))))
+    };
+    for (method, made) in [(Method::POST, 1), (Method::GET, 3)] {
+        let calls = AtomicUsize::new(0);
+        let service = RetryLayer::http().layer(service_fn(|_: Request<&'static str>| {
+            calls.fetch_add(1, Ordering::SeqCst);
+            ready(Err::<Response<String>, _>(own()))
+        }));
+        let request = Request::builder().method(method).body("an order").unwrap();
+        let error = service.oneshot(request).await.unwrap_err();
+        assert!(error.is::<Own>(), "{error:?}");
+        assert_eq!(calls.load(Ordering::SeqCst), made);
+    }
+    let layer = FallbackLayer::future(|_: Failed<'_, _, _>| ready(Err::<&'static str, _>("no backup".into())));
+    let answer = layer.layer(service_fn(|_: u8| ready(Err::<&'static str, _>(own())))).oneshot(1).await;
+    assert!(answer.unwrap_err().is::<Own>());
+    let overloaded: BoxError = Box::new(Own(Error::Rejected(rejection(Reason::Overloaded { limit: 1 }))));
+    assert_eq!(Class::of(&Err::<(), _>(overloaded), &FailOnError), Class::Ignored);
 }
