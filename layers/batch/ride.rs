@@ -36,14 +36,20 @@ struct State {
     // `None` while it is polled, and after its end.
     work: Option<Work>,
     generation: u64,
-    task: Option<AbortHandle>,
+    task: Option<Running>,
     is_stranded: bool,
+}
+
+/// The task of the current generation.
+struct Running {
+    task: AbortHandle,
+    runtime: Handle,
 }
 
 /// The work that was taken from an abandoned task.
 pub(super) struct Left {
     work: Work,
-    task: Option<AbortHandle>,
+    from: Option<Running>,
 }
 
 impl Ride {
@@ -61,7 +67,7 @@ impl Ride {
         let task = runtime.spawn(Drive { ride: Arc::downgrade(self), generation }).abort_handle();
         let mut state = self.state();
         if state.generation == generation {
-            state.task = Some(task);
+            state.task = Some(Running { task, runtime: runtime.clone() });
         }
     }
 
@@ -74,11 +80,11 @@ impl Ride {
             }
             let work = state.work.take()?;
             state.generation += 1;
-            Left { work, task: state.task.take() }
+            Left { work, from: state.task.take() }
         };
         self.pulse.restart();
-        if let Some(task) = &left.task {
-            task.abort();
+        if let Some(from) = &left.from {
+            from.task.abort();
         }
         Some(left)
     }
@@ -89,13 +95,15 @@ impl Ride {
     /// some time, the call is dropped.
     pub(super) fn carry_on(self: &Arc<Self>, runtime: &Handle, left: Left) {
         let ride = Arc::downgrade(self);
+        let Left { mut work, from } = left;
+        // The aborted task alone proves nothing: a single worker may be stuck that no other can take it from.
+        let probe = from.map(|Running { task, runtime }| (task, runtime.spawn(async {})));
         self.start(runtime, async move {
-            let Left { mut work, task } = left;
             let end = clock::now() + ABANDONED;
             if clock::within(end, work.as_mut()).await.is_some() {
                 return;
             }
-            if task.is_none_or(|task| task.is_finished()) {
+            if probe.is_none_or(|(task, probe)| task.is_finished() || probe.is_finished()) {
                 return work.await;
             }
             if let Some(ride) = ride.upgrade() {
@@ -132,8 +140,8 @@ impl Ride {
 
 impl Drop for Ride {
     fn drop(&mut self) {
-        let task = self.state().task.take();
-        if let Some(task) = task {
+        let running = self.state().task.take();
+        if let Some(Running { task, .. }) = running {
             // No waker can wake the task again.
             task.abort();
         }
@@ -273,5 +281,23 @@ mod tests {
             assert_eq!(done.load(SeqCst), if comes_back { 1 } else { 2 });
             assert_eq!(ride.end() == STRANDED, !comes_back);
         }
+    }
+
+    /// A worker of a runtime may be stuck, with the task in its own queue, while the other workers run.
+    #[test]
+    fn what_goes_on_elsewhere_is_kept_if_only_its_task_is_stuck() {
+        let (driven, stuck) = (runtime(), runtime());
+        let (ride, done) = (Ride::new(), Arc::<AtomicU8>::default());
+        driven.block_on(async {
+            let work = Box::pin(Work(Arc::clone(&done)));
+            let task = stuck.spawn(pending::<()>()).abort_handle();
+            let from = Some(Running { task, runtime: Handle::current() });
+            ride.carry_on(driven.handle(), Left { work, from });
+            settle().await;
+            advance(ABANDONED).await;
+            settle().await;
+        });
+        assert_eq!(done.load(SeqCst), 1);
+        assert_ne!(ride.end(), STRANDED);
     }
 }

@@ -27,17 +27,20 @@ where
     C: Classify<R, S::Error> + Send + Sync + 'static,
 {
     for (batch, ride) in shared.watch.abandoned(clock::now()) {
-        let Some(left) = ride.seize() else { continue };
-        match Open::again(shared, batch) {
-            Some(open) => {
-                let sending = send(open, Arc::clone(ride.pulse()), service.clone());
-                ride.start(runtime, async move {
-                    // Releases its resources, such as a permit, before the service acquires new ones.
-                    undisturbed(|| drop(left));
-                    sending.await;
-                });
+        if let Some(left) = ride.seize() {
+            match Open::again(shared, batch) {
+                Some(open) => {
+                    let sending = send(open, Arc::clone(ride.pulse()), service.clone());
+                    ride.start(runtime, async move {
+                        // Releases its resources, such as a permit, before the service acquires new ones.
+                        undisturbed(|| drop(left));
+                        sending.await;
+                    });
+                }
+                None => ride.carry_on(runtime, left),
             }
-            None => ride.carry_on(runtime, left),
         }
+        // If its last caller has left in the meantime, this drops its call.
+        undisturbed(|| drop(ride));
     }
 }
