@@ -51,8 +51,8 @@
 //! The task of a batch may be on a runtime that is no longer driven, for example because its `block_on` has returned,
 //! while callers on other runtimes wait. The next call of the service, with any key, takes the batch over if its task
 //! was woken, or the batch was due, and the task has not been polled for five seconds since. A call that arrives also
-//! wakes sleeping tasks, at most every five seconds. Two calls five seconds apart therefore find every abandoned task,
-//! whatever it waits for.
+//! wakes sleeping tasks, at most every five seconds. Of two calls more than five seconds apart, the second therefore
+//! finds every task that was abandoned five seconds before the first, whatever the task waits for.
 //!
 //! - A batch that was not sent continues in a task on the runtime of the new call, and is sent with that call's clone
 //!   of the inner service. More requests can join it until then.

@@ -69,6 +69,9 @@
 //! A request that waits also wakes a call that has slept for five seconds. A second request, five seconds later, then
 //! finds out whether the call was polled.
 //!
+//! A call whose key was invalidated in the meantime is not taken over: no later request joins it. The requests that
+//! already wait for it wait until it ends, or until a timeout.
+//!
 //! # Recursive calls
 //!
 //! A call that asks for its own key, from inside the call that the cache makes for that key, would wait for itself. It
