@@ -60,8 +60,8 @@ impl IntoResponse for MissingLayer {
 }
 
 /// Converts the rejection to a response with its [status](crate::Rejection::status), its
-/// [public message](crate::Rejection::public_message) as text, and `Retry-After` for a 429 or 503. The response's
-/// extensions contain the rejection, so that outer layers recognize it.
+/// [public message](crate::Rejection::public_message) as text, and `Retry-After` for a 429, a 503 and any known wait.
+/// The response's extensions contain the rejection, so that outer layers recognize it.
 impl IntoResponse for Rejection {
     fn into_response(self) -> Response {
         let message = self.public_message();

@@ -27,6 +27,7 @@ pub mod headers;
 mod name;
 mod outcome;
 mod pulse;
+mod run;
 pub mod scope;
 mod setting;
 mod signal;
@@ -45,6 +46,7 @@ pub use outcome::{
     Class, Classify, Degraded, EmptyBody, Error, FailOnError, GrpcStatus, HttpStatus, HttpStatusMillis, Reason, Reject,
     Rejection, WithRejections, boxed, grpc, is_unprocessed, rejection, with_rejections,
 };
+pub use run::{Operation, Running, run};
 pub use scope::Scope;
 pub use setting::Setting;
 pub use telemetry::{LayerEvent, LayerInfo, Observer, Outcome};

@@ -76,11 +76,15 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
+mod future;
 mod idle;
 mod in_time;
 
 use self::in_time::BodyLimits;
-pub use self::in_time::InTime;
+pub use self::{
+    future::{Timed, timeout},
+    in_time::InTime,
+};
 use crate::{
     accessors::inner_accessors,
     ambient::{

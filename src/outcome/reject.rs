@@ -117,10 +117,10 @@ pub enum Error<ServiceError> {
 }
 
 impl<E: 'static> Error<E> {
-    /// Returns the rejection, if a layer rejected the call.
+    /// Returns the rejection by a layer of this stack or, failing that, of a stack that the service itself calls.
     ///
-    /// It also finds a rejection among the causes of the service's own error, if that is a boxed error, an `io::Error`,
-    /// an error of a crate that this crate has a feature for, or an [`Error`] of any of these.
+    /// The latter is among the causes of the service's own error. It is found there if that error is a boxed error, an
+    /// `io::Error`, an error of a crate that this crate has a feature for, or an [`Error`] of any of these.
     #[must_use]
     pub fn rejection(&self) -> Option<&Rejection> {
         match self {
@@ -129,7 +129,8 @@ impl<E: 'static> Error<E> {
         }
     }
 
-    /// Returns the service's own error, if no layer rejected the call.
+    /// Returns the service's own error, if no layer of this stack rejected the call. It may have the
+    /// [`rejection`](Self::rejection) of another stack among its causes.
     #[must_use]
     pub fn service(&self) -> Option<&E> {
         match self {
@@ -142,7 +143,7 @@ impl<E: 'static> Error<E> {
     ///
     /// # Errors
     ///
-    /// The rejection, if a layer rejected the call.
+    /// The rejection, if a layer of this stack rejected the call.
     pub fn into_service(self) -> Result<E, Rejection> {
         match self {
             Self::Rejected(rejection) => Err(rejection),
@@ -150,7 +151,7 @@ impl<E: 'static> Error<E> {
         }
     }
 
-    /// Returns whether a layer rejected the call, so that [`rejection`](Self::rejection) returns a value.
+    /// Returns whether there is a [`rejection`](Self::rejection), by a layer of this stack or of another one inside.
     #[must_use]
     pub fn is_rejected(&self) -> bool {
         self.rejection().is_some()

@@ -24,6 +24,7 @@ mod handles;
 mod http;
 mod observe;
 mod peers;
+mod plain_futures;
 mod propagate;
 mod random_stacks;
 mod rejection_response;
