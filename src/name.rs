@@ -2,21 +2,34 @@
 
 use std::{borrow::Cow, fmt, ops::Deref, sync::Arc};
 
-/// A string that is cheap to clone in either form. A service carries its layer's name, and is cloned for each call.
+/// A string that is cheap to clone in either form, and two words long: a service carries its layer's name, and is cloned
+/// for each call.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Name {
     Static(&'static str),
-    Shared(Arc<str>),
+    // One word, so that the enum needs no third one.
+    Shared(Arc<Box<str>>),
 }
 
 impl Name {
     pub(crate) fn new(name: impl Into<Cow<'static, str>>) -> Self {
         match name.into() {
             Cow::Borrowed(name) => Self::Static(name),
-            Cow::Owned(name) => Self::Shared(name.into()),
+            Cow::Owned(name) => Self::Shared(Arc::new(name.into())),
         }
     }
+
+    /// The name of a layer that has none.
+    pub(crate) const NONE: Self = Self::Static("");
+
+    /// Returns the name, unless there is none.
+    pub(crate) fn get(&self) -> Option<&str> {
+        Some(&**self).filter(|name| !name.is_empty())
+    }
 }
+
+// Two words, which every service carries.
+const _: () = assert!(size_of::<Name>() == size_of::<&str>());
 
 impl Deref for Name {
     type Target = str;

@@ -374,12 +374,15 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::outcome::{Class, Reason};
+    use crate::{
+        name::Name,
+        outcome::{Class, Reason},
+    };
 
     type BoxError = Box<dyn StdError + Send + Sync>;
 
     fn timed_out() -> Rejection {
-        Rejection::new("timeout", None, Reason::TimedOut { limit: Duration::from_millis(250) })
+        Rejection::new("timeout", Name::NONE, Reason::TimedOut { limit: Duration::from_millis(250) })
     }
 
     #[test]
@@ -427,7 +430,7 @@ mod tests {
             (Reason::UploadFailed { message: "secret".into() }, None, 400, None),
             (Reason::RateLimited, Some(Duration::MAX), 429, Some("18446744073709551615")),
         ] {
-            let rejected = Rejection::new("any", None, reason.clone());
+            let rejected = Rejection::new("any", Name::NONE, reason.clone());
             let rejected = wait.into_iter().fold(rejected, Rejection::with_retry_after);
             let outcome: Result<Response<String>, Infallible> = Reject::reject(rejected);
             assert_eq!(rejection(&outcome).unwrap().reason(), &reason);

@@ -22,7 +22,7 @@ pub struct Rejection {
 #[derive(Clone)]
 struct Inner {
     layer: &'static str,
-    name: Option<Name>,
+    name: Name,
     reason: Reason,
     retry_after: Option<Duration>,
     suppressed: Option<Arc<str>>,
@@ -137,7 +137,7 @@ impl Reason {
 
 impl Rejection {
     /// Creates a rejection by this layer. Layers use [`LayerInfo::reject`](crate::LayerInfo::reject).
-    pub(crate) fn new(layer: &'static str, name: Option<Name>, reason: Reason) -> Self {
+    pub(crate) fn new(layer: &'static str, name: Name, reason: Reason) -> Self {
         let inner = Inner { layer, name, reason, retry_after: None, suppressed: None, previous: None };
         Self { inner: Arc::new(inner) }
     }
@@ -176,7 +176,7 @@ impl Rejection {
     /// Returns the name that was given to that layer with `.named(..)`.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
-        self.inner.name.as_deref()
+        self.inner.name.get()
     }
 
     /// Returns why the layer rejected the call.
@@ -401,12 +401,12 @@ mod tests {
 
     fn timed_out() -> Rejection {
         let limit = Duration::from_millis(250);
-        Rejection::new("timeout", None, Reason::TimedOut { limit })
+        Rejection::new("timeout", Name::NONE, Reason::TimedOut { limit })
     }
 
     #[test]
     fn it_says_who_why_and_when_to_come_back() {
-        let rejection = Rejection::new("circuit_breaker", Some(Name::new("payments")), Reason::CircuitOpen)
+        let rejection = Rejection::new("circuit_breaker", Name::new("payments"), Reason::CircuitOpen)
             .with_retry_after(Duration::from_millis(1500));
         assert_eq!(rejection.to_string(), "circuit_breaker `payments`: the circuit is open; try again in 1.5s");
         assert_eq!(timed_out().to_string(), "timeout: no response within 250ms");

@@ -52,7 +52,7 @@ where
 #[derive(Clone)]
 pub struct LayerInfo {
     layer: &'static str,
-    name: Option<Name>,
+    name: Name,
     observer: Option<Arc<dyn Observer>>,
     trace: Trace,
     #[cfg(feature = "metrics")]
@@ -71,7 +71,7 @@ impl LayerInfo {
     pub(crate) const fn with_trace(layer: &'static str, trace: Trace) -> Self {
         Self {
             layer,
-            name: None,
+            name: Name::NONE,
             observer: None,
             trace,
             #[cfg(feature = "metrics")]
@@ -82,7 +82,7 @@ impl LayerInfo {
     /// Names the layer, to distinguish it from other instances of the same layer.
     #[must_use]
     pub fn named(mut self, name: impl Into<Cow<'static, str>>) -> Self {
-        self.name = Some(Name::new(name));
+        self.name = Name::new(name);
         // Clones that are already in use keep counting under the old name.
         #[cfg(feature = "metrics")]
         {
@@ -111,7 +111,7 @@ impl LayerInfo {
     /// Returns the name that was set with [`named`](Self::named).
     #[must_use]
     pub fn name(&self) -> Option<&str> {
-        self.name.as_deref()
+        self.name.get()
     }
 
     /// Rejects a call: creates the rejection, emits the event, and returns the rejection for
@@ -152,8 +152,8 @@ impl LayerInfo {
     }
 
     #[cfg(feature = "metrics")]
-    pub(super) fn raw_name(&self) -> Option<&Name> {
-        self.name.as_ref()
+    pub(super) fn raw_name(&self) -> &Name {
+        &self.name
     }
 
     /// Returns whether there is an observer.
@@ -165,7 +165,7 @@ impl LayerInfo {
     #[cfg_attr(not(feature = "metrics"), allow(unused_variables))]
     pub(crate) fn starts_as(&self, state: &'static str) {
         #[cfg(feature = "metrics")]
-        metrics::set_state(self.layer, self.name.as_ref(), state);
+        metrics::set_state(self.layer, &self.name, state);
     }
 
     /// Emits an event to the observers, to `tracing` and to the metrics. Costs two branches if none of them is active.
@@ -173,9 +173,9 @@ impl LayerInfo {
         if let Some(observer) = &self.observer {
             observer.on_event(self, &event);
         }
-        (self.trace)(self.layer, self.name.as_deref(), &event);
+        (self.trace)(self.layer, self.name.get(), &event);
         #[cfg(feature = "metrics")]
-        self.counters.count(self.layer, self.name.as_ref(), &event);
+        self.counters.count(self.layer, &self.name, &event);
     }
 }
 
@@ -196,7 +196,7 @@ impl fmt::Debug for LayerInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LayerInfo")
             .field("layer", &self.layer)
-            .field("name", &self.name)
+            .field("name", &self.name())
             .field("observed", &self.observer.is_some())
             .finish()
     }

@@ -28,7 +28,7 @@ impl Counters {
         Self { frequent: OnceLock::new() }
     }
 
-    pub(super) fn count(&self, layer: &'static str, name: Option<&Name>, event: &LayerEvent<'_>) {
+    pub(super) fn count(&self, layer: &'static str, name: &Name, event: &LayerEvent<'_>) {
         let frequent = [
             LayerEvent::Queued,
             LayerEvent::Hit,
@@ -73,14 +73,14 @@ impl Counters {
     }
 }
 
-fn of(layer: &'static str, name: Option<&Name>, event: &LayerEvent<'_>, reason: &'static str) -> Counter {
+fn of(layer: &'static str, name: &Name, event: &LayerEvent<'_>, reason: &'static str) -> Counter {
     describe();
     let name = label(name);
     counter!("ziggurat_events_total", "layer" => layer, "name" => name, "event" => event.name(), "reason" => reason)
 }
 
 /// Sets the gauge of a circuit's state. A state of another kind of layer has no number.
-pub(super) fn set_state(layer: &'static str, name: Option<&Name>, state: &str) {
+pub(super) fn set_state(layer: &'static str, name: &Name, state: &str) {
     let number = match state {
         "closed" => 0,
         "half_open" => 1,
@@ -117,7 +117,7 @@ pub(super) struct Meters {
 }
 
 impl Meters {
-    pub(super) fn new(name: Option<&Name>) -> Self {
+    pub(super) fn new(name: &Name) -> Self {
         describe();
         let name = label(name);
         Self {
@@ -150,10 +150,9 @@ fn calls(name: &SharedString, outcome: Outcome, reason: &'static str) -> Counter
 }
 
 /// Returns the label for a layer's name. It is empty for a layer without a name.
-fn label(name: Option<&Name>) -> SharedString {
+fn label(name: &Name) -> SharedString {
     match name {
-        Some(Name::Static(name)) => SharedString::const_str(name),
-        Some(Name::Shared(name)) => SharedString::from_shared(Arc::clone(name)),
-        None => SharedString::const_str(""),
+        Name::Static(name) => SharedString::const_str(name),
+        Name::Shared(name) => SharedString::from_owned(name.to_string()),
     }
 }
