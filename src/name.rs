@@ -2,8 +2,8 @@
 
 use std::{borrow::Cow, fmt, ops::Deref, sync::Arc};
 
-/// A string that is cheap to clone in either form, and two words long: a service carries its layer's name, and is cloned
-/// for each call.
+/// A string that is cheap to clone in either form, and two words long: a service carries its layer's name, and is
+/// cloned for each call.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Name {
     Static(&'static str),

@@ -122,8 +122,8 @@ impl CircuitBreakerHandle {
         self.slot.live.get().map_or(State::Closed, Circuit::state)
     }
 
-    /// Returns the state together with the numbers behind it, for example for a health endpoint. Takes a lock that calls
-    /// take only while the circuit is not closed.
+    /// Returns the state together with the numbers behind it, for example for a health endpoint. Takes a lock that
+    /// calls take only while the circuit is not closed.
     #[must_use]
     pub fn status(&self) -> CircuitStatus {
         self.slot.live().machine().status(clock::now())

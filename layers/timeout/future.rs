@@ -23,8 +23,9 @@ use crate::{
 /// Runs a future for at most `limit`.
 ///
 /// The limit behaves as that of a [`TimeoutLayer`](super::TimeoutLayer): its clock starts when the future is first
-/// pending, it becomes the [`Deadline`](crate::Deadline) inside, and an earlier surrounding deadline ends the future too.
-/// At the limit, the future is dropped before the rejection is returned. Dropping the returned future drops it as well.
+/// pending, it becomes the [`Deadline`](crate::Deadline) inside, and an earlier surrounding deadline ends the future
+/// too. At the limit, the future is dropped before the rejection is returned. Dropping the returned future drops it as
+/// well.
 ///
 /// # Errors
 ///

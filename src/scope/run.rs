@@ -123,8 +123,8 @@ impl<E: fmt::Display> fmt::Display for RunError<E> {
 /// `Box<dyn Error + Send + Sync>`. So `?` works in a function that returns a boxed error.
 ///
 /// The source is the error of the work if its type is known: a boxed error, an `io::Error`, an error of a crate that
-/// this crate has a feature for, or a [`ziggurat::Error`](crate::Error) of any of these. An error of another type has its
-/// message in the message of this one, and no source.
+/// this crate has a feature for, or a [`ziggurat::Error`](crate::Error) of any of these. An error of another type has
+/// its message in the message of this one, and no source.
 impl<E: fmt::Debug + fmt::Display + 'static> Error for RunError<E> {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
