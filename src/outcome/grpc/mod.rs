@@ -218,23 +218,33 @@ impl GrpcStatus {
     }
 }
 
+/// Defines the methods of a classifier that do not depend on the type of its error.
+macro_rules! judge_the_response {
+    ($body:ident) => {
+        fn classify_trailers(&self, trailers: &HeaderMap) -> Class {
+            judge_trailers(trailers)
+        }
+
+        fn classify_without_trailers(&self, response: &Response<$body>) -> Class {
+            judge_without_trailers(response)
+        }
+
+        fn describe(&self, response: &Response<$body>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            describe(response, f)
+        }
+    };
+}
+
+#[cfg(feature = "tonic")]
+use judge_the_response;
+
 // A blanket impl for every error would leave no room for an error that has its own code.
 impl<B> Classify<Response<B>, Infallible> for GrpcStatus {
     fn classify(&self, outcome: Result<&Response<B>, &Infallible>) -> Class {
         self.judge_or_transient(outcome)
     }
 
-    fn classify_trailers(&self, trailers: &HeaderMap) -> Class {
-        judge_trailers(trailers)
-    }
-
-    fn classify_without_trailers(&self, response: &Response<B>) -> Class {
-        judge_without_trailers(response)
-    }
-
-    fn describe(&self, response: &Response<B>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        describe(response, f)
-    }
+    judge_the_response!(B);
 }
 
 impl<B, E> Classify<Response<B>, Error<E>> for GrpcStatus {
@@ -242,17 +252,7 @@ impl<B, E> Classify<Response<B>, Error<E>> for GrpcStatus {
         self.judge_or_transient(outcome)
     }
 
-    fn classify_trailers(&self, trailers: &HeaderMap) -> Class {
-        judge_trailers(trailers)
-    }
-
-    fn classify_without_trailers(&self, response: &Response<B>) -> Class {
-        judge_without_trailers(response)
-    }
-
-    fn describe(&self, response: &Response<B>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        describe(response, f)
-    }
+    judge_the_response!(B);
 }
 
 impl<'a, B> Classify<Response<B>, Box<dyn StdError + Send + Sync + 'a>> for GrpcStatus {
@@ -260,17 +260,7 @@ impl<'a, B> Classify<Response<B>, Box<dyn StdError + Send + Sync + 'a>> for Grpc
         self.judge_or_transient(outcome)
     }
 
-    fn classify_trailers(&self, trailers: &HeaderMap) -> Class {
-        judge_trailers(trailers)
-    }
-
-    fn classify_without_trailers(&self, response: &Response<B>) -> Class {
-        judge_without_trailers(response)
-    }
-
-    fn describe(&self, response: &Response<B>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        describe(response, f)
-    }
+    judge_the_response!(B);
 }
 
 /// The server's instruction about retries.

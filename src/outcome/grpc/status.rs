@@ -5,7 +5,9 @@ use std::{error::Error as StdError, fmt, sync::Arc};
 use http::{HeaderMap, Response};
 use tonic::{Code, Status};
 
-use super::{GrpcStatus, PUSHBACK, Pushback, class, describe, judge_trailers, judge_without_trailers};
+use super::{
+    GrpcStatus, PUSHBACK, Pushback, class, describe, judge_the_response, judge_trailers, judge_without_trailers,
+};
 use crate::outcome::{Class, Classify, Reject, Rejection};
 
 /// Converts any error to a status, for `.map_err(ziggurat::grpc::status)` innermost, next to a
@@ -62,17 +64,7 @@ impl<B> Classify<Response<B>, Status> for GrpcStatus {
         }
     }
 
-    fn classify_trailers(&self, trailers: &HeaderMap) -> Class {
-        judge_trailers(trailers)
-    }
-
-    fn classify_without_trailers(&self, response: &Response<B>) -> Class {
-        judge_without_trailers(response)
-    }
-
-    fn describe(&self, response: &Response<B>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        describe(response, f)
-    }
+    judge_the_response!(B);
 }
 
 /// Classifies for a stack around a generated client.
