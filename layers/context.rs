@@ -67,7 +67,6 @@
 //! ```
 
 use std::{
-    any::type_name,
     borrow::Cow,
     fmt,
     future::Future,
@@ -85,6 +84,7 @@ use tower_service::Service;
 use crate::{
     accessors::inner_accessors,
     body::{Guard, GuardBody, PollFrame},
+    debug::impl_debug,
     scope::{self, Ending, Scope, WithScope},
 };
 
@@ -217,15 +217,7 @@ impl<S, F: Clone, M> Layer<S> for ContextLayer<F, M> {
     }
 }
 
-impl<F, M> fmt::Debug for ContextLayer<F, M> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ContextLayer")
-            .field("parent", &self.parent)
-            .field("name", &self.name)
-            .field("states", &type_name::<F>())
-            .finish()
-    }
-}
+impl_debug!(ContextLayer<F, M> { parent, name, states: F });
 
 /// The functions that derive a scope's values from a request. Each value has its own type.
 #[diagnostic::on_unimplemented(
@@ -284,11 +276,7 @@ impl<S: Clone, F: Clone, M> Clone for Context<S, F, M> {
     }
 }
 
-impl<S: fmt::Debug, F, M> fmt::Debug for Context<S, F, M> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Context").field("inner", &self.inner).field("layer", &self.layer).finish()
-    }
-}
+impl_debug!(Context<S: fmt::Debug, F, M> { inner, layer });
 
 impl<S, F, M, Req> Service<Req> for Context<S, F, M>
 where

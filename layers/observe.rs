@@ -60,7 +60,6 @@
 //! ```
 
 use std::{
-    any::type_name,
     error::Error as StdError,
     fmt,
     future::Future,
@@ -79,6 +78,7 @@ use crate::{
     accessors::inner_accessors,
     body::{BodyEnd, End, Guard, PollFrame, ResponseEnd, Said, Until, Verdict, without_trailers},
     clock::{self, Instant},
+    debug::impl_debug,
     outcome::{Class, Classify, FailOnError, HttpStatus, Reject, judged_as},
     telemetry::{Calls, LayerInfo, Outcome, layer_info, layer_setters},
 };
@@ -146,15 +146,7 @@ impl<S, C: Clone, U> Layer<S> for ObserveLayer<C, U> {
     }
 }
 
-impl<C, U> fmt::Debug for ObserveLayer<C, U> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ObserveLayer")
-            .field("classify", &type_name::<C>())
-            .field("info", &self.info)
-            .field("until", &type_name::<U>())
-            .finish()
-    }
-}
+impl_debug!(ObserveLayer<C, U> { classify: C, info, until: U });
 
 /// The service of [`ObserveLayer`].
 pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct Observe<S, C = FailOnError, U = ResponseEnd> {
@@ -175,15 +167,7 @@ impl<S: Clone, C: Clone, U> Clone for Observe<S, C, U> {
     }
 }
 
-impl<S: fmt::Debug, C, U> fmt::Debug for Observe<S, C, U> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Observe")
-            .field("inner", &self.inner)
-            .field("classify", &type_name::<C>())
-            .field("info", self.calls.info())
-            .finish()
-    }
-}
+impl_debug!(Observe<S: fmt::Debug, C, U> { inner, classify: C, info = |this| this.calls.info() });
 
 impl<S, C, U, Req> Service<Req> for Observe<S, C, U>
 where
@@ -303,11 +287,7 @@ where
     }
 }
 
-impl<F, C, U> fmt::Debug for ResponseFuture<F, C, U> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("observe::ResponseFuture").field("heard", &self.call.is_some()).finish_non_exhaustive()
-    }
-}
+impl_debug!(ResponseFuture<F, C, U> in observe { heard = |this| this.call.is_some(), .. });
 
 /// The guard of a successful response's body: holds the call, which ends with the body.
 #[doc(hidden)] // machinery that is public only because it is part of a public type
@@ -338,8 +318,4 @@ where
     }
 }
 
-impl<C> fmt::Debug for Observed<C> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Observed").field("verdict", &self.verdict).finish_non_exhaustive()
-    }
-}
+impl_debug!(Observed<C> { verdict, .. });

@@ -58,8 +58,6 @@
 //! ```
 
 use std::{
-    any::type_name,
-    fmt,
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -72,6 +70,7 @@ use tower_service::Service;
 
 use crate::{
     accessors::inner_accessors,
+    debug::impl_debug,
     headers::{RequestIdHeader, RequestIds},
     scope::Scope,
 };
@@ -185,11 +184,4 @@ where
     }
 }
 
-impl<F> fmt::Debug for ResponseFuture<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("request_id::ResponseFuture")
-            .field("response", &type_name::<F>())
-            .field("id", &self.id.as_str())
-            .finish()
-    }
-}
+impl_debug!(ResponseFuture<F> in request_id { response: F, id = |this| this.id.as_str() });

@@ -85,9 +85,7 @@
 //! ```
 
 use std::{
-    any::type_name,
     error::Error as StdError,
-    fmt,
     future::Future,
     pin::Pin,
     sync::Arc,
@@ -106,6 +104,7 @@ use crate::{
     ambient::{self, caller::Caller},
     body::{Guard, GuardBody, PollFrame},
     clock::{self, Sleep},
+    debug::impl_debug,
     outcome::{Reason, Reject, Rejection},
     setting::Setting,
     telemetry::{LayerInfo, layer_info, layer_setters},
@@ -140,11 +139,7 @@ impl<S, L: Clone> Layer<S> for UploadLayer<L> {
     }
 }
 
-impl<L> fmt::Debug for UploadLayer<L> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UploadLayer").field("idle", &type_name::<L>()).field("info", &self.info).finish()
-    }
-}
+impl_debug!(UploadLayer<L> { idle: L, info });
 
 /// The service of [`UploadLayer`].
 #[derive(Debug, Clone)]
@@ -262,11 +257,7 @@ where
     }
 }
 
-impl<F> fmt::Debug for ResponseFuture<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("upload::ResponseFuture").field("caller", &self.caller).finish_non_exhaustive()
-    }
-}
+impl_debug!(ResponseFuture<F> in upload { caller, .. });
 
 /// The guard of an [`UploadBody`].
 #[doc(hidden)] // machinery that is public only because it is part of a public type
@@ -356,8 +347,4 @@ impl Drop for Uploading {
     }
 }
 
-impl fmt::Debug for Uploading {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Uploading").field("idle", &self.idle).field("caller", &self.caller).finish_non_exhaustive()
-    }
-}
+impl_debug!(Uploading { idle, caller, .. });

@@ -1,7 +1,6 @@
 //! A call of a service, including its readiness.
 
 use std::{
-    fmt,
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -9,6 +8,8 @@ use std::{
 
 use pin_project_lite::pin_project;
 use tower_service::Service;
+
+use crate::debug::impl_debug;
 
 pin_project! {
     /// Waits until the service is ready, then calls it. An error of `poll_ready` is the call's error.
@@ -63,12 +64,9 @@ impl<S: Service<Req>, Req> Future for Call<S, Req> {
     }
 }
 
-impl<S: Service<Req>, Req> fmt::Debug for Call<S, Req> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = match &self.state {
-            State::Readying { .. } => "readying",
-            State::Calling { .. } => "calling",
-        };
-        f.debug_struct("Call").field("state", &state).finish()
-    }
-}
+impl_debug!(Call<S: Service<Req>, Req> {
+    state = |this| match &this.state {
+        State::Readying { .. } => "readying",
+        State::Calling { .. } => "calling",
+    },
+});

@@ -1,10 +1,8 @@
 //! Copies requests, so that a retry can repeat them or a fallback can send them to a backup.
 
-use std::{any::type_name, fmt};
-
 use http::{HeaderMap, Method, Request};
 
-use crate::body::CopyBody;
+use crate::{body::CopyBody, debug::impl_debug};
 
 /// Copies a request before it is sent, so that it can be sent again: by a retry, or to a backup.
 ///
@@ -116,11 +114,7 @@ where
     }
 }
 
-impl<F> fmt::Debug for CopyIf<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("CopyIf").field(&type_name::<F>()).finish()
-    }
-}
+impl_debug!(CopyIf<F>(F));
 
 fn copy_http<B>(request: &Request<B>, copy_body: impl FnOnce(&B) -> Option<B>) -> Option<Request<B>> {
     let mut copy = Request::new(copy_body(request.body())?);

@@ -17,6 +17,7 @@ mod caught;
 mod clock;
 pub mod concurrent;
 mod copy;
+mod debug;
 #[cfg(doc)]
 pub mod docs;
 pub mod events;

@@ -1,8 +1,6 @@
 //! A layer around a plain operation.
 
 use std::{
-    any::type_name,
-    fmt,
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -12,7 +10,7 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::{call::Call, outcome::Error};
+use crate::{call::Call, debug::impl_debug, outcome::Error};
 
 /// Runs an operation through a layer, or through a `tower::ServiceBuilder` of several.
 ///
@@ -73,11 +71,7 @@ where
     }
 }
 
-impl<F> fmt::Debug for Operation<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Operation").field(&type_name::<F>()).finish()
-    }
-}
+impl_debug!(Operation<F>(F));
 
 pin_project! {
     /// The future of an [`Operation`].

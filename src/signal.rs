@@ -4,7 +4,6 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
     future::Future,
     mem,
     pin::Pin,
@@ -15,7 +14,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use crate::caught::undisturbed;
+use crate::{caught::undisturbed, debug::impl_debug};
 
 #[derive(Default)]
 pub(crate) struct Signal {
@@ -116,11 +115,7 @@ impl Drop for Wait {
     }
 }
 
-impl fmt::Debug for Signal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Signal").field("is_given", &self.is_given()).finish_non_exhaustive()
-    }
-}
+impl_debug!(Signal { is_given = |this| this.is_given(), .. });
 
 #[cfg(test)]
 mod tests {

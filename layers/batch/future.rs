@@ -22,6 +22,7 @@ use super::{
 use crate::{
     ambient::{self, Deadline, Unsent},
     clock,
+    debug::impl_debug,
     outcome::{Classify, Reject},
     scope::Scope,
     telemetry::LayerEvent,
@@ -178,18 +179,12 @@ where
     }
 }
 
-impl<S, Req, R, K, C> fmt::Debug for ResponseFuture<S, Req, R, K, C>
-where
-    S: Service<Vec<Req>>,
-    K: Hash + Eq,
-{
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = match &self.state {
-            State::Arriving(_) => "arriving",
-            State::Waiting(..) => "waiting",
-            State::Refused(_) => "refused",
-            State::Done => "done",
-        };
-        f.debug_struct("batch::ResponseFuture").field("state", &state).finish_non_exhaustive()
-    }
-}
+impl_debug!(ResponseFuture<S, Req, R, K, C> in batch where [S: Service<Vec<Req>>, K: Hash + Eq] {
+    state = |this| match &this.state {
+        State::Arriving(_) => "arriving",
+        State::Waiting(..) => "waiting",
+        State::Refused(_) => "refused",
+        State::Done => "done",
+    },
+    ..
+});

@@ -117,7 +117,6 @@
 //! ```
 
 use std::{
-    any::type_name,
     fmt,
     hash::{Hash, RandomState},
     marker::PhantomData,
@@ -131,6 +130,7 @@ use tower_service::Service;
 
 use crate::{
     accessors::inner_accessors,
+    debug::impl_debug,
     outcome::{Classify, FailOnError, Reject},
     scope::Scope,
     telemetry::{LayerInfo, layer_info, layer_setters},
@@ -241,17 +241,7 @@ where
     }
 }
 
-impl<Req, G, C> fmt::Debug for BatchLayer<Req, G, C> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BatchLayer")
-            .field("max_size", &self.max_size)
-            .field("max_delay", &self.max_delay)
-            .field("by", &type_name::<G>())
-            .field("classify", &type_name::<C>())
-            .field("info", &self.info)
-            .finish()
-    }
-}
+impl_debug!(BatchLayer<Req, G, C> { max_size, max_delay, by: G, classify: C, info });
 
 /// Decides which requests may share a batch: [`ByScope`], or a function of the request that returns a key.
 #[diagnostic::on_unimplemented(
@@ -365,17 +355,9 @@ where
     }
 }
 
-impl<S, Req, R, G, C> fmt::Debug for Batch<S, Req, R, G, C>
-where
-    S: Service<Vec<Req>> + fmt::Debug,
-    G: Together<Req>,
-{
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Batch")
-            .field("inner", &self.inner)
-            .field("by", &type_name::<G>())
-            .field("waiting", &self.shared.gather().len())
-            .field("info", &self.shared.info)
-            .finish()
-    }
-}
+impl_debug!(Batch<S, Req, R, G, C> where [S: Service<Vec<Req>> + fmt::Debug, G: Together<Req>] {
+    inner,
+    by: G,
+    waiting = |this| this.shared.gather().len(),
+    info = |this| &this.shared.info,
+});

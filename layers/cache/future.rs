@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     clock,
+    debug::impl_debug,
     outcome::{Classify, Reason, Reject, Rejection},
     telemetry::LayerEvent,
 };
@@ -277,16 +278,14 @@ impl<S, Req, K, T, C, H, R> Missed<S, Req, K, T, Outcomes<C, H>, R> {
     }
 }
 
-impl<S: Service<Req>, Req, K, T, C> fmt::Debug for ResponseFuture<S, Req, K, T, C> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = match &self.state {
-            State::Before { before: Some(Before::Answered(_) | Before::Failed(..)) } => "answered",
-            State::Before { before: Some(Before::Arriving(_)) } => "arriving",
-            State::Before { before: Some(Before::Waiting(..)) } => "waiting",
-            State::Before { before: Some(Before::Readying(..)) } => "readying",
-            State::Before { before: None } => "done",
-            State::Calling { .. } => "calling",
-        };
-        f.debug_struct("cache::ResponseFuture").field("state", &state).finish_non_exhaustive()
-    }
-}
+impl_debug!(ResponseFuture<S: Service<Req>, Req, K, T, C> in cache {
+    state = |this| match &this.state {
+        State::Before { before: Some(Before::Answered(_) | Before::Failed(..)) } => "answered",
+        State::Before { before: Some(Before::Arriving(_)) } => "arriving",
+        State::Before { before: Some(Before::Waiting(..)) } => "waiting",
+        State::Before { before: Some(Before::Readying(..)) } => "readying",
+        State::Before { before: None } => "done",
+        State::Calling { .. } => "calling",
+    },
+    ..
+});

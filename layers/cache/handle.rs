@@ -1,8 +1,6 @@
 //! The live state of a cache, shared by its services and its handles.
 
 use std::{
-    any::type_name,
-    fmt,
     hash::Hash,
     sync::{
         Arc,
@@ -15,7 +13,7 @@ use super::{
     share::Landed,
     store::{Change, Store},
 };
-use crate::clock;
+use crate::{clock, debug::impl_debug};
 
 /// The live state of a [`CacheLayer`](super::CacheLayer), which all its services share.
 ///
@@ -183,12 +181,4 @@ impl<K, R> Clone for CacheHandle<K, R> {
     }
 }
 
-impl<K, R> fmt::Debug for CacheHandle<K, R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CacheHandle")
-            .field("capacity", &self.state.capacity)
-            .field("key", &type_name::<K>())
-            .field("response", &type_name::<R>())
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(CacheHandle<K, R> { capacity = |this| this.state.capacity, key: K, response: R, .. });

@@ -149,7 +149,6 @@
 //! ```
 
 use std::{
-    any::type_name,
     fmt,
     hash::Hash,
     sync::Arc,
@@ -164,6 +163,7 @@ use tower_service::Service;
 use crate::{
     accessors::inner_accessors,
     clock,
+    debug::impl_debug,
     outcome::{Classify, FailOnError, Reject},
     telemetry::{LayerEvent, layer_info, layer_setters},
 };
@@ -368,15 +368,7 @@ impl<K, R, F: Clone, T: Clone, C: Clone, V: Clone, H: Clone> Clone for CacheLaye
     }
 }
 
-impl<K, R, F, T, C, V: fmt::Debug, H> fmt::Debug for CacheLayer<K, R, F, T, C, V, H> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CacheLayer")
-            .field("key", &type_name::<F>())
-            .field("revalidate", &self.revalidate)
-            .field("policy", &self.policy)
-            .finish()
-    }
-}
+impl_debug!(CacheLayer<K, R, F, T, C, V: fmt::Debug, H> { key: F, revalidate, policy });
 
 /// The service of [`CacheLayer`].
 pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct Cache<S, K, R, F, T, C, V, H> {
@@ -480,13 +472,4 @@ impl<S: Clone, K, R, F: Clone, T, C, V: Clone, H> Clone for Cache<S, K, R, F, T,
     }
 }
 
-impl<S: fmt::Debug, K, R, F, T, C, V: fmt::Debug, H> fmt::Debug for Cache<S, K, R, F, T, C, V, H> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cache")
-            .field("inner", &self.inner)
-            .field("key", &type_name::<F>())
-            .field("revalidate", &self.revalidate)
-            .field("policy", &self.policy)
-            .finish()
-    }
-}
+impl_debug!(Cache<S: fmt::Debug, K, R, F, T, C, V: fmt::Debug, H> { inner, key: F, revalidate, policy });

@@ -1,6 +1,6 @@
 //! The user's rules for a cache: ttl, weight, which outcomes are successes, and whose key it is.
 
-use std::{any::type_name, fmt, hash::Hash, sync::Arc, time::Duration};
+use std::{fmt, hash::Hash, sync::Arc, time::Duration};
 
 use super::{
     Stale,
@@ -12,6 +12,7 @@ use super::{
 use crate::{
     ambient::deadline,
     clock::{self, Instant},
+    debug::impl_debug,
     outcome::{Class, Classify, Reason, Reject, Rejection, judged_as},
     scope::Scope,
     telemetry::{LayerEvent, LayerInfo},
@@ -392,17 +393,13 @@ impl<K, R, T: Clone, O: Clone> Clone for Policy<K, R, T, O> {
     }
 }
 
-impl<K, R, T, O> fmt::Debug for Policy<K, R, T, O> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Policy")
-            .field("cache", &self.cache)
-            .field("ttl", &type_name::<T>())
-            .field("failure_ttl", &self.failure_ttl)
-            .field("outcomes", &type_name::<O>())
-            .field("weighted", &self.weigh.is_some())
-            .field("stale_if_error", &self.stale_if_error)
-            .field("stale_while_revalidate", &self.stale_while_revalidate)
-            .field("info", &self.info)
-            .finish()
-    }
-}
+impl_debug!(Policy<K, R, T, O> {
+    cache,
+    ttl: T,
+    failure_ttl,
+    outcomes: O,
+    weighted = |this| this.weigh.is_some(),
+    stale_if_error,
+    stale_while_revalidate,
+    info,
+});

@@ -68,8 +68,6 @@
 //! ```
 
 use std::{
-    any::type_name,
-    fmt,
     future::Future,
     pin::Pin,
     sync::Arc,
@@ -86,6 +84,7 @@ pub use self::{plan::Schedule, switch::ChaosHandle};
 use crate::{
     accessors::inner_accessors,
     clock::{self, Sleep},
+    debug::impl_debug,
     outcome::{Reason, Reject, Rejection},
     setting::Setting,
     telemetry::{LayerEvent, LayerInfo, layer_info, layer_setters},
@@ -218,16 +217,7 @@ where
     }
 }
 
-impl<F, W> fmt::Debug for ChaosLayer<F, W> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ChaosLayer")
-            .field("fault", &type_name::<F>())
-            .field("when", &type_name::<W>())
-            .field("chaos", &self.chaos)
-            .field("info", &self.info)
-            .finish()
-    }
-}
+impl_debug!(ChaosLayer<F, W> { fault: F, when: W, chaos, info });
 
 /// Decides when calls get a fault: [`Rate`], [`RateBy`] or [`Schedule`].
 #[diagnostic::on_unimplemented(
@@ -270,11 +260,7 @@ impl<Req, G: Setting<Req, f64>> When<Req> for RateBy<G> {
     }
 }
 
-impl<G> fmt::Debug for RateBy<G> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("RateBy").field(&type_name::<G>()).finish()
-    }
-}
+impl_debug!(RateBy<G>(G));
 
 impl<Req> When<Req> for Schedule {
     fn when(&self, _: &Req) -> Option<Strikes<'_>> {
@@ -441,15 +427,12 @@ where
     }
 }
 
-impl<S: Service<Req>, Req> fmt::Debug for ResponseFuture<S, Req> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = match &self.state {
-            State::Refused { .. } => "refused",
-            State::Hanging => "hanging",
-            State::Delayed { .. } => "delayed",
-            State::Calling { .. } => "calling",
-            State::Done => "done",
-        };
-        f.debug_struct("chaos::ResponseFuture").field("state", &state).finish()
-    }
-}
+impl_debug!(ResponseFuture<S: Service<Req>, Req> in chaos {
+    state = |this| match &this.state {
+        State::Refused { .. } => "refused",
+        State::Hanging => "hanging",
+        State::Delayed { .. } => "delayed",
+        State::Calling { .. } => "calling",
+        State::Done => "done",
+    },
+});

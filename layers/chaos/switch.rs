@@ -1,12 +1,11 @@
 //! The switch of a chaos layer: the live state behind its handle.
 
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
 };
+
+use crate::debug::impl_debug;
 
 /// The highest bit of the word. The other bits count the calls since the layer was switched on.
 const ON: u64 = 1 << 63;
@@ -98,15 +97,7 @@ pub(super) fn checked(rate: f64) -> f64 {
     rate
 }
 
-impl fmt::Debug for ChaosHandle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ChaosHandle")
-            .field("on", &self.is_on())
-            .field("rate", &self.rate())
-            .field("injected", &self.injected())
-            .finish()
-    }
-}
+impl_debug!(ChaosHandle { on = |this| this.is_on(), rate = |this| this.rate(), injected = |this| this.injected() });
 
 #[cfg(test)]
 mod tests {

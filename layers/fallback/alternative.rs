@@ -1,8 +1,6 @@
 //! The kinds of fallback, and what each remembers of a request.
 
 use std::{
-    any::type_name,
-    fmt,
     future::{Future, Ready, ready},
     marker::PhantomData,
     sync::Arc,
@@ -13,6 +11,7 @@ use tower_service::Service;
 use crate::{
     call::Call,
     copy::{Cloned, CopyRequest},
+    debug::impl_debug,
     outcome::{Class, Reject, Rejection, was_unprocessed},
 };
 
@@ -81,11 +80,7 @@ impl<Req, R: Clone, E> Alternative<Req, R, E> for Value<R> {
     }
 }
 
-impl<R> fmt::Debug for Value<R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Value").field(&type_name::<R>()).finish()
-    }
-}
+impl_debug!(Value<R>(R));
 
 /// A function of the failed call: see [`FallbackLayer::new`](super::FallbackLayer::new) and
 /// [`FallbackLayer::future`](super::FallbackLayer::future).
@@ -187,11 +182,7 @@ impl<F: Clone, M: Clone, K> Clone for Function<F, M, K> {
     }
 }
 
-impl<F, M, K> fmt::Debug for Function<F, M, K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Function").field("function", &type_name::<F>()).field("remember", &type_name::<M>()).finish()
-    }
-}
+impl_debug!(Function<F, M, K> { function: F, remember: M });
 
 /// Extracts the data to keep of a request: a closure that names the request's type, `|req: &Request<_>| ..`.
 #[diagnostic::on_unimplemented(
@@ -280,8 +271,4 @@ where
     }
 }
 
-impl<B, P> fmt::Debug for Backup<B, P> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Backup").field("service", &type_name::<B>()).field("copy", &type_name::<P>()).finish()
-    }
-}
+impl_debug!(Backup<B, P> { service: B, copy: P });

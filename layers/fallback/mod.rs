@@ -78,7 +78,6 @@
 //! ```
 
 use std::{
-    any::type_name,
     fmt,
     future::Future,
     marker::PhantomData,
@@ -94,6 +93,7 @@ use tower_service::Service;
 use crate::{
     accessors::inner_accessors,
     copy::Cloned,
+    debug::impl_debug,
     outcome::{Class, Classify, FailOnError, HttpStatus, Reason, Reject, Rejection, judged_as},
     telemetry::{LayerEvent, LayerInfo, layer_info, layer_setters},
 };
@@ -243,18 +243,12 @@ where
     }
 }
 
-impl<Substitute: fmt::Debug, Classifier, Failing, Marker> fmt::Debug
-    for FallbackLayer<Substitute, Classifier, Failing, Marker>
-{
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FallbackLayer")
-            .field("alternative", &self.alternative)
-            .field("classify", &type_name::<Classifier>())
-            .field("on_failure", &type_name::<Failing>())
-            .field("info", &self.info)
-            .finish()
-    }
-}
+impl_debug!(FallbackLayer<Substitute: fmt::Debug, Classifier, Failing, Marker> {
+    alternative,
+    classify: Classifier,
+    on_failure: Failing,
+    info,
+});
 
 /// The service of [`FallbackLayer`].
 #[derive(Debug)]
@@ -441,19 +435,14 @@ impl<Substitute, Classifier, Failing, Marker> FallbackLayer<Substitute, Classifi
     }
 }
 
-impl<S, Req, Substitute, Classifier, Failing, Marker> fmt::Debug
-    for ResponseFuture<S, Req, Substitute, Classifier, Failing, Marker>
-where
+impl_debug!(ResponseFuture<S, Req, Substitute, Classifier, Failing, Marker> in fallback where [
     S: Service<Req>,
     Substitute: Alternative<Req, S::Response, S::Error>,
     Marker: Mark<S::Response, S::Error>,
-{
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = match &self.state {
-            State::Calling { .. } => "calling",
-            State::FallingBack { .. } => "falling back",
-            State::Done => "done",
-        };
-        f.debug_struct("fallback::ResponseFuture").field("state", &state).finish()
-    }
-}
+] {
+    state = |this| match &this.state {
+        State::Calling { .. } => "calling",
+        State::FallingBack { .. } => "falling back",
+        State::Done => "done",
+    },
+});

@@ -65,7 +65,6 @@
 //! ```
 
 use std::{
-    any::type_name,
     fmt,
     future::Future,
     marker::PhantomData,
@@ -81,6 +80,7 @@ use tower_service::Service;
 use crate::{
     accessors::inner_accessors,
     body::{BodyEnd, ResponseEnd, Until},
+    debug::impl_debug,
     outcome::{Reject, Rejection},
 };
 
@@ -151,14 +151,7 @@ impl<S, A: Clone, U> Layer<S> for RejectionResponseLayer<A, U> {
     }
 }
 
-impl<A, U> fmt::Debug for RejectionResponseLayer<A, U> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RejectionResponseLayer")
-            .field("respond", &type_name::<A>())
-            .field("until", &type_name::<U>())
-            .finish()
-    }
-}
+impl_debug!(RejectionResponseLayer<A, U> { respond: A, until: U });
 
 /// The service of [`RejectionResponseLayer`].
 pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct RejectionResponse<S, A, U = ResponseEnd> {
@@ -177,11 +170,7 @@ impl<S: Clone, A: Clone, U> Clone for RejectionResponse<S, A, U> {
     }
 }
 
-impl<S: fmt::Debug, A, U> fmt::Debug for RejectionResponse<S, A, U> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RejectionResponse").field("inner", &self.inner).field("respond", &type_name::<A>()).finish()
-    }
-}
+impl_debug!(RejectionResponse<S: fmt::Debug, A, U> { inner, respond: A });
 
 impl<S, A, U, T, B> Service<Request<T>> for RejectionResponse<S, A, U>
 where
@@ -267,11 +256,4 @@ fn answer<A: Respond<B>, B, E>(
     response
 }
 
-impl<F, A, M, U> fmt::Debug for ResponseFuture<F, A, M, U> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("rejection_response::ResponseFuture")
-            .field("respond", &type_name::<A>())
-            .field("answered", &self.response.is_none())
-            .finish()
-    }
-}
+impl_debug!(ResponseFuture<F, A, M, U> in rejection_response { respond: A, answered = |this| this.response.is_none() });

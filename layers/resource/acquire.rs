@@ -1,7 +1,6 @@
 //! The sources of a call's resource: a function, or a deadpool pool.
 
 use std::{
-    any::type_name,
     fmt,
     future::{Future, Ready},
     pin::Pin,
@@ -10,7 +9,7 @@ use std::{
 
 use pin_project_lite::pin_project;
 
-use crate::outcome::Reason;
+use crate::{debug::impl_debug, outcome::Reason};
 
 /// Acquires the resource of a request. Implemented by the types that the constructors of
 /// [`ResourceLayer`](super::ResourceLayer) create.
@@ -50,11 +49,7 @@ where
     }
 }
 
-impl<F> fmt::Debug for Always<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Always").field(&type_name::<F>()).finish()
-    }
-}
+impl_debug!(Always<F>(F));
 
 /// Acquires with a function of the request.
 #[derive(Clone)]
@@ -90,11 +85,7 @@ where
     }
 }
 
-impl<F> fmt::Debug for ByRequest<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("ByRequest").field(&type_name::<F>()).finish()
-    }
-}
+impl_debug!(ByRequest<F>(F));
 
 pin_project! {
     /// The future of a function, whose error becomes the reason of a rejection.
@@ -117,11 +108,7 @@ where
     }
 }
 
-impl<F> fmt::Debug for Explained<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Explained").field("future", &type_name::<F>()).finish()
-    }
-}
+impl_debug!(Explained<F> { future: F });
 
 fn unavailable(error: &impl fmt::Display) -> Reason {
     Reason::Unavailable { message: error.to_string().into() }

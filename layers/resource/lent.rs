@@ -15,6 +15,7 @@ use http_body::Body;
 use crate::{
     ambient::{self, Entered, slot},
     body::{Guard, PollFrame},
+    debug::impl_debug,
 };
 
 /// Returns the resource of type `T` that was lent to the current call, by the nearest
@@ -66,11 +67,7 @@ impl<T> Clone for Lent<T> {
     }
 }
 
-impl<T> fmt::Debug for Lent<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Lent").field(&type_name::<T>()).finish()
-    }
-}
+impl_debug!(Lent<T>(T));
 
 /// A resource in use. It derefs to `&mut T` for as long as it lives, across awaits and on other threads.
 ///
@@ -130,11 +127,7 @@ impl<T> Drop for Held<T> {
 }
 
 // Without `T: Debug`, so that a `Result` with a `Held` can be unwrapped.
-impl<T> fmt::Debug for Held<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Held").field(&type_name::<T>()).finish()
-    }
-}
+impl_debug!(Held<T>(T));
 
 /// The error of a resource that is not available, with the cause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -306,11 +299,7 @@ impl<B: Body> Guard<B> for Lease {
     }
 }
 
-impl fmt::Debug for Lease {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lease").finish_non_exhaustive()
-    }
-}
+impl_debug!(Lease { .. });
 
 #[cfg(test)]
 mod tests;

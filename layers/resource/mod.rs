@@ -93,7 +93,6 @@
 //! ```
 
 use std::{
-    any::type_name,
     fmt,
     future::Future,
     marker::PhantomData,
@@ -121,6 +120,7 @@ use crate::{
     ambient::{self, Unsent},
     body::{BodyEnd, ResponseEnd, Until},
     clock::{self, Sleep},
+    debug::impl_debug,
     outcome::{Reason, Reject, Rejection},
     telemetry::{LayerEvent, LayerInfo, layer_info, layer_setters},
 };
@@ -224,15 +224,7 @@ impl<A: Clone, U> Clone for ResourceLayer<A, U> {
     }
 }
 
-impl<A: fmt::Debug, U> fmt::Debug for ResourceLayer<A, U> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResourceLayer")
-            .field("acquire", &self.acquire)
-            .field("settings", &self.settings)
-            .field("until", &type_name::<U>())
-            .finish()
-    }
-}
+impl_debug!(ResourceLayer<A: fmt::Debug, U> { acquire, settings, until: U });
 
 impl<S, A: Clone, U> Layer<S> for ResourceLayer<A, U> {
     type Service = Resource<S, A, U>;
@@ -262,15 +254,7 @@ impl<S: Clone, A: Clone, U> Clone for Resource<S, A, U> {
     }
 }
 
-impl<S: fmt::Debug, A: fmt::Debug, U> fmt::Debug for Resource<S, A, U> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Resource")
-            .field("inner", &self.inner)
-            .field("acquire", &self.acquire)
-            .field("settings", &self.settings)
-            .finish()
-    }
-}
+impl_debug!(Resource<S: fmt::Debug, A: fmt::Debug, U> { inner, acquire, settings });
 
 impl<S, A, U, Req> Service<Req> for Resource<S, A, U>
 where
@@ -499,13 +483,11 @@ impl Drop for Wait {
     }
 }
 
-impl<S: Service<Req>, Req, A: Acquire<Req>, U> fmt::Debug for ResponseFuture<S, Req, A, U> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = match self.state {
-            State::Waiting { .. } => "waiting",
-            State::Running { .. } => "running",
-            State::Done => "done",
-        };
-        f.debug_struct("resource::ResponseFuture").field("state", &state).field("lent", &self.lease.is_some()).finish()
-    }
-}
+impl_debug!(ResponseFuture<S: Service<Req>, Req, A: Acquire<Req>, U> in resource {
+    state = |this| match this.state {
+        State::Waiting { .. } => "waiting",
+        State::Running { .. } => "running",
+        State::Done => "done",
+    },
+    lent = |this| this.lease.is_some(),
+});

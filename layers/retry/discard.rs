@@ -2,7 +2,6 @@
 
 use std::{
     convert::Infallible,
-    fmt,
     future::Future,
     pin::Pin,
     task::{Context, Poll},
@@ -14,7 +13,10 @@ use http::Response;
 use http_body::Body;
 use pin_project_lite::pin_project;
 
-use crate::clock::{self, Sleep};
+use crate::{
+    clock::{self, Sleep},
+    debug::impl_debug,
+};
 
 /// Discards the response of a failed attempt before the next attempt: [`Dropped`] or [`Drained`].
 #[diagnostic::on_unimplemented(
@@ -119,11 +121,7 @@ impl<B: Body> Draining<B> {
     }
 }
 
-impl<B> fmt::Debug for Draining<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Draining").field("left", &self.left).finish()
-    }
-}
+impl_debug!(Draining<B> { left });
 
 impl<B: Body> Future for Draining<B> {
     type Output = ();

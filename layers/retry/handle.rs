@@ -1,15 +1,12 @@
 //! The settings of a retry layer that can be changed at run time.
 
-use std::{
-    fmt,
-    sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU32, Ordering},
-    },
+use std::sync::{
+    Arc, Mutex, OnceLock, PoisonError,
+    atomic::{AtomicBool, AtomicU32, Ordering},
 };
 
 use super::Budget;
-use crate::backoff::Backoff;
+use crate::{backoff::Backoff, debug::impl_debug};
 
 /// A handle to the live settings of a [`RetryLayer`](super::RetryLayer): the maximum number of attempts, the backoff,
 /// and the budget.
@@ -135,12 +132,8 @@ fn checked(attempts: u32) -> u32 {
     attempts
 }
 
-impl fmt::Debug for RetryHandle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RetryHandle")
-            .field("max_attempts", &self.max_attempts())
-            .field("backoff", &self.backoff())
-            .field("budget", &self.budget())
-            .finish()
-    }
-}
+impl_debug!(RetryHandle {
+    max_attempts = |this| this.max_attempts(),
+    backoff = |this| this.backoff(),
+    budget = |this| this.budget(),
+});

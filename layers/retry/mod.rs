@@ -81,7 +81,6 @@
 //! ```
 
 use std::{
-    any::type_name,
     fmt,
     future::Future,
     pin::Pin,
@@ -102,6 +101,7 @@ use crate::{
     backoff::{Backoff, Jitter},
     caught::{contained, undisturbed},
     clock::{self, Sleep},
+    debug::impl_debug,
     outcome::{Class, Classify, FailOnError, HttpStatus, Reject, judged_as},
     telemetry::{LayerEvent, LayerInfo, layer_info, layer_setters},
 };
@@ -245,18 +245,7 @@ where
     }
 }
 
-impl<C, P, B, D> fmt::Debug for RetryLayer<C, P, B, D> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RetryLayer")
-            .field("retries", &self.retries)
-            .field("classify", &type_name::<C>())
-            .field("copy", &type_name::<P>())
-            .field("backoff", &type_name::<B>())
-            .field("discard", &type_name::<D>())
-            .field("info", &self.info)
-            .finish()
-    }
-}
+impl_debug!(RetryLayer<C, P, B, D> { retries, classify: C, copy: P, backoff: B, discard: D, info });
 
 /// The service of [`RetryLayer`].
 #[derive(Debug)]
@@ -472,18 +461,12 @@ where
     }
 }
 
-impl<S, Req, C, P, B, D> fmt::Debug for ResponseFuture<S, Req, C, P, B, D>
-where
-    S: Service<Req>,
-    D: Discard<S::Response>,
-{
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = match &self.state {
-            State::Readying => "readying",
-            State::Calling { .. } => "calling",
-            State::Pausing { .. } => "pausing",
-            State::Done => "done",
-        };
-        f.debug_struct("retry::ResponseFuture").field("attempt", &self.attempt.0).field("state", &state).finish()
-    }
-}
+impl_debug!(ResponseFuture<S: Service<Req>, Req, C, P, B, D: Discard<S::Response>> in retry {
+    attempt = |this| this.attempt.0,
+    state = |this| match &this.state {
+        State::Readying => "readying",
+        State::Calling { .. } => "calling",
+        State::Pausing { .. } => "pausing",
+        State::Done => "done",
+    },
+});

@@ -2,13 +2,15 @@
 
 use std::{
     any::type_name,
-    fmt, mem,
+    mem,
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
+
+use crate::debug::impl_debug;
 
 /// A value that a layer keeps until a response's body has ended, such as a permit, a scope, or a timer.
 ///
@@ -179,12 +181,8 @@ where
     }
 }
 
-impl<B: Body, G: Guard<B>> fmt::Debug for GuardBody<B, G> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("GuardBody")
-            .field("body", &type_name::<B>())
-            .field("ended", &self.body.is_none())
-            .field("guarding", &self.guard.is_some().then(type_name::<G>))
-            .finish()
-    }
-}
+impl_debug!(GuardBody<B: Body, G: Guard<B>> {
+    body: B,
+    ended = |this| this.body.is_none(),
+    guarding = |this| this.guard.is_some().then(type_name::<G>),
+});

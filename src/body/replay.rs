@@ -1,8 +1,6 @@
 //! A body that can be sent again.
 
 use std::{
-    any::type_name,
-    fmt,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
@@ -12,7 +10,7 @@ use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 
 use super::CopyBody;
-use crate::telemetry::LayerEvent;
+use crate::{debug::impl_debug, telemetry::LayerEvent};
 
 mod allowance;
 mod place;
@@ -250,16 +248,7 @@ where
     }
 }
 
-impl<B> fmt::Debug for ReplayBody<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ReplayBody")
-            .field("body", &type_name::<B>())
-            .field("turn", &self.place.turn())
-            .field("frames", &self.frames)
-            .field("ended", &self.is_end())
-            .finish()
-    }
-}
+impl_debug!(ReplayBody<B> { body: B, turn = |this| this.place.turn(), frames, ended = |this| this.is_end() });
 
 #[cfg(test)]
 mod tests;

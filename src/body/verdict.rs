@@ -1,9 +1,7 @@
 //! Classifies the end of a body whose response was a success.
 
 use std::{
-    any::type_name,
     error::Error as StdError,
-    fmt,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -12,7 +10,10 @@ use http::HeaderMap;
 use http_body::{Body, Frame};
 
 use super::{End, PollFrame};
-use crate::outcome::{Class, Classify, Rejection};
+use crate::{
+    debug::impl_debug,
+    outcome::{Class, Classify, Rejection},
+};
 
 type BoxError = Box<dyn StdError + Send + Sync>;
 
@@ -103,8 +104,4 @@ impl<C> Verdict<C> {
     }
 }
 
-impl<C> fmt::Debug for Verdict<C> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Verdict").field("classify", &type_name::<C>()).field("said", &self.said).finish()
-    }
-}
+impl_debug!(Verdict<C> { classify: C, said });

@@ -1,7 +1,6 @@
 //! The engine: starts items while there is room, and returns each one that has ended.
 
 use std::{
-    fmt,
     future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
@@ -18,9 +17,12 @@ use super::{
     progress::{Batches, Progress, Summary},
     turns::{Heard, Turn, Turns},
 };
-use crate::ambient::{
-    Limit,
-    limited::{Clock, Expired, Limited},
+use crate::{
+    ambient::{
+        Limit,
+        limited::{Clock, Expired, Limited},
+    },
+    debug::impl_debug,
 };
 
 /// The number of steps without a pause, after which the run yields to other tasks and timers.
@@ -80,16 +82,7 @@ impl<S: Stream, F, Fut, P> Engine<S, F, Fut, P> {
     }
 }
 
-impl<S, F, Fut, P> fmt::Debug for Engine<S, F, Fut, P> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Engine")
-            .field("settings", &self.settings)
-            .field("started", &self.started)
-            .field("in_flight", &self.running.len())
-            .field("progress", &self.progress)
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(Engine<S, F, Fut, P> { settings, started, in_flight = |this| this.running.len(), progress, .. });
 
 impl<S, F, Fut, P, T, E> Engine<S, F, Fut, P>
 where

@@ -18,6 +18,8 @@ use super::{
     progress::{Progress, Summary},
 };
 
+use crate::debug::impl_debug;
+
 /// How the results of a run are gathered: [`StopOnError`] or [`ContinueOnError`], optionally [`Summarized`].
 pub trait Gather<T, E> {
     /// The output of the run.
@@ -137,17 +139,9 @@ impl<T> Slots<T> {
     }
 }
 
-impl<T, E> fmt::Debug for StopOnError<T, E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("StopOnError")
-    }
-}
+impl_debug!(StopOnError < T, E > {});
 
-impl<T, E> fmt::Debug for ContinueOnError<T, E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ContinueOnError")
-    }
-}
+impl_debug!(ContinueOnError < T, E > {});
 
 impl<G: fmt::Debug> fmt::Debug for Summarized<G> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -206,8 +200,4 @@ where
     }
 }
 
-impl<S, F, Fut, G: fmt::Debug, P> fmt::Debug for Processing<S, F, Fut, G, P> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Processing").field("gather", &self.gather).field("engine", &self.engine).finish()
-    }
-}
+impl_debug!(Processing<S, F, Fut, G: fmt::Debug, P> { gather, engine });

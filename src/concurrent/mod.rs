@@ -94,7 +94,6 @@ mod source;
 mod turns;
 
 use std::{
-    any::type_name,
     fmt,
     future::{Future, IntoFuture},
     time::Duration,
@@ -114,8 +113,8 @@ pub use self::{
     results::{Ordered, Unordered},
     source::{Items, Iterated, Source, Streamed},
 };
-use crate::ambient::Limit;
 pub use crate::call::Call;
+use crate::{ambient::Limit, debug::impl_debug};
 
 /// The limit that resilience4j's bulkhead has by default.
 const MAX_CONCURRENCY: usize = 25;
@@ -335,13 +334,4 @@ where
     }
 }
 
-impl<S, F, G: fmt::Debug, P> fmt::Debug for Process<S, F, G, P> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Process")
-            .field("source", &type_name::<S>())
-            .field("handler", &type_name::<F>())
-            .field("settings", &self.settings)
-            .field("gather", &self.gather)
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(Process<S, F, G: fmt::Debug, P> { source: S, handler: F, settings, gather, .. });

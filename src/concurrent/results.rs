@@ -2,7 +2,6 @@
 
 use std::{
     collections::VecDeque,
-    fmt,
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -16,6 +15,8 @@ use super::{
     error::ItemError,
     progress::{Progress, Summary},
 };
+
+use crate::debug::impl_debug;
 
 pin_project! {
     /// The results of a run as they come: the stream of [`unordered`](super::Process::unordered).
@@ -119,14 +120,6 @@ where
     }
 }
 
-impl<S: Stream, F, Fut, P> fmt::Debug for Unordered<S, F, Fut, P> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Unordered").field("engine", &self.engine).finish()
-    }
-}
+impl_debug!(Unordered<S: Stream, F, Fut, P> { engine });
 
-impl<S: Stream, F, Fut, P, T, E> fmt::Debug for Ordered<S, F, Fut, P, T, E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ordered").field("engine", &self.engine).field("next", &self.next).finish()
-    }
-}
+impl_debug!(Ordered<S: Stream, F, Fut, P, T, E> { engine, next });

@@ -1,12 +1,13 @@
 //! Sources of items: iterators and streams.
 
 use std::{
-    fmt,
     pin::Pin,
     task::{Context, Poll},
 };
 
 use futures_core::Stream;
+
+use crate::debug::impl_debug;
 
 /// A source of items: anything that can be iterated over, or a [`Stream`].
 ///
@@ -75,8 +76,4 @@ impl<I: Iterator> Stream for Items<I> {
     }
 }
 
-impl<I> fmt::Debug for Items<I> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Items").field("items", &std::any::type_name::<I>()).finish()
-    }
-}
+impl_debug!(Items<I> { items: I });

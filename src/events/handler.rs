@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     caught::{caught, undisturbed},
+    debug::impl_debug,
     signal::Signal,
     telemetry::{LayerEvent, LayerInfo},
 };
@@ -138,8 +139,4 @@ impl Drop for HandlerGuard {
     }
 }
 
-impl fmt::Debug for HandlerGuard {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HandlerGuard").field("is_finished", &self.ended.is_given()).finish()
-    }
-}
+impl_debug!(HandlerGuard { is_finished = |this| this.ended.is_given() });

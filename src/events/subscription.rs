@@ -1,8 +1,6 @@
 //! The receiving end of a subscription: a stream of events.
 
 use std::{
-    any::type_name,
-    fmt,
     future::poll_fn,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::AtomicUsize},
@@ -17,7 +15,7 @@ use super::{
     joined::{Item, Receipt},
     queue::{Lag, Lagged, Next, Queue},
 };
-use crate::caught::undisturbed;
+use crate::{caught::undisturbed, debug::impl_debug};
 
 /// A subscriber's place in a topic.
 pub(super) struct Seat<E> {
@@ -158,8 +156,4 @@ impl<E: Send + Sync + 'static> Drop for Subscription<E> {
     }
 }
 
-impl<E: Send + Sync + 'static> fmt::Debug for Subscription<E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Subscription").field("to", &type_name::<E>()).finish_non_exhaustive()
-    }
-}
+impl_debug!(Subscription<E> where [E: Send + Sync + 'static] { to: E, .. });

@@ -1,10 +1,10 @@
 //! Headers that carry the remaining time of a request.
 
-use std::{any::type_name, fmt, time::Duration};
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
 
-use crate::setting::Setting;
+use crate::{debug::impl_debug, setting::Setting};
 
 /// A header that carries the remaining time of a request to a server, and its format.
 ///
@@ -118,11 +118,7 @@ where
     }
 }
 
-impl<L> fmt::Debug for AtMost<L> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AtMost").field("header", &self.header).field("limit", &type_name::<L>()).finish()
-    }
-}
+impl_debug!(AtMost<L> { header, limit: L });
 
 /// The units of `grpc-timeout`, from finest to coarsest.
 const UNITS: [(u8, Duration); 6] = [

@@ -1,11 +1,11 @@
 //! Classifiers: map an outcome to its class.
 
-use std::{any::type_name, fmt};
+use std::fmt;
 
 use http::HeaderMap;
 
 use super::{Class, Reject, Rejection, reject::among_causes};
-use crate::ambient::caller;
+use crate::{ambient::caller, debug::impl_debug};
 
 impl Class {
     /// Returns the class of an outcome, as `classifier` judges it.
@@ -198,14 +198,7 @@ where
     }
 }
 
-impl<C, F> fmt::Debug for WithRejections<C, F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WithRejections")
-            .field("classify", &type_name::<C>())
-            .field("rejections", &type_name::<F>())
-            .finish()
-    }
-}
+impl_debug!(WithRejections<C, F> { classify: C, rejections: F });
 
 #[diagnostic::do_not_recommend]
 impl<R, E, F> Classify<R, E> for F

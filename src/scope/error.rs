@@ -9,6 +9,8 @@ use std::{
 
 use super::Scope;
 
+use crate::debug::impl_debug;
+
 pub(super) type BoxError = Box<dyn Error + Send + Sync>;
 
 /// A scope did not open, or did not close cleanly.
@@ -55,11 +57,7 @@ impl fmt::Display for ScopeError {
     }
 }
 
-impl fmt::Debug for ScopeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ScopeError").field("scope", &self.scope()).field("faults", &self.faults).finish()
-    }
-}
+impl_debug!(ScopeError { scope = |this| this.scope(), faults });
 
 impl Error for ScopeError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {

@@ -1,7 +1,6 @@
 //! Groups of tasks that fail together.
 
 use std::{
-    any::type_name,
     error::Error,
     fmt,
     future::{Future, poll_fn},
@@ -18,7 +17,7 @@ use super::{
     error::Panic,
     task::{Task, TaskError},
 };
-use crate::{caught::unwound, signal::Signal};
+use crate::{caught::unwound, debug::impl_debug, signal::Signal};
 
 impl Scope {
     /// Runs `body` and the tasks that it spawns as a group, in this scope: see [`Opening::run_group`].
@@ -234,15 +233,11 @@ impl<E> Clone for Group<E> {
     }
 }
 
-impl<E> fmt::Debug for Group<E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Group")
-            .field("scope", &self.scope)
-            .field("tasks", &self.members.tasks.len())
-            .field("has_failed", &self.members.failed.is_given())
-            .finish()
-    }
-}
+impl_debug!(Group<E> {
+    scope,
+    tasks = |this| this.members.tasks.len(),
+    has_failed = |this| this.members.failed.is_given(),
+});
 
 /// The handle of a task that [`Group::spawn`] started: a future of its value.
 ///
@@ -266,11 +261,7 @@ impl<T> Future for GroupTask<T> {
     }
 }
 
-impl<T> fmt::Debug for GroupTask<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("GroupTask").field("value", &type_name::<T>()).finish_non_exhaustive()
-    }
-}
+impl_debug!(GroupTask<T> { value: T, .. });
 
 /// The first failure of a [`Group`].
 #[derive(Debug)]

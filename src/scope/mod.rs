@@ -95,6 +95,7 @@ use pin_project_lite::pin_project;
 
 use crate::{
     ambient::{self, slot},
+    debug::impl_debug,
     headers::RequestIds,
 };
 
@@ -354,15 +355,7 @@ impl Drop for Inner {
     }
 }
 
-impl fmt::Debug for Scope {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Scope")
-            .field("path", &self.path())
-            .field("id", &self.inner.id)
-            .field("state", &self.inner.state)
-            .finish()
-    }
-}
+impl_debug!(Scope { path = |this| this.path(), id = |this| this.inner.id, state = |this| &this.inner.state });
 
 /// Makes the scope in `scope`, and its span, current for as long as the guard lives.
 pub(crate) fn enter(scope: &mut Option<Scope>) -> Entered<'_> {
@@ -439,8 +432,4 @@ impl<F: Future> Future for WithScope<F> {
     }
 }
 
-impl<F> fmt::Debug for WithScope<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WithScope").field("scope", &self.scope).field("future", &type_name::<F>()).finish()
-    }
-}
+impl_debug!(WithScope<F> { scope, future: F });

@@ -1,7 +1,6 @@
 //! Tasks that belong to a scope.
 
 use std::{
-    any::type_name,
     error::Error,
     fmt,
     future::Future,
@@ -18,6 +17,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::{Scope, enter, error::Panic, life::Owned};
 use crate::{
     ambient::{self, Deadline, slot},
+    debug::impl_debug,
     signal::Wait,
 };
 
@@ -144,11 +144,7 @@ impl<T> Future for Task<T> {
     }
 }
 
-impl<T> fmt::Debug for Task<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Task").field("output", &type_name::<T>()).field("finished", &self.is_finished()).finish()
-    }
-}
+impl_debug!(Task<T> { output: T, finished = |this| this.is_finished() });
 
 /// Why a task has no result. More kinds may be added.
 #[derive(Debug)]

@@ -19,6 +19,7 @@ use crate::{
     circuit_breaker::{CircuitBreakerHandle, CircuitBreakerLayer},
     concurrency_limit::{ConcurrencyLimitHandle, ConcurrencyLimitLayer},
     copy::Idempotent,
+    debug::impl_debug,
     outcome::HttpStatus,
     retry::{Drained, RetryHandle, RetryLayer},
     scope::Scope,
@@ -338,16 +339,6 @@ where
     }
 }
 
-impl<T: fmt::Debug, R: fmt::Debug, B: fmt::Debug, L: fmt::Debug, A: fmt::Debug> fmt::Debug
-    for ClientStack<T, R, B, L, A>
-{
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ClientStack")
-            .field("timeout", &self.timeout)
-            .field("retry", &self.retry)
-            .field("circuit_breaker", &self.circuit_breaker)
-            .field("concurrency_limit", &self.concurrency_limit)
-            .field("attempt_timeout", &self.attempt_timeout)
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(ClientStack<T: fmt::Debug, R: fmt::Debug, B: fmt::Debug, L: fmt::Debug, A: fmt::Debug> {
+    timeout, retry, circuit_breaker, concurrency_limit, attempt_timeout, ..
+});

@@ -13,7 +13,7 @@ use std::{
 use tower_service::Service;
 
 use crate::accessors::inner_accessors;
-use crate::{scope::Scope, setting::Setting};
+use crate::{debug::impl_debug, scope::Scope, setting::Setting};
 
 /// A duration that can change between two calls: the limit of a stack's timeout.
 #[derive(Debug, Clone)]
@@ -107,8 +107,4 @@ impl<S: Service<Req>, Req> Service<Req> for Tuned<S> {
     }
 }
 
-impl<S: fmt::Debug> fmt::Debug for Tuned<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tuned").field("inner", &self.inner).field("live", &self.look.is_some()).finish()
-    }
-}
+impl_debug!(Tuned<S: fmt::Debug> { inner, live = |this| this.look.is_some() });

@@ -13,6 +13,7 @@ use crate::{
     body::BodyEnd,
     concurrency_limit::{ConcurrencyLimitHandle, ConcurrencyLimitLayer},
     context::ContextLayer,
+    debug::impl_debug,
     headers::{AtMost, TimeoutHeader},
     request_id::RequestIdLayer,
     scope::Scope,
@@ -190,16 +191,6 @@ where
     }
 }
 
-impl<C: fmt::Debug, I: fmt::Debug, W: fmt::Debug, T: fmt::Debug, L: fmt::Debug> fmt::Debug
-    for ServerStack<C, I, W, T, L>
-{
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServerStack")
-            .field("context", &self.context)
-            .field("request_id", &self.request_id)
-            .field("rejection_response", &self.rejection_response)
-            .field("timeout", &self.timeout)
-            .field("concurrency_limit", &self.concurrency_limit)
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(ServerStack<C: fmt::Debug, I: fmt::Debug, W: fmt::Debug, T: fmt::Debug, L: fmt::Debug> {
+    context, request_id, rejection_response, timeout, concurrency_limit, ..
+});

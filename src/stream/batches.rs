@@ -1,9 +1,7 @@
 //! Batches: lists of the items of a stream.
 
 use std::{
-    any::type_name,
     convert::Infallible,
-    fmt,
     future::Future,
     marker::PhantomData,
     mem,
@@ -15,7 +13,10 @@ use std::{
 use futures_core::Stream;
 use pin_project_lite::pin_project;
 
-use crate::clock::{self, Sleep};
+use crate::{
+    clock::{self, Sleep},
+    debug::impl_debug,
+};
 
 /// The number of items taken without a pause, before checking the timer and yielding to the executor.
 const UNBROKEN: usize = 256;
@@ -180,13 +181,4 @@ impl<S: Stream, K: Kind<S::Item>> Stream for Batches<S, K> {
     }
 }
 
-impl<S: Stream, K: Kind<S::Item>> fmt::Debug for Batches<S, K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Batches")
-            .field("source", &type_name::<S>())
-            .field("size", &self.size)
-            .field("within", &self.within)
-            .field("begun", &self.batch.len())
-            .finish()
-    }
-}
+impl_debug!(Batches<S: Stream, K: Kind<S::Item>> { source: S, size, within, begun = |this| this.batch.len() });

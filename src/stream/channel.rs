@@ -12,6 +12,8 @@ use tokio::sync::mpsc;
 
 use super::{closed::Closed, handover::Handover};
 
+use crate::debug::impl_debug;
+
 /// Creates a channel of `capacity` items, whose receiver is a stream.
 ///
 /// It wraps tokio's bounded channel, so a producer that is too fast waits. The stream ends when all senders are dropped
@@ -131,8 +133,4 @@ impl<T> fmt::Debug for Sender<T> {
     }
 }
 
-impl<T> fmt::Debug for Receiver<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Receiver").field("waiting", &self.receiver.len()).finish_non_exhaustive()
-    }
-}
+impl_debug!(Receiver<T> { waiting = |this| this.receiver.len(), .. });

@@ -2,6 +2,8 @@
 
 use std::{error::Error, fmt};
 
+use crate::debug::impl_debug;
+
 /// The stream was dropped or has ended: the item will not be read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Closed<T> {
@@ -15,10 +17,6 @@ impl<T> fmt::Display for Closed<T> {
     }
 }
 
-impl<T> fmt::Debug for Closed<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Closed").finish_non_exhaustive()
-    }
-}
+impl_debug!(Closed<T> { .. });
 
 impl<T> Error for Closed<T> {}

@@ -1,7 +1,6 @@
 //! Async generators: a producer that lives inside its stream.
 
 use std::{
-    fmt,
     future::Future,
     pin::Pin,
     task::{Context, Poll},
@@ -14,6 +13,8 @@ use super::{
     Sender,
     handover::{Handover, Reader},
 };
+
+use crate::debug::impl_debug;
 
 /// Creates a stream of the items that `producer` sends: an async generator.
 ///
@@ -185,11 +186,8 @@ where
     }
 }
 
-impl<T, Fut: Future> fmt::Debug for Generate<T, Fut> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Generate")
-            .field("producing", &self.producer.is_some())
-            .field("waiting", &self.reader.0.len())
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(Generate<T, Fut: Future> {
+    producing = |this| this.producer.is_some(),
+    waiting = |this| this.reader.0.len(),
+    ..
+});

@@ -2,13 +2,14 @@
 
 use std::{
     any::type_name,
-    fmt,
     pin::Pin,
     task::{Context, Poll},
 };
 
 use futures_core::Stream;
 use pin_project_lite::pin_project;
+
+use crate::debug::impl_debug;
 
 /// Merges two streams: returns the items of both as they come, until both have ended.
 ///
@@ -118,12 +119,8 @@ fn hint<S: Stream>(stream: &Option<S>) -> (usize, Option<usize>) {
     stream.as_ref().map_or((0, Some(0)), S::size_hint)
 }
 
-impl<A, B> fmt::Debug for Merge<A, B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Merge")
-            .field("left", &self.left.as_ref().map(|_| type_name::<A>()))
-            .field("right", &self.right.as_ref().map(|_| type_name::<B>()))
-            .field("until_either_ends", &self.until_either_ends)
-            .finish()
-    }
-}
+impl_debug!(Merge<A, B> {
+    left = |this| this.left.as_ref().map(|_| type_name::<A>()),
+    right = |this| this.right.as_ref().map(|_| type_name::<B>()),
+    until_either_ends,
+});

@@ -1,8 +1,6 @@
 //! A stream that runs in a scope.
 
 use std::{
-    any::type_name,
-    fmt,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -10,7 +8,10 @@ use std::{
 use futures_core::Stream;
 use pin_project_lite::pin_project;
 
-use crate::scope::{Scope, enter};
+use crate::{
+    debug::impl_debug,
+    scope::{Scope, enter},
+};
 
 pin_project! {
     /// The stream of [`within_scope`](super::StreamExt::within_scope).
@@ -59,8 +60,4 @@ impl<S: Stream> Stream for WithinScope<S> {
     }
 }
 
-impl<S> fmt::Debug for WithinScope<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WithinScope").field("stream", &type_name::<S>()).field("scope", &self.scope).finish()
-    }
-}
+impl_debug!(WithinScope<S> { stream: S, scope });

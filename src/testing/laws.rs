@@ -1,7 +1,6 @@
 //! Checking the laws of a layer.
 
 use std::{
-    any::type_name,
     error::Error as StdError,
     fmt,
     future::{Future, poll_fn},
@@ -21,7 +20,10 @@ use super::{
     script::{Script, Scripted},
     trial::{Fault, Outcome, Subject, Value},
 };
-use crate::outcome::{Error, Rejection};
+use crate::{
+    debug::impl_debug,
+    outcome::{Error, Rejection},
+};
 
 /// Creates the check of a layer's laws, over HTTP requests and responses with `String` bodies.
 ///
@@ -192,11 +194,7 @@ impl<M, Q, A, N> Laws<M, Q, A, N> {
     }
 }
 
-impl<M, Q, A, N> fmt::Debug for Laws<M, Q, A, N> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Laws").field("of", &type_name::<M>()).field("except", &self.except).finish()
-    }
-}
+impl_debug!(Laws<M, Q, A, N> { of: M, except });
 
 type BoxError = Box<dyn StdError + Send + Sync>;
 

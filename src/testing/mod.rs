@@ -7,7 +7,6 @@
 //! - [`TestTask`] polls a future by hand, step by step, and counts its wake-ups.
 
 use std::{
-    fmt,
     future::Future,
     pin::Pin,
     sync::{
@@ -18,6 +17,8 @@ use std::{
 };
 
 use tower_service::Service;
+
+use crate::debug::impl_debug;
 
 mod act;
 mod checks;
@@ -106,8 +107,4 @@ impl<F: Future> TestTask<F> {
     }
 }
 
-impl<F> fmt::Debug for TestTask<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TestTask").field("times_woken", &self.woken.times).finish()
-    }
-}
+impl_debug!(TestTask<F> { times_woken = |this| &this.woken.times });

@@ -1,9 +1,7 @@
 //! A service that follows a script and records what happened to it.
 
 use std::{
-    any::type_name,
     collections::{BTreeSet, VecDeque},
-    fmt,
     future::Future,
     mem,
     panic::resume_unwind,
@@ -15,7 +13,7 @@ use std::{
 use tower_service::Service;
 
 use super::act::{Act, At, How, ScriptedError};
-use crate::{outcome::Error, scope::Scope};
+use crate::{debug::impl_debug, outcome::Error, scope::Scope};
 
 /// A record of a [`Scripted`] service. Services and calls are numbered from 1, and each clone is a service of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -341,11 +339,7 @@ where
     }
 }
 
-impl<A> fmt::Debug for Scripted<A> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Scripted").field("id", &self.id).field("answer", &type_name::<A>()).finish()
-    }
-}
+impl_debug!(Scripted<A> { id, answer: A });
 
 /// The response future of [`Scripted`].
 #[must_use = "futures do nothing unless polled"]
@@ -421,8 +415,4 @@ impl<A> Drop for ScriptedResponse<A> {
     }
 }
 
-impl<A> fmt::Debug for ScriptedResponse<A> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ScriptedResponse").field("call", &self.call).field("act", &self.act).finish()
-    }
-}
+impl_debug!(ScriptedResponse<A> { call, act });
