@@ -1,5 +1,6 @@
-//! Measures one call on the happy path: a reused service that responds at once, beside layers of tower and
-//! tower-resilience with equal policies, in the same run. `cargo bench -p ziggurat-benches --bench overhead`
+//! Measures one call on the happy path: a reused service that responds at once, beside layers of tower,
+//! tower-resilience and seatbelt with equal policies, in the same run. `cargo bench -p ziggurat-benches --bench
+//! overhead`
 //!
 //! After criterion's own figures it prints one table: each subject net of the bare service, and as a ratio to
 //! ziggurat's. For that table all subjects take turns in short rounds, and the fastest round of each counts: noise on a

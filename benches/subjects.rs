@@ -12,6 +12,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use http_body_util::Full;
+use layered::{Service as LayeredService, Stack};
 use tower::{Service, ServiceBuilder};
 use tower_resilience::{
     bulkhead::BulkheadLayer, cache::CacheLayer as PeerCacheLayer,
@@ -34,7 +35,11 @@ use ziggurat::{
     upload::UploadLayer,
 };
 
-use crate::{Echo, Failed, Word, call};
+use crate::{
+    Echo, Failed, Word,
+    belt::{Belt, echo},
+    call,
+};
 
 const LIMIT: Duration = Duration::from_secs(30);
 const PERMITS: usize = 100;
@@ -59,6 +64,23 @@ where
         }
     });
     Subject { what, whose, run }
+}
+
+/// Measures a service of seatbelt's own kind, without its tower integration, which boxes the future of every layer.
+fn layered_subject(
+    what: &'static str,
+    service: impl LayeredService<Word, Out = Result<Word, Failed>> + 'static,
+) -> Subject {
+    let run = Box::new(move |times| {
+        for _ in 0..times {
+            let mut cx = Context::from_waker(Waker::noop());
+            match pin!(service.execute(black_box(42))).poll(&mut cx) {
+                Poll::Ready(Ok(response)) => black_box(response),
+                _ => panic!("no answer"),
+            };
+        }
+    });
+    Subject { what, whose: "seatbelt, layered", run }
 }
 
 /// Measures a service with a small response, whose body is read to its end.
@@ -112,6 +134,8 @@ pub fn subjects() -> Vec<Subject> {
     let ours = "ziggurat";
     let tower = "tower";
     let peer = "tower-resilience";
+    let seatbelt = "seatbelt";
+    let belt = Belt::new();
     let peer_retry = || PeerRetryLayer::<Word, Word, Failed>::builder().max_attempts(3).fixed_backoff(LIMIT).build();
     let peer_limit = || BulkheadLayer::builder().max_concurrent_calls(PERMITS).build().expect("a limit");
     let peer_breaker =
@@ -138,9 +162,13 @@ pub fn subjects() -> Vec<Subject> {
         subject("timeout", ours, ServiceBuilder::new().layer(TimeoutLayer::new(LIMIT)).service(service())),
         subject("timeout", tower, ServiceBuilder::new().timeout(LIMIT).service(Echo)),
         subject("timeout", peer, ServiceBuilder::new().layer(peer_timeout()).service(Echo)),
+        subject("timeout", seatbelt, ServiceBuilder::new().layer(belt.timeout(LIMIT)).service(Echo)),
+        layered_subject("timeout", (belt.timeout(LIMIT), echo()).into_service()),
         subject("retry", ours, ServiceBuilder::new().layer(retry()).service(service())),
         subject("retry", tower, ServiceBuilder::new().retry(ThreeTimes(3)).service(Echo)),
         subject("retry", peer, ServiceBuilder::new().layer(peer_retry()).service(Echo)),
+        subject("retry", seatbelt, ServiceBuilder::new().layer(belt.retry(LIMIT)).service(Echo)),
+        layered_subject("retry", (belt.retry(LIMIT), echo()).into_service()),
         subject(
             "retry with its budget",
             ours,
@@ -161,6 +189,8 @@ pub fn subjects() -> Vec<Subject> {
             ours,
             ServiceBuilder::new().layer(CircuitBreakerLayer::failure_rate(0.5)).service(service()),
         ),
+        subject("breaker, of 30 s", seatbelt, ServiceBuilder::new().layer(belt.breaker()).service(Echo)),
+        layered_subject("breaker, of 30 s", (belt.breaker(), echo()).into_service()),
         subject(
             "cache, a hit",
             ours,
@@ -186,6 +216,28 @@ pub fn subjects() -> Vec<Subject> {
             "resource",
             ours,
             ServiceBuilder::new().layer(ResourceLayer::new(|| ready(Ok::<Word, Failed>(7)))).service(service()),
+        ),
+        subject(
+            "stack of three",
+            ours,
+            ServiceBuilder::new()
+                .layer(TimeoutLayer::new(LIMIT))
+                .layer(retry())
+                .layer(CircuitBreakerLayer::failure_rate(0.5))
+                .service(service()),
+        ),
+        subject(
+            "stack of three",
+            seatbelt,
+            ServiceBuilder::new()
+                .layer(belt.timeout(LIMIT))
+                .layer(belt.retry(LIMIT))
+                .layer(belt.breaker())
+                .service(Echo),
+        ),
+        layered_subject(
+            "stack of three",
+            (belt.timeout(LIMIT), belt.retry(LIMIT), belt.breaker(), echo()).into_service(),
         ),
         subject(
             "stack of the four",
