@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use seatbelt::{RecoveryInfo, ResilienceContext, breaker::Breaker, retry::Retry, timeout::Timeout};
+use tick::Clock;
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 use tower_resilience::{
     bulkhead::BulkheadLayer, cache::CacheLayer, circuitbreaker::CircuitBreakerLayer, retry::RetryLayer,
@@ -37,6 +39,45 @@ fn tower_resilience() -> Result<(), Box<dyn std::error::Error>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     assert_eq!(runtime.block_on(service.oneshot(7))?, 7);
     Ok(())
+}
+
+#[tokio::test]
+async fn seatbelt() {
+    // quoted
+    let context: ResilienceContext<String, Result<String, String>> =
+        ResilienceContext::new(Clock::new_tokio()).name("orders");
+    let recovery = |output: &Result<String, String>| match output {
+        Ok(_) => RecoveryInfo::never(),
+        Err(_) => RecoveryInfo::retry(),
+    };
+    let service = ServiceBuilder::new()
+        .layer(Retry::layer("retry", &context).clone_input().recovery_with(move |output, _| recovery(output)))
+        .layer(
+            Breaker::layer("breaker", &context)
+                .recovery_with(move |output, _| recovery(output))
+                .rejected_input_error(|_, _| "circuit open".to_string()),
+        )
+        .layer(
+            Timeout::layer("timeout", &context)
+                .timeout(Duration::from_secs(30))
+                .timeout_error(|_| "timed out".to_string()),
+        )
+        .service_fn(|input: String| async move { Ok::<_, String>(input) });
+    // end of the quotation
+
+    assert_eq!(service.oneshot("order".to_string()).await.as_deref(), Ok("order"));
+}
+
+/// The page's row about readiness.
+#[tokio::test]
+#[should_panic(expected = "poll_ready must be called first")]
+async fn a_retry_of_seatbelt_calls_a_service_that_was_never_polled_ready() {
+    let context: ResilienceContext<(), Result<(), String>> = ResilienceContext::new(Clock::new_tokio());
+    let service = ServiceBuilder::new()
+        .layer(Retry::layer("retry", &context).clone_input().recovery_with(|_, _| RecoveryInfo::never()))
+        .concurrency_limit(1)
+        .service_fn(|()| async { Ok::<_, String>(()) });
+    let _ = service.oneshot(()).await;
 }
 
 #[test]
