@@ -70,7 +70,6 @@ use std::{
     borrow::Cow,
     fmt,
     future::Future,
-    marker::PhantomData,
     pin::Pin,
     task::{Context as TaskContext, Poll, ready},
 };
@@ -111,7 +110,8 @@ pub trait Mode<Req, R>: EndsWith<R> {
     message = "`ContextLayer::new` needs a service that returns an `http::Response` with a body, not `{R}`",
     note = "for any other service, such as a `reqwest::Client`, write `ContextLayer::ambient(scope)`"
 )]
-pub trait EndsWith<R> {
+#[doc(hidden)] // a part of `Mode` that the response future, which has no request, can name
+pub trait EndsWith<R>: Copy {
     /// The layer's response.
     type Output;
 
@@ -147,18 +147,19 @@ impl<R> EndsWith<R> for Ambient {
 }
 
 /// Opens a scope for every request: see the [module](self).
+#[derive(Clone)]
 #[must_use]
 pub struct ContextLayer<F = (), M = Http> {
     parent: Scope,
     name: Cow<'static, str>,
     states: F,
-    mode: PhantomData<fn() -> M>,
+    mode: M,
 }
 
 impl ContextLayer {
     /// Opens a child of `parent` for every request. For HTTP.
     pub fn new(parent: Scope) -> Self {
-        Self::under(parent)
+        Self::under(parent, Http)
     }
 }
 
@@ -166,13 +167,13 @@ impl ContextLayer<(), Ambient> {
     /// Opens a child of `parent` for every request, which is current while the request is processed. For any request
     /// type.
     pub fn ambient(parent: Scope) -> Self {
-        Self::under(parent)
+        Self::under(parent, Ambient)
     }
 }
 
 impl<M> ContextLayer<(), M> {
-    fn under(parent: Scope) -> Self {
-        Self { parent, name: Cow::Borrowed("request"), states: (), mode: PhantomData }
+    fn under(parent: Scope, mode: M) -> Self {
+        Self { parent, name: Cow::Borrowed("request"), states: (), mode }
     }
 }
 
@@ -203,13 +204,7 @@ impl<F, M> ContextLayer<F, M> {
     }
 }
 
-impl<F: Clone, M> Clone for ContextLayer<F, M> {
-    fn clone(&self) -> Self {
-        Self { parent: self.parent.clone(), name: self.name.clone(), states: self.states.clone(), mode: PhantomData }
-    }
-}
-
-impl<S, F: Clone, M> Layer<S> for ContextLayer<F, M> {
+impl<S, F: Clone, M: Copy> Layer<S> for ContextLayer<F, M> {
     type Service = Context<S, F, M>;
 
     fn layer(&self, inner: S) -> Self::Service {
@@ -261,6 +256,7 @@ where
 }
 
 /// The service of [`ContextLayer`].
+#[derive(Clone)]
 pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct Context<S, F = (), M = Http> {
     inner: S,
     layer: ContextLayer<F, M>,
@@ -268,12 +264,6 @@ pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct Context<
 
 impl<S, F, M> Context<S, F, M> {
     inner_accessors!();
-}
-
-impl<S: Clone, F: Clone, M> Clone for Context<S, F, M> {
-    fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), layer: self.layer.clone() }
-    }
 }
 
 impl_debug!(Context<S: fmt::Debug, F, M> { inner, layer });
@@ -295,7 +285,7 @@ where
     fn call(&mut self, mut request: Req) -> Self::Future {
         let scope = self.layer.open(&request);
         M::announce(&mut request, &scope);
-        ResponseFuture::start(scope, || self.inner.call(request))
+        ResponseFuture::start(scope, self.layer.mode, || self.inner.call(request))
     }
 }
 
@@ -308,14 +298,14 @@ pin_project! {
         response: WithScope<F>,
         // None: the call has ended. After the response, and therefore dropped after it.
         in_scope: Option<InScope>,
-        mode: PhantomData<fn() -> M>,
+        mode: M,
     }
 }
 
 impl<F, M> ResponseFuture<F, M> {
-    fn start(scope: Scope, call: impl FnOnce() -> F) -> Self {
+    fn start(scope: Scope, mode: M, call: impl FnOnce() -> F) -> Self {
         let in_scope = Some(InScope { scope: Some(scope.clone()), ending: None });
-        Self { response: WithScope::start(scope, call), in_scope, mode: PhantomData }
+        Self { response: WithScope::start(scope, call), in_scope, mode }
     }
 }
 

@@ -63,7 +63,6 @@ use std::{
     error::Error as StdError,
     fmt,
     future::Future,
-    marker::PhantomData,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -84,18 +83,19 @@ use crate::{
 };
 
 /// Measures calls: see the [module](self).
+#[derive(Clone)]
 #[must_use]
 pub struct ObserveLayer<C = FailOnError, U = ResponseEnd> {
     classify: C,
     info: LayerInfo,
-    until: PhantomData<fn() -> U>,
+    until: U,
 }
 
 impl ObserveLayer {
     /// Creates a layer that counts every error of the service as a failure and every response as a success. Name it
     /// with `named`, because metrics are distinguished by name.
     pub fn new() -> Self {
-        Self { classify: FailOnError, info: layer_info!("observe"), until: PhantomData }
+        Self { classify: FailOnError, info: layer_info!("observe"), until: ResponseEnd }
     }
 }
 
@@ -115,7 +115,7 @@ impl ObserveLayer<HttpStatus> {
 impl<C, U> ObserveLayer<C, U> {
     /// Sets the classifier: [`HttpStatus`], a closure, or your own type. The default is [`FailOnError`].
     pub fn classify<D>(self, classify: D) -> ObserveLayer<D, U> {
-        ObserveLayer { classify, info: self.info, until: PhantomData }
+        ObserveLayer { classify, info: self.info, until: self.until }
     }
 
     /// Extends a successful call to the end of the response's body. For HTTP.
@@ -124,47 +124,34 @@ impl<C, U> ObserveLayer<C, U> {
     /// call is cancelled. If the body is dropped after it has yielded everything it was polled for, the call is a
     /// success. The body's error becomes a boxed error.
     pub fn until_body_end(self) -> ObserveLayer<C, BodyEnd> {
-        ObserveLayer { classify: self.classify, info: self.info, until: PhantomData }
+        ObserveLayer { classify: self.classify, info: self.info, until: BodyEnd }
     }
 
     layer_setters!();
 }
 
-// Manual impls, here and for the service: `U` need not be `Clone`.
-impl<C: Clone, U> Clone for ObserveLayer<C, U> {
-    fn clone(&self) -> Self {
-        Self { classify: self.classify.clone(), info: self.info.clone(), until: PhantomData }
-    }
-}
-
-impl<S, C: Clone, U> Layer<S> for ObserveLayer<C, U> {
+impl<S, C: Clone, U: Copy> Layer<S> for ObserveLayer<C, U> {
     type Service = Observe<S, C, U>;
 
     fn layer(&self, inner: S) -> Self::Service {
         let (calls, classify) = (Arc::new(Calls::new(self.info.clone())), self.classify.clone());
-        Observe { inner, calls, classify, until: PhantomData }
+        Observe { inner, calls, classify, until: self.until }
     }
 }
 
 impl_debug!(ObserveLayer<C, U> { classify: C, info, until: U });
 
 /// The service of [`ObserveLayer`].
+#[derive(Clone)]
 pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct Observe<S, C = FailOnError, U = ResponseEnd> {
     inner: S,
     calls: Arc<Calls>,
     classify: C,
-    until: PhantomData<fn() -> U>,
+    until: U,
 }
 
 impl<S, C, U> Observe<S, C, U> {
     inner_accessors!();
-}
-
-impl<S: Clone, C: Clone, U> Clone for Observe<S, C, U> {
-    fn clone(&self) -> Self {
-        let (inner, classify) = (self.inner.clone(), self.classify.clone());
-        Self { inner, calls: Arc::clone(&self.calls), classify, until: PhantomData }
-    }
 }
 
 impl_debug!(Observe<S: fmt::Debug, C, U> { inner, classify: C, info = |this| this.calls.info() });
@@ -194,7 +181,7 @@ where
     fn call(&mut self, request: Req) -> Self::Future {
         let call = self.calls.are_heard().then(|| Call::start(&self.calls));
         let response = Some(self.inner.call(request));
-        ResponseFuture { response, call, classify: self.classify.clone(), until: PhantomData }
+        ResponseFuture { response, call, classify: self.classify.clone(), until: self.until }
     }
 }
 
@@ -244,7 +231,7 @@ pin_project! {
         // therefore dropped after it.
         call: Option<Call>,
         classify: C,
-        until: PhantomData<fn() -> U>,
+        until: U,
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::{
     future::{Future, Ready, ready},
-    marker::PhantomData,
     sync::Arc,
 };
 
@@ -84,23 +83,24 @@ impl_debug!(Value<R>(R));
 
 /// A function of the failed call: see [`FallbackLayer::new`](super::FallbackLayer::new) and
 /// [`FallbackLayer::future`](super::FallbackLayer::future).
+#[derive(Clone)]
 pub struct Function<F, M = Nothing, K = AtOnce> {
     pub(super) function: F,
     pub(super) remember: M,
-    pub(super) kind: PhantomData<fn() -> K>,
+    pub(super) kind: K,
 }
 
 /// Marks a [`Function`] that returns a response.
-#[derive(Debug)]
-pub enum AtOnce {}
+#[derive(Debug, Clone, Copy)]
+pub struct AtOnce;
 
 /// Marks a [`Function`] that returns a future.
-#[derive(Debug)]
-pub enum Later {}
+#[derive(Debug, Clone, Copy)]
+pub struct Later;
 
 impl<F, K> Function<F, Nothing, K> {
-    pub(super) fn new(function: F) -> Self {
-        Self { function, remember: Nothing, kind: PhantomData }
+    pub(super) fn new(function: F, kind: K) -> Self {
+        Self { function, remember: Nothing, kind }
     }
 }
 
@@ -120,23 +120,6 @@ where
 
     fn answer(&self, failed: Failed<'_, R, E, M::Memory>) -> Option<Self::Future> {
         (self.function)(failed).into().map(|response| ready(Ok(response)))
-    }
-}
-
-// Never applies: see `Classify`.
-#[doc(hidden)]
-#[diagnostic::do_not_recommend]
-impl<F, M, Req, R, E> Alternative<Req, R, E> for Function<F, M, AtOnce>
-where
-    [Req]: Sized,
-{
-    type Memory = ();
-    type Future = Ready<Result<R, E>>;
-
-    fn remember(&self, _: &Req) {}
-
-    fn answer(&self, _: Failed<'_, R, E, ()>) -> Option<Self::Future> {
-        None
     }
 }
 
@@ -162,7 +145,7 @@ where
 // Never applies: see `Classify`.
 #[doc(hidden)]
 #[diagnostic::do_not_recommend]
-impl<F, M, Req, R, E> Alternative<Req, R, E> for Function<F, M, Later>
+impl<F, M, K, Req, R, E> Alternative<Req, R, E> for Function<F, M, K>
 where
     [Req]: Sized,
 {
@@ -173,12 +156,6 @@ where
 
     fn answer(&self, _: Failed<'_, R, E, ()>) -> Option<Self::Future> {
         None
-    }
-}
-
-impl<F: Clone, M: Clone, K> Clone for Function<F, M, K> {
-    fn clone(&self) -> Self {
-        Self { function: self.function.clone(), remember: self.remember.clone(), kind: PhantomData }
     }
 }
 

@@ -80,7 +80,6 @@
 use std::{
     fmt,
     future::Future,
-    marker::PhantomData,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -111,13 +110,14 @@ pub use crate::call::Call;
 
 /// Substitutes a response when the service fails: see the [module](self).
 #[doc(alias = "degradation")]
+#[derive(Clone)]
 #[must_use]
 pub struct FallbackLayer<Substitute, Classifier = FailOnError, Failing = KeepPrimary, Marker = Unmarked> {
     alternative: Substitute,
     classify: Classifier,
     on_failure: Failing,
     info: LayerInfo,
-    mark: PhantomData<fn() -> Marker>,
+    mark: Marker,
 }
 
 impl<R> FallbackLayer<Value<R>> {
@@ -133,7 +133,7 @@ impl<F> FallbackLayer<Function<F>> {
     ///
     /// If the function returns `None`, the caller receives the outcome of the service unchanged.
     pub fn new(function: F) -> Self {
-        Self::with(Function::new(function))
+        Self::with(Function::new(function, AtOnce))
     }
 }
 
@@ -143,7 +143,7 @@ impl<F> FallbackLayer<Function<F, Nothing, Later>> {
     ///
     /// The future cannot borrow from `failed`: the function extracts what the future needs.
     pub fn future(function: F) -> Self {
-        Self::with(Function::new(function))
+        Self::with(Function::new(function, Later))
     }
 }
 
@@ -165,7 +165,7 @@ impl<Substitute> FallbackLayer<Substitute> {
             classify: FailOnError,
             on_failure: KeepPrimary,
             info: layer_info!("fallback"),
-            mark: PhantomData,
+            mark: Unmarked,
         }
     }
 }
@@ -205,7 +205,7 @@ impl<Substitute, Classifier, Failing, Marker> FallbackLayer<Substitute, Classifi
     /// The mark is in the response's extensions and contains the reason.
     pub fn http(self) -> FallbackLayer<Substitute, HttpStatus, Failing, InExtensions> {
         let Self { alternative, classify: _, on_failure, info, mark: _ } = self;
-        FallbackLayer { alternative, classify: HttpStatus, on_failure, info, mark: PhantomData }
+        FallbackLayer { alternative, classify: HttpStatus, on_failure, info, mark: InExtensions }
     }
 
     /// Sets which outcome the caller receives if the fallback fails too: [`KeepPrimary`], or a closure
@@ -216,20 +216,6 @@ impl<Substitute, Classifier, Failing, Marker> FallbackLayer<Substitute, Classifi
     }
 
     layer_setters!();
-}
-
-impl<Substitute: Clone, Classifier: Clone, Failing: Clone, Marker> Clone
-    for FallbackLayer<Substitute, Classifier, Failing, Marker>
-{
-    fn clone(&self) -> Self {
-        Self {
-            alternative: self.alternative.clone(),
-            classify: self.classify.clone(),
-            on_failure: self.on_failure.clone(),
-            info: self.info.clone(),
-            mark: PhantomData,
-        }
-    }
 }
 
 impl<S, Substitute, Classifier, Failing, Marker> Layer<S> for FallbackLayer<Substitute, Classifier, Failing, Marker>
@@ -251,7 +237,7 @@ impl_debug!(FallbackLayer<Substitute: fmt::Debug, Classifier, Failing, Marker> {
 });
 
 /// The service of [`FallbackLayer`].
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct Fallback<
     S,
     Substitute,
@@ -266,12 +252,6 @@ pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct Fallback
 
 impl<S, Substitute, Classifier, Failing, Marker> Fallback<S, Substitute, Classifier, Failing, Marker> {
     inner_accessors!();
-}
-
-impl<S: Clone, Substitute, Classifier, Failing, Marker> Clone for Fallback<S, Substitute, Classifier, Failing, Marker> {
-    fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), layer: Arc::clone(&self.layer) }
-    }
 }
 
 impl<S, Substitute, Classifier, Failing, Marker, Req> Service<Req>

@@ -67,7 +67,6 @@
 use std::{
     fmt,
     future::Future,
-    marker::PhantomData,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -95,10 +94,11 @@ pub use self::{
 };
 
 /// Turns rejections into responses of your choice: see the [module](self).
+#[derive(Clone)]
 #[must_use]
 pub struct RejectionResponseLayer<A, U = ResponseEnd> {
     respond: A,
-    until: PhantomData<fn() -> U>,
+    until: U,
 }
 
 impl<A> RejectionResponseLayer<A> {
@@ -108,7 +108,7 @@ impl<A> RejectionResponseLayer<A> {
     /// `respond` is called when a rejection occurs, in the poll of the response future, with the ambient state of the
     /// call, such as [`Scope::current`](crate::Scope::current).
     pub fn new(respond: A) -> Self {
-        Self { respond, until: PhantomData }
+        Self { respond, until: ResponseEnd }
     }
 }
 
@@ -132,42 +132,30 @@ impl RejectionResponseLayer<Grpc> {
     /// learns only that something went wrong. The body becomes a [`GuardBody`](crate::body::GuardBody). The only cost
     /// is a check of its errors.
     pub fn until_body_end(self) -> RejectionResponseLayer<Grpc, BodyEnd> {
-        RejectionResponseLayer { respond: self.respond, until: PhantomData }
+        RejectionResponseLayer { respond: self.respond, until: BodyEnd }
     }
 }
 
-// Manual impls, here and for the service: `U` need not be `Clone` or `Debug`.
-impl<A: Clone, U> Clone for RejectionResponseLayer<A, U> {
-    fn clone(&self) -> Self {
-        Self { respond: self.respond.clone(), until: PhantomData }
-    }
-}
-
-impl<S, A: Clone, U> Layer<S> for RejectionResponseLayer<A, U> {
+impl<S, A: Clone, U: Copy> Layer<S> for RejectionResponseLayer<A, U> {
     type Service = RejectionResponse<S, A, U>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        RejectionResponse { inner, respond: self.respond.clone(), until: PhantomData }
+        RejectionResponse { inner, respond: self.respond.clone(), until: self.until }
     }
 }
 
 impl_debug!(RejectionResponseLayer<A, U> { respond: A, until: U });
 
 /// The service of [`RejectionResponseLayer`].
+#[derive(Clone)]
 pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct RejectionResponse<S, A, U = ResponseEnd> {
     inner: S,
     respond: A,
-    until: PhantomData<fn() -> U>,
+    until: U,
 }
 
 impl<S, A, U> RejectionResponse<S, A, U> {
     inner_accessors!();
-}
-
-impl<S: Clone, A: Clone, U> Clone for RejectionResponse<S, A, U> {
-    fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), respond: self.respond.clone(), until: PhantomData }
-    }
 }
 
 impl_debug!(RejectionResponse<S: fmt::Debug, A, U> { inner, respond: A });
@@ -190,7 +178,7 @@ where
     fn call(&mut self, request: Request<T>) -> Self::Future {
         let memory = self.respond.remember(&request);
         let (response, respond) = (Some(self.inner.call(request)), self.respond.clone());
-        ResponseFuture { response, respond, memory: Some(memory), until: PhantomData }
+        ResponseFuture { response, respond, memory: Some(memory), until: self.until }
     }
 }
 
@@ -203,7 +191,7 @@ pin_project! {
         response: Option<F>,
         respond: A,
         memory: Option<M>,
-        until: PhantomData<fn() -> U>,
+        until: U,
     }
 }
 

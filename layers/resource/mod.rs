@@ -95,7 +95,6 @@
 use std::{
     fmt,
     future::Future,
-    marker::PhantomData,
     mem,
     pin::Pin,
     sync::Arc,
@@ -127,11 +126,12 @@ use crate::{
 
 /// Lends every call a resource: see the [module](self).
 #[doc(alias = "pool")]
+#[derive(Clone)]
 #[must_use]
 pub struct ResourceLayer<A, U = ResponseEnd> {
     acquire: A,
     settings: Settings,
-    until: PhantomData<fn() -> U>,
+    until: U,
 }
 
 #[derive(Debug, Clone)]
@@ -185,7 +185,7 @@ where
 
 impl<A> ResourceLayer<A> {
     fn from_acquire(acquire: A) -> Self {
-        Self { acquire, settings: Settings { max_wait: None, info: layer_info!("resource") }, until: PhantomData }
+        Self { acquire, settings: Settings { max_wait: None, info: layer_info!("resource") }, until: ResponseEnd }
     }
 
     /// Keeps the resource until the response's body has ended, failed, or was dropped, instead of until the response
@@ -194,7 +194,7 @@ impl<A> ResourceLayer<A> {
     /// Use it for a body that is read from a database while it is sent. [`current`] works in the body too. The body
     /// becomes a [`GuardBody`](crate::body::GuardBody). An empty body returns the resource at once.
     pub fn until_body_end(self) -> ResourceLayer<A, BodyEnd> {
-        ResourceLayer { acquire: self.acquire, settings: self.settings, until: PhantomData }
+        ResourceLayer { acquire: self.acquire, settings: self.settings, until: BodyEnd }
     }
 }
 
@@ -217,41 +217,28 @@ impl Settings {
     }
 }
 
-// Manual impls, here and for the service: `U` need not be `Clone` or `Debug`.
-impl<A: Clone, U> Clone for ResourceLayer<A, U> {
-    fn clone(&self) -> Self {
-        Self { acquire: self.acquire.clone(), settings: self.settings.clone(), until: PhantomData }
-    }
-}
-
 impl_debug!(ResourceLayer<A: fmt::Debug, U> { acquire, settings, until: U });
 
-impl<S, A: Clone, U> Layer<S> for ResourceLayer<A, U> {
+impl<S, A: Clone, U: Copy> Layer<S> for ResourceLayer<A, U> {
     type Service = Resource<S, A, U>;
 
     fn layer(&self, inner: S) -> Self::Service {
         let settings = Arc::new(self.settings.clone());
-        Resource { inner, acquire: self.acquire.clone(), settings, until: PhantomData }
+        Resource { inner, acquire: self.acquire.clone(), settings, until: self.until }
     }
 }
 
 /// The service of [`ResourceLayer`].
+#[derive(Clone)]
 pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct Resource<S, A, U = ResponseEnd> {
     inner: S,
     acquire: A,
     settings: Arc<Settings>,
-    until: PhantomData<fn() -> U>,
+    until: U,
 }
 
 impl<S, A, U> Resource<S, A, U> {
     inner_accessors!();
-}
-
-impl<S: Clone, A: Clone, U> Clone for Resource<S, A, U> {
-    fn clone(&self) -> Self {
-        let (inner, acquire) = (self.inner.clone(), self.acquire.clone());
-        Self { inner, acquire, settings: Arc::clone(&self.settings), until: PhantomData }
-    }
 }
 
 impl_debug!(Resource<S: fmt::Debug, A: fmt::Debug, U> { inner, acquire, settings });
@@ -284,7 +271,7 @@ where
                 State::Waiting { acquire: Some(acquire), wait, service, request: Some(request) }
             }
         };
-        ResponseFuture { state, lease: None, until: PhantomData }
+        ResponseFuture { state, lease: None, until: self.until }
     }
 }
 
@@ -300,7 +287,7 @@ pin_project! {
         state: State<S, Req, A::Future>,
         // After the state, and therefore dropped after it: the resource is returned once the call is gone.
         lease: Option<Lease>,
-        until: PhantomData<fn() -> U>,
+        until: U,
     }
 
     impl<S, Req, A, U> PinnedDrop for ResponseFuture<S, Req, A, U>

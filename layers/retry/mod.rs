@@ -248,7 +248,7 @@ where
 impl_debug!(RetryLayer<C, P, B, D> { retries, classify: C, copy: P, backoff: B, discard: D, info });
 
 /// The service of [`RetryLayer`].
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct Retry<
     S,
     C = FailOnError,
@@ -263,12 +263,6 @@ pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct Retry<
 
 impl<S, C, P, B, D> Retry<S, C, P, B, D> {
     inner_accessors!();
-}
-
-impl<S: Clone, C, P, B, D> Clone for Retry<S, C, P, B, D> {
-    fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), layer: Arc::clone(&self.layer) }
-    }
 }
 
 impl<S, C, P, B, D, Req> Service<Req> for Retry<S, C, P, B, D>

@@ -27,7 +27,7 @@ pub trait Until<R, G>: Sealed {
 }
 
 /// Sealed, so that methods can be added.
-pub trait Sealed {}
+pub trait Sealed: Copy {}
 
 impl Sealed for ResponseEnd {}
 impl Sealed for BodyEnd {}

@@ -139,9 +139,9 @@ impl<T> Slots<T> {
     }
 }
 
-impl_debug!(StopOnError < T, E > {});
+impl_debug!(StopOnError<T, E> { values: Vec<T> });
 
-impl_debug!(ContinueOnError < T, E > {});
+impl_debug!(ContinueOnError<T, E> { results: Vec<Result<T, E>> });
 
 impl<G: fmt::Debug> fmt::Debug for Summarized<G> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
