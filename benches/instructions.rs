@@ -9,6 +9,8 @@ use ziggurat_benches::subjects::subjects;
 const CALLS: u32 = 1_000;
 
 fn main() -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    let _entered = runtime.enter();
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
     match (arguments.next().as_deref(), arguments.next(), arguments.next()) {
         (Some("--run"), Some(index), Some(calls)) => {
@@ -21,8 +23,6 @@ fn main() -> ExitCode {
 }
 
 fn run(index: usize, calls: u32) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
-    let _entered = runtime.enter();
     let mut subject = subjects().swap_remove(index);
     (subject.run)(calls);
 }

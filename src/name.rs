@@ -19,9 +19,6 @@ impl Name {
         }
     }
 
-    /// The name of a layer that has none.
-    pub(crate) const NONE: Self = Self::Static("");
-
     /// Returns the name, unless there is none.
     pub(crate) fn get(&self) -> Option<&str> {
         Some(&**self).filter(|name| !name.is_empty())

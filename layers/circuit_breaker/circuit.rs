@@ -104,11 +104,16 @@ impl Shared {
         // Before emitting: an observer may panic, and the outcome must count all the same.
         let turned = self.machine.record(ticket, outcome, clock::now);
         if outcome.is_failure() {
-            self.info.emit(LayerEvent::Failed);
+            self.tell_failure();
         }
         if turned {
             self.tell_news();
         }
+    }
+
+    #[cold]
+    fn tell_failure(&self) {
+        self.info.emit(LayerEvent::Failed);
     }
 
     /// Publishes all transitions that have not been published yet.

@@ -382,7 +382,7 @@ mod tests {
     type BoxError = Box<dyn StdError + Send + Sync>;
 
     fn timed_out() -> Rejection {
-        Rejection::new("timeout", Name::NONE, Reason::TimedOut { limit: Duration::from_millis(250) })
+        Rejection::new("timeout", Name::Static(""), Reason::TimedOut { limit: Duration::from_millis(250) })
     }
 
     #[test]
@@ -430,7 +430,7 @@ mod tests {
             (Reason::UploadFailed { message: "secret".into() }, None, 400, None),
             (Reason::RateLimited, Some(Duration::MAX), 429, Some("18446744073709551615")),
         ] {
-            let rejected = Rejection::new("any", Name::NONE, reason.clone());
+            let rejected = Rejection::new("any", Name::Static(""), reason.clone());
             let rejected = wait.into_iter().fold(rejected, Rejection::with_retry_after);
             let outcome: Result<Response<String>, Infallible> = Reject::reject(rejected);
             assert_eq!(rejection(&outcome).unwrap().reason(), &reason);

@@ -401,7 +401,7 @@ mod tests {
 
     fn timed_out() -> Rejection {
         let limit = Duration::from_millis(250);
-        Rejection::new("timeout", Name::NONE, Reason::TimedOut { limit })
+        Rejection::new("timeout", Name::Static(""), Reason::TimedOut { limit })
     }
 
     #[test]

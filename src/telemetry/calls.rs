@@ -17,7 +17,7 @@ impl Calls {
     pub(crate) fn new(info: LayerInfo) -> Self {
         Self {
             #[cfg(feature = "metrics")]
-            meters: metrics::Meters::new(info.raw_name()),
+            meters: metrics::Meters::new(&info.raw_name()),
             info,
         }
     }

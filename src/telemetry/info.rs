@@ -52,11 +52,55 @@ where
 #[derive(Clone)]
 pub struct LayerInfo {
     layer: &'static str,
-    name: Name,
-    observer: Option<Arc<dyn Observer>>,
+    given: Given,
     trace: Trace,
     #[cfg(feature = "metrics")]
     counters: metrics::Counters,
+}
+
+/// What the user told a layer: its name and observers. A call may clone it, so the common case is a copy of two words.
+#[derive(Clone)]
+enum Given {
+    Name(&'static str),
+    Shared(Arc<Shared>),
+}
+
+#[derive(Clone)]
+struct Shared {
+    name: Name,
+    observers: Vec<Arc<dyn Observer>>,
+}
+
+impl Given {
+    fn with(self, change: impl FnOnce(&mut Shared)) -> Self {
+        let mut shared = match self {
+            Self::Name(name) => Arc::new(Shared { name: Name::Static(name), observers: Vec::new() }),
+            Self::Shared(shared) => shared,
+        };
+        change(Arc::make_mut(&mut shared));
+        Self::Shared(shared)
+    }
+
+    fn named(self, name: Cow<'static, str>) -> Self {
+        match (self, name) {
+            (Self::Name(_), Cow::Borrowed(name)) => Self::Name(name),
+            (given, name) => given.with(|shared| shared.name = Name::new(name)),
+        }
+    }
+
+    fn name(&self) -> Name {
+        match self {
+            Self::Name(name) => Name::Static(name),
+            Self::Shared(shared) => shared.name.clone(),
+        }
+    }
+
+    fn observers(&self) -> &[Arc<dyn Observer>] {
+        match self {
+            Self::Name(_) => &[],
+            Self::Shared(shared) => &shared.observers,
+        }
+    }
 }
 
 impl LayerInfo {
@@ -71,8 +115,7 @@ impl LayerInfo {
     pub(crate) const fn with_trace(layer: &'static str, trace: Trace) -> Self {
         Self {
             layer,
-            name: Name::NONE,
-            observer: None,
+            given: Given::Name(""),
             trace,
             #[cfg(feature = "metrics")]
             counters: metrics::Counters::new(),
@@ -82,7 +125,7 @@ impl LayerInfo {
     /// Names the layer, to distinguish it from other instances of the same layer.
     #[must_use]
     pub fn named(mut self, name: impl Into<Cow<'static, str>>) -> Self {
-        self.name = Name::new(name);
+        self.given = self.given.named(name.into());
         // Clones that are already in use keep counting under the old name.
         #[cfg(feature = "metrics")]
         {
@@ -94,11 +137,7 @@ impl LayerInfo {
     /// Adds an observer. Observers run in the order in which they were added.
     #[must_use]
     pub fn observer(mut self, observer: impl Observer) -> Self {
-        let observer = Arc::new(observer);
-        self.observer = Some(match self.observer {
-            Some(first) => Arc::new(Both { first, second: observer }),
-            None => observer,
-        });
+        self.given = self.given.with(|shared| shared.observers.push(Arc::new(observer)));
         self
     }
 
@@ -111,7 +150,11 @@ impl LayerInfo {
     /// Returns the name that was set with [`named`](Self::named).
     #[must_use]
     pub fn name(&self) -> Option<&str> {
-        self.name.get()
+        let name = match &self.given {
+            Given::Name(name) => name,
+            Given::Shared(shared) => &*shared.name,
+        };
+        Some(name).filter(|name| !name.is_empty())
     }
 
     /// Rejects a call: creates the rejection, emits the event, and returns the rejection for
@@ -119,14 +162,14 @@ impl LayerInfo {
     #[must_use]
     #[cold]
     pub fn reject(&self, reason: Reason) -> Rejection {
-        self.emit_rejected(Rejection::new(self.layer, self.name.clone(), reason))
+        self.emit_rejected(Rejection::new(self.layer, self.given.name(), reason))
     }
 
     /// Rejects a call as [`reject`](Self::reject) does, with a time to come back.
     #[must_use]
     #[cold]
     pub fn reject_with_retry_after(&self, reason: Reason, retry_after: Duration) -> Rejection {
-        self.emit_rejected(Rejection::new(self.layer, self.name.clone(), reason).with_retry_after(retry_after))
+        self.emit_rejected(Rejection::new(self.layer, self.given.name(), reason).with_retry_after(retry_after))
     }
 
     fn emit_rejected(&self, rejection: Rejection) -> Rejection {
@@ -144,7 +187,7 @@ impl LayerInfo {
             return rejection.clone();
         }
         let message = outcome.as_ref().err().map(E::to_string).unwrap_or_default().into();
-        let shared = Rejection::new(self.layer, self.name.clone(), Reason::Shared { message, class });
+        let shared = Rejection::new(self.layer, self.given.name(), Reason::Shared { message, class });
         match class.retry_after() {
             Some(wait) => shared.with_retry_after(wait),
             None => shared,
@@ -152,43 +195,30 @@ impl LayerInfo {
     }
 
     #[cfg(feature = "metrics")]
-    pub(super) fn raw_name(&self) -> &Name {
-        &self.name
+    pub(super) fn raw_name(&self) -> Name {
+        self.given.name()
     }
 
     /// Returns whether there is an observer.
     pub(super) fn is_observed(&self) -> bool {
-        self.observer.is_some()
+        !self.given.observers().is_empty()
     }
 
     /// Reports the state that a circuit starts in to the metrics. Later states are transitions, and so events.
     #[cfg_attr(not(feature = "metrics"), allow(unused_variables))]
     pub(crate) fn starts_as(&self, state: &'static str) {
         #[cfg(feature = "metrics")]
-        metrics::set_state(self.layer, &self.name, state);
+        metrics::set_state(self.layer, &self.given.name(), state);
     }
 
     /// Emits an event to the observers, to `tracing` and to the metrics. Costs two branches if none of them is active.
     pub fn emit(&self, event: LayerEvent<'_>) {
-        if let Some(observer) = &self.observer {
-            observer.on_event(self, &event);
+        if let Given::Shared(shared) = &self.given {
+            shared.observers.iter().for_each(|observer| observer.on_event(self, &event));
         }
-        (self.trace)(self.layer, self.name.get(), &event);
+        (self.trace)(self, &event);
         #[cfg(feature = "metrics")]
-        self.counters.count(self.layer, &self.name, &event);
-    }
-}
-
-/// Two observers of one layer.
-struct Both<O> {
-    first: Arc<dyn Observer>,
-    second: Arc<O>,
-}
-
-impl<O: Observer> Observer for Both<O> {
-    fn on_event(&self, info: &LayerInfo, event: &LayerEvent<'_>) {
-        self.first.on_event(info, event);
-        self.second.on_event(info, event);
+        self.counters.count(self.layer, &self.given.name(), &event);
     }
 }
 
@@ -197,7 +227,7 @@ impl fmt::Debug for LayerInfo {
         f.debug_struct("LayerInfo")
             .field("layer", &self.layer)
             .field("name", &self.name())
-            .field("observed", &self.observer.is_some())
+            .field("observed", &!self.given.observers().is_empty())
             .finish()
     }
 }
