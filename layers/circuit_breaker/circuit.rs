@@ -204,7 +204,8 @@ impl Call {
     ///
     /// The call never becomes a probe: it would wait behind other calls, which are all about to be rejected.
     pub(super) fn admit_again(&mut self) -> Result<(), Refused> {
-        if self.circuit.shared.machine.is_current(&self.ticket) {
+        let machine = &self.circuit.shared.machine;
+        if machine.is_current(&self.ticket) || machine.watch_only() {
             return Ok(());
         }
         if self.circuit.state() != State::Closed {

@@ -159,6 +159,13 @@ impl CircuitBreakerHandle {
         self.slot.live().turn(Machine::close);
     }
 
+    /// Changes whether the circuit only watches: see [`watch_only`](super::CircuitBreakerLayer::watch_only).
+    ///
+    /// Applies from the next call on. A circuit that is open by then rejects it.
+    pub fn set_watch_only(&self, watch_only: bool) {
+        self.slot.live().machine().set_watch_only(watch_only);
+    }
+
     /// Subscribes to the transitions from now on.
     #[must_use]
     pub fn subscribe(&self) -> Transitions {

@@ -61,6 +61,8 @@ pub(super) struct Policy {
     pub(super) successes_to_close: u32,
     /// Whether calls are timed for a purpose other than slow calls.
     pub(super) timed: bool,
+    /// Whether every call is admitted, whatever the state.
+    pub(super) watch_only: bool,
 }
 
 /// How a call ended, as a circuit counts it.
@@ -143,6 +145,8 @@ pub(super) struct Machine {
     // Empty until a failure rate is set.
     failures: OnceLock<Box<Rate>>,
     slow: Option<Box<Rate>>,
+    /// As in [`Policy`]. A handle may change it.
+    watch_only: AtomicBool,
     episode: Mutex<Episode>,
 }
 
@@ -194,6 +198,7 @@ impl Machine {
             unanswered: AtomicU64::new(0),
             failures: policy.failure_rate.map(rate).map(OnceLock::from).unwrap_or_default(),
             slow: policy.slow.map(|(_, least)| rate(least)),
+            watch_only: AtomicBool::new(policy.watch_only),
             episode: Mutex::new(Episode {
                 open_for: policy.open_for,
                 waits: policy.open_for.waits(),
@@ -235,7 +240,16 @@ impl Machine {
 
     #[cold]
     fn check_turned(&self, now: Instant) -> Result<(), Refused> {
-        self.check_at(now, &self.episode())
+        if self.watch_only() { Ok(()) } else { self.check_at(now, &self.episode()) }
+    }
+
+    /// Returns whether the circuit admits every call.
+    pub(super) fn watch_only(&self) -> bool {
+        self.watch_only.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_watch_only(&self, watch_only: bool) {
+        self.watch_only.store(watch_only, Ordering::Relaxed);
     }
 
     fn check_at(&self, now: Instant, episode: &Episode) -> Result<(), Refused> {
@@ -283,7 +297,11 @@ impl Machine {
     #[cold]
     fn admit_probe(&self, now: Instant) -> Result<Ticket, Refused> {
         let mut episode = self.episode();
-        self.check_at(now, &episode)?;
+        if let Err(refused) = self.check_at(now, &episode) {
+            // Its outcome changes nothing, as that of a call from before the last transition.
+            let late = Ticket { generation: self.word().previous_generation(), probe: None, started: None };
+            return self.watch_only().then_some(late).ok_or(refused);
+        }
         if self.state() == State::Open {
             self.turn(&mut episode, State::HalfOpen);
         }
@@ -459,6 +477,7 @@ impl Machine {
             failures: held.bad,
             remaining: until.map(|until| until.saturating_duration_since(now)),
             is_forced: state == State::Open && episode.is_forced,
+            is_watch_only: self.watch_only(),
         }
     }
 

@@ -243,6 +243,7 @@ impl CircuitBreakerLayer {
             probes: 1,
             successes_to_close: 1,
             timed: false,
+            watch_only: false,
         };
         let settings = Settings { policy, cancelled: Cancelled::default(), info: layer_info!("circuit_breaker") };
         Self { slot: Slot::new(settings), classify: FailOnError, until: PhantomData }
@@ -356,6 +357,17 @@ impl<C, U> CircuitBreakerLayer<C, U> {
     pub fn successes_to_close(self, successes: u32) -> Self {
         at_least_one("successes", successes);
         self.set(|settings| settings.policy.successes_to_close = successes)
+    }
+
+    /// Lets the circuit only watch: it counts calls and changes its state as always, but admits every call.
+    ///
+    /// Transitions, the metrics and [`status`](CircuitBreakerHandle::status) show what the circuit would do, for
+    /// example before a new threshold applies to live traffic. The outcome of a call that would have been rejected
+    /// changes nothing, so a watched circuit turns as one that rejects. A circuit that is opened by hand admits every
+    /// call too. [`set_watch_only`](CircuitBreakerHandle::set_watch_only) ends the watch.
+    #[track_caller]
+    pub fn watch_only(self) -> Self {
+        self.set(|settings| settings.policy.watch_only = true)
     }
 
     /// Replaces the classifier [`FailOnError`], for example with [`HttpStatus`], a closure, or your own type.

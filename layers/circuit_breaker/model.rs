@@ -31,7 +31,9 @@ fn policy() -> Policy {
         open_for: Backoff::exponential(5 * SECOND).jitter(Jitter::None),
         probes: 1,
         successes_to_close: 1,
+        watch_only: false,
         timed: false,
+        watch_only: false,
     }
 }
 

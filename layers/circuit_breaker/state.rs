@@ -56,6 +56,8 @@ pub struct CircuitStatus {
     pub remaining: Option<Duration>,
     /// Whether the circuit is open because it was opened by hand.
     pub is_forced: bool,
+    /// Whether the circuit admits every call, whatever its state.
+    pub is_watch_only: bool,
 }
 
 impl CircuitStatus {
@@ -94,6 +96,11 @@ impl Word {
 
     pub(super) fn with_failures(self, failures: u32) -> Self {
         Self(((self.0 >> 32) << 32) | u64::from(failures))
+    }
+
+    /// Returns the generation before this one, which no call of now belongs to.
+    pub(super) fn previous_generation(self) -> u64 {
+        self.generation().wrapping_sub(1) & (u64::MAX >> 34)
     }
 
     /// Starts a new generation, with no failures.

@@ -33,7 +33,8 @@ use crate::{
 ///
 /// [`ClientSettings`] has the defaults and their sources. Clones of a stack, and all services that it creates, share
 /// one circuit, one concurrency limit and one retry budget. Two stacks share nothing, so create one stack for each
-/// upstream service. The events of all parts carry its name.
+/// upstream service. The events and rejections of all parts carry its name, those of the attempt timeout with
+/// `-attempt` after it.
 ///
 /// ```
 /// use std::time::Duration;
@@ -173,7 +174,8 @@ impl<C, P, D> Parts<C, P, D> {
             retry,
             circuit_breaker,
             concurrency_limit,
-            attempt_timeout: TimeoutLayer::new(attempt_timeout).named(name),
+            // A name of its own: both timeouts reject with the same reason.
+            attempt_timeout: TimeoutLayer::new(attempt_timeout).named(format!("{name}-attempt")),
             numbers,
             look: None,
         }

@@ -155,7 +155,17 @@ impl<C, I, W, T, L> ServerStack<C, I, W, T, L> {
     }
 }
 
-impl<C, I, W, L, U> ServerStack<C, I, W, TimeoutLayer<L>, ConcurrencyLimitLayer<U>> {
+impl<C, I, W, D, L> ServerStack<C, I, W, TimeoutLayer<D>, L> {
+    /// Extends the timeout to the end of the response's body. By default it ends with the head, because a download
+    /// may take as long as its reader needs.
+    pub fn until_body_end(self) -> ServerStack<C, I, W, TimeoutLayer<D, BodyEnd>, L> {
+        let Self { context, request_id, rejection_response, timeout, concurrency_limit, look } = self;
+        let timeout = timeout.until_body_end();
+        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, look }
+    }
+}
+
+impl<C, I, W, D, V, U> ServerStack<C, I, W, TimeoutLayer<D, V>, ConcurrencyLimitLayer<U>> {
     /// Names the timeout and the concurrency limit, to distinguish several servers in one program. Their events carry
     /// the name. The default is `server`.
     pub fn named(mut self, name: impl Into<Cow<'static, str>>) -> Self {

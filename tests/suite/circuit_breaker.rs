@@ -1140,3 +1140,60 @@ async fn a_circuit_is_opened_for_a_time_and_half_opened_by_hand() {
     let status = circuit.status();
     assert_eq!((status.is_forced, status.remaining), (true, None));
 }
+
+/// Shows: B7
+#[tokio::test(start_paused = true)]
+async fn a_circuit_that_only_watches_turns_as_one_that_rejects_and_admits_every_call() {
+    let run = async |layer: CircuitBreakerLayer| {
+        let circuit = layer.handle();
+        let (backend, mut states, mut passed) = (Backend::default(), Vec::new(), Vec::new());
+        let service = layer.layer(backend.clone());
+        // Fails while open, where only a watched circuit calls the service: that must not count.
+        for (at, outcome) in
+            [(0, BAD), (0, BAD), (1, BAD), (2, GOOD), (10, BAD), (11, GOOD), (30, GOOD), (31, BAD), (31, GOOD)]
+        {
+            tokio::time::sleep_until(tokio::time::Instant::now() + Duration::from_secs(at)).await;
+            let rejected = service.clone().oneshot(outcome.into()).await.is_err_and(|error| error.is_circuit_open());
+            passed.push(!rejected);
+            states.push(circuit.state());
+        }
+        (states, passed)
+    };
+    let layer = || CircuitBreakerLayer::consecutive(2).open_for(10 * SECOND);
+    let (rejecting, passed) = run(layer()).await;
+    assert!(passed.contains(&false) && rejecting.contains(&State::Open), "{passed:?}, {rejecting:?}");
+    let (watched, passed) = run(layer().watch_only()).await;
+    assert_eq!(watched, rejecting);
+    assert!(passed.iter().all(|passed| *passed), "{passed:?}");
+}
+
+/// Shows: B7
+#[tokio::test(start_paused = true)]
+async fn a_watched_circuit_admits_probes_beyond_their_number_and_calls_that_waited_until_the_watch_ends() {
+    let layer = CircuitBreakerLayer::consecutive(1).open_for(10 * SECOND).watch_only();
+    let circuit = layer.handle();
+    assert!(circuit.status().is_watch_only);
+    let service = ServiceBuilder::new().layer(layer).layer(ConcurrencyLimitLayer::new(1)).service(Backend::default());
+    let call = |request: Do| service.clone().oneshot(request);
+
+    // One call holds the permit, and one waits while the circuit opens.
+    let mut holder = TestTask::new(call(Do::Hang));
+    let mut waiter = TestTask::new(call(GOOD.into()));
+    assert!(holder.poll().is_pending() && waiter.poll().is_pending());
+    circuit.force_open();
+    drop(holder);
+    assert!(matches!(waiter.poll(), Poll::Ready(Ok(_))));
+
+    // A probe hangs, and another call passes beside it without a say.
+    let free = CircuitBreakerLayer::consecutive(1).open_for(10 * SECOND).watch_only();
+    let circuit = free.handle();
+    let service = free.layer(Backend::default());
+    circuit.half_open();
+    let mut probe = TestTask::new(service.clone().oneshot(Do::Hang));
+    assert!(probe.poll().is_pending());
+    service.clone().oneshot(GOOD.into()).await.unwrap();
+    assert_eq!(circuit.state(), State::HalfOpen);
+    circuit.set_watch_only(false);
+    assert!(service.clone().oneshot(GOOD.into()).await.unwrap_err().is_circuit_open());
+    assert!(!circuit.status().is_watch_only);
+}

@@ -18,6 +18,7 @@ fn policy() -> Policy {
         probes: 1,
         successes_to_close: 1,
         timed: false,
+        watch_only: false,
     }
 }
 

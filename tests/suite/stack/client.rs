@@ -278,6 +278,8 @@ async fn every_rejection_carries_the_name_of_the_stack() {
     let layer = ClientStack::new("billing");
     let stack = layer.layer(service(&calls));
     assert_eq!(named(stack.clone().oneshot(Hangs).await), "timeout billing");
+    let attempt = ClientStack::new("billing").without_retry().layer(service(&calls));
+    assert_eq!(named(attempt.oneshot(Hangs).await), "timeout billing-attempt");
     layer.circuit().force_open();
     assert_eq!(named(stack.oneshot(Fails).await), "circuit_breaker billing");
     let full =

@@ -1,11 +1,12 @@
 //! The server's stack around an axum router, over sockets.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::ready, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Router, routing::get};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
-use http_body_util::{BodyExt, Empty};
+use http_body::Frame;
+use http_body_util::{BodyExt, Empty, StreamBody};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
@@ -13,7 +14,7 @@ use hyper_util::{
 use tokio::{net::TcpListener, sync::Semaphore};
 use tower::{Layer, ServiceExt};
 use ziggurat::{
-    Scope,
+    Rejection, Scope,
     context::ContextLayer,
     headers::RequestIds,
     rejection_response::RejectionResponseLayer,
@@ -164,4 +165,23 @@ async fn its_rejections_carry_its_name() {
     let hangs = tower::service_fn(|_: Request<String>| std::future::pending::<Result<Response<String>, Infallible>>());
     let outcome = stack.layer(hangs).oneshot(Request::new(String::new())).await;
     assert_eq!(ziggurat::rejection(&outcome).unwrap().name(), Some("admin"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn its_timeout_can_cover_the_body() {
+    let scope = Scope::root("app").with(ServerSettings::default().timeout(Duration::from_secs(1)));
+    let stalls = || StreamBody::new(futures_util::stream::pending::<Result<Frame<Bytes>, Infallible>>());
+    let service = tower::service_fn(move |_: Request<String>| {
+        ready(Ok::<_, ziggurat::Error<Infallible>>(Response::new(stalls())))
+    });
+    let stack = ServerStack::new(&scope).until_body_end().named("uploads");
+    let response = stack.layer(service).oneshot(Request::new(String::new())).await.unwrap();
+    let error = response.into_body().collect().await.unwrap_err();
+    let rejection = Rejection::find(&*error).unwrap();
+    assert_eq!((rejection.is_timed_out(), rejection.name()), (true, Some("uploads")));
+
+    // By default a download may take as long as its reader needs.
+    let response = ServerStack::new(&scope).layer(service).oneshot(Request::new(String::new())).await.unwrap();
+    let body = tokio::time::timeout(Duration::from_secs(3600), response.into_body().collect()).await;
+    assert!(body.is_err(), "it still waits");
 }

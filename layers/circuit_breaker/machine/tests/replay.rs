@@ -268,6 +268,7 @@ proptest! {
                 probes: rules.probes,
                 successes_to_close: rules.successes as u32,
                 timed: false,
+                watch_only: false,
             },
             start,
         );
