@@ -4,10 +4,7 @@ use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 #[cfg(feature = "metrics")]
 use super::metrics;
-use super::{
-    LayerEvent,
-    trace::{Trace, trace_to},
-};
+use super::{LayerEvent, trace::trace_to};
 use crate::{
     name::Name,
     outcome::{Class, Reason, Reject, Rejection},
@@ -57,6 +54,9 @@ pub struct LayerInfo {
     #[cfg(feature = "metrics")]
     counters: metrics::Counters,
 }
+
+/// Emits an event of a layer to `tracing`.
+type Trace = fn(&LayerInfo, &LayerEvent<'_>);
 
 /// What the user told a layer: its name and observers. A call may clone it, so the common case is a copy of two words.
 #[derive(Clone)]
@@ -108,8 +108,7 @@ impl LayerInfo {
     /// `ziggurat`.
     #[must_use]
     pub const fn new(layer: &'static str) -> Self {
-        trace_to!("ziggurat");
-        Self::with_trace(layer, trace)
+        Self::with_trace(layer, trace_to!("ziggurat"))
     }
 
     pub(crate) const fn with_trace(layer: &'static str, trace: Trace) -> Self {
@@ -234,10 +233,12 @@ impl fmt::Debug for LayerInfo {
 
 /// Creates the [`LayerInfo`] of a layer in this crate, with the target `ziggurat::<layer>`.
 macro_rules! layer_info {
-    ($layer:literal) => {{
-        $crate::telemetry::trace::trace_to!(concat!("ziggurat::", $layer));
-        $crate::telemetry::LayerInfo::with_trace($layer, trace)
-    }};
+    ($layer:literal) => {
+        $crate::telemetry::LayerInfo::with_trace(
+            $layer,
+            $crate::telemetry::trace::trace_to!(concat!("ziggurat::", $layer)),
+        )
+    };
 }
 
 /// Defines the two setters that every layer has. The [`LayerInfo`] is in the field `info`, or at the given path.

@@ -1,10 +1,5 @@
 //! Emits the events of layers to `tracing`.
 
-use super::{LayerEvent, LayerInfo};
-
-/// Emits an event of the given layer.
-pub(crate) type Trace = fn(info: &LayerInfo, event: &LayerEvent<'_>);
-
 /// Emits one event to `tracing`. Its message is the event's name, which must be a literal there.
 macro_rules! tell {
     ($level:ident, $target:expr, $info:ident, $message:literal $(, $($fields:tt)+)?) => {
@@ -12,11 +7,11 @@ macro_rules! tell {
     };
 }
 
-/// Defines `fn trace(info, event)` with this target, because `tracing` requires a constant target at each call
-/// site.
+/// The function that emits events with this target, because `tracing` requires a constant target at each call site.
+/// Its argument types come from where it is passed.
 macro_rules! trace_to {
     ($target:expr) => {
-        fn trace(info: &$crate::telemetry::LayerInfo, event: &$crate::telemetry::LayerEvent<'_>) {
+        |info, event| {
             use $crate::telemetry::LayerEvent;
             use $crate::telemetry::trace::tell;
             match event {

@@ -1192,6 +1192,7 @@ async fn a_watched_circuit_admits_probes_beyond_their_number_and_calls_that_wait
     let mut probe = TestTask::new(service.clone().oneshot(Do::Hang));
     assert!(probe.poll().is_pending());
     service.clone().oneshot(GOOD.into()).await.unwrap();
+    assert!(!service.clone().oneshot(BAD.into()).await.unwrap_err().is_circuit_open());
     assert_eq!(circuit.state(), State::HalfOpen);
     circuit.set_watch_only(false);
     assert!(service.clone().oneshot(GOOD.into()).await.unwrap_err().is_circuit_open());
