@@ -100,6 +100,7 @@ pub struct Ambient;
     message = "`ContextLayer::new` needs a service that takes an `http::Request` and returns an `http::Response` with a body, not one from `{Req}` to `{R}`",
     note = "for any other service, such as a `reqwest::Client`, write `ContextLayer::ambient(scope)`"
 )]
+#[doc(hidden)] // implemented by `Http` and `Ambient` alone
 pub trait Mode<Req, R>: EndsWith<R> {
     #[doc(hidden)]
     fn announce(request: &mut Req, scope: &Scope);
@@ -219,6 +220,7 @@ impl_debug!(ContextLayer<F, M> { parent, name, states: F });
     message = "this state function does not accept a request of type `{Req}`",
     note = "write `.state(|req: &{Req}| ..)`, with the type of the argument"
 )]
+#[doc(hidden)] // what `ContextLayer::state` takes
 pub trait States<Req> {
     #[doc(hidden)]
     fn put(&self, request: &Req, scope: Scope) -> Scope;

@@ -56,11 +56,16 @@ pub(crate) fn contained<T>(f: impl FnOnce() -> T) -> Option<T> {
     }
 }
 
+/// Returns the message of a panic, if the payload is a string.
+pub(crate) fn message(panic: &(dyn Any + Send)) -> Option<String> {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.map(str::to_owned)
+}
+
 /// Returns the message of a panic, if the payload is a string. Any other payload is dropped, and a panic in its
 /// `Drop` is ignored.
 pub(crate) fn text(panic: Box<dyn Any + Send>) -> Option<String> {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    let text = text.map(str::to_owned);
+    let text = message(&*panic);
     let _ = catch_unwind(AssertUnwindSafe(|| drop(panic)));
     text
 }

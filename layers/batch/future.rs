@@ -24,6 +24,7 @@ use crate::{
     clock,
     debug::impl_debug,
     outcome::{Classify, Reject},
+    pulse::Pulse,
     scope::Scope,
     telemetry::LayerEvent,
 };
@@ -119,7 +120,7 @@ where
         if let State::Arriving(_) = self.state
             && let State::Arriving(arriving) = std::mem::replace(&mut self.state, State::Done)
         {
-            self.state = arriving.join();
+            self.state = arriving.join(send);
         }
         let reply = match &mut self.state {
             State::Waiting(seat, reply) => {
@@ -138,18 +139,16 @@ where
     }
 }
 
-impl<S, Req, R, I, K, C> Arriving<S, Req, R, K, C>
+impl<S, Req, R, K, C> Arriving<S, Req, R, K, C>
 where
-    S: Service<Vec<Req>, Response = Vec<Result<R, I>>> + Clone + Send + 'static,
-    S::Error: Reject<R> + fmt::Display + Send + 'static,
-    S::Future: Send + 'static,
-    Req: Send + 'static,
-    R: Send + 'static,
-    I: Into<S::Error> + Send + 'static,
-    K: Hash + Eq + Send + Sync + 'static,
-    C: Classify<R, S::Error> + Send + Sync + 'static,
+    S: Service<Vec<Req>> + Clone,
+    K: Hash + Eq,
 {
-    fn join(self) -> State<S, Req, R, K, C> {
+    /// Joins a batch, or starts one: `send` sends it.
+    fn join<F>(self, send: impl Fn(Open<Req, R, S::Error, K, C>, Arc<Pulse>, S) -> F) -> State<S, Req, R, K, C>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let Self { service, request, key, scope, shared } = self;
         let (reply, answer) = oneshot::channel();
         let around = Around { scope, deadline: Deadline::current() };
@@ -157,7 +156,7 @@ where
         let (mut key, mut item) = (Some(Key::new(key, &shared.hasher)), Some(Item { request, around, reply }));
         let runtime = Handle::try_current().ok();
         if let Some(runtime) = &runtime {
-            take_over(&shared, &service, runtime);
+            take_over(&shared, &service, runtime, &send);
         }
         let keep = runtime.is_some().then_some(Ride::new);
         let joined = shared.gather().join(&mut key, &mut item, clock::now, keep);

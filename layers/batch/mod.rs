@@ -248,6 +248,7 @@ impl_debug!(BatchLayer<Req, G, C> { max_size, max_delay, by: G, classify: C, inf
     message = "`{Self}` cannot decide which requests of type `{Req}` share a batch",
     note = "give a closure that names its argument's type: `|req: &{Req}| ..`, returning a key that is `Hash + Eq`"
 )]
+#[doc(hidden)] // `ByScope`, or what `by` takes: `Fn(&Req) -> K`
 pub trait Together<Req> {
     /// Requests with equal keys may share a batch.
     type Key: Hash + Eq;

@@ -1,30 +1,24 @@
 //! Takes over batches whose task is on a runtime that is no longer driven.
 
-use std::{fmt, hash::Hash, sync::Arc};
+use std::{future::Future, hash::Hash, sync::Arc};
 
 use tokio::runtime::Handle;
-use tower_service::Service;
 
-use super::send::{Open, Shared, send};
-use crate::{
-    caught::undisturbed,
-    clock,
-    outcome::{Classify, Reject},
-};
+use super::send::{Open, Shared};
+use crate::{caught::undisturbed, clock, pulse::Pulse};
 
 /// Takes over all batches whose task is abandoned. They continue in tasks on `runtime`.
 ///
-/// A batch that was not sent is sent with a clone of `service`. A call that was sent is not repeated: it continues.
-pub(super) fn take_over<S, Req, R, I, K, C>(shared: &Arc<Shared<Req, R, S::Error, K, C>>, service: &S, runtime: &Handle)
-where
-    S: Service<Vec<Req>, Response = Vec<Result<R, I>>> + Clone + Send + 'static,
-    S::Error: Reject<R> + fmt::Display + Send + 'static,
-    S::Future: Send + 'static,
-    Req: Send + 'static,
-    R: Send + 'static,
-    I: Into<S::Error> + Send + 'static,
-    K: Hash + Eq + Send + Sync + 'static,
-    C: Classify<R, S::Error> + Send + Sync + 'static,
+/// A batch that was not sent is sent by `send`, with a clone of `service`. A call that was sent is not repeated: it continues.
+pub(super) fn take_over<S, Req, R, E, K, C, F>(
+    shared: &Arc<Shared<Req, R, E, K, C>>,
+    service: &S,
+    runtime: &Handle,
+    send: impl Fn(Open<Req, R, E, K, C>, Arc<Pulse>, S) -> F,
+) where
+    S: Clone,
+    K: Hash + Eq,
+    F: Future<Output = ()> + Send + 'static,
 {
     for (batch, ride) in shared.watch.abandoned(clock::now()) {
         if let Some(left) = ride.seize() {

@@ -85,7 +85,7 @@
 //! A hit costs the key, a copy of the response, and a read lock on a part of the map. It reads the clock once, or not
 //! at all if the response never expires. It needs neither readiness, nor a permit, nor a healthy inner service.
 //!
-//! The layer needs `S: Clone`, a response that is [`Storable`], and an error that is [`Display`](std::fmt::Display). An
+//! The layer needs `S: Clone`, a response that is [`Clone`], and an error that is [`Display`](std::fmt::Display). An
 //! [`http::Response`](::http::Response) needs a body such as `Full<Bytes>`, not a streamed one. The service is always
 //! ready, and makes a clone of the inner service ready when it makes a call. It is `Send` if the key and the response
 //! are `Send + Sync`.

@@ -13,7 +13,7 @@ use crate::{
     ambient::deadline,
     clock::{self, Instant},
     debug::impl_debug,
-    outcome::{Class, Classify, Reason, Reject, Rejection, judged_as},
+    outcome::{Class, Classify, Reason, Reject, Rejection, judged_as, reason_of},
     scope::Scope,
     telemetry::{LayerEvent, LayerInfo},
 };
@@ -71,6 +71,7 @@ where
     note = "give a closure that names its argument's type: `|req: &{Req}| ..`, returning `Option<{K}>`",
     note = "`CacheLayer::http` and `http_key` need an `http::Request`"
 )]
+#[doc(hidden)] // `Fn(&Req) -> Option<K>`, with a message of its own in compile errors
 pub trait Key<Req, K> {
     /// Returns the key of this request, or `None` if the request bypasses the cache.
     fn key(&self, request: &Req) -> Option<K>;
@@ -106,6 +107,7 @@ where
     label = "not `Clone`, so only one caller could get it",
     note = "a streamed body must be collected inside the cache, for example into an `http_body_util::Full<Bytes>`"
 )]
+#[doc(hidden)] // `Clone`, with a message of its own in compile errors
 pub trait Storable: Clone {}
 
 #[diagnostic::do_not_recommend]
@@ -336,11 +338,7 @@ where
         if let Some(found) = found {
             found.pause(now.checked_add(asked.unwrap_or_default().max(REFRESH_PAUSE)));
         }
-        let reason = match (E::rejection(outcome), outcome) {
-            (Some(rejection), _) => rejection.reason().as_str(),
-            (None, Err(_)) => "error",
-            (None, Ok(_)) => "response",
-        };
+        let reason = reason_of(outcome);
         match outcome {
             Err(error) => self.info.emit(LayerEvent::RefreshFailed { reason, error: format_args!("{error}") }),
             Ok(_) => {

@@ -13,6 +13,7 @@ use crate::scope::Scope;
     message = "`.stale_while_revalidate(..)` fetches responses on a separate task, where this call cannot run",
     note = "the inner service, its future, the request, the response and the cache's key and functions must be `Send + 'static`"
 )]
+#[doc(hidden)] // implemented by `OnDemand` and `InBackground` alone
 pub trait Revalidate<F> {
     /// Returns whether a background fetch can run here and now.
     fn is_possible(&self) -> bool;

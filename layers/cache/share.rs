@@ -45,6 +45,7 @@ pub(super) type KeptError = Arc<dyn Any + Send + Sync>;
     message = "`.clone_errors()` gives all callers that share a call a copy of its error, but `{E}` cannot be copied",
     note = "the error must be `Clone + Send + Sync + 'static`; without `.clone_errors()` the others get a rejection with its message"
 )]
+#[doc(hidden)] // implemented by `DescribeErrors` and `CloneErrors` alone
 pub trait ShareErrors<E> {
     #[doc(hidden)]
     fn keep(&self, error: &E) -> Option<KeptError>;
@@ -84,6 +85,7 @@ impl<E: Clone + Send + Sync + 'static> ShareErrors<E> for CloneErrors {
 
 /// The rules by which outcomes are classified and shared.
 #[derive(Debug, Clone)]
+#[doc(hidden)] // machinery that is public only because it is part of a public type
 pub struct Outcomes<C, H> {
     pub(super) classify: C,
     pub(super) share: H,

@@ -269,7 +269,7 @@ impl<Req> When<Req> for Schedule {
 }
 
 /// The service of [`ChaosLayer`].
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct Chaos<S, F = Fault, W = Rate> {
     inner: S,
     // Shared by all clones: one reference count is cheaper than a copy of the layer.
@@ -278,12 +278,6 @@ pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct Chaos<S,
 
 impl<S, F, W> Chaos<S, F, W> {
     inner_accessors!();
-}
-
-impl<S: Clone, F, W> Clone for Chaos<S, F, W> {
-    fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), layer: Arc::clone(&self.layer) }
-    }
 }
 
 impl<S, F, W, Req> Service<Req> for Chaos<S, F, W>

@@ -92,10 +92,12 @@ pub struct Function<F, M = Nothing, K = AtOnce> {
 
 /// Marks a [`Function`] that returns a response.
 #[derive(Debug, Clone, Copy)]
+#[doc(hidden)] // machinery that is public only because it is part of a public type
 pub struct AtOnce;
 
 /// Marks a [`Function`] that returns a future.
 #[derive(Debug, Clone, Copy)]
+#[doc(hidden)] // machinery that is public only because it is part of a public type
 pub struct Later;
 
 impl<F, K> Function<F, Nothing, K> {
@@ -176,6 +178,7 @@ pub trait Remember<Req> {
 
 /// Remembers nothing of a request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[doc(hidden)] // machinery that is public only because it is part of a public type
 pub struct Nothing;
 
 impl<Req> Remember<Req> for Nothing {

@@ -93,7 +93,7 @@ use crate::{
     accessors::inner_accessors,
     copy::Cloned,
     debug::impl_debug,
-    outcome::{Class, Classify, FailOnError, HttpStatus, Reason, Reject, Rejection, judged_as},
+    outcome::{Class, Classify, FailOnError, HttpStatus, Reason, Reject, Rejection, judged_as, reason_of},
     telemetry::{LayerEvent, LayerInfo, layer_info, layer_setters},
 };
 
@@ -386,12 +386,8 @@ impl<Substitute, Classifier, Failing, Marker> FallbackLayer<Substitute, Classifi
         E: Reject<R>,
         Marker: Mark<R, E>,
     {
-        let why = Marker::why(&outcome);
-        let (reason, is_kept) = match (E::rejection(&outcome), &outcome) {
-            (Some(rejection), _) => (rejection.reason().as_str(), true),
-            (None, Err(_)) => ("error", true),
-            (None, Ok(_)) => ("response", false),
-        };
+        let (why, reason) = (Marker::why(&outcome), reason_of(&outcome));
+        let is_kept = outcome.is_err() || E::rejection(&outcome).is_some();
         Primary { outcome: is_kept.then_some(outcome), reason, why }
     }
 

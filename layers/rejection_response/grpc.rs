@@ -46,6 +46,7 @@ impl<B: Default> Respond<B> for Grpc {
 /// Ends a body with trailers if a rejection would end it with an error: see
 /// [`until_body_end`](super::RejectionResponseLayer::until_body_end).
 #[derive(Debug, Default)]
+#[doc(hidden)] // machinery that is public only because it is part of a public type
 pub struct GrpcTrailers {
     sent: bool,
 }

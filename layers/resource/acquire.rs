@@ -89,6 +89,7 @@ impl_debug!(ByRequest<F>(F));
 
 pin_project! {
     /// The future of a function, whose error becomes the reason of a rejection.
+    #[doc(hidden)] // machinery that is public only because it is part of a public type
     pub struct Explained<F> {
         #[pin]
         future: F,
@@ -127,6 +128,7 @@ mod pool {
         message = "`{Self}` is not a deadpool pool",
         note = "give a `&deadpool::managed::Pool<..>`, or the `Arc` of a pool that a scope returns"
     )]
+    #[doc(hidden)] // a `Pool`, as `ResourceLayer::deadpool` says
     pub trait PoolRef<M: Manager, W: From<Object<M>>> {
         #[doc(hidden)]
         fn pool(self) -> Pool<M, W>;

@@ -104,6 +104,7 @@ impl<E: fmt::Debug + fmt::Display + 'static> Error for Cause<E> {
     message = "a handler of `process_concurrently` returns a future of a `Result`, not of `{Self}`",
     note = "return `Ok(value)`, and `Ok::<_, std::convert::Infallible>(value)` if the handler cannot fail"
 )]
+#[doc(hidden)] // `Result`, with a message of its own in compile errors
 pub trait ItemResult {
     /// The value of an item.
     type Value;

@@ -21,6 +21,7 @@ use super::{
 use crate::debug::impl_debug;
 
 /// How the results of a run are gathered: [`StopOnError`] or [`ContinueOnError`], optionally [`Summarized`].
+#[doc(hidden)] // implemented by `StopOnError`, `ContinueOnError` and `Summarized` alone
 pub trait Gather<T, E> {
     /// The output of the run.
     type Output;

@@ -29,10 +29,12 @@ pub trait Source<Kind> {
 
 /// A [`Source`] that can be iterated over.
 #[derive(Debug, Clone, Copy)]
+#[doc(hidden)] // inferred
 pub struct Iterated;
 
 /// A [`Source`] that is a stream.
 #[derive(Debug, Clone, Copy)]
+#[doc(hidden)] // inferred
 pub struct Streamed;
 
 #[diagnostic::do_not_recommend]

@@ -21,7 +21,7 @@ pub use self::{
     unprocessed::is_unprocessed,
 };
 pub(crate) use self::{
-    reject::{judged_as, known, was_unprocessed},
+    reject::{judged_as, known, reason_of, was_unprocessed},
     retry_after::retry_after,
     unprocessed::is_bad_certificate,
 };

@@ -274,6 +274,7 @@ impl<'a, R> Reject<R> for Box<dyn StdError + Send + Sync + 'a> {
     note = "put a layer that changes the body to this type, such as tower-http's `TraceLayer`, outside ziggurat's layers",
     note = "or convert the body between the layers: `.map_response(|response: http::Response<_>| response.map(axum::body::Body::new))`"
 )]
+#[doc(hidden)] // `Default`, with a message of its own in compile errors
 pub trait EmptyBody: Default {}
 
 #[diagnostic::do_not_recommend]
@@ -351,6 +352,15 @@ pub(crate) fn was_unprocessed<R, E: Reject<R>>(outcome: &Result<R, E>) -> bool {
     match E::rejection(outcome) {
         Some(rejection) => rejection.is_unprocessed(),
         None => E::cause(outcome).is_some_and(is_unprocessed),
+    }
+}
+
+/// Names why an outcome is none that a caller wants, for events: the reason of a rejection, or what it is.
+pub(crate) fn reason_of<R, E: Reject<R>>(outcome: &Result<R, E>) -> &'static str {
+    match (E::rejection(outcome), outcome) {
+        (Some(rejection), _) => rejection.reason().as_str(),
+        (None, Err(_)) => "error",
+        (None, Ok(_)) => "response",
     }
 }
 

@@ -5,7 +5,7 @@ use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc, time::Duration}
 use http::{HeaderValue, StatusCode};
 
 use super::{Class, unprocessed::chain};
-use crate::name::Name;
+use crate::{debug::impl_debug, name::Name};
 
 /// A layer's response in place of the service's: which layer rejected the call, why, and when to come back.
 ///
@@ -257,8 +257,9 @@ impl Rejection {
             Reason::DeadlineExceeded { .. }
             | Reason::Overloaded { .. }
             | Reason::RateLimited
-            | Reason::Exhausted { .. } => Class::Ignored,
-            Reason::UploadStalled { .. } | Reason::UploadFailed { .. } => Class::Ignored,
+            | Reason::Exhausted { .. }
+            | Reason::UploadStalled { .. }
+            | Reason::UploadFailed { .. } => Class::Ignored,
             Reason::Shared { class, .. } | Reason::Custom { class, .. } => class,
         }
     }
@@ -379,19 +380,14 @@ impl fmt::Display for Rejection {
     }
 }
 
-impl fmt::Debug for Rejection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner { layer, name, reason, retry_after, suppressed, previous } = &*self.inner;
-        f.debug_struct("Rejection")
-            .field("layer", layer)
-            .field("name", name)
-            .field("reason", reason)
-            .field("retry_after", retry_after)
-            .field("suppressed", suppressed)
-            .field("previous", previous)
-            .finish()
-    }
-}
+impl_debug!(Rejection {
+    layer = |this| this.inner.layer,
+    name = |this| &this.inner.name,
+    reason = |this| this.reason(),
+    retry_after = |this| this.inner.retry_after,
+    suppressed = |this| this.suppressed(),
+    previous = |this| this.previous(),
+});
 
 impl StdError for Rejection {}
 

@@ -9,7 +9,7 @@ use std::{
 
 use super::Scope;
 
-use crate::debug::impl_debug;
+use crate::{caught::message, debug::impl_debug};
 
 pub(super) type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -182,8 +182,7 @@ pub struct Panic {
 
 impl Panic {
     pub(super) fn new(payload: Box<dyn Any + Send>) -> Self {
-        let message = payload.downcast_ref::<&str>().map(|message| (*message).to_owned());
-        let message = message.or_else(|| payload.downcast_ref::<String>().cloned());
+        let message = message(&*payload);
         Self { message: message.unwrap_or_else(|| "no message".to_owned()), payload: Mutex::new(payload) }
     }
 

@@ -149,6 +149,7 @@ impl fmt::Debug for Disposable {
     message = "a tear-down returns `()` or a `Result<(), E>`, and this one returns `{Self}`",
     note = "`E` has to implement `Into<Box<dyn Error + Send + Sync>>`"
 )]
+#[doc(hidden)] // `()` or `Result`, as `Disposable::new` says
 pub trait TornDown {
     #[doc(hidden)]
     fn into_result(self) -> Result<(), BoxError>;

@@ -10,7 +10,7 @@ use tower_layer::{Identity, Layer};
 
 use super::{
     ClientSettings,
-    live::{LiveDuration, Look, Tuned, differs, watching},
+    live::{LiveDuration, Look, Tuned, update, watching},
     ready::ReadyInCall,
 };
 use crate::{
@@ -82,39 +82,22 @@ struct Numbers {
 impl Numbers {
     /// Applies the settings that differ from `before`.
     fn apply(&self, before: Option<&ClientSettings>, now: &ClientSettings) {
-        if differs(before, now, |settings| settings.timeout) {
-            self.timeout.set(now.timeout);
-        }
-        if differs(before, now, |settings| settings.max_attempts) {
-            self.retries.set_max_attempts(now.max_attempts);
-        }
-        if differs(before, now, ClientSettings::waits) {
-            self.retries.set_backoff(now.waits());
-        }
-        if differs(before, now, |settings| (settings.retry_ratio, settings.min_retries_per_second)) {
-            self.retries.set_budget(now.budget());
-        }
-        if differs(before, now, |settings| settings.failure_rate) {
-            self.circuit.set_failure_rate(now.failure_rate);
-        }
-        if differs(before, now, |settings| settings.min_calls) {
-            self.circuit.set_min_calls(now.min_calls);
-        }
-        if differs(before, now, |settings| settings.consecutive_failures) {
-            self.circuit.set_consecutive_failures(now.consecutive_failures);
-        }
-        if differs(before, now, ClientSettings::open_times) {
-            self.circuit.set_open_for(now.open_times());
-        }
-        if differs(before, now, |settings| settings.max_in_flight) {
-            self.gate.set_limit(now.max_in_flight);
-        }
-        if differs(before, now, |settings| settings.max_waiting) {
-            self.gate.set_max_waiting(now.max_waiting);
-        }
-        if differs(before, now, ClientSettings::attempt_limit) {
-            self.attempt_timeout.set(now.attempt_limit());
-        }
+        update(before, now, |it| it.timeout, |value| self.timeout.set(value));
+        update(before, now, |it| it.max_attempts, |value| self.retries.set_max_attempts(value));
+        update(before, now, ClientSettings::waits, |value| self.retries.set_backoff(value));
+        update(
+            before,
+            now,
+            |it| (it.retry_ratio, it.min_retries_per_second),
+            |_| self.retries.set_budget(now.budget()),
+        );
+        update(before, now, |it| it.failure_rate, |value| self.circuit.set_failure_rate(value));
+        update(before, now, |it| it.min_calls, |value| self.circuit.set_min_calls(value));
+        update(before, now, |it| it.consecutive_failures, |value| self.circuit.set_consecutive_failures(value));
+        update(before, now, ClientSettings::open_times, |value| self.circuit.set_open_for(value));
+        update(before, now, |it| it.max_in_flight, |value| self.gate.set_limit(value));
+        update(before, now, |it| it.max_waiting, |value| self.gate.set_max_waiting(value));
+        update(before, now, ClientSettings::attempt_limit, |value| self.attempt_timeout.set(value));
     }
 }
 

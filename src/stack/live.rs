@@ -68,9 +68,12 @@ pub(super) fn watching<T: Send + Sync + 'static>(
     Arc::new(look)
 }
 
-/// Returns whether the field has changed.
-pub(super) fn differs<T, V: PartialEq>(before: Option<&T>, now: &T, field: impl Fn(&T) -> V) -> bool {
-    before.map(&field) != Some(field(now))
+/// Sets the field's value if it has changed.
+pub(super) fn update<T, V: PartialEq>(before: Option<&T>, now: &T, field: impl Fn(&T) -> V, set: impl FnOnce(V)) {
+    let value = field(now);
+    if before.map(field).as_ref() != Some(&value) {
+        set(value);
+    }
 }
 
 /// The service of a recommended stack. Checks before each call whether the settings have changed.

@@ -6,7 +6,7 @@ use tower_layer::{Identity, Layer};
 
 use super::{
     ServerSettings,
-    live::{LiveDuration, Look, Tuned, differs, watching},
+    live::{LiveDuration, Look, Tuned, update, watching},
     ready::ReadyInCall,
 };
 use crate::{
@@ -74,18 +74,10 @@ impl ServerStack {
             .reclaim_after(settings.reclaim_after);
         let (time, gate) = (timeout.clone(), concurrency_limit.handle());
         let look = watching(app, move |before, now: &ServerSettings| {
-            if differs(before, now, |settings| settings.timeout) {
-                time.set(now.timeout);
-            }
-            if differs(before, now, |settings| settings.max_in_flight) {
-                gate.set_limit(now.max_in_flight);
-            }
-            if differs(before, now, |settings| settings.max_waiting) {
-                gate.set_max_waiting(now.max_waiting);
-            }
-            if differs(before, now, |settings| settings.reclaim_after) {
-                gate.set_reclaim_after(now.reclaim_after);
-            }
+            update(before, now, |it| it.timeout, |value| time.set(value));
+            update(before, now, |it| it.max_in_flight, |value| gate.set_limit(value));
+            update(before, now, |it| it.max_waiting, |value| gate.set_max_waiting(value));
+            update(before, now, |it| it.reclaim_after, |value| gate.set_reclaim_after(value));
         });
         Self {
             context: ContextLayer::new(app.clone()),

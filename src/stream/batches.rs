@@ -23,13 +23,16 @@ const UNBROKEN: usize = 256;
 
 /// Items of any kind, in batches of type `Vec<Item>`.
 #[derive(Debug)]
+#[doc(hidden)] // machinery that is public only because it is part of a public type
 pub struct Plain;
 
 /// Items that are results, in batches of type `Result<Vec<T>, E>`.
 #[derive(Debug)]
+#[doc(hidden)] // machinery that is public only because it is part of a public type
 pub struct Fallible;
 
 /// How items become batches: [`Plain`] or [`Fallible`].
+#[doc(hidden)] // machinery that is public only because it is part of a public type
 pub trait Kind<Item> {
     /// The type of the values in a batch.
     type Value;

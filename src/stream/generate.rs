@@ -90,6 +90,7 @@ where
 }
 
 /// The output of a producer: `()`, or a `Result<(), E>`.
+#[doc(hidden)] // `()` or `Result`, as `generate` and `try_generate` say
 pub trait Produced<T> {
     /// The item type of the stream: `T`, or a `Result<T, E>`.
     type Item;
