@@ -117,13 +117,17 @@ where
 impl_debug!(CopyIf<F>(F));
 
 fn copy_http<B>(request: &Request<B>, copy_body: impl FnOnce(&B) -> Option<B>) -> Option<Request<B>> {
-    let mut copy = Request::new(copy_body(request.body())?);
+    Some(copy_head(request, copy_body(request.body())?))
+}
+
+pub(crate) fn copy_head<T, B>(request: &Request<T>, body: B) -> Request<B> {
+    let mut copy = Request::new(body);
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.version_mut() = request.version();
     *copy.headers_mut() = request.headers().clone();
     *copy.extensions_mut() = request.extensions().clone();
-    Some(copy)
+    copy
 }
 
 #[cfg(feature = "reqwest")]

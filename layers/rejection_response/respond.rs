@@ -4,7 +4,7 @@ use std::convert::Infallible;
 
 use http::{Request, Response, request::Parts};
 
-use crate::outcome::Rejection;
+use crate::{copy::copy_head, outcome::Rejection};
 
 /// Makes a response from a rejection and from the remembered parts of the request, which is gone by then.
 ///
@@ -56,13 +56,7 @@ where
     type Memory = Parts;
 
     fn remember<T>(&self, request: &Request<T>) -> Parts {
-        let mut head = Request::new(());
-        *head.method_mut() = request.method().clone();
-        *head.uri_mut() = request.uri().clone();
-        *head.version_mut() = request.version();
-        *head.headers_mut() = request.headers().clone();
-        *head.extensions_mut() = request.extensions().clone();
-        head.into_parts().0
+        copy_head(request, ()).into_parts().0
     }
 
     fn respond(&self, request: Parts, rejection: &Rejection) -> Response<B> {

@@ -58,7 +58,7 @@ impl<T, E> Gather<T, E> for StopOnError<T, E> {
     fn add(&mut self, index: usize, result: Result<T, ItemError<E>>, _: &impl Fn() -> Summary) -> Option<Self::Output> {
         match result {
             Ok(value) => {
-                self.values.put(index, value);
+                put(&mut self.values, index, value);
                 None
             }
             Err(error) => Some(Err(error)),
@@ -66,7 +66,7 @@ impl<T, E> Gather<T, E> for StopOnError<T, E> {
     }
 
     fn finish(&mut self, _: &impl Fn() -> Summary) -> Self::Output {
-        Ok(self.values.take())
+        Ok(take(&mut self.values))
     }
 }
 
@@ -85,12 +85,12 @@ impl<T, E> Gather<T, E> for ContinueOnError<T, E> {
     type Output = Vec<Result<T, ItemError<E>>>;
 
     fn add(&mut self, index: usize, result: Result<T, ItemError<E>>, _: &impl Fn() -> Summary) -> Option<Self::Output> {
-        self.results.put(index, result);
+        put(&mut self.results, index, result);
         None
     }
 
     fn finish(&mut self, _: &impl Fn() -> Summary) -> Self::Output {
-        self.results.take()
+        take(&mut self.results)
     }
 }
 
@@ -117,27 +117,19 @@ impl<G: Gather<T, E>, T, E> Gather<T, E> for Summarized<G> {
 }
 
 /// Values by index. Those of items in flight are still missing.
-struct Slots<T>(Vec<Option<T>>);
+type Slots<T> = Vec<Option<T>>;
 
-impl<T> Default for Slots<T> {
-    fn default() -> Self {
-        Self(Vec::new())
+fn put<T>(slots: &mut Slots<T>, index: usize, value: T) {
+    if slots.len() <= index {
+        slots.resize_with(index + 1, || None);
+    }
+    if let Some(slot) = slots.get_mut(index) {
+        *slot = Some(value);
     }
 }
 
-impl<T> Slots<T> {
-    fn put(&mut self, index: usize, value: T) {
-        if self.0.len() <= index {
-            self.0.resize_with(index + 1, || None);
-        }
-        if let Some(slot) = self.0.get_mut(index) {
-            *slot = Some(value);
-        }
-    }
-
-    fn take(&mut self) -> Vec<T> {
-        mem::take(&mut self.0).into_iter().flatten().collect()
-    }
+fn take<T>(slots: &mut Slots<T>) -> Vec<T> {
+    mem::take(slots).into_iter().flatten().collect()
 }
 
 impl_debug!(StopOnError<T, E> { values: Vec<T> });

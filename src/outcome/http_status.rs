@@ -52,56 +52,34 @@ impl HttpStatus {
     }
 }
 
-impl<B, E> Classify<Response<B>, E> for HttpStatus {
-    fn classify(&self, outcome: Result<&Response<B>, &E>) -> Class {
-        outcome.map_or(Class::TRANSIENT, |response| {
-            Degraded::unless(judge(response.status(), response.headers(), retry_after), response.extensions())
-        })
-    }
+/// Implements [`Classify`] for a type of response with a status, headers and extensions.
+macro_rules! classify_by_status {
+    ($(#[$attr:meta])? $classifier:ty, $retry_after:ident, $response:ty $(, $body:ident)?) => {
+        $(#[$attr])?
+        impl<E $(, $body)?> Classify<$response, E> for $classifier {
+            fn classify(&self, outcome: Result<&$response, &E>) -> Class {
+                outcome.map_or(Class::TRANSIENT, |response| {
+                    let class = judge(response.status(), response.headers(), $retry_after);
+                    Degraded::unless(class, response.extensions())
+                })
+            }
 
-    fn describe(&self, response: &Response<B>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        response.status().fmt(f)
-    }
+            fn describe(&self, response: &$response, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                response.status().fmt(f)
+            }
+        }
+    };
 }
 
-impl<B, E> Classify<Response<B>, E> for HttpStatusMillis {
-    fn classify(&self, outcome: Result<&Response<B>, &E>) -> Class {
-        outcome.map_or(Class::TRANSIENT, |response| {
-            Degraded::unless(judge(response.status(), response.headers(), retry_after_millis), response.extensions())
-        })
-    }
-
-    fn describe(&self, response: &Response<B>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        response.status().fmt(f)
-    }
-}
-
+classify_by_status! { HttpStatus, retry_after, Response<B>, B }
+classify_by_status! { HttpStatusMillis, retry_after_millis, Response<B>, B }
 #[cfg(feature = "reqwest")]
-#[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))]
-impl<E> Classify<reqwest::Response, E> for HttpStatus {
-    fn classify(&self, outcome: Result<&reqwest::Response, &E>) -> Class {
-        outcome.map_or(Class::TRANSIENT, |response| {
-            Degraded::unless(judge(response.status(), response.headers(), retry_after), response.extensions())
-        })
-    }
-
-    fn describe(&self, response: &reqwest::Response, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        response.status().fmt(f)
-    }
+classify_by_status! {
+    #[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))] HttpStatus, retry_after, reqwest::Response
 }
-
 #[cfg(feature = "reqwest")]
-#[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))]
-impl<E> Classify<reqwest::Response, E> for HttpStatusMillis {
-    fn classify(&self, outcome: Result<&reqwest::Response, &E>) -> Class {
-        outcome.map_or(Class::TRANSIENT, |response| {
-            Degraded::unless(judge(response.status(), response.headers(), retry_after_millis), response.extensions())
-        })
-    }
-
-    fn describe(&self, response: &reqwest::Response, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        response.status().fmt(f)
-    }
+classify_by_status! {
+    #[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))] HttpStatusMillis, retry_after_millis, reqwest::Response
 }
 
 type RetryAfter = fn(&HeaderMap) -> Option<std::time::Duration>;

@@ -3,7 +3,8 @@
 use std::fmt;
 
 /// The behaviour of a [`Scripted`](super::Scripted) service in one call, from its readiness to the end of its response.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The default is [`answer`](Self::answer).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[must_use]
 pub struct Act {
     pub(super) pending_at_readiness: usize,
@@ -13,18 +14,20 @@ pub struct Act {
     pub(super) at: At,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum How {
+    #[default]
     Answer,
     Error,
     Panic,
     Hang,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum At {
     Readiness,
     Call,
+    #[default]
     Response,
 }
 

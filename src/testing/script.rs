@@ -59,7 +59,7 @@ pub struct Script {
     state: Arc<Mutex<State>>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
     acts: VecDeque<Act>,
     otherwise: Act,
@@ -75,27 +75,6 @@ struct State {
     within: Option<u64>,
     strayed: bool,
     hangs_at_readiness: bool,
-}
-
-impl Default for State {
-    fn default() -> Self {
-        Self {
-            acts: VecDeque::new(),
-            otherwise: Act::answer(),
-            services: 0,
-            ready: BTreeSet::new(),
-            calls: 0,
-            in_flight: BTreeSet::new(),
-            outcomes: 0,
-            releases: 0,
-            held: Vec::new(),
-            log: Vec::new(),
-            violation: None,
-            within: None,
-            strayed: false,
-            hangs_at_readiness: false,
-        }
-    }
 }
 
 impl Script {
