@@ -25,6 +25,7 @@ pub mod events;
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 pub mod extract;
 pub mod headers;
+mod mutex;
 mod name;
 mod outcome;
 mod pulse;

@@ -4,18 +4,22 @@
 //! This happens to a task whose runtime is no longer driven, and to a future whose owner keeps it without polling it.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Wake, Waker},
     time::Duration,
 };
 
-use crate::clock::{self, Instant};
+use crate::{
+    clock::{self, Instant},
+    mutex::Mutex,
+};
 
 /// How long a woken future may go unpolled before it counts as abandoned. A runtime that is merely busy is faster.
 pub(crate) const ABANDONED: Duration = Duration::from_secs(5);
 
 /// Sits between a future and its waker, and records when the future was woken without being polled since.
 pub(crate) struct Pulse {
+    // No user code runs under the lock except `will_wake`, which only compares.
     beat: Mutex<Beat>,
 }
 
@@ -52,7 +56,7 @@ impl Pulse {
     /// Resets this to the pulse of another future that is about to be polled for the first time.
     pub(crate) fn restart(&self) {
         let first = Beat::first();
-        let before = std::mem::replace(&mut *self.beat(), first);
+        let before = std::mem::replace(&mut *self.beat.lock(), first);
         drop(before);
     }
 
@@ -64,10 +68,10 @@ impl Pulse {
     }
 
     fn begin(&self, waker: &Waker) {
-        let is_kept = self.beat().waker.as_ref().is_some_and(|kept| kept.will_wake(waker));
+        let is_kept = self.beat.lock().waker.as_ref().is_some_and(|kept| kept.will_wake(waker));
         let waker = (!is_kept).then(|| waker.clone());
         let before = {
-            let mut beat = self.beat();
+            let mut beat = self.beat.lock();
             // Both under one lock: a wake between them would find the poll begun and no waker, and would be lost.
             beat.state = State::Polled { woken: false };
             waker.and_then(|waker| beat.waker.replace(waker))
@@ -79,7 +83,7 @@ impl Pulse {
     ///
     /// A timer does not fire in a runtime that is no longer driven, so the future counts as woken at that time.
     pub(crate) fn set_alarm(&self, alarm: Option<Instant>) {
-        self.beat().alarm = alarm;
+        self.beat.lock().alarm = alarm;
     }
 
     /// Returns whether the future was woken long ago and not polled since. Reads the clock only if it was woken.
@@ -90,7 +94,7 @@ impl Pulse {
     /// Returns the time from which the future counts as abandoned unless it is polled earlier. `None` while it is being
     /// polled, and while it sleeps without an alarm.
     pub(crate) fn abandoned_from(&self) -> Option<Instant> {
-        let beat = self.beat();
+        let beat = self.beat.lock();
         let woken = match beat.state {
             State::Woken(at) => Some(at),
             State::Asleep => beat.alarm,
@@ -101,13 +105,8 @@ impl Pulse {
 
     /// Drops the waker, so that later wakes have no effect.
     pub(crate) fn forget_waker(&self) {
-        let waker = self.beat().waker.take();
+        let waker = self.beat.lock().waker.take();
         drop(waker);
-    }
-
-    /// No user code runs under the lock except `will_wake`, which only compares.
-    fn beat(&self) -> MutexGuard<'_, Beat> {
-        self.beat.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -118,7 +117,7 @@ impl Wake for Pulse {
 
     fn wake_by_ref(self: &Arc<Self>) {
         let waker = {
-            let mut beat = self.beat();
+            let mut beat = self.beat.lock();
             match &mut beat.state {
                 State::Asleep => beat.state = State::Woken(clock::now()),
                 State::Polled { woken } => *woken = true,
@@ -136,7 +135,7 @@ struct End<'a>(&'a Pulse);
 
 impl Drop for End<'_> {
     fn drop(&mut self) {
-        let mut beat = self.0.beat();
+        let mut beat = self.0.beat.lock();
         beat.state = match beat.state {
             State::Polled { woken: false } => State::Asleep,
             _ => State::Woken(clock::now()),

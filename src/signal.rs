@@ -8,13 +8,13 @@ use std::{
     mem,
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, Waker},
 };
 
-use crate::{caught::undisturbed, debug::impl_debug};
+use crate::{caught::undisturbed, debug::impl_debug, mutex::Mutex};
 
 #[derive(Default)]
 pub(crate) struct Signal {
@@ -47,7 +47,7 @@ impl Signal {
     }
 
     pub(crate) fn wake(&self) {
-        let waiting = mem::take(&mut self.waiting().wakers);
+        let waiting = mem::take(&mut self.waiting.lock().wakers);
         for waker in waiting.into_values() {
             undisturbed(|| waker.wake());
         }
@@ -56,10 +56,6 @@ impl Signal {
     /// Returns a future that completes when the signal is set.
     pub(crate) fn wait(self: &Arc<Self>) -> Wait {
         Wait { signal: Arc::clone(self), place: None }
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -84,12 +80,12 @@ impl Future for Wait {
         if self.signal.is_given() {
             return Poll::Ready(());
         }
-        if self.is_known(&self.signal.waiting(), cx.waker()) {
+        if self.is_known(&self.signal.waiting.lock(), cx.waker()) {
             return Poll::Pending;
         }
         let waker = cx.waker().clone();
         let signal = Arc::clone(&self.signal);
-        let mut waiting = signal.waiting();
+        let mut waiting = signal.waiting.lock();
         // A signal that is set after this finds the waker.
         if signal.is_given() {
             drop(waiting);
@@ -109,7 +105,7 @@ impl Future for Wait {
 impl Drop for Wait {
     fn drop(&mut self) {
         if let Some(place) = self.place {
-            let waker = self.signal.waiting().wakers.remove(&place);
+            let waker = self.signal.waiting.lock().wakers.remove(&place);
             undisturbed(|| drop(waker));
         }
     }
@@ -158,7 +154,7 @@ mod tests {
         }
         assert!(pin!(signal.wait()).poll(&mut Context::from_waker(Waker::noop())).is_ready());
         drop(waiting);
-        assert!(signal.waiting().wakers.is_empty());
+        assert!(signal.waiting.lock().wakers.is_empty());
     }
 
     #[test]
@@ -177,6 +173,6 @@ mod tests {
         assert!(Pin::new(&mut gone).poll(&mut Context::from_waker(Waker::noop())).is_pending());
         let signal = Arc::clone(&gone.signal);
         drop(gone);
-        assert!(signal.waiting().wakers.is_empty());
+        assert!(signal.waiting.lock().wakers.is_empty());
     }
 }

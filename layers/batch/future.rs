@@ -73,7 +73,7 @@ struct Seat<Req, R, E, K: Hash + Eq, C> {
 
 impl<Req, R, E, K: Hash + Eq, C> Drop for Seat<Req, R, E, K, C> {
     fn drop(&mut self) {
-        let mut gather = self.shared.gather();
+        let mut gather = self.shared.gather.lock();
         let due = gather.due(self.place.batch);
         let left = gather.leave(self.place);
         drop(gather);
@@ -159,7 +159,7 @@ where
             take_over(&shared, &service, runtime, &send);
         }
         let keep = runtime.is_some().then_some(Ride::new);
-        let joined = shared.gather().join(&mut key, &mut item, clock::now, keep);
+        let joined = shared.gather.lock().join(&mut key, &mut item, clock::now, keep);
         let Some(joined) = joined else { return State::Refused(shared) };
         let ride = joined.kept;
         let seat = Seat { shared, place: joined.place, ride: Arc::clone(&ride) };

@@ -120,7 +120,7 @@ use std::{
     fmt,
     hash::{Hash, RandomState},
     marker::PhantomData,
-    sync::{Arc, Mutex},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -131,6 +131,7 @@ use tower_service::Service;
 use crate::{
     accessors::inner_accessors,
     debug::impl_debug,
+    mutex::Mutex,
     outcome::{Classify, FailOnError, Reject},
     scope::Scope,
     telemetry::{LayerInfo, layer_info, layer_setters},
@@ -359,6 +360,6 @@ where
 impl_debug!(Batch<S, Req, R, G, C> where [S: Service<Vec<Req>> + fmt::Debug, G: Together<Req>] {
     inner,
     by: G,
-    waiting = |this| this.shared.gather().len(),
+    waiting = |this| this.shared.gather.lock().len(),
     info = |this| &this.shared.info,
 });

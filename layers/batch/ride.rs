@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Weak},
     task::{Context, Poll, Wake},
 };
 
@@ -12,6 +12,7 @@ use tokio::{runtime::Handle, task::AbortHandle};
 use crate::{
     caught::undisturbed,
     clock,
+    mutex::Mutex,
     pulse::{ABANDONED, Pulse},
 };
 
@@ -60,12 +61,12 @@ impl Ride {
     /// Runs `work` on its own task.
     pub(super) fn start(self: &Arc<Self>, runtime: &Handle, work: impl Future<Output = ()> + Send + 'static) {
         let generation = {
-            let mut state = self.state();
+            let mut state = self.state.lock();
             state.work = Some(Box::pin(work));
             state.generation
         };
         let task = runtime.spawn(Drive { ride: Arc::downgrade(self), generation }).abort_handle();
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if state.generation == generation {
             state.task = Some(Running { task, runtime: runtime.clone() });
         }
@@ -74,7 +75,7 @@ impl Ride {
     /// Takes the work from its task if the task is abandoned.
     pub(super) fn seize(&self) -> Option<Left> {
         let left = {
-            let mut state = self.state();
+            let mut state = self.state.lock();
             if !self.pulse.is_abandoned() {
                 return None;
             }
@@ -107,7 +108,7 @@ impl Ride {
                 return work.await;
             }
             if let Some(ride) = ride.upgrade() {
-                ride.state().is_stranded = true;
+                ride.state.lock().is_stranded = true;
             }
             undisturbed(|| drop(work));
         });
@@ -115,7 +116,7 @@ impl Ride {
 
     /// Returns why the work ended without a result.
     pub(super) fn end(&self) -> &'static str {
-        if self.state().is_stranded { STRANDED } else { "the task of the batch ended without a result" }
+        if self.state.lock().is_stranded { STRANDED } else { "the task of the batch ended without a result" }
     }
 
     /// Wakes the work, because the batch is full.
@@ -129,18 +130,14 @@ impl Ride {
 
     /// Takes the work, for the task of this generation.
     fn take(&self, generation: u64) -> Option<Work> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if state.generation == generation { state.work.take() } else { None }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Ride {
     fn drop(&mut self) {
-        let running = self.state().task.take();
+        let running = self.state.lock().task.take();
         if let Some(Running { task, .. }) = running {
             // No waker can wake the task again.
             task.abort();
@@ -170,7 +167,7 @@ impl Future for Drive {
         let Some(mut work) = ride.take(self.generation) else { return Poll::Ready(()) };
         let polled = ride.pulse.poll(cx, |cx| work.as_mut().poll(cx));
         if polled.is_pending() {
-            ride.state().work = Some(work);
+            ride.state.lock().work = Some(work);
         }
         // If all callers have dropped their handles meanwhile, `ride` is the last one and drops the work here.
         polled
@@ -255,7 +252,7 @@ mod tests {
             assert!(inner.upgrade().unwrap().seize().is_none());
         });
         runtime.block_on(settle());
-        assert!(ride.state().work.is_none(), "completed");
+        assert!(ride.state.lock().work.is_none(), "completed");
         assert!(ride.seize().is_none());
     }
 

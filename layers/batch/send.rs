@@ -1,12 +1,6 @@
 //! Sends a batch: waits until it is due, makes the service ready, calls it, and gives each caller its result.
 
-use std::{
-    fmt,
-    future::poll_fn,
-    hash::Hash,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::Poll,
-};
+use std::{fmt, future::poll_fn, hash::Hash, sync::Arc, task::Poll};
 
 use tokio::sync::oneshot;
 use tower_service::Service;
@@ -20,6 +14,7 @@ use super::{
 use crate::{
     caught::{caught, undisturbed},
     clock,
+    mutex::Mutex,
     outcome::{Class, Classify, Reason, Reject, Rejection},
     pulse::Pulse,
     telemetry::LayerInfo,
@@ -52,10 +47,6 @@ pub(super) type Reply<R, E> = Result<Result<R, E>, Rejection>;
 type Replies<R, E> = Vec<oneshot::Sender<Reply<R, E>>>;
 
 impl<Req, R, E, K, C> Shared<Req, R, E, K, C> {
-    pub(super) fn gather(&self) -> MutexGuard<'_, Waiting<Req, R, E, K>> {
-        self.gather.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Rejects a call that has no outcome and no error of the service.
     pub(super) fn without_an_answer(&self, why: impl Into<Arc<str>>) -> Rejection {
         self.info.reject(Reason::Shared { message: why.into(), class: Class::PERMANENT })
@@ -76,12 +67,12 @@ pub(super) struct Open<Req, R, E, K: Hash + Eq, C> {
 impl<Req, R, E, K: Hash + Eq, C> Open<Req, R, E, K, C> {
     /// Returns the batch in its next turn, for a takeover, unless it was sent.
     pub(super) fn again(shared: &Arc<Shared<Req, R, E, K, C>>, batch: u64) -> Option<Self> {
-        let turn = shared.gather().next_turn(batch)?;
+        let turn = shared.gather.lock().next_turn(batch)?;
         Some(Self { shared: Arc::clone(shared), batch, turn })
     }
 
     fn take(&self) -> Option<Gathered<Req, R, E, K>> {
-        self.shared.gather().take_in_turn(self.batch, self.turn)
+        self.shared.gather.lock().take_in_turn(self.batch, self.turn)
     }
 }
 
@@ -107,7 +98,7 @@ where
     let (shared, batch) = (&open.shared, open.batch);
     until_due(shared, batch, &pulse).await;
     // Requests that arrive while the service is not ready still join.
-    let around = Around::all(shared.gather().items(batch).map(|item| &item.around));
+    let around = Around::all(shared.gather.lock().items(batch).map(|item| &item.around));
     let ready = caught(around.within(poll_fn(|cx| service.poll_ready(cx)))).await;
     let taken = open.take();
     let items = taken.map(Batch::into_items).unwrap_or_default();
@@ -145,11 +136,11 @@ where
     K: Hash + Eq,
 {
     // The call that fills the batch also wakes this.
-    let until_full = poll_fn(|_| match shared.gather().due(batch) {
+    let until_full = poll_fn(|_| match shared.gather.lock().due(batch) {
         Due::Now => Poll::Ready(()),
         Due::At(_) | Due::WhenFull => Poll::Pending,
     });
-    let due = shared.gather().due(batch);
+    let due = shared.gather.lock().due(batch);
     match due {
         Due::Now => {}
         Due::WhenFull => until_full.await,

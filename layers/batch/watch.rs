@@ -1,7 +1,7 @@
 //! Watches the rides of a service, to find tasks on runtimes that are no longer driven.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Weak},
     task::Wake,
 };
 
@@ -9,6 +9,7 @@ use super::ride::Ride;
 use crate::{
     caught::undisturbed,
     clock::Instant,
+    mutex::Mutex,
     pulse::{ABANDONED, Pulse},
 };
 
@@ -49,7 +50,7 @@ impl Watch {
     /// Watches the ride of this batch until it ends.
     pub(super) fn add(&self, batch: u64, ride: &Arc<Ride>) {
         let watched = Watched { batch, ride: Arc::downgrade(ride), pulse: Arc::clone(ride.pulse()) };
-        let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut list = self.list.lock();
         if list.rides.len() >= list.prune_at {
             list.rides.retain(Watched::is_under_way);
             list.prune_at = FIRST_PRUNING.max(2 * list.rides.len());
@@ -63,7 +64,7 @@ impl Watch {
     /// A check records when the next one can find anything. Until then, a check is a single comparison.
     pub(super) fn abandoned(&self, now: Instant) -> Vec<(u64, Arc<Ride>)> {
         let (mut abandoned, mut asleep) = (Vec::new(), Vec::new());
-        let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut list = self.list.lock();
         // The clock of another runtime may have been far ahead.
         if list.next_look.is_some_and(|next| now < next && next.duration_since(now) <= ABANDONED) {
             return abandoned;
@@ -125,11 +126,11 @@ mod tests {
         watch.add(0, &waits);
         for batch in 1..1_000 {
             watch.add(batch, &Ride::new());
-            assert!(watch.list.lock().unwrap().rides.len() <= FIRST_PRUNING);
+            assert!(watch.list.lock().rides.len() <= FIRST_PRUNING);
         }
         advance(ABANDONED).await;
         assert_eq!(abandoned(&watch), [0]);
-        assert_eq!(watch.list.lock().unwrap().rides.len(), 1);
+        assert_eq!(watch.list.lock().rides.len(), 1);
     }
 
     #[tokio::test(start_paused = true)]

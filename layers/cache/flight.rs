@@ -16,7 +16,7 @@ use std::{
     cmp::Reverse,
     collections::{BTreeMap, HashMap},
     mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::Wake,
 };
 
@@ -28,6 +28,7 @@ use crate::{
     ambient::Deadline,
     caught::undisturbed,
     clock::{self, Instant},
+    mutex::Mutex,
     pulse::{ABANDONED, Pulse},
 };
 
@@ -113,7 +114,7 @@ impl<K, M> Flights<K, M> {
     where
         K: Eq,
     {
-        let mut table = self.lock();
+        let mut table = self.table.lock();
         let Some(number) = table.number(key) else {
             return match find() {
                 Some(found) => Arrival::Found(found),
@@ -144,7 +145,7 @@ impl<K, M> Flights<K, M> {
     where
         K: Eq,
     {
-        let mut table = self.lock();
+        let mut table = self.table.lock();
         let Some(number) = table.number(key) else {
             return (!needless()).then(|| self.start(&mut table, key));
         };
@@ -162,7 +163,7 @@ impl<K, M> Flights<K, M> {
     where
         K: Eq,
     {
-        let mut table = self.lock();
+        let mut table = self.table.lock();
         let detached = table.current.find_entry(hash, |(other, _)| other.is(hash, key));
         let detached = detached.ok().map(|entry| entry.remove().0);
         let removed = remove();
@@ -173,7 +174,7 @@ impl<K, M> Flights<K, M> {
 
     /// Detaches the flights for all keys.
     pub(super) fn detach_all<T>(&self, remove: impl FnOnce() -> T) -> T {
-        let mut table = self.lock();
+        let mut table = self.table.lock();
         let detached = mem::take(&mut table.current);
         let removed = remove();
         drop(table);
@@ -183,12 +184,12 @@ impl<K, M> Flights<K, M> {
 
     /// Returns the keys of the current flights, with their numbers for [`detach_this`](Self::detach_this).
     pub(super) fn current(&self) -> Vec<(Arc<Hashed<K>>, u64)> {
-        self.lock().current.iter().cloned().collect()
+        self.table.lock().current.iter().cloned().collect()
     }
 
     /// Detaches the flight with this number.
     pub(super) fn detach_this(&self, hash: u64, number: u64) {
-        let detached = self.lock().remove(hash, number);
+        let detached = self.table.lock().remove(hash, number);
         drop(detached);
     }
 
@@ -226,10 +227,6 @@ impl<K, M> Flights<K, M> {
     /// Returns an identity that distinguishes these flights from those of other caches.
     pub(super) fn address(&self) -> usize {
         std::ptr::from_ref(self).addr()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Table<K, M>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -342,7 +339,7 @@ impl<K, M> Lead<K, M> {
     /// detach.
     pub(super) fn land<T>(mut self, store: impl FnOnce(Arc<Hashed<K>>) -> T) -> (Option<T>, Waiters<K, M>) {
         let flights = Arc::clone(&self.flights);
-        let mut table = flights.lock();
+        let mut table = flights.table.lock();
         let stored = table.is_current(&self).then(|| store(Arc::clone(&self.key)));
         let waiters = table.end(&self);
         self.landed = true;
@@ -359,7 +356,7 @@ impl<K, M> Lead<K, M> {
     /// Passes the lead to the waiter with the most time. Sends the message without holding the lock.
     fn give(&self, has_time: bool) -> bool {
         loop {
-            let next = self.flights.lock().successor(self, has_time);
+            let next = self.flights.table.lock().successor(self, has_time);
             let Some((next, pulse)) = next else { return false };
             let heir = Self {
                 flights: Arc::clone(&self.flights),

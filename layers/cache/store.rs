@@ -8,14 +8,14 @@ use std::{
     collections::BTreeMap,
     hash::Hash,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use self::{eviction::Eviction, table::Table};
-use crate::clock::Instant;
+use crate::{clock::Instant, mutex::Mutex};
 
 mod eviction;
 mod table;
@@ -71,11 +71,11 @@ impl<K, R> Entry<K, R> {
 
     /// Suspends background calls for this response until `until`.
     pub(super) fn pause(&self, until: Option<Instant>) {
-        *self.paused_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
+        *self.paused_until.lock() = until;
     }
 
     pub(super) fn is_paused(&self, now: Instant) -> bool {
-        self.paused_until.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| now < until)
+        self.paused_until.lock().is_some_and(|until| now < until)
     }
 
     fn mark_used(&self) {
@@ -169,7 +169,7 @@ impl<K, R> Store<K, R> {
     where
         K: Eq,
     {
-        let mut orders = self.orders();
+        let mut orders = self.orders.lock();
         let before = self.table.peek(key.hash, &key.key);
         // No user code runs from here on.
         let mut removed = self.sweep(&mut orders, new.now, SWEPT_PER_INSERT);
@@ -213,7 +213,7 @@ impl<K, R> Store<K, R> {
     where
         K: Eq,
     {
-        let mut orders = self.orders();
+        let mut orders = self.orders.lock();
         let found = self.table.peek(hash, key);
         let removed = found.and_then(|entry| self.take(&mut orders, &entry));
         Change { kept: false, evicted: 0, _removed: removed.into_iter().collect(), _refused: None }
@@ -221,7 +221,7 @@ impl<K, R> Store<K, R> {
 
     /// Removes exactly this entry. Returns whether it was there.
     pub(super) fn remove_this(&self, entry: &Arc<Entry<K, R>>) -> bool {
-        let removed = self.take(&mut self.orders(), entry);
+        let removed = self.take(&mut self.orders.lock(), entry);
         removed.is_some()
     }
 
@@ -231,7 +231,7 @@ impl<K, R> Store<K, R> {
     }
 
     pub(super) fn clear(&self) -> Change<K, R> {
-        let mut orders = self.orders();
+        let mut orders = self.orders.lock();
         let Orders { expiry, eviction, .. } = &mut *orders;
         let emptied = eviction.emptied();
         let removed = self.table.drain();
@@ -243,7 +243,7 @@ impl<K, R> Store<K, R> {
 
     /// Returns the number of entries that are still of use, and removes all others.
     pub(super) fn len(&self, now: Instant) -> usize {
-        let mut orders = self.orders();
+        let mut orders = self.orders.lock();
         let swept = self.sweep(&mut orders, now, usize::MAX);
         let len = orders.eviction.len();
         drop(orders);
@@ -254,10 +254,6 @@ impl<K, R> Store<K, R> {
     /// Returns how often [`get`](Self::get) has found an entry.
     pub(super) fn times_found(&self) -> u64 {
         self.table.times_found()
-    }
-
-    fn orders(&self) -> MutexGuard<'_, Orders<K, R>> {
-        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Removes exactly this entry, if it is there.

@@ -6,7 +6,7 @@ use std::{
     fmt, mem,
     ops::{Deref, DerefMut},
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::Context,
 };
 
@@ -16,6 +16,7 @@ use crate::{
     ambient::{self, Entered, slot},
     body::{Guard, PollFrame},
     debug::impl_debug,
+    mutex::Mutex,
 };
 
 /// Returns the resource of type `T` that was lent to the current call, by the nearest
@@ -228,7 +229,7 @@ struct Loan<T> {
 impl<T> Loan<T> {
     /// `change` must not run user code.
     fn update<R>(&self, change: impl FnOnce(&mut State<T>) -> R) -> R {
-        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+        change(&mut self.state.lock())
     }
 }
 

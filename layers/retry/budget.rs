@@ -2,13 +2,13 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, TryLockError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use crate::clock::Instant;
+use crate::{clock::Instant, mutex::Mutex};
 
 /// The length of the window in seconds. Each second is a slot.
 const WINDOW: u64 = 10;
@@ -87,7 +87,7 @@ impl Budget {
 
     /// Sets the number of retries per second that are always granted. With zero, only the ratio applies.
     pub fn min_per_second(self, retries: u32) -> Self {
-        self.ledger().share.min_per_second = retries;
+        self.ledger.lock().share.min_per_second = retries;
         self
     }
 
@@ -98,8 +98,8 @@ impl Budget {
 
     /// Adopts the share of `other`, and keeps all recorded requests and retries.
     pub(super) fn follow(&self, other: &Self) {
-        let share = other.ledger().share;
-        self.ledger().share = share;
+        let share = other.ledger.lock().share;
+        self.ledger.lock().share = share;
     }
 
     /// Records a request.
@@ -114,12 +114,8 @@ impl Budget {
 
     #[cold]
     fn tick(&self, now: impl FnOnce() -> Instant) {
-        let mut ledger = match self.ledger.try_lock() {
-            Ok(ledger) => ledger,
-            Err(TryLockError::Poisoned(ledger)) => ledger.into_inner(),
-            // Another thread is already reading the clock.
-            Err(TryLockError::WouldBlock) => return,
-        };
+        // Otherwise another thread is already reading the clock.
+        let Some(mut ledger) = self.ledger.try_lock() else { return };
         let requests = self.requests.swap(0, Ordering::Relaxed);
         // The request that triggers the read arrives now. Those before it arrived at any time since the last read.
         let before = requests.saturating_sub(1);
@@ -147,7 +143,7 @@ impl Budget {
 
     /// Takes one retry from the budget, if it grants one.
     pub(super) fn withdraw(self: &Arc<Self>, now: Instant) -> Option<Withdrawal> {
-        let mut ledger = self.ledger();
+        let mut ledger = self.ledger.lock();
         let requests = self.requests.swap(0, Ordering::Relaxed);
         self.note(&mut ledger, requests, now);
         let (requests, retries) = ledger.totals();
@@ -158,10 +154,6 @@ impl Budget {
         }
         ledger.newest_slot().retries += 1;
         Some(Withdrawal { slot: ledger.newest, budget: Some(Arc::clone(self)) })
-    }
-
-    fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -220,7 +212,7 @@ impl Withdrawal {
 impl Drop for Withdrawal {
     fn drop(&mut self) {
         if let Some(budget) = self.budget.take() {
-            let mut ledger = budget.ledger();
+            let mut ledger = budget.ledger.lock();
             if ledger.newest - self.slot < SLOTS {
                 ledger.slot(self.slot).retries -= 1;
             }

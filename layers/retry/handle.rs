@@ -1,12 +1,12 @@
 //! The settings of a retry layer that can be changed at run time.
 
 use std::sync::{
-    Arc, Mutex, OnceLock, PoisonError,
+    Arc, OnceLock,
     atomic::{AtomicBool, AtomicU32, Ordering},
 };
 
 use super::Budget;
-use crate::{backoff::Backoff, debug::impl_debug};
+use crate::{backoff::Backoff, debug::impl_debug, mutex::Mutex};
 
 /// A handle to the live settings of a [`RetryLayer`](super::RetryLayer): the maximum number of attempts, the backoff,
 /// and the budget.
@@ -68,7 +68,7 @@ impl RetryHandle {
         if !self.is_held() {
             return Self::with(self.max_attempts(), None, self.budget().cloned());
         }
-        *self.shared.backoff.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.shared.backoff.lock() = None;
         self
     }
 
@@ -104,7 +104,7 @@ impl RetryHandle {
 
     /// Changes the wait before the next attempt. It overrides the layer's own backoff, including a function.
     pub fn set_backoff(&self, backoff: impl Into<Backoff>) {
-        *self.shared.backoff.lock().unwrap_or_else(PoisonError::into_inner) = Some(backoff.into());
+        *self.shared.backoff.lock() = Some(backoff.into());
     }
 
     /// Changes the limit on the retries of all calls together. Retries that were granted within the last ten seconds
@@ -118,7 +118,7 @@ impl RetryHandle {
     }
 
     pub(super) fn backoff(&self) -> Option<Backoff> {
-        *self.shared.backoff.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.shared.backoff.lock()
     }
 
     pub(super) fn budget(&self) -> Option<&Arc<Budget>> {

@@ -1,17 +1,12 @@
 //! The state of a call's caller, which may still be sending the request body.
 
-use std::{
-    error::Error,
-    fmt, mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::Waker,
-    time::Duration,
-};
+use std::{error::Error, fmt, mem, sync::Arc, task::Waker, time::Duration};
 
 use super::{get, slot};
 use crate::{
     caught::undisturbed,
     clock::{self, Instant},
+    mutex::Mutex,
 };
 
 /// The caller of one call: how long the call has waited for its bytes, and whether it failed to send them.
@@ -69,18 +64,14 @@ pub(crate) enum Later {
 }
 
 impl Caller {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Records that the call waits for the caller's bytes since `since`, and gives the caller up at `until`.
     pub(crate) fn is_awaited(&self, since: Instant, until: Option<Instant>) {
-        self.lock().wait.get_or_insert(Wait { since, until });
+        self.0.lock().wait.get_or_insert(Wait { since, until });
     }
 
     /// Ends the wait, if there is one.
     pub(crate) fn is_heard(&self, now: Instant) {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         state.waited = state.waited(now);
         state.wait = None;
         let limits = mem::take(&mut state.limits);
@@ -93,7 +84,7 @@ impl Caller {
 
     /// Records that the caller failed to send the body, so that the call rejects it.
     pub(crate) fn has_failed(&self, failure: Failure) {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         state.failed.get_or_insert(failure);
         let task = state.task.take();
         drop(state);
@@ -104,10 +95,10 @@ impl Caller {
 
     /// Returns why the caller failed. If it has not failed, registers the waker of a task to wake when it does.
     pub(crate) fn poll_failure(&self, waker: &Waker) -> Option<Failure> {
-        let is_kept = self.lock().task.as_ref().is_some_and(|task| task.will_wake(waker));
+        let is_kept = self.0.lock().task.as_ref().is_some_and(|task| task.will_wake(waker));
         // A waker is user code, so it is cloned and dropped outside the lock.
         let mut task = (!is_kept).then(|| waker.clone());
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         if state.failed.is_none() && task.is_some() {
             mem::swap(&mut state.task, &mut task);
         }
@@ -123,7 +114,7 @@ impl Caller {
         let now = clock::now();
         // Cloned outside the lock, as in `poll_failure`. This path is cold.
         let waker = waker.clone();
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         let Some(wait) = state.waits(now) else {
             return Later::By(state.waited(now).saturating_sub(before));
         };
@@ -143,7 +134,7 @@ impl Caller {
 /// Returns how long the current call has waited for its caller's bytes so far. Zero if no layer tracks the body.
 pub(crate) fn waited() -> Duration {
     match get::<Option<Caller>>() {
-        Some(caller) => caller.lock().waited(clock::now()),
+        Some(caller) => caller.0.lock().waited(clock::now()),
         None => Duration::ZERO,
     }
 }
@@ -163,7 +154,7 @@ pub(crate) fn put_off(before: Duration, waker: &Waker) -> Later {
 pub(crate) fn is_to_blame() -> bool {
     get::<Option<Caller>>().is_some_and(|caller| {
         let now = clock::now();
-        let state = caller.lock();
+        let state = caller.0.lock();
         state.waits(now).is_some() || state.failed.is_some()
     })
 }
@@ -171,12 +162,12 @@ pub(crate) fn is_to_blame() -> bool {
 /// Returns whether the caller of the current call failed to send the request body.
 #[cold]
 pub(crate) fn failed() -> bool {
-    get::<Option<Caller>>().is_some_and(|caller| caller.lock().failed.is_some())
+    get::<Option<Caller>>().is_some_and(|caller| caller.0.lock().failed.is_some())
 }
 
 impl fmt::Debug for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.lock();
+        let state = self.0.lock();
         f.debug_struct("Caller")
             .field("waited", &state.waited)
             .field("awaited", &state.wait.is_some())

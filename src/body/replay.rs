@@ -2,7 +2,7 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -10,7 +10,7 @@ use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 
 use super::CopyBody;
-use crate::{debug::impl_debug, telemetry::LayerEvent};
+use crate::{debug::impl_debug, mutex::Mutex, telemetry::LayerEvent};
 
 mod allowance;
 mod place;
@@ -97,7 +97,7 @@ impl<B> ReplayBody<B> {
     }
 
     fn is_end(&self) -> bool {
-        self.shared.as_ref().is_none_or(|shared| shared.tape().is_end(self.frames))
+        self.shared.as_ref().is_none_or(|shared| shared.tape.lock().is_end(self.frames))
     }
 }
 
@@ -110,7 +110,7 @@ impl<B> Default for ReplayBody<B> {
 impl<B> Drop for ReplayBody<B> {
     fn drop(&mut self) {
         if let Some(shared) = &self.shared {
-            shared.tape().leave(&self.place);
+            shared.tape.lock().leave(&self.place);
         }
     }
 }
@@ -125,20 +125,20 @@ impl<B> CopyBody for ReplayBody<B> {
     /// Returns a copy from the start, or `None` if the start was not kept, or the body has failed.
     fn copy_body(&self) -> Option<Self> {
         let Some(shared) = &self.shared else { return Some(Self::default()) };
-        let place = shared.tape().copy()?;
+        let place = shared.tape.lock().copy()?;
         Some(Self::attempt(Arc::clone(shared), place))
     }
 
     /// Returns a copy for which nothing is kept, or `None` if frames were read and not kept, or the body has failed.
     fn copy_unread(&self) -> Option<Self> {
         let Some(shared) = &self.shared else { return Some(Self::default()) };
-        let place = shared.tape().spare()?;
+        let place = shared.tape.lock().spare()?;
         Some(Self::attempt(Arc::clone(shared), place))
     }
 
     fn claim_body(&self) -> bool {
         let Some(shared) = &self.shared else { return true };
-        let taken = shared.tape().take_over(&self.place, self.frames);
+        let taken = shared.tape.lock().take_over(&self.place, self.frames);
         let Ok(before) = taken else { return false };
         if let Some(before) = before {
             before.wake();
@@ -147,11 +147,7 @@ impl<B> CopyBody for ReplayBody<B> {
     }
 }
 
-impl<B> Shared<B> {
-    fn tape(&self) -> MutexGuard<'_, Tape<Pin<Box<B>>>> {
-        self.tape.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+impl<B> Shared<B> {}
 
 /// The inner body while an attempt polls it. Dropping it before `settle` means that it panicked.
 struct Lease<'a, B> {
@@ -162,7 +158,7 @@ struct Lease<'a, B> {
 impl<B> Drop for Lease<'_, B> {
     fn drop(&mut self) {
         if self.inner.is_some() {
-            let waiting = self.shared.tape().fail();
+            let waiting = self.shared.tape.lock().fail();
             if let Some(waiting) = waiting {
                 waiting.wake();
             }
@@ -189,7 +185,7 @@ where
         };
         let inner = self.inner.take();
         let (back, _ended) = if goes_on { (inner, None) } else { (None, inner) };
-        let settled = self.shared.tape().settle(place, back, polled);
+        let settled = self.shared.tape.lock().settle(place, back, polled);
         if let Some(waiting) = settled.wake {
             waiting.wake();
         }
@@ -214,7 +210,7 @@ where
         let Some(shared) = &this.shared else { return Poll::Ready(None) };
         // Cloned here, and the previous waker is dropped here, outside the lock: both may run an executor's code.
         let mut waker = Some(cx.waker().clone());
-        let (turn, before) = shared.tape().turn(&this.place, this.frames, &mut waker);
+        let (turn, before) = shared.tape.lock().turn(&this.place, this.frames, &mut waker);
         if let Some(before) = before {
             before.wake();
         }

@@ -198,7 +198,7 @@ impl EventBus {
         };
         let seat = Seat::new(capacity, lag, topic.room(), Arc::downgrade(&self.inner));
         if is_closed {
-            seat.line().queue.close();
+            seat.line.lock().queue.close();
         } else {
             topic.enter(Arc::clone(&seat));
         }

@@ -3,7 +3,7 @@
 use std::{
     future::poll_fn,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::AtomicUsize},
+    sync::{Arc, Weak, atomic::AtomicUsize},
     task::{Context, Poll, Waker},
 };
 
@@ -15,11 +15,11 @@ use super::{
     joined::{Item, Receipt},
     queue::{Lag, Lagged, Next, Queue},
 };
-use crate::{caught::undisturbed, debug::impl_debug};
+use crate::{caught::undisturbed, debug::impl_debug, mutex::Mutex};
 
 /// A subscriber's place in a topic.
 pub(super) struct Seat<E> {
-    line: Mutex<Line<E>>,
+    pub(super) line: Mutex<Line<E>>,
     /// Notified when a publisher that waits for room may find some.
     room: Arc<Notify>,
     bus: Weak<Inner>,
@@ -38,12 +38,8 @@ impl<E> Seat<E> {
         Arc::new(Self { line, room, bus, place: AtomicUsize::new(0) })
     }
 
-    pub(super) fn line(&self) -> MutexGuard<'_, Line<E>> {
-        self.line.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub(super) fn wake(&self) {
-        let waiting = self.line().waiting.take();
+        let waiting = self.line.lock().waiting.take();
         if let Some(waker) = waiting {
             undisturbed(|| waker.wake());
         }
@@ -51,7 +47,7 @@ impl<E> Seat<E> {
 
     /// Returns the next event. If there is none, stores `waker`.
     fn next(&self, waker: Option<Waker>) -> Next<Item<E>> {
-        let mut line = self.line();
+        let mut line = self.line.lock();
         let blocked = line.queue.blocks();
         let next = line.queue.pop();
         let replaced = match (&next, waker) {
@@ -78,7 +74,7 @@ impl<E: Send + Sync + 'static> Leave for Seat<E> {
         if let Some(bus) = self.bus.upgrade() {
             bus.leave(&self);
         }
-        let waited = self.line().queue.abandon();
+        let waited = self.line.lock().queue.abandon();
         self.wake();
         undisturbed(|| self.room.notify_one());
         // Last, because dropping an event may panic, which must not affect other subscribers.

@@ -7,7 +7,7 @@
 use std::{
     any::Any,
     iter::repeat_n,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
+    sync::{Arc, atomic::Ordering::Relaxed},
 };
 
 use tokio::sync::Notify;
@@ -17,7 +17,7 @@ use super::{
     queue::Pushed,
     subscription::{Line, Seat},
 };
-use crate::caught::undisturbed;
+use crate::{caught::undisturbed, mutex::Mutex};
 
 type Seats<E> = Arc<Vec<Arc<Seat<E>>>>;
 
@@ -51,23 +51,19 @@ impl<E> Default for Topic<E> {
 }
 
 impl<E> Topic<E> {
-    fn lock(&self) -> MutexGuard<'_, Seated<E>> {
-        self.seated.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub(super) fn room(&self) -> Arc<Notify> {
         Arc::clone(&self.room)
     }
 
     pub(super) fn enter(&self, seat: Arc<Seat<E>>) {
-        let Seated { seats, .. } = &mut *self.lock();
+        let Seated { seats, .. } = &mut *self.seated.lock();
         seat.place.store(seats.len(), Relaxed);
         Arc::make_mut(seats).push(seat);
     }
 
     /// Removes a subscriber. Returns whether none is left, in which case the bus removes the topic.
     pub(super) fn leave(&self, seat: &Arc<Seat<E>>) -> bool {
-        let Seated { seats, is_left } = &mut *self.lock();
+        let Seated { seats, is_left } = &mut *self.seated.lock();
         let place = seat.place.load(Relaxed);
         if seats.get(place).is_some_and(|other| Arc::ptr_eq(other, seat)) {
             let seats = Arc::make_mut(seats);
@@ -109,7 +105,7 @@ impl<E> Topic<E> {
         // the others early.
         let mut missed = Vec::new();
         let mut refused = None;
-        let seated = self.lock();
+        let seated = self.seated.lock();
         if wait && seated.is_left {
             return Err(Refused::Left(event));
         }
@@ -118,12 +114,12 @@ impl<E> Topic<E> {
             drop(seated);
             return Ok(0);
         }
-        if wait && seats.iter().any(|seat| seat.line().queue.blocks()) {
+        if wait && seats.iter().any(|seat| seat.line.lock().queue.blocks()) {
             return Err(Refused::NoRoom(event));
         }
         let copies = repeat_n(event, seats.len());
         for (seat, event) in seats.iter().zip(copies) {
-            let Line { queue, waiting } = &mut *seat.line();
+            let Line { queue, waiting } = &mut *seat.line.lock();
             match queue.push(event) {
                 Pushed::Waits { instead_of } => {
                     heard += 1;
@@ -160,9 +156,9 @@ pub(super) trait AnyTopic: Any + Send + Sync {
 
 impl<E: Send + Sync + 'static> AnyTopic for Topic<E> {
     fn close(&self) {
-        let seats = std::mem::take(&mut self.lock().seats);
+        let seats = std::mem::take(&mut self.seated.lock().seats);
         for seat in seats.iter() {
-            seat.line().queue.close();
+            seat.line.lock().queue.close();
             seat.wake();
         }
         undisturbed(|| self.room.notify_one());

@@ -4,7 +4,7 @@ use std::{
     future::{Future, poll_fn},
     mem,
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread,
     time::Duration,
 };
@@ -20,6 +20,7 @@ use super::{
 use crate::{
     ambient,
     clock::{self, Instant},
+    mutex::Mutex,
 };
 
 /// The default grace period.
@@ -406,7 +407,7 @@ impl Closing {
             let start = Arc::<Mutex<Start>>::default();
             let closing = Self { work: Some(work), start: Arc::clone(&start) };
             drop(runtime.spawn(closing.run()));
-            let start = mem::replace(&mut *locked(&start), Start::Done);
+            let start = mem::replace(&mut *start.lock(), Start::Done);
             match start {
                 Start::Refused(back) => work = back,
                 Start::Tried | Start::Done => return None,
@@ -430,7 +431,7 @@ impl Closing {
 impl Drop for Closing {
     fn drop(&mut self) {
         let Some(work) = self.work.take() else { return };
-        let mut start = locked(&self.start);
+        let mut start = self.start.lock();
         if matches!(*start, Start::Tried) {
             *start = Start::Refused(work);
         } else {
@@ -438,8 +439,4 @@ impl Drop for Closing {
             Self::go_on(work);
         }
     }
-}
-
-fn locked(start: &Mutex<Start>) -> MutexGuard<'_, Start> {
-    start.lock().unwrap_or_else(PoisonError::into_inner)
 }

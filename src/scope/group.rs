@@ -5,7 +5,7 @@ use std::{
     fmt,
     future::{Future, poll_fn},
     pin::{Pin, pin},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -17,7 +17,7 @@ use super::{
     error::Panic,
     task::{Task, TaskError},
 };
-use crate::{caught::unwound, debug::impl_debug, signal::Signal};
+use crate::{caught::unwound, debug::impl_debug, mutex::Mutex, signal::Signal};
 
 impl Scope {
     /// Runs `body` and the tasks that it spawns as a group, in this scope: see [`Opening::run_group`].
@@ -103,7 +103,7 @@ impl Opening {
             }
             None => None,
         };
-        let failure = members.failure().take();
+        let failure = members.failure.lock().take();
         let ending = match &failure {
             None => Ending::Completed,
             Some(GroupError::Task(TaskError::Panicked(_))) => Ending::Panicked,
@@ -189,7 +189,7 @@ impl<E> Group<E> {
 impl<E> Members<E> {
     /// Records the first failure, which ends the group.
     fn fail(&self, failure: GroupError<E>) {
-        let mut first = self.failure();
+        let mut first = self.failure.lock();
         if self.failed.is_given() {
             drop(first);
             return;
@@ -198,10 +198,6 @@ impl<E> Members<E> {
         self.failed.set();
         drop(first);
         self.failed.wake();
-    }
-
-    fn failure(&self) -> MutexGuard<'_, Option<GroupError<E>>> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

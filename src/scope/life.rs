@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     mem,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 use super::{Ending, Inner, Scope, catch, error::ScopeError, tear_down::TearDown};
-use crate::{events::EventBus, signal::Signal};
+use crate::{events::EventBus, mutex::Mutex, signal::Signal};
 
 /// Set once: the owned part of a scope, or that it was closed while it owned nothing.
 pub(super) enum Life {
@@ -92,7 +92,7 @@ impl Owned {
         if let Some(runtime) = self.runtime.get() {
             child.runtime.get_or_init(|| runtime.clone());
         }
-        self.parts().children.insert(scope.id(), Arc::clone(&child));
+        self.parts.lock().children.insert(scope.id(), Arc::clone(&child));
         // `tell` sets this scope's signal before it looks at the children, so one of the two sees the other. No task
         // waits for the child yet, so none has to be woken.
         if self.told.is_given() {
@@ -102,30 +102,30 @@ impl Owned {
     }
 
     pub(super) fn forget_child(&self, id: u64) {
-        let child = self.parts().children.remove(&id);
+        let child = self.parts.lock().children.remove(&id);
         drop(child);
     }
 
     pub(super) fn children(&self) -> Vec<Arc<Self>> {
-        self.parts().children.values().cloned().collect()
+        self.parts.lock().children.values().cloned().collect()
     }
 
     pub(super) fn undo_later(&self, tear_down: TearDown) {
-        self.parts().tear_downs.push(tear_down);
+        self.parts.lock().tear_downs.push(tear_down);
     }
 
     /// Removes and returns the tear-down that was added last.
     pub(super) fn next_tear_down(&self) -> Option<TearDown> {
-        self.parts().tear_downs.pop()
+        self.parts.lock().tear_downs.pop()
     }
 
     pub(super) fn lose(&self, type_name: &'static str) {
-        self.parts().lost.push(type_name);
+        self.parts.lock().lost.push(type_name);
     }
 
     /// The types of the values whose tear-down did not complete.
     pub(super) fn lost(&self) -> Vec<&'static str> {
-        mem::take(&mut self.parts().lost)
+        mem::take(&mut self.parts.lock().lost)
     }
 
     /// Registers a task, unless the scope is closing. A later closing waits for the token.
@@ -137,13 +137,13 @@ impl Owned {
 
     /// Whether there is nothing to wait for and nothing to tear down.
     pub(super) fn is_idle(&self) -> bool {
-        let parts = self.parts();
+        let parts = self.parts.lock();
         self.tasks.is_empty() && parts.tear_downs.is_empty() && parts.children.is_empty()
     }
 
     /// Whether this scope, apart from its children, has something to wait for or to tear down.
     pub(super) fn has_more_to_do(&self) -> bool {
-        let parts = self.parts();
+        let parts = self.parts.lock();
         !(self.tasks.is_empty() && parts.tear_downs.is_empty() && parts.lost.is_empty())
     }
 
@@ -165,7 +165,8 @@ impl Owned {
         let mut told = vec![Arc::clone(self)];
         let mut looked_at = 0;
         while let Some(owned) = told.get(looked_at) {
-            let children: Vec<_> = owned.parts().children.values().filter(|child| child.told.set()).cloned().collect();
+            let children: Vec<_> =
+                owned.parts.lock().children.values().filter(|child| child.told.set()).cloned().collect();
             told.extend(children);
             looked_at += 1;
         }
@@ -226,9 +227,5 @@ impl Owned {
 
     pub(super) fn lives_on_as(&self, scope: &Scope) {
         let _only_once = self.last.set(Arc::downgrade(&scope.inner));
-    }
-
-    fn parts(&self) -> MutexGuard<'_, Parts> {
-        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

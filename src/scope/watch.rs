@@ -1,11 +1,13 @@
 //! Watching a scope's value, at the cost of an atomic read for each scope that could hold it.
 
 use std::sync::{
-    Arc, Mutex, TryLockError, Weak,
+    Arc, Weak,
     atomic::{AtomicU64, Ordering},
 };
 
 use super::{Inner, Scope};
+
+use crate::mutex::Mutex;
 
 /// Reports the value of type `T` in the nearest scope that holds one, and each later value that replaces it.
 ///
@@ -43,12 +45,8 @@ impl<T: Send + Sync + 'static> Watch<T> {
 
     #[cold]
     fn look_closely(&self, tell: impl FnOnce(Option<&T>, &T)) {
-        let mut told = match self.told.try_lock() {
-            Ok(told) => told,
-            Err(TryLockError::Poisoned(told)) => told.into_inner(),
-            // The next caller after them looks again.
-            Err(TryLockError::WouldBlock) => return,
-        };
+        // Otherwise another thread looks, and the next caller after it looks again.
+        let Some(mut told) = self.told.try_lock() else { return };
         let version = self.version();
         let scope = self.scope.upgrade().map(|inner| Scope { inner });
         if let Some(value) = scope.and_then(|scope| scope.get::<T>())

@@ -1,10 +1,6 @@
 //! The recommended stack of a client.
 
-use std::{
-    borrow::Cow,
-    fmt,
-    sync::{Mutex, PoisonError},
-};
+use std::{borrow::Cow, fmt};
 
 use tower_layer::{Identity, Layer};
 
@@ -20,6 +16,7 @@ use crate::{
     concurrency_limit::{ConcurrencyLimitHandle, ConcurrencyLimitLayer},
     copy::Idempotent,
     debug::impl_debug,
+    mutex::Mutex,
     outcome::HttpStatus,
     retry::{Drained, RetryHandle, RetryLayer},
     scope::Scope,
@@ -223,7 +220,7 @@ impl<T, R, B, L, A> ClientStack<T, R, B, L, A> {
         }
         let (numbers, applied) = (self.numbers.clone(), Mutex::new(None));
         self.look = Some(watching(scope, move |_, now: &ClientSettings| {
-            let mut applied = applied.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut applied = applied.lock();
             match now.validate() {
                 Ok(()) => {
                     numbers.apply(applied.as_ref(), now);

@@ -5,14 +5,14 @@ use std::{
     future::Future,
     mem,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll, Waker},
 };
 
 use tokio_util::sync::CancellationToken;
 
 use super::closed::Closed;
-use crate::caught::undisturbed;
+use crate::{caught::undisturbed, mutex::Mutex};
 
 /// The state that senders and their reader share. No user code runs, and no user value is dropped, under its lock.
 pub(super) struct Handover<T> {
@@ -49,10 +49,6 @@ impl<T> Handover<T> {
         Arc::new(Self { state: Mutex::new(state), closed: CancellationToken::new() })
     }
 
-    fn state(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub(super) fn offer(&self, item: T) -> Offering<'_, T> {
         Offering { to: self, step: Step::Begins(item) }
     }
@@ -63,7 +59,7 @@ impl<T> Handover<T> {
 
     /// The number of items that are offered and not taken yet.
     pub(super) fn len(&self) -> usize {
-        self.state().offers.len()
+        self.state.lock().offers.len()
     }
 }
 
@@ -91,7 +87,7 @@ pub(super) struct Reader<T>(pub(super) Arc<Handover<T>>);
 impl<T> Reader<T> {
     /// Takes the oldest offer. From then on the reader is not woken, because it is looking itself.
     pub(super) fn take(&self) -> Option<T> {
-        let mut state = self.0.state();
+        let mut state = self.0.state.lock();
         let (offer, reader) = (state.take(), state.reader.take());
         drop(state);
         undisturbed(|| drop(reader));
@@ -101,7 +97,7 @@ impl<T> Reader<T> {
     /// Takes the oldest offer. If there is none, the next offer wakes the reader.
     pub(super) fn take_or_wait(&self, cx: &mut Context<'_>) -> Option<T> {
         let waker = cx.waker().clone();
-        let mut state = self.0.state();
+        let mut state = self.0.state.lock();
         let offer = state.take();
         let unused = if offer.is_some() { Some(waker) } else { state.reader.replace(waker) };
         drop(state);
@@ -112,7 +108,7 @@ impl<T> Reader<T> {
 
     /// Accepts no more items.
     pub(super) fn end(&self) {
-        self.0.state().phase = Phase::Ended;
+        self.0.state.lock().phase = Phase::Ended;
         undisturbed(|| self.0.closed.cancel());
     }
 }
@@ -125,7 +121,7 @@ fn taken<T>(offer: Offer<T>) -> Option<T> {
 
 impl<T> Drop for Reader<T> {
     fn drop(&mut self) {
-        let mut state = self.0.state();
+        let mut state = self.0.state.lock();
         state.phase = Phase::Dropped;
         let reader = state.reader.take();
         let noop = Waker::noop();
@@ -162,7 +158,7 @@ impl<T> Future for Offering<'_, T> {
         let sender = cx.waker().clone();
         match mem::replace(&mut self.step, Step::Ended) {
             Step::Begins(item) => {
-                let accepted = self.to.state().accept(Offer { item, sender });
+                let accepted = self.to.state.lock().accept(Offer { item, sender });
                 match accepted {
                     Ok((number, reader)) => {
                         self.step = Step::Offered(number);
@@ -175,7 +171,7 @@ impl<T> Future for Offering<'_, T> {
                 }
             }
             Step::Offered(number) => {
-                let mut state = self.to.state();
+                let mut state = self.to.state.lock();
                 if state.phase == Phase::Dropped {
                     let back = state.offers.remove(&number);
                     drop(state);
@@ -196,7 +192,7 @@ impl<T> Future for Offering<'_, T> {
 impl<T> Drop for Offering<'_, T> {
     fn drop(&mut self) {
         if let Step::Offered(number) = self.step {
-            let mut state = self.to.state();
+            let mut state = self.to.state.lock();
             let back = state.offers.remove(&number);
             drop(state);
             if let Some(Offer { item, sender }) = back {

@@ -6,14 +6,14 @@ use std::{
     mem,
     panic::resume_unwind,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll, Waker},
 };
 
 use tower_service::Service;
 
 use super::act::{Act, At, How, ScriptedError};
-use crate::{debug::impl_debug, outcome::Error, scope::Scope};
+use crate::{debug::impl_debug, mutex::Mutex, outcome::Error, scope::Scope};
 
 /// A record of a [`Scripted`] service. Services and calls are numbered from 1, and each clone is a service of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,10 +84,6 @@ impl Script {
         Self::default()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Adds an act for one call, after those that were added before.
     #[must_use]
     pub fn then(self, act: Act) -> Self {
@@ -97,12 +93,12 @@ impl Script {
 
     /// Adds an act for one call, after those that were added before.
     pub fn push(&self, act: Act) {
-        self.state().acts.push_back(act);
+        self.state.lock().acts.push_back(act);
     }
 
     /// Discards the acts that no call has taken yet. From now on every call takes `act`.
     pub fn always(&self, act: Act) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.acts.clear();
         state.otherwise = act;
     }
@@ -110,7 +106,7 @@ impl Script {
     /// Creates a service that follows this script, together with its other services. `answer` makes a response from the
     /// number of the outcome.
     pub fn service<A>(&self, answer: A) -> Scripted<A> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.services += 1;
         Scripted { id: state.services, act: None, script: self.clone(), answer }
     }
@@ -118,7 +114,7 @@ impl Script {
     /// Releases the calls that are [`held`](Act::held).
     pub fn release(&self) {
         let held = {
-            let mut state = self.state();
+            let mut state = self.state.lock();
             state.releases += 1;
             mem::take(&mut state.held)
         };
@@ -128,77 +124,77 @@ impl Script {
     /// The number of calls that were made.
     #[must_use]
     pub fn calls(&self) -> u64 {
-        self.state().calls
+        self.state.lock().calls
     }
 
     /// The number of calls that were made and have neither ended nor been dropped.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.state().in_flight.len()
+        self.state.lock().in_flight.len()
     }
 
     /// The number of services that are ready, and have been neither called nor dropped since.
     #[must_use]
     pub fn ready(&self) -> usize {
-        self.state().ready.len()
+        self.state.lock().ready.len()
     }
 
     /// The number of the last outcome, which is a response or an error. 0 before the first.
     #[must_use]
     pub fn last_outcome(&self) -> u64 {
-        self.state().outcomes
+        self.state.lock().outcomes
     }
 
     /// All records, from the beginning.
     #[must_use]
     pub fn log(&self) -> Vec<Entry> {
-        self.state().log.clone()
+        self.state.lock().log.clone()
     }
 
     /// Whether there are acts that no call has taken yet.
     pub(super) fn has_acts(&self) -> bool {
-        !self.state().acts.is_empty()
+        !self.state.lock().acts.is_empty()
     }
 
     /// The violation of the contract, if there was one.
     pub(super) fn violation(&self) -> Option<&'static str> {
-        self.state().violation
+        self.state.lock().violation
     }
 
     /// Expects calls from now on to be made and polled within `scope`, or a child of it.
     pub(super) fn expect_within(&self, scope: &Scope) {
-        self.state().within = Some(scope.id());
+        self.state.lock().within = Some(scope.id());
     }
 
     /// Whether a call was made or polled outside of the expected scope.
     pub(super) fn strayed(&self) -> bool {
-        self.state().strayed
+        self.state.lock().strayed
     }
 
     /// Whether an act hangs at its readiness.
     pub(super) fn hangs_at_readiness(&self) -> bool {
-        self.state().hangs_at_readiness
+        self.state.lock().hangs_at_readiness
     }
 
     /// Records a violation of the contract, in case the panic is caught, and panics.
     fn violated(&self, contract: &'static str) -> ! {
-        self.state().violation = Some(contract);
+        self.state.lock().violation = Some(contract);
         panic!("{contract}");
     }
 
     fn note_scope(&self) {
-        let Some(expected) = self.state().within else {
+        let Some(expected) = self.state.lock().within else {
             return;
         };
         let current = Scope::current();
         let mut scopes = std::iter::successors(current.as_ref(), |scope| scope.parent());
         if !scopes.any(|scope| scope.id() == expected) {
-            self.state().strayed = true;
+            self.state.lock().strayed = true;
         }
     }
 
     fn fail(&self) -> Error<ScriptedError> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.outcomes += 1;
         Error::Service(ScriptedError(state.outcomes))
     }
@@ -235,7 +231,7 @@ impl<A: Clone> Clone for Scripted<A> {
 
 impl<A> Drop for Scripted<A> {
     fn drop(&mut self) {
-        let mut state = self.script.state();
+        let mut state = self.script.state.lock();
         if state.ready.remove(&self.id) {
             state.log.push(Entry::GaveBack(self.id));
         }
@@ -256,7 +252,7 @@ where
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         let script = &self.script;
         let Started { act, waited, once } = self.act.get_or_insert_with(|| {
-            let mut state = script.state();
+            let mut state = script.state.lock();
             match state.acts.pop_front() {
                 Some(act) => Started { act, waited: 0, once: true },
                 None => Started { act: state.otherwise, waited: 0, once: false },
@@ -280,13 +276,13 @@ where
                 How::Hang => {
                     // The next service must not hang as well.
                     *once = false;
-                    script.state().hangs_at_readiness = true;
+                    script.state.lock().hangs_at_readiness = true;
                     return Poll::Pending;
                 }
                 How::Answer => {}
             }
         }
-        let mut state = script.state();
+        let mut state = script.state.lock();
         if state.ready.insert(self.id) {
             state.log.push(Entry::Ready(self.id));
         }
@@ -294,7 +290,7 @@ where
     }
 
     fn call(&mut self, _: Req) -> Self::Future {
-        let ready = self.script.state().ready.remove(&self.id);
+        let ready = self.script.state.lock().ready.remove(&self.id);
         let (true, Some(Started { act, .. })) = (ready, self.act.take()) else {
             self.script.violated(
                 "called without being ready: `poll_ready` has to return `Ready(Ok(()))` before each call, and a clone is not ready",
@@ -302,7 +298,7 @@ where
         };
         self.script.note_scope();
         let (call, releases) = {
-            let mut state = self.script.state();
+            let mut state = self.script.state.lock();
             state.calls += 1;
             let call = state.calls;
             state.log.push(Entry::Called(call));
@@ -335,7 +331,7 @@ pub struct ScriptedResponse<A> {
 impl<A> ScriptedResponse<A> {
     /// Ends the call, unless it had ended before. Returns whether it did.
     fn end(&self, how: Entry) -> bool {
-        let mut state = self.script.state();
+        let mut state = self.script.state.lock();
         let ends = state.in_flight.remove(&self.call);
         if ends {
             state.log.push(how);
@@ -354,11 +350,11 @@ where
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.script.note_scope();
-        if !self.script.state().in_flight.contains(&self.call) {
+        if !self.script.state.lock().in_flight.contains(&self.call) {
             self.script.violated("a response was polled after it had ended");
         }
         if self.act.held {
-            let mut state = self.script.state();
+            let mut state = self.script.state.lock();
             if state.releases == self.releases {
                 state.held.push(cx.waker().clone());
                 return Poll::Pending;
@@ -378,7 +374,7 @@ where
             How::Error => Err(self.script.fail()),
             How::Answer | How::Hang => {
                 let number = {
-                    let mut state = self.script.state();
+                    let mut state = self.script.state.lock();
                     state.outcomes += 1;
                     state.outcomes
                 };

@@ -7,7 +7,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     pin::{Pin, pin},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
@@ -22,6 +22,7 @@ use super::{
 use crate::{
     ambient::{self, Attempt, Limit},
     clock,
+    mutex::Mutex,
     scope::Scope,
 };
 
@@ -326,14 +327,14 @@ impl Woken {
     }
 
     fn tell(&self, waker: &Waker) {
-        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker.clone());
+        *self.waiting.lock() = Some(waker.clone());
     }
 }
 
 impl Wake for Woken {
     fn wake(self: Arc<Self>) {
         self.yes.store(true, Ordering::SeqCst);
-        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let waiting = self.waiting.lock().take();
         if let Some(waker) = waiting {
             waker.wake();
         }

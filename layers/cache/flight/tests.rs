@@ -56,11 +56,11 @@ fn inherited(waiter: &mut Waiting) -> Lead<u8, u32> {
 }
 
 fn waiting(flights: &Flying) -> usize {
-    flights.lock().flying.values().map(|flight| flight.waiters.len()).sum()
+    flights.table.lock().flying.values().map(|flight| flight.waiters.len()).sum()
 }
 
 fn is_empty(flights: &Flying) -> bool {
-    let table = flights.lock();
+    let table = flights.table.lock();
     table.current.is_empty() && table.flying.is_empty()
 }
 

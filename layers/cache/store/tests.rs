@@ -37,13 +37,13 @@ impl<K: Hash + Eq, R> Store<K, R> {
     }
 
     fn weight(&self) -> u64 {
-        self.orders().eviction.weight()
+        self.orders.lock().eviction.weight()
     }
 
     /// Returns whether the index holds exactly the entries of the table that expire, and the order of eviction has as
     /// many entries as the table.
     fn agrees(&self) -> bool {
-        let (orders, all) = (self.orders(), self.parts().flatten().collect::<Vec<_>>());
+        let (orders, all) = (self.orders.lock(), self.parts().flatten().collect::<Vec<_>>());
         let mut expiring: Vec<_> = all.iter().filter_map(|entry| entry.due()).collect();
         expiring.sort();
         expiring == Vec::from_iter(orders.expiry.keys().copied()) && orders.eviction.len() == all.len()
@@ -103,7 +103,7 @@ fn a_stream_of_keys_that_expire_at_once_does_not_grow() {
     for key in 0..10_000 {
         let now = start + key * SECOND;
         let _ = store.put(key, new((), now, SECOND));
-        assert!(store.orders().eviction.len() <= 2);
+        assert!(store.orders.lock().eviction.len() <= 2);
     }
 }
 
