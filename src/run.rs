@@ -77,6 +77,7 @@ pin_project! {
     /// The future of an [`Operation`].
     #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
+    #[doc(hidden)] // machinery that is public only because it is part of a public type
     pub struct Running<F> {
         #[pin]
         future: F,

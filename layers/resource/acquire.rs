@@ -32,6 +32,7 @@ pub trait Acquire<Req> {
 
 /// Acquires with a function without arguments.
 #[derive(Clone)]
+#[doc(hidden)] // machinery that is public only because it is part of a public type
 pub struct Always<F>(pub(super) F);
 
 impl<Req, F, Fut, T, E> Acquire<Req> for Always<F>
@@ -53,6 +54,7 @@ impl_debug!(Always<F>(F));
 
 /// Acquires with a function of the request.
 #[derive(Clone)]
+#[doc(hidden)] // machinery that is public only because it is part of a public type
 pub struct ByRequest<F>(pub(super) F);
 
 impl<Req, F, Fut, T, E> Acquire<Req> for ByRequest<F>

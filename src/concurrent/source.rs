@@ -59,6 +59,7 @@ impl<S: Stream> Source<Streamed> for S {
 
 /// The stream of an iterator's items, which are always ready.
 #[derive(Clone)]
+#[doc(hidden)] // machinery that is public only because it is part of a public type
 pub struct Items<I> {
     items: I,
 }

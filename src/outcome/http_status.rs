@@ -30,10 +30,8 @@ pub struct HttpStatus;
 
 /// Classifies as [`HttpStatus`] does, and reads `retry-after-ms` too: see [`HttpStatus::with_retry_after_ms`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct HttpStatusMillis {
-    // Private, so that settings can be added later.
-    _private: (),
-}
+#[non_exhaustive] // settings may be added later
+pub struct HttpStatusMillis;
 
 impl HttpStatus {
     /// Also reads `retry-after-ms` and `x-ms-retry-after-ms`, in milliseconds.
@@ -48,7 +46,7 @@ impl HttpStatus {
     /// ```
     #[must_use]
     pub fn with_retry_after_ms(self) -> HttpStatusMillis {
-        HttpStatusMillis { _private: () }
+        HttpStatusMillis
     }
 }
 

@@ -1,7 +1,6 @@
 //! A trial: one layer value over one script, driven and watched step by step.
 
 use std::{
-    any::Any,
     cell::Cell,
     future::{Future, poll_fn},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -21,6 +20,7 @@ use super::{
 };
 use crate::{
     ambient::{self, Attempt, Limit},
+    caught::message,
     clock,
     mutex::Mutex,
     scope::Scope,
@@ -139,7 +139,10 @@ impl<'a> Trial<'a> {
             Err(panic) if panic.is::<ScriptedPanic>() => Ok(None),
             Err(panic) => Err(match self.script.violation() {
                 Some(violation) => Fault { law: Law::Contract, how: violation.into() },
-                None => Fault { law, how: format!("the layer panicked: {}", message(panic.as_ref())) },
+                None => {
+                    let said = message(&*panic).unwrap_or_else(|| "(without a message)".into());
+                    Fault { law, how: format!("the layer panicked: {said}") }
+                }
             }),
         }
     }
@@ -338,13 +341,5 @@ impl Wake for Woken {
         if let Some(waker) = waiting {
             waker.wake();
         }
-    }
-}
-
-fn message(panic: &(dyn Any + Send)) -> &str {
-    match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
-        (Some(message), _) => message,
-        (_, Some(message)) => message,
-        _ => "(without a message)",
     }
 }
