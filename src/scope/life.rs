@@ -38,6 +38,7 @@ impl Life {
     }
 }
 
+#[derive(Default)]
 pub(super) struct Owned {
     /// Set when the scope, or one around it, starts to close.
     pub(super) told: Arc<Signal>,
@@ -70,20 +71,8 @@ struct Parts {
 
 impl Owned {
     pub(super) fn new(scope: &Scope) -> Arc<Self> {
-        Arc::new(Self {
-            told: Arc::default(),
-            abort: Arc::default(),
-            done: Arc::default(),
-            tasks: TaskTracker::new(),
-            events: OnceLock::new(),
-            begun: AtomicBool::new(false),
-            error: OnceLock::new(),
-            ending: OnceLock::new(),
-            runtime: Handle::try_current().map_or_else(|_| OnceLock::new(), OnceLock::from),
-            first: Arc::downgrade(&scope.inner),
-            last: OnceLock::new(),
-            parts: Mutex::default(),
-        })
+        let runtime = Handle::try_current().map_or_else(|_| OnceLock::new(), OnceLock::from);
+        Arc::new(Self { runtime, first: Arc::downgrade(&scope.inner), ..Self::default() })
     }
 
     /// Creates the part of a child scope that owns something too.
