@@ -5,6 +5,10 @@
 //! makes from the rejection and the request's head. [`problem_json`](RejectionResponseLayer::problem_json) and
 //! [`grpc`](RejectionResponseLayer::grpc) are predefined.
 //!
+//! A response with an error status (4xx or 5xx) gets `Retry-After` if the rejection knows the wait
+//! ([`Rejection::retry_after`](crate::Rejection::retry_after)), and every 429 and 503 gets one, as without this layer. A
+//! `Retry-After` of the function's own stays.
+//!
 //! Everything else passes unchanged: responses of the service, whatever their status, and errors of the service,
 //! including those of `poll_ready`. A rejection that ends a body in the middle can no longer become another response.
 //! In gRPC, it can become [trailers](RejectionResponseLayer::until_body_end).
@@ -237,6 +241,7 @@ fn answer<A: Respond<B>, B, E>(
         Err(_) => http::Extensions::new(),
     };
     let mut response = respond.respond(memory, &rejection);
+    rejection.add_retry_after(&mut response);
     extensions.extend(std::mem::take(response.extensions_mut()));
     extensions.insert(rejection);
     extensions.insert(Answered);

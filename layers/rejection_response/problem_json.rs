@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use http::{
     HeaderValue, Method, Request, Response,
-    header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER},
+    header::{CONTENT_LENGTH, CONTENT_TYPE},
 };
 
 use super::Respond;
@@ -12,7 +12,7 @@ use crate::outcome::Rejection;
 
 /// Responds with `application/problem+json`, for `B: From<String>`.
 ///
-/// The status is [`Rejection::status`], and `Retry-After` is set as without this layer. The problem has the members
+/// The status is [`Rejection::status`]. The problem has the members
 ///
 /// - `type`: `about:blank`, which means that the status says it all;
 /// - `title`: the reason phrase of the status, which RFC 9457 requires for this type;
@@ -47,9 +47,6 @@ impl<B: From<String>> Respond<B> for ProblemJson {
             headers.insert(CONTENT_LENGTH, length.into());
         }
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if let Some(wait) = rejection.retry_after_header() {
-            headers.insert(RETRY_AFTER, wait);
-        }
         response
     }
 }

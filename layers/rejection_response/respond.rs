@@ -44,7 +44,8 @@ pub trait Respond<B> {
     /// Inspects a request before it is sent. On the happy path, this is the only cost.
     fn remember<T>(&self, request: &Request<T>) -> Self::Memory;
 
-    /// Returns the response. The layer then stores the rejection in its extensions.
+    /// Returns the response. The layer then stores the rejection in its extensions, and adds `Retry-After` to an error
+    /// response without one.
     fn respond(&self, memory: Self::Memory, rejection: &Rejection) -> Response<B>;
 }
 

@@ -3,7 +3,7 @@
 
 use std::{any::Any, convert::Infallible, error::Error as StdError, fmt, io};
 
-use http::{Response, header::RETRY_AFTER};
+use http::Response;
 
 use super::{rejection::Rejection, unprocessed::is_unprocessed};
 
@@ -284,9 +284,7 @@ impl<B: EmptyBody> Reject<Response<B>> for Infallible {
     fn reject(rejection: Rejection) -> Result<Response<B>, Self> {
         let mut response = Response::new(B::default());
         *response.status_mut() = rejection.status();
-        if let Some(wait) = rejection.retry_after_header() {
-            response.headers_mut().insert(RETRY_AFTER, wait);
-        }
+        rejection.add_retry_after(&mut response);
         response.extensions_mut().insert(rejection);
         Ok(response)
     }

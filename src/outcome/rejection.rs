@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc, time::Duration};
 
-use http::{HeaderValue, StatusCode};
+use http::{HeaderValue, Response, StatusCode, header::RETRY_AFTER};
 
 use super::{Class, unprocessed::chain};
 use crate::{debug::impl_debug, name::Name};
@@ -83,7 +83,9 @@ pub enum Reason {
         /// The error's message.
         message: Arc<str>,
     },
-    /// The reason of a layer outside this crate.
+    /// The reason of a layer outside this crate. [How to write one](crate::docs::how_to#write-a-layer-that-rejects).
+    ///
+    /// A rejection whose `status` is below 300 would pass for a success, and panics when it is created.
     ///
     /// ```
     /// use http::StatusCode;
@@ -93,6 +95,7 @@ pub enum Reason {
     ///     name: "too_large",
     ///     status: StatusCode::PAYLOAD_TOO_LARGE,
     ///     class: Class::Ignored,
+    ///     unprocessed: true,
     ///     public_message: "the body is larger than 1 MiB".into(),
     /// });
     /// assert_eq!(rejection.status(), 413);
@@ -104,8 +107,13 @@ pub enum Reason {
         name: &'static str,
         /// The status of the response to an HTTP caller.
         status: StatusCode,
-        /// The class of the rejection, for the service inside the layer.
+        /// What the rejection says about the service inside the layer: [`Class::Ignored`] for a mistake of the caller,
+        /// as most 4xx are, which is not retried; [`Class::DECLINED`] if the caller may try again, as after a 429;
+        /// [`Class::TRANSIENT`] or [`Class::PERMANENT`] only if the service does not work.
         class: Class,
+        /// Whether the layer rejected the call before it sent the request: see [`Rejection::is_unprocessed`]. Then even
+        /// a `POST` may be sent again, by a retry if `class` asks for one, or by a fallback.
+        unprocessed: bool,
         /// The reason in words that any caller may read.
         public_message: Cow<'static, str>,
     },
@@ -137,7 +145,14 @@ impl Reason {
 
 impl Rejection {
     /// Creates a rejection by this layer. Layers use [`LayerInfo::reject`](crate::LayerInfo::reject).
+    ///
+    /// # Panics
+    ///
+    /// If the status of a custom reason is below 300.
     pub(crate) fn new(layer: &'static str, name: Name, reason: Reason) -> Self {
+        if let Reason::Custom { name, status, .. } = reason {
+            assert!(status.as_u16() >= 300, "the status of the reason `{name}` must be 300 or above, not {status}");
+        }
         let inner = Inner { layer, name, reason, retry_after: None, suppressed: None, previous: None };
         Self { inner: Arc::new(inner) }
     }
@@ -224,7 +239,7 @@ impl Rejection {
     }
 
     /// Returns whether the call got no further than the layer that rejected it, so that no service has processed the
-    /// request.
+    /// request. A custom reason declares it (`unprocessed`).
     #[must_use]
     pub fn is_unprocessed(&self) -> bool {
         let is_before_the_call = matches!(
@@ -234,6 +249,7 @@ impl Rejection {
                 | Reason::RateLimited
                 | Reason::Exhausted { .. }
                 | Reason::Unavailable { .. }
+                | Reason::Custom { unprocessed: true, .. }
         );
         // Otherwise an inner retry sent the request before, or a fallback sent it to its backup afterwards.
         is_before_the_call && self.inner.previous.is_none() && self.inner.suppressed.is_none()
@@ -245,7 +261,8 @@ impl Rejection {
     /// - An open circuit is a failure that no retry helps.
     /// - A local limit, an empty pool and a caller that stops sending say nothing about the service. Neither does a
     ///   caller's deadline, because it may have left the service no time.
-    /// - A shared failure has the class of the original error, and a custom reason has its own class.
+    /// - A shared failure has the class of the original error.
+    /// - A custom reason has its own class, with the wait of the rejection if the class has none.
     #[must_use]
     pub fn class(&self) -> Class {
         match self.inner.reason {
@@ -260,7 +277,15 @@ impl Rejection {
             | Reason::Exhausted { .. }
             | Reason::UploadStalled { .. }
             | Reason::UploadFailed { .. } => Class::Ignored,
-            Reason::Shared { class, .. } | Reason::Custom { class, .. } => class,
+            Reason::Shared { class, .. } => class,
+            // The class says whose wait it is, and the rejection how long it is.
+            Reason::Custom { class, .. } => match class {
+                Class::Failure { transient, retry_after: None } => {
+                    Class::Failure { transient, retry_after: self.inner.retry_after }
+                }
+                Class::Declined { retry_after: None } => Class::Declined { retry_after: self.inner.retry_after },
+                class => class,
+            },
         }
     }
 
@@ -314,17 +339,22 @@ impl Rejection {
         format!("{}: {why}", self.inner.layer)
     }
 
-    /// Returns the value of `Retry-After`: whole seconds, rounded up so that a caller does not come back early, and at
-    /// least 1.
+    /// Adds `Retry-After` to a response with an error status, unless the response has one: whole seconds, rounded up so
+    /// that a caller does not come back early, and at least 1.
     ///
-    /// Every 429 and 503 has one. If the layer does not know the wait, it is 1 second, the shortest possible value.
-    pub(crate) fn retry_after_header(&self) -> Option<HeaderValue> {
-        let wait = match self.status() {
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => self.retry_after().unwrap_or_default(),
-            _ => self.retry_after()?,
+    /// Every 429 and 503 gets one. If the layer does not know the wait, it is 1 second, the shortest possible value.
+    pub(crate) fn add_retry_after<B>(&self, response: &mut Response<B>) {
+        let wait = match response.status() {
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+                self.retry_after().or(Some(Duration::ZERO))
+            }
+            status if status.is_client_error() || status.is_server_error() => self.retry_after(),
+            _ => None,
         };
-        let seconds = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0));
-        Some(HeaderValue::from(seconds.max(1)))
+        if let Some(wait) = wait {
+            let seconds = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0));
+            response.headers_mut().entry(RETRY_AFTER).or_insert(HeaderValue::from(seconds.max(1)));
+        }
     }
 
     /// Finds the rejection in `error` or in its chain of sources, including the error inside an `io::Error`.

@@ -62,6 +62,7 @@ fn too_large() -> Reason {
         name: "too_large",
         status: StatusCode::PAYLOAD_TOO_LARGE,
         class: Class::Ignored,
+        unprocessed: true,
         public_message: "more than 1 MiB".into(),
     }
 }
@@ -200,8 +201,20 @@ fn a_layer_outside_of_this_crate_says_everything_about_its_reason() {
         (rejection.reason().as_str(), rejection.status().as_u16(), rejection.grpc_code()),
         ("too_large", 413, 8)
     );
-    assert_eq!((rejection.class(), rejection.is_unprocessed()), (Class::Ignored, false));
+    assert_eq!((rejection.class(), rejection.is_unprocessed()), (Class::Ignored, true));
+    assert!(!rejection.clone().with_previous("sent before").is_unprocessed());
     assert_eq!(rejection.to_string(), "any `secret`: more than 1 MiB");
+}
+
+/// An answer with such a status would pass for a success.
+#[test]
+#[should_panic(expected = "the status of the reason `too_large` must be 300 or above, not 200 OK")]
+fn a_reason_with_the_status_of_a_success_is_a_mistake() {
+    let mut reason = too_large();
+    if let Reason::Custom { status, .. } = &mut reason {
+        *status = StatusCode::OK;
+    }
+    let _ = rejection(reason);
 }
 
 #[tokio::test]
@@ -475,6 +488,39 @@ async fn every_429_and_503_says_when_to_come_back() {
     for (name, answer) in every_refusal!(RejectionResponseLayer::grpc()) {
         let known = !["somebody", "put in", "pool", "not to be had"].iter().any(|word| name.contains(word));
         assert_eq!(number(&answer, "grpc-retry-pushback-ms").is_some(), known, "{name}: {:?}", answer.headers());
+    }
+}
+
+/// Shows: B3
+#[tokio::test]
+async fn an_error_response_of_your_own_says_when_to_come_back_too() {
+    /// Answers with the status in the path, and with a `Retry-After` if there is one in the query.
+    fn own(_: &Rejection, request: &Parts) -> Answer {
+        let mut answer = Response::builder().status(&request.uri.path()[1..]);
+        if let Some(wait) = request.uri.query() {
+            answer = answer.header(RETRY_AFTER, wait);
+        }
+        answer.body(String::new()).unwrap()
+    }
+    let known = rejection(Reason::CircuitOpen).with_retry_after(SECOND * 5 / 2);
+    let unknown = rejection(LIMIT);
+    for (rejection, target, expected) in [
+        (&known, "/503", Some("3")),
+        (&known, "/429", Some("3")),
+        (&known, "/500", Some("3")),
+        // The function's own value stays.
+        (&known, "/503?120", Some("120")),
+        // Without an error there is nothing to come back for.
+        (&known, "/200", None),
+        (&known, "/303", None),
+        (&unknown, "/503", Some("1")),
+        (&unknown, "/504", None),
+    ] {
+        let layer = RejectionResponseLayer::new(own as fn(&Rejection, &Parts) -> Answer);
+        let service = ServiceBuilder::new().layer(layer).service(rejecting::<Infallible>(rejection.clone()));
+        let Ok(answer) = service.oneshot(get_head(target)).await;
+        let found = answer.headers().get(RETRY_AFTER).map(|wait| wait.to_str().unwrap());
+        assert_eq!(found, expected, "{target} for {rejection}");
     }
 }
 

@@ -208,6 +208,33 @@ async fn over_http_idempotent_requests_are_retried_on_the_statuses_that_pass() {
     assert_eq!(over_http(Request::post("/"), 500, Some("1")).await.0, 1);
 }
 
+/// A layer outside this crate says whether its rejection came before the request was sent, and how long to wait.
+///
+/// Shows: F4
+#[tokio::test(start_paused = true)]
+async fn a_post_that_a_custom_layer_rejected_before_it_was_sent_is_sent_again() {
+    for (unprocessed, expected) in [(true, 2), (false, 1)] {
+        let calls = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&calls);
+        let service = ServiceBuilder::new().layer(RetryLayer::http()).service(service_fn(move |_: Request<String>| {
+            let reason = Reason::Custom {
+                name: "quota",
+                status: StatusCode::TOO_MANY_REQUESTS,
+                class: Class::DECLINED,
+                unprocessed,
+                public_message: "the quota is used up".into(),
+            };
+            let is_first = counted.fetch_add(1, Ordering::SeqCst) == 0;
+            let rejection = is_first.then(|| LayerInfo::new("quota").reject_with_retry_after(reason, 5 * SECOND));
+            async { rejection.map_or(Ok(Response::new(String::new())), Error::<String>::reject) }
+        }));
+        let start = Instant::now();
+        let outcome = service.oneshot(Request::post("/").body(String::new()).unwrap()).await;
+        assert_eq!((outcome.is_ok(), calls.load(Ordering::SeqCst)), (unprocessed, expected));
+        assert_eq!(start.elapsed(), if unprocessed { 5 * SECOND } else { Duration::ZERO });
+    }
+}
+
 /// Shows: R5
 #[tokio::test(start_paused = true)]
 async fn retry_after_is_obeyed_up_to_300_seconds() {
