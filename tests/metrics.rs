@@ -79,6 +79,14 @@ async fn what_happens_is_counted_under_one_set_of_names() {
     ] {
         assert!(has(&metrics, line), "{line} is not among\n{metrics}");
     }
+    // Nor does a series promise what never happens.
+    for never in [
+        r#"ziggurat_events_total{layer="cache",name="orders",event="queued""#,
+        r#"ziggurat_events_total{layer="cache",name="orders",event="shared""#,
+        r#"ziggurat_calls_total{name="orders",outcome="rejected",reason=""}"#,
+    ] {
+        assert!(!metrics.contains(never), "{never} is among\n{metrics}");
+    }
 }
 
 fn has(metrics: &str, line: &str) -> bool {

@@ -39,6 +39,8 @@ pub(super) struct Counts {
     pub(super) misses: AtomicU64,
     pub(super) shared: AtomicU64,
     pub(super) stale: AtomicU64,
+    pub(super) stale_on_error: AtomicU64,
+    pub(super) bypassed: AtomicU64,
     pub(super) refreshes: AtomicU64,
     pub(super) stored: AtomicU64,
     pub(super) evicted: AtomicU64,
@@ -48,7 +50,10 @@ pub(super) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Relaxed);
 }
 
-/// Statistics of a cache since its start.
+/// Statistics of a cache since its start, over all services of the layer and all tenants.
+///
+/// A request with a key is in one of `hits`, `misses`, `shared` and `stale`, or in both `misses` and `stale` if it is in
+/// `stale_on_error`.
 ///
 /// The numbers are read one after another while the cache is in use, so they may be slightly inconsistent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -56,12 +61,19 @@ pub(super) fn count(counter: &AtomicU64) {
 pub struct Stats {
     /// Requests that were served a fresh response from memory.
     pub hits: u64,
-    /// Requests that made a call because there was no fresh response. Requests without a key are not counted at all.
+    /// Requests that made a call, and waited for it, because there was no fresh response. This includes those in
+    /// `stale_on_error`.
     pub misses: u64,
     /// Requests that got the outcome, good or bad, of a call by another request that had missed the same key.
     pub shared: u64,
-    /// Requests that were served an expired response from memory.
+    /// Requests that were served an expired response from memory: at once, while a fresh one was fetched, or in place of
+    /// a failure. The latter are in `stale_on_error` too.
     pub stale: u64,
+    /// Requests whose call failed, and that were served an expired response in its place. They are in `misses` and in
+    /// `stale`.
+    pub stale_on_error: u64,
+    /// Requests without a key. They made their own call, and are in no other number.
+    pub bypassed: u64,
     /// Background calls for a fresh response while a stale one was served.
     pub refreshes: u64,
     /// Responses that were stored.
@@ -73,10 +85,14 @@ pub struct Stats {
 impl Stats {
     /// Returns the fraction of requests with a key that were served from memory, fresh or stale, from 0 to 1. Returns
     /// `None` before the first request.
+    ///
+    /// A request that shared the call of another one was not served from memory: it waited as long as a miss.
     #[must_use]
     pub fn hit_rate(&self) -> Option<f64> {
         let served = self.hits.saturating_add(self.stale);
-        let all = served.saturating_add(self.misses).saturating_add(self.shared);
+        // The requests that are in both `misses` and `stale` count once.
+        let stale_only = self.stale.saturating_sub(self.stale_on_error);
+        let all = [self.hits, self.misses, self.shared, stale_only].into_iter().fold(0, u64::saturating_add);
         (all > 0).then(|| served as f64 / all as f64)
     }
 }
@@ -151,7 +167,9 @@ impl<K: Hash + Eq, R> CacheHandle<K, R> {
     /// Returns the statistics of this cache.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let Counts { outdated, found_late, misses, shared, stale, refreshes, stored, evicted } = &self.state.counts;
+        let counts = &self.state.counts;
+        let Counts { outdated, found_late, misses, shared, stale, stale_on_error, bypassed, .. } = counts;
+        let Counts { refreshes, stored, evicted, .. } = counts;
         // An outdated entry is found before it is counted. Loading in this order keeps the difference from
         // underflowing.
         let outdated = outdated.load(Relaxed);
@@ -161,6 +179,8 @@ impl<K: Hash + Eq, R> CacheHandle<K, R> {
             misses: misses.load(Relaxed),
             shared: shared.load(Relaxed),
             stale: stale.load(Relaxed),
+            stale_on_error: stale_on_error.load(Relaxed),
+            bypassed: bypassed.load(Relaxed),
             refreshes: refreshes.load(Relaxed),
             stored: stored.load(Relaxed),
             evicted: evicted.load(Relaxed),

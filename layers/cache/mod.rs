@@ -216,7 +216,7 @@ impl<K: Hash + Eq, R, F, T> CacheLayer<K, R, F, T> {
     ///
     /// `key` returns the key of a request. The key must contain everything that the response depends on, including
     /// *whose* response it is (see [`scoped_key`]): an incomplete key gives one caller the response of another. A
-    /// request with the key `None` bypasses the cache. The closure must name the type of its argument, for example
+    /// request with the key `None` bypasses the cache ([`Stats::bypassed`]). The closure must name the type of its argument, for example
     /// `|req: &Request<_>| ..`.
     ///
     /// Every response that is not an error is stored. For HTTP, use [`http`](CacheLayer::http), which selects the
@@ -407,10 +407,12 @@ where
     fn call(&mut self, request: Req) -> Self::Future {
         let key = self.key.key(&request);
         let call = |request| Call { service: self.inner.clone(), request };
+        let state = &self.policy.cache.state;
         let Some(key) = key else {
+            count(&state.counts.bypassed);
+            self.policy.info.emit(LayerEvent::Bypassed);
             return ResponseFuture::calling(call(request), None);
         };
-        let state = &self.policy.cache.state;
         let key = Hashed { hash: state.store.hash(&key), key };
         if let Some(entry) = state.store.get(&key) {
             match (entry.stale_for(clock::now), &entry.response) {
@@ -425,7 +427,7 @@ where
                     if stale_for < self.policy.stale_while_revalidate && self.revalidate.is_possible() =>
                 {
                     count(&state.counts.outdated);
-                    self.policy.note_stale();
+                    self.policy.note_stale("revalidate");
                     if !entry.is_paused(clock::now()) {
                         self.refresh(call(request), key);
                     }

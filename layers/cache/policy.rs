@@ -204,9 +204,9 @@ impl<K, R, T, O> Policy<K, R, T, O> {
         response
     }
 
-    pub(super) fn note_stale(&self) {
+    pub(super) fn note_stale(&self, reason: &'static str) {
         count(&self.cache.state.counts.stale);
-        self.info.emit(LayerEvent::Stale);
+        self.info.emit(LayerEvent::Stale { reason });
     }
 }
 
@@ -276,7 +276,8 @@ where
         let stand_in = |found: Option<Held<K, R>>| {
             let stale = self.stand_in(&*found?, now)?;
             if is_awaited {
-                self.note_stale();
+                count(&self.cache.state.counts.stale_on_error);
+                self.note_stale("error");
             }
             Some(stale)
         };

@@ -29,7 +29,8 @@ use crate::outcome::{Class, Rejection};
 /// | [`Failed`](LayerEvent::Failed) | `failed` | DEBUG | |
 /// | [`NotRepeatable`](LayerEvent::NotRepeatable) | `not_repeatable` | DEBUG | `reason` |
 /// | [`Ended`](LayerEvent::Ended) | `ended` | DEBUG | `outcome`, `reason`, `elapsed` |
-/// | all others | `started`, `queued`, `hit`, `miss`, `stale`, `shared`, `stored` | TRACE | |
+/// | [`Stale`](LayerEvent::Stale) | `stale` | TRACE | `reason` |
+/// | all others | `started`, `queued`, `hit`, `miss`, `bypassed`, `shared`, `stored` | TRACE | |
 ///
 /// # Tracing
 ///
@@ -140,8 +141,14 @@ pub enum LayerEvent<'a> {
     Hit,
     /// The response was not in the cache.
     Miss,
+    /// The request has no key, and its response neither comes from the cache nor is stored.
+    Bypassed,
     /// An expired response came from the cache.
-    Stale,
+    Stale {
+        /// Why: `"error"` if the call for a fresh one failed, and the request is also a [`Miss`](Self::Miss), or
+        /// `"revalidate"` if a fresh one is fetched in the background.
+        reason: &'static str,
+    },
     /// The response came from another caller's call.
     Shared,
     /// A response was stored in the cache.
@@ -199,7 +206,8 @@ impl LayerEvent<'_> {
             Self::Reclaimed { .. } => "reclaimed",
             Self::Hit => "hit",
             Self::Miss => "miss",
-            Self::Stale => "stale",
+            Self::Bypassed => "bypassed",
+            Self::Stale { .. } => "stale",
             Self::Shared => "shared",
             Self::Stored => "stored",
             Self::SettingsRefused { .. } => "settings_refused",

@@ -19,8 +19,9 @@ use crate::name::Name;
 /// Counts the events of a layer.
 #[derive(Clone, Default)]
 pub(super) struct Counters {
-    // The counters of events that the happy path may emit: looking one up would allocate.
-    frequent: OnceLock<Arc<[Counter; 6]>>,
+    /// The counters of events that the happy path may emit: looking one up would allocate. Each is created for its
+    /// first event, so that no series exists for an event that the layer never emits.
+    frequent: OnceLock<Arc<[OnceLock<Counter>; 8]>>,
 }
 
 impl Counters {
@@ -29,47 +30,41 @@ impl Counters {
     }
 
     pub(super) fn count(&self, layer: &'static str, name: &Name, event: &LayerEvent<'_>) {
-        let frequent = [
-            LayerEvent::Queued,
-            LayerEvent::Hit,
-            LayerEvent::Miss,
-            LayerEvent::Stale,
-            LayerEvent::Shared,
-            LayerEvent::Stored,
-        ];
-        let index = match event {
-            LayerEvent::Queued => 0,
-            LayerEvent::Hit => 1,
-            LayerEvent::Miss => 2,
-            LayerEvent::Stale => 3,
-            LayerEvent::Shared => 4,
-            LayerEvent::Stored => 5,
+        let (reason, frequent) = match *event {
             LayerEvent::Started | LayerEvent::Ended { .. } => return,
-            LayerEvent::SettingsRefused { .. } | LayerEvent::Reclaimed { .. } => {
-                return of(layer, name, event, "").increment(1);
-            }
-            LayerEvent::Rejected(rejection) => return of(layer, name, event, rejection.reason().as_str()).increment(1),
+            LayerEvent::Queued => ("", Some(0)),
+            LayerEvent::Hit => ("", Some(1)),
+            LayerEvent::Miss => ("", Some(2)),
+            LayerEvent::Bypassed => ("", Some(3)),
+            LayerEvent::Stale { reason: reason @ "error" } => (reason, Some(4)),
+            LayerEvent::Stale { reason } => (reason, Some(5)),
+            LayerEvent::Shared => ("", Some(6)),
+            LayerEvent::Stored => ("", Some(7)),
+            LayerEvent::Rejected(rejection) => (rejection.reason().as_str(), None),
             LayerEvent::GaveUp { reason, .. }
             | LayerEvent::NotRetried { reason, .. }
             | LayerEvent::NotRepeatable { reason }
             | LayerEvent::FellBack { reason }
             | LayerEvent::FallbackFailed { reason, .. }
             | LayerEvent::RefreshFailed { reason, .. }
-            | LayerEvent::Injected { reason } => return of(layer, name, event, reason).increment(1),
+            | LayerEvent::Injected { reason } => (reason, None),
             LayerEvent::Transition { to, .. } => {
                 set_state(layer, name, to);
-                return of(layer, name, event, to).increment(1);
+                (to, None)
             }
-            LayerEvent::Retrying { .. }
+            LayerEvent::SettingsRefused { .. }
+            | LayerEvent::Reclaimed { .. }
+            | LayerEvent::Retrying { .. }
             | LayerEvent::Recovered { .. }
             | LayerEvent::Failed
             | LayerEvent::HandlerFailed { .. }
-            | LayerEvent::HandlerLagged { .. } => {
-                return of(layer, name, event, "").increment(1);
-            }
+            | LayerEvent::HandlerLagged { .. } => ("", None),
         };
-        let counters = self.frequent.get_or_init(|| Arc::new(frequent.map(|event| of(layer, name, &event, ""))));
-        counters[index].increment(1);
+        let counter = || of(layer, name, event, reason);
+        match frequent {
+            Some(index) => self.frequent.get_or_init(Arc::default)[index].get_or_init(counter).increment(1),
+            None => counter().increment(1),
+        }
     }
 }
 
@@ -112,7 +107,8 @@ fn describe() {
 pub(super) struct Meters {
     name: SharedString,
     in_flight: Gauge,
-    counts: [Counter; Outcome::ALL.len()],
+    /// `None` for rejected calls, whose reason is one of many.
+    counts: [Option<Counter>; Outcome::ALL.len()],
     durations: [Histogram; Outcome::ALL.len()],
 }
 
@@ -122,7 +118,7 @@ impl Meters {
         let name = label(name);
         Self {
             in_flight: gauge!("ziggurat_calls_in_flight", "name" => name.clone()),
-            counts: Outcome::ALL.map(|outcome| calls(&name, outcome, "")),
+            counts: Outcome::ALL.map(|outcome| (outcome != Outcome::Rejected).then(|| calls(&name, outcome, ""))),
             durations: Outcome::ALL.map(
                 |outcome| histogram!("ziggurat_call_duration_seconds", "name" => name.clone(), "outcome" => outcome.as_str()),
             ),
@@ -138,9 +134,9 @@ impl Meters {
         self.in_flight.decrement(1);
         let meter = outcome as usize;
         self.durations[meter].record(elapsed);
-        match reason {
-            Some(reason) => calls(&self.name, outcome, reason).increment(1),
-            None => self.counts[meter].increment(1),
+        match &self.counts[meter] {
+            Some(counter) if reason.is_none() => counter.increment(1),
+            _ => calls(&self.name, outcome, reason.unwrap_or_default()).increment(1),
         }
     }
 }

@@ -104,6 +104,8 @@ async fn requests_whose_answer_is_not_for_everybody_go_past_the_cache() {
         assert_eq!(bodies, [calls - 1, calls]);
     }
     assert!(cache.is_empty());
+    let stats = cache.stats();
+    assert_eq!((stats.bypassed, stats.hits, stats.misses, stats.hit_rate()), (calls as u64, 0, 0, None));
     let one = http_key(&get("http://a.example/", &[(HOST, "A.example"), (CONTENT_LENGTH, "0")])).unwrap();
     assert_eq!(
         (one.authority(), one.path(), one.query(), &*one.to_string()),

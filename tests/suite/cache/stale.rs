@@ -51,6 +51,29 @@ async fn a_stale_answer_stands_in_for_a_failure_until_its_window_ends() {
     assert_eq!(cache.stats().stale, 2);
 }
 
+/// A request that gets a stale answer because its call failed is one request, although two counters have it.
+///
+/// Shows: C6
+#[tokio::test(start_paused = true)]
+async fn the_rate_counts_each_request_once() {
+    let (backend, strict) = backend();
+    let layer = CacheLayer::new(10, SECOND, itself).stale_if_error(5 * SECOND);
+    let (cache, service) = (layer.handle(), layer.layer(strict));
+    let mut joined = [(); 3].map(|()| task(&service, "a"));
+    assert!(joined.iter_mut().all(|call| call.poll().is_pending()));
+    backend.answer(0, ok("first"));
+    for call in &mut joined {
+        assert_eq!(answered(call.poll()).unwrap(), "first");
+    }
+    assert_eq!(hit(&service), "first");
+    advance(SECOND).await;
+    assert_eq!(fetch(&service, &backend, 1, FAILED).unwrap(), "first");
+
+    let stats = cache.stats();
+    assert_eq!((stats.hits, stats.misses, stats.shared, stats.stale, stats.stale_on_error), (1, 2, 2, 1, 1));
+    assert_eq!(stats.hit_rate(), Some(2.0 / 5.0));
+}
+
 /// Shows: C6
 #[tokio::test(start_paused = true)]
 async fn those_who_wait_get_the_stale_answer_too_and_a_success_replaces_it() {
@@ -478,7 +501,7 @@ async fn the_statistics_count_each_request_for_what_it_got() {
     let stats = cache.stats();
     assert_eq!((stats.hits, stats.misses, stats.shared, stats.stale), (2, 1, 1, 1));
     assert_eq!((stats.refreshes, stats.stored, stats.evicted), (1, 1, 0));
-    assert_eq!(*heard.lock().unwrap(), ["Miss", "Stored", "Shared", "Hit", "Hit", "Stale"]);
+    assert_eq!(*heard.lock().unwrap(), ["Miss", "Stored", "Shared", "Hit", "Hit", "Stale { reason: \"revalidate\" }"]);
 }
 
 /// Returns a call that has already missed the cache, and is not polled yet.
