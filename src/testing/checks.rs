@@ -14,8 +14,8 @@ use super::{
 /// More polls than any sensible future needs over a service that is pending twice.
 const POLLS: usize = 64;
 
-/// Returns the faults of a layer, at most one for each law.
-pub(super) fn faults(make: &dyn Fn() -> Box<dyn Value>, stateful: bool, except: &[Law]) -> Vec<Fault> {
+/// Returns the faults of a layer, at most one for each law. With `rejects`, the layer has to reject every request.
+pub(super) fn faults(make: &dyn Fn() -> Box<dyn Value>, stateful: bool, rejects: bool, except: &[Law]) -> Vec<Fault> {
     let runtime = runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     let runtime = runtime.unwrap_or_else(|error| panic!("checking the laws needs a runtime: {error}"));
     // Unconstrained, because polls are counted: a task that has used up its budget would be pending more often.
@@ -23,21 +23,32 @@ pub(super) fn faults(make: &dyn Fn() -> Box<dyn Value>, stateful: bool, except: 
         let mut faults: Vec<Fault> = Vec::new();
         for deadline in [false, true] {
             let checks = Checks { make, stateful, except, deadline };
-            for checked in [
-                checks.plain_calls().await,
-                checks.idle().await,
-                checks.readiness().await,
-                checks.dropped_anywhere().await,
-                checks.shared_state().await,
-                checks.outcomes().await,
-                checks.panics().await,
-            ] {
-                if let Err(fault) = checked
-                    && !except.contains(&fault.law)
-                    && faults.iter().all(|known| known.law != fault.law)
-                {
+            let checked = match rejects {
+                true => vec![checks.rejections().await],
+                false => vec![
+                    checks.plain_calls().await,
+                    checks.idle().await,
+                    checks.readiness().await,
+                    checks.dropped_anywhere().await,
+                    checks.shared_state().await,
+                    checks.outcomes().await,
+                    checks.panics().await,
+                ],
+            };
+            for fault in checked.into_iter().filter_map(Result::err) {
+                if !except.contains(&fault.law) && faults.iter().all(|known| known.law != fault.law) {
                     faults.push(fault);
                 }
+            }
+            if let (false, Some(first)) = (rejects, faults.first())
+                && let Some(reason) = checks.rejects_all().await
+            {
+                // No trial has shown more than this.
+                let how = format!(
+                    "the layer rejects the request of the laws itself, with {reason}: configure it to admit the request \
+                     that `testing::laws` describes, or check it over others (`over`), and its rejections with `rejects`"
+                );
+                return vec![Fault { law: first.law, how }];
             }
         }
         faults

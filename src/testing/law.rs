@@ -26,11 +26,15 @@ pub enum Law {
     Panics,
     /// Scope, deadline and attempt number reach the inner service, and are restored after each step.
     Ambient,
+    /// A request that the layer rejects is not sent to the inner service. Checked by [`Laws::rejects`] alone.
+    ///
+    /// [`Laws::rejects`]: super::Laws::rejects
+    Rejects,
 }
 
 impl Law {
     /// All laws.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Contract,
         Self::Idle,
         Self::Readiness,
@@ -41,6 +45,7 @@ impl Law {
         Self::Unchanged,
         Self::Panics,
         Self::Ambient,
+        Self::Rejects,
     ];
 }
 
@@ -61,6 +66,7 @@ impl fmt::Display for Law {
             Self::Unchanged => "responses and errors of the inner service are passed on unchanged",
             Self::Panics => "a panic of the inner service leaves the layer usable",
             Self::Ambient => "scope, deadline and attempt number reach the inner service, and are restored after each step",
+            Self::Rejects => "a request that the layer rejects is not sent to the inner service",
         })
     }
 }

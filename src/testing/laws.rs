@@ -27,9 +27,13 @@ use crate::{
 
 /// Creates the check of a layer's laws, over HTTP requests and responses with `String` bodies.
 ///
-/// Request number 7 is `GET http://inner.test/7`, an [`http::Request<String>`](Request), and its response an
-/// [`http::Response<String>`](Response) that says so in a header ([`HttpNumber`]). A layer whose closures take another
-/// request, for example with another body, does not compile here: use [`over`](Laws::over) for other types.
+/// Request number 7 is `GET http://inner.test/7`, an [`http::Request<String>`](Request) without headers whose body is the
+/// 9 bytes `body of 7`, and its response an [`http::Response<String>`](Response) that says so in a header
+/// ([`HttpNumber`]). A layer whose closures take another request, for example with another body, does not compile here:
+/// use [`over`](Laws::over) for other types.
+///
+/// A layer that rejects requests by their content must admit these. Check its rejections with
+/// [`rejects`](Laws::rejects), and their reasons in tests of your own, over the service of a [`Script`].
 ///
 /// `make` creates a new layer value. Each trial has its own, over a
 /// [`Script`]. Configure the layer as tightly as possible, for example with a limit of one, or a circuit that opens at
@@ -92,7 +96,15 @@ pub fn laws<L>(make: impl Fn() -> L) -> Laws<impl Fn() -> (L, fn())> {
 /// .check();
 /// ```
 pub fn laws_with_gauges<M>(make: M) -> Laws<M> {
-    Laws { make, request: http_request, answer: http_answer, number: HttpNumber, stateful: false, except: Vec::new() }
+    Laws {
+        make,
+        request: http_request,
+        answer: http_answer,
+        number: HttpNumber,
+        stateful: false,
+        rejects: false,
+        except: Vec::new(),
+    }
 }
 
 /// The check of one layer's laws: see [`laws`].
@@ -104,6 +116,7 @@ pub struct Laws<M, Q = fn(u64) -> Request<String>, A = fn(u64) -> Response<Strin
     answer: A,
     number: N,
     stateful: bool,
+    rejects: bool,
     except: Vec<Law>,
 }
 
@@ -125,8 +138,22 @@ impl<M, Q, A, N> Laws<M, Q, A, N> {
         Q2: Fn(u64) -> Req,
         A2: Fn(u64) -> R,
     {
-        let Self { make, stateful, except, .. } = self;
-        Laws { make, request, answer, number, stateful, except }
+        let Self { make, stateful, rejects, except, .. } = self;
+        Laws { make, request, answer, number, stateful, rejects, except }
+    }
+
+    /// Checks the rejections of the layer in place of all else: it has to reject each of these requests, without sending
+    /// it ([`Law::Rejects`]). A call that was rejected must not keep anything, also if it was dropped before its first
+    /// poll, and neither may the service: an inner service that was made ready for the call is dropped
+    /// ([`Law::Release`]).
+    ///
+    /// [The page of short answers](crate::docs::how_to#write-a-layer-that-rejects) has an example.
+    pub fn rejects<Q2, Req>(self, request: Q2) -> Laws<M, Q2, A, N>
+    where
+        Q2: Fn(u64) -> Req,
+    {
+        let Self { make, answer, number, stateful, except, .. } = self;
+        Laws { make, request, answer, number, stateful, rejects: true, except }
     }
 
     /// Declares that the layer has state: then [`Law::State`] also demands that some call affects the next one.
@@ -187,7 +214,7 @@ impl<M, Q, A, N> Laws<M, Q, A, N> {
             let (request, answer, number) = (self.request.clone(), self.answer.clone(), self.number.clone());
             Box::new(OfType { layer, gauges: Rc::new(gauges), request, answer, number })
         };
-        checks::faults(&make, self.stateful, &self.except)
+        checks::faults(&make, self.stateful, self.rejects, &self.except)
             .into_iter()
             .map(|Fault { law, how }| Broken { law, how })
             .collect()

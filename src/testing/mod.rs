@@ -24,6 +24,7 @@ mod act;
 mod checks;
 mod law;
 mod laws;
+mod rejections;
 mod script;
 mod sharing;
 mod trial;

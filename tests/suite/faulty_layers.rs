@@ -11,10 +11,12 @@ use std::{
     task::{Context, Poll},
 };
 
+use futures_util::future::{Either, Ready, ready};
+use http::{Request, StatusCode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tower::{Layer, Service};
+use tower::{Layer, Service, layer::layer_fn};
 use ziggurat::{
-    Error, LayerInfo, Reason, Reject, Scope,
+    Class, Error, LayerInfo, Reason, Reject, Scope,
     testing::{Law, ScriptedError, laws, laws_with_gauges},
 };
 
@@ -291,6 +293,74 @@ fn a_law_can_be_left_out() {
 fn the_concurrency_limit_of_tower_breaks_the_law_of_idle_services() {
     let broken = laws(|| tower::limit::ConcurrencyLimitLayer::new(1)).broken();
     assert_eq!(broken.iter().map(|broken| broken.law()).collect::<Vec<_>>(), [Law::Idle, Law::Waiting]);
+}
+
+/// Rejects requests by their content.
+#[derive(Clone, Debug)]
+struct MaxUri<S> {
+    inner: S,
+    max: usize,
+    keeps_readiness: bool,
+}
+
+impl<S, B> Service<Request<B>> for MaxUri<S>
+where
+    S: Service<Request<B>> + Clone,
+    S::Error: Reject<S::Response>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Either<S::Future, Ready<Result<S::Response, S::Error>>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        if request.uri().path().len() <= self.max {
+            return Either::Left(self.inner.call(request));
+        }
+        if !self.keeps_readiness {
+            let clone = self.inner.clone();
+            drop(mem::replace(&mut self.inner, clone));
+        }
+        Either::Right(ready(S::Error::reject(LayerInfo::new("max_uri").reject(Reason::Custom {
+            name: "uri_too_long",
+            status: StatusCode::URI_TOO_LONG,
+            class: Class::Ignored,
+            unprocessed: true,
+            public_message: "the URI is too long".into(),
+        }))))
+    }
+}
+
+fn max_uri<S>(max: usize) -> impl Layer<S, Service = MaxUri<S>> + Clone {
+    layer_fn(move |inner| MaxUri { inner, max, keeps_readiness: false })
+}
+
+/// Otherwise the report would consist of laws that no call has tried.
+#[test]
+fn a_layer_that_rejects_the_requests_of_the_laws_gets_a_hint() {
+    laws(|| max_uri(2)).check();
+    let broken = laws(|| max_uri(1)).broken();
+    let [broken] = &*broken else { panic!("{broken:#?}") };
+    let hint = broken.to_string();
+    assert!(hint.contains("the layer rejects the request of the laws itself, with"), "{hint}");
+    assert!(hint.contains("uri_too_long"), "{hint}");
+}
+
+#[test]
+fn the_rejections_of_a_layer_are_sent_nowhere_and_keep_nothing() {
+    let long = |number| Request::get(format!("/long/{number}")).body(String::new()).unwrap();
+    laws(|| max_uri(2)).rejects(long).check();
+    for (max, keeps_readiness, law, how) in [
+        (2, true, Law::Release, "neither called nor dropped: 1"),
+        (10, false, Law::Rejects, "request 1 is one that the layer should reject, but it was sent"),
+    ] {
+        let broken = laws(|| layer_fn(move |inner| MaxUri { inner, max, keeps_readiness })).rejects(long).broken();
+        assert_eq!(broken.iter().map(|broken| broken.law()).collect::<Vec<_>>(), [law]);
+        assert!(broken[0].to_string().contains(how), "{}", broken[0]);
+    }
 }
 
 #[test]
