@@ -118,7 +118,11 @@ impl<L> TimeoutLayer<L> {
 }
 
 impl<L, U> TimeoutLayer<L, U> {
-    /// Extends the limit to the end of the response's body. For HTTP.
+    /// Extends the limit to the end of the response's body. For HTTP: an [`http::Response`], or a `reqwest::Response`
+    /// with the feature `reqwest`.
+    ///
+    /// Beyond the limit, reading the body ends with an error. [`Rejection::find`]`(&error)` finds the rejection in it,
+    /// for example in the `reqwest::Error` of `response.bytes()`.
     ///
     /// The clock starts at the latest when the response is returned. If a frame is ready when the limit has passed,
     /// it is still yielded; the next one is not. The cost is a clock read for each response with a non-empty body,

@@ -10,7 +10,8 @@ use super::{Guard, GuardBody};
 /// It is a type instead of a flag, because it changes the type of the response.
 #[diagnostic::on_unimplemented(
     message = "`.until_body_end()` needs a service whose response is an `http::Response` with a body, not `{R}`",
-    note = "leave it out: the call then ends for this layer when the response arrives"
+    note = "a `reqwest::Response` needs ziggurat's feature `reqwest`",
+    note = "for any other response leave it out: the call then ends for this layer when the response arrives"
 )]
 pub trait Until<R, G>: Sealed {
     /// The layer's response.

@@ -444,7 +444,7 @@ mod tests {
             assert_eq!(rejection(&outcome).unwrap().reason(), &reason);
             let Ok(response) = outcome;
             assert_eq!(response.status(), status);
-            let sent = response.headers().get(RETRY_AFTER).map(|value| value.to_str().unwrap());
+            let sent = response.headers().get("retry-after").map(|value| value.to_str().unwrap());
             assert_eq!(sent, header);
         }
     }

@@ -189,6 +189,21 @@ mod tests {
                 ],
             ),
             (
+                "until_the_body_end_of_another_response",
+                &[
+                    "`.until_body_end()` needs a service whose response is an `http::Response` with a body, not `mistake::Response`",
+                    "a `reqwest::Response` needs ziggurat's feature `reqwest`",
+                ],
+            ),
+            // rustc's alone too.
+            (
+                "half_a_migration",
+                &[
+                    "the trait bound `HandleError<Timeout<Route>, ",
+                    "is not implemented for `HandleError<Timeout<Route>, ",
+                ],
+            ),
+            (
                 "streamed_upload_in_a_client_stack",
                 &["put ziggurat's `ReplayLayer::new()` directly outside this layer, or outside the `ClientStack`"],
             ),

@@ -383,6 +383,25 @@ fn mistake() {
     BoxCloneSyncService::new(service);
 }
 
+#[cfg(mistake = "until_the_body_end_of_another_response")]
+fn mistake() {
+    struct Response;
+    let send = |_: String| async { io::Result::Ok(Response) };
+    let limit = TimeoutLayer::new(SECOND).until_body_end();
+    let service = ServiceBuilder::new().layer(limit).map_err(Error::Service).service_fn(send);
+    BoxCloneSyncService::new(service);
+}
+
+#[cfg(mistake = "half_a_migration")]
+fn mistake() {
+    use axum::{BoxError, Router, error_handling::HandleErrorLayer, http::StatusCode};
+    async fn handle(_: BoxError) -> StatusCode {
+        StatusCode::GATEWAY_TIMEOUT
+    }
+    let limit = ServiceBuilder::new().layer(HandleErrorLayer::new(handle)).layer(TimeoutLayer::new(SECOND));
+    Router::<()>::new().layer(limit);
+}
+
 #[cfg(mistake = "streamed_upload_in_a_client_stack")]
 fn mistake() {
     let send = |_: Request<axum::body::Body>| async { io::Result::Ok(Response::new(String::new())) };
