@@ -24,7 +24,10 @@ use crate::outcome::{Class, Classify, HttpStatus};
 /// The key consists of the scheme, the authority, and the path with the query. The authority is that of the URI or, if
 /// the URI has none, as on an HTTP/1 server, the `Host` header. Two virtual hosts therefore share nothing.
 ///
-/// The following requests have no key. They bypass the cache, and each of them makes its own call:
+/// The following requests have no key. They bypass the cache ([`Stats::bypassed`](super::Stats::bypassed)), and each of
+/// them makes its own call. For requests with credentials, [make a key per
+/// tenant](crate::docs::how_to#cache-a-route-per-tenant-that-logs-in).
+///
 ///
 /// - requests with a method other than GET, with a body, or with `Upgrade`
 /// - requests with credentials: `Authorization`, `Proxy-Authorization`, `Cookie`
