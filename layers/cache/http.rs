@@ -25,12 +25,11 @@ use crate::outcome::{Class, Classify, HttpStatus};
 /// the URI has none, as on an HTTP/1 server, the `Host` header. Two virtual hosts therefore share nothing.
 ///
 /// The following requests have no key. They bypass the cache ([`Stats::bypassed`](super::Stats::bypassed)), and each of
-/// them makes its own call. For requests with credentials, [make a key per
-/// tenant](crate::docs::how_to#cache-a-route-per-tenant-that-logs-in).
-///
+/// them makes its own call:
 ///
 /// - requests with a method other than GET, with a body, or with `Upgrade`
-/// - requests with credentials: `Authorization`, `Proxy-Authorization`, `Cookie`
+/// - requests with credentials: `Authorization`, `Proxy-Authorization`, `Cookie` ([make a key of your
+///   own](crate::docs::how_to#cache-a-route-per-tenant-that-logs-in) if such a response may be stored)
 /// - partial and conditional requests: `Range`, `If-Range`, `If-Match`, `If-None-Match`, `If-Modified-Since`,
 ///   `If-Unmodified-Since`
 /// - requests with cache directives of their own: `Cache-Control`, `Pragma`
