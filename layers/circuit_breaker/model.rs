@@ -33,7 +33,6 @@ fn policy() -> Policy {
         successes_to_close: 1,
         watch_only: false,
         timed: false,
-        watch_only: false,
     }
 }
 
