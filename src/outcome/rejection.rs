@@ -109,7 +109,8 @@ pub enum Reason {
         status: StatusCode,
         /// What the rejection says about the service inside the layer: [`Class::Ignored`] for a mistake of the caller,
         /// as most 4xx are, which is not retried; [`Class::DECLINED`] if the caller may try again, as after a 429;
-        /// [`Class::TRANSIENT`] or [`Class::PERMANENT`] only if the service does not work.
+        /// [`Class::TRANSIENT`] or [`Class::PERMANENT`] only if the service does not work. The wait of the class is
+        /// that of the rejection ([`Rejection::retry_after`]), unless the rejection is given a longer one.
         class: Class,
         /// Whether the layer rejected the call before it sent the request: see [`Rejection::is_unprocessed`]. Then even
         /// a `POST` may be sent again, by a retry if `class` asks for one, or by a fallback.
@@ -141,28 +142,41 @@ impl Reason {
             Self::Custom { name, .. } => name,
         }
     }
+
+    /// Returns the wait of the reason's class, if it has one.
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Shared { class, .. } | Self::Custom { class, .. } => class.retry_after(),
+            _ => None,
+        }
+    }
 }
 
 impl Rejection {
-    /// Creates a rejection by this layer. Layers use [`LayerInfo::reject`](crate::LayerInfo::reject).
+    /// Creates a rejection by this layer, with the wait of a reason that has a class. Layers use
+    /// [`LayerInfo::reject`](crate::LayerInfo::reject).
     ///
     /// # Panics
     ///
     /// If the status of a custom reason is below 300.
+    #[track_caller]
     pub(crate) fn new(layer: &'static str, name: Name, reason: Reason) -> Self {
         if let Reason::Custom { name, status, .. } = reason {
             assert!(status.as_u16() >= 300, "the status of the reason `{name}` must be 300 or above, not {status}");
         }
-        let inner = Inner { layer, name, reason, retry_after: None, suppressed: None, previous: None };
+        let retry_after = reason.retry_after().filter(|wait| !wait.is_zero());
+        let inner = Inner { layer, name, reason, retry_after, suppressed: None, previous: None };
         Self { inner: Arc::new(inner) }
     }
 
     /// Sets how long the caller should wait before it tries again.
     ///
-    /// A wait of zero is ignored: it would send every rejected caller back at once.
+    /// A wait of zero is ignored: it would send every rejected caller back at once. So is one that is shorter than that
+    /// of the reason's class, which a retry in this program obeys.
     #[must_use]
     pub fn with_retry_after(mut self, retry_after: Duration) -> Self {
-        Arc::make_mut(&mut self.inner).retry_after = Some(retry_after).filter(|wait| !wait.is_zero());
+        let inner = Arc::make_mut(&mut self.inner);
+        inner.retry_after = Some(retry_after).max(inner.reason.retry_after()).filter(|wait| !wait.is_zero());
         self
     }
 
@@ -261,8 +275,8 @@ impl Rejection {
     /// - An open circuit is a failure that no retry helps.
     /// - A local limit, an empty pool and a caller that stops sending say nothing about the service. Neither does a
     ///   caller's deadline, because it may have left the service no time.
-    /// - A shared failure has the class of the original error.
-    /// - A custom reason has its own class, with the wait of the rejection if the class has none.
+    /// - A shared failure has the class of the original error, and a custom reason its own class. A class that may have
+    ///   a wait has that of the rejection, which is never shorter.
     #[must_use]
     pub fn class(&self) -> Class {
         match self.inner.reason {
@@ -277,14 +291,11 @@ impl Rejection {
             | Reason::Exhausted { .. }
             | Reason::UploadStalled { .. }
             | Reason::UploadFailed { .. } => Class::Ignored,
-            Reason::Shared { class, .. } => class,
             // The class says whose wait it is, and the rejection how long it is.
-            Reason::Custom { class, .. } => match class {
-                Class::Failure { transient, retry_after: None } => {
-                    Class::Failure { transient, retry_after: self.inner.retry_after }
-                }
-                Class::Declined { retry_after: None } => Class::Declined { retry_after: self.inner.retry_after },
-                class => class,
+            Reason::Shared { class, .. } | Reason::Custom { class, .. } => match class {
+                Class::Failure { transient, .. } => Class::Failure { transient, retry_after: self.inner.retry_after },
+                Class::Declined { .. } => Class::Declined { retry_after: self.inner.retry_after },
+                Class::Success | Class::Ignored => class,
             },
         }
     }
@@ -316,7 +327,7 @@ impl Rejection {
     }
 
     /// Returns which layer rejected the call and why, in a few words that are safe for untrusted clients. They
-    /// contain no configured name, no limit and no error message.
+    /// contain no configured name, no limit and no error message. Those of a custom reason are the words of its layer.
     ///
     /// The [`Display`](fmt::Display) form contains all of these, for your own logs.
     #[must_use]
@@ -436,6 +447,45 @@ mod tests {
             .with_retry_after(Duration::from_millis(1500));
         assert_eq!(rejection.to_string(), "circuit_breaker `payments`: the circuit is open; try again in 1.5s");
         assert_eq!(timed_out().to_string(), "timeout: no response within 250ms");
+    }
+
+    #[test]
+    fn callers_and_retries_learn_the_same_wait() {
+        let second = Duration::from_secs(1);
+        let public_message = "the quota is used up".into();
+        let custom = |class| {
+            let (name, status) = ("quota", StatusCode::TOO_MANY_REQUESTS);
+            Reason::Custom { name, status, class, unprocessed: true, public_message: Cow::clone(&public_message) }
+        };
+        let declined = |retry_after| Class::Declined { retry_after };
+        let failure = |retry_after| Class::Failure { transient: true, retry_after };
+        let shared = |class| Reason::Shared { message: "down".into(), class };
+        for (class, wait, expected) in [
+            (None, None, None),
+            (Some(30 * second), None, Some(30 * second)),
+            (None, Some(30 * second), Some(30 * second)),
+            (Some(30 * second), Some(second), Some(30 * second)),
+            (Some(second), Some(30 * second), Some(30 * second)),
+            (Some(30 * second), Some(Duration::ZERO), Some(30 * second)),
+        ] {
+            for (reason, class) in [
+                (custom(declined(class)), declined(expected)),
+                (custom(failure(class)), failure(expected)),
+                (shared(failure(class)), failure(expected)),
+            ] {
+                let rejection = Rejection::new("any", Name::Static(""), reason);
+                let rejection = wait.into_iter().fold(rejection, Rejection::with_retry_after);
+                assert_eq!((rejection.retry_after(), rejection.class()), (expected, class));
+                let mut response = Response::new(());
+                *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+                rejection.add_retry_after(&mut response);
+                let seconds = expected.map_or(1, |wait| wait.as_secs());
+                assert_eq!(response.headers()[RETRY_AFTER], seconds.to_string());
+            }
+        }
+        // A class that has no wait keeps none.
+        let ignored = Rejection::new("any", Name::Static(""), custom(Class::Ignored)).with_retry_after(second);
+        assert_eq!((ignored.retry_after(), ignored.class()), (Some(second), Class::Ignored));
     }
 
     #[test]

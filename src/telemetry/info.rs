@@ -158,15 +158,25 @@ impl LayerInfo {
 
     /// Rejects a call: creates the rejection, emits the event, and returns the rejection for
     /// [`Reject::reject`](crate::Reject::reject).
+    ///
+    /// # Panics
+    ///
+    /// If the status of a [`Reason::Custom`] is below 300: the rejection would pass for a success.
     #[must_use]
     #[cold]
+    #[track_caller]
     pub fn reject(&self, reason: Reason) -> Rejection {
         self.emit_rejected(Rejection::new(self.layer, self.given.name(), reason))
     }
 
     /// Rejects a call as [`reject`](Self::reject) does, with a time to come back.
+    ///
+    /// # Panics
+    ///
+    /// If the status of a [`Reason::Custom`] is below 300, as [`reject`](Self::reject) does.
     #[must_use]
     #[cold]
+    #[track_caller]
     pub fn reject_with_retry_after(&self, reason: Reason, retry_after: Duration) -> Rejection {
         self.emit_rejected(Rejection::new(self.layer, self.given.name(), reason).with_retry_after(retry_after))
     }
@@ -186,11 +196,7 @@ impl LayerInfo {
             return rejection.clone();
         }
         let message = outcome.as_ref().err().map(E::to_string).unwrap_or_default().into();
-        let shared = Rejection::new(self.layer, self.given.name(), Reason::Shared { message, class });
-        match class.retry_after() {
-            Some(wait) => shared.with_retry_after(wait),
-            None => shared,
-        }
+        Rejection::new(self.layer, self.given.name(), Reason::Shared { message, class })
     }
 
     #[cfg(feature = "metrics")]

@@ -235,6 +235,25 @@ async fn a_post_that_a_custom_layer_rejected_before_it_was_sent_is_sent_again() 
     }
 }
 
+/// A custom reason may say in its class how long to wait.
+///
+/// Shows: R5
+#[tokio::test(start_paused = true)]
+async fn the_wait_of_a_custom_reasons_class_is_waited_for() {
+    let service = ServiceBuilder::new().layer(RetryLayer::new()).service(service_fn(|()| async {
+        let class = Class::Declined { retry_after: Some(30 * SECOND) };
+        let (name, status, public_message) = ("quota", StatusCode::TOO_MANY_REQUESTS, "the quota is used up".into());
+        let reason = Reason::Custom { name, status, class, unprocessed: true, public_message };
+        match ziggurat::attempt() {
+            1 => Error::<String>::reject(LayerInfo::new("quota").reject_with_retry_after(reason, SECOND)),
+            _ => Ok(()),
+        }
+    }));
+    let start = Instant::now();
+    service.oneshot(()).await.unwrap();
+    assert_eq!(start.elapsed(), 30 * SECOND);
+}
+
 /// Shows: R5
 #[tokio::test(start_paused = true)]
 async fn retry_after_is_obeyed_up_to_300_seconds() {
