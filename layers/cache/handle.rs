@@ -52,8 +52,9 @@ pub(super) fn count(counter: &AtomicU64) {
 
 /// Statistics of a cache since its start, over all services of the layer and all tenants.
 ///
-/// A request with a key is in one of `hits`, `misses`, `shared` and `stale`, or in both `misses` and `stale` if it is in
-/// `stale_on_error`.
+/// A request with a key is in one of `hits`, `misses`, `shared` and `stale`, or in both `misses` and `stale` if it is
+/// in `stale_on_error`. It is in none of them if it would wait for itself
+/// ([`Reason::Recursive`](crate::Reason::Recursive)), or if it is dropped before it makes a call or gets an outcome.
 ///
 /// The numbers are read one after another while the cache is in use, so they may be slightly inconsistent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -66,8 +67,8 @@ pub struct Stats {
     pub misses: u64,
     /// Requests that got the outcome, good or bad, of a call by another request that had missed the same key.
     pub shared: u64,
-    /// Requests that were served an expired response from memory: at once, while a fresh one was fetched, or in place of
-    /// a failure. The latter are in `stale_on_error` too.
+    /// Requests that were served an expired response from memory: at once, while a fresh one was fetched, or in place
+    /// of a failure. The latter are in `stale_on_error` too.
     pub stale: u64,
     /// Requests whose call failed, and that were served an expired response in its place. They are in `misses` and in
     /// `stale`.
@@ -84,7 +85,7 @@ pub struct Stats {
 
 impl Stats {
     /// Returns the fraction of requests with a key that were served from memory, fresh or stale, from 0 to 1. Returns
-    /// `None` before the first request.
+    /// `None` before the first request with a key.
     ///
     /// A request that shared the call of another one was not served from memory: it waited as long as a miss.
     #[must_use]
@@ -93,6 +94,8 @@ impl Stats {
         // The requests that are in both `misses` and `stale` count once.
         let stale_only = self.stale.saturating_sub(self.stale_on_error);
         let all = [self.hits, self.misses, self.shared, stale_only].into_iter().fold(0, u64::saturating_add);
+        // At least `served`: a request that is in several numbers may have been counted while they were read.
+        let all = all.max(served);
         (all > 0).then(|| served as f64 / all as f64)
     }
 }
@@ -202,3 +205,18 @@ impl<K, R> Clone for CacheHandle<K, R> {
 }
 
 impl_debug!(CacheHandle<K, R> { capacity = |this| this.state.capacity, key: K, response: R, .. });
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A request is in two numbers, which are read one after another.
+    #[test]
+    fn a_hit_rate_is_at_most_one_whatever_was_read_too_early() {
+        for misses in [0, 1, 2] {
+            let stats = Stats { hits: 1, stale: 1, stale_on_error: 1, misses, ..Stats::default() };
+            assert_eq!(stats.hit_rate(), Some(if misses == 2 { 2.0 / 3.0 } else { 1.0 }), "{misses}");
+        }
+        assert_eq!(Stats { bypassed: 1, ..Stats::default() }.hit_rate(), None);
+    }
+}
