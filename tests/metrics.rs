@@ -93,6 +93,24 @@ fn has(metrics: &str, line: &str) -> bool {
     metrics.lines().any(|one| one == line)
 }
 
+/// A layer of one's own may emit the events of a cache, for reasons that no layer of this crate has.
+///
+/// Shows: G1
+#[test]
+fn each_stale_response_is_counted_under_its_own_reason() {
+    let prometheus = prometheus();
+    let info = LayerInfo::new("store").named("stale");
+    for reason in ["offline", "revalidate", "error", "offline", "budget", "revalidate", "revalidate"] {
+        info.emit(LayerEvent::Stale { reason });
+    }
+    let metrics = prometheus.render();
+    for (reason, times) in [("offline", 2), ("revalidate", 3), ("error", 1), ("budget", 1)] {
+        let line =
+            format!(r#"ziggurat_events_total{{layer="store",name="stale",event="stale",reason="{reason}"}} {times}"#);
+        assert!(has(&metrics, &line), "{line} is not among\n{metrics}");
+    }
+}
+
 /// Makes each layer emit an event, and checks the counters.
 ///
 /// Shows: G1

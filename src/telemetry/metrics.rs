@@ -37,7 +37,9 @@ impl Counters {
             LayerEvent::Miss => ("", Some(2)),
             LayerEvent::Bypassed => ("", Some(3)),
             LayerEvent::Stale { reason: reason @ "error" } => (reason, Some(4)),
-            LayerEvent::Stale { reason } => (reason, Some(5)),
+            LayerEvent::Stale { reason: reason @ "revalidate" } => (reason, Some(5)),
+            // A layer outside this crate. A counter is kept for one reason only.
+            LayerEvent::Stale { reason } => (reason, None),
             LayerEvent::Shared => ("", Some(6)),
             LayerEvent::Stored => ("", Some(7)),
             LayerEvent::Rejected(rejection) => (rejection.reason().as_str(), None),
