@@ -18,7 +18,7 @@ use super::{
     checks,
     law::{Broken, Law},
     script::{Script, Scripted},
-    trial::{Fault, Outcome, Subject, Value},
+    trial::{Fault, Outcome, Refusal, Subject, Value},
 };
 use crate::{
     debug::impl_debug,
@@ -27,8 +27,8 @@ use crate::{
 
 /// Creates the check of a layer's laws, over HTTP requests and responses with `String` bodies.
 ///
-/// Request number 7 is `GET http://inner.test/7`, an [`http::Request<String>`](Request) without headers whose body is the
-/// 9 bytes `body of 7`, and its response an [`http::Response<String>`](Response) that says so in a header
+/// Request number 7 is `GET http://inner.test/7`, an [`http::Request<String>`](Request) without headers whose body is
+/// the 9 bytes `body of 7`, and its response an [`http::Response<String>`](Response) that says so in a header
 /// ([`HttpNumber`]). A layer whose closures take another request, for example with another body, does not compile here:
 /// use [`over`](Laws::over) for other types.
 ///
@@ -133,27 +133,47 @@ impl<M, Q, A, N> Laws<M, Q, A, N> {
     ///     .over(|number| format!("question {number}"), |number| number, |answer: &u64| *answer)
     ///     .check();
     /// ```
+    ///
+    /// # Panics
+    ///
+    /// After [`rejects`](Self::rejects), whose requests it would replace.
+    #[track_caller]
     pub fn over<Q2, A2, N2, Req, R>(self, request: Q2, answer: A2, number: N2) -> Laws<M, Q2, A2, N2>
     where
         Q2: Fn(u64) -> Req,
         A2: Fn(u64) -> R,
     {
+        self.has_no_other_requests();
         let Self { make, stateful, rejects, except, .. } = self;
         Laws { make, request, answer, number, stateful, rejects, except }
     }
 
-    /// Checks the rejections of the layer in place of all else: it has to reject each of these requests, without sending
-    /// it ([`Law::Rejects`]). A call that was rejected must not keep anything, also if it was dropped before its first
-    /// poll, and neither may the service: an inner service that was made ready for the call is dropped
-    /// ([`Law::Release`]).
+    /// Checks the rejections of the layer in place of all else: it has to reject each of these requests, without
+    /// sending it ([`Law::Rejects`]).
+    ///
+    /// A call that was rejected must not keep anything, also if it was dropped before its first poll, and neither may
+    /// the service ([`Law::Release`]): an inner service that was made ready for the call is dropped, and the next call
+    /// is rejected by the same layer for the same reason. A layer that loses a permit with each rejection would soon be
+    /// overloaded, which shows if it has at most three.
     ///
     /// [The page of short answers](crate::docs::how_to#write-a-layer-that-rejects) has an example.
+    ///
+    /// # Panics
+    ///
+    /// If it is called twice. Check requests that are rejected for different reasons separately.
+    #[track_caller]
     pub fn rejects<Q2, Req>(self, request: Q2) -> Laws<M, Q2, A, N>
     where
         Q2: Fn(u64) -> Req,
     {
+        self.has_no_other_requests();
         let Self { make, answer, number, stateful, except, .. } = self;
         Laws { make, request, answer, number, stateful, rejects: true, except }
+    }
+
+    #[track_caller]
+    fn has_no_other_requests(&self) {
+        assert!(!self.rejects, "`rejects` comes last, and once: other requests would replace those to reject");
     }
 
     /// Declares that the layer has state: then [`Law::State`] also demands that some call affects the next one.
@@ -364,7 +384,7 @@ where
 impl Outcome {
     fn of_error(error: &(dyn StdError + 'static)) -> Self {
         if let Some(rejection) = Rejection::find(error) {
-            return Self::Rejected(format!("{:?}", rejection.reason()));
+            return Self::Rejected(Refusal::of(rejection));
         }
         let mut next = Some(error);
         while let Some(error) = next {

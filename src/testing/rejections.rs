@@ -8,26 +8,32 @@ use super::{
 };
 
 impl Checks<'_> {
-    /// Demands that every call is rejected, sends nothing, and keeps nothing, wherever it is dropped.
+    /// Demands that every call is rejected in the same way, sends nothing, and keeps nothing, wherever it is dropped.
     pub(super) async fn rejections(&self) -> Checked {
+        let mut first = None;
         for act in [Act::answer(), Act::answer().pending_at_readiness(2)] {
-            for polls in [0, 1, usize::MAX] {
+            for polls in [usize::MAX, 1, 0] {
                 let trial = self.trial();
                 trial.script.always(act);
                 let mut service = trial.service()?;
-                for number in 1..=3 {
+                // The last one is not dropped early, and finds what the others have left.
+                for (number, polls) in [(1, polls), (2, polls), (3, polls), (4, usize::MAX)] {
                     let mut call = trial.begin(service.as_mut(), number).await?;
                     let progress = call.poll(polls).await?;
-                    let is_rejected = match &progress {
-                        Progress::Ended(Outcome::Rejected(_)) => true,
-                        progress => *progress == Progress::Pending && polls < usize::MAX,
-                    };
                     trial.demand(Law::Rejects, trial.script.calls() == 0, || {
                         format!("request {number} is one that the layer should reject, but it was sent")
                     })?;
-                    trial.demand(Law::Rejects, is_rejected, || {
-                        format!("request {number} is one that the layer should reject, but: {progress:?}")
-                    })?;
+                    if let Progress::Ended(Outcome::Rejected(refusal)) = &progress {
+                        let first = first.get_or_insert_with(|| refusal.clone());
+                        trial.demand(Law::Release, refusal.is_like(first), || {
+                            format!("request {number} was rejected with {refusal}, but one before it with {first}")
+                        })?;
+                    } else {
+                        let is_pending = progress == Progress::Pending && polls < usize::MAX;
+                        trial.demand(Law::Rejects, is_pending, || {
+                            format!("request {number} is one that the layer should reject, but: {progress:?}")
+                        })?;
+                    }
                     call.drop(Law::Release)?;
                     trial.at_rest(Law::Release)?;
                 }
@@ -45,7 +51,7 @@ impl Checks<'_> {
             let Ok(Progress::Ended(Outcome::Rejected(reason))) = trial.call(service.as_mut(), number).await else {
                 return None;
             };
-            reasons.push(reason);
+            reasons.push(reason.reason);
             // A state that rejects for a while is over by then.
             trial.later().await;
         }

@@ -2,6 +2,7 @@
 
 use std::{
     cell::Cell,
+    fmt,
     future::{Future, poll_fn},
     panic::{AssertUnwindSafe, catch_unwind},
     pin::{Pin, pin},
@@ -23,6 +24,7 @@ use crate::{
     caught::message,
     clock,
     mutex::Mutex,
+    outcome::Rejection,
     scope::Scope,
 };
 
@@ -56,11 +58,37 @@ pub(super) enum Outcome {
     /// With the inner service's error of this number.
     Failed(u64),
     /// With a rejection.
-    Rejected(String),
+    Rejected(Refusal),
     /// With any other response or error.
     Other(String),
     /// With the panic of the inner service.
     Panicked,
+}
+
+/// What the trials know of a rejection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Refusal {
+    layer: &'static str,
+    kind: &'static str,
+    pub(super) reason: String,
+}
+
+impl Refusal {
+    pub(super) fn of(rejection: &Rejection) -> Self {
+        let reason = rejection.reason();
+        Self { layer: rejection.layer(), kind: reason.as_str(), reason: format!("{reason:?}") }
+    }
+
+    /// Returns whether the same layer rejected for the same reason, whatever the numbers and messages in it.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        (self.layer, self.kind) == (other.layer, other.kind)
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}: {}`", self.layer, self.kind)
+    }
 }
 
 /// The state of a future after polling it.

@@ -363,6 +363,93 @@ fn the_rejections_of_a_layer_are_sent_nowhere_and_keep_nothing() {
     }
 }
 
+/// A rejected call keeps its permit, so that only the first calls are rejected for what they are.
+#[test]
+fn a_layer_that_loses_its_own_permits_by_rejecting_is_found() {
+    let long = |number| Request::get(format!("/long/{number}")).body(String::new()).unwrap();
+    for (leaks, permits) in [(Leaks::WhenItRejects, 1), (Leaks::WhenItRejects, 3), (Leaks::WhenDropped, 1)] {
+        let make = move || {
+            let permits = Arc::new(Semaphore::new(permits));
+            layer_fn(move |inner: _| Leaking { inner: max_uri(2).layer(inner), permits: Arc::clone(&permits), leaks })
+        };
+        let broken = laws(make).rejects(long).broken();
+        assert_eq!(broken.iter().map(|broken| broken.law()).collect::<Vec<_>>(), [Law::Release], "{leaks:?}");
+        let how = "was rejected with `limit: overloaded`, but one before it with `max_uri: uri_too_long`";
+        assert!(broken[0].to_string().contains(how), "{}", broken[0]);
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Leaks {
+    WhenItRejects,
+    WhenDropped,
+}
+
+/// A limit around a layer that rejects, which loses a permit with some calls.
+#[derive(Clone)]
+struct Leaking<S> {
+    inner: MaxUri<S>,
+    permits: Arc<Semaphore>,
+    leaks: Leaks,
+}
+
+impl<S, B> Service<Request<B>> for Leaking<S>
+where
+    S: Service<Request<B>, Error = Error<ScriptedError>> + Clone,
+    MaxUri<S>: Service<Request<B>, Response = S::Response, Error = S::Error, Future: Send + 'static>,
+    S::Response: Send,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
+            let clone = self.inner.clone();
+            drop(mem::replace(&mut self.inner, clone));
+            return Box::pin(async { refused() });
+        };
+        let leaks = self.leaks;
+        let permit = Permit { permit: Some(permit), is_lost: leaks == Leaks::WhenDropped };
+        let response = self.inner.call(request);
+        Box::pin(async move {
+            let mut permit = permit;
+            let outcome = response.await;
+            permit.is_lost = leaks == Leaks::WhenItRejects && outcome.is_err();
+            outcome
+        })
+    }
+}
+
+struct Permit {
+    permit: Option<OwnedSemaphorePermit>,
+    is_lost: bool,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if let (true, Some(permit)) = (self.is_lost, self.permit.take()) {
+            permit.forget();
+        }
+    }
+}
+
+/// The requests of `over` would replace the ones to reject.
+#[test]
+#[should_panic(expected = "`rejects` comes last")]
+fn the_requests_to_reject_are_not_replaced() {
+    let long = |_| Request::get("/long").body(String::new()).unwrap();
+    let _ = laws(tower::layer::util::Identity::new).rejects(long).over(
+        |_| Request::new(()),
+        |_| http::Response::new(()),
+        |_: &http::Response<()>| 1,
+    );
+}
+
 #[test]
 #[should_panic(expected = "broken: responses and errors of the inner service are passed on unchanged")]
 fn check_panics_with_the_law() {
