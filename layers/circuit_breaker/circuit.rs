@@ -102,7 +102,9 @@ impl Shared {
     #[inline(always)]
     fn record(&self, ticket: &Ticket, outcome: Outcome) {
         // Before emitting: an observer may panic, and the outcome must count all the same.
-        let turned = self.machine.record(ticket, outcome, clock::now);
+        let Some(turned) = self.machine.record(ticket, outcome, clock::now) else {
+            return;
+        };
         if outcome.is_failure() {
             self.tell_failure();
         }
@@ -205,17 +207,20 @@ impl Call {
     /// The call never becomes a probe: it would wait behind other calls, which are all about to be rejected.
     pub(super) fn admit_again(&mut self) -> Result<(), Refused> {
         let machine = &self.circuit.shared.machine;
-        if machine.is_current(&self.ticket) || machine.watch_only() {
+        if machine.is_current(&self.ticket) {
             return Ok(());
         }
-        if self.circuit.state() != State::Closed {
+        if self.circuit.state() == State::Closed {
+            // The outcome of a call from before the transition changes nothing.
             self.is_over = true;
-            return Err(self.circuit.check().err().unwrap_or(Refused { retry_after: Duration::ZERO }));
+            *self = self.circuit.admit()?;
+            return Ok(());
         }
-        // The outcome of a call from before the transition changes nothing.
+        if machine.watch_only() {
+            return Ok(());
+        }
         self.is_over = true;
-        *self = self.circuit.admit()?;
-        Ok(())
+        Err(self.circuit.check().err().unwrap_or(Refused { retry_after: Duration::ZERO }))
     }
 
     pub(super) fn circuit(&self) -> &Circuit {

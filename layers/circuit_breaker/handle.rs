@@ -132,7 +132,8 @@ impl CircuitBreakerHandle {
     /// Opens the circuit for this time, and then half-opens it for the next call.
     ///
     /// Anything below a millisecond is a millisecond; a time that the clock cannot hold lasts until
-    /// [`close`](CircuitBreakerHandle::close). Calls in flight continue, and their outcomes change nothing.
+    /// [`close`](CircuitBreakerHandle::close). Calls in flight continue, and their outcomes change nothing. A circuit
+    /// that [only watches](super::CircuitBreakerLayer::watch_only) admits every call even then.
     pub fn force_open_for(&self, time: Duration) {
         self.slot.live().turn(|machine| machine.force_open_for(time, clock::now()));
     }
@@ -147,7 +148,8 @@ impl CircuitBreakerHandle {
     /// Opens the circuit and keeps it open until [`close`](CircuitBreakerHandle::close), for example for maintenance.
     ///
     /// Its rejections ask callers to come back after the first open time. Calls in flight continue, and their outcomes
-    /// change nothing.
+    /// change nothing. A circuit that [only watches](super::CircuitBreakerLayer::watch_only) admits every call even
+    /// then.
     pub fn force_open(&self) {
         self.slot.live().turn(Machine::force_open);
     }
@@ -161,7 +163,7 @@ impl CircuitBreakerHandle {
 
     /// Changes whether the circuit only watches: see [`watch_only`](super::CircuitBreakerLayer::watch_only).
     ///
-    /// Applies from the next call on. A circuit that is open by then rejects it.
+    /// Applies from the next call on. If the circuit is open then, that call is rejected.
     pub fn set_watch_only(&self, watch_only: bool) {
         self.slot.live().machine().set_watch_only(watch_only);
     }

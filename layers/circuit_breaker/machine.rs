@@ -311,12 +311,13 @@ impl Machine {
         Ok(Ticket { generation: self.word().generation(), probe, started })
     }
 
-    /// Records how an admitted call ended. Returns whether this caused a transition.
+    /// Records how an admitted call ended. Returns whether this caused a transition, or `None` if the call is late and
+    /// changes nothing.
     #[inline(always)] // see its caller
-    pub(super) fn record(&self, ticket: &Ticket, outcome: Outcome, clock: impl Fn() -> Instant) -> bool {
+    pub(super) fn record(&self, ticket: &Ticket, outcome: Outcome, clock: impl Fn() -> Instant) -> Option<bool> {
         let word = self.word();
         if word.generation() != ticket.generation {
-            return false;
+            return None;
         }
         // A success that is not timed can open the circuit only through a rate.
         if outcome == Outcome::Success && ticket.probe.is_none() && self.slow.is_none() {
@@ -324,13 +325,11 @@ impl Machine {
             if word.failures() > 0 {
                 self.count_in_a_row(ticket.generation, false);
             }
-            return self
-                .failures
-                .get()
-                .is_some_and(|rate| rate.count(ticket.generation, &clock, false, &self.min_calls))
-                && self.open(ticket.generation, Duration::ZERO, clock());
+            let rate = self.failures.get();
+            let is_over = rate.is_some_and(|rate| rate.count(ticket.generation, &clock, false, &self.min_calls));
+            return Some(is_over && self.open(ticket.generation, Duration::ZERO, clock()));
         }
-        self.record_in_time(ticket, outcome, clock)
+        Some(self.record_in_time(ticket, outcome, clock))
     }
 
     // Kept out of the success path, which is then small enough to be inlined.

@@ -363,8 +363,12 @@ impl<C, U> CircuitBreakerLayer<C, U> {
     ///
     /// Transitions, the metrics and [`status`](CircuitBreakerHandle::status) show what the circuit would do, for
     /// example before a new threshold applies to live traffic. The outcome of a call that would have been rejected
-    /// changes nothing, so a watched circuit turns as one that rejects. A circuit that is opened by hand admits every
-    /// call too. [`set_watch_only`](CircuitBreakerHandle::set_watch_only) ends the watch.
+    /// changes nothing and emits no event, so a watched circuit changes state exactly as a rejecting circuit would. A
+    /// circuit that is opened by hand admits every call too.
+    /// [`set_watch_only`](CircuitBreakerHandle::set_watch_only) ends the watch.
+    ///
+    /// No event counts the calls that would have been rejected. The gauge of the state and the transitions are those of
+    /// a rejecting circuit: [`CircuitStatus::is_watch_only`] tells the two apart.
     #[track_caller]
     pub fn watch_only(self) -> Self {
         self.set(|settings| settings.policy.watch_only = true)

@@ -98,7 +98,7 @@ impl Word {
         Self(((self.0 >> 32) << 32) | u64::from(failures))
     }
 
-    /// Returns the generation before this one, which no call of now belongs to.
+    /// Returns the generation before this one, to which no current call belongs.
     pub(super) fn previous_generation(self) -> u64 {
         self.generation().wrapping_sub(1) & (u64::MAX >> 34)
     }

@@ -1148,11 +1148,24 @@ async fn a_circuit_that_only_watches_turns_as_one_that_rejects_and_admits_every_
         let circuit = layer.handle();
         let (backend, mut states, mut passed) = (Backend::default(), Vec::new(), Vec::new());
         let service = layer.layer(backend.clone());
-        // Fails while open, where only a watched circuit calls the service: that must not count.
-        for (at, outcome) in
-            [(0, BAD), (0, BAD), (1, BAD), (2, GOOD), (10, BAD), (11, GOOD), (30, GOOD), (31, BAD), (31, GOOD)]
-        {
-            tokio::time::sleep_until(tokio::time::Instant::now() + Duration::from_secs(at)).await;
+        for (seconds_later, outcome) in [
+            (0, BAD),
+            (0, BAD),
+            // A second before the open time is over, only a watched circuit calls the service, which fails often enough
+            // to open a circuit once more: that must not count.
+            (8, BAD),
+            (1, BAD),
+            (2, GOOD),
+            (0, BAD),
+            (0, BAD),
+            (10, BAD),
+            (9, BAD),
+            (0, BAD),
+            (2, GOOD),
+            (30, BAD),
+            (1, GOOD),
+        ] {
+            sleep(Duration::from_secs(seconds_later)).await;
             let rejected = service.clone().oneshot(outcome.into()).await.is_err_and(|error| error.is_circuit_open());
             passed.push(!rejected);
             states.push(circuit.state());
@@ -1197,4 +1210,50 @@ async fn a_watched_circuit_admits_probes_beyond_their_number_and_calls_that_wait
     circuit.set_watch_only(false);
     assert!(service.clone().oneshot(GOOD.into()).await.unwrap_err().is_circuit_open());
     assert!(!circuit.status().is_watch_only);
+}
+
+/// A circuit that opens and closes while a call waits in a queue counts the call again, also if it only watches.
+///
+/// Shows: B7, F2
+#[tokio::test(start_paused = true)]
+async fn a_call_that_waits_until_a_watched_circuit_has_closed_again_counts() {
+    for watch_only in [false, true] {
+        let layer = CircuitBreakerLayer::consecutive(1);
+        let circuit = layer.handle();
+        circuit.set_watch_only(watch_only);
+        let limit = ConcurrencyLimitLayer::new(1);
+        let service = ServiceBuilder::new().layer(layer).layer(limit).service(Backend::default());
+        let mut holder = TestTask::new(service.clone().oneshot(Do::Hang));
+        let mut waiter = TestTask::new(service.clone().oneshot(BAD.into()));
+        assert!(holder.poll().is_pending() && waiter.poll().is_pending());
+        circuit.force_open();
+        circuit.close();
+        drop(holder);
+        assert!(matches!(waiter.poll(), Poll::Ready(Err(_))));
+        assert_eq!(circuit.state(), State::Open, "watch_only: {watch_only}");
+    }
+}
+
+/// An observer that counts failures agrees with the circuit, which does not count what is late.
+///
+/// Shows: B5, B7
+#[tokio::test(start_paused = true)]
+async fn a_failure_that_is_late_emits_no_event() {
+    let failures = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&failures);
+    let layer = CircuitBreakerLayer::consecutive(2).watch_only().observer(move |_: &LayerInfo, event: &LayerEvent| {
+        if let LayerEvent::Failed = event {
+            seen.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    let circuit = layer.handle();
+    let service = layer.layer(Backend::default());
+    for counted in [1, 2, 2, 2] {
+        service.clone().oneshot(BAD.into()).await.unwrap_err();
+        assert_eq!(failures.load(Ordering::SeqCst), counted);
+    }
+    // The failure that opens the circuit again is counted.
+    circuit.half_open();
+    service.clone().oneshot(BAD.into()).await.unwrap_err();
+    assert_eq!((failures.load(Ordering::SeqCst), circuit.state()), (3, State::Open));
 }

@@ -37,7 +37,12 @@ fn never() -> Instant {
 /// Admits a call and records its outcome at once.
 fn call(machine: &Machine, now: Instant, outcome: Outcome) -> bool {
     let ticket = machine.admit(at(now)).unwrap();
-    machine.record(&ticket, outcome, at(now))
+    turned(machine.record(&ticket, outcome, at(now)))
+}
+
+/// Whether a call that is not late caused a transition.
+fn turned(recorded: Option<bool>) -> bool {
+    recorded.expect("the call is not late")
 }
 
 /// Returns a circuit that has just opened.
@@ -74,14 +79,14 @@ fn the_clock_is_read_only_where_time_matters() {
     for policy in [consecutive(3), by_calls] {
         let machine = Machine::new(policy, now);
         let ticket = machine.admit(never).unwrap();
-        assert!(!machine.record(&ticket, Outcome::Failure, never));
+        assert_eq!(machine.record(&ticket, Outcome::Failure, never), Some(false));
         let ticket = machine.admit(never).unwrap();
-        assert!(!machine.record(&ticket, Outcome::Success, never));
+        assert_eq!(machine.record(&ticket, Outcome::Success, never), Some(false));
         assert_eq!(machine.check(never), Ok(()));
     }
     let by_time = Machine::new(Policy { failure_rate: Some(0.5), ..policy() }, now);
     let ticket = by_time.admit(never).unwrap();
-    assert!(!by_time.record(&ticket, Outcome::Ignored, never));
+    assert_eq!(by_time.record(&ticket, Outcome::Ignored, never), Some(false));
 }
 
 /// With a window that never moved, 100,000 successes took 100,000 failures to open the circuit.
@@ -124,7 +129,7 @@ fn slow_calls_open_though_they_succeed() {
     let machine = Machine::new(slow, start);
     let take = |from: Instant, time: Duration| {
         let ticket = machine.admit(at(from)).unwrap();
-        machine.record(&ticket, Outcome::Success, at(from + time))
+        turned(machine.record(&ticket, Outcome::Success, at(from + time)))
     };
     for _ in 0..3 {
         assert!(!take(start, SECOND), "not longer than a second");
@@ -187,11 +192,11 @@ fn half_open_admits_so_many_probes_at_once_and_closes_after_so_many_successes() 
     let second = machine.admit(at(now + SECOND)).unwrap();
     let refused = Err(Refused { retry_after: 3 * SECOND });
     assert_eq!(machine.admit(at(now + 2 * SECOND)).map(drop), refused);
-    assert!(!machine.record(&first, Outcome::Success, at(now)));
+    assert_eq!(machine.record(&first, Outcome::Success, at(now)), Some(false));
     let third = machine.admit(at(now)).unwrap();
     assert!(machine.admit(at(now)).is_err());
-    assert!(!machine.record(&second, Outcome::Success, at(now)));
-    assert!(machine.record(&third, Outcome::Success, at(now)));
+    assert_eq!(machine.record(&second, Outcome::Success, at(now)), Some(false));
+    assert_eq!(machine.record(&third, Outcome::Success, at(now)), Some(true));
     assert_eq!(machine.state(), State::Closed);
 }
 
@@ -202,17 +207,17 @@ fn a_late_result_decides_nothing() {
     let machine = Machine::new(consecutive(1), start);
     let tickets: Vec<_> = (0..4).map(|_| machine.admit(at(start)).unwrap()).collect();
     call(&machine, start, Outcome::Failure);
-    assert!(!machine.record(&tickets[0], Outcome::Success, at(start)), "while open");
+    assert_eq!(machine.record(&tickets[0], Outcome::Success, at(start)), None, "while open");
     assert_eq!(machine.state(), State::Open);
 
     let now = start + 5 * SECOND;
     let probe = machine.admit(at(now)).unwrap();
-    assert!(!machine.record(&tickets[1], Outcome::Success, at(now)), "while half-open");
-    assert!(!machine.record(&tickets[2], Outcome::Failure, at(now)), "while half-open");
+    assert_eq!(machine.record(&tickets[1], Outcome::Success, at(now)), None, "while half-open");
+    assert_eq!(machine.record(&tickets[2], Outcome::Failure, at(now)), None, "while half-open");
     assert_eq!(machine.state(), State::HalfOpen);
 
-    assert!(machine.record(&probe, Outcome::Success, at(now)));
-    assert!(!machine.record(&tickets[3], Outcome::Failure, at(now)), "after it closed");
+    assert_eq!(machine.record(&probe, Outcome::Success, at(now)), Some(true));
+    assert_eq!(machine.record(&tickets[3], Outcome::Failure, at(now)), None, "after it closed");
     assert_eq!(machine.state(), State::Closed);
 }
 
@@ -239,8 +244,8 @@ fn a_probe_that_never_ends_gives_up_its_place_after_the_open_time() {
     assert_eq!(machine.admit(at(now + 4 * SECOND)).map(drop), Err(Refused { retry_after: SECOND }));
     let next = machine.admit(at(now + 5 * SECOND)).unwrap();
     assert!(machine.admit(at(now + 5 * SECOND)).is_err(), "the slot is taken");
-    assert!(machine.record(&next, Outcome::Success, at(now + 6 * SECOND)));
-    assert!(!machine.record(&hung, Outcome::Failure, at(now + 7 * SECOND)), "the circuit closed without it");
+    assert_eq!(machine.record(&next, Outcome::Success, at(now + 6 * SECOND)), Some(true));
+    assert_eq!(machine.record(&hung, Outcome::Failure, at(now + 7 * SECOND)), None, "the circuit closed without it");
     assert_eq!(machine.state(), State::Closed);
 }
 
@@ -272,9 +277,9 @@ fn a_probe_that_lost_its_place_still_decides_while_nothing_else_did() {
         let machine = opened(policy(), start);
         let slow = machine.admit(at(start + 5 * SECOND)).unwrap();
         let next = machine.admit(at(start + 10 * SECOND)).unwrap();
-        assert!(machine.record(&slow, outcome, at(start + 11 * SECOND)));
+        assert_eq!(machine.record(&slow, outcome, at(start + 11 * SECOND)), Some(true));
         assert_eq!(machine.state(), state);
-        assert!(!machine.record(&next, Outcome::Failure, at(start + 12 * SECOND)));
+        assert_eq!(machine.record(&next, Outcome::Failure, at(start + 12 * SECOND)), None);
     }
 }
 
@@ -293,7 +298,7 @@ fn forced_open_stays_open_until_it_is_closed() {
     let machine = opened(policy(), start);
     let probe = machine.admit(at(start + 5 * SECOND)).unwrap();
     machine.force_open();
-    assert!(!machine.record(&probe, Outcome::Success, later));
+    assert_eq!(machine.record(&probe, Outcome::Success, later), None);
     assert_eq!(machine.check(later), Err(Refused { retry_after: 5 * SECOND }));
     let machine = opened(policy(), start);
     machine.force_open();
@@ -480,7 +485,9 @@ fn eight_threads_that_fail_or_probe_at_once_turn_the_circuit_once() {
         })
     };
     for _ in 0..500 {
-        let fail = || machine.admit(at(now)).is_ok_and(|ticket| machine.record(&ticket, Outcome::Failure, at(now)));
+        let fail = || {
+            machine.admit(at(now)).is_ok_and(|ticket| machine.record(&ticket, Outcome::Failure, at(now)) == Some(true))
+        };
         assert_eq!(at_once(&fail), 1, "one failure opens the circuit, the others are late");
         assert_eq!(machine.check(at(now)), Err(Refused { retry_after: 5 * SECOND }));
         now += 5 * SECOND;
