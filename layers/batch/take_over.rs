@@ -9,7 +9,8 @@ use crate::{caught::undisturbed, clock, pulse::Pulse};
 
 /// Takes over all batches whose task is abandoned. They continue in tasks on `runtime`.
 ///
-/// A batch that was not sent is sent by `send`, with a clone of `service`. A call that was sent is not repeated: it continues.
+/// A batch that was not sent is sent by `send`, with a clone of `service`. A call that was sent is not repeated: it
+/// continues.
 pub(super) fn take_over<S, Req, R, E, K, C, F>(
     shared: &Arc<Shared<Req, R, E, K, C>>,
     service: &S,

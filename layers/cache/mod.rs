@@ -216,8 +216,8 @@ impl<K: Hash + Eq, R, F, T> CacheLayer<K, R, F, T> {
     ///
     /// `key` returns the key of a request. The key must contain everything that the response depends on, including
     /// *whose* response it is (see [`scoped_key`]): an incomplete key gives one caller the response of another. A
-    /// request with the key `None` bypasses the cache ([`Stats::bypassed`]). The closure must name the type of its argument, for example
-    /// `|req: &Request<_>| ..`.
+    /// request with the key `None` bypasses the cache ([`Stats::bypassed`]). The closure must name the type of its
+    /// argument, for example `|req: &Request<_>| ..`.
     ///
     /// Every response that is not an error is stored. For HTTP, use [`http`](CacheLayer::http), which selects the
     /// responses that may be stored.

@@ -1,13 +1,13 @@
 //! Turns rejections into responses of your choice.
 //!
-//! Without this layer, a rejection of an HTTP server is an empty response with status 504, 503 or 429 (and
-//! `Retry-After`), and a rejection of a client is an error. With this layer, both become the response that a function
-//! makes from the rejection and the request's head. [`problem_json`](RejectionResponseLayer::problem_json) and
-//! [`grpc`](RejectionResponseLayer::grpc) are predefined.
+//! Without this layer, a rejection of an HTTP server is an empty response with the status of its reason, such as 503 or
+//! 504 ([`Rejection::status`](crate::Rejection::status)), and a rejection of a client is an error. With this layer, both
+//! become the response that a function makes from the rejection and the request's head.
+//! [`problem_json`](RejectionResponseLayer::problem_json) and [`grpc`](RejectionResponseLayer::grpc) are predefined.
 //!
-//! A response with an error status (4xx or 5xx) gets `Retry-After` if the rejection knows the wait
-//! ([`Rejection::retry_after`](crate::Rejection::retry_after)), and every 429 and 503 gets one, as without this layer. A
-//! `Retry-After` of the function's own stays.
+//! A response with an error status (4xx or 5xx) gets `Retry-After` if the rejection carries a wait
+//! ([`Rejection::retry_after`](crate::Rejection::retry_after)), and every 429 and 503 gets one, as without this layer.
+//! A `Retry-After` of the function's own stays.
 //!
 //! Everything else passes unchanged: responses of the service, whatever their status, and errors of the service,
 //! including those of `poll_ready`. A rejection that ends a body in the middle can no longer become another response.

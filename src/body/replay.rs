@@ -147,8 +147,6 @@ impl<B> CopyBody for ReplayBody<B> {
     }
 }
 
-impl<B> Shared<B> {}
-
 /// The inner body while an attempt polls it. Dropping it before `settle` means that it panicked.
 struct Lease<'a, B> {
     shared: &'a Arc<Shared<B>>,

@@ -353,7 +353,7 @@ pub(crate) fn was_unprocessed<R, E: Reject<R>>(outcome: &Result<R, E>) -> bool {
     }
 }
 
-/// Names why an outcome is none that a caller wants, for events: the reason of a rejection, or what it is.
+/// Returns why a call was not served, for events: the reason of a rejection, `"error"` or `"response"`.
 pub(crate) fn reason_of<R, E: Reject<R>>(outcome: &Result<R, E>) -> &'static str {
     match (E::rejection(outcome), outcome) {
         (Some(rejection), _) => rejection.reason().as_str(),
