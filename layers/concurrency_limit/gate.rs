@@ -8,8 +8,8 @@
 //! newcomer can never overtake the queue. The word counts free permits rather than permits in use, for two reasons: a
 //! limit that was lowered below the number in flight is then simply a negative number, and the fast path needs no
 //! second atomic for the limit, which could change between the read and the swap. The word also counts released
-//! permits, because releasing rewrites it anyway. From this count and two clock reads at rejections, the gate
-//! estimates when a retry is worthwhile ([`Pace`]).
+//! permits, because releasing rewrites it anyway. From this count, and a clock read of each call that finds no permit
+//! free, the gate estimates how fast the queue drains ([`Pace`]): when a retry is worthwhile, and whether a wait is.
 
 #[cfg(all(test, ziggurat_loom))]
 use loom::sync::{
@@ -31,6 +31,7 @@ use std::{
 
 use super::{
     pace::{LEFT_BITS, LONGEST, Pace, SHORTEST, UNKNOWN},
+    patience::Forecast,
     seats::Seats,
 };
 use crate::clock::Instant;
@@ -57,7 +58,7 @@ struct Shared {
     limit: AtomicUsize,
     max_waiting: AtomicUsize,
     queue: Mutex<Queue>,
-    /// Touched by rejected callers only, none of which waits for another.
+    /// Touched by calls that find no permit free. A rejected one waits for no other.
     pace: Mutex<Pace>,
     /// The latest estimate, in nanoseconds per permit, for callers that find the lock of `pace` taken.
     latest_pace: AtomicU64,
@@ -231,19 +232,48 @@ impl ConcurrencyLimitHandle {
     /// queue now. Called for a caller that was just rejected.
     #[cold]
     pub(crate) fn retry_after(&self, now: Instant) -> Duration {
+        let limit = self.limit() as u32;
         // Read under the lock, so that the count never decreases from one holder of the lock to the next.
-        let look = |pace: &mut Pace| pace.look(now, self.state().left, self.limit() as u32);
+        let look = |pace: &mut Pace| {
+            pace.look(now, self.state().left, limit, false);
+            pace.cautious(limit)
+        };
         let pace = match self.shared.pace.try_lock() {
             Ok(mut pace) => look(&mut pace),
             Err(TryLockError::Poisoned(pace)) => look(&mut pace.into_inner()),
             Err(TryLockError::WouldBlock) => Duration::from_nanos(self.shared.latest_pace.load(Ordering::Relaxed)),
         };
         self.shared.latest_pace.store(nanos(pace), Ordering::Relaxed);
-        // All waiters come first. While a lowered limit is exceeded, the excess calls leave without admitting a
-        // waiter.
-        let State { available, waiting, .. } = self.state();
-        let ahead = waiting.saturating_add(available.min(0).unsigned_abs()).saturating_add(1);
-        pace.saturating_mul(ahead).clamp(SHORTEST, LONGEST)
+        pace.saturating_mul(self.state().until_turn()).clamp(SHORTEST, LONGEST)
+    }
+
+    /// Forecasts the wait of a call that joins the queue now.
+    #[cold]
+    pub(super) fn forecast(&self, now: Instant) -> Forecast {
+        let limit = self.limit() as u32;
+        let mut pace = self.pace();
+        let state = self.state();
+        let busy = pace.join(now, state.left, limit, state.waiting == 0);
+        let each = pace.hopeful(limit);
+        Forecast {
+            waiting: state.waiting as usize,
+            wait: each.saturating_mul(state.until_turn()),
+            call: each.saturating_mul(limit),
+            busy,
+        }
+    }
+
+    /// Returns the time that a call has taken lately, for a caller whose turn has come.
+    #[cold]
+    pub(super) fn call_time(&self, now: Instant) -> Duration {
+        let limit = self.limit() as u32;
+        let mut pace = self.pace();
+        pace.look(now, self.state().left, limit, false);
+        pace.hopeful(limit).saturating_mul(limit)
+    }
+
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.shared.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn seats(&self) -> &Seats {
@@ -255,8 +285,8 @@ impl ConcurrencyLimitHandle {
         Arc::as_ptr(&self.shared).addr()
     }
 
-    /// Releases permits that were reclaimed. They are not counted as released, because they say nothing about how
-    /// long a call takes.
+    /// Releases permits whose calls have not ended: their bodies go on without them, or they were never started. They
+    /// are not counted as released, because they say nothing about how long a call takes.
     pub(super) fn reclaimed(&self, permits: usize) {
         if permits > 0 {
             self.settle(self.lock(), permits as i32, 0);
@@ -346,6 +376,12 @@ impl Drop for Admitted {
 // === impl State ===
 
 impl State {
+    /// Returns the number of permits to be released until a call that joins the queue has one. All waiters come first.
+    /// While a lowered limit is exceeded, the excess calls leave without admitting a waiter.
+    fn until_turn(self) -> u32 {
+        self.waiting.saturating_add(self.available.min(0).unsigned_abs()).saturating_add(1)
+    }
+
     /// Packs `left | waiting | available`, from the highest bit to the lowest.
     fn pack(self) -> u64 {
         let available = u64::from(self.available as u32) & ((1 << AVAILABLE_BITS) - 1);
@@ -376,6 +412,13 @@ impl Permit {
 
     pub(super) fn gate(&self) -> Option<&ConcurrencyLimitHandle> {
         self.gate.as_ref()
+    }
+
+    /// Releases a permit that no call was started with.
+    pub(super) fn release_unused(self) {
+        if let Some(gate) = self.into_gate() {
+            gate.reclaimed(1);
+        }
     }
 
     /// Returns the gate without releasing the permit: the caller must release it.
@@ -427,7 +470,7 @@ impl Drop for Waiter {
         let waker = queue.waiting.remove(&ticket);
         if waker.is_none() {
             // Dropped after its admission, before it was polled: the permit goes to the next waiter.
-            return self.gate.settle(queue, 1, 1);
+            return self.gate.settle(queue, 1, 0);
         }
         let _ = self.gate.update(|state| Some(State { waiting: state.waiting - 1, ..state }));
         drop(queue);

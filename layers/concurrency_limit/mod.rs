@@ -12,18 +12,34 @@
 //!
 //! # Waiting
 //!
-//! The wait for a permit is bounded by the surrounding [`TimeoutLayer`](crate::timeout::TimeoutLayer), which drops a
-//! call that waits too long, and by [`max_waiting`](ConcurrencyLimitLayer::max_waiting) and
-//! [`max_wait`](ConcurrencyLimitLayer::max_wait), beyond which a call is rejected with [`Reason::Overloaded`]. The
-//! clock of `max_wait` starts when the call enters the queue, at its first poll.
+//! While calls wait, the limit measures how fast the queue drains. A call is rejected at once with
+//! [`Reason::Overloaded`] instead of joining the queue
+//!
+//! - if it is not expected to reach its turn and then to end before the surrounding [`Deadline`]: the time until its
+//!   turn is the number of calls in front of it times the interval between two released permits, and a call takes as
+//!   long as calls lately took, which is the limit times that interval. Some calls take longer than others, so it must
+//!   have twice that time left, unless its deadline is so close that this would be more than half of its time. (With
+//!   [`until_body_end`](ConcurrencyLimitLayer::until_body_end), it must only reach its turn: the rest may be a long
+//!   body.)
+//! - if the service is overloaded: the queue has not been empty for ten times as long as a call takes (at least 100 ms,
+//!   at most 10 s), and as many calls wait as the limit allows in flight, and 16 more. These keep the service busy;
+//!   more of them would make all answers later, and none more. A burst may be longer, and waits in order.
+//! - if [`max_waiting`](ConcurrencyLimitLayer::max_waiting) calls wait.
+//!
+//! A call that reaches its turn is not started, but rejected, if less time than that is left. The first call in the
+//! queue always may wait, and so may every call before the first measurement.
+//!
+//! A call without a deadline waits for 30 seconds at most, and is rejected at once if its turn is not expected by then.
+//! [`max_wait`](ConcurrencyLimitLayer::max_wait) sets this time for all calls. The queue may then be as long as that
+//! time allows, for example in a batch job that hands out work at its own pace. The clock of the wait starts when the
+//! call enters the queue, at its first poll.
 //!
 //! # Retry-After
 //!
 //! A rejection carries an estimate of when a retry is worthwhile: the recent average interval between two released
-//! permits, times the number of waiting calls. The estimate is updated at each rejection. Before the first
-//! measurement, the limit assumes that a call takes 100 ms. If no permit was released since the last rejection, the
-//! estimate is at least the time since then. It is at least one millisecond and at most one minute. Over HTTP, it is
-//! rounded up to whole seconds.
+//! permits, times the number of waiting calls. Before the first measurement, the limit assumes that a call takes 100
+//! ms. If no permit was released lately, the estimate is at least the time since then. It is at least one millisecond
+//! and at most one minute. Over HTTP, it is rounded up to whole seconds.
 //!
 //! # Order
 //!
@@ -54,7 +70,8 @@
 //!
 //! # Cost
 //!
-//! A call that is admitted at once clones and allocates nothing, takes no lock, and reads no clock.
+//! A call that is admitted at once clones and allocates nothing, takes no lock, and reads no clock. A call that finds
+//! no permit free reads the clock once or twice.
 //!
 //! # Examples
 //!
@@ -85,6 +102,7 @@ mod bodies;
 mod gate;
 mod held;
 mod pace;
+mod patience;
 mod seats;
 
 use std::{
@@ -102,11 +120,14 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use self::gate::{Entry, Permit, Waiter};
 pub use self::{bodies::BodyPermit, gate::ConcurrencyLimitHandle};
+use self::{
+    gate::{Entry, Permit, Waiter},
+    patience::Patience,
+};
 use crate::{
     accessors::inner_accessors,
-    ambient::{self, Unsent, Urgent},
+    ambient::{self, Deadline, Unsent, Urgent},
     body::{BodyEnd, ResponseEnd, Until},
     clock::{self, Sleep},
     outcome::{Reason, Reject, Rejection},
@@ -134,7 +155,8 @@ struct Settings {
 impl ConcurrencyLimitLayer {
     /// Allows at most `limit` calls in flight. A limit above 8,388,607 is clamped to that value.
     ///
-    /// Up to 1,048,575 calls can wait, each for as long as the surrounding deadline allows; further calls are rejected.
+    /// How many calls wait, and for how long, follows from their deadlines and from how fast the queue drains: see
+    /// [waiting](self#waiting). At most 1,048,575 calls wait.
     ///
     /// # Panics
     ///
@@ -185,9 +207,11 @@ impl<U> ConcurrencyLimitLayer<U> {
         self
     }
 
-    /// Rejects a call that has waited `max_wait` for a permit.
+    /// Rejects a call that has waited `max_wait` for a permit, or at once if it is expected to.
     ///
-    /// Any duration is valid. With zero, no call waits; [`Duration::MAX`] never ends a wait.
+    /// The default is 30 seconds for a call without a deadline. In place of the default, a queue that is longer than
+    /// the service needs is also cut short (see [waiting](self#waiting)); with a time of your own it is as long as that
+    /// time allows. Any duration is valid. With zero, no call waits; [`Duration::MAX`] never ends a wait.
     pub fn max_wait(mut self, max_wait: Duration) -> Self {
         self.settings.max_wait = Some(max_wait);
         self
@@ -207,6 +231,12 @@ impl Settings {
     fn places(&self) -> usize {
         let places = if self.max_wait == Some(Duration::ZERO) { 0 } else { self.gate.max_waiting() };
         if places > 0 && ambient::get::<Urgent>().0 { usize::MAX } else { places }
+    }
+
+    /// How long a call of the caller may wait.
+    fn patience(&self, outlasts_deadline: bool) -> Patience {
+        let (now, deadline) = (clock::now(), Deadline::current().map(Deadline::instant));
+        Patience { now, deadline, max_wait: self.max_wait, outlasts_deadline }
     }
 
     /// Takes over a permit from a body that made no progress for too long.
@@ -305,7 +335,8 @@ where
         if settings.gate.is_full(settings.places()) {
             return ResponseFuture::new(State::Refused { settings }, None);
         }
-        let turn = Turn { settings, place: None, timer: None, admitted: false };
+        let turn =
+            Turn { settings, with_body: U::WITH_BODY, patience: None, place: None, timer: None, admitted: false };
         ResponseFuture::new(State::Waiting { turn, service, request: Some(request) }, None)
     }
 }
@@ -447,6 +478,10 @@ impl<S: Service<Req>, Req, U> fmt::Debug for ResponseFuture<S, Req, U> {
 /// A call's wait for its permit. It enters the queue and starts its clock at the first poll.
 struct Turn {
     settings: Arc<Settings>,
+    /// Whether the permit is held for longer than until the response.
+    with_body: bool,
+    // None: it has not entered the queue.
+    patience: Option<Patience>,
     place: Option<Waiter>,
     // Boxed, so that a call that does not wait does not pay for its size.
     timer: Option<Pin<Box<Sleep>>>,
@@ -464,26 +499,19 @@ impl Drop for Turn {
 
 impl Turn {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Permit, Rejection>> {
-        let admitted = match &mut self.place {
+        let turn = match &mut self.place {
             Some(place) => place.poll(cx.waker()),
-            None => match self.settings.gate.enter(self.settings.places(), ambient::get::<Urgent>().0, cx.waker()) {
-                Entry::Admitted(permit) => Poll::Ready(permit),
-                Entry::Full => return Poll::Ready(Err(self.settings.reject())),
-                Entry::Queued(place) if self.settings.gate.is_all_held_here() => {
-                    drop(place);
-                    return Poll::Ready(Err(self.settings.awaits_itself()));
-                }
-                Entry::Queued(place) => {
-                    self.place = Some(place);
-                    self.settings.info.emit(LayerEvent::Queued);
-                    let end = self.settings.max_wait.and_then(|max_wait| clock::now().checked_add(max_wait));
-                    self.timer = end.map(|end| Box::pin(clock::sleep_until(end)));
-                    Poll::Pending
-                }
+            None => match self.enter(cx) {
+                Ok(turn) => turn,
+                Err(rejection) => return Poll::Ready(Err(rejection)),
             },
         };
-        if let Poll::Ready(permit) = admitted {
+        if let Poll::Ready(permit) = turn {
             self.timer = None;
+            if self.is_too_late() {
+                permit.release_unused();
+                return Poll::Ready(Err(self.settings.reject()));
+            }
             self.admitted = true;
             return Poll::Ready(Ok(permit));
         }
@@ -493,5 +521,37 @@ impl Turn {
         ready!(timer.as_mut().poll(cx));
         self.place = None;
         Poll::Ready(Err(self.settings.reject()))
+    }
+
+    /// Joins the queue, if the wait is worthwhile.
+    fn enter(&mut self, cx: &mut Context<'_>) -> Result<Poll<Permit>, Rejection> {
+        let Settings { gate, info, .. } = &*self.settings;
+        if gate.is_all_held_here() {
+            return Err(self.settings.awaits_itself());
+        }
+        let (patience, urgent) = (self.settings.patience(self.with_body), ambient::get::<Urgent>().0);
+        if !urgent && !patience.joins(gate.limit(), &gate.forecast(patience.now)) {
+            return Err(self.settings.reject());
+        }
+        match gate.enter(self.settings.places(), urgent, cx.waker()) {
+            Entry::Admitted(permit) => Ok(Poll::Ready(permit)),
+            Entry::Full => Err(self.settings.reject()),
+            Entry::Queued(place) => {
+                self.place = Some(place);
+                self.patience = (!urgent).then_some(patience);
+                self.timer = patience.end().map(|end| Box::pin(clock::sleep_until(end)));
+                info.emit(LayerEvent::Queued);
+                Ok(Poll::Pending)
+            }
+        }
+    }
+
+    /// Whether too little time is left for a call, now that it is this one's turn.
+    fn is_too_late(&self) -> bool {
+        self.patience.is_some_and(|patience| {
+            let now = clock::now();
+            // Without a deadline too: this measures how fast the queue drains.
+            !patience.starts(now, self.settings.gate.call_time(now))
+        })
     }
 }

@@ -1,9 +1,9 @@
 //! Estimates how often permits are released, given the time and the number of permits released so far.
 //!
-//! The estimate is updated only when a call is rejected, so it sees nothing but the number of permits released in
-//! between. It is the mean interval, as if one more permit had been released at the previous pace. This gives an
-//! estimate before the first permit is released, keeps a single fast or slow call from dominating it, and lets it
-//! grow while no permit is released.
+//! The estimate needs no clock read where a permit is released. It is updated when a call finds no permit free: when
+//! it is rejected, joins the queue, or reaches its turn. Between two of these moments the gate was full, and so many
+//! permits were released, unless the queue was empty in between. Such a gap is left out: few permits released in it
+//! say nothing.
 
 use std::time::Duration;
 
@@ -17,40 +17,95 @@ pub(super) const UNKNOWN: Duration = Duration::from_millis(100);
 pub(super) const SHORTEST: Duration = Duration::from_millis(1);
 pub(super) const LONGEST: Duration = Duration::from_secs(60);
 
-/// After this time a measurement is complete. Its result is the previous pace of the next measurement.
+/// A measurement is complete after this time, or after four times as many released permits as there are, at least
+/// [`ENOUGH`]: calls that started together end together, and half as many would be measured twice as fast if the
+/// measurement begins just before they end. Its result is the previous pace of the next measurement.
 const WHOLE: Duration = Duration::from_secs(1);
+const ENOUGH: u32 = 16;
 
-/// After this time without a rejection, the gate may have been empty in between, so that few released permits say
-/// nothing.
+/// After this time without an update, the gate may have been empty in between. What was known before is no reason to
+/// reject a call any more.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// Released permits are counted modulo two to the power of this. If more are released during one measurement, the
-/// pace is estimated slower than it is.
+/// Released permits are counted modulo two to the power of this. If more are released between two updates, the pace
+/// is estimated slower than it is.
 pub(super) const LEFT_BITS: u32 = 20;
 
 /// The estimated pace at which permits are released.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
-    /// The start of the measurement, and the number of permits released by then.
-    since: Option<(Instant, u32)>,
-    /// The interval between two released permits, from the previous measurement.
+    /// The previous update, and the number of permits released by then.
+    last: Option<(Instant, u32)>,
+    /// The time of this measurement, and the number of permits released in it.
+    time: Duration,
+    released: u32,
+    /// The time since an update last found that a permit was released.
+    still: Duration,
+    /// The interval between two released permits, from the previous measurements.
     known: Option<Duration>,
+    /// Whether `known` is from before a quiet time.
+    is_old: bool,
+    /// Since when the queue has not been empty.
+    busy_since: Option<Instant>,
 }
 
 impl Pace {
-    /// Returns the interval between two released permits, while none is free and `limit` are in use.
-    pub(super) fn look(&mut self, now: Instant, left: u32, limit: u32) -> Duration {
-        let known = self.known.unwrap_or(UNKNOWN / limit.max(1));
-        let (began, before) = *self.since.get_or_insert((now, left));
-        let passed = now.saturating_duration_since(began);
-        let left_since = left.wrapping_sub(before) & ((1 << LEFT_BITS) - 1);
-        let measured = passed.saturating_add(known) / (left_since + 1);
-        if passed < WHOLE {
-            return measured;
+    /// Updates the estimate, while no permit is free and `limit` are in use. `gap`: this may not have been so since
+    /// the previous update.
+    pub(super) fn look(&mut self, now: Instant, left: u32, limit: u32, gap: bool) {
+        let Some((before, left_before)) = self.last.replace((now, left)) else { return };
+        let passed = now.saturating_duration_since(before);
+        let released = left.wrapping_sub(left_before) & ((1 << LEFT_BITS) - 1);
+        if passed > QUIET && (gap || released > 0) {
+            (self.time, self.released, self.is_old) = (Duration::ZERO, 0, true);
+        } else if !gap {
+            self.time = self.time.saturating_add(passed);
+            self.released = self.released.saturating_add(released);
+            self.still = if released > 0 { Duration::ZERO } else { self.still.saturating_add(passed) };
         }
-        let pace = if passed > QUIET && left_since > 0 { measured.min(known) } else { measured };
-        *self = Self { since: Some((now, left)), known: Some(pace.min(LONGEST)) };
-        pace
+        let limit = limit.max(1);
+        let is_whole = self.time >= WHOLE || self.released >= limit.saturating_mul(4).max(ENOUGH);
+        if is_whole && (self.is_trusted() || self.released >= limit) {
+            // The first measurement has nothing to blend with, and so counts as many permits as there are.
+            let known = self.blend(self.trusted(), if self.is_trusted() { limit } else { 0 });
+            (self.known, self.is_old) = (Some(known.min(LONGEST)), false);
+            (self.time, self.released) = (Duration::ZERO, 0);
+        } else if self.time > LONGEST {
+            (self.time, self.released) = (self.time / 2, self.released / 2);
+        }
+    }
+
+    /// Updates the estimate for a call that joins the queue. Returns for how long the queue has not been empty.
+    pub(super) fn join(&mut self, now: Instant, left: u32, limit: u32, was_empty: bool) -> Duration {
+        self.look(now, left, limit, was_empty);
+        let since = self.busy_since.filter(|_| !was_empty).unwrap_or(now);
+        self.busy_since = Some(since);
+        now.saturating_duration_since(since)
+    }
+
+    /// Returns the interval between two released permits, as if one more had been released at the previous pace. It
+    /// is at least the time since a permit was last released, so it tells a caller nothing too good.
+    pub(super) fn cautious(&self, limit: u32) -> Duration {
+        self.blend(self.known.unwrap_or(UNKNOWN / limit.max(1)), 1).max(self.still)
+    }
+
+    /// Returns the interval between two released permits, as if `limit` more had been released at the previous pace,
+    /// or at once before the first measurement. While no permit is released, the calls in flight explain that for as
+    /// long as a call lasts, so a call is not rejected for it.
+    pub(super) fn hopeful(&self, limit: u32) -> Duration {
+        self.blend(self.trusted(), limit.max(1))
+    }
+
+    fn is_trusted(&self) -> bool {
+        self.known.is_some() && !self.is_old
+    }
+
+    fn trusted(&self) -> Duration {
+        self.known.filter(|_| !self.is_old).unwrap_or_default()
+    }
+
+    fn blend(&self, known: Duration, weight: u32) -> Duration {
+        self.time.saturating_add(known.saturating_mul(weight)) / self.released.saturating_add(weight).max(1)
     }
 }
 

@@ -63,6 +63,10 @@ impl Deadline {
         Self { at: now.checked_add(limit).unwrap_or_else(|| now + far) }
     }
 
+    pub(crate) fn instant(self) -> Instant {
+        self.at
+    }
+
     /// Returns the remaining time, or zero if the deadline has passed. Reads the clock.
     #[must_use]
     pub fn remaining(&self) -> Duration {

@@ -602,7 +602,7 @@ async fn zero_permits_are_refused_and_every_other_value_works() {
     let one = || ConcurrencyLimitLayer::new(1);
     for (layer, waits) in [
         (one().max_waiting(0), false),
-        (one().max_waiting(usize::MAX), true),
+        (one().max_waiting(usize::MAX).max_wait(Duration::MAX), true),
         (one().max_wait(Duration::ZERO), false),
         (one().max_wait(Duration::ZERO).max_waiting(9), false),
         (one().max_wait(Duration::MAX), true),

@@ -49,3 +49,4 @@ mod time_limits;
 mod timeout;
 mod unread_bodies;
 mod upload;
+mod waiting;

@@ -6,21 +6,27 @@ use crate::clock;
 const MILLI: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 
+/// What a call is told that is rejected now.
+fn look(pace: &mut Pace, now: Instant, left: u32, limit: u32) -> Duration {
+    pace.look(now, left, limit, false);
+    pace.cautious(limit)
+}
+
 #[test]
 fn as_long_as_nothing_is_known_a_call_lasts_100_ms() {
     let now = clock::now();
-    assert_eq!(Pace::default().look(now, 77, 1), 100 * MILLI);
-    assert_eq!(Pace::default().look(now, 77, 50), 2 * MILLI);
-    assert_eq!(Pace::default().look(now, 77, 0), 100 * MILLI);
+    assert_eq!(look(&mut Pace::default(), now, 77, 1), 100 * MILLI);
+    assert_eq!(look(&mut Pace::default(), now, 77, 50), 2 * MILLI);
+    assert_eq!(look(&mut Pace::default(), now, 77, 0), 100 * MILLI);
 }
 
 #[test]
 fn while_nobody_leaves_it_is_at_least_as_long_as_that_lasts() {
     let (mut pace, start) = (Pace::default(), clock::now());
-    pace.look(start, 7, 1);
+    look(&mut pace, start, 7, 1);
     for seconds in [1, 2, 20, 21] {
         let lasts = seconds * SECOND;
-        let said = pace.look(start + lasts, 7, 1);
+        let said = look(&mut pace, start + lasts, 7, 1);
         assert!((lasts..=lasts + SECOND).contains(&said), "{said:?} after {lasts:?}");
     }
 }
@@ -29,9 +35,9 @@ fn while_nobody_leaves_it_is_at_least_as_long_as_that_lasts() {
 fn a_steady_pace_is_measured() {
     let (mut pace, start) = (Pace::default(), clock::now());
     for second in 0..5 {
-        pace.look(start + second * SECOND, second * 200, 10);
+        look(&mut pace, start + second * SECOND, second * 200, 10);
     }
-    let said = pace.look(start + 5 * SECOND, 1000, 10);
+    let said = look(&mut pace, start + 5 * SECOND, 1000, 10);
     assert!((4990..=5010).contains(&said.as_micros()), "{said:?}");
 }
 
@@ -39,29 +45,29 @@ fn a_steady_pace_is_measured() {
 fn a_quiet_time_does_not_make_it_slower() {
     let (mut pace, start) = (Pace::default(), clock::now());
     for second in 0..5 {
-        pace.look(start + second * SECOND, second * 200, 10);
+        look(&mut pace, start + second * SECOND, second * 200, 10);
     }
     // A day later, a call is rejected again. In between, hardly any calls arrived.
-    let said = pace.look(start + 86_400 * SECOND, 850, 10);
+    let said = look(&mut pace, start + 86_400 * SECOND, 850, 10);
     assert!((4990..=5010).contains(&said.as_micros()), "{said:?}");
 }
 
 #[test]
 fn the_count_may_wrap_around() {
     let (mut pace, start) = (Pace::default(), clock::now());
-    pace.look(start, (1 << LEFT_BITS) - 5, 1);
-    let said = pace.look(start + SECOND, 4, 1);
-    assert_eq!(said, (SECOND + 100 * MILLI) / 10);
+    look(&mut pace, start, (1 << LEFT_BITS) - 5, 1);
+    let said = look(&mut pace, start + SECOND, 4, 1);
+    assert_eq!(said, SECOND / 9);
 }
 
 #[test]
 fn after_an_hour_of_nothing_it_is_itself_again_within_seconds() {
     let (mut pace, start) = (Pace::default(), clock::now());
     for second in 0..3600 {
-        pace.look(start + second * SECOND, 0, 1);
+        look(&mut pace, start + second * SECOND, 0, 1);
     }
-    pace.look(start + 3600 * SECOND, 1000, 1);
-    let said = pace.look(start + 3601 * SECOND, 2000, 1);
+    look(&mut pace, start + 3600 * SECOND, 1000, 1);
+    let said = look(&mut pace, start + 3601 * SECOND, 2000, 1);
     assert!(said < 2 * MILLI, "{said:?}");
 }
 
@@ -74,7 +80,7 @@ proptest! {
             // Threads read the clock before they take the lock, so time may go backwards.
             let now = start.checked_add(Duration::from_nanos(nanos)).unwrap_or(start);
             let known = pace.known;
-            let said = pace.look(now, left, limit);
+            let said = look(&mut pace, now, left, limit);
             prop_assert!(pace.known.is_none_or(|known| known <= LONGEST));
             prop_assert!(said <= Duration::from_nanos(u64::MAX) + known.unwrap_or(UNKNOWN));
         }
@@ -96,7 +102,7 @@ proptest! {
         for gap in gaps {
             micros += gap;
             let left = moments.iter().filter(|moment| **moment <= micros).count() as u32;
-            said = pace.look(at(micros), left, limit);
+            said = look(&mut pace, at(micros), left, limit);
         }
         prop_assume!(micros > 10 * period);
         let said = said.as_micros() as u64;
@@ -110,9 +116,69 @@ proptest! {
         let start = clock::now();
         let said = |left| {
             let mut pace = Pace::default();
-            pace.look(start, 0, 1);
-            pace.look(start + Duration::from_micros(micros), left, 1)
+            look(&mut pace, start, 0, 1);
+            look(&mut pace, start + Duration::from_micros(micros), left, 1)
         };
         prop_assert!(said(some + more) <= said(some));
     }
+}
+
+#[test]
+fn calls_that_start_together_are_no_reason_to_expect_a_slow_queue() {
+    let (mut pace, start) = (Pace::default(), clock::now());
+    // Ten calls that take a second each, and a queue behind them.
+    for milli in 0..1000 {
+        pace.join(start + milli * MILLI, 0, 10, milli == 0);
+        assert!(pace.hopeful(10) <= 100 * MILLI);
+    }
+    pace.join(start + SECOND, 10, 10, false);
+    assert_eq!(pace.hopeful(10), 100 * MILLI);
+}
+
+/// The queue is empty for most of the time, and what is released then says nothing.
+#[test]
+fn only_the_time_with_a_queue_is_measured() {
+    let (mut pace, start) = (Pace::default(), clock::now());
+    for second in 0..9 {
+        pace.join(start + second * SECOND, 4 * second, 2, true);
+        pace.look(start + second * SECOND + 20 * MILLI, 4 * second + 2, 2, false);
+    }
+    let each = pace.hopeful(2);
+    assert!((9 * MILLI..=10 * MILLI).contains(&each), "{each:?}");
+}
+
+#[test]
+fn a_queue_is_busy_since_it_was_last_empty() {
+    let (mut pace, start) = (Pace::default(), clock::now());
+    assert_eq!(pace.join(start, 0, 1, true), Duration::ZERO);
+    assert_eq!(pace.join(start + 3 * SECOND, 1, 1, false), 3 * SECOND);
+    assert_eq!(pace.join(start + 4 * SECOND, 2, 1, true), Duration::ZERO);
+    assert_eq!(pace.join(start + 5 * SECOND, 3, 1, false), SECOND);
+}
+
+/// A hang of a minute is forgotten after twenty calls for each that is in flight.
+#[test]
+fn a_pace_that_was_bad_is_good_again_soon() {
+    let (mut pace, start) = (Pace::default(), clock::now());
+    for second in 0..60 {
+        pace.join(start + second * SECOND, 0, 10, second == 0);
+    }
+    let (mut at, mut left) = (start + 60 * SECOND, 0);
+    while pace.hopeful(10) > 15 * MILLI {
+        (at, left) = (at + 10 * MILLI, left + 1);
+        pace.join(at, left, 10, false);
+        assert!(left <= 200, "{pace:?}");
+    }
+}
+
+#[test]
+fn what_was_known_before_a_quiet_time_is_no_reason_to_reject() {
+    let (mut pace, start) = (Pace::default(), clock::now());
+    for second in 0..5 {
+        pace.join(start + second * SECOND, 2 * second, 2, second == 0);
+    }
+    assert!(pace.hopeful(2) > 400 * MILLI);
+    let later = start + 60 * SECOND;
+    pace.join(later, 10_000, 2, true);
+    assert_eq!(pace.hopeful(2), Duration::ZERO);
 }

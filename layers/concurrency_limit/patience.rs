@@ -1,0 +1,84 @@
+//! Whether a wait is worthwhile: how long a call may wait, and what it can expect of the queue.
+
+use std::time::Duration;
+
+use crate::clock::Instant;
+
+/// How long a call without a deadline waits by default: as long as nginx and HAProxy are usually told to wait for a
+/// response, and longer than most callers do.
+pub(super) const DEFAULT_MAX_WAIT: Duration = Duration::from_secs(30);
+
+/// A queue that was not empty for this many times the duration of a call, within these bounds, is no burst any more:
+/// more calls arrive than the service can serve.
+const BURST: u32 = 10;
+const SHORTEST_BURST: Duration = Duration::from_millis(100);
+const LONGEST_BURST: Duration = Duration::from_secs(10);
+
+/// Then as many calls wait as are in flight, and this many more. They keep the service busy, whatever the arrivals;
+/// a longer queue would only make every answer later.
+const SPARE: usize = 16;
+
+/// What a call that joins the queue can expect.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Forecast {
+    /// The number of calls in front of it.
+    pub(super) waiting: usize,
+    /// The time until its turn.
+    pub(super) wait: Duration,
+    /// The time that a call has taken lately.
+    pub(super) call: Duration,
+    /// For how long the queue has not been empty.
+    pub(super) busy: Duration,
+}
+
+/// How long a call may wait.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// When it was called.
+    pub(super) now: Instant,
+    /// By when the call must have ended.
+    pub(super) deadline: Option<Instant>,
+    /// The time until its turn that the layer was told to allow.
+    pub(super) max_wait: Option<Duration>,
+    /// Whether it holds its permit for longer than until the deadline: until the end of a body.
+    pub(super) outlasts_deadline: bool,
+}
+
+impl Patience {
+    /// Returns when the wait ends, whether or not the call has its turn by then.
+    pub(super) fn end(&self) -> Option<Instant> {
+        let default = if self.deadline.is_none() { DEFAULT_MAX_WAIT } else { Duration::MAX };
+        self.now.checked_add(self.max_wait.unwrap_or(default))
+    }
+
+    /// Whether to join the queue. The first in the queue always may: it finds out how fast the queue drains.
+    pub(super) fn joins(&self, limit: usize, forecast: &Forecast) -> bool {
+        let Forecast { waiting, wait, call, busy } = *forecast;
+        if waiting == 0 {
+            return true;
+        }
+        let burst = call.saturating_mul(BURST).clamp(SHORTEST_BURST, LONGEST_BURST);
+        let is_too_long = self.max_wait.is_none() && busy > burst && waiting >= limit.saturating_add(SPARE);
+        let has_its_turn = self.end().is_none_or(|end| wait <= end.saturating_duration_since(self.now));
+        !is_too_long && has_its_turn && self.time_left(wait).is_none_or(|left| left >= self.needs(call))
+    }
+
+    /// Whether to start at `now`, when it is its turn.
+    pub(super) fn starts(&self, now: Instant, call: Duration) -> bool {
+        let waited = now.saturating_duration_since(self.now);
+        self.time_left(waited).is_none_or(|left| left >= self.needs(call))
+    }
+
+    /// The time until the deadline after a wait. `None`: there is no deadline.
+    fn time_left(&self, wait: Duration) -> Option<Duration> {
+        let whole = self.deadline?.saturating_duration_since(self.now);
+        Some(whole.checked_sub(wait).unwrap_or_default())
+    }
+
+    /// The time that must be left for a call: twice as long as calls lately took, because some take longer than
+    /// others. A call whose deadline is too close for that may wait for half of its time.
+    fn needs(&self, call: Duration) -> Duration {
+        let whole = self.time_left(Duration::ZERO).unwrap_or_default();
+        if self.outlasts_deadline { Duration::ZERO } else { call.saturating_mul(2).min(call.max(whole / 2)) }
+    }
+}

@@ -1,0 +1,32 @@
+//! Overload, slow-downs and outages on a paused clock: whole stacks of layers between a seeded load and an upstream
+//! that goes on working for callers who gave up.
+//!
+//! Each test asserts on the figures of a few seeds. `SEEDS=200 cargo test --release --test simulation` runs more of
+//! them, and `-- --nocapture` prints the figures. A run is a function of its seed: `SEED=7` runs that one alone.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod load;
+mod overload;
+mod report;
+mod upstream;
+
+use std::{env, future::Future, time::Duration};
+
+/// The seeds of one scenario.
+fn seeds(short: u64) -> std::ops::Range<u64> {
+    let number = |name| env::var(name).ok().map(|value| value.parse().expect(name));
+    match (number("SEED"), number("SEEDS")) {
+        (Some(seed), _) => seed..seed + 1,
+        (None, seeds) => 0..seeds.unwrap_or(short),
+    }
+}
+
+/// Runs a scenario on a clock that jumps to the next timer as soon as every task waits.
+fn simulate<T>(scenario: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(scenario)
+}
+
+fn seconds(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds)
+}
