@@ -102,13 +102,11 @@ impl Shared {
     #[inline(always)]
     fn record(&self, ticket: &Ticket, outcome: Outcome) {
         // Before emitting: an observer may panic, and the outcome must count all the same.
-        let Some(turned) = self.machine.record(ticket, outcome, clock::now) else {
-            return;
-        };
-        if outcome.is_failure() {
+        let recorded = self.machine.record(ticket, outcome, clock::now);
+        if outcome.is_failure() && recorded.is_some() {
             self.tell_failure();
         }
-        if turned {
+        if recorded == Some(true) {
             self.tell_news();
         }
     }
