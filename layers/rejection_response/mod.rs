@@ -1,8 +1,8 @@
 //! Turns rejections into responses of your choice.
 //!
 //! Without this layer, a rejection of an HTTP server is an empty response with the status of its reason, such as 503 or
-//! 504 ([`Rejection::status`](crate::Rejection::status)), and a rejection of a client is an error. With this layer, both
-//! become the response that a function makes from the rejection and the request's head.
+//! 504 ([`Rejection::status`](crate::Rejection::status)), and a rejection of a client is an error. With this layer,
+//! both become the response that a function makes from the rejection and the request's head.
 //! [`problem_json`](RejectionResponseLayer::problem_json) and [`grpc`](RejectionResponseLayer::grpc) are predefined.
 //!
 //! A response with an error status (4xx or 5xx) gets `Retry-After` if the rejection carries a wait
