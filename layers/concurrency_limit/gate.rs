@@ -14,12 +14,12 @@
 #[cfg(all(test, ziggurat_loom))]
 use loom::sync::{
     Arc, Mutex, MutexGuard,
-    atomic::{AtomicU64, AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
 };
 #[cfg(not(all(test, ziggurat_loom)))]
 use std::sync::{
     Arc, Mutex, MutexGuard,
-    atomic::{AtomicU64, AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
 };
 use std::{
     collections::BTreeMap,
@@ -62,6 +62,8 @@ struct Shared {
     pace: Mutex<Pace>,
     /// The latest estimate, in nanoseconds per permit, for callers that find the lock of `pace` taken.
     latest_pace: AtomicU64,
+    /// Whether a call has found no permit free. Only adaptive limits reset it.
+    was_full: AtomicBool,
     /// The seats of bodies that hold a permit, if permits are reclaimed.
     seats: Seats,
 }
@@ -131,6 +133,7 @@ impl ConcurrencyLimitHandle {
             queue: Mutex::new(Queue::default()),
             pace: Mutex::new(Pace::default()),
             latest_pace: AtomicU64::new(nanos(UNKNOWN / limit as u32)),
+            was_full: AtomicBool::new(false),
             seats: Seats::new(),
         };
         Self { shared: Arc::new(shared) }
@@ -274,6 +277,19 @@ impl ConcurrencyLimitHandle {
 
     fn pace(&self) -> MutexGuard<'_, Pace> {
         self.shared.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a call has found no permit free.
+    pub(super) fn note_full(&self) {
+        // It usually is noted already, and not writing keeps the cache line shared.
+        if !self.shared.was_full.load(Ordering::Relaxed) {
+            self.shared.was_full.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a call has found no permit free since this was last asked.
+    pub(super) fn take_was_full(&self) -> bool {
+        self.shared.was_full.swap(false, Ordering::Relaxed)
     }
 
     pub(super) fn seats(&self) -> &Seats {

@@ -41,6 +41,21 @@
 //! ms. If no permit was released lately, the estimate is at least the time since then. It is at least one millisecond
 //! and at most one minute. Over HTTP, it is rounded up to whole seconds.
 //!
+//! # Adaptive limits
+//!
+//! Too low a limit wastes what the service can do, and too high a one lets the service queue what it cannot. With
+//! [`adaptive`](ConcurrencyLimitLayer::adaptive) the limit finds the place between the two, and follows it:
+//!
+//! ```
+//! use ziggurat::concurrency_limit::{Adaptive, ConcurrencyLimitLayer};
+//!
+//! let limit = ConcurrencyLimitLayer::adaptive(Adaptive::http().between(5..=200)).named("billing");
+//! let gate = limit.handle(); // gate.limit() is the current limit
+//! # assert_eq!(gate.limit(), 20);
+//! ```
+//!
+//! [`Adaptive`] says which calls count, and how the limit follows them. Each call reads the clock twice.
+//!
 //! # Order
 //!
 //! Place the limit inside retry and circuit breaker, and outside the attempt timeout. Then a retry that sleeps
@@ -98,9 +113,11 @@
 //! # }
 //! ```
 
+mod adaptive;
 mod bodies;
 mod gate;
 mod held;
+mod limiter;
 mod pace;
 mod patience;
 mod seats;
@@ -120,7 +137,11 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-pub use self::{bodies::BodyPermit, gate::ConcurrencyLimitHandle};
+pub use self::{
+    adaptive::{Adaptive, Fixed, Measured, Steered},
+    bodies::BodyPermit,
+    gate::ConcurrencyLimitHandle,
+};
 use self::{
     gate::{Entry, Permit, Waiter},
     patience::Patience,
@@ -140,8 +161,9 @@ use crate::{
 #[doc(alias = "bulkhead")]
 #[doc(alias = "semaphore")]
 #[must_use]
-pub struct ConcurrencyLimitLayer<U = ResponseEnd> {
+pub struct ConcurrencyLimitLayer<U = ResponseEnd, A = Fixed> {
     settings: Settings,
+    steered: A,
     until: PhantomData<fn() -> U>,
 }
 
@@ -163,23 +185,31 @@ impl ConcurrencyLimitLayer {
     /// Panics if `limit` is zero, because no call could ever pass.
     #[track_caller]
     pub fn new(limit: usize) -> Self {
-        let gate = ConcurrencyLimitHandle::new(limit);
-        let settings = Settings { gate, max_wait: None, info: layer_info!("concurrency_limit") };
-        Self { settings, until: PhantomData }
+        Self { settings: Settings::new(ConcurrencyLimitHandle::new(limit)), steered: Fixed, until: PhantomData }
     }
 
+    /// Lets the limit follow what the service can do: see [adaptive limits](self#adaptive-limits).
+    ///
+    /// The handle shows the current limit. A limit that is set there lasts until the next step.
+    pub fn adaptive<C>(adaptive: Adaptive<C>) -> ConcurrencyLimitLayer<ResponseEnd, Steered<C>> {
+        let (gate, steered) = adaptive.gate();
+        ConcurrencyLimitLayer { settings: Settings::new(gate), steered, until: PhantomData }
+    }
+}
+
+impl<A> ConcurrencyLimitLayer<ResponseEnd, A> {
     /// Holds permits until the response's body has ended, failed, or was dropped, instead of until the response is
     /// returned. For HTTP.
     ///
     /// Servers need this, because their work is the body. The body becomes a [`GuardBody`](crate::body::GuardBody).
     /// An empty body releases the permit at once, and so does the body of a 101: upgraded connections are not
     /// counted.
-    pub fn until_body_end(self) -> ConcurrencyLimitLayer<BodyEnd> {
-        ConcurrencyLimitLayer { settings: self.settings, until: PhantomData }
+    pub fn until_body_end(self) -> ConcurrencyLimitLayer<BodyEnd, A> {
+        ConcurrencyLimitLayer { settings: self.settings, steered: self.steered, until: PhantomData }
     }
 }
 
-impl ConcurrencyLimitLayer<BodyEnd> {
+impl<A> ConcurrencyLimitLayer<BodyEnd, A> {
     /// Reclaims the permit of a body that has yielded no frame for `after`, if a call finds no permit free. The
     /// default is never.
     ///
@@ -197,7 +227,7 @@ impl ConcurrencyLimitLayer<BodyEnd> {
     }
 }
 
-impl<U> ConcurrencyLimitLayer<U> {
+impl<U, A> ConcurrencyLimitLayer<U, A> {
     /// Limits the number of calls that wait for a permit. Further calls are rejected at once. Zero sheds every call
     /// that finds no permit free.
     ///
@@ -227,6 +257,10 @@ impl<U> ConcurrencyLimitLayer<U> {
 }
 
 impl Settings {
+    fn new(gate: ConcurrencyLimitHandle) -> Self {
+        Self { gate, max_wait: None, info: layer_info!("concurrency_limit") }
+    }
+
     /// The number of calls that may wait: none if `max_wait` is zero. An urgent call may wait wherever any call may.
     fn places(&self) -> usize {
         let places = if self.max_wait == Some(Duration::ZERO) { 0 } else { self.gate.max_waiting() };
@@ -262,16 +296,17 @@ impl Settings {
 }
 
 // Manual impls, here and for the service: `U` need not be `Clone` or `Debug`.
-impl<U> Clone for ConcurrencyLimitLayer<U> {
+impl<U, A: Clone> Clone for ConcurrencyLimitLayer<U, A> {
     fn clone(&self) -> Self {
-        Self { settings: self.settings.clone(), until: PhantomData }
+        Self { settings: self.settings.clone(), steered: self.steered.clone(), until: PhantomData }
     }
 }
 
-impl<U> fmt::Debug for ConcurrencyLimitLayer<U> {
+impl<U, A> fmt::Debug for ConcurrencyLimitLayer<U, A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConcurrencyLimitLayer")
             .field("settings", &self.settings)
+            .field("adaptive", &type_name::<A>())
             .field("until", &type_name::<U>())
             .finish()
     }
@@ -281,6 +316,15 @@ impl<S, U> Layer<S> for ConcurrencyLimitLayer<U> {
     type Service = ConcurrencyLimit<S, U>;
 
     fn layer(&self, inner: S) -> Self::Service {
+        ConcurrencyLimit { inner, settings: Arc::new(self.settings.clone()), until: PhantomData }
+    }
+}
+
+impl<S, U, C: Clone> Layer<S> for ConcurrencyLimitLayer<U, Steered<C>> {
+    type Service = ConcurrencyLimit<Measured<S, C>, U>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        let inner = self.steered.measure(inner);
         ConcurrencyLimit { inner, settings: Arc::new(self.settings.clone()), until: PhantomData }
     }
 }
@@ -328,6 +372,7 @@ where
             let response = self.inner.call(request);
             return ResponseFuture::new(State::Running { response }, Some(permit));
         }
+        self.settings.gate.note_full();
         let settings = Arc::clone(&self.settings);
         let service = self.inner.clone();
         // Drops the service that was made ready, together with its reservations for a call that it will not receive.

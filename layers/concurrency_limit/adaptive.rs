@@ -1,0 +1,301 @@
+//! The settings of an adaptive limit, and the service inside the limit that measures how long calls take.
+
+use std::{
+    fmt,
+    future::Future,
+    ops::RangeInclusive,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use pin_project_lite::pin_project;
+use tower_service::Service;
+
+use super::{
+    gate::ConcurrencyLimitHandle,
+    limiter::{Algorithm, Limiter, Step},
+};
+use crate::{
+    accessors::inner_accessors,
+    ambient::deadline,
+    clock::{self, Instant},
+    mutex::Mutex,
+    outcome::{Class, Classify, FailOnError, HttpStatus, Reject},
+};
+
+/// How a [`ConcurrencyLimitLayer::adaptive`](super::ConcurrencyLimitLayer::adaptive) limit follows what the service can
+/// do.
+///
+/// | setting | default | source |
+/// |---|---|---|
+/// | start | 20 | Netflix's concurrency-limits |
+/// | [`between`](Self::between) | 1 and 1000 | 1000 is its maximum too |
+///
+/// # Which calls count
+///
+/// A call counts from its admission to the response; the time in this layer's queue is not part of it. A call that the
+/// [class](Class) says was served is a measurement. A transient failure, a declined request, and a call that its
+/// deadline ended count as dropped. A permanent failure, an ignored outcome, and a call that its caller cancelled say
+/// nothing. Calls lower or raise the limit only while some call finds no permit free: otherwise nothing is known about
+/// another limit.
+#[derive(Clone)]
+#[must_use]
+pub struct Adaptive<C = FailOnError> {
+    algorithm: Algorithm,
+    bounds: RangeInclusive<usize>,
+    start: usize,
+    classify: C,
+}
+
+impl Adaptive {
+    /// Follows the latency: the limit is a quarter above what the service serves without a queue of its own.
+    ///
+    /// A step takes 100 calls, or twice as many as the limit. After each, the limit changes by the quotient of the
+    /// latency without a queue and the latency of the step, times 1.25, and at most halves. Every twelfth step runs with
+    /// half of the limit, and measures the latency without a queue: if the latency falls with the limit, a part of it was
+    /// a queue's. (Netflix's gradient, and TCP BBR's probes for the shortest round trip, which keep it from taking a
+    /// lasting queue for the service.) Dropped calls lower the limit as in [`aimd`](Self::aimd).
+    pub fn gradient() -> Self {
+        Self::new(Algorithm::Gradient)
+    }
+
+    /// Follows dropped calls alone: additive increase, multiplicative decrease.
+    ///
+    /// A step of 100 calls without a dropped one raises the limit by a tenth, at least by one. Otherwise the limit falls
+    /// by the share of dropped calls, at least by a tenth and at most by half. Use it for a service that rejects calls
+    /// early, and whose latency says little.
+    pub fn aimd() -> Self {
+        Self::new(Algorithm::Aimd)
+    }
+
+    fn new(algorithm: Algorithm) -> Self {
+        Self { algorithm, bounds: 1..=1000, start: 20, classify: FailOnError }
+    }
+}
+
+impl Adaptive<HttpStatus> {
+    /// [`gradient`](Adaptive::gradient) for HTTP, with [`HttpStatus`] as the classifier.
+    pub fn http() -> Self {
+        Adaptive::gradient().classify(HttpStatus)
+    }
+}
+
+impl<C> Adaptive<C> {
+    /// Sets the lowest and the highest limit. The limit starts at 20, or at the nearer of the two.
+    ///
+    /// # Panics
+    ///
+    /// If the lowest limit is zero or above the highest.
+    #[track_caller]
+    pub fn between(mut self, bounds: RangeInclusive<usize>) -> Self {
+        assert!(*bounds.start() > 0, "the lowest limit must be at least 1: with no permits nothing could ever pass");
+        assert!(!bounds.is_empty(), "the lowest limit must not be above the highest, as in {bounds:?}");
+        self.bounds = bounds;
+        self
+    }
+
+    /// Replaces the classifier [`FailOnError`], for example with [`HttpStatus`].
+    pub fn classify<D>(self, classify: D) -> Adaptive<D> {
+        let Self { algorithm, bounds, start, classify: _ } = self;
+        Adaptive { algorithm, bounds, start, classify }
+    }
+
+    /// Creates a gate, and what sets its limit.
+    pub(super) fn gate(self) -> (ConcurrencyLimitHandle, Steered<C>) {
+        let limiter = Limiter::new(self.algorithm, self.bounds, self.start);
+        let gate = ConcurrencyLimitHandle::new(limiter.limit());
+        let pilot = Pilot {
+            gate: gate.clone(),
+            needed: AtomicU32::new(limiter.calls_of_a_step()),
+            number: AtomicU64::new(0),
+            calls: AtomicU32::new(0),
+            dropped: AtomicU32::new(0),
+            nanos: AtomicU64::new(0),
+            limiter: Mutex::new(limiter),
+        };
+        (gate, Steered { pilot: Arc::new(pilot), classify: self.classify })
+    }
+}
+
+/// The part of a layer that makes its limit adaptive. [`Fixed`] does not.
+#[doc(hidden)] // machinery that is public only because it is part of a public type
+#[derive(Debug, Clone)]
+pub struct Steered<C> {
+    pilot: Arc<Pilot>,
+    classify: C,
+}
+
+/// A limit that changes only by its handle.
+#[doc(hidden)] // machinery that is public only because it is part of a public type
+#[derive(Debug, Clone, Copy)]
+pub struct Fixed;
+
+impl<C: Clone> Steered<C> {
+    /// Measures the calls of `inner`, which is inside the limit.
+    pub(super) fn measure<S>(&self, inner: S) -> Measured<S, C> {
+        Measured { inner, pilot: Arc::clone(&self.pilot), classify: self.classify.clone() }
+    }
+}
+
+impl<C> fmt::Debug for Adaptive<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Adaptive")
+            .field("algorithm", &self.algorithm)
+            .field("between", &self.bounds)
+            .field("start", &self.start)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Gathers measurements into steps, and sets the limit after each.
+struct Pilot {
+    gate: ConcurrencyLimitHandle,
+    /// The number of calls that complete a step, and the number of steps so far.
+    needed: AtomicU32,
+    number: AtomicU64,
+    calls: AtomicU32,
+    dropped: AtomicU32,
+    nanos: AtomicU64,
+    limiter: Mutex<Limiter>,
+}
+
+impl Pilot {
+    /// Counts a call that began in step `number`. One that began in an earlier step ran with another limit, and does not
+    /// count.
+    fn count(&self, number: u64, latency: Option<Duration>) {
+        if self.number.load(Ordering::Relaxed) != number {
+            return;
+        }
+        if let Some(latency) = latency {
+            self.nanos.fetch_add(latency.as_nanos().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
+        }
+        let counter = if latency.is_some() { &self.calls } else { &self.dropped };
+        counter.fetch_add(1, Ordering::Relaxed);
+        let counted = self.calls.load(Ordering::Relaxed) + self.dropped.load(Ordering::Relaxed);
+        if counted >= self.needed.load(Ordering::Relaxed) {
+            self.step(number);
+        }
+    }
+
+    #[cold]
+    fn step(&self, number: u64) {
+        let mut limiter = self.limiter.lock();
+        if self.number.load(Ordering::Relaxed) != number {
+            return;
+        }
+        // A call that ends right now may count for the next step: one in a hundred.
+        let step = Step {
+            calls: self.calls.swap(0, Ordering::Relaxed),
+            latency: Duration::from_nanos(self.nanos.swap(0, Ordering::Relaxed)),
+            dropped: self.dropped.swap(0, Ordering::Relaxed),
+            was_full: self.gate.take_was_full(),
+        };
+        limiter.step(step);
+        self.needed.store(limiter.calls_of_a_step(), Ordering::Relaxed);
+        self.number.store(number + 1, Ordering::Relaxed);
+        let limit = limiter.limit();
+        // It wakes callers, whose wakers are foreign code.
+        drop(limiter);
+        if limit != self.gate.limit() {
+            self.gate.set_limit(limit);
+        }
+    }
+}
+
+impl fmt::Debug for Pilot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pilot").field("gate", &self.gate).finish_non_exhaustive()
+    }
+}
+
+/// The service inside an adaptive limit.
+#[derive(Debug, Clone)]
+pub struct Measured<S, C = FailOnError> {
+    inner: S,
+    pilot: Arc<Pilot>,
+    classify: C,
+}
+
+impl<S, C> Measured<S, C> {
+    inner_accessors!();
+}
+
+impl<S, C, Req> Service<Req> for Measured<S, C>
+where
+    S: Service<Req>,
+    S::Error: Reject<S::Response>,
+    C: Classify<S::Response, S::Error> + Clone,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = MeasuredFuture<S::Future, C>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Req) -> Self::Future {
+        let call = Call { number: self.pilot.number.load(Ordering::Relaxed), began: clock::now() };
+        let response = self.inner.call(request);
+        MeasuredFuture { response, call: Some(call), pilot: Arc::clone(&self.pilot), classify: self.classify.clone() }
+    }
+}
+
+#[derive(Debug)]
+struct Call {
+    /// The step in which it began.
+    number: u64,
+    began: Instant,
+}
+
+pin_project! {
+    /// The response future of [`Measured`].
+    #[must_use = "futures do nothing unless polled"]
+    pub struct MeasuredFuture<F, C> {
+        #[pin]
+        response: F,
+        // None: it has ended.
+        call: Option<Call>,
+        pilot: Arc<Pilot>,
+        classify: C,
+    }
+
+    impl<F, C> PinnedDrop for MeasuredFuture<F, C> {
+        fn drop(this: Pin<&mut Self>) {
+            let this = this.project();
+            // Not one that its caller cancelled.
+            if let Some(call) = this.call.take() && deadline::has_passed() {
+                this.pilot.count(call.number, None);
+            }
+        }
+    }
+}
+
+impl<F, C, R, E> Future for MeasuredFuture<F, C>
+where
+    F: Future<Output = Result<R, E>>,
+    E: Reject<R>,
+    C: Classify<R, E>,
+{
+    type Output = Result<R, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let outcome = ready!(this.response.poll(cx));
+        if let Some(call) = this.call.take() {
+            match Class::of(&outcome, this.classify) {
+                Class::Success => {
+                    this.pilot.count(call.number, Some(clock::now().saturating_duration_since(call.began)))
+                }
+                class if class.is_transient() => this.pilot.count(call.number, None),
+                _ => {}
+            }
+        }
+        Poll::Ready(outcome)
+    }
+}

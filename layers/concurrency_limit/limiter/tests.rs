@@ -1,0 +1,94 @@
+use proptest::{collection::vec, prelude::*};
+
+use super::*;
+
+/// A service with a number of workers and a latency, as a function of the step.
+fn follow(algorithm: Algorithm, steps: u32, service: impl Fn(u32) -> (f64, f64)) -> Vec<f64> {
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut limiter = Limiter::new(algorithm, 1..=1000, 20);
+    (0..steps)
+        .map(|nth| {
+            let (workers, latency) = service(nth);
+            let calls = limiter.calls_of_a_step();
+            // Beyond its workers, calls wait in the service. The mean of exponential latencies varies.
+            let waiting = (limiter.limit() as f64 / workers).max(1.0);
+            let chance = (0..12).map(|_| random.f64()).sum::<f64>() - 6.0;
+            let mean = latency * waiting * (1.0 + chance / f64::from(calls).sqrt());
+            let latency = Duration::from_secs_f64(mean).saturating_mul(calls);
+            limiter.step(Step { calls, latency, dropped: 0, was_full: true });
+            limiter.limit() as f64 / workers
+        })
+        .collect()
+}
+
+fn mean(ratios: &[f64]) -> f64 {
+    ratios.iter().sum::<f64>() / ratios.len() as f64
+}
+
+#[test]
+fn the_gradient_finds_what_the_service_can_do_and_follows_it() {
+    for workers in [2.0, 5.0, 20.0, 100.0, 400.0] {
+        let found = follow(Algorithm::Gradient, 100, |_| (workers, 0.1));
+        let mean = mean(&found[40..]);
+        assert!((0.9..1.6).contains(&mean), "{mean} of {workers}");
+    }
+    let halves = follow(Algorithm::Gradient, 100, |nth| (if nth < 50 { 40.0 } else { 20.0 }, 0.1));
+    let doubles = follow(Algorithm::Gradient, 100, |nth| (if nth < 50 { 20.0 } else { 40.0 }, 0.1));
+    let slower = follow(Algorithm::Gradient, 100, |nth| (20.0, if nth < 50 { 0.1 } else { 0.3 }));
+    let faster = follow(Algorithm::Gradient, 100, |nth| (20.0, if nth < 50 { 0.1 } else { 0.03 }));
+    for (what, found) in [("halves", halves), ("doubles", doubles), ("slower", slower), ("faster", faster)] {
+        let mean = mean(&found[75..]);
+        assert!((0.9..1.7).contains(&mean), "{mean}: {what}");
+    }
+}
+
+#[test]
+fn dropped_calls_lower_both_and_their_absence_raises_the_one_that_knows_nothing_else() {
+    for algorithm in [Algorithm::Aimd, Algorithm::Gradient] {
+        let step = |dropped| Step { calls: 100 - dropped, latency: Duration::from_secs(1), dropped, was_full: true };
+        let mut limiter = Limiter::new(algorithm, 1..=1000, 100);
+        limiter.step(step(5));
+        assert_eq!(limiter.limit(), 90, "{algorithm:?}");
+        limiter.step(step(30));
+        assert_eq!(limiter.limit(), 63, "{algorithm:?}");
+        limiter.step(step(100));
+        assert!((31..=32).contains(&limiter.limit()), "{algorithm:?}");
+    }
+    let mut limiter = Limiter::new(Algorithm::Aimd, 1..=34, 32);
+    for limit in [34, 34] {
+        limiter.step(Step { calls: 100, was_full: true, ..Step::default() });
+        assert_eq!(limiter.limit(), limit);
+    }
+}
+
+/// In an outage every call fails at once, and few are in flight.
+#[test]
+fn a_step_that_found_a_permit_for_every_call_changes_nothing() {
+    for algorithm in [Algorithm::Aimd, Algorithm::Gradient] {
+        let mut limiter = Limiter::new(algorithm, 1..=1000, 100);
+        for (calls, dropped) in [(100, 0), (0, 100), (50, 50)] {
+            limiter.step(Step { calls, latency: Duration::from_millis(1), dropped, was_full: false });
+            assert_eq!(limiter.limit(), 100, "{algorithm:?}");
+        }
+    }
+}
+
+proptest! {
+    /// Whatever happens, the limit stays within its bounds.
+    #[test]
+    fn any_history_leaves_a_limit_within_bounds(
+        steps in vec((any::<u32>(), any::<u64>(), any::<u32>(), any::<bool>()), 1..60),
+        gradient: bool,
+        lowest in 1..50_usize,
+        more in 0..5000_usize,
+        start: usize,
+    ) {
+        let algorithm = if gradient { Algorithm::Gradient } else { Algorithm::Aimd };
+        let mut limiter = Limiter::new(algorithm, lowest..=lowest + more, start);
+        for (calls, nanos, dropped, was_full) in steps {
+            limiter.step(Step { calls, latency: Duration::from_nanos(nanos), dropped, was_full });
+            prop_assert!((lowest..=lowest + more).contains(&limiter.limit()));
+            prop_assert!(limiter.calls_of_a_step() >= FEWEST);
+        }
+    }
+}
