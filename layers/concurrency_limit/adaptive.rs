@@ -56,19 +56,20 @@ impl Adaptive {
     /// Follows the latency: the limit is a quarter above what the service serves without a queue of its own.
     ///
     /// A step takes 100 calls, or twice as many as the limit. After each, the limit changes by the quotient of the
-    /// latency without a queue and the latency of the step, times 1.25, and at most halves. Every twelfth step runs with
-    /// half of the limit, and measures the latency without a queue: if the latency falls with the limit, a part of it was
-    /// a queue's. (Netflix's gradient, and TCP BBR's probes for the shortest round trip, which keep it from taking a
-    /// lasting queue for the service.) Dropped calls lower the limit as in [`aimd`](Self::aimd).
+    /// latency without a queue and the latency of the step, times 1.25, and at most halves. Every twelfth step runs
+    /// with half of the limit, and measures the latency without a queue: if the latency falls with the limit, a part of
+    /// it was a queue's. (Netflix's gradient, and TCP BBR's probes for the shortest round trip, which keep it from
+    /// taking a lasting queue for the service.) Dropped calls lower the limit as in [`aimd`](Self::aimd).
     pub fn gradient() -> Self {
         Self::new(Algorithm::Gradient)
     }
 
     /// Follows dropped calls alone: additive increase, multiplicative decrease.
     ///
-    /// A step of 100 calls without a dropped one raises the limit by a tenth, at least by one. Otherwise the limit falls
-    /// by the share of dropped calls, at least by a tenth and at most by half. Use it for a service that rejects calls
-    /// early, and whose latency says little.
+    /// A step of 100 calls raises the limit by a tenth, at least by one. If one in 20 calls is dropped, the step ends,
+    /// and the limit falls by the share of dropped calls, at least by a tenth and at most by half. If calls are dropped
+    /// as often at an eighth of the limit, the limit is not the reason: it returns, and 200 steps ignore dropped calls.
+    /// Use it for a service that rejects calls early, and whose latency says little.
     pub fn aimd() -> Self {
         Self::new(Algorithm::Aimd)
     }
@@ -112,6 +113,7 @@ impl<C> Adaptive<C> {
         let pilot = Pilot {
             gate: gate.clone(),
             needed: AtomicU32::new(limiter.calls_of_a_step()),
+            enough_dropped: AtomicU32::new(limiter.drops_of_a_step()),
             number: AtomicU64::new(0),
             calls: AtomicU32::new(0),
             dropped: AtomicU32::new(0),
@@ -155,8 +157,9 @@ impl<C> fmt::Debug for Adaptive<C> {
 /// Gathers measurements into steps, and sets the limit after each.
 struct Pilot {
     gate: ConcurrencyLimitHandle,
-    /// The number of calls that complete a step, and the number of steps so far.
+    /// The numbers of calls, and of dropped calls, that complete a step, and the number of steps so far.
     needed: AtomicU32,
+    enough_dropped: AtomicU32,
     number: AtomicU64,
     calls: AtomicU32,
     dropped: AtomicU32,
@@ -165,8 +168,8 @@ struct Pilot {
 }
 
 impl Pilot {
-    /// Counts a call that began in step `number`. One that began in an earlier step ran with another limit, and does not
-    /// count.
+    /// Counts a call that began in step `number`. One that began in an earlier step ran with another limit, and does
+    /// not count.
     fn count(&self, number: u64, latency: Option<Duration>) {
         if self.number.load(Ordering::Relaxed) != number {
             return;
@@ -176,8 +179,9 @@ impl Pilot {
         }
         let counter = if latency.is_some() { &self.calls } else { &self.dropped };
         counter.fetch_add(1, Ordering::Relaxed);
-        let counted = self.calls.load(Ordering::Relaxed) + self.dropped.load(Ordering::Relaxed);
-        if counted >= self.needed.load(Ordering::Relaxed) {
+        let dropped = self.dropped.load(Ordering::Relaxed);
+        let counted = self.calls.load(Ordering::Relaxed).saturating_add(dropped);
+        if counted >= self.needed.load(Ordering::Relaxed) || dropped >= self.enough_dropped.load(Ordering::Relaxed) {
             self.step(number);
         }
     }
@@ -197,6 +201,7 @@ impl Pilot {
         };
         limiter.step(step);
         self.needed.store(limiter.calls_of_a_step(), Ordering::Relaxed);
+        self.enough_dropped.store(limiter.drops_of_a_step(), Ordering::Relaxed);
         self.number.store(number + 1, Ordering::Relaxed);
         let limit = limiter.limit();
         // It wakes callers, whose wakers are foreign code.

@@ -287,9 +287,9 @@ impl ConcurrencyLimitHandle {
         }
     }
 
-    /// Whether a call has found no permit free since this was last asked.
+    /// Whether no permit is free, or a call has found none since this was last asked.
     pub(super) fn take_was_full(&self) -> bool {
-        self.shared.was_full.swap(false, Ordering::Relaxed)
+        self.shared.was_full.swap(false, Ordering::Relaxed) || self.state().available <= 0
     }
 
     pub(super) fn seats(&self) -> &Seats {

@@ -17,11 +17,28 @@ const HEADROOM: f64 = 1.25;
 
 /// After this many steps the limit is lowered for one step, to see the latency of the service without a queue. Half is
 /// low enough to tell a queue from chance.
-const STEPS_TO_PROBE: u32 = 12;
+const STEPS_TO_PROBE: u32 = 20;
 const PROBE: f64 = 0.5;
+
+/// A limit that is lower by this factor shows whether the latency follows it.
+const LOWERED: f64 = 0.75;
+
+/// If the latency follows the limit for more than the first part, it was that of a queue. For more than the second,
+/// there may be more of it, and the limit is lowered again.
+const A_QUEUE: f64 = 0.5;
+const A_QUEUE_STILL: f64 = 0.8;
 
 /// The limit at most halves in one step. A single bad step may be an accident.
 const LEAST_CHANGE: f64 = 0.5;
+
+/// Fewer dropped calls than one in this many are no sign of overload, and so many end a step early: a service that
+/// rejects calls at once would otherwise reject many.
+const A_DROP_IN: u32 = 20;
+
+/// If calls are dropped as often at this part of the limit, they are not dropped because of the limit. It returns to
+/// where it was, and dropped calls are ignored for so many steps.
+const FUTILE: f64 = 0.125;
+const STEPS_WITHOUT_DROPS: u32 = 200;
 
 /// What a step of calls was like.
 #[derive(Debug, Clone, Copy, Default)]
@@ -50,19 +67,33 @@ pub(super) struct Limiter {
     limit: f64,
     /// The latency of the service without a queue.
     base: Option<f64>,
-    /// The limit and the latency of the previous step, if it was full.
+    /// The highest limit since it was last known whether a lower one helps, and the latency there.
     before: Option<(f64, f64)>,
     /// The number of steps until the next probe.
     steps: u32,
     /// The limit to return to after a probe.
     resume: Option<f64>,
+    /// Since calls are dropped: the limit then, and how many of them were.
+    dropping: Option<(f64, f64)>,
+    /// For how many steps dropped calls are ignored.
+    ignores_drops: u32,
 }
 
 impl Limiter {
     pub(super) fn new(algorithm: Algorithm, bounds: RangeInclusive<usize>, start: usize) -> Self {
         let bounds = *bounds.start() as f64..=*bounds.end() as f64;
         let limit = (start as f64).clamp(*bounds.start(), *bounds.end());
-        Self { algorithm, bounds, limit, base: None, before: None, steps: 0, resume: None }
+        Self {
+            algorithm,
+            bounds,
+            limit,
+            base: None,
+            before: None,
+            steps: 0,
+            resume: None,
+            dropping: None,
+            ignores_drops: 0,
+        }
     }
 
     pub(super) fn limit(&self) -> usize {
@@ -74,64 +105,83 @@ impl Limiter {
         (self.limit as u32).saturating_mul(2).max(FEWEST)
     }
 
+    /// Returns the number of dropped calls that ends a step early.
+    pub(super) fn drops_of_a_step(&self) -> u32 {
+        self.calls_of_a_step() / A_DROP_IN
+    }
+
     /// Changes the limit after a step.
     pub(super) fn step(&mut self, step: Step) {
-        let dropped = f64::from(step.dropped) / (f64::from(step.calls) + f64::from(step.dropped)).max(1.0);
-        let next = match self.algorithm {
-            Algorithm::Aimd => self.aimd(dropped, step.was_full),
-            Algorithm::Gradient => self.gradient(step, dropped),
+        let next = match self.lower(step) {
+            Some(lower) => lower,
+            None if step.calls == 0 => self.limit,
+            None => match self.algorithm {
+                Algorithm::Aimd if step.was_full => self.limit + (self.limit / 10.0).max(1.0),
+                Algorithm::Aimd => self.limit,
+                Algorithm::Gradient => self.gradient(step),
+            },
         };
         self.limit = next.clamp(*self.bounds.start(), *self.bounds.end());
     }
 
-    /// Additive increase, multiplicative decrease: a step up for each step of calls that were all served, and down by
-    /// the share that was not, at least a tenth. (TCP's halving is for a loss of one packet in a window.)
-    fn aimd(&self, dropped: f64, was_full: bool) -> f64 {
-        if !was_full {
-            self.limit
-        } else if dropped == 0.0 {
-            self.limit + (self.limit / 10.0).max(1.0)
-        } else {
-            self.limit * (1.0 - dropped).clamp(LEAST_CHANGE, 0.9)
+    /// Returns the next limit if dropped calls decide about it: lower by their share, at least by a tenth. (TCP halves,
+    /// but for a single packet of a window.)
+    fn lower(&mut self, step: Step) -> Option<f64> {
+        if self.ignores_drops > 0 {
+            self.ignores_drops -= 1;
+            return None;
         }
+        if !step.was_full || step.dropped < self.drops_of_a_step() {
+            self.dropping = None;
+            return None;
+        }
+        let (calls, dropped) = (f64::from(step.calls) + f64::from(step.dropped), f64::from(step.dropped));
+        let (limit, before) = *self.dropping.get_or_insert((self.limit, dropped / calls));
+        if dropped / calls < before / 2.0 {
+            self.dropping = Some((self.limit, dropped / calls));
+        } else if self.limit <= (FUTILE * limit).max(*self.bounds.start()) && self.limit < limit {
+            (self.dropping, self.ignores_drops) = (None, STEPS_WITHOUT_DROPS);
+            return Some(limit);
+        }
+        // A step that ended early may have few other calls.
+        let share = dropped / calls.max(self.calls_of_a_step().into());
+        Some(self.limit * (1.0 - share).clamp(LEAST_CHANGE, 0.9))
     }
 
-    /// Compares the latency of each step with that of the service without a queue, which it finds by lowering the limit:
-    /// if the latency follows, it was that of a queue.
-    fn gradient(&mut self, step: Step, dropped: f64) -> f64 {
-        if step.calls == 0 {
-            return self.aimd(dropped, step.was_full);
-        }
+    /// Compares the latency of each step with that of the service without a queue, which it finds by lowering the
+    /// limit: if the latency follows, it was that of a queue.
+    fn gradient(&mut self, step: Step) -> f64 {
         // Above zero, because it divides.
         let latency = step.latency.as_secs_f64().max(1e-9) / f64::from(step.calls);
-        let before = self.before.replace((self.limit, latency));
         let resume = self.resume.take();
-        match (before, self.base) {
-            (_, None) => {
-                self.base = Some(latency);
-                self.steps = 0;
-            }
-            (Some((limit, before)), Some(base)) if self.limit < limit => {
-                let is_queue = (before / latency).ln() >= 0.5 * (limit / self.limit).ln();
-                if !is_queue {
+        let Some(base) = self.base else {
+            (self.base, self.before, self.steps) = (Some(latency), Some((self.limit, latency)), 0);
+            return if step.was_full { self.next_of_a_full_step(latency) } else { self.limit };
+        };
+        match self.before {
+            Some((limit, before)) if self.limit <= LOWERED * limit => {
+                self.before = Some((self.limit, latency));
+                // One: the latency fell as much as the limit. Zero: not at all.
+                let followed = (before / latency).ln() / (limit / self.limit).ln();
+                if followed < A_QUEUE {
                     self.base = Some((base + latency) / 2.0);
+                    if let Some(limit) = resume {
+                        return limit;
+                    }
                 } else {
                     self.base = Some(base.min(latency));
-                    // There may be more of it.
-                    self.steps = 0;
-                }
-                if let (Some(limit), false) = (resume, is_queue) {
-                    return limit;
+                    if followed > A_QUEUE_STILL {
+                        self.steps = 0;
+                    }
                 }
             }
-            _ => {}
+            Some((limit, _)) if self.limit < limit => {}
+            _ => self.before = Some((self.limit, latency)),
         }
-        if dropped > 0.0 {
-            return self.aimd(dropped, step.was_full);
-        }
-        if !step.was_full && resume.is_none() {
-            return self.limit;
-        }
+        if step.was_full || resume.is_some() { self.next_of_a_full_step(latency) } else { self.limit }
+    }
+
+    fn next_of_a_full_step(&mut self, latency: f64) -> f64 {
         if self.steps == 0 {
             self.steps = STEPS_TO_PROBE;
             self.resume = Some(self.limit);

@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod adaptive;
 mod load;
 mod overload;
 mod report;

@@ -25,6 +25,13 @@ fn within(time: Duration, range: &Range<f64>) -> bool {
     range.contains(&time.as_secs_f64())
 }
 
+/// A quantile in milliseconds.
+pub(crate) fn quantile(part: f64, mut times: Vec<Duration>) -> f64 {
+    times.sort();
+    let index = (times.len() as f64 * part).ceil() as usize;
+    times.get(index.saturating_sub(1)).map_or(f64::NAN, |time| time.as_secs_f64() * 1000.0)
+}
+
 impl Report {
     /// Answers per second, by the time of the answer. One that comes later than its caller waits for is none.
     pub(crate) fn goodput(&self, range: Range<f64>) -> f64 {
@@ -34,12 +41,9 @@ impl Report {
     }
 
     /// The latency of answers to requests that were sent in `range`, as a quantile in milliseconds.
-    pub(crate) fn latency(&self, quantile: f64, range: Range<f64>) -> f64 {
+    pub(crate) fn latency(&self, part: f64, range: Range<f64>) -> f64 {
         let answered = self.calls.iter().filter(|call| call.error.is_none() && within(call.sent, &range));
-        let mut took: Vec<_> = answered.map(|call| call.took).collect();
-        took.sort();
-        let index = (took.len() as f64 * quantile).ceil() as usize;
-        took.get(index.saturating_sub(1)).map_or(f64::NAN, |took| took.as_secs_f64() * 1000.0)
+        quantile(part, answered.map(|call| call.took).collect())
     }
 
     /// Calls at the upstream for each request.

@@ -1,6 +1,7 @@
 //! One binary, with a module for each subject.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails should say where")]
 
+mod adaptive;
 mod batch;
 mod blame;
 mod body;

@@ -13,10 +13,11 @@ use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
     Error, HttpStatus, Rejection, Scope,
     batch::BatchLayer,
+    body::ResponseEnd,
     cache::CacheLayer,
     chaos::{ChaosLayer, Fault, Schedule},
     circuit_breaker::CircuitBreakerLayer,
-    concurrency_limit::ConcurrencyLimitLayer,
+    concurrency_limit::{Adaptive, ConcurrencyLimitLayer},
     context::ContextLayer,
     fallback::{Backup, Failed, FallbackLayer},
     headers::TimeoutHeader,
@@ -93,6 +94,7 @@ these_keep_to_the_laws! {
     /// Shows: L2, L4
     concurrency_limit: laws_with_gauges(|| limited(ConcurrencyLimitLayer::new(1))).stateful();
     concurrency_limit_that_waits_a_second: laws_with_gauges(|| limited(ConcurrencyLimitLayer::new(1).max_wait(SECOND))).stateful();
+    concurrency_limit_that_adapts: laws_with_gauges(|| limited(ConcurrencyLimitLayer::adaptive(Adaptive::gradient().between(1..=1)))).stateful();
     concurrency_limit_that_sheds: laws_with_gauges(|| limited(ConcurrencyLimitLayer::new(1).max_waiting(0))).stateful();
     concurrency_limit_until_the_body_ends: laws_with_gauges(|| {
         let layer = ConcurrencyLimitLayer::new(1).until_body_end();
@@ -237,7 +239,9 @@ fn no_budget() -> Budget {
     Budget::new(0.0).min_per_second(0)
 }
 
-fn limited(limit: ConcurrencyLimitLayer) -> (ConcurrencyLimitLayer, impl Fn() -> (usize, usize)) {
+fn limited<A>(
+    limit: ConcurrencyLimitLayer<ResponseEnd, A>,
+) -> (ConcurrencyLimitLayer<ResponseEnd, A>, impl Fn() -> (usize, usize)) {
     let gate = limit.handle();
     (limit, move || (gate.in_flight(), gate.waiting()))
 }

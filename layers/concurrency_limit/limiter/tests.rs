@@ -42,22 +42,44 @@ fn the_gradient_finds_what_the_service_can_do_and_follows_it() {
     }
 }
 
+fn step_of(limiter: &Limiter, dropped: u32) -> Step {
+    let calls = limiter.calls_of_a_step().saturating_sub(dropped);
+    Step { calls, latency: Duration::from_millis(1).saturating_mul(calls), dropped, was_full: true }
+}
+
 #[test]
 fn dropped_calls_lower_both_and_their_absence_raises_the_one_that_knows_nothing_else() {
     for algorithm in [Algorithm::Aimd, Algorithm::Gradient] {
-        let step = |dropped| Step { calls: 100 - dropped, latency: Duration::from_secs(1), dropped, was_full: true };
         let mut limiter = Limiter::new(algorithm, 1..=1000, 100);
-        limiter.step(step(5));
-        assert_eq!(limiter.limit(), 90, "{algorithm:?}");
-        limiter.step(step(30));
-        assert_eq!(limiter.limit(), 63, "{algorithm:?}");
-        limiter.step(step(100));
-        assert!((31..=32).contains(&limiter.limit()), "{algorithm:?}");
+        for (dropped, limit) in [(10, 90), (54, 63), (126, 31), (10, 28)] {
+            limiter.step(step_of(&limiter, dropped));
+            assert_eq!(limiter.limit(), limit, "{algorithm:?}");
+        }
+        // A step that drops ended early is no worse for it.
+        limiter.step(Step { calls: 0, latency: Duration::ZERO, dropped: 10, was_full: true });
+        assert_eq!(limiter.limit(), 26, "{algorithm:?}");
     }
-    let mut limiter = Limiter::new(Algorithm::Aimd, 1..=34, 32);
-    for limit in [34, 34] {
-        limiter.step(Step { calls: 100, was_full: true, ..Step::default() });
+    let mut limiter = Limiter::new(Algorithm::Aimd, 1..=39, 32);
+    for limit in [35, 39, 39] {
+        // Some calls fail for other reasons.
+        limiter.step(step_of(&limiter, 4));
         assert_eq!(limiter.limit(), limit);
+    }
+}
+
+/// Every tenth call fails, whatever the limit.
+#[test]
+fn calls_that_a_lower_limit_does_not_save_do_not_keep_it_low() {
+    for algorithm in [Algorithm::Aimd, Algorithm::Gradient] {
+        let mut limiter = Limiter::new(algorithm, 1..=100, 100);
+        let limits: Vec<_> = (0..1000)
+            .map(|_| {
+                limiter.step(step_of(&limiter, limiter.calls_of_a_step() / 10));
+                limiter.limit() as f64
+            })
+            .collect();
+        let lowest = limits.iter().copied().fold(f64::MAX, f64::min);
+        assert!(lowest <= 13.0 && mean(&limits) >= 80.0, "{algorithm:?}: {lowest}, {}", mean(&limits));
     }
 }
 

@@ -1,0 +1,143 @@
+//! A limit that nobody has to guess: it finds what a service can do that goes on working for callers who have left.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use tower::{BoxError, ServiceBuilder, util::BoxCloneService};
+use ziggurat::{
+    Error,
+    concurrency_limit::{Adaptive, ConcurrencyLimitLayer},
+    timeout::TimeoutLayer,
+};
+
+use crate::{
+    load::{Arrivals, Client, Load},
+    report::{PATIENCE, Report, quantile},
+    seconds, seeds, simulate,
+    upstream::{Failed, Plan, Upstream, Weather, Work},
+};
+
+#[derive(Clone, Copy, Debug)]
+struct Scene {
+    workers: usize,
+    work: Work,
+    queue: usize,
+    times_capacity: f64,
+    /// From second 30 on, work takes this many times as long.
+    slower: f64,
+    length: f64,
+}
+
+/// Twenty random calls of 50 ms on average at a time.
+const SCENE: Scene = Scene {
+    workers: 20,
+    work: Work::Random(Duration::from_millis(50)),
+    queue: 10_000,
+    times_capacity: 1.5,
+    slower: 1.0,
+    length: 45.0,
+};
+
+struct Run {
+    report: Report,
+    /// When each call of the service ended, and how long it took.
+    calls: Vec<(Duration, Duration)>,
+}
+
+impl Run {
+    /// The time of calls in the service, as a quantile in milliseconds.
+    fn latency(&self, part: f64, range: std::ops::Range<f64>) -> f64 {
+        let within = self.calls.iter().filter(|(at, _)| range.contains(&at.as_secs_f64()));
+        quantile(part, within.map(|(_, took)| *took).collect())
+    }
+}
+
+impl Scene {
+    /// The capacity from second 30 on.
+    fn capacity(&self) -> f64 {
+        self.workers as f64 / self.work.mean().as_secs_f64() / self.slower
+    }
+
+    fn run(&self, seed: u64, adaptive: Adaptive) -> Run {
+        let Self { workers, work, queue, times_capacity, slower, length } = *self;
+        let weather = vec![(30.0..f64::MAX, Weather::Slow(slower))];
+        let plan = Plan { workers, work, queue, notices_callers_leaving: false, weather, seed };
+        let per_second = self.capacity() * times_capacity;
+        let load = Load { per_second, arrivals: Arrivals::Poisson, length: seconds(length), seed };
+        simulate(async {
+            let upstream = Upstream::new(plan);
+            let (start, calls) = (Instant::now(), Arc::<Mutex<Vec<_>>>::default());
+            let measured = Arc::clone(&calls);
+            let service = ServiceBuilder::new()
+                .map_err(|error: Error<Failed>| BoxError::from(error))
+                .layer(TimeoutLayer::new(PATIENCE))
+                .layer(ConcurrencyLimitLayer::adaptive(adaptive))
+                .map_err(Error::Service)
+                .map_future(move |call| {
+                    let (measured, began) = (Arc::clone(&measured), Instant::now());
+                    async move {
+                        let outcome = call.await;
+                        measured.lock().unwrap().push((start.elapsed(), began.elapsed()));
+                        outcome
+                    }
+                })
+                .service(upstream.clone());
+            let client: Client = BoxCloneService::new(service);
+            let report = Report { calls: load.offer(&client).await, received: upstream.received() };
+            let calls = std::mem::take(&mut *calls.lock().unwrap());
+            Run { report, calls }
+        })
+    }
+}
+
+/// Shows: A3
+#[test]
+fn an_adaptive_limit_finds_what_a_service_can_do_and_follows_it() {
+    let follows = Scene { times_capacity: 2.0, length: 60.0, ..SCENE };
+    for seed in seeds(1) {
+        for scene in [
+            SCENE,
+            Scene { work: Work::Fixed(seconds(0.05)), ..SCENE },
+            Scene { workers: 4, ..SCENE },
+            Scene { workers: 60, ..SCENE },
+            Scene { slower: 2.0, ..follows },
+            Scene { slower: 0.5, ..follows },
+        ] {
+            let run = scene.run(seed, Adaptive::gradient());
+            let end = scene.length - 15.0..scene.length;
+            let (goodput, p99) = (run.report.goodput(end.clone()), run.latency(0.99, end));
+            // The slowest of 100 random calls takes 4.6 times the average.
+            let times = if let Work::Random(_) = scene.work { 4.6 } else { 1.0 };
+            let unloaded = 1000.0 * times * scene.work.mean().as_secs_f64() * scene.slower;
+            println!(
+                "seed {seed:>3}  {scene:?}\n          {goodput:.0}/s of {}/s, p99 {p99:.0} ms of {unloaded:.0} ms",
+                scene.capacity()
+            );
+            assert!(goodput >= 0.8 * scene.capacity(), "seed {seed}, {scene:?}: {goodput}/s");
+            assert!(p99 <= 2.0 * unloaded, "seed {seed}, {scene:?}: {p99} ms");
+        }
+    }
+}
+
+/// A service that rejects what it cannot queue.
+///
+/// Shows: A3
+#[test]
+fn an_adaptive_limit_follows_rejections() {
+    for seed in seeds(1) {
+        for adaptive in [Adaptive::gradient, Adaptive::aimd] {
+            let scene = Scene { queue: 10, ..SCENE };
+            let run = scene.run(seed, adaptive());
+            let goodput = run.report.goodput(30.0..45.0);
+            let full =
+                run.report.errors().into_iter().filter(|(error, _)| error.contains("Full")).map(|(_, count)| count);
+            let rejected = full.sum::<usize>() as f64 / run.report.received.len() as f64;
+            println!("seed {seed:>3}  {goodput:.0}/s of {}/s, {rejected:.3} of the calls rejected", scene.capacity());
+            assert!(goodput >= 0.8 * scene.capacity(), "seed {seed}: {goodput}/s");
+            assert!(rejected <= 0.1, "seed {seed}: {rejected} of the calls");
+        }
+    }
+}
