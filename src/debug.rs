@@ -1,6 +1,6 @@
 //! `Debug` for types with parameters, such as services and closures, that need not be `Debug`. A derive requires it.
 
-/// Implements [`Debug`](std::fmt::Debug) for a type, with the parameters as after `impl`, and a list of what is shown:
+/// Implements [`Debug`](std::fmt::Debug) for a type, with the parameters as after `impl`, and a list of the fields:
 /// `field` shows the field, `field: Type` the name of that type, and `name = |this| ..` an expression. A `..` at the
 /// end means that more fields exist. `(Type)` in place of the list shows a tuple with the name of that type. With
 /// `in module`, that module is a part of the shown name.

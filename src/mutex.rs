@@ -2,7 +2,7 @@
 
 use std::sync::{self, MutexGuard, PoisonError, TryLockError};
 
-/// Ignores that a holder panicked. No user code runs under a lock, so what a lock protects is right all the same.
+/// Ignores that a holder panicked. No user code runs under a lock, so the protected value is right all the same.
 #[derive(Debug, Default)]
 pub(crate) struct Mutex<T>(sync::Mutex<T>);
 

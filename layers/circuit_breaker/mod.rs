@@ -368,7 +368,7 @@ impl<C, U> CircuitBreakerLayer<C, U> {
     /// [`set_watch_only`](CircuitBreakerHandle::set_watch_only) ends the watch.
     ///
     /// No event counts the calls that would have been rejected. The gauge of the state and the transitions are those of
-    /// a rejecting circuit: [`CircuitStatus::is_watch_only`] tells the two apart.
+    /// a rejecting circuit: [`CircuitStatus::is_watch_only`] separates the two.
     #[track_caller]
     pub fn watch_only(self) -> Self {
         self.set(|settings| settings.policy.watch_only = true)

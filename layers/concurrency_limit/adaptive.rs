@@ -28,8 +28,8 @@ use crate::{
     outcome::{Class, Classify, FailOnError, HttpStatus, Reject},
 };
 
-/// How a [`ConcurrencyLimitLayer::adaptive`](super::ConcurrencyLimitLayer::adaptive) limit follows what the service can
-/// do.
+/// How a [`ConcurrencyLimitLayer::adaptive`](super::ConcurrencyLimitLayer::adaptive) limit follows the
+/// capacity of the service.
 ///
 /// | setting | default | source |
 /// |---|---|---|
@@ -53,7 +53,7 @@ pub struct Adaptive<C = FailOnError> {
 }
 
 impl Adaptive {
-    /// Follows the latency: the limit is a quarter above what the service serves without a queue of its own.
+    /// Follows the latency: the limit is a quarter above the calls that the service serves at a time without a queue of its own.
     ///
     /// A step takes 100 calls, or twice as many as the limit. After each, the limit changes by the quotient of the
     /// latency without a queue and the latency of the step, times 1.25, and at most halves. Every twelfth step runs
@@ -106,7 +106,7 @@ impl<C> Adaptive<C> {
         Adaptive { algorithm, bounds, start, classify }
     }
 
-    /// Creates a gate, and what sets its limit.
+    /// Creates a gate, and the pilot that sets its limit.
     pub(super) fn gate(self) -> (ConcurrencyLimitHandle, Steered<C>) {
         let limiter = Limiter::new(self.algorithm, self.bounds, self.start);
         let gate = ConcurrencyLimitHandle::new(limiter.limit());

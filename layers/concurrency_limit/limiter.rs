@@ -1,7 +1,7 @@
 //! The decision of an adaptive limit: which limit is next, given how long calls took and how many were turned away by
 //! the service. It is given all times, and knows nothing of permits.
 //!
-//! A service that is loaded beyond what it can do keeps its throughput, and its latency grows with the limit. Below
+//! A service that is loaded beyond its capacity keeps its throughput, and its latency grows with the limit. Below
 //! that, latency is that of the service alone, and throughput grows with the limit. [`Limiter`] looks for the point
 //! between the two.
 
@@ -11,12 +11,12 @@ use std::{ops::RangeInclusive, time::Duration};
 /// known to about a tenth, even if they are spread exponentially.
 const FEWEST: u32 = 100;
 
-/// The limit is this many times what the service can do without a queue of its own. The queue keeps all of its workers
+/// The limit is this many times the calls that the service serves at a time without a queue of its own. The queue keeps all of its workers
 /// busy, and shows that more of them are there.
 const HEADROOM: f64 = 1.25;
 
 /// After this many steps the limit is lowered for one step, to see the latency of the service without a queue. Half is
-/// low enough to tell a queue from chance.
+/// low enough to separate a queue from chance.
 const STEPS_TO_PROBE: u32 = 20;
 const PROBE: f64 = 0.5;
 
@@ -31,16 +31,16 @@ const A_QUEUE_STILL: f64 = 0.8;
 /// The limit at most halves in one step. A single bad step may be an accident.
 const LEAST_CHANGE: f64 = 0.5;
 
-/// Fewer dropped calls than one in this many are no sign of overload, and so many end a step early: a service that
+/// Fewer dropped calls than one in this many are no sign of overload, and one in this many ends a step early: a service that
 /// rejects calls at once would otherwise reject many.
 const A_DROP_IN: u32 = 20;
 
 /// If calls are dropped as often at this part of the limit, they are not dropped because of the limit. It returns to
-/// where it was, and dropped calls are ignored for so many steps.
+/// where it was, and dropped calls are ignored for this number of steps.
 const FUTILE: f64 = 0.125;
 const STEPS_WITHOUT_DROPS: u32 = 200;
 
-/// What a step of calls was like.
+/// The calls of one step.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Step {
     /// The calls that the service completed, and the sum of their latencies.
@@ -52,7 +52,7 @@ pub(super) struct Step {
     pub(super) was_full: bool,
 }
 
-/// How the limit follows what calls were like.
+/// How the limit follows the calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Algorithm {
     Aimd,

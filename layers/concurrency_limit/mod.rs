@@ -43,7 +43,7 @@
 //!
 //! # Adaptive limits
 //!
-//! Too low a limit wastes what the service can do, and too high a one lets the service queue what it cannot. With
+//! Too low a limit wastes capacity of the service, and too high a one lets calls queue in the service. With
 //! [`adaptive`](ConcurrencyLimitLayer::adaptive) the limit finds the place between the two, and follows it:
 //!
 //! ```
@@ -188,7 +188,7 @@ impl ConcurrencyLimitLayer {
         Self { settings: Settings::new(ConcurrencyLimitHandle::new(limit)), steered: Fixed, until: PhantomData }
     }
 
-    /// Lets the limit follow what the service can do: see [adaptive limits](self#adaptive-limits).
+    /// Lets the limit follow the capacity of the service: see [adaptive limits](self#adaptive-limits).
     ///
     /// The handle shows the current limit. A limit that is set there lasts until the next step.
     pub fn adaptive<C>(adaptive: Adaptive<C>) -> ConcurrencyLimitLayer<ResponseEnd, Steered<C>> {

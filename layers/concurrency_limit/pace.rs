@@ -1,7 +1,7 @@
 //! Estimates how often permits are released, given the time and the number of permits released so far.
 //!
 //! The estimate needs no clock read where a permit is released. It is updated when a call finds no permit free: when
-//! it is rejected, joins the queue, or reaches its turn. Between two of these moments the gate was full, and so many
+//! it is rejected, joins the queue, or reaches its turn. Between two of these moments the gate was full, and this number of
 //! permits were released, unless the queue was empty in between. Such a gap is left out: few permits released in it
 //! say nothing.
 
@@ -23,7 +23,7 @@ pub(super) const LONGEST: Duration = Duration::from_secs(60);
 const WHOLE: Duration = Duration::from_secs(1);
 const ENOUGH: u32 = 16;
 
-/// After this time without an update, the gate may have been empty in between. What was known before is no reason to
+/// After this time without an update, the gate may have been empty in between. An older estimate is no reason to
 /// reject a call any more.
 const QUIET: Duration = Duration::from_secs(10);
 
@@ -84,7 +84,7 @@ impl Pace {
     }
 
     /// Returns the interval between two released permits, as if one more had been released at the previous pace. It
-    /// is at least the time since a permit was last released, so it tells a caller nothing too good.
+    /// is at least the time since a permit was last released, so it promises a caller nothing too good.
     pub(super) fn cautious(&self, limit: u32) -> Duration {
         self.blend(self.known.unwrap_or(UNKNOWN / limit.max(1)), 1).max(self.still)
     }

@@ -1,10 +1,10 @@
-//! Whether a wait is worthwhile: how long a call may wait, and what it can expect of the queue.
+//! Whether a wait is worthwhile: how long a call may wait, and how long the queue is expected to take.
 
 use std::time::Duration;
 
 use crate::clock::Instant;
 
-/// How long a call without a deadline waits by default: as long as nginx and HAProxy are usually told to wait for a
+/// How long a call without a deadline waits by default: as long as nginx and HAProxy are usually configured to wait for a
 /// response, and longer than most callers do.
 pub(super) const DEFAULT_MAX_WAIT: Duration = Duration::from_secs(30);
 
@@ -18,7 +18,7 @@ const LONGEST_BURST: Duration = Duration::from_secs(10);
 /// a longer queue would only make every answer later.
 const SPARE: usize = 16;
 
-/// What a call that joins the queue can expect.
+/// The expectations of a call that joins the queue.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Forecast {
     /// The number of calls in front of it.
@@ -38,7 +38,7 @@ pub(super) struct Patience {
     pub(super) now: Instant,
     /// By when the call must have ended.
     pub(super) deadline: Option<Instant>,
-    /// The time until its turn that the layer was told to allow.
+    /// The time until its turn that the layer is set to allow.
     pub(super) max_wait: Option<Duration>,
     /// Whether it holds its permit for longer than until the deadline: until the end of a body.
     pub(super) outlasts_deadline: bool,

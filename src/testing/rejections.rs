@@ -16,7 +16,7 @@ impl Checks<'_> {
                 let trial = self.trial();
                 trial.script.always(act);
                 let mut service = trial.service()?;
-                // The last one is not dropped early, and finds what the others have left.
+                // The last one is not dropped early, and finds the permits that the others left.
                 for (number, polls) in [(1, polls), (2, polls), (3, polls), (4, usize::MAX)] {
                     let mut call = trial.begin(service.as_mut(), number).await?;
                     let progress = call.poll(polls).await?;

@@ -65,7 +65,7 @@ pub(super) enum Outcome {
     Panicked,
 }
 
-/// What the trials know of a rejection.
+/// The rejection that the trials have seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal {
     layer: &'static str,

@@ -1,4 +1,4 @@
-//! A limit that nobody has to guess: it finds what a service can do that goes on working for callers who have left.
+//! A limit that adapts: it finds the capacity of a service that goes on working for callers who have left.
 
 use std::{
     sync::{Arc, Mutex},
@@ -122,7 +122,7 @@ fn an_adaptive_limit_finds_what_a_service_can_do_and_follows_it() {
     }
 }
 
-/// A service that rejects what it cannot queue.
+/// A service that rejects the calls that it cannot queue.
 ///
 /// Shows: A3
 #[test]

@@ -1,5 +1,5 @@
 //! Overload, slow-downs and outages on a paused clock: whole stacks of layers between a seeded load and an upstream
-//! that goes on working for callers who gave up.
+//! that goes on working for callers that gave up.
 //!
 //! Each test asserts on the figures of a few seeds. `SEEDS=200 cargo test --release --test simulation` runs more of
 //! them, and `-- --nocapture` prints the figures. A run is a function of its seed: `SEED=7` runs that one alone.

@@ -70,7 +70,7 @@ fn stack(limit: ConcurrencyLimitLayer) -> impl FnOnce(Upstream) -> Client {
     }
 }
 
-/// The same order of tower's layers: a queue without a bound.
+/// Tower's layers in that order: a queue without a bound.
 fn tower_stack(limit: usize) -> impl FnOnce(Upstream) -> Client {
     move |upstream| {
         let service = ServiceBuilder::new().timeout(PATIENCE).concurrency_limit(limit).service(upstream);

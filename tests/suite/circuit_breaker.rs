@@ -1234,7 +1234,7 @@ async fn a_call_that_waits_until_a_watched_circuit_has_closed_again_counts() {
     }
 }
 
-/// An observer that counts failures agrees with the circuit, which does not count what is late.
+/// An observer that counts failures agrees with the circuit, which does not count late failures.
 ///
 /// Shows: B5, B7
 #[tokio::test(start_paused = true)]

@@ -363,7 +363,7 @@ fn the_rejections_of_a_layer_are_sent_nowhere_and_keep_nothing() {
     }
 }
 
-/// A rejected call keeps its permit, so that only the first calls are rejected for what they are.
+/// A rejected call keeps its permit, so that only the first calls are rejected for their own reason.
 #[test]
 fn a_layer_that_loses_its_own_permits_by_rejecting_is_found() {
     let long = |number| Request::get(format!("/long/{number}")).body(String::new()).unwrap();

@@ -1,4 +1,4 @@
-//! The queue of a concurrency limit: which calls wait, for how long, and what a rejected caller is told.
+//! The queue of a concurrency limit: which calls wait, for how long, and the wait that a rejected caller is given.
 
 use std::{
     sync::{
@@ -89,7 +89,7 @@ async fn a_call_that_cannot_end_in_time_is_rejected_at_once_and_told_when_it_cou
     drop(calls);
 }
 
-/// A caller that comes back when it was told to finds a permit.
+/// A caller that comes back after the given wait finds a permit.
 ///
 /// Shows: A2
 #[tokio::test(start_paused = true)]

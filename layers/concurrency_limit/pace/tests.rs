@@ -6,7 +6,7 @@ use crate::clock;
 const MILLI: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What a call is told that is rejected now.
+/// The wait that a call is given that is rejected now.
 fn look(pace: &mut Pace, now: Instant, left: u32, limit: u32) -> Duration {
     pace.look(now, left, limit, false);
     pace.cautious(limit)
@@ -135,7 +135,7 @@ fn calls_that_start_together_are_no_reason_to_expect_a_slow_queue() {
     assert_eq!(pace.hopeful(10), 100 * MILLI);
 }
 
-/// The queue is empty for most of the time, and what is released then says nothing.
+/// The queue is empty for most of the time, and permits that are released then say nothing.
 #[test]
 fn only_the_time_with_a_queue_is_measured() {
     let (mut pace, start) = (Pace::default(), clock::now());
