@@ -111,8 +111,7 @@ impl<K: Hash + Eq, T, B: Clone> Gather<K, T, B> {
     ///
     /// `keep` makes the value that is stored with a new batch. Without it, no batch is opened.
     ///
-    /// Takes the key and the item only if they are needed. The caller drops the rest, without holding a
-    /// lock.
+    /// Takes the key and the item only if they are needed. The caller drops the rest, without holding a lock.
     pub(super) fn join(
         &mut self,
         key: &mut Option<Key<K>>,

@@ -53,7 +53,8 @@ pub struct Adaptive<C = FailOnError> {
 }
 
 impl Adaptive {
-    /// Follows the latency: the limit is a quarter above the calls that the service serves at a time without a queue of its own.
+    /// Follows the latency: the limit is a quarter above the calls that the service serves at a time without a queue of
+    /// its own.
     ///
     /// A step takes 100 calls, or twice as many as the limit. After each, the limit changes by the quotient of the
     /// latency without a queue and the latency of the step, times 1.25, and at most halves. Every twelfth step runs

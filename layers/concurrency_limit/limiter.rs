@@ -11,8 +11,8 @@ use std::{ops::RangeInclusive, time::Duration};
 /// known to about a tenth, even if they are spread exponentially.
 const FEWEST: u32 = 100;
 
-/// The limit is this many times the calls that the service serves at a time without a queue of its own. The queue keeps all of its workers
-/// busy, and shows that more of them are there.
+/// The limit is this many times the calls that the service serves at a time without a queue of its own. The queue keeps
+/// all of its workers busy, and shows that more of them are there.
 const HEADROOM: f64 = 1.25;
 
 /// After this many steps the limit is lowered for one step, to see the latency of the service without a queue. Half is
@@ -31,8 +31,8 @@ const A_QUEUE_STILL: f64 = 0.8;
 /// The limit at most halves in one step. A single bad step may be an accident.
 const LEAST_CHANGE: f64 = 0.5;
 
-/// Fewer dropped calls than one in this many are no sign of overload, and one in this many ends a step early: a service that
-/// rejects calls at once would otherwise reject many.
+/// Fewer dropped calls than one in this many are no sign of overload, and one in this many ends a step early: a service
+/// that rejects calls at once would otherwise reject many.
 const A_DROP_IN: u32 = 20;
 
 /// If calls are dropped as often at this part of the limit, they are not dropped because of the limit. It returns to

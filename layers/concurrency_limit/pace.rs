@@ -1,8 +1,8 @@
 //! Estimates how often permits are released, given the time and the number of permits released so far.
 //!
-//! The estimate needs no clock read where a permit is released. It is updated when a call finds no permit free: when
-//! it is rejected, joins the queue, or reaches its turn. Between two of these moments the gate was full, and this number of
-//! permits were released, unless the queue was empty in between. Such a gap is left out: few permits released in it
+//! The estimate needs no clock read where a permit is released. It is updated when a call finds no permit free: when it
+//! is rejected, joins the queue, or reaches its turn. Between two of these moments the gate was full, and this number
+//! of permits were released, unless the queue was empty in between. Such a gap is left out: few permits released in it
 //! say nothing.
 
 use std::time::Duration;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::clock::Instant;
 
-/// How long a call without a deadline waits by default: as long as nginx and HAProxy are usually configured to wait for a
-/// response, and longer than most callers do.
+/// How long a call without a deadline waits by default: as long as nginx and HAProxy are usually configured to wait for
+/// a response, and longer than most callers do.
 pub(super) const DEFAULT_MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// A queue that was not empty for this many times the duration of a call, within these bounds, is no burst any more:

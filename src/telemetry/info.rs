@@ -58,7 +58,8 @@ pub struct LayerInfo {
 /// Emits an event of a layer to `tracing`.
 type Trace = fn(&LayerInfo, &LayerEvent<'_>);
 
-/// The user's settings of a layer: its name and observers. A call may clone it, so the common case is a copy of two words.
+/// The user's settings of a layer: its name and observers. A call may clone it, so the common case is a copy of two
+/// words.
 #[derive(Clone)]
 enum Given {
     Name(&'static str),
