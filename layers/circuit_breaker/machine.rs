@@ -40,7 +40,7 @@ const TAG: u64 = u64::MAX << 32;
 /// The shortest open time. With a shorter one, every call would be admitted at once as a probe.
 const SHORTEST: Duration = Duration::from_millis(1);
 
-/// Caps the wait that a service asks for, if the open time has no maximum of its own.
+/// Caps the wait that a service asks for, unless the open time may be longer.
 const LONGEST_ASKED: Duration = Duration::from_secs(300);
 
 /// The rules by which a circuit opens, for how long, and by which it closes.
@@ -551,11 +551,11 @@ impl Machine {
 
     /// Opens the circuit for its next open time, or for the time that the service `asked` for if that is longer.
     ///
-    /// The time is capped at the longest open time, because the service may ask for too much by mistake.
+    /// That time is capped, because the service may ask for too much by mistake.
     fn turn_open(&self, episode: &mut Episode, asked: Duration, now: Instant) {
         episode.is_forced = false;
-        let longest = Some(episode.open_for.longest()).filter(|longest| *longest < Duration::MAX);
-        episode.open_time = next_of(&mut episode.waits).max(asked.min(longest.unwrap_or(LONGEST_ASKED)));
+        let longest = Some(episode.open_for.longest()).filter(|longest| *longest < Duration::MAX).unwrap_or_default();
+        episode.open_time = next_of(&mut episode.waits).max(asked.min(longest.max(LONGEST_ASKED)));
         episode.until = now.checked_add(episode.open_time);
         self.turn(episode, State::Open);
     }

@@ -175,7 +175,7 @@ pub use self::{
 /// |---|---|---|
 /// | [`over`](Self::over) | 30 s | Polly |
 /// | [`min_calls`](Self::min_calls) | 20 | Finagle, Polly |
-/// | [`open_for`](Self::open_for) | 5 s, doubling to 300 s, with [`Jitter::Upward`] | Polly, Finagle |
+/// | [`open_for`](Self::open_for) | a twentieth of the outage so far, from 0.5 s to 5 s, with [`Jitter::Upward`] | measured: `tests/simulation/recovery.rs` |
 /// | [`probes`](Self::probes), [`successes_to_close`](Self::successes_to_close) | 1 | Polly, Finagle, linkerd2 |
 /// | [`cancelled`](Self::cancelled) | a failure if the service had its full time | |
 #[must_use]
@@ -206,6 +206,17 @@ pub enum Cancelled {
     Ignored,
 }
 
+/// The bounds of the open time by default.
+pub(crate) const FIRST_OPEN_TIME: Duration = Duration::from_millis(500);
+pub(crate) const LONGEST_OPEN_TIME: Duration = Duration::from_secs(5);
+
+/// Open times that grow with the outage: with a factor of 1.05, each is about a twentieth of their sum so far. The end of
+/// an outage is then noticed after a twentieth of it, and one probe in each open time is little load for a service that
+/// is down. (`tests/simulation/recovery.rs` has the figures.)
+pub(crate) fn open_times(first: Duration, longest: Duration) -> Backoff {
+    Backoff::exponential(first).factor(1.05).max(longest).jitter(Jitter::Upward)
+}
+
 impl CircuitBreakerLayer {
     /// Opens when at least this fraction of the calls failed: 0.5, for example, is resilience4j's default.
     ///
@@ -231,8 +242,7 @@ impl CircuitBreakerLayer {
     }
 
     fn new(consecutive: Option<u32>, failure_rate: Option<f64>) -> Self {
-        let open_for =
-            Backoff::exponential(Duration::from_secs(5)).max(Duration::from_secs(300)).jitter(Jitter::Upward);
+        let open_for = open_times(FIRST_OPEN_TIME, LONGEST_OPEN_TIME);
         let policy = Policy {
             consecutive,
             failure_rate,
@@ -326,8 +336,8 @@ impl<C, U> CircuitBreakerLayer<C, U> {
     /// again before it has closed.
     ///
     /// The failure that opens the circuit may carry a longer wait (a 503 with `Retry-After`). The circuit then stays
-    /// open for that time, up to the [maximum](Backoff::max) of the backoff. A fixed duration is its own maximum. A 429
-    /// to a single sender does not open the circuit at all.
+    /// open for that time, up to 300 s or the [maximum](Backoff::max) of the backoff if that is longer. A 429 to a
+    /// single sender does not open the circuit at all.
     ///
     /// The minimum is one millisecond. A time that the clock cannot represent lasts until
     /// [`CircuitBreakerHandle::close`].

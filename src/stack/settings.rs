@@ -7,6 +7,7 @@ use super::rules::{
 };
 use crate::{
     backoff::{Backoff, Jitter},
+    circuit_breaker::{FIRST_OPEN_TIME, LONGEST_OPEN_TIME, open_times},
     retry::Budget,
 };
 
@@ -21,7 +22,7 @@ use crate::{
 /// | [`retry_ratio`], [`min_retries_per_second`] | 0.2, 10 | Finagle, tower |
 /// | [`failure_rate`](Self::failure_rate), [`min_calls`](Self::min_calls) | 0.5, 20 | resilience4j, Polly, Finagle |
 /// | [`consecutive_failures`](Self::consecutive_failures) | 0: off | |
-/// | [`open_for`](Self::open_for), [`max_open_for`](Self::max_open_for) | 5 s, 300 s | Polly, Finagle |
+/// | [`open_for`](Self::open_for), [`max_open_for`](Self::max_open_for) | 0.5 s, 5 s | measured: `tests/simulation/recovery.rs` |
 /// | [`max_in_flight`](Self::max_in_flight) | 25 | resilience4j |
 /// | [`max_waiting`](Self::max_waiting) | 50 | our choice: twice `max_in_flight` |
 ///
@@ -204,10 +205,11 @@ settings! { ClientSettings {
     consecutive_failures: u32 => anything;
 
     /// Sets how long the circuit stays open the first time, at most [`max_open_for`](Self::max_open_for). The time
-    /// doubles with each consecutive opening. Jitter adds up to half of it, and never shortens it.
+    /// grows with each consecutive opening, to about a twentieth of the outage so far. Jitter adds up to half of it, and
+    /// never shortens it.
     open_for: Duration => anything;
 
-    /// Sets the longest time that the circuit stays open.
+    /// Sets the longest time that the circuit stays open. The default is 5 s, or `open_for` if that is longer.
     max_open_for: Duration => anything;
 
     /// Sets the maximum number of attempts in flight.
@@ -283,11 +285,11 @@ impl ClientSettings {
     }
 
     fn longest_open_time(&self) -> Duration {
-        self.max_open_for.unwrap_or(Duration::from_secs(300))
+        self.max_open_for.unwrap_or(LONGEST_OPEN_TIME.max(self.open_for.unwrap_or_default()))
     }
 
     fn first_open_time(&self) -> Duration {
-        self.open_for.unwrap_or(self.longest_open_time().min(Duration::from_secs(5)))
+        self.open_for.unwrap_or(self.longest_open_time().min(FIRST_OPEN_TIME))
     }
 
     pub(super) fn budget(&self) -> Budget {
@@ -301,7 +303,7 @@ impl ClientSettings {
 
     /// The settings must be valid.
     pub(super) fn open_times(&self) -> Backoff {
-        Backoff::exponential(self.first_open_time()).max(self.longest_open_time()).jitter(Jitter::Upward)
+        open_times(self.first_open_time(), self.longest_open_time())
     }
 }
 

@@ -67,7 +67,7 @@ impl Scene {
         let plan = Plan { workers, work, queue, notices_callers_leaving: false, weather, seed };
         let per_second = self.capacity() * times_capacity;
         let load = Load { per_second, arrivals: Arrivals::Poisson, length: seconds(length), seed };
-        simulate(async {
+        simulate(seed, async {
             let upstream = Upstream::new(plan);
             let (start, calls) = (Instant::now(), Arc::<Mutex<Vec<_>>>::default());
             let measured = Arc::clone(&calls);

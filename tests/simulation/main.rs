@@ -2,13 +2,15 @@
 //! that goes on working for callers that gave up.
 //!
 //! Each test asserts on the figures of a few seeds. `SEEDS=200 cargo test --release --test simulation` runs more of
-//! them, and `-- --nocapture` prints the figures. A run is a function of its seed: `SEED=7` runs that one alone.
+//! them, `LONG=1` adds long outages and many clients, and `-- --nocapture` prints the figures. A run is a function of
+//! its seed: `SEED=7` runs that one alone.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod adaptive;
 mod load;
 mod overload;
+mod recovery;
 mod report;
 mod upstream;
 
@@ -23,8 +25,15 @@ fn seeds(short: u64) -> std::ops::Range<u64> {
     }
 }
 
+/// Whether to run the scenarios that take minutes too.
+fn is_long() -> bool {
+    env::var_os("LONG").is_some()
+}
+
 /// Runs a scenario on a clock that jumps to the next timer as soon as every task waits.
-fn simulate<T>(scenario: impl Future<Output = T>) -> T {
+fn simulate<T>(seed: u64, scenario: impl Future<Output = T>) -> T {
+    // For the jitter of the layers.
+    fastrand::seed(seed);
     tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(scenario)
 }
 

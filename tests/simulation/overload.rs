@@ -48,7 +48,7 @@ impl Scene {
         let weather = weather.into_iter().map(|weather| (5.0..8.0, weather)).collect();
         let plan = Plan { workers: limit, work, queue: 10_000, notices_callers_leaving, weather, seed };
         let load = Load { per_second: self.capacity() * times_capacity, arrivals, length: seconds(length), seed };
-        simulate(async {
+        simulate(seed, async {
             let upstream = Upstream::new(plan);
             let calls = load.offer(&client(upstream.clone())).await;
             Report { calls, received: upstream.received() }

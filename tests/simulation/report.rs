@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fmt, ops::Range, time::Duration};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How one request fared.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Call {
     pub(crate) sent: Duration,
     pub(crate) took: Duration,
@@ -14,7 +14,7 @@ pub(crate) struct Call {
     pub(crate) error: Option<String>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Report {
     pub(crate) calls: Vec<Call>,
     /// When each call arrived at the upstream.
@@ -53,6 +53,10 @@ impl Report {
 
     pub(crate) fn failed(&self) -> usize {
         self.calls.iter().filter(|call| call.error.is_some()).count()
+    }
+
+    pub(crate) fn answers(&self) -> usize {
+        self.calls.len() - self.failed()
     }
 
     /// How many requests failed with each error, without the numbers in it.

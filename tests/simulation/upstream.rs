@@ -132,6 +132,8 @@ impl Shared {
         };
         if self.plan.notices_callers_leaving {
             tokio::select! {
+                // Not at random.
+                biased;
                 () = work => {}
                 () = answer.closed() => {}
             }

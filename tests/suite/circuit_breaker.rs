@@ -204,23 +204,28 @@ async fn a_rate_over_calls_failures_in_a_row_and_slow_calls_can_be_combined() {
 
 /// Shows: B2
 #[tokio::test(start_paused = true)]
-async fn by_default_it_opens_for_at_least_five_seconds_doubling_to_three_hundred_with_jitter_that_only_adds() {
+async fn by_default_it_opens_for_a_twentieth_of_the_outage_between_half_a_second_and_five_with_jitter_that_only_adds() {
     let Setup { circuit, mut service, .. } = setup(&CircuitBreakerLayer::consecutive(1));
-    let mut waits = Vec::new();
-    for shortest in [5, 10, 20, 40, 80, 160, 200, 200] {
+    let (mut waits, mut outage) = (Vec::new(), 0.0);
+    for _ in 0..80 {
         call(&mut service, BAD).await.unwrap_err();
         let outcome = call(&mut service, GOOD).await;
         let wait = refused(&outcome).unwrap().retry_after().unwrap();
-        assert!(wait >= shortest * SECOND && wait <= shortest * SECOND * 3 / 2, "{wait:?} of {shortest}");
-        waits.push(wait.as_secs_f64() / f64::from(shortest));
+        // As if ten seconds had passed before it.
+        let part = wait.as_secs_f64() / (outage + 10.0);
+        assert!((0.5..=5.0).contains(&wait.as_secs_f64()), "{wait:?} after {outage} s");
+        assert!((0.033..=0.08).contains(&part) || wait >= SECOND * 10 / 3, "{wait:?} after {outage} s");
+        waits.push(part);
         advance(wait).await;
+        outage += wait.as_secs_f64();
     }
+    assert!(outage > 120.0, "it reaches the longest: {outage}");
     assert!(waits.iter().any(|part| (part - waits[0]).abs() > 1e-6), "{waits:?}");
     call(&mut service, GOOD).await.unwrap();
     assert_eq!(circuit.state(), State::Closed);
     call(&mut service, BAD).await.unwrap_err();
     let outcome = call(&mut service, GOOD).await;
-    assert!(refused(&outcome).unwrap().retry_after().unwrap() <= 7 * SECOND + SECOND / 2, "the open time starts again");
+    assert!(refused(&outcome).unwrap().retry_after().unwrap() <= SECOND * 3 / 4, "the open time starts again");
 }
 
 /// Shows: B3
@@ -804,7 +809,7 @@ async fn what_the_service_declines_is_not_held_against_it() {
 #[tokio::test(start_paused = true)]
 async fn a_circuit_stays_open_as_long_as_the_503_that_opened_it_asks_for() {
     let open_for = Backoff::exponential(SECOND).max(60 * SECOND).jitter(Jitter::Equal);
-    for (asked, open) in [(20, 20), (60, 60), (3600, 60)] {
+    for (asked, open) in [(20, 20), (60, 60), (100, 100), (3600, 300)] {
         let mut service = echoing(CircuitBreakerLayer::consecutive(1).classify(HttpStatus).open_for(open_for));
         call(&mut service, Request::new((503, asked))).await.unwrap();
         let rejected = call(&mut service, Request::new((200, 0))).await;

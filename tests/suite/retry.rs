@@ -521,7 +521,7 @@ async fn an_event_says_why_an_attempt_failed_and_that_a_later_one_succeeded() {
 async fn a_rejection_after_a_failure_tells_how_the_service_failed() {
     let service = ServiceBuilder::new()
         .layer(RetryLayer::new().backoff(SECOND))
-        .layer(CircuitBreakerLayer::consecutive(2))
+        .layer(CircuitBreakerLayer::consecutive(2).open_for(5 * SECOND))
         .service(counting(&Arc::default(), failing));
     let rejected = service.oneshot("").await;
     let rejection = ziggurat::rejection(&rejected).unwrap();
@@ -533,7 +533,7 @@ async fn a_rejection_after_a_failure_tells_how_the_service_failed() {
     let over_http = |attempts| {
         ServiceBuilder::new()
             .layer(RetryLayer::http().backoff(SECOND).max_attempts(attempts))
-            .layer(CircuitBreakerLayer::consecutive(2).classify(HttpStatus))
+            .layer(CircuitBreakerLayer::consecutive(2).open_for(5 * SECOND).classify(HttpStatus))
             .layer(TimeoutLayer::new(SECOND))
             .service(service_fn(|_: Request<()>| async move {
                 match ziggurat::attempt() {

@@ -93,7 +93,7 @@ async fn by_default_there_are_three_attempts_of_ten_seconds_in_thirty() {
 
 /// Shows: G4
 #[tokio::test(start_paused = true)]
-async fn by_default_half_of_twenty_calls_open_the_circuit_for_at_least_five_seconds() {
+async fn by_default_half_of_twenty_calls_open_the_circuit_for_at_least_half_a_second() {
     let calls = Arc::default();
     let layer = ClientStack::new("test").without_retry();
     let circuit = layer.circuit();
@@ -108,9 +108,9 @@ async fn by_default_half_of_twenty_calls_open_the_circuit_for_at_least_five_seco
     assert_eq!(circuit.state(), State::Open);
     assert_eq!(one_call(&calls, stack.clone(), Fails).await, (0, 0, Some("circuit_open")));
     // Jitter only adds, up to half as much again.
-    tokio::time::advance(Duration::from_millis(4_999)).await;
+    tokio::time::advance(Duration::from_millis(499)).await;
     assert_eq!(one_call(&calls, stack.clone(), Fails).await, (0, 0, Some("circuit_open")));
-    tokio::time::advance(Duration::from_millis(2_501)).await;
+    tokio::time::advance(Duration::from_millis(251)).await;
     assert_eq!(one_call(&calls, stack, Answers).await, (1, 0, None));
     assert_eq!(circuit.state(), State::Closed);
 }
@@ -326,7 +326,6 @@ fn settings_that_contradict_each_other_are_refused_with_both_whatever_the_order_
             settings().max_backoff(millis(5)).backoff(millis(6)),
             "`backoff` must be at most `max_backoff`, which is 5ms, not 6ms",
         ),
-        (settings().open_for(seconds(301)), "`open_for` must be at most `max_open_for`, which is 300s, not 301s"),
         (
             settings().open_for(seconds(2)).max_open_for(seconds(1)),
             "`open_for` must be at most `max_open_for`, which is 1s, not 2s",
@@ -345,6 +344,7 @@ fn settings_that_contradict_each_other_are_refused_with_both_whatever_the_order_
         settings().attempt_timeout(seconds(60)).timeout(seconds(60)),
         settings().timeout(seconds(60)).attempt_timeout(seconds(60)),
         settings().backoff(seconds(2)).max_backoff(seconds(2)),
+        settings().open_for(seconds(600)),
         settings().open_for(seconds(600)).max_open_for(seconds(600)),
         // A default follows a lower limit.
         settings().timeout(seconds(5)),
