@@ -2,6 +2,7 @@
 //!
 //! - [`guide`]: each pattern on one page, with its code, its behaviour under failure, and its settings.
 //! - [`how_to`]: short answers with code, from a breaker for each host to a reload of settings.
+//! - [`overload`]: how the layers work together under overload and after an outage, with figures.
 //! - [`coming_from`]: tower, tower-resilience, seatbelt and reqwest-middleware, line by line.
 //! - [`metrics`]: each metric and event, with its labels, fields and level.
 //! - [`it_does_not_compile`]: the compiler's messages for common mistakes, with their causes and fixes.
@@ -46,6 +47,7 @@ macro_rules! page {
 
 page!(guide, "guide");
 page!(how_to, "how-to");
+page!(overload, "overload");
 page!(coming_from, "coming-from");
 page!(metrics, "metrics");
 page!(promises, "promises");
