@@ -39,10 +39,12 @@ use crate::{
 /// # Which calls count
 ///
 /// A call counts from its admission to the response; the time in this layer's queue is not part of it. A call that the
-/// [class](Class) says was served is a measurement. A transient failure, a declined request, and a call that its
-/// deadline ended count as dropped. A permanent failure, an ignored outcome, and a call that its caller cancelled say
-/// nothing. Calls lower or raise the limit only while some call finds no permit free: otherwise nothing is known about
-/// another limit.
+/// [class](Class) says was served is a measurement. A transient failure counts as dropped, and so does a call that its
+/// deadline ended after at least twice the time that calls lately took. A permanent failure, a declined request, an
+/// ignored outcome, and a call that its caller cancelled say nothing. Calls lower or raise the limit only while some
+/// call finds no permit free: otherwise nothing is known about another limit. With
+/// [`until_body_end`](super::ConcurrencyLimitLayer::until_body_end) a call is measured to the response's head, so the
+/// limit does not see that bodies are slow.
 #[derive(Clone)]
 #[must_use]
 pub struct Adaptive<C = FailOnError> {
@@ -67,7 +69,7 @@ impl Adaptive {
 
     /// Follows dropped calls alone: additive increase, multiplicative decrease.
     ///
-    /// A step of 100 calls raises the limit by a tenth, at least by one. If one in 20 calls is dropped, the step ends,
+    /// A step of 100 calls raises the limit by a tenth, at least by one. If one in ten calls is dropped, the step ends,
     /// and the limit falls by the share of dropped calls, at least by a tenth and at most by half. If calls are dropped
     /// as often at an eighth of the limit, the limit is not the reason: it returns, and 200 steps ignore dropped calls.
     /// Use it for a service that rejects calls early, and whose latency says little.
@@ -92,7 +94,7 @@ impl<C> Adaptive<C> {
     ///
     /// # Panics
     ///
-    /// If the lowest limit is zero or above the highest.
+    /// Panics if the lowest limit is zero or above the highest.
     #[track_caller]
     pub fn between(mut self, bounds: RangeInclusive<usize>) -> Self {
         assert!(*bounds.start() > 0, "the lowest limit must be at least 1: with no permits nothing could ever pass");
@@ -119,6 +121,7 @@ impl<C> Adaptive<C> {
             calls: AtomicU32::new(0),
             dropped: AtomicU32::new(0),
             nanos: AtomicU64::new(0),
+            usual: AtomicU64::new(0),
             limiter: Mutex::new(limiter),
         };
         (gate, Steered { pilot: Arc::new(pilot), classify: self.classify })
@@ -165,6 +168,8 @@ struct Pilot {
     calls: AtomicU32,
     dropped: AtomicU32,
     nanos: AtomicU64,
+    /// The mean latency of the last step, in nanoseconds.
+    usual: AtomicU64,
     limiter: Mutex<Limiter>,
 }
 
@@ -176,7 +181,7 @@ impl Pilot {
             return;
         }
         if let Some(latency) = latency {
-            self.nanos.fetch_add(latency.as_nanos().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
+            self.nanos.fetch_add(nanos(latency), Ordering::Relaxed);
         }
         let counter = if latency.is_some() { &self.calls } else { &self.dropped };
         counter.fetch_add(1, Ordering::Relaxed);
@@ -185,6 +190,12 @@ impl Pilot {
         if counted >= self.needed.load(Ordering::Relaxed) || dropped >= self.enough_dropped.load(Ordering::Relaxed) {
             self.step(number);
         }
+    }
+
+    /// Whether the service had more time for the call than calls lately took.
+    fn gave_time(&self, call: &Call) -> bool {
+        let usual = Duration::from_nanos(self.usual.load(Ordering::Relaxed));
+        clock::now().saturating_duration_since(call.began) >= usual.saturating_mul(2)
     }
 
     #[cold]
@@ -200,6 +211,9 @@ impl Pilot {
             dropped: self.dropped.swap(0, Ordering::Relaxed),
             was_full: self.gate.take_was_full(),
         };
+        if let Some(mean) = step.latency.checked_div(step.calls) {
+            self.usual.store(nanos(mean), Ordering::Relaxed);
+        }
         limiter.step(step);
         self.needed.store(limiter.calls_of_a_step(), Ordering::Relaxed);
         self.enough_dropped.store(limiter.drops_of_a_step(), Ordering::Relaxed);
@@ -213,6 +227,10 @@ impl Pilot {
     }
 }
 
+fn nanos(duration: Duration) -> u64 {
+    duration.as_nanos().try_into().unwrap_or(u64::MAX)
+}
+
 impl fmt::Debug for Pilot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pilot").field("gate", &self.gate).finish_non_exhaustive()
@@ -220,6 +238,7 @@ impl fmt::Debug for Pilot {
 }
 
 /// The service inside an adaptive limit.
+#[doc(hidden)] // machinery that is public only because it is part of a public type
 #[derive(Debug, Clone)]
 pub struct Measured<S, C = FailOnError> {
     inner: S,
@@ -261,6 +280,8 @@ struct Call {
 
 pin_project! {
     /// The response future of [`Measured`].
+    #[doc(hidden)] // machinery that is public only because it is part of a public type
+    #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
     pub struct MeasuredFuture<F, C> {
         #[pin]
@@ -275,7 +296,7 @@ pin_project! {
         fn drop(this: Pin<&mut Self>) {
             let this = this.project();
             // Not one that its caller cancelled.
-            if let Some(call) = this.call.take() && deadline::has_passed() {
+            if let Some(call) = this.call.take() && deadline::has_passed() && this.pilot.gave_time(&call) {
                 this.pilot.count(call.number, None);
             }
         }
@@ -298,7 +319,7 @@ where
                 Class::Success => {
                     this.pilot.count(call.number, Some(clock::now().saturating_duration_since(call.began)))
                 }
-                class if class.is_transient() => this.pilot.count(call.number, None),
+                Class::Failure { transient: true, .. } => this.pilot.count(call.number, None),
                 _ => {}
             }
         }

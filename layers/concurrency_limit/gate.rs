@@ -30,7 +30,7 @@ use std::{
 };
 
 use super::{
-    pace::{LEFT_BITS, LONGEST, Pace, SHORTEST, UNKNOWN},
+    pace::{Gate, LEFT_BITS, LONGEST, Pace, SHORTEST, UNKNOWN},
     patience::Forecast,
     seats::Seats,
 };
@@ -238,7 +238,8 @@ impl ConcurrencyLimitHandle {
         let limit = self.limit() as u32;
         // Read under the lock, so that the count never decreases from one holder of the lock to the next.
         let look = |pace: &mut Pace| {
-            pace.look(now, self.state().left, limit, false);
+            let State { left, waiting, .. } = self.state();
+            pace.look(now, left, limit, if waiting > 0 { Gate::Full } else { Gate::Unknown });
             pace.cautious(limit)
         };
         let pace = match self.shared.pace.try_lock() {
@@ -271,7 +272,7 @@ impl ConcurrencyLimitHandle {
     pub(super) fn call_time(&self, now: Instant) -> Duration {
         let limit = self.limit() as u32;
         let mut pace = self.pace();
-        pace.look(now, self.state().left, limit, false);
+        pace.look(now, self.state().left, limit, Gate::Full);
         pace.hopeful(limit).saturating_mul(limit)
     }
 

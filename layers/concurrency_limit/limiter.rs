@@ -33,12 +33,15 @@ const LEAST_CHANGE: f64 = 0.5;
 
 /// Fewer dropped calls than one in this many are no sign of overload, and one in this many ends a step early: a service
 /// that rejects calls at once would otherwise reject many.
-const A_DROP_IN: u32 = 20;
+const A_DROP_IN: u32 = 10;
 
 /// If calls are dropped as often at this part of the limit, they are not dropped because of the limit. It returns to
 /// where it was, and dropped calls are ignored for this number of steps.
 const FUTILE: f64 = 0.125;
 const STEPS_WITHOUT_DROPS: u32 = 200;
+
+/// After this number of steps without many dropped calls, the next ones have another reason.
+const CLEAN: u32 = 20;
 
 /// The calls of one step.
 #[derive(Debug, Clone, Copy, Default)]
@@ -75,6 +78,8 @@ pub(super) struct Limiter {
     resume: Option<f64>,
     /// Since calls are dropped: the limit then, and how many of them were.
     dropping: Option<(f64, f64)>,
+    /// The number of steps without many dropped calls.
+    clean: u32,
     /// For how many steps dropped calls are ignored.
     ignores_drops: u32,
 }
@@ -92,6 +97,7 @@ impl Limiter {
             steps: 0,
             resume: None,
             dropping: None,
+            clean: 0,
             ignores_drops: 0,
         }
     }
@@ -107,7 +113,7 @@ impl Limiter {
 
     /// Returns the number of dropped calls that ends a step early.
     pub(super) fn drops_of_a_step(&self) -> u32 {
-        self.calls_of_a_step() / A_DROP_IN
+        if self.ignores_drops > 0 { u32::MAX } else { self.calls_of_a_step() / A_DROP_IN }
     }
 
     /// Changes the limit after a step.
@@ -116,7 +122,10 @@ impl Limiter {
             Some(lower) => lower,
             None if step.calls == 0 => self.limit,
             None => match self.algorithm {
-                Algorithm::Aimd if step.was_full => self.limit + (self.limit / 10.0).max(1.0),
+                // While it ignores dropped calls, it knows nothing.
+                Algorithm::Aimd if step.was_full && self.ignores_drops == 0 => {
+                    self.limit + (self.limit / 10.0).max(1.0)
+                }
                 Algorithm::Aimd => self.limit,
                 Algorithm::Gradient => self.gradient(step),
             },
@@ -132,12 +141,19 @@ impl Limiter {
             return None;
         }
         if !step.was_full || step.dropped < self.drops_of_a_step() {
-            self.dropping = None;
+            self.clean += 1;
+            if self.clean >= CLEAN || self.dropping.is_some_and(|(limit, _)| self.limit >= limit) {
+                self.dropping = None;
+            }
             return None;
         }
+        self.clean = 0;
+        // A probe is no more than a lower limit.
+        self.resume = None;
         let (calls, dropped) = (f64::from(step.calls) + f64::from(step.dropped), f64::from(step.dropped));
         let (limit, before) = *self.dropping.get_or_insert((self.limit, dropped / calls));
-        if dropped / calls < before / 2.0 {
+        // Not by chance: a step that ended early has few calls.
+        if dropped / calls < before / 4.0 {
             self.dropping = Some((self.limit, dropped / calls));
         } else if self.limit <= (FUTILE * limit).max(*self.bounds.start()) && self.limit < limit {
             (self.dropping, self.ignores_drops) = (None, STEPS_WITHOUT_DROPS);
@@ -151,6 +167,10 @@ impl Limiter {
     /// Compares the latency of each step with that of the service without a queue, which it finds by lowering the
     /// limit: if the latency follows, it was that of a queue.
     fn gradient(&mut self, step: Step) -> f64 {
+        // A step that ended early shows nothing but dropped calls.
+        if step.calls < FEWEST / 2 {
+            return self.limit;
+        }
         // Above zero, because it divides.
         let latency = step.latency.as_secs_f64().max(1e-9) / f64::from(step.calls);
         let resume = self.resume.take();
@@ -184,8 +204,12 @@ impl Limiter {
     fn next_of_a_full_step(&mut self, latency: f64) -> f64 {
         if self.steps == 0 {
             self.steps = STEPS_TO_PROBE;
-            self.resume = Some(self.limit);
-            return self.limit * PROBE;
+            if self.limit * LOWERED >= *self.bounds.start() {
+                self.resume = Some(self.limit);
+                return self.limit * PROBE;
+            }
+            // There is no lower limit. If this takes a queue for the service, the next probe finds out.
+            self.base = self.base.map(|base| (base + latency) / 2.0);
         }
         self.steps -= 1;
         let base = self.base.unwrap_or(latency);

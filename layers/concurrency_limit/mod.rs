@@ -18,7 +18,8 @@
 //! - if it is not expected to reach its turn and then to end before the surrounding [`Deadline`]: the time until its
 //!   turn is the number of calls in front of it times the interval between two released permits, and a call takes as
 //!   long as calls lately took, which is the limit times that interval. Some calls take longer than others, so it must
-//!   have twice that time left, unless its deadline is so close that this would be more than half of its time. (With
+//!   have twice that time left, but it may wait for half of its time if its deadline is too close for that. Calls that
+//!   share a limit should therefore take about as long as each other. (With
 //!   [`until_body_end`](ConcurrencyLimitLayer::until_body_end), it must only reach its turn: the rest may be a long
 //!   body.)
 //! - if the service is overloaded: the queue has not been empty for ten times as long as a call takes (at least 100 ms,
@@ -81,7 +82,8 @@
 //! # Requirements
 //!
 //! The service must be `Clone`. A call that waits or is rejected drops the ready service that it was called on, which
-//! would otherwise hold on to its reservations. Once admitted, a waiting call makes its own clone ready.
+//! would otherwise hold on to its reservations. Once admitted, a waiting call makes its own clone ready. A call that
+//! waits without a deadline has a timer, and panics on a runtime without a clock.
 //!
 //! # Cost
 //!
@@ -138,7 +140,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 pub use self::{
-    adaptive::{Adaptive, Fixed, Measured, Steered},
+    adaptive::{Adaptive, Fixed, Measured, MeasuredFuture, Steered},
     bodies::BodyPermit,
     gate::ConcurrencyLimitHandle,
 };
@@ -575,7 +577,9 @@ impl Turn {
             return Err(self.settings.awaits_itself());
         }
         let (patience, urgent) = (self.settings.patience(self.with_body), ambient::get::<Urgent>().0);
-        if !urgent && !patience.joins(gate.limit(), &gate.forecast(patience.now)) {
+        // For an urgent call too: the forecast learns when the queue was empty.
+        let forecast = gate.forecast(patience.now);
+        if !urgent && !patience.joins(gate.limit(), &forecast) {
             return Err(self.settings.reject());
         }
         match gate.enter(self.settings.places(), urgent, cx.waker()) {

@@ -27,6 +27,20 @@ const ENOUGH: u32 = 16;
 /// reject a call any more.
 const QUIET: Duration = Duration::from_secs(10);
 
+/// Longer times than this are forgotten by half, and no pace is slower.
+const LONG: Duration = Duration::from_secs(3600);
+
+/// The state of the gate since the previous update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Gate {
+    /// No permit was free.
+    Full,
+    /// The queue was empty for a part of that time.
+    Gap,
+    /// No permit is free now.
+    Unknown,
+}
+
 /// Released permits are counted modulo two to the power of this. If more are released between two updates, the pace
 /// is estimated slower than it is.
 pub(super) const LEFT_BITS: u32 = 20;
@@ -50,34 +64,40 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// Updates the estimate, while no permit is free and `limit` are in use. `gap`: this may not have been so since
-    /// the previous update.
-    pub(super) fn look(&mut self, now: Instant, left: u32, limit: u32, gap: bool) {
+    /// Updates the estimate, while no permit is free and `limit` are in use.
+    pub(super) fn look(&mut self, now: Instant, left: u32, limit: u32, gate: Gate) {
         let Some((before, left_before)) = self.last.replace((now, left)) else { return };
         let passed = now.saturating_duration_since(before);
         let released = left.wrapping_sub(left_before) & ((1 << LEFT_BITS) - 1);
-        if passed > QUIET && (gap || released > 0) {
+        // If no permit was released, those in use are the same as before.
+        let gap = gate == Gate::Gap || gate == Gate::Unknown && released > 0 && passed > QUIET;
+        if released > 0 || gap {
+            self.still = Duration::ZERO;
+        }
+        if gap && passed > WHOLE {
             (self.time, self.released, self.is_old) = (Duration::ZERO, 0, true);
         } else if !gap {
             self.time = self.time.saturating_add(passed);
             self.released = self.released.saturating_add(released);
-            self.still = if released > 0 { Duration::ZERO } else { self.still.saturating_add(passed) };
+            if released == 0 {
+                self.still = self.still.saturating_add(passed);
+            }
         }
         let limit = limit.max(1);
         let is_whole = self.time >= WHOLE || self.released >= limit.saturating_mul(4).max(ENOUGH);
         if is_whole && (self.is_trusted() || self.released >= limit) {
             // The first measurement has nothing to blend with, and so counts as many permits as there are.
             let known = self.blend(self.trusted(), if self.is_trusted() { limit } else { 0 });
-            (self.known, self.is_old) = (Some(known.min(LONGEST)), false);
+            (self.known, self.is_old) = (Some(known.min(LONG)), false);
             (self.time, self.released) = (Duration::ZERO, 0);
-        } else if self.time > LONGEST {
+        } else if self.time > LONG {
             (self.time, self.released) = (self.time / 2, self.released / 2);
         }
     }
 
     /// Updates the estimate for a call that joins the queue. Returns for how long the queue has not been empty.
     pub(super) fn join(&mut self, now: Instant, left: u32, limit: u32, was_empty: bool) -> Duration {
-        self.look(now, left, limit, was_empty);
+        self.look(now, left, limit, if was_empty { Gate::Gap } else { Gate::Full });
         let since = self.busy_since.filter(|_| !was_empty).unwrap_or(now);
         self.busy_since = Some(since);
         now.saturating_duration_since(since)

@@ -60,25 +60,25 @@ impl Patience {
         let burst = call.saturating_mul(BURST).clamp(SHORTEST_BURST, LONGEST_BURST);
         let is_too_long = self.max_wait.is_none() && busy > burst && waiting >= limit.saturating_add(SPARE);
         let has_its_turn = self.end().is_none_or(|end| wait <= end.saturating_duration_since(self.now));
-        !is_too_long && has_its_turn && self.time_left(wait).is_none_or(|left| left >= self.needs(call))
+        !is_too_long && has_its_turn && self.has_time(wait, call)
     }
 
     /// Whether to start at `now`, when it is its turn.
     pub(super) fn starts(&self, now: Instant, call: Duration) -> bool {
-        let waited = now.saturating_duration_since(self.now);
-        self.time_left(waited).is_none_or(|left| left >= self.needs(call))
+        self.has_time(now.saturating_duration_since(self.now), call)
     }
 
-    /// The time until the deadline after a wait. `None`: there is no deadline.
-    fn time_left(&self, wait: Duration) -> Option<Duration> {
-        let whole = self.deadline?.saturating_duration_since(self.now);
-        Some(whole.checked_sub(wait).unwrap_or_default())
-    }
-
-    /// The time that must be left for a call: twice as long as calls lately took, because some take longer than
-    /// others. A call whose deadline is too close for that may wait for half of its time.
-    fn needs(&self, call: Duration) -> Duration {
-        let whole = self.time_left(Duration::ZERO).unwrap_or_default();
-        if self.outlasts_deadline { Duration::ZERO } else { call.saturating_mul(2).min(call.max(whole / 2)) }
+    /// Whether enough time is left for a call after a wait: twice as long as calls lately took, because some take
+    /// longer than others. A call whose deadline is too close for that may wait for half of its time, and so may one
+    /// whose deadline is closer than calls lately took: it knows better how long it will take.
+    fn has_time(&self, wait: Duration, call: Duration) -> bool {
+        let Some(deadline) = self.deadline else { return true };
+        let whole = deadline.saturating_duration_since(self.now);
+        let needed = match () {
+            () if self.outlasts_deadline => Duration::ZERO,
+            () if call >= whole => whole / 2,
+            () => call.saturating_mul(2).min(call.max(whole / 2)),
+        };
+        whole.checked_sub(wait).is_some_and(|left| left >= needed)
     }
 }

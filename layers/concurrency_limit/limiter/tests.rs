@@ -51,7 +51,7 @@ fn step_of(limiter: &Limiter, dropped: u32) -> Step {
 fn dropped_calls_lower_both_and_their_absence_raises_the_one_that_knows_nothing_else() {
     for algorithm in [Algorithm::Aimd, Algorithm::Gradient] {
         let mut limiter = Limiter::new(algorithm, 1..=1000, 100);
-        for (dropped, limit) in [(10, 90), (54, 63), (126, 31), (10, 28)] {
+        for (dropped, limit) in [(20, 90), (54, 63), (126, 31), (10, 28)] {
             limiter.step(step_of(&limiter, dropped));
             assert_eq!(limiter.limit(), limit, "{algorithm:?}");
         }
@@ -62,25 +62,47 @@ fn dropped_calls_lower_both_and_their_absence_raises_the_one_that_knows_nothing_
     let mut limiter = Limiter::new(Algorithm::Aimd, 1..=39, 32);
     for limit in [35, 39, 39] {
         // Some calls fail for other reasons.
-        limiter.step(step_of(&limiter, 4));
+        limiter.step(step_of(&limiter, 9));
         assert_eq!(limiter.limit(), limit);
     }
 }
 
-/// Every tenth call fails, whatever the limit.
+/// A part of the calls fails at random, whatever the limit, and then none does any more.
 #[test]
 fn calls_that_a_lower_limit_does_not_save_do_not_keep_it_low() {
     for algorithm in [Algorithm::Aimd, Algorithm::Gradient] {
-        let mut limiter = Limiter::new(algorithm, 1..=100, 100);
-        let limits: Vec<_> = (0..1000)
-            .map(|_| {
-                limiter.step(step_of(&limiter, limiter.calls_of_a_step() / 10));
-                limiter.limit() as f64
-            })
-            .collect();
-        let lowest = limits.iter().copied().fold(f64::MAX, f64::min);
-        assert!(lowest <= 13.0 && mean(&limits) >= 80.0, "{algorithm:?}: {lowest}, {}", mean(&limits));
+        for part in [0.03, 0.05, 0.08, 0.1, 0.15, 0.3, 0.6, 0.9] {
+            let mut random = fastrand::Rng::with_seed(3);
+            let mut limiter = Limiter::new(algorithm, 1..=1000, 40);
+            let mut limits = Vec::new();
+            for step in 0..3000 {
+                let part = if step < 2000 { part } else { 0.0 };
+                let (mut calls, mut dropped) = (0, 0);
+                while calls + dropped < limiter.calls_of_a_step() && dropped < limiter.drops_of_a_step() {
+                    if random.f64() < part { dropped += 1 } else { calls += 1 }
+                }
+                // A service with 40 workers, which queues the rest.
+                let queue = (limiter.limit() as f64 / 40.0).max(1.0);
+                let latency = Duration::from_secs_f64(0.05 * queue).saturating_mul(calls);
+                limiter.step(Step { calls, latency, dropped, was_full: true });
+                limits.push((limiter.limit() as f64).min(40.0));
+            }
+            let [during, after] = [mean(&limits[1000..2000]), mean(&limits[2500..])];
+            assert!(during >= 25.0 && after >= 32.0, "{algorithm:?}, {part}: {during} and {after} of 40");
+        }
     }
+}
+
+/// A lower bound from which no probe is possible, and a service that becomes slower, and then has no queue at all.
+#[test]
+fn a_limit_at_its_lower_bound_leaves_it_again() {
+    let mut limiter = Limiter::new(Algorithm::Gradient, 20..=200, 20);
+    for step in 0..300 {
+        let calls = limiter.calls_of_a_step();
+        let latency = Duration::from_millis(if step == 0 { 10 } else { 20 }).saturating_mul(calls);
+        limiter.step(Step { calls, latency, dropped: 0, was_full: true });
+    }
+    assert!(limiter.limit() > 150, "{}", limiter.limit());
 }
 
 /// In an outage every call fails at once, and few are in flight.

@@ -8,7 +8,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// The wait that a call is given that is rejected now.
 fn look(pace: &mut Pace, now: Instant, left: u32, limit: u32) -> Duration {
-    pace.look(now, left, limit, false);
+    pace.look(now, left, limit, Gate::Unknown);
     pace.cautious(limit)
 }
 
@@ -67,8 +67,42 @@ fn after_an_hour_of_nothing_it_is_itself_again_within_seconds() {
         look(&mut pace, start + second * SECOND, 0, 1);
     }
     look(&mut pace, start + 3600 * SECOND, 1000, 1);
-    let said = look(&mut pace, start + 3601 * SECOND, 2000, 1);
+    look(&mut pace, start + 3601 * SECOND, 2000, 1);
+    let said = look(&mut pace, start + 3602 * SECOND, 3000, 1);
     assert!(said < 2 * MILLI, "{said:?}");
+}
+
+#[test]
+fn a_slow_service_is_measured_although_it_is_rarely_looked_at() {
+    let (mut pace, start) = (Pace::default(), clock::now());
+    // Two calls of 300 s at a time, and a caller every 75 s.
+    for nth in 0..100 {
+        pace.join(start + nth * 75 * SECOND, nth / 2, 2, nth == 0);
+    }
+    let each = pace.hopeful(2);
+    assert!((100 * SECOND..=200 * SECOND).contains(&each), "{each:?}");
+}
+
+#[test]
+fn a_hang_that_ended_in_a_quiet_time_lengthens_no_wait() {
+    let (mut pace, start) = (Pace::default(), clock::now());
+    for second in 0..60 {
+        look(&mut pace, start + second * SECOND, 0, 10);
+    }
+    let said = look(&mut pace, start + 86_400 * SECOND, 1000, 10);
+    assert!(said <= 10 * SECOND, "{said:?}");
+}
+
+/// Bursts that end soon, after a time in which calls were slow.
+#[test]
+fn a_second_without_a_queue_makes_the_estimate_old() {
+    let (mut pace, start) = (Pace::default(), clock::now());
+    for second in 0..20 {
+        pace.join(start + second * SECOND, 50 * second, 100, second == 0);
+    }
+    assert!(pace.hopeful(100) > 10 * MILLI);
+    pace.join(start + 22 * SECOND, 1200, 100, true);
+    assert_eq!(pace.hopeful(100), Duration::ZERO);
 }
 
 proptest! {
@@ -81,7 +115,7 @@ proptest! {
             let now = start.checked_add(Duration::from_nanos(nanos)).unwrap_or(start);
             let known = pace.known;
             let said = look(&mut pace, now, left, limit);
-            prop_assert!(pace.known.is_none_or(|known| known <= LONGEST));
+            prop_assert!(pace.known.is_none_or(|known| known <= LONG));
             prop_assert!(said <= Duration::from_nanos(u64::MAX) + known.unwrap_or(UNKNOWN));
         }
     }
@@ -141,7 +175,7 @@ fn only_the_time_with_a_queue_is_measured() {
     let (mut pace, start) = (Pace::default(), clock::now());
     for second in 0..9 {
         pace.join(start + second * SECOND, 4 * second, 2, true);
-        pace.look(start + second * SECOND + 20 * MILLI, 4 * second + 2, 2, false);
+        pace.look(start + second * SECOND + 20 * MILLI, 4 * second + 2, 2, Gate::Full);
     }
     let each = pace.hopeful(2);
     assert!((9 * MILLI..=10 * MILLI).contains(&each), "{each:?}");
