@@ -40,6 +40,10 @@ const TAG: u64 = u64::MAX << 32;
 /// The shortest open time. With a shorter one, every call would be admitted at once as a probe.
 const SHORTEST: Duration = Duration::from_millis(1);
 
+/// The shortest time for which a probe keeps its slot. A service that hangs would otherwise have many probes at once: an
+/// attempt may take longer than the circuit is open.
+const SHORTEST_SLOT: Duration = Duration::from_secs(5);
+
 /// Caps the wait that a service asks for, unless the open time may be longer.
 const LONGEST_ASKED: Duration = Duration::from_secs(300);
 
@@ -166,7 +170,7 @@ struct Episode {
     open_for: Backoff,
     /// The open times to come, until the circuit closes.
     waits: Waits,
-    /// The current open time, which is also how long a probe may keep its slot.
+    /// The current open time. A probe may keep its slot for as long, and for at least [`SHORTEST_SLOT`].
     open_time: Duration,
     /// Whether the circuit was last opened by hand.
     is_forced: bool,
@@ -633,7 +637,7 @@ impl Episode {
         self.probes.retain(|probe| probe.until.is_none_or(|until| now < until));
         let number = self.next;
         self.next = self.next.saturating_add(1);
-        self.probes.push(Probe { number, until: now.checked_add(self.open_time) });
+        self.probes.push(Probe { number, until: now.checked_add(self.open_time.max(SHORTEST_SLOT)) });
         number
     }
 }

@@ -63,7 +63,7 @@
 //! once, this applies when any of these calls is in a queue.) [`Cancelled`] has the other choices.
 //!
 //! A probe that is dropped, is abandoned, or panics makes room for the next probe. So does a probe that runs for longer
-//! than the circuit was open.
+//! than the circuit was open, but not before five seconds.
 //!
 //! # A concurrency limit inside
 //!
@@ -210,9 +210,9 @@ pub enum Cancelled {
 pub(crate) const FIRST_OPEN_TIME: Duration = Duration::from_millis(500);
 pub(crate) const LONGEST_OPEN_TIME: Duration = Duration::from_secs(5);
 
-/// Open times that grow with the outage: with a factor of 1.05, each is about a twentieth of their sum so far. The end of
-/// an outage is then noticed after a twentieth of it, and one probe in each open time is little load for a service that
-/// is down. (`tests/simulation/recovery.rs` has the figures.)
+/// Open times that grow with the outage: with a factor of 1.05, each is about a twentieth of their sum so far. The end
+/// of an outage is then noticed after a twentieth of it, and one probe in each open time is little load for a service
+/// that is down. (`tests/simulation/recovery.rs` has the figures.)
 pub(crate) fn open_times(first: Duration, longest: Duration) -> Backoff {
     Backoff::exponential(first).factor(1.05).max(longest).jitter(Jitter::Upward)
 }

@@ -82,3 +82,6 @@ impl Patience {
         whole.checked_sub(wait).is_some_and(|left| left >= needed)
     }
 }
+
+#[cfg(all(test, not(ziggurat_loom)))]
+mod tests;

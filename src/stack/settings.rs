@@ -205,11 +205,12 @@ settings! { ClientSettings {
     consecutive_failures: u32 => anything;
 
     /// Sets how long the circuit stays open the first time, at most [`max_open_for`](Self::max_open_for). The time
-    /// grows with each consecutive opening, to about a twentieth of the outage so far. Jitter adds up to half of it, and
-    /// never shortens it.
+    /// grows with each consecutive opening, to about a twentieth of the outage so far. Jitter adds up to half of it,
+    /// and never shortens it.
     open_for: Duration => anything;
 
-    /// Sets the longest time that the circuit stays open. The default is 5 s, or `open_for` if that is longer.
+    /// Sets the longest time that the circuit stays open by itself. The default is 5 s, or `open_for` if that is
+    /// longer. It stays open for longer if the service asks for that, up to 300 s.
     max_open_for: Duration => anything;
 
     /// Sets the maximum number of attempts in flight.

@@ -86,7 +86,7 @@ fn replay(mut rules: Rules, events: &[(u64, Happened)]) -> (State, Option<Answer
                     Phase::Open { until: Some(until) } if until <= now => (Ok(()), Some(Phase::HalfOpen)),
                     Phase::Open { until } => (Err(until.map(|until| until - now)), None),
                     Phase::HalfOpen => {
-                        let time = open_time(rules, openings(&phases));
+                        let time = open_time(rules, openings(&phases)).max(5_000);
                         let held = admitted.iter().filter(|call| call.phase == current && call.ended.is_none());
                         let left: Vec<_> = held
                             .filter_map(|call| (call.at + time).checked_sub(now))
@@ -236,7 +236,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Outcome::Ignored),
     ];
     prop_oneof![
-        200 => prop_oneof![4 => 1..20_u64, 1 => 1..600_u64].prop_map(Step::Pass),
+        200 => prop_oneof![16 => 1..20_u64, 4 => 1..600_u64, 1 => 4_000..6_000_u64].prop_map(Step::Pass),
         400 => Just(Step::Ask),
         400 => (any::<prop::sample::Index>(), outcome).prop_map(|(which, outcome)| Step::End(which, outcome)),
         4 => Just(Step::ForceOpen),
