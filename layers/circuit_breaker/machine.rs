@@ -40,8 +40,8 @@ const TAG: u64 = u64::MAX << 32;
 /// The shortest open time. With a shorter one, every call would be admitted at once as a probe.
 const SHORTEST: Duration = Duration::from_millis(1);
 
-/// The shortest time for which a probe keeps its slot. A service that hangs would otherwise have many probes at once: an
-/// attempt may take longer than the circuit is open.
+/// The shortest time for which a probe keeps its slot. A service that hangs would otherwise have many probes at once:
+/// an attempt may take longer than the circuit is open.
 const SHORTEST_SLOT: Duration = Duration::from_secs(5);
 
 /// Caps the wait that a service asks for, unless the open time may be longer.

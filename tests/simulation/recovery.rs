@@ -15,8 +15,8 @@ use crate::{
     upstream::{Failed, Plan, Request, Upstream, Weather, Work},
 };
 
-/// When the outage begins. The run goes on for a minute after it, and for twice as long as it lasted: no service is down
-/// for more than a third of the time.
+/// When the outage begins. The run goes on for a minute after it, and for twice as long as it lasted: no service is
+/// down for more than a third of the time.
 const BEGIN: f64 = 5.0;
 const CALM: f64 = 60.0;
 
