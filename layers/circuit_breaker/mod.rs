@@ -175,7 +175,7 @@ pub use self::{
 /// |---|---|---|
 /// | [`over`](Self::over) | 30 s | Polly |
 /// | [`min_calls`](Self::min_calls) | 20 | Finagle, Polly |
-/// | [`open_for`](Self::open_for) | a twentieth of the outage so far, from 0.5 s to 5 s, with [`Jitter::Upward`] | measured: `tests/simulation/recovery.rs` |
+/// | [`open_for`](Self::open_for) | 0.5 s to 5 s, a twentieth of the outage, [`Jitter::Upward`] | `tests/simulation` |
 /// | [`probes`](Self::probes), [`successes_to_close`](Self::successes_to_close) | 1 | Polly, Finagle, linkerd2 |
 /// | [`cancelled`](Self::cancelled) | a failure if the service had its full time | |
 #[must_use]

@@ -17,7 +17,7 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::{
-    gate::ConcurrencyLimitHandle,
+    gate::{ConcurrencyLimitHandle, nanos},
     limiter::{Algorithm, Limiter, Step},
 };
 use crate::{
@@ -225,10 +225,6 @@ impl Pilot {
             self.gate.set_limit(limit);
         }
     }
-}
-
-fn nanos(duration: Duration) -> u64 {
-    duration.as_nanos().try_into().unwrap_or(u64::MAX)
 }
 
 impl fmt::Debug for Pilot {

@@ -22,7 +22,7 @@ use crate::{
 /// | [`retry_ratio`], [`min_retries_per_second`] | 0.2, 10 | Finagle, tower |
 /// | [`failure_rate`](Self::failure_rate), [`min_calls`](Self::min_calls) | 0.5, 20 | resilience4j, Polly, Finagle |
 /// | [`consecutive_failures`](Self::consecutive_failures) | 0: off | |
-/// | [`open_for`](Self::open_for), [`max_open_for`](Self::max_open_for) | 0.5 s, 5 s | measured: `tests/simulation/recovery.rs` |
+/// | [`open_for`](Self::open_for), [`max_open_for`](Self::max_open_for) | 0.5 s, 5 s | `tests/simulation` |
 /// | [`max_in_flight`](Self::max_in_flight) | 25 | resilience4j |
 /// | [`max_waiting`](Self::max_waiting) | 50 | our choice: twice `max_in_flight` |
 ///
