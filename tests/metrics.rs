@@ -43,7 +43,7 @@ async fn what_happens_is_counted_under_one_set_of_names() {
         .layer(ObserveLayer::new().named("orders"))
         .layer(CacheLayer::new(10, 60 * SECOND, |seconds: &u64| Some(*seconds)).named("orders"))
         .layer(RetryLayer::new().max_attempts(2).backoff(SECOND).named("orders"))
-        .layer(CircuitBreakerLayer::consecutive(2).named("orders"))
+        .layer(CircuitBreakerLayer::consecutive(1).named("orders"))
         .layer(TimeoutLayer::new(5 * SECOND).named("attempt"))
         .map_err(Error::Service)
         .service(service_fn(|seconds: u64| async move {
@@ -75,7 +75,7 @@ async fn what_happens_is_counted_under_one_set_of_names() {
         r#"ziggurat_events_total{layer="retry",name="orders",event="retrying",reason=""} 1"#,
         r#"ziggurat_events_total{layer="retry",name="orders",event="gave_up",reason="attempts"} 1"#,
         r#"ziggurat_events_total{layer="circuit_breaker",name="orders",event="failed",reason=""} 2"#,
-        r#"ziggurat_events_total{layer="circuit_breaker",name="orders",event="transition",reason="open"} 1"#,
+        r#"ziggurat_events_total{layer="circuit_breaker",name="orders",event="transition",reason="open"} 2"#,
     ] {
         assert!(has(&metrics, line), "{line} is not among\n{metrics}");
     }

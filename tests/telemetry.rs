@@ -63,7 +63,7 @@ async fn logged(level: LevelFilter, during: impl Future<Output = ()>) -> Vec<Str
 async fn every_layer_logs_under_its_own_target_with_its_name() {
     let service = ServiceBuilder::new()
         .layer(RetryLayer::new().max_attempts(2).backoff(Duration::from_secs(1)).named("orders"))
-        .layer(CircuitBreakerLayer::consecutive(2).named("orders"))
+        .layer(CircuitBreakerLayer::consecutive(1).named("orders"))
         .layer(TimeoutLayer::new(Duration::from_secs(3)).named("attempt"))
         .service(service_fn(|()| std::future::pending::<Result<(), Error<String>>>()));
     let log = logged(LevelFilter::INFO, async { assert!(service.oneshot(()).await.is_err()) }).await;
@@ -71,9 +71,11 @@ async fn every_layer_logs_under_its_own_target_with_its_name() {
         log,
         [
             r#"INFO ziggurat::timeout: rejected layer="timeout" name="attempt" reason="timed_out" rejection=timeout `attempt`: no response within 3s"#,
-            r#"INFO ziggurat::retry: retrying layer="retry" name="orders" attempt=1 delay=1s cause=timed_out"#,
-            r#"INFO ziggurat::timeout: rejected layer="timeout" name="attempt" reason="timed_out" rejection=timeout `attempt`: no response within 3s"#,
             r#"WARN ziggurat::circuit_breaker: transition layer="circuit_breaker" name="orders" from="closed" to="open""#,
+            r#"INFO ziggurat::retry: retrying layer="retry" name="orders" attempt=1 delay=1s cause=timed_out"#,
+            r#"WARN ziggurat::circuit_breaker: transition layer="circuit_breaker" name="orders" from="open" to="half_open""#,
+            r#"INFO ziggurat::timeout: rejected layer="timeout" name="attempt" reason="timed_out" rejection=timeout `attempt`: no response within 3s"#,
+            r#"WARN ziggurat::circuit_breaker: transition layer="circuit_breaker" name="orders" from="half_open" to="open""#,
             r#"WARN ziggurat::retry: gave_up layer="retry" name="orders" attempt=2 reason="attempts" cause=timed_out"#,
         ]
     );

@@ -12,7 +12,7 @@ use super::{
     state::{State, Transition},
 };
 use crate::{
-    ambient::{HadItsTime, Unsent, deadline},
+    ambient::{self, Attempt, HadItsTime, Unsent, deadline},
     clock,
     events::EventBus,
     outcome::{Class, Reason, Reject, Rejection, judged_as},
@@ -78,7 +78,7 @@ impl Circuit {
     #[inline]
     pub(super) fn admit(&self) -> Result<Call, Refused> {
         match self.shared.machine.admit_untimed() {
-            Some(ticket) => Ok(Call { circuit: self.clone(), ticket, is_over: false }),
+            Some(ticket) => Ok(Call::new(self, ticket)),
             None => self.admit_timed(),
         }
     }
@@ -88,7 +88,7 @@ impl Circuit {
         let ticket = self.shared.machine.admit(clock::now)?;
         let is_probe = ticket.is_probe();
         // Before publishing: if a subscriber panics, the call is dropped and frees its probe slot.
-        let call = Call { circuit: self.clone(), ticket, is_over: false };
+        let call = Call::new(self, ticket);
         // The call may have half-opened the circuit.
         if is_probe {
             self.shared.tell_news();
@@ -153,11 +153,20 @@ impl fmt::Debug for Circuit {
 pub(super) struct Call {
     circuit: Circuit,
     ticket: Ticket,
+    /// Whether it is a later attempt of a request whose first attempt has been counted. Read when the call begins: the
+    /// body may end outside the retry.
+    is_repeated: bool,
     /// Whether its outcome is recorded.
     is_over: bool,
 }
 
 impl Call {
+    #[inline]
+    fn new(circuit: &Circuit, ticket: Ticket) -> Self {
+        let is_repeated = ambient::get::<Attempt>().0 > 1;
+        Self { circuit: circuit.clone(), ticket, is_repeated, is_over: false }
+    }
+
     /// Marks that the response has arrived. The call's time is measured up to here; the call continues with the body.
     pub(super) fn answered(&mut self) {
         self.circuit.shared.machine.answered(&mut self.ticket, clock::now);
@@ -186,6 +195,7 @@ impl Call {
     fn over(&mut self, outcome: Outcome) {
         if !self.is_over {
             self.is_over = true;
+            let outcome = if self.is_repeated && !self.is_probe() { outcome.of_repeated() } else { outcome };
             self.circuit.shared.record(&self.ticket, outcome);
         }
     }

@@ -2,6 +2,7 @@
 
 use std::{
     fmt, mem,
+    num::NonZeroU32,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -193,14 +194,20 @@ impl CircuitBreakerHandle {
         self.slot.live().machine().set_failure_rate(part_of_one("rate", rate), clock::now());
     }
 
-    /// Changes the number of calls that the window must hold before a rate can open the circuit.
+    /// Changes the number of calls that are enough to know a rate: see
+    /// [`min_calls`](super::CircuitBreakerLayer::min_calls).
     ///
     /// # Panics
     ///
     /// If `calls` is 0.
     #[track_caller]
     pub fn set_min_calls(&self, calls: u32) {
-        self.slot.live().machine().set_min_calls(at_least_one("calls", calls));
+        self.replace_min_calls(NonZeroU32::new(at_least_one("calls", calls)));
+    }
+
+    /// As [`set_min_calls`](Self::set_min_calls). With `None`, as many calls as the default.
+    pub(crate) fn replace_min_calls(&self, calls: Option<NonZeroU32>) {
+        self.slot.live().machine().set_min_calls(calls);
     }
 
     /// Changes how long the circuit stays open, from the next time it opens.

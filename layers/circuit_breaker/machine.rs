@@ -20,14 +20,15 @@ use std::sync::{
 use std::{
     cell::OnceCell,
     collections::VecDeque,
-    num::NonZeroU64,
+    num::{NonZeroU32, NonZeroU64},
     sync::{OnceLock, PoisonError},
     time::Duration,
 };
 
 use super::{
+    rate::Rate,
     state::{CircuitStatus, State, Transition, Word},
-    window::{Extent, Window},
+    window::Extent,
 };
 use crate::{
     backoff::{Backoff, Waits},
@@ -58,8 +59,8 @@ pub(super) struct Policy {
     pub(super) slow: Option<(Duration, f64)>,
     /// The window over which rates are computed.
     pub(super) extent: Extent,
-    /// The number of calls below which there is no rate.
-    pub(super) min_calls: u32,
+    /// The number of calls that are enough to know the rate. `None`: as many as tell it from chance.
+    pub(super) min_calls: Option<NonZeroU32>,
     pub(super) open_for: Backoff,
     pub(super) probes: usize,
     pub(super) successes_to_close: u32,
@@ -90,6 +91,15 @@ pub(super) enum Outcome {
 impl Outcome {
     pub(super) fn is_failure(self) -> bool {
         matches!(self, Self::Failure | Self::LeaveAlone(_) | Self::NoAnswer)
+    }
+
+    /// The outcome of a later attempt of one request, which says only whether the service responds: one request that
+    /// always fails must not weigh as much as several that succeed.
+    pub(super) fn of_repeated(self) -> Self {
+        match self {
+            Self::Success | Self::Failure | Self::LeaveAlone(_) | Self::Answered => Self::Answered,
+            Self::NoAnswer | Self::Abandoned | Self::Ignored => Self::Ignored,
+        }
     }
 
     fn asked(self) -> Duration {
@@ -142,7 +152,7 @@ pub(super) struct Machine {
     word: AtomicU64,
     /// The number of failures in a row that opens the circuit. Zero disables this.
     consecutive: AtomicU32,
-    /// The number of calls below which there is no rate.
+    /// [`Extent::enough`].
     min_calls: AtomicU32,
     /// `generation: 32 | unanswered calls in a row: 32`.
     unanswered: AtomicU64,
@@ -152,16 +162,6 @@ pub(super) struct Machine {
     /// As in [`Policy`]. A handle may change it.
     watch_only: AtomicBool,
     episode: Mutex<Episode>,
-}
-
-/// A rate that can open the circuit.
-#[derive(Debug)]
-struct Rate {
-    /// The threshold, as the bits of an `f64`.
-    least: AtomicU64,
-    window: Window,
-    /// Whether a success may open the circuit, because it can complete `min_calls` or the threshold was changed.
-    awaits_more: AtomicBool,
 }
 
 /// The state behind a circuit that is not simply closed. Its lock guards all transitions.
@@ -198,7 +198,7 @@ impl Machine {
         Self {
             word: AtomicU64::new(Word::default().0),
             consecutive: AtomicU32::new(policy.consecutive.unwrap_or_default()),
-            min_calls: AtomicU32::new(policy.extent.at_most(policy.min_calls)),
+            min_calls: AtomicU32::new(policy.extent.enough(policy.min_calls)),
             unanswered: AtomicU64::new(0),
             failures: policy.failure_rate.map(rate).map(OnceLock::from).unwrap_or_default(),
             slow: policy.slow.map(|(_, least)| rate(least)),
@@ -374,9 +374,10 @@ impl Machine {
             0 => u32::MAX,
             failures => failures,
         };
-        let min_calls = match self.failures.get() {
-            Some(_) => self.min_calls.load(Ordering::Relaxed),
-            None => u32::MAX,
+        let min_calls = match (self.failures.get(), self.min_calls.load(Ordering::Relaxed)) {
+            (None, _) => u32::MAX,
+            (Some(rate), 0) => rate.fewest(),
+            (Some(_), calls) => calls,
         };
         in_a_row >= consecutive.min(min_calls)
     }
@@ -472,7 +473,7 @@ impl Machine {
     pub(super) fn status(&self, now: Instant) -> CircuitStatus {
         let episode = self.episode();
         let state = self.state();
-        let held = self.failures.get().map(|rate| rate.window.held(self.word().generation(), now)).unwrap_or_default();
+        let held = self.failures.get().map(|rate| rate.held(self.word().generation(), now)).unwrap_or_default();
         let until = episode.until.filter(|_| state == State::Open);
         CircuitStatus {
             state,
@@ -535,15 +536,12 @@ impl Machine {
     /// Changes the failure rate that opens the circuit. If there was none before, its window starts now.
     pub(super) fn set_failure_rate(&self, least: f64, now: Instant) {
         let rate = self.failures.get_or_init(|| Box::new(Rate::new(least, self.policy.extent, now)));
-        rate.least.store(least.to_bits(), Ordering::Relaxed);
-        rate.awaits_more.store(true, Ordering::Relaxed);
+        rate.set_least(least);
     }
 
-    pub(super) fn set_min_calls(&self, calls: u32) {
-        self.min_calls.store(self.policy.extent.at_most(calls), Ordering::Relaxed);
-        for rate in self.failures.get().into_iter().chain(&self.slow) {
-            rate.awaits_more.store(true, Ordering::Relaxed);
-        }
+    pub(super) fn set_min_calls(&self, min_calls: Option<NonZeroU32>) {
+        self.min_calls.store(self.policy.extent.enough(min_calls), Ordering::Relaxed);
+        self.failures.get().into_iter().chain(&self.slow).for_each(|rate| rate.look_again());
     }
 
     /// Changes the open time, from the next opening. Earlier openings since the circuit was last closed still count.
@@ -593,37 +591,6 @@ impl Machine {
 
 fn next_of(waits: &mut Waits) -> Duration {
     waits.next().unwrap_or_default().max(SHORTEST)
-}
-
-impl Rate {
-    fn new(least: f64, extent: Extent, now: Instant) -> Self {
-        let (least, window) = (AtomicU64::new(least.to_bits()), Window::new(extent, now));
-        Self { least, window, awaits_more: AtomicBool::new(false) }
-    }
-
-    /// Counts a call. Returns whether the circuit should open now.
-    ///
-    /// A call that is not bad can open the circuit in two ways only: good calls leave the window as it moves, or the
-    /// call completes `min_calls`. In all other cases there is nothing to sum.
-    ///
-    /// A call can complete `min_calls` while a bad call is still summing, and miss `awaits_more`. Then the next call is
-    /// evaluated instead, however it ends. Seeing it at once would cost every successful call a fence.
-    #[inline]
-    fn count(&self, generation: u64, now: impl Fn() -> Instant, bad: bool, min_calls: &AtomicU32) -> bool {
-        let (slot, slides) = self.window.record(generation, now, bad);
-        (bad || slides || self.awaits_more.load(Ordering::Relaxed)) && self.is_over(slot, min_calls)
-    }
-
-    #[cold]
-    fn is_over(&self, slot: u64, min_calls: &AtomicU32) -> bool {
-        let held = self.window.tally(slot);
-        let enough = held.calls >= min_calls.load(Ordering::Relaxed);
-        // A sum without a bad call proves nothing: another call may have failed since and set `awaits_more`.
-        if enough || held.bad > 0 {
-            self.awaits_more.store(!enough, Ordering::Relaxed);
-        }
-        enough && held.reaches(f64::from_bits(self.least.load(Ordering::Relaxed)))
-    }
 }
 
 impl Episode {

@@ -20,12 +20,23 @@
 //!   all others.
 //! - An error from the service's `poll_ready` counts like an error from a call.
 //! - A call that began before the circuit last changed its state is late, and its result changes nothing.
+//! - The attempts of one request count once, by the first of them: otherwise a few requests for one broken page, with
+//!   three attempts each, would shut out all others. As a probe, any attempt decides.
 //! - An error counts against the service even if the body of the *request* broke off, unless an
 //!   [`UploadLayer`](crate::upload::UploadLayer) outside tells the two apart. A proxy needs one, because its callers
 //!   can hang up in the middle of an upload.
 //!
-//! Rates are evaluated at each call that can raise them: a call that fails, a call that completes
-//! [`min_calls`](CircuitBreakerLayer::min_calls), and the first call after the window has moved.
+//! A rate opens the circuit when at least 20 calls make it clear that it is not reached by chance: the number of
+//! failures is four standard deviations above the number that is expected at that rate, or every call failed. With a
+//! rate of 0.5 that is the case for 19 of 20 calls, 70 of 100, and 564 of 1,000. A service that fails 45 % of its calls
+//! then keeps its circuit closed for days, also with few calls. So that many good calls before an outage do not
+//! outweigh it, newer parts of the window are looked at too, down to the last fifth of it: at any number of calls per
+//! second, an outage opens the circuit within three seconds of a window of 30 s, or with its twentieth call. A shorter
+//! outage passes without opening it. With [`min_calls`](CircuitBreakerLayer::min_calls) so many calls are enough, and
+//! the rate of the whole window decides.
+//!
+//! Rates are evaluated at each call that can raise them: a call that fails, a call that completes the necessary number,
+//! and the first call after the window has moved.
 //!
 //! A call ends with its response. With [`until_body_end`](CircuitBreakerLayer::until_body_end), a successful call ends
 //! with the response's body, and a body that fails (a connection that is reset in the middle of a download) makes the
@@ -40,8 +51,8 @@
 //!
 //! There is one exception, because a service that hangs behind short deadlines would otherwise never open the circuit.
 //! While nothing at all comes back from the service, abandoned calls count as unanswered calls. The number of
-//! unanswered calls in a row that opens the circuit is the limit of failures in a row, or the
-//! [`min_calls`](CircuitBreakerLayer::min_calls) of a rate.
+//! unanswered calls in a row that opens the circuit is the limit of failures in a row, or the necessary number of calls
+//! of a rate: 20, or [`min_calls`](CircuitBreakerLayer::min_calls).
 //!
 //! A call that panics is a fault of the local program, and neutral.
 //!
@@ -129,6 +140,7 @@ use std::{
     future::Future,
     marker::PhantomData,
     mem,
+    num::NonZeroU32,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -160,6 +172,7 @@ mod judge;
 mod machine;
 #[cfg(all(test, ziggurat_loom))]
 mod model;
+mod rate;
 mod state;
 mod window;
 
@@ -174,7 +187,7 @@ pub use self::{
 /// | setting | default | source of the default |
 /// |---|---|---|
 /// | [`over`](Self::over) | 30 s | Polly |
-/// | [`min_calls`](Self::min_calls) | 20 | Finagle, Polly |
+/// | [`min_calls`](Self::min_calls) | enough to tell the rate from chance | `tests/simulation` |
 /// | [`open_for`](Self::open_for) | 0.5 s to 5 s, a twentieth of the outage, [`Jitter::Upward`] | `tests/simulation` |
 /// | [`probes`](Self::probes), [`successes_to_close`](Self::successes_to_close) | 1 | Polly, Finagle, linkerd2 |
 /// | [`cancelled`](Self::cancelled) | a failure if the service had its full time | |
@@ -220,7 +233,7 @@ pub(crate) fn open_times(first: Duration, longest: Duration) -> Backoff {
 impl CircuitBreakerLayer {
     /// Opens when at least this fraction of the calls failed: 0.5, for example, is resilience4j's default.
     ///
-    /// The rate is taken over the last 30 seconds, once they hold 20 calls. See [`over`](Self::over),
+    /// The rate is taken over the last 30 seconds, and must be [clear](self#what-counts). See [`over`](Self::over),
     /// [`over_calls`](Self::over_calls) and [`min_calls`](Self::min_calls).
     ///
     /// # Panics
@@ -248,7 +261,7 @@ impl CircuitBreakerLayer {
             failure_rate,
             slow: None,
             extent: Extent::Time(Duration::from_secs(30)),
-            min_calls: 20,
+            min_calls: None,
             open_for,
             probes: 1,
             successes_to_close: 1,
@@ -307,15 +320,20 @@ impl<C, U> CircuitBreakerLayer<C, U> {
         self.set(|settings| settings.policy.extent = Extent::Calls(calls.min(MOST_CALLS)))
     }
 
-    /// Sets the number of calls that the window must hold before a rate can open the circuit.
+    /// Sets the number of calls that are enough to know a rate: from then on, the circuit opens as soon as the fraction
+    /// in the whole window is reached.
+    ///
+    /// The default is as many calls as it takes to [tell the rate from chance](self#what-counts), at least 20. A number
+    /// of your own opens the circuit sooner, but also by chance: with 20 calls and a rate of 0.5, a service that fails
+    /// 45 % of its calls opens its circuit again and again.
     ///
     /// # Panics
     ///
     /// If `calls` is 0.
     #[track_caller]
     pub fn min_calls(self, calls: u32) -> Self {
-        at_least_one("calls", calls);
-        self.set(|settings| settings.policy.min_calls = calls)
+        let min_calls = NonZeroU32::new(at_least_one("calls", calls));
+        self.set(|settings| settings.policy.min_calls = min_calls)
     }
 
     /// Also opens when at least this fraction of the calls took longer than `longer_than`, successful or not.

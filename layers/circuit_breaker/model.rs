@@ -2,6 +2,7 @@
 //! `RUSTFLAGS="--cfg ziggurat_loom" cargo test --release --lib circuit_breaker`
 
 use std::{
+    num::NonZeroU32,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -27,7 +28,7 @@ fn policy() -> Policy {
         failure_rate: None,
         slow: None,
         extent: Extent::Time(30 * SECOND),
-        min_calls: 2,
+        min_calls: NonZeroU32::new(2),
         open_for: Backoff::exponential(5 * SECOND).jitter(Jitter::None),
         probes: 1,
         successes_to_close: 1,
@@ -108,7 +109,7 @@ fn a_success_that_completes_the_fewest_calls_is_judged_by_the_next_call_at_the_l
 /// The success sums before the failure is recorded, and stores its result afterwards.
 #[test]
 fn a_call_that_saw_no_failure_does_not_take_back_that_a_rate_awaits_more_calls() {
-    let third = Policy { failure_rate: Some(0.3), min_calls: 3, ..policy() };
+    let third = Policy { failure_rate: Some(0.3), min_calls: NonZeroU32::new(3), ..policy() };
     let then = |machine: &Machine, now| {
         succeed(machine, now);
         assert_eq!(machine.state(), State::Open);
@@ -118,7 +119,7 @@ fn a_call_that_saw_no_failure_does_not_take_back_that_a_rate_awaits_more_calls()
 
 #[test]
 fn one_failure_too_many_by_two_conditions_opens_once() {
-    let both = Policy { consecutive: Some(1), failure_rate: Some(0.5), min_calls: 1, ..policy() };
+    let both = Policy { consecutive: Some(1), failure_rate: Some(0.5), min_calls: NonZeroU32::new(1), ..policy() };
     explore(move |now| Machine::new(both.clone(), now), fail, fail, is_open);
 }
 

@@ -8,7 +8,7 @@
 use loom::sync::atomic::{AtomicU64, Ordering, fence};
 #[cfg(not(all(test, ziggurat_loom)))]
 use std::sync::atomic::{AtomicU64, Ordering, fence};
-use std::{fmt, time::Duration};
+use std::{fmt, num::NonZeroU32, time::Duration};
 
 use crate::clock::Instant;
 
@@ -37,6 +37,11 @@ const AHEAD: u64 = 1 << 12;
 /// generation.
 const APART: u64 = 64 * RING;
 
+/// The number of standard deviations that separate evidence from chance. There are many looks at a window, so the usual
+/// two or three would be too few: at a rate of 0.5 and five calls per second of which 45 % fail, a circuit opens 11
+/// times in 100 minutes with 2.5, twice with 3, and once in 50 hours with 4.
+const DEVIATIONS: f64 = 4.0;
+
 /// The largest window of calls. In a larger one, a bucket could overflow its count.
 pub(super) const MOST_CALLS: u32 = 10_000_000;
 
@@ -56,6 +61,11 @@ impl Extent {
             Self::Time(_) => calls,
             Self::Calls(all) => calls.min(all),
         }
+    }
+
+    /// Returns the number of calls that are enough to know a rate, or zero if it must be told from chance.
+    pub(super) fn enough(self, min_calls: Option<NonZeroU32>) -> u32 {
+        min_calls.map_or(0, |calls| self.at_most(calls.get()))
     }
 }
 
@@ -94,7 +104,7 @@ enum Pace {
     },
 }
 
-/// The sums over a window.
+/// The sums over a window, or over the newest part of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Tally {
     pub(super) calls: u32,
@@ -108,6 +118,14 @@ impl Tally {
     /// than 7.
     pub(super) fn reaches(self, rate: f64) -> bool {
         self.calls > 0 && f64::from(self.bad) / f64::from(self.calls) >= rate
+    }
+
+    /// Returns whether so many calls were bad that a service that fails less often than at `rate` cannot be the cause:
+    /// they are [`DEVIATIONS`] above the number that is expected at that rate, or every call was bad.
+    pub(super) fn clearly_reaches(self, rate: f64) -> bool {
+        let (calls, bad) = (f64::from(self.calls), f64::from(self.bad));
+        let above = bad - calls * rate;
+        self.bad == self.calls || above >= DEVIATIONS * (calls * rate * (1.0 - rate)).sqrt()
     }
 }
 
@@ -127,6 +145,16 @@ impl Window {
             }
         };
         Self { pace, slots: slots.into(), buckets: Default::default() }
+    }
+
+    /// Returns the number of slots in the newest part of the window that is worth a look of its own. The newest slot may
+    /// have just begun, so there are more. In a window of calls, the others hold at least `calls`.
+    pub(super) fn newest_part(&self, calls: u32) -> u64 {
+        let others = match &self.pace {
+            Pace::Time { .. } => 1,
+            Pace::Calls { calls: width, .. } => u64::from(calls).div_ceil(*width),
+        };
+        self.slots.min(1 + others)
     }
 
     /// Records a call of this generation. Returns its slot, and whether the window moved with it.
@@ -196,13 +224,22 @@ impl Window {
     /// If two threads record at the same time and then sum, at least one of them sees both calls, even in different
     /// buckets: each records before the fence, reads after it, and also looks at slots newer than its own.
     pub(super) fn tally(&self, slot: u64) -> Tally {
+        self.parts(slot).last().unwrap_or_default()
+    }
+
+    /// Sums the newest slot, the newest two, and so on up to the whole window, as [`tally`](Self::tally) does.
+    pub(super) fn parts(&self, slot: u64) -> impl Iterator<Item = Tally> {
         fence(Ordering::SeqCst);
         let words: [u64; RING as usize] = std::array::from_fn(|index| self.buckets[index].load(Ordering::Relaxed));
-        let held = || (0..).zip(words).filter_map(|(index, word)| Some((slot_of(index, word, slot)?, word)));
-        let newest = held().map(|(slot, _)| slot).fold(slot, u64::max);
-        held().filter(|(slot, _)| slot + self.slots > newest).fold(Tally::default(), |sum, (_, word)| Tally {
-            calls: sum.calls + count(word >> COUNT_BITS),
-            bad: sum.bad + count(word),
+        let held = (0..).zip(words).filter_map(|(index, word)| slot_of(index, word, slot));
+        let newest = held.fold(slot, u64::max);
+        (0..self.slots).map(move |age| newest - age).scan(Tally::default(), move |sum, slot| {
+            let word = words[(slot % RING) as usize];
+            if word >> TAG_SHIFT == tag(slot) {
+                sum.calls += count(word >> COUNT_BITS);
+                sum.bad += count(word);
+            }
+            Some(*sum)
         })
     }
 

@@ -1,6 +1,6 @@
 //! The recommended stack of a client.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, num::NonZeroU32};
 
 use tower_layer::{Identity, Layer};
 
@@ -89,7 +89,7 @@ impl Numbers {
             |_| self.retries.set_budget(now.budget()),
         );
         update(before, now, |it| it.failure_rate, |value| self.circuit.set_failure_rate(value));
-        update(before, now, |it| it.min_calls, |value| self.circuit.set_min_calls(value));
+        update(before, now, |it| it.min_calls.and_then(NonZeroU32::new), |value| self.circuit.replace_min_calls(value));
         update(before, now, |it| it.consecutive_failures, |value| self.circuit.set_consecutive_failures(value));
         update(before, now, ClientSettings::open_times, |value| self.circuit.set_open_for(value));
         update(before, now, |it| it.max_in_flight, |value| self.gate.set_limit(value));

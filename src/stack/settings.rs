@@ -20,7 +20,8 @@ use crate::{
 /// | [`max_attempts`](Self::max_attempts) | 3 | resilience4j, failsafe-go |
 /// | [`backoff`](Self::backoff), [`max_backoff`](Self::max_backoff) | 100 ms, 1 s | gRPC A6 |
 /// | [`retry_ratio`], [`min_retries_per_second`] | 0.2, 10 | Finagle, tower |
-/// | [`failure_rate`](Self::failure_rate), [`min_calls`](Self::min_calls) | 0.5, 20 | resilience4j, Polly, Finagle |
+/// | [`failure_rate`](Self::failure_rate) | 0.5 | resilience4j |
+/// | [`min_calls`](Self::min_calls) | enough to tell the rate from chance | `tests/simulation` |
 /// | [`consecutive_failures`](Self::consecutive_failures) | 0: off | |
 /// | [`open_for`](Self::open_for), [`max_open_for`](Self::max_open_for) | 0.5 s, 5 s | `tests/simulation` |
 /// | [`max_in_flight`](Self::max_in_flight) | 25 | resilience4j |
@@ -49,7 +50,7 @@ pub struct ClientSettings {
     pub(super) retry_ratio: f64,
     pub(super) min_retries_per_second: u32,
     pub(super) failure_rate: f64,
-    pub(super) min_calls: u32,
+    pub(super) min_calls: Option<u32>,
     pub(super) consecutive_failures: u32,
     open_for: Option<Duration>,
     max_open_for: Option<Duration>,
@@ -85,7 +86,7 @@ impl Default for ClientSettings {
             retry_ratio: 0.2,
             min_retries_per_second: 10,
             failure_rate: 0.5,
-            min_calls: 20,
+            min_calls: None,
             consecutive_failures: 0,
             open_for: None,
             max_open_for: None,
@@ -193,7 +194,9 @@ settings! { ClientSettings {
     /// If `failure_rate` is not above 0 and at most 1.
     failure_rate: f64 => above_zero_and_at_most_one;
 
-    /// Sets the minimum number of calls before the failure rate can open the circuit.
+    /// Sets the number of calls that are enough to know the failure rate. The default is as many as it takes to tell
+    /// the rate from chance, at least 20: see
+    /// [`CircuitBreakerLayer::min_calls`](crate::circuit_breaker::CircuitBreakerLayer::min_calls).
     ///
     /// # Panics
     ///

@@ -101,6 +101,9 @@ pub(super) enum Progress {
     Stuck,
 }
 
+/// Later attempts of a request do not count for a circuit.
+const FIRST: Attempt = Attempt(1);
+
 /// A broken law, with the details.
 #[derive(Debug)]
 pub(super) struct Fault {
@@ -150,12 +153,12 @@ impl<'a> Trial<'a> {
 
     /// Runs one step of the layer within ambient state that it has to restore. `None`: the script's panic came out.
     fn step<T>(&self, law: Law, step: impl FnOnce() -> T) -> Checked<Option<T>> {
-        let (mut scope, mut limit, mut attempt) = (Some(self.scope.clone()), self.limit, Attempt(7));
+        let (mut scope, mut limit, mut attempt) = (Some(self.scope.clone()), self.limit, FIRST);
         let entered = (ambient::enter(&mut scope), ambient::enter(&mut limit), ambient::enter(&mut attempt));
         let outcome = catch_unwind(AssertUnwindSafe(step));
         let left = (Scope::current().map(|scope| scope.id()), ambient::get::<Limit>(), ambient::get::<Attempt>().0);
         drop(entered);
-        let restored = left == (Some(self.scope.id()), self.limit, 7);
+        let restored = left == (Some(self.scope.id()), self.limit, FIRST.0);
         self.demand(Law::Ambient, restored, || {
             "after a step of the layer the scope, the deadline or the attempt number is not what it was before".into()
         })?;

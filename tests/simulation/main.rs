@@ -8,6 +8,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod adaptive;
+mod brownout;
+mod circuit;
 mod load;
 mod overload;
 mod recovery;

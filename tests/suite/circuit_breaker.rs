@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     future::{Future, pending, poll_fn, ready},
+    iter,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
     sync::{
@@ -21,6 +22,7 @@ use ziggurat::{
     Backoff, Class, Error, HttpStatus, Jitter, LayerEvent, LayerInfo, Reason, Rejection,
     circuit_breaker::{Cancelled, CircuitBreakerHandle, CircuitBreakerLayer, State, Transition},
     concurrency_limit::ConcurrencyLimitLayer,
+    retry::RetryLayer,
     testing::{Strict, TestTask},
     timeout::TimeoutLayer,
 };
@@ -148,7 +150,7 @@ async fn five_failures_in_a_row_open_a_minute_passes_and_a_success_closes() {
 /// Shows: B1
 #[tokio::test(start_paused = true)]
 async fn half_of_twenty_calls_in_thirty_seconds_opens() {
-    let Setup { circuit, mut service, .. } = setup(&CircuitBreakerLayer::failure_rate(0.5));
+    let Setup { circuit, mut service, .. } = setup(&CircuitBreakerLayer::failure_rate(0.5).min_calls(20));
     for _ in 0..100 {
         call(&mut service, GOOD).await.unwrap();
     }
@@ -754,7 +756,7 @@ fn transitions_of_many_threads_are_told_in_order() {
 /// Shows: B1, B3
 #[tokio::test(start_paused = true)]
 async fn an_infallible_http_service_is_judged_by_its_status_and_answered_with_one() {
-    let layer = CircuitBreakerLayer::http().over_calls(4).open_for(SECOND * 3 / 2);
+    let layer = CircuitBreakerLayer::http().over_calls(4).min_calls(4).open_for(SECOND * 3 / 2);
     let circuit = layer.handle();
     let mut service = layer.layer(service_fn(|request: Request<u16>| {
         let response = Response::builder().status(*request.body()).body(String::new()).unwrap();
@@ -1261,4 +1263,32 @@ async fn a_failure_that_is_late_emits_no_event() {
     circuit.half_open();
     service.clone().oneshot(BAD.into()).await.unwrap_err();
     assert_eq!((failures.load(Ordering::SeqCst), circuit.state()), (3, State::Open));
+}
+
+/// Four requests for a page that is broken, with three attempts each.
+///
+/// Shows: A5
+#[tokio::test(start_paused = true)]
+async fn one_broken_page_does_not_shut_out_the_others() {
+    for layer in [CircuitBreakerLayer::failure_rate(0.5), CircuitBreakerLayer::consecutive(5)] {
+        let circuit = layer.handle();
+        let attempts = Arc::new(AtomicUsize::new(0));
+        let service = ServiceBuilder::new()
+            .layer(RetryLayer::new().max_attempts(3))
+            .layer(layer)
+            .map_err(Error::Service)
+            .service(service_fn(|page: &'static str| {
+                attempts.fetch_add(1, Ordering::Relaxed);
+                ready(if page == "broken" { Err("unavailable") } else { Ok("answer") })
+            }));
+        for page in iter::repeat_n("good", 10).chain(iter::repeat_n("broken", 4)) {
+            let _ = service.clone().oneshot(page).await;
+        }
+        assert_eq!((attempts.load(Ordering::Relaxed), circuit.state()), (10 + 4 * 3, State::Closed));
+        // They count as requests.
+        for _ in 0..50 {
+            let _ = service.clone().oneshot("broken").await;
+        }
+        assert_eq!(circuit.state(), State::Open);
+    }
 }

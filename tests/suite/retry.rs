@@ -521,24 +521,30 @@ async fn an_event_says_why_an_attempt_failed_and_that_a_later_one_succeeded() {
 async fn a_rejection_after_a_failure_tells_how_the_service_failed() {
     let service = ServiceBuilder::new()
         .layer(RetryLayer::new().backoff(SECOND))
-        .layer(CircuitBreakerLayer::consecutive(2).open_for(5 * SECOND))
+        .layer(CircuitBreakerLayer::consecutive(1).open_for(5 * SECOND))
         .service(counting(&Arc::default(), failing));
     let rejected = service.oneshot("").await;
     let rejection = ziggurat::rejection(&rejected).unwrap();
     assert!(rejection.is_circuit_open());
-    assert_eq!(rejection.previous(), Some("failure 2"));
-    assert!(rejection.to_string().ends_with("; previous attempt: failure 2"), "{rejection}");
+    assert_eq!(rejection.previous(), Some("failure 1"));
+    assert!(rejection.to_string().ends_with("; previous attempt: failure 1"), "{rejection}");
 
     // For a failed response it is the status.
     let over_http = |attempts| {
+        let breaker = CircuitBreakerLayer::consecutive(5).classify(HttpStatus);
+        let circuit = breaker.handle();
         ServiceBuilder::new()
             .layer(RetryLayer::http().backoff(SECOND).max_attempts(attempts))
-            .layer(CircuitBreakerLayer::consecutive(2).open_for(5 * SECOND).classify(HttpStatus))
+            .layer(breaker)
             .layer(TimeoutLayer::new(SECOND))
-            .service(service_fn(|_: Request<()>| async move {
-                match ziggurat::attempt() {
-                    1 => std::future::pending().await,
-                    _ => Ok::<_, Failed>(Response::builder().status(503).body(String::new()).unwrap()),
+            .service(service_fn(move |_: Request<()>| {
+                let circuit = circuit.clone();
+                async move {
+                    if ziggurat::attempt() == 1 {
+                        std::future::pending::<()>().await;
+                    }
+                    circuit.force_open();
+                    Ok::<_, Failed>(Response::builder().status(503).body(String::new()).unwrap())
                 }
             }))
     };

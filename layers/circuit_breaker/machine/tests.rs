@@ -13,7 +13,7 @@ fn policy() -> Policy {
         failure_rate: None,
         slow: None,
         extent: Extent::Time(30 * SECOND),
-        min_calls: 20,
+        min_calls: NonZeroU32::new(20),
         open_for: Backoff::exponential(5 * SECOND).jitter(Jitter::None),
         probes: 1,
         successes_to_close: 1,
@@ -111,7 +111,7 @@ fn after_a_hundred_thousand_successes_a_handful_of_failures_opens() {
 #[test]
 fn a_rate_needs_its_minimum_of_calls() {
     let now = Instant::now();
-    let machine = Machine::new(Policy { failure_rate: Some(0.5), min_calls: 20, ..policy() }, now);
+    let machine = Machine::new(Policy { failure_rate: Some(0.5), min_calls: NonZeroU32::new(20), ..policy() }, now);
     for _ in 0..10 {
         assert!(!call(&machine, now, Outcome::Success));
     }
@@ -125,7 +125,7 @@ fn a_rate_needs_its_minimum_of_calls() {
 #[test]
 fn slow_calls_open_though_they_succeed() {
     let start = Instant::now();
-    let slow = Policy { slow: Some((SECOND, 1.0)), min_calls: 2, ..policy() };
+    let slow = Policy { slow: Some((SECOND, 1.0)), min_calls: NonZeroU32::new(2), ..policy() };
     let machine = Machine::new(slow, start);
     let take = |from: Instant, time: Duration| {
         let ticket = machine.admit(at(from)).unwrap();
@@ -310,7 +310,8 @@ fn forced_open_stays_open_until_it_is_closed() {
 #[test]
 fn closing_forgets_what_was_counted() {
     let now = Instant::now();
-    let machine = Machine::new(Policy { failure_rate: Some(0.1), min_calls: 3, ..consecutive(3) }, now);
+    let machine =
+        Machine::new(Policy { failure_rate: Some(0.1), min_calls: NonZeroU32::new(3), ..consecutive(3) }, now);
     for _ in 0..4 {
         call(&machine, now, Outcome::Failure);
         call(&machine, now, Outcome::Failure);
@@ -354,7 +355,7 @@ fn it_stays_open_at_least_as_long_as_the_failure_that_opened_it_asked_for() {
 #[test]
 fn another_rate_is_taken_of_what_was_counted_before_it() {
     let now = Instant::now();
-    let machine = Machine::new(Policy { failure_rate: Some(0.9), min_calls: 20, ..policy() }, now);
+    let machine = Machine::new(Policy { failure_rate: Some(0.9), min_calls: NonZeroU32::new(20), ..policy() }, now);
     for _ in 0..10 {
         call(&machine, now, Outcome::Success);
         call(&machine, now, Outcome::Failure);
@@ -363,9 +364,9 @@ fn another_rate_is_taken_of_what_was_counted_before_it() {
     assert!(!call(&machine, now, Outcome::Success), "10 of 21");
     assert!(call(&machine, now, Outcome::Failure), "11 of 22");
 
-    let machine = Machine::new(Policy { failure_rate: Some(0.5), min_calls: 20, ..policy() }, now);
+    let machine = Machine::new(Policy { failure_rate: Some(0.5), min_calls: NonZeroU32::new(20), ..policy() }, now);
     assert!((0..5).all(|_| !call(&machine, now, Outcome::Failure)));
-    machine.set_min_calls(6);
+    machine.set_min_calls(NonZeroU32::new(6));
     assert!(call(&machine, now, Outcome::Failure), "6 of 6");
 }
 
@@ -394,14 +395,14 @@ fn another_number_of_failures_in_a_row_holds_from_the_next_failure_on_and_zero_i
 #[test]
 fn a_success_opens_where_it_completes_the_fewest_calls_that_have_a_rate_or_the_window_has_slid_on() {
     let start = Instant::now();
-    let rated = Policy { failure_rate: Some(0.5), min_calls: 25, ..policy() };
+    let rated = Policy { failure_rate: Some(0.5), min_calls: NonZeroU32::new(25), ..policy() };
     let machine = Machine::new(rated.clone(), start);
     assert!((0..19).all(|_| !call(&machine, start, Outcome::Failure)));
     assert!((0..5).all(|_| !call(&machine, start, Outcome::Success)));
     assert!(call(&machine, start, Outcome::Success), "19 of 25");
 
     // 20 successes, then 15 failures, then the successes leave the window.
-    let machine = Machine::new(Policy { min_calls: 15, ..rated }, start);
+    let machine = Machine::new(Policy { min_calls: NonZeroU32::new(15), ..rated }, start);
     assert!((0..20).all(|_| !call(&machine, start, Outcome::Success)));
     assert!((0..15).all(|_| !call(&machine, start + 15 * SECOND, Outcome::Failure)));
     assert!(call(&machine, start + 31 * SECOND, Outcome::Success), "15 of 16");
@@ -411,7 +412,7 @@ fn a_success_opens_where_it_completes_the_fewest_calls_that_have_a_rate_or_the_w
 #[test]
 fn calls_that_nothing_came_back_of_open_in_a_row_and_any_answer_ends_the_row() {
     let now = Instant::now();
-    let machine = Machine::new(Policy { failure_rate: Some(0.5), min_calls: 3, ..policy() }, now);
+    let machine = Machine::new(Policy { failure_rate: Some(0.5), min_calls: NonZeroU32::new(3), ..policy() }, now);
     for answer in [Outcome::Success, Outcome::Answered] {
         assert!((0..2).all(|_| !call(&machine, now, Outcome::Abandoned)));
         assert!(!call(&machine, now, answer), "{answer:?}");
@@ -453,7 +454,7 @@ fn another_open_time_holds_from_the_next_opening_on_and_goes_on_doubling() {
 #[test]
 fn failures_of_eight_threads_are_all_counted() {
     let now = Instant::now();
-    let by_rate = Policy { failure_rate: Some(1.0), min_calls: 8_001, ..policy() };
+    let by_rate = Policy { failure_rate: Some(1.0), min_calls: NonZeroU32::new(8_001), ..policy() };
     for policy in [consecutive(8_001), by_rate] {
         let machine = Machine::new(policy, now);
         let barrier = Barrier::new(8);

@@ -252,3 +252,23 @@ proptest! {
         }
     }
 }
+
+/// Shows: A5
+#[test]
+fn a_rate_is_clear_at_four_standard_deviations_or_if_every_call_was_bad() {
+    for (rate, calls, least) in [
+        (0.5, 20, 19),
+        (0.5, 100, 70),
+        (0.5, 1_000, 564),
+        (0.5, 100_000, 50_633),
+        (0.1, 20, 8),
+        (0.1, 1_000, 138),
+        (0.9, 20, 20),
+        (0.9, 1_000, 938),
+        (1.0, 20, 20),
+        (1.0, 1_000_000, 1_000_000),
+    ] {
+        let clear = |bad| Tally { calls, bad }.clearly_reaches(rate);
+        assert_eq!((clear(least - 1), clear(least)), (false, true), "{least} of {calls} at {rate}");
+    }
+}

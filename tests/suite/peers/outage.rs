@@ -66,7 +66,7 @@ impl Stack {
                 Ok::<_, io::Error>(Response::from_parts(head, Full::new(body.to_bytes())))
             }
         });
-        let breaker = CircuitBreakerLayer::consecutive(2).classify(ziggurat::HttpStatus).open_for(FAR);
+        let breaker = CircuitBreakerLayer::consecutive(1).classify(ziggurat::HttpStatus).open_for(FAR);
         let chaos = ChaosLayer::new(fault).rate(1.0).seed(42);
         let (circuit, switch) = (breaker.handle(), chaos.handle());
         let service = ServiceBuilder::new()
@@ -120,10 +120,10 @@ async fn while_the_upstream_is_down_answers_are_degraded_and_when_it_is_back_the
     stack.is_well().await;
 
     let address = upstream.stop().await;
-    // Two attempts fail and open the circuit. The third finds it open, and is not retried.
+    // The first attempt fails and opens the circuit. The second finds it open, and is not retried.
     let (why, sent) = stack.is_degraded().await;
     assert!(why.contains("the circuit is open"), "{why}");
-    assert_eq!((sent, stack.circuit.state()), (2, State::Open));
+    assert_eq!((sent, stack.circuit.state()), (1, State::Open));
     // From now on no request is sent.
     assert_eq!(stack.is_degraded().await.1, 0);
 

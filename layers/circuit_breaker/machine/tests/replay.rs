@@ -33,6 +33,7 @@ struct Rules {
     slow: Option<(u64, f64)>,
     window: u64,
     by_calls: bool,
+    /// Zero: as many as tell the rate from chance.
     min_calls: usize,
     open_for: u64,
     probes: usize,
@@ -157,7 +158,8 @@ fn nothing_comes_back(rules: Rules, endings: &[(usize, Outcome)]) -> bool {
         of_this_phase.filter(|outcome| **outcome != Outcome::Ignored).take_while(|outcome| unanswered(outcome));
     let most = if rules.by_calls { rules.window as usize } else { usize::MAX };
     let by_row = if rules.consecutive > 0 { rules.consecutive as usize } else { usize::MAX };
-    let by_rate = if rules.rate.is_some() { rules.min_calls.min(most) } else { usize::MAX };
+    let enough = if rules.min_calls == 0 { 20 } else { rules.min_calls };
+    let by_rate = if rules.rate.is_some() { enough.min(most) } else { usize::MAX };
     unanswered(&last) && in_a_row.count() >= by_row.min(by_rate)
 }
 
@@ -174,18 +176,33 @@ fn opens(rules: Rules, counted: &[Counted]) -> bool {
     let first = counted.iter().position(|call| call.phase == last.phase).unwrap();
     let step = |index: usize, call: &Counted| if rules.by_calls { (index - first) as u64 } else { call.at } / width;
     let newest = step(counted.len() - 1, last);
-    let held = || {
+    // The calls, and the bad ones, of this many newest steps.
+    let held = |steps: u64, bad: fn(&Counted) -> bool| {
         let recent =
             |(index, call): &(usize, &Counted)| call.phase == last.phase && step(*index, call) + steps > newest;
-        counted.iter().enumerate().filter(recent).map(|(_, call)| call)
+        let held = || counted.iter().enumerate().filter(recent).map(|(_, call)| call);
+        (held().count(), held().filter(|call| bad(call)).count() as f64)
     };
-    let rate = |bad: fn(&Counted) -> bool| held().filter(|call| bad(call)).count() as f64 / held().count() as f64;
     let most = if rules.by_calls { rules.window as usize } else { usize::MAX };
-    let enough = held().count() >= rules.min_calls.min(most);
+    let reached = |bad: fn(&Counted) -> bool, limit: f64| match rules.min_calls {
+        0 => {
+            let newest_part = if rules.by_calls { 1 + 20.min(rules.window).div_ceil(width) } else { 2 };
+            (newest_part.min(steps)..=steps).any(|part| {
+                let (calls, bad) = held(part, bad);
+                let n = calls as f64;
+                let far = 4.0 * (n * limit * (1.0 - limit)).sqrt();
+                calls >= 20.min(most) && (bad == n || bad - n * limit >= far)
+            })
+        }
+        min_calls => {
+            let (calls, bad) = held(steps, bad);
+            calls >= min_calls.min(most) && bad / calls as f64 >= limit
+        }
+    };
 
     (last.failed && last.in_a_row && in_a_row >= rules.consecutive as usize)
-        || rules.rate.is_some_and(|limit| enough && rate(|call| call.failed) >= limit)
-        || rules.slow.is_some_and(|(_, limit)| enough && rate(|call| call.slow) >= limit)
+        || rules.rate.is_some_and(|limit| reached(|call| call.failed, limit))
+        || rules.slow.is_some_and(|(_, limit)| reached(|call| call.slow, limit))
 }
 
 /// The longest open time, in milliseconds.
@@ -196,7 +213,7 @@ fn rules() -> impl Strategy<Value = Rules> {
         (prop_oneof![Just(0), 1..6_u32], prop::option::of(0.1..=1.0), prop::option::of((1..400_u64, 0.1..=1.0)));
     let windows = (
         prop_oneof![(1..200_u64).prop_map(|ms| (10 * ms, false)), (1..40_u64).prop_map(|calls| (calls, true))],
-        1..10_usize,
+        prop_oneof![2 => 1..10_usize, 1 => Just(0)],
     );
     (conditions, windows, (1..500_u64, 1..4_usize, 1..4_usize)).prop_map(
         |((consecutive, rate, slow), ((window, by_calls), min_calls), (open_for, probes, successes))| Rules {
@@ -241,7 +258,7 @@ fn step() -> impl Strategy<Value = Step> {
         400 => (any::<prop::sample::Index>(), outcome).prop_map(|(which, outcome)| Step::End(which, outcome)),
         4 => Just(Step::ForceOpen),
         16 => Just(Step::Close),
-        16 => (0.1..=1.0, 1..10_usize).prop_map(|(rate, min_calls)| Step::Rate(rate, min_calls)),
+        16 => (0.1..=1.0, 0..10_usize).prop_map(|(rate, min_calls)| Step::Rate(rate, min_calls)),
         16 => (0..6_u32).prop_map(Step::Row),
     ]
 }
@@ -263,7 +280,7 @@ proptest! {
                 failure_rate: rules.rate,
                 slow: rules.slow.map(|(limit, rate)| (millis(limit), rate)),
                 extent: if rules.by_calls { Extent::Calls(rules.window as u32) } else { Extent::Time(millis(rules.window)) },
-                min_calls: rules.min_calls as u32,
+                min_calls: NonZeroU32::new(rules.min_calls as u32),
                 open_for: Backoff::exponential(millis(rules.open_for)).max(millis(LONGEST)).jitter(Jitter::None),
                 probes: rules.probes,
                 successes_to_close: rules.successes as u32,
@@ -305,7 +322,7 @@ proptest! {
                 Step::Rate(rate, min_calls) if rules.rate.is_some() => {
                     events.push((now, Happened::Rated(rate, min_calls)));
                     machine.set_failure_rate(rate, start + millis(now));
-                    machine.set_min_calls(min_calls as u32);
+                    machine.set_min_calls(NonZeroU32::new(min_calls as u32));
                 }
                 Step::Rate(..) => {}
                 Step::Row(failures) => {

@@ -1,0 +1,96 @@
+//! A rate of bad calls over a window, and whether it is high enough to open a circuit.
+//!
+//! If the user sets how many calls are enough, the rate of the whole window decides. By default it must be clear that
+//! the rate is not reached by chance, in the whole window or in a newer part of it.
+
+#[cfg(all(test, ziggurat_loom))]
+use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+#[cfg(not(all(test, ziggurat_loom)))]
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use super::window::{Extent, Tally, Window};
+use crate::clock::Instant;
+
+/// Fewer calls never tell a rate from chance. (The least number of Finagle and Polly.)
+const FEWEST: u32 = 20;
+
+/// A rate that can open the circuit.
+#[derive(Debug)]
+pub(super) struct Rate {
+    /// The threshold, as the bits of an `f64`.
+    least: AtomicU64,
+    window: Window,
+    /// [`FEWEST`], or fewer in a small window.
+    fewest: u32,
+    /// Whether a success may open the circuit, because it can complete `min_calls` or the threshold was changed.
+    awaits_more: AtomicBool,
+}
+
+impl Rate {
+    pub(super) fn new(least: f64, extent: Extent, now: Instant) -> Self {
+        let (least, window) = (AtomicU64::new(least.to_bits()), Window::new(extent, now));
+        Self { least, window, fewest: extent.at_most(FEWEST), awaits_more: AtomicBool::new(false) }
+    }
+
+    /// Counts a call. Returns whether the circuit should open now.
+    ///
+    /// A call that is not bad can open the circuit in two ways only: good calls leave the window as it moves, or the
+    /// call completes `min_calls`. In all other cases there is nothing to sum.
+    ///
+    /// A call can complete `min_calls` while a bad call is still summing, and miss `awaits_more`. Then the next call is
+    /// evaluated instead, however it ends. Seeing it at once would cost every successful call a fence.
+    #[inline]
+    pub(super) fn count(&self, generation: u64, now: impl Fn() -> Instant, bad: bool, min_calls: &AtomicU32) -> bool {
+        let (slot, slides) = self.window.record(generation, now, bad);
+        (bad || slides || self.awaits_more.load(Ordering::Relaxed)) && self.is_over(slot, min_calls)
+    }
+
+    #[cold]
+    fn is_over(&self, slot: u64, min_calls: &AtomicU32) -> bool {
+        let least = f64::from_bits(self.least.load(Ordering::Relaxed));
+        let (whole, enough, is_over) = match min_calls.load(Ordering::Relaxed) {
+            0 => self.is_clearly_over(slot, least),
+            min_calls => {
+                let whole = self.window.tally(slot);
+                let enough = whole.calls >= min_calls;
+                (whole, enough, enough && whole.reaches(least))
+            }
+        };
+        // A sum without a bad call proves nothing: another call may have failed since and set `awaits_more`.
+        if enough || whole.bad > 0 {
+            self.awaits_more.store(!enough, Ordering::Relaxed);
+        }
+        is_over
+    }
+
+    /// Looks at the newest part of the window, at longer ones, and at the whole window: in a long window, the good calls
+    /// before an outage would outweigh the bad ones for a long time. Returns the whole, whether each part holds enough
+    /// calls, and whether the rate is clearly reached in one of them.
+    fn is_clearly_over(&self, slot: u64, least: f64) -> (Tally, bool, bool) {
+        let looked_at = self.window.parts(slot).skip(self.window.newest_part(self.fewest) as usize - 1);
+        looked_at.fold((Tally::default(), true, false), |(_, all_enough, is_over), part| {
+            let enough = part.calls >= self.fewest;
+            (part, all_enough && enough, is_over || enough && part.clearly_reaches(least))
+        })
+    }
+
+    /// The number of calls below which there is no rate, if nobody has set one.
+    pub(super) fn fewest(&self) -> u32 {
+        self.fewest
+    }
+
+    /// Sums the window of this generation at `now`.
+    pub(super) fn held(&self, generation: u64, now: Instant) -> Tally {
+        self.window.held(generation, now)
+    }
+
+    pub(super) fn set_least(&self, least: f64) {
+        self.least.store(least.to_bits(), Ordering::Relaxed);
+        self.look_again();
+    }
+
+    /// Lets the next call be evaluated however it ends.
+    pub(super) fn look_again(&self) {
+        self.awaits_more.store(true, Ordering::Relaxed);
+    }
+}
