@@ -26,7 +26,7 @@ Times are numbers with a unit: 500ms, 10s, 5m or 1h. Defaults are in brackets.
   --stalled TIME        for the caller to take more of a response, or to send more of a request [60s]
   --grace TIME          for calls in flight to end, once the proxy is stopping [30s]
   --connections N       maximum number of callers' connections; further ones wait to be accepted [512]
-  --in-flight N         maximum number of calls in flight [256]
+  --in-flight N         maximum number of calls in flight; the limit adapts up to it [256]
   --waiting N           maximum number of waiting calls; further ones get a 503 [256]
   --max-head BYTES      maximum size of a head; a larger request gets a 431, a larger response becomes a 502 [16384]
   --log FILTER          error, warn, info, debug, trace or off, also by target: warn,reverse_proxy=debug [$RUST_LOG or info]

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use ziggurat::{
     Error, Reject, Scope,
     circuit_breaker::CircuitBreakerLayer,
-    concurrency_limit::ConcurrencyLimitLayer,
+    concurrency_limit::{Adaptive, ConcurrencyLimitLayer},
     context::{ContextLayer, ScopeBody},
     propagate::PropagateLayer,
     replay::ReplayLayer,
@@ -40,7 +40,7 @@ pub(crate) fn proxy(
         .http1_max_buf_size(limits.head as usize)
         .build_http();
     let attempt = TimeoutLayer::new(move |req: &Request<_>| limits.unless_upload(limits.attempt, req));
-    let in_flight = ConcurrencyLimitLayer::new(limits.in_flight)
+    let in_flight = ConcurrencyLimitLayer::adaptive(Adaptive::http().between(1..=limits.in_flight))
         .max_waiting(limits.waiting)
         .until_body_end()
         .reclaim_after(limits.stalled);

@@ -6,7 +6,7 @@ use std::{
     ops::RangeInclusive,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, MutexGuard,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
@@ -58,11 +58,13 @@ impl Adaptive {
     /// Follows the latency: the limit is a quarter above the calls that the service serves at a time without a queue of
     /// its own.
     ///
-    /// A step takes 100 calls, or twice as many as the limit. After each, the limit changes by the quotient of the
-    /// latency without a queue and the latency of the step, times 1.25, and at most halves. Every twelfth step runs
-    /// with half of the limit, and measures the latency without a queue: if the latency falls with the limit, a part of
-    /// it was a queue's. (Netflix's gradient, and TCP BBR's probes for the shortest round trip, which keep it from
-    /// taking a lasting queue for the service.) Dropped calls lower the limit as in [`aimd`](Self::aimd).
+    /// A step takes 100 calls, or twice as many as the limit. At first the limit doubles with each step, until the
+    /// latency shows a queue in the service. Then it changes by the quotient of the latency without a queue and the
+    /// latency of the step, times 1.25, and falls by 30 % at most. Every twentieth step runs with half of the limit, and
+    /// measures the latency without a queue: if the latency falls with the limit, a part of it was a queue's. If it falls
+    /// further than a queue can explain, the service has recovered from being slow, and the limit returns to where it
+    /// fell from. (Netflix's gradient; TCP's slow start; and TCP BBR's probes for the shortest round trip, which keep it
+    /// from taking a lasting queue for the service.) Dropped calls lower the limit as in [`aimd`](Self::aimd).
     pub fn gradient() -> Self {
         Self::new(Algorithm::Gradient)
     }
@@ -141,6 +143,16 @@ pub struct Steered<C> {
 #[derive(Debug, Clone, Copy)]
 pub struct Fixed;
 
+impl<C> Steered<C> {
+    pub(super) fn classify<D>(self, classify: D) -> Steered<D> {
+        Steered { pilot: self.pilot, classify }
+    }
+
+    pub(super) fn pilot(&self) -> Arc<Pilot> {
+        Arc::clone(&self.pilot)
+    }
+}
+
 impl<C: Clone> Steered<C> {
     /// Measures the calls of `inner`, which is inside the limit.
     pub(super) fn measure<S>(&self, inner: S) -> Measured<S, C> {
@@ -159,7 +171,7 @@ impl<C> fmt::Debug for Adaptive<C> {
 }
 
 /// Gathers measurements into steps, and sets the limit after each.
-struct Pilot {
+pub(crate) struct Pilot {
     gate: ConcurrencyLimitHandle,
     /// The numbers of calls, and of dropped calls, that complete a step, and the number of steps so far.
     needed: AtomicU32,
@@ -198,6 +210,13 @@ impl Pilot {
         clock::now().saturating_duration_since(call.began) >= usual.saturating_mul(2)
     }
 
+    /// Changes the highest limit.
+    pub(crate) fn set_highest(&self, highest: usize) {
+        let mut limiter = self.limiter.lock();
+        limiter.set_highest(highest);
+        self.apply(limiter);
+    }
+
     #[cold]
     fn step(&self, number: u64) {
         let mut limiter = self.limiter.lock();
@@ -215,13 +234,21 @@ impl Pilot {
             self.usual.store(nanos(mean), Ordering::Relaxed);
         }
         limiter.step(step);
+        self.number.store(number + 1, Ordering::Relaxed);
+        self.apply(limiter);
+    }
+
+    fn apply(&self, limiter: MutexGuard<'_, Limiter>) {
         self.needed.store(limiter.calls_of_a_step(), Ordering::Relaxed);
         self.enough_dropped.store(limiter.drops_of_a_step(), Ordering::Relaxed);
-        self.number.store(number + 1, Ordering::Relaxed);
-        let limit = limiter.limit();
-        // It wakes callers, whose wakers are foreign code.
+        // `set_limit` wakes callers, whose wakers are foreign code, so it runs without the lock. Looks again, because
+        // another step may have been faster.
         drop(limiter);
-        if limit != self.gate.limit() {
+        loop {
+            let limit = self.limiter.lock().limit();
+            if limit == self.gate.limit() {
+                return;
+            }
             self.gate.set_limit(limit);
         }
     }

@@ -5,7 +5,7 @@
 //! that, latency is that of the service alone, and throughput grows with the limit. [`Limiter`] looks for the point
 //! between the two.
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::{mem, ops::RangeInclusive, time::Duration};
 
 /// One step takes this many calls, or twice as many as the limit if that is more. The mean of their latencies is then
 /// known to about a tenth, even if they are spread exponentially.
@@ -28,8 +28,18 @@ const LOWERED: f64 = 0.75;
 const A_QUEUE: f64 = 0.5;
 const A_QUEUE_STILL: f64 = 0.8;
 
-/// The limit at most halves in one step. A single bad step may be an accident.
-const LEAST_CHANGE: f64 = 0.5;
+/// If the latency falls by this factor, and by it more than the limit, the service itself has become faster: a queue is
+/// no longer than the limit makes it. The limit returns to where it fell from.
+const FASTER: f64 = 1.5;
+
+/// At first, and whenever the service has become faster, the limit doubles with each step, until the latency shows the
+/// first part of a queue. (TCP's slow start.)
+const SLOW_START: f64 = 2.0;
+const NO_QUEUE: f64 = 0.85;
+
+/// The limit falls at most by this factor in one step. A single bad step may be an accident, and the service itself may
+/// be slow for a moment: then a lower limit costs throughput.
+const LEAST_CHANGE: f64 = 0.7;
 
 /// Fewer dropped calls than one in this many are no sign of overload, and one in this many ends a step early: a service
 /// that rejects calls at once would otherwise reject many.
@@ -67,6 +77,7 @@ pub(super) enum Algorithm {
 pub(super) struct Limiter {
     algorithm: Algorithm,
     bounds: RangeInclusive<f64>,
+    start: f64,
     limit: f64,
     /// The latency of the service without a queue.
     base: Option<f64>,
@@ -76,6 +87,10 @@ pub(super) struct Limiter {
     steps: u32,
     /// The limit to return to after a probe.
     resume: Option<f64>,
+    /// Whether the limit still doubles.
+    slow_start: bool,
+    /// While the limit falls, where it began to.
+    fell_from: Option<f64>,
     /// Since calls are dropped: the limit then, and how many of them were.
     dropping: Option<(f64, f64)>,
     /// The number of steps without many dropped calls.
@@ -87,19 +102,35 @@ pub(super) struct Limiter {
 impl Limiter {
     pub(super) fn new(algorithm: Algorithm, bounds: RangeInclusive<usize>, start: usize) -> Self {
         let bounds = *bounds.start() as f64..=*bounds.end() as f64;
-        let limit = (start as f64).clamp(*bounds.start(), *bounds.end());
+        let start = start as f64;
+        let limit = start.clamp(*bounds.start(), *bounds.end());
         Self {
             algorithm,
             bounds,
+            start,
             limit,
             base: None,
             before: None,
             steps: 0,
             resume: None,
+            slow_start: algorithm == Algorithm::Gradient,
+            fell_from: None,
             dropping: None,
             clean: 0,
             ignores_drops: 0,
         }
+    }
+
+    /// Changes the highest limit. The lowest one is never above it. A limit that stood at the highest one follows it,
+    /// up to the start.
+    pub(super) fn set_highest(&mut self, highest: usize) {
+        let highest = highest as f64;
+        if self.limit >= *self.bounds.end() {
+            self.limit = self.limit.max(self.start);
+        }
+        self.bounds = self.bounds.start().min(highest)..=highest;
+        self.limit = self.limit.min(highest);
+        self.resume = self.resume.map(|limit| limit.min(highest));
     }
 
     pub(super) fn limit(&self) -> usize {
@@ -130,10 +161,12 @@ impl Limiter {
                 Algorithm::Gradient => self.gradient(step),
             },
         };
-        self.limit = next.clamp(*self.bounds.start(), *self.bounds.end());
+        let next = next.clamp(*self.bounds.start(), *self.bounds.end());
+        self.fell_from = (next < self.limit).then(|| self.fell_from.unwrap_or(self.limit));
+        self.limit = next;
     }
 
-    /// Returns the next limit if dropped calls decide about it: lower by their share, at least by a tenth. (TCP halves,
+    /// Returns the next limit if dropped calls decide about it: lower by their share, at least by a tenth and at most by half. (TCP halves,
     /// but for a single packet of a window.)
     fn lower(&mut self, step: Step) -> Option<f64> {
         if self.ignores_drops > 0 {
@@ -159,9 +192,12 @@ impl Limiter {
             (self.dropping, self.ignores_drops) = (None, STEPS_WITHOUT_DROPS);
             return Some(limit);
         }
+        if mem::take(&mut self.slow_start) && self.limit > self.start {
+            return Some(self.limit / SLOW_START);
+        }
         // A step that ended early may have few other calls.
         let share = dropped / calls.max(self.calls_of_a_step().into());
-        Some(self.limit * (1.0 - share).clamp(LEAST_CHANGE, 0.9))
+        Some(self.limit * (1.0 - share).clamp(0.5, 0.9))
     }
 
     /// Compares the latency of each step with that of the service without a queue, which it finds by lowering the
@@ -179,6 +215,13 @@ impl Limiter {
             return if step.was_full { self.next_of_a_full_step(latency) } else { self.limit };
         };
         match self.before {
+            Some((limit, before)) if before / latency > FASTER * (limit / self.limit).max(1.0) => {
+                (self.base, self.before, self.slow_start) =
+                    (Some(base.min(latency)), Some((self.limit, latency)), true);
+                if let Some(limit) = self.fell_from {
+                    return limit;
+                }
+            }
             Some((limit, before)) if self.limit <= LOWERED * limit => {
                 self.before = Some((self.limit, latency));
                 // One: the latency fell as much as the limit. Zero: not at all.
@@ -189,9 +232,14 @@ impl Limiter {
                         return limit;
                     }
                 } else {
-                    self.base = Some(base.min(latency));
+                    // Halfway: the latency of a single step may be low by chance.
+                    let base = base.min((base + latency) / 2.0);
+                    self.base = Some(base);
                     if followed > A_QUEUE_STILL {
                         self.steps = 0;
+                    }
+                    if let Some(limit) = resume {
+                        return limit * Self::change(base, before);
                     }
                 }
             }
@@ -201,19 +249,27 @@ impl Limiter {
         if step.was_full || resume.is_some() { self.next_of_a_full_step(latency) } else { self.limit }
     }
 
+    /// The gradient: how the limit changes after a step with this latency.
+    fn change(base: f64, latency: f64) -> f64 {
+        (base / latency * HEADROOM).clamp(LEAST_CHANGE, HEADROOM)
+    }
+
     fn next_of_a_full_step(&mut self, latency: f64) -> f64 {
-        if self.steps == 0 {
+        let base = self.base.unwrap_or(latency);
+        // A limit that is about to fall far anyway needs no probe.
+        if self.steps == 0 && latency < FASTER * base {
             self.steps = STEPS_TO_PROBE;
             if self.limit * LOWERED >= *self.bounds.start() {
                 self.resume = Some(self.limit);
                 return self.limit * PROBE;
             }
             // There is no lower limit. If this takes a queue for the service, the next probe finds out.
-            self.base = self.base.map(|base| (base + latency) / 2.0);
+            self.base = Some((base + latency) / 2.0);
         }
-        self.steps -= 1;
+        self.steps = self.steps.saturating_sub(1);
         let base = self.base.unwrap_or(latency);
-        let next = self.limit * (base / latency * HEADROOM).clamp(LEAST_CHANGE, HEADROOM);
+        self.slow_start &= base / latency >= NO_QUEUE;
+        let next = self.limit * if self.slow_start { SLOW_START } else { Self::change(base, latency) };
         // At a small limit, a fourth more may be none.
         if next > self.limit { next.max(self.limit + 1.0) } else { next }
     }

@@ -140,6 +140,7 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
+pub(crate) use self::adaptive::Pilot;
 pub use self::{
     adaptive::{Adaptive, Fixed, Measured, MeasuredFuture, Steered},
     bodies::BodyPermit,
@@ -206,6 +207,19 @@ impl<A> ConcurrencyLimitLayer<ResponseEnd, A> {
     /// counted.
     pub fn until_body_end(self) -> ConcurrencyLimitLayer<BodyEnd, A> {
         ConcurrencyLimitLayer { settings: self.settings, steered: self.steered, until: PhantomData }
+    }
+}
+
+impl<U, C> ConcurrencyLimitLayer<U, Steered<C>> {
+    /// Replaces the classifier, as [`Adaptive::classify`] does.
+    pub(crate) fn classify<D>(self, classify: D) -> ConcurrencyLimitLayer<U, Steered<D>> {
+        let Self { settings, steered, until: _ } = self;
+        ConcurrencyLimitLayer { settings, steered: steered.classify(classify), until: PhantomData }
+    }
+
+    /// Returns what changes the highest limit later.
+    pub(crate) fn pilot(&self) -> Arc<Pilot> {
+        self.steered.pilot()
     }
 }
 

@@ -1,6 +1,6 @@
 //! The recommended stack of a client.
 
-use std::{borrow::Cow, fmt, num::NonZeroU32};
+use std::{borrow::Cow, fmt, num::NonZeroU32, sync::Arc};
 
 use tower_layer::{Identity, Layer};
 
@@ -13,11 +13,11 @@ use crate::{
     backoff::Backoff,
     body::{BodyEnd, ResponseEnd},
     circuit_breaker::{CircuitBreakerHandle, CircuitBreakerLayer},
-    concurrency_limit::{ConcurrencyLimitHandle, ConcurrencyLimitLayer},
+    concurrency_limit::{Adaptive, ConcurrencyLimitHandle, ConcurrencyLimitLayer, Pilot, Steered},
     copy::Idempotent,
     debug::impl_debug,
     mutex::Mutex,
-    outcome::HttpStatus,
+    outcome::{FailOnError, HttpStatus},
     retry::{Drained, RetryHandle, RetryLayer},
     scope::Scope,
     telemetry::{LayerEvent, LayerInfo, layer_info},
@@ -53,7 +53,7 @@ pub struct ClientStack<
     T = TimeoutLayer<LiveDuration>,
     R = RetryLayer,
     B = CircuitBreakerLayer,
-    L = ConcurrencyLimitLayer,
+    L = ConcurrencyLimitLayer<ResponseEnd, Steered<FailOnError>>,
     A = TimeoutLayer<LiveDuration>,
 > {
     timeout: T,
@@ -71,6 +71,7 @@ struct Numbers {
     timeout: LiveDuration,
     retries: RetryHandle,
     circuit: CircuitBreakerHandle,
+    limit: Arc<Pilot>,
     gate: ConcurrencyLimitHandle,
     attempt_timeout: LiveDuration,
     info: LayerInfo,
@@ -92,7 +93,7 @@ impl Numbers {
         update(before, now, |it| it.min_calls.and_then(NonZeroU32::new), |value| self.circuit.replace_min_calls(value));
         update(before, now, |it| it.consecutive_failures, |value| self.circuit.set_consecutive_failures(value));
         update(before, now, ClientSettings::open_times, |value| self.circuit.set_open_for(value));
-        update(before, now, |it| it.max_in_flight, |value| self.gate.set_limit(value));
+        update(before, now, |it| it.max_in_flight, |value| self.limit.set_highest(value));
         update(before, now, |it| it.max_waiting, |value| self.gate.set_max_waiting(value));
         update(before, now, ClientSettings::attempt_limit, |value| self.attempt_timeout.set(value));
     }
@@ -109,7 +110,7 @@ impl ClientStack {
     /// Creates a stack for any request that is `Clone`. Every error of the service is retried and counts against the
     /// service.
     pub fn new(name: impl Into<Cow<'static, str>>) -> Self {
-        Self::of(name.into(), RetryLayer::new(), CircuitBreakerLayer::failure_rate(0.5))
+        Self::of(name.into(), RetryLayer::new(), CircuitBreakerLayer::failure_rate(0.5), Adaptive::gradient())
     }
 }
 
@@ -118,7 +119,7 @@ type Parts<C, P, D, U = ResponseEnd> = ClientStack<
     TimeoutLayer<LiveDuration, U>,
     RetryLayer<C, P, Backoff, D>,
     CircuitBreakerLayer<C, U>,
-    ConcurrencyLimitLayer<U>,
+    ConcurrencyLimitLayer<U, Steered<C>>,
     TimeoutLayer<LiveDuration>,
 >;
 
@@ -129,21 +130,27 @@ impl Parts<HttpStatus, Idempotent, Drained> {
     /// The request body must be `Clone`, as bodies in memory are. For a streamed body, put a
     /// [`ReplayLayer`](crate::replay::ReplayLayer) directly outside the stack, or leave out the retry.
     pub fn http(name: impl Into<Cow<'static, str>>) -> Self {
-        Self::of(name.into(), RetryLayer::http(), CircuitBreakerLayer::http())
+        Self::of(name.into(), RetryLayer::http(), CircuitBreakerLayer::http(), Adaptive::http())
     }
 }
 
 impl<C, P, D> Parts<C, P, D> {
-    fn of(name: Cow<'static, str>, retry: RetryLayer<C, P, Backoff, D>, breaker: CircuitBreakerLayer<C>) -> Self {
+    fn of(
+        name: Cow<'static, str>,
+        retry: RetryLayer<C, P, Backoff, D>,
+        breaker: CircuitBreakerLayer<C>,
+        adaptive: Adaptive<C>,
+    ) -> Self {
         let settings = ClientSettings::default();
         let (timeout, attempt_timeout) =
             (LiveDuration::new(settings.timeout), LiveDuration::new(settings.attempt_limit()));
         let (retry, circuit_breaker) = (retry.named(name.clone()), breaker.named(name.clone()));
-        let concurrency_limit = ConcurrencyLimitLayer::new(settings.max_in_flight).named(name.clone());
+        let concurrency_limit = ConcurrencyLimitLayer::adaptive(adaptive).named(name.clone());
         let numbers = Numbers {
             timeout: timeout.clone(),
             retries: retry.handle(),
             circuit: circuit_breaker.handle(),
+            limit: concurrency_limit.pilot(),
             gate: concurrency_limit.handle(),
             attempt_timeout: attempt_timeout.clone(),
             info: layer_info!("stack").named(name.clone()),
@@ -164,7 +171,8 @@ impl<C, P, D> Parts<C, P, D> {
     /// Sets the classifier that decides which outcomes are retried and which count against the service.
     pub fn classify<C2: Clone>(self, classify: C2) -> Parts<C2, P, D> {
         let Self { timeout, retry, circuit_breaker, concurrency_limit, attempt_timeout, numbers, look } = self;
-        let (retry, circuit_breaker) = (retry.classify(classify.clone()), circuit_breaker.classify(classify));
+        let (retry, circuit_breaker) = (retry.classify(classify.clone()), circuit_breaker.classify(classify.clone()));
+        let concurrency_limit = concurrency_limit.classify(classify);
         ClientStack { timeout, retry, circuit_breaker, concurrency_limit, attempt_timeout, numbers, look }
     }
 
@@ -296,7 +304,7 @@ impl<T, R, C, U, L, A> ClientStack<T, R, CircuitBreakerLayer<C, U>, L, A> {
     }
 }
 
-impl<T, R, B, U, A> ClientStack<T, R, B, ConcurrencyLimitLayer<U>, A> {
+impl<T, R, B, U, V, A> ClientStack<T, R, B, ConcurrencyLimitLayer<U, V>, A> {
     /// Returns the handle of the concurrency limit.
     #[must_use]
     pub fn gate(&self) -> ConcurrencyLimitHandle {

@@ -24,8 +24,8 @@ use crate::{
 /// | [`min_calls`](Self::min_calls) | enough to tell the rate from chance | `tests/simulation` |
 /// | [`consecutive_failures`](Self::consecutive_failures) | 0: off | |
 /// | [`open_for`](Self::open_for), [`max_open_for`](Self::max_open_for) | 0.5 s, 5 s | `tests/simulation` |
-/// | [`max_in_flight`](Self::max_in_flight) | 25 | resilience4j |
-/// | [`max_waiting`](Self::max_waiting) | 50 | our choice: twice `max_in_flight` |
+/// | [`max_in_flight`](Self::max_in_flight) | 1000 | Netflix's concurrency-limits |
+/// | [`max_waiting`](Self::max_waiting) | no limit | `tests/simulation` |
 ///
 /// [`attempt_timeout`]: Self::attempt_timeout
 /// [`retry_ratio`]: Self::retry_ratio
@@ -90,8 +90,8 @@ impl Default for ClientSettings {
             consecutive_failures: 0,
             open_for: None,
             max_open_for: None,
-            max_in_flight: 25,
-            max_waiting: 50,
+            max_in_flight: 1000,
+            max_waiting: usize::MAX,
         }
     }
 }
@@ -216,14 +216,17 @@ settings! { ClientSettings {
     /// longer. It stays open for longer if the service asks for that, up to 300 s.
     max_open_for: Duration => anything;
 
-    /// Sets the maximum number of attempts in flight.
+    /// Sets the maximum number of attempts in flight. Up to it, the limit follows the capacity of the service, from 20
+    /// at the start: see [`Adaptive::gradient`](crate::concurrency_limit::Adaptive::gradient).
     ///
     /// # Panics
     ///
     /// If `max_in_flight` is 0.
     max_in_flight: usize => at_least_one;
 
-    /// Sets the maximum number of attempts that wait for a permit. Further attempts are rejected at once.
+    /// Sets the maximum number of attempts that wait for a permit. Further attempts are rejected at once. By default,
+    /// deadlines and the pace of the service decide how many wait: see
+    /// [waiting](crate::concurrency_limit#waiting).
     max_waiting: usize => anything;
 } }
 

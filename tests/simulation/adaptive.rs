@@ -6,14 +6,16 @@ use std::{
 };
 
 use tokio::time::Instant;
-use tower::{BoxError, ServiceBuilder, util::BoxCloneService};
+use tower::{BoxError, Layer, ServiceBuilder, ServiceExt, util::BoxCloneService};
 use ziggurat::{
     Error,
     concurrency_limit::{Adaptive, ConcurrencyLimitLayer},
+    stack::{ClientSettings, ClientStack},
     timeout::TimeoutLayer,
 };
 
 use crate::{
+    is_long,
     load::{Arrivals, Client, Load},
     report::{PATIENCE, Report, quantile},
     seconds, seeds, simulate,
@@ -59,6 +61,26 @@ impl Scene {
     /// The capacity from second 30 on.
     fn capacity(&self) -> f64 {
         self.workers as f64 / self.work.mean().as_secs_f64() / self.slower
+    }
+
+    /// The recommended client, with its own limit or with 25.
+    fn recommended(&self, seed: u64, is_fixed: bool) -> Report {
+        let Self { workers, work, queue, times_capacity, length, .. } = *self;
+        let plan = Plan { workers, work, queue, notices_callers_leaving: false, weather: vec![], seed };
+        let per_second = self.capacity() * times_capacity;
+        let load = Load { per_second, arrivals: Arrivals::Poisson, length: seconds(length), seed };
+        simulate(seed, async {
+            let upstream = Upstream::new(plan);
+            let stack = ClientStack::new("upstream").settings(ClientSettings::default().timeout(PATIENCE));
+            let own = upstream.clone().map_err(Error::Service);
+            let client: Client = if is_fixed {
+                let stack = stack.with_concurrency_limit(ConcurrencyLimitLayer::new(25));
+                BoxCloneService::new(stack.layer(own).map_err(BoxError::from))
+            } else {
+                BoxCloneService::new(stack.layer(own).map_err(BoxError::from))
+            };
+            Report { calls: load.offer(&client).await, received: upstream.received() }
+        })
     }
 
     fn run(&self, seed: u64, adaptive: Adaptive) -> Run {
@@ -138,6 +160,32 @@ fn an_adaptive_limit_follows_rejections() {
             println!("seed {seed:>3}  {goodput:.0}/s of {}/s, {rejected:.3} of the calls rejected", scene.capacity());
             assert!(goodput >= 0.8 * scene.capacity(), "seed {seed}: {goodput}/s");
             assert!(rejected <= 0.1, "seed {seed}: {rejected} of the calls");
+        }
+    }
+}
+
+/// A fixed limit of 25 lets a service with 60 workers answer two fifths of what it can, even below its capacity.
+///
+/// Shows: A1, A3
+#[test]
+fn the_limit_of_the_recommended_client_finds_the_capacity() {
+    let workers = if is_long() { &[4, 16, 60, 200][..] } else { &[4, 16, 60] };
+    for seed in seeds(1) {
+        for &workers in workers {
+            for times_capacity in [0.9, 2.0] {
+                let scene = Scene { workers, times_capacity, length: 20.0, ..SCENE };
+                let [fixed, adaptive] = [true, false].map(|is_fixed| scene.recommended(seed, is_fixed));
+                let part = |report: &Report, when| report.goodput(when) / scene.capacity();
+                println!(
+                    "seed {seed:>3}  {workers} workers, {times_capacity} times the capacity: {:.2} at first, then {:.2}; \
+                     with a fixed limit {:.2}",
+                    part(&adaptive, 0.0..5.0),
+                    part(&adaptive, 5.0..20.0),
+                    part(&fixed, 5.0..20.0),
+                );
+                let found = part(&adaptive, 10.0..20.0);
+                assert!(found >= 0.9 * times_capacity.min(1.0), "seed {seed}, {scene:?}: {adaptive}");
+            }
         }
     }
 }

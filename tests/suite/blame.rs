@@ -217,20 +217,21 @@ impl Service<()> for NeverReady {
 /// Shows: F2, G4
 #[tokio::test(start_paused = true)]
 async fn a_service_that_hangs_before_it_is_ready_is_bounded_timed_and_judged() {
-    let layer = ClientStack::new("test").without_retry();
+    let settings = ClientSettings::default().max_waiting(50);
+    let layer = ClientStack::new("test").settings(settings).without_retry();
     let (circuit, gate) = (layer.circuit(), layer.gate());
     let stack = layer.layer(NeverReady);
     let start = Instant::now();
-    let calls: Vec<_> = (0..75).map(|_| begun(stack.clone().oneshot(()))).collect();
-    for _ in 0..925 {
+    let calls: Vec<_> = (0..70).map(|_| begun(stack.clone().oneshot(()))).collect();
+    for _ in 0..930 {
         assert_eq!(reason(&stack.clone().oneshot(()).await), Some("overloaded"));
     }
-    assert_eq!((gate.in_flight(), gate.waiting()), (25, 50));
+    assert_eq!((gate.in_flight(), gate.waiting()), (20, 50));
     let outcomes = join_all(calls).await;
     assert_eq!(start.elapsed(), 10 * SECOND);
     assert_eq!(circuit.state(), State::Open);
     let count = |wanted| outcomes.iter().filter(|outcome| reason(outcome) == Some(wanted)).count();
-    assert_eq!((count("timed_out"), count("circuit_open")), (25, 50));
+    assert_eq!((count("timed_out"), count("circuit_open")), (20, 50));
 }
 
 /// Calls that wait in the queue of a limit when the circuit opens are not sent.
@@ -244,9 +245,9 @@ async fn a_call_that_leaves_the_queue_while_the_circuit_is_open_is_rejected() {
     let stack = layer.layer(sleeper(&calls));
     let outcomes = join_all((0..75).map(|_| stack.clone().oneshot(Duration::MAX))).await;
     assert_eq!(circuit.state(), State::Open);
-    assert_eq!(calls.load(Ordering::SeqCst), 25);
+    assert_eq!(calls.load(Ordering::SeqCst), 20);
     let refused: Vec<_> = outcomes.iter().filter_map(ziggurat::rejection).filter(|it| it.is_circuit_open()).collect();
-    assert_eq!(refused.len(), 50);
+    assert_eq!(refused.len(), 55);
     assert!(refused.iter().all(|rejection| rejection.retry_after().is_some()));
     assert_eq!((gate.in_flight(), gate.waiting()), (0, 0));
 }

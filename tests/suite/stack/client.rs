@@ -115,16 +115,16 @@ async fn by_default_nineteen_of_twenty_calls_open_the_circuit_for_at_least_half_
 
 /// Shows: G4
 #[tokio::test(start_paused = true)]
-async fn by_default_twenty_five_are_in_flight_fifty_wait_and_the_next_is_rejected() {
+async fn at_first_twenty_are_in_flight_and_the_settings_say_how_many_wait() {
     let calls = Arc::default();
-    let layer = ClientStack::new("test").without_retry();
+    let layer = ClientStack::new("test").settings(ClientSettings::default().max_waiting(50)).without_retry();
     let (gate, circuit) = (layer.gate(), layer.circuit());
     let stack = layer.layer(service(&calls));
-    let hanging: Vec<_> = (0..75).map(|_| tokio::spawn(stack.clone().oneshot(Hangs))).collect();
+    let hanging: Vec<_> = (0..70).map(|_| tokio::spawn(stack.clone().oneshot(Hangs))).collect();
     until(|| gate.waiting() == 50).await;
-    assert_eq!((gate.in_flight(), calls.load(Ordering::SeqCst)), (25, 25));
+    assert_eq!((gate.in_flight(), calls.load(Ordering::SeqCst)), (20, 20));
     let outcome = stack.oneshot(Answers).await;
-    assert!(matches!(ziggurat::rejection(&outcome).unwrap().reason(), Reason::Overloaded { limit: 25 }));
+    assert!(matches!(ziggurat::rejection(&outcome).unwrap().reason(), Reason::Overloaded { limit: 20 }));
     hanging.iter().for_each(|call| call.abort());
     for call in hanging {
         assert!(call.await.unwrap_err().is_cancelled());
