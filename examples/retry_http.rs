@@ -21,11 +21,7 @@ use hyper::{Method, Request};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tokio::net::TcpListener;
 use tower::{ServiceBuilder, ServiceExt};
-use ziggurat::{
-    Backoff, Error, LayerEvent, LayerInfo,
-    retry::{Budget, RetryLayer},
-    timeout::TimeoutLayer,
-};
+use ziggurat::{Backoff, Budget, Error, LayerEvent, LayerInfo, retry::RetryLayer, timeout::TimeoutLayer};
 
 /// How often each path was requested, and each reason not to retry was given.
 static COUNTS: Mutex<Option<HashMap<String, u32>>> = Mutex::new(None);

@@ -12,6 +12,7 @@ mod accessors;
 mod ambient;
 mod backoff;
 pub mod body;
+mod budget;
 mod call;
 mod caught;
 mod clock;
@@ -42,6 +43,7 @@ pub mod testing;
 
 pub use ambient::{Deadline, WithDeadline, attempt};
 pub use backoff::{Backoff, Jitter, Waits};
+pub use budget::Budget;
 pub use copy::{Cloned, CopyIf, CopyRequest, Idempotent};
 pub use events::EventBus;
 pub use outcome::{

@@ -2,9 +2,10 @@
 
 use std::{fmt, time::Duration};
 
-use super::{RetryLayer, Wait, budget::Withdrawal};
+use super::{RetryLayer, Wait};
 use crate::{
     ambient::Deadline,
+    budget::Withdrawal,
     caught::contained,
     clock,
     copy::CopyRequest,
@@ -109,7 +110,7 @@ impl<C, P, B, D> RetryLayer<C, P, B, D> {
         if left.is_some_and(|left| wait >= left) {
             return Err("deadline");
         }
-        let withdrawal = match self.retries.budget() {
+        let withdrawal = match self.retries.held_budget() {
             Some(budget) => Some(budget.withdraw(clock::now()).ok_or("budget")?),
             None => None,
         };

@@ -5,8 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU32, Ordering},
 };
 
-use super::Budget;
-use crate::{backoff::Backoff, debug::impl_debug, mutex::Mutex};
+use crate::{backoff::Backoff, budget::Budget, debug::impl_debug, mutex::Mutex};
 
 /// A handle to the live settings of a [`RetryLayer`](super::RetryLayer): the maximum number of attempts, the backoff,
 /// and the budget.
@@ -23,17 +22,17 @@ struct Shared {
     /// Overrides the layer's own backoff.
     backoff: Mutex<Option<Backoff>>,
     /// Empty: the number of retries is not limited.
-    budget: OnceLock<Arc<Budget>>,
+    budget: OnceLock<Budget>,
     /// Whether a user holds this handle. If so, setters of the layer apply to this state instead of starting a new one.
     is_held: AtomicBool,
 }
 
 impl RetryHandle {
     pub(super) fn new(max_attempts: u32) -> Self {
-        Self::with(max_attempts, None, Some(Arc::default()))
+        Self::with(max_attempts, None, Some(Budget::default()))
     }
 
-    fn with(max_attempts: u32, backoff: Option<Backoff>, budget: Option<Arc<Budget>>) -> Self {
+    fn with(max_attempts: u32, backoff: Option<Backoff>, budget: Option<Budget>) -> Self {
         let shared = Shared {
             max_attempts: AtomicU32::new(max_attempts),
             backoff: Mutex::new(backoff),
@@ -58,7 +57,7 @@ impl RetryHandle {
     #[track_caller]
     pub(super) fn but_max_attempts(self, max_attempts: u32) -> Self {
         if !self.is_held() {
-            return Self::with(checked(max_attempts), self.backoff(), self.budget().cloned());
+            return Self::with(checked(max_attempts), self.backoff(), self.budget());
         }
         self.set_max_attempts(max_attempts);
         self
@@ -66,18 +65,24 @@ impl RetryHandle {
 
     pub(super) fn but_no_backoff(self) -> Self {
         if !self.is_held() {
-            return Self::with(self.max_attempts(), None, self.budget().cloned());
+            return Self::with(self.max_attempts(), None, self.budget());
         }
         *self.shared.backoff.lock() = None;
         self
     }
 
+    #[track_caller]
     pub(super) fn but_budget(self, budget: Option<Budget>) -> Self {
         if !self.is_held() {
-            return Self::with(self.max_attempts(), self.backoff(), budget.map(Arc::new));
+            return Self::with(self.max_attempts(), self.backoff(), budget);
         }
-        match (budget, self.budget()) {
-            (Some(budget), _) => self.set_budget(budget),
+        match (budget, self.held_budget()) {
+            (Some(budget), Some(held)) => {
+                let joins = !budget.is_shared() || budget.is(held);
+                assert!(joins, "a shared budget must be set before the handle is taken: the handle has one already");
+                held.follow(&budget);
+            }
+            (Some(budget), None) => self.set_budget(budget),
             (None, Some(held)) => held.follow(&Budget::unlimited()),
             (None, None) => {}
         }
@@ -107,21 +112,25 @@ impl RetryHandle {
         *self.shared.backoff.lock() = Some(backoff.into());
     }
 
-    /// Changes the limit on the retries of all calls together. Retries that were granted within the last ten seconds
-    /// still count.
+    /// Changes the limit on the retries of all calls together: the layer's budget grants the share of `budget` from
+    /// now on, to every layer that shares it. Retries that were granted within the last ten seconds still count.
+    ///
+    /// The layer's budget stays the one it is, and does not become a clone of `budget`, unless the layer has none.
     pub fn set_budget(&self, budget: Budget) {
-        let budget = Arc::new(budget);
-        let held = self.shared.budget.get_or_init(|| Arc::clone(&budget));
-        if !Arc::ptr_eq(held, &budget) {
-            held.follow(&budget);
-        }
+        self.shared.budget.get_or_init(|| budget.clone()).follow(&budget);
+    }
+
+    /// Returns the budget, to share it with another layer, or `None` if the number of retries is not limited.
+    pub fn budget(&self) -> Option<Budget> {
+        self.held_budget().cloned()
     }
 
     pub(super) fn backoff(&self) -> Option<Backoff> {
         *self.shared.backoff.lock()
     }
 
-    pub(super) fn budget(&self) -> Option<&Arc<Budget>> {
+    #[inline]
+    pub(super) fn held_budget(&self) -> Option<&Budget> {
         self.shared.budget.get()
     }
 }
@@ -135,5 +144,5 @@ fn checked(attempts: u32) -> u32 {
 impl_debug!(RetryHandle {
     max_attempts = |this| this.max_attempts(),
     backoff = |this| this.backoff(),
-    budget = |this| this.budget(),
+    budget = |this| this.held_budget(),
 });

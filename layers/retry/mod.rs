@@ -12,7 +12,8 @@
 //! - The error does not come from a certificate that fails to verify (detected with the feature `rustls`).
 //! - The next attempt can start before the [`Deadline`](crate::Deadline). A `Retry-After` from the service is
 //!   honoured if it is at most 300 s (linkerd2's figure); a longer one ends the retries.
-//! - The [`Budget`], which all clones share, grants a retry.
+//! - The [`Budget`], which all clones share, grants a retry. Give one budget to several layers to share it between
+//!   them.
 //!
 //! # Result
 //!
@@ -99,6 +100,7 @@ use crate::{
     accessors::inner_accessors,
     ambient::{self, Attempt},
     backoff::{Backoff, Jitter},
+    budget::{Budget, Counted, Withdrawal},
     caught::{contained, undisturbed},
     clock::{self, Sleep},
     debug::impl_debug,
@@ -107,14 +109,11 @@ use crate::{
 };
 
 mod again;
-mod budget;
 mod discard;
 mod handle;
 mod wait;
 
 use again::{Over, Previous};
-pub use budget::Budget;
-use budget::Withdrawal;
 pub use discard::{Discard, Drained, Dropped};
 pub use handle::RetryHandle;
 pub use wait::Wait;
@@ -216,8 +215,14 @@ impl<C, P, B, D> RetryLayer<C, P, B, D> {
         RetryLayer { retries, classify, copy, backoff, discard, info }
     }
 
-    /// Limits the number of retries of all calls together; `None` removes the limit. The default is
-    /// [`Budget::default`].
+    /// Limits the number of retries of all calls together: a [`Budget`], or `&Budget` to share it with other layers.
+    /// `None` removes the limit. The default is [`Budget::default`].
+    ///
+    /// # Panics
+    ///
+    /// Panics if a [`handle`](Self::handle) was taken before and `budget` is shared, because the handle's budget cannot
+    /// be exchanged under running calls. Share [`RetryHandle::budget`] instead.
+    #[track_caller]
     pub fn budget(mut self, budget: impl Into<Option<Budget>>) -> Self {
         self.retries = self.retries.but_budget(budget.into());
         self
@@ -283,10 +288,8 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        if let Some(budget) = self.layer.retries.budget() {
-            budget.deposit(clock::now);
-        }
         ResponseFuture {
+            counted: self.layer.retries.held_budget().map(Budget::count).unwrap_or_default(),
             service: self.inner.clone(),
             layer: Arc::clone(&self.layer),
             attempt: Attempt(1),
@@ -311,6 +314,7 @@ pin_project! {
     {
         service: S,
         layer: Arc<RetryLayer<C, P, B, D>>,
+        counted: Counted,
         attempt: Attempt,
         // The last wait that the backoff computed.
         last_wait: Duration,
@@ -364,6 +368,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         let mut unbroken = 0;
+        let _counted = this.counted.enter();
         loop {
             // Usually the ambient attempt is right already, and the swap is skipped.
             let mut attempt = *this.attempt;

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     backoff::Backoff,
     body::{BodyEnd, ResponseEnd},
+    budget::Budget,
     circuit_breaker::{CircuitBreakerHandle, CircuitBreakerLayer},
     concurrency_limit::{Adaptive, ConcurrencyLimitHandle, ConcurrencyLimitLayer, Pilot, Steered},
     copy::Idempotent,
@@ -293,6 +294,14 @@ impl<T, R, B, L, A> ClientStack<T, R, B, L, A> {
     /// Removes the limit for each attempt.
     pub fn without_attempt_timeout(self) -> ClientStack<T, R, B, L, Identity> {
         self.with_attempt_timeout(Identity::new())
+    }
+}
+
+impl<T, C, P, W, D, B, L, A> ClientStack<T, RetryLayer<C, P, W, D>, B, L, A> {
+    /// Returns the budget of the retries, to share it with a layer outside the stack, or `None` if it has none.
+    /// Settings of the stack apply to all layers that share it.
+    pub fn budget(&self) -> Option<Budget> {
+        self.retry.handle().budget()
     }
 }
 

@@ -7,8 +7,8 @@ use super::rules::{
 };
 use crate::{
     backoff::{Backoff, Jitter},
+    budget::Budget,
     circuit_breaker::{FIRST_OPEN_TIME, LONGEST_OPEN_TIME, open_times},
-    retry::Budget,
 };
 
 /// The settings of a [`ClientStack`](super::ClientStack).

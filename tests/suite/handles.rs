@@ -8,12 +8,12 @@ use std::{
 
 use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
-    Backoff, Error,
+    Backoff, Budget, Error,
     cache::CacheLayer,
     chaos::{ChaosLayer, Fault},
     circuit_breaker::{CircuitBreakerLayer, State},
     concurrency_limit::ConcurrencyLimitLayer,
-    retry::{Budget, RetryLayer},
+    retry::RetryLayer,
 };
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -6,6 +6,7 @@ mod batch;
 mod blame;
 mod body;
 mod body_end;
+mod budget;
 mod cache;
 mod calls_of_itself;
 mod causes;

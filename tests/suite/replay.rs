@@ -32,11 +32,11 @@ use tokio::{
 };
 use tower::{Layer, ServiceBuilder, ServiceExt};
 use ziggurat::{
-    Error, Idempotent, LayerEvent, LayerInfo,
+    Budget, Error, Idempotent, LayerEvent, LayerInfo,
     body::{CopyBody, ReplayBody},
     fallback::FallbackLayer,
     replay::ReplayLayer,
-    retry::{Budget, CopyIf, RetryLayer},
+    retry::{CopyIf, RetryLayer},
 };
 
 /// A body whose frames come from a channel. It ends with the sender, and is not `Clone`.

@@ -14,10 +14,10 @@ use http_body::Body;
 use tokio::time::{Instant, sleep};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
-    Backoff, Class, Error, HttpStatus, Jitter, LayerEvent, LayerInfo, Reason, Reject,
+    Backoff, Budget, Class, Error, HttpStatus, Jitter, LayerEvent, LayerInfo, Reason, Reject,
     circuit_breaker::CircuitBreakerLayer,
     concurrency_limit::ConcurrencyLimitLayer,
-    retry::{Budget, RetryLayer, Wait},
+    retry::{RetryLayer, Wait},
     testing::{Strict, TestTask},
     timeout::TimeoutLayer,
 };

@@ -11,7 +11,7 @@ use http::{Request, Response, Uri, request::Parts};
 use tokio::sync::Semaphore;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use ziggurat::{
-    Error, HttpStatus, Rejection, Scope,
+    Budget, Error, HttpStatus, Rejection, Scope,
     batch::BatchLayer,
     body::ResponseEnd,
     cache::CacheLayer,
@@ -27,7 +27,7 @@ use ziggurat::{
     replay::ReplayLayer,
     request_id::RequestIdLayer,
     resource::{Acquire, ResourceLayer},
-    retry::{Budget, RetryLayer},
+    retry::RetryLayer,
     stack::{ClientSettings, ClientStack, ServerSettings, ServerStack},
     testing::{Act, Law, Script, Scripted, TestTask, laws, laws_with_gauges},
     timeout::TimeoutLayer,

@@ -1,4 +1,4 @@
-//! The budget: a limit on the retries of all calls together.
+//! The budget: a limit on the extra load of all calls together.
 
 use std::{
     sync::{
@@ -8,7 +8,12 @@ use std::{
     time::Duration,
 };
 
-use crate::{clock::Instant, mutex::Mutex};
+use crate::{
+    ambient::{self, Entered, slot},
+    clock::{self, Instant},
+    debug::impl_debug,
+    mutex::Mutex,
+};
 
 /// The length of the window in seconds. Each second is a slot.
 const WINDOW: u64 = 10;
@@ -22,22 +27,49 @@ const SLOTS: u64 = WINDOW + 1;
 const TICK: Duration = Duration::from_millis(125);
 const LONGEST_STRIDE: u64 = 1 << 16;
 
-/// Limits the number of retries of all calls together, so that retries cannot overload a service that is struggling.
+/// Limits the extra load of all calls together, so that retries cannot overload a service that is struggling.
 ///
 /// In any window of ten seconds, the budget grants a share of the number of requests, but at least a fixed number of
-/// retries per second. The default is 20 % of the requests and at least 10 retries per second, that is
+/// calls per second. The default is 20 % of the requests and at least 10 calls per second, that is
 /// `max(20 % of the requests, 100)` (the figures of Finagle and tower).
+///
+/// # Sharing
+///
+/// A clone is the same budget. Layers share one if each is given a clone, or a reference:
+///
+/// ```
+/// use ziggurat::{Budget, retry::RetryLayer};
+///
+/// let budget = Budget::default();
+/// let read = RetryLayer::http().budget(&budget);
+/// let write = RetryLayer::http().budget(&budget).max_attempts(2);
+/// # let _ = (read, write);
+/// ```
+///
+/// If a request passes two layers with the same budget, one inside the other, it counts once, at the outermost of them.
+/// A layer between the two that moves the call to another task, such as tower's `Buffer`, hides the outer one: the
+/// request then counts twice.
+///
+/// # Precision
 ///
 /// The limit is exact: regardless of the number of threads, no window of ten seconds ever exceeds it. Time is counted
 /// in whole seconds and rounded to the safe side: a retry counts for up to eleven seconds, and a request for nine to
-/// ten. After a quiet day, a failure cannot spend the day's share at once.
+/// ten. After a quiet day, a failure cannot spend the day's share at once. A call that was granted and not made,
+/// because its caller left, is returned.
 ///
-/// A request costs one atomic addition. The clock is read about eight times a second, regardless of the number of
-/// requests; requests between two reads count from the earlier one. Therefore the budget grants slightly less than it
-/// could for a moment after the request rate has dropped.
-#[derive(Debug)]
+/// # Cost
+///
+/// A request costs one atomic addition, and in a shared budget a mark in a thread-local for each poll. The clock is
+/// read about eight times a second, regardless of the number of requests; requests between two reads count from the
+/// earlier one. Therefore the budget grants slightly less than it could for a moment after the request rate has
+/// dropped.
+#[derive(Clone)]
 #[must_use]
 pub struct Budget {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
     /// The number of requests since the clock was last read.
     requests: AtomicU64,
     /// The number of requests at which the clock is read again.
@@ -52,8 +84,7 @@ struct Share {
     min_per_second: u32,
 }
 
-/// The requests and retries of the last ten seconds.
-#[derive(Debug)]
+/// The requests and the extra calls of the last ten seconds.
 struct Ledger {
     share: Share,
     /// The time of the first clock read. Slots are counted from there.
@@ -68,11 +99,11 @@ struct Ledger {
 #[derive(Debug, Default, Clone, Copy)]
 struct Slot {
     requests: u64,
-    retries: u64,
+    extra: u64,
 }
 
 impl Budget {
-    /// Grants retries for `ratio` of the requests, and at least 10 per second.
+    /// Grants extra calls for `ratio` of the requests, and at least 10 per second.
     ///
     /// # Panics
     ///
@@ -82,36 +113,82 @@ impl Budget {
         assert!((0.0..=1.0).contains(&ratio), "ratio must be a number from 0 to 1, not {ratio}");
         let share = Share { ratio, min_per_second: 10 };
         let ledger = Ledger { share, origin: None, read: None, newest: 0, slots: Default::default() };
-        Self { requests: AtomicU64::new(0), stride: AtomicU64::new(1), ledger: Mutex::new(ledger) }
+        let (requests, stride) = (AtomicU64::new(0), AtomicU64::new(1));
+        Self { shared: Arc::new(Shared { requests, stride, ledger: Mutex::new(ledger) }) }
     }
 
-    /// Sets the number of retries per second that are always granted. With zero, only the ratio applies.
-    pub fn min_per_second(self, retries: u32) -> Self {
-        self.ledger.lock().share.min_per_second = retries;
+    /// Sets the number of extra calls per second that are always granted, for all clones. With zero, only the ratio
+    /// applies.
+    pub fn min_per_second(self, calls: u32) -> Self {
+        self.shared.ledger.lock().share.min_per_second = calls;
         self
     }
 
-    /// Grants every retry.
-    pub(super) fn unlimited() -> Self {
+    /// Grants every call.
+    pub(crate) fn unlimited() -> Self {
         Self::new(1.0).min_per_second(u32::MAX)
     }
 
-    /// Adopts the share of `other`, and keeps all recorded requests and retries.
-    pub(super) fn follow(&self, other: &Self) {
-        let share = other.ledger.lock().share;
-        self.ledger.lock().share = share;
+    /// Adopts the share of `other`, and keeps all recorded calls.
+    pub(crate) fn follow(&self, other: &Self) {
+        let share = other.share();
+        self.shared.ledger.lock().share = share;
+    }
+
+    /// Returns whether `other` is a clone of this budget.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    fn share(&self) -> Share {
+        self.shared.ledger.lock().share
+    }
+
+    /// Returns whether there is another clone.
+    #[inline]
+    pub(crate) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.shared) > 1
+    }
+
+    /// Counts the running call as a request, unless a layer around this one has counted it in the same budget. The
+    /// result is to be [entered](Counted::enter) for each poll of the call.
+    #[inline]
+    pub(crate) fn count(&self) -> Counted {
+        // A layer that shares its budget with none needs no mark.
+        let counted = Counted(if self.is_shared() { Arc::as_ptr(&self.shared).addr() } else { 0 });
+        if counted.0 == 0 || ambient::get::<Counted>().0 != counted.0 {
+            self.deposit(clock::now);
+        }
+        counted
     }
 
     /// Records a request.
     #[inline]
-    pub(super) fn deposit(&self, now: impl FnOnce() -> Instant) {
+    fn deposit(&self, now: impl FnOnce() -> Instant) {
         // Relaxed: the ledger's lock orders the counts. A concurrent request may be counted a moment later.
-        let requests = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
-        if requests >= self.stride.load(Ordering::Relaxed) {
-            self.tick(now);
+        let requests = self.shared.requests.fetch_add(1, Ordering::Relaxed) + 1;
+        if requests >= self.shared.stride.load(Ordering::Relaxed) {
+            self.shared.tick(now);
         }
     }
 
+    /// Takes one call from the budget, if it grants one.
+    pub(crate) fn withdraw(&self, now: Instant) -> Option<Withdrawal> {
+        let mut ledger = self.shared.ledger.lock();
+        let requests = self.shared.requests.swap(0, Ordering::Relaxed);
+        self.shared.note(&mut ledger, requests, now);
+        let (requests, extra) = ledger.totals();
+        let Share { ratio, min_per_second } = ledger.share;
+        let minimum = u64::from(min_per_second) * WINDOW;
+        if extra >= minimum.max((requests as f64 * ratio) as u64) {
+            return None;
+        }
+        ledger.newest_slot().extra += 1;
+        Some(Withdrawal { slot: ledger.newest, budget: Some(self.clone()) })
+    }
+}
+
+impl Shared {
     #[cold]
     fn tick(&self, now: impl FnOnce() -> Instant) {
         // Otherwise another thread is already reading the clock.
@@ -140,26 +217,37 @@ impl Budget {
         ledger.read = Some(now);
         ledger.advance(now);
     }
-
-    /// Takes one retry from the budget, if it grants one.
-    pub(super) fn withdraw(self: &Arc<Self>, now: Instant) -> Option<Withdrawal> {
-        let mut ledger = self.ledger.lock();
-        let requests = self.requests.swap(0, Ordering::Relaxed);
-        self.note(&mut ledger, requests, now);
-        let (requests, retries) = ledger.totals();
-        let Share { ratio, min_per_second } = ledger.share;
-        let minimum = u64::from(min_per_second) * WINDOW;
-        if retries >= minimum.max((requests as f64 * ratio) as u64) {
-            return None;
-        }
-        ledger.newest_slot().retries += 1;
-        Some(Withdrawal { slot: ledger.newest, budget: Some(Arc::clone(self)) })
-    }
 }
 
 impl Default for Budget {
     fn default() -> Self {
         Self::new(0.2)
+    }
+}
+
+/// The same budget, not a copy: for a layer's setter, which takes `None` for no budget too.
+impl From<&Budget> for Option<Budget> {
+    fn from(budget: &Budget) -> Self {
+        Some(budget.clone())
+    }
+}
+
+impl_debug!(Budget {
+    ratio = |this| this.share().ratio,
+    min_per_second = |this| this.share().min_per_second,
+});
+
+/// Marks a call as counted in a budget: the address of that budget, or zero.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Counted(usize);
+
+slot!(Counted, Counted(0));
+
+impl Counted {
+    /// Makes the mark current for a poll.
+    #[inline]
+    pub(crate) fn enter(&mut self) -> Option<Entered<'_, Self>> {
+        (self.0 != 0).then(|| ambient::enter(self))
     }
 }
 
@@ -184,27 +272,27 @@ impl Ledger {
         &mut self.slots[(number % SLOTS) as usize]
     }
 
-    /// Returns the number of requests in at most the last ten seconds, and of retries in at least the last ten
+    /// Returns the number of requests in at most the last ten seconds, and of extra calls in at least the last ten
     /// seconds.
     fn totals(&self) -> (u64, u64) {
         let oldest = (self.newest + 1) % SLOTS;
         let requests =
             (0..).zip(&self.slots).filter(|(index, _)| *index != oldest).map(|(_, slot)| slot.requests).sum();
-        (requests, self.slots.iter().map(|slot| slot.retries).sum())
+        (requests, self.slots.iter().map(|slot| slot.extra).sum())
     }
 }
 
-/// A granted retry. If it is dropped before it is [spent](Withdrawal::spend), it is returned to the budget.
+/// A granted call. If it is dropped before it is [spent](Withdrawal::spend), it is returned to the budget.
 #[derive(Debug)]
-pub(super) struct Withdrawal {
+pub(crate) struct Withdrawal {
     slot: u64,
     /// None: it was spent.
-    budget: Option<Arc<Budget>>,
+    budget: Option<Budget>,
 }
 
 impl Withdrawal {
-    /// Marks the retry as made.
-    pub(super) fn spend(mut self) {
+    /// Marks the call as made.
+    pub(crate) fn spend(mut self) {
         self.budget = None;
     }
 }
@@ -212,9 +300,9 @@ impl Withdrawal {
 impl Drop for Withdrawal {
     fn drop(&mut self) {
         if let Some(budget) = self.budget.take() {
-            let mut ledger = budget.ledger.lock();
+            let mut ledger = budget.shared.ledger.lock();
             if ledger.newest - self.slot < SLOTS {
-                ledger.slot(self.slot).retries -= 1;
+                ledger.slot(self.slot).extra -= 1;
             }
         }
     }
@@ -232,20 +320,20 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
     const LATER: Duration = Duration::from_secs(SLOTS);
 
-    fn spend(budget: &Arc<Budget>, now: Instant) -> bool {
+    fn spend(budget: &Budget, now: Instant) -> bool {
         budget.withdraw(now).map(Withdrawal::spend).is_some()
     }
 
     /// Shows: R7
     #[test]
     fn the_default_is_a_fifth_of_the_requests_and_at_least_a_hundred_in_ten_seconds() {
-        let budget = Arc::new(Budget::default());
+        let budget = Budget::default();
         let now = clock::now();
         assert!(spend(&budget, now));
         (0..1000).for_each(|_| budget.deposit(|| now));
         assert_eq!((0..1000).filter(|_| spend(&budget, now)).count(), 199);
 
-        let budget = Arc::new(Budget::default());
+        let budget = Budget::default();
         assert_eq!((0..1000).filter(|_| spend(&budget, now)).count(), 100);
         assert_eq!((0..1000).filter(|_| spend(&budget, now + LATER - SECOND)).count(), 0);
         assert_eq!((0..1000).filter(|_| spend(&budget, now + LATER)).count(), 100);
@@ -257,7 +345,7 @@ mod tests {
     #[test]
     fn never_more_is_granted_than_the_ratio_however_many_threads_ask() {
         const THREADS: usize = 8;
-        let budget = Arc::new(Budget::new(0.1).min_per_second(0));
+        let budget = Budget::new(0.1).min_per_second(0);
         let now = clock::now();
         assert!(!spend(&budget, now));
         let barrier = Barrier::new(THREADS);
@@ -282,7 +370,7 @@ mod tests {
     /// Shows: R7
     #[test]
     fn no_ten_seconds_hold_more_than_allowed_wherever_they_begin() {
-        let budget = Arc::new(Budget::default());
+        let budget = Budget::default();
         let now = clock::now();
         assert!(spend(&budget, now));
         assert_eq!((0..1000).filter(|_| spend(&budget, now + 9 * SECOND / 10)).count(), 99);
@@ -293,7 +381,7 @@ mod tests {
     /// Shows: R7
     #[test]
     fn a_quiet_time_earns_nothing() {
-        let budget = Arc::new(Budget::new(1.0).min_per_second(0));
+        let budget = Budget::new(1.0).min_per_second(0);
         let now = clock::now();
         assert!(!spend(&budget, now));
         (0..1000).for_each(|_| budget.deposit(|| now));
@@ -308,7 +396,7 @@ mod tests {
     #[test]
     fn a_caller_that_rarely_fails_has_the_share_of_its_requests() {
         for per_second in [1, 5, 100, 10_000] {
-            let budget = Arc::new(Budget::new(0.2).min_per_second(0));
+            let budget = Budget::new(0.2).min_per_second(0);
             let start = clock::now();
             let mut requests = 0;
             for second in 1..=120 {
@@ -353,7 +441,7 @@ mod tests {
 
     #[test]
     fn what_is_not_spent_goes_back() {
-        let budget = Arc::new(Budget::new(0.0).min_per_second(1));
+        let budget = Budget::new(0.0).min_per_second(1);
         let now = clock::now();
         for _ in 0..100 {
             assert!(budget.withdraw(now).is_some());
@@ -403,7 +491,7 @@ mod tests {
                 0..300,
             ),
         ) {
-            let budget = Arc::new(Budget::new(ratio).min_per_second(minimum));
+            let budget = Budget::new(ratio).min_per_second(minimum);
             let start = clock::now();
             let mut now = 0;
             // The requests by their time of arrival, and by the time of the last clock read before.
