@@ -27,7 +27,8 @@ const SLOTS: u64 = WINDOW + 1;
 const TICK: Duration = Duration::from_millis(125);
 const LONGEST_STRIDE: u64 = 1 << 16;
 
-/// Limits the extra load of all calls together, so that retries cannot overload a service that is struggling.
+/// Limits the extra load of all calls together, so that retries and fallbacks cannot overload a service that is
+/// struggling.
 ///
 /// In any window of ten seconds, the budget grants a share of the number of requests, but at least a fixed number of
 /// calls per second. The default is 20 % of the requests and at least 10 calls per second, that is
@@ -35,26 +36,48 @@ const LONGEST_STRIDE: u64 = 1 << 16;
 ///
 /// # Sharing
 ///
-/// A clone is the same budget. Layers share one if each is given a clone, or a reference:
+/// A clone is the same budget. Layers share one if each is given a clone, or a reference. Then a retry and a fallback
+/// to another service ([`FallbackLayer::budget`]) add a fifth of the requests together, and not a fifth each:
 ///
 /// ```
-/// use ziggurat::{Budget, retry::RetryLayer};
+/// use ziggurat::{Budget, fallback::FallbackLayer, retry::RetryLayer};
 ///
+/// # let other_zone = ();
 /// let budget = Budget::default();
-/// let read = RetryLayer::http().budget(&budget);
-/// let write = RetryLayer::http().budget(&budget).max_attempts(2);
-/// # let _ = (read, write);
+/// let retry = RetryLayer::http().budget(&budget);
+/// let fallback = FallbackLayer::service(other_zone).http().budget(&budget);
+/// # let _ = (retry, fallback);
 /// ```
 ///
-/// If a request passes two layers with the same budget, one inside the other, it counts once, at the outermost of them.
-/// A layer between the two that moves the call to another task, such as tower's `Buffer`, hides the outer one: the
-/// request then counts twice.
+/// [`RetryHandle::budget`] and [`ClientStack::budget`] return a budget that is in use already. A share that is set at
+/// run time ([`RetryHandle::set_budget`], or the settings of a stack) applies to all layers that share the budget.
+///
+/// If a request passes several layers with the same budget, one inside the other, it counts once, at the outermost of
+/// them, with all of its attempts. A cache between two of them therefore counts its hits too. A layer between them that
+/// moves the call to another task, such as tower's `Buffer`, hides the outer one: the request then counts twice.
+///
+/// # Worst case
+///
+/// The default adds at most 20 % to the load from 50 requests per second on. Below that, the minimum of 10 calls per
+/// second is more: up to 5 requests per second, each request may make all of three attempts. Many small clients of one
+/// service each have that minimum, so set a lower one for them.
+///
+/// Calls of the service for each request, over a minute, with three attempts and without a circuit breaker:
+///
+/// | calls that fail | bound at 100/s | measured | bound at 5/s | measured |
+/// |---:|---:|---:|---:|---:|
+/// | none | 1.20 | 1.00 | 3.00 | 1.00 |
+/// | 10 % | 1.20 | 1.12 | 3.00 | 1.17 |
+/// | 50 % | 1.20 | 1.18 | 3.00 | 1.75 |
+/// | all | 1.20 | 1.18 | 3.00 | 2.83 |
+///
+/// `cargo test --all-features --test simulation budget -- --nocapture` prints the figures.
 ///
 /// # Precision
 ///
 /// The limit is exact: regardless of the number of threads, no window of ten seconds ever exceeds it. Time is counted
-/// in whole seconds and rounded to the safe side: a retry counts for up to eleven seconds, and a request for nine to
-/// ten. After a quiet day, a failure cannot spend the day's share at once. A call that was granted and not made,
+/// in whole seconds and rounded to the safe side: an extra call counts for up to eleven seconds, and a request for nine
+/// to ten. After a quiet day, a failure cannot spend the day's share at once. A call that was granted and not made,
 /// because its caller left, is returned.
 ///
 /// # Cost
@@ -63,6 +86,11 @@ const LONGEST_STRIDE: u64 = 1 << 16;
 /// read about eight times a second, regardless of the number of requests; requests between two reads count from the
 /// earlier one. Therefore the budget grants slightly less than it could for a moment after the request rate has
 /// dropped.
+///
+/// [`FallbackLayer::budget`]: crate::fallback::FallbackLayer::budget
+/// [`RetryHandle::budget`]: crate::retry::RetryHandle::budget
+/// [`RetryHandle::set_budget`]: crate::retry::RetryHandle::set_budget
+/// [`ClientStack::budget`]: crate::stack::ClientStack::budget
 #[derive(Clone)]
 #[must_use]
 pub struct Budget {

@@ -18,7 +18,7 @@ use http_body_util::{Empty, Full};
 use tokio_stream::{Stream, StreamExt};
 use tower::{Layer, Service, ServiceBuilder, layer::layer_fn, service_fn, util::BoxService};
 use ziggurat::{
-    Error, EventBus, Scope,
+    Budget, Error, EventBus, Scope,
     batch::BatchLayer,
     body::{CopyBody, ReplayBody},
     cache::CacheLayer,
@@ -133,6 +133,7 @@ these_allocate_nothing! {
     fallback_value: FallbackLayer::value("fallback");
     fallback_function: FallbackLayer::new(|_: Failed<'_, _, _, u64>| "fallback").remember(|number: &u64| *number);
     fallback_service: FallbackLayer::service(Inner { pending: 0 });
+    fallback_service_within_a_budget: FallbackLayer::service(Inner { pending: 0 }).budget(Budget::default());
     the_clients_stack: ClientStack::new("stack").settings_from(&Scope::root("app").child("client").with(ClientSettings::default()));
     the_stack_of_the_four: ServiceBuilder::new()
         .layer(TimeoutLayer::new(10 * SECOND))

@@ -3,12 +3,15 @@
 use std::{
     future::{Future, Ready, ready},
     sync::Arc,
+    task::{Context, Poll},
 };
 
 use tower_service::Service;
 
 use crate::{
+    budget::{Budget, Withdrawal},
     call::Call,
+    clock,
     copy::{Cloned, CopyRequest},
     debug::impl_debug,
     outcome::{Class, Reject, Rejection, was_unprocessed},
@@ -53,8 +56,16 @@ pub trait Alternative<Req, R, E> {
     /// Inspects a request before it is sent. On the happy path, this is the only cost.
     fn remember(&self, request: &Req) -> Self::Memory;
 
-    /// Starts the fallback. Returns `None` if there is none for this outcome.
-    fn answer(&self, failed: Failed<'_, R, E, Self::Memory>) -> Option<Self::Future>;
+    /// Starts the fallback. A fallback that makes a call takes it from `budget`.
+    ///
+    /// # Errors
+    ///
+    /// If there is none for this outcome. The error is the reason, if it is worth an event.
+    fn answer(
+        &self,
+        failed: Failed<'_, R, E, Self::Memory>,
+        budget: Option<&Budget>,
+    ) -> Result<Self::Future, Option<&'static str>>;
 }
 
 /// A fixed response for every failed call: see [`FallbackLayer::value`](super::FallbackLayer::value).
@@ -74,8 +85,8 @@ impl<Req, R: Clone, E> Alternative<Req, R, E> for Value<R> {
 
     fn remember(&self, _: &Req) {}
 
-    fn answer(&self, _: Failed<'_, R, E>) -> Option<Self::Future> {
-        Some(ready(Ok(R::clone(&self.0))))
+    fn answer(&self, _: Failed<'_, R, E>, _: Option<&Budget>) -> Result<Self::Future, Option<&'static str>> {
+        Ok(ready(Ok(R::clone(&self.0))))
     }
 }
 
@@ -120,8 +131,12 @@ where
         self.remember.remember(request)
     }
 
-    fn answer(&self, failed: Failed<'_, R, E, M::Memory>) -> Option<Self::Future> {
-        (self.function)(failed).into().map(|response| ready(Ok(response)))
+    fn answer(
+        &self,
+        failed: Failed<'_, R, E, M::Memory>,
+        _: Option<&Budget>,
+    ) -> Result<Self::Future, Option<&'static str>> {
+        (self.function)(failed).into().map(|response| ready(Ok(response))).ok_or(None)
     }
 }
 
@@ -139,8 +154,8 @@ where
         self.remember.remember(request)
     }
 
-    fn answer(&self, failed: Failed<'_, R, E, M::Memory>) -> Option<O> {
-        Some((self.function)(failed))
+    fn answer(&self, failed: Failed<'_, R, E, M::Memory>, _: Option<&Budget>) -> Result<O, Option<&'static str>> {
+        Ok((self.function)(failed))
     }
 }
 
@@ -156,8 +171,8 @@ where
 
     fn remember(&self, _: &Req) {}
 
-    fn answer(&self, _: Failed<'_, R, E, ()>) -> Option<Self::Future> {
-        None
+    fn answer(&self, _: Failed<'_, R, E, ()>, _: Option<&Budget>) -> Result<Self::Future, Option<&'static str>> {
+        Err(None)
     }
 }
 
@@ -235,7 +250,7 @@ where
     P: CopyRequest<Req>,
 {
     type Memory = Option<Copied<Req>>;
-    type Future = Call<B, Req>;
+    type Future = Call<Granted<B>, Req>;
 
     fn remember(&self, request: &Req) -> Option<Copied<Req>> {
         let may_repeat = |request| Copied { request, may_repeat: true };
@@ -244,10 +259,47 @@ where
         copy.or_else(|| self.copy.copy_unprocessed(request).map(unprocessed))
     }
 
-    fn answer(&self, failed: Failed<'_, R, E, Option<Copied<Req>>>) -> Option<Call<B, Req>> {
-        let Copied { request, may_repeat } = failed.remembered?;
-        let may_be_sent = may_repeat || was_unprocessed(failed.outcome);
-        (may_be_sent && self.copy.claim(&request)).then(|| Call::new(self.service.clone(), request))
+    fn answer(
+        &self,
+        failed: Failed<'_, R, E, Option<Copied<Req>>>,
+        budget: Option<&Budget>,
+    ) -> Result<Call<Granted<B>, Req>, Option<&'static str>> {
+        let may_be_sent = |copied: &Copied<Req>| copied.may_repeat || was_unprocessed(failed.outcome);
+        let Copied { request, .. } = failed.remembered.filter(may_be_sent).ok_or(None)?;
+        let withdrawal = match budget {
+            Some(budget) => Some(budget.withdraw(clock::now()).ok_or(Some("budget"))?),
+            None => None,
+        };
+        // Last, because a successful claim ends the call that failed.
+        if !self.copy.claim(&request) {
+            return Err(None);
+        }
+        Ok(Call::new(Granted { service: self.service.clone(), withdrawal }, request))
+    }
+}
+
+/// A backup whose withdrawal is spent when it is called. Until then, it is returned if the call is dropped.
+#[derive(Debug)]
+#[doc(hidden)] // machinery that is public only because it is part of a public type
+pub struct Granted<B> {
+    service: B,
+    withdrawal: Option<Withdrawal>,
+}
+
+impl<B: Service<Req>, Req> Service<Req> for Granted<B> {
+    type Response = B::Response;
+    type Error = B::Error;
+    type Future = B::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), B::Error>> {
+        self.service.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Req) -> B::Future {
+        if let Some(withdrawal) = self.withdrawal.take() {
+            withdrawal.spend();
+        }
+        self.service.call(request)
     }
 }
 

@@ -28,6 +28,31 @@
 //! implements [`Reject::suppress`](crate::Reject::suppress). The event contains the fallback's error in any case. A
 //! response from the fallback is final, whatever its status.
 //!
+//! # Extra load
+//!
+//! A backup that is not idle takes more load at the worst moment: if a zone fails, its neighbour gets all of its calls,
+//! and the retries of its own callers. Give the layer the budget of the retry ([`budget`](FallbackLayer::budget)): each
+//! call of the backup is then taken from it, as each retry is, and both together add at most a share of the requests.
+//! If the budget grants no call, the caller receives the outcome of the service unchanged, and the layer emits
+//! [`LayerEvent::FallbackRefused`]. A value or a function makes no call, so there is nothing to limit.
+//!
+//! ```
+//! use tower::{ServiceBuilder, ServiceExt, service_fn};
+//! use ziggurat::{Error, fallback::FallbackLayer, stack::ClientStack};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() {
+//! # let client = service_fn(async |name: &'static str| Ok::<_, std::io::Error>(name));
+//! # let other_zone = client.map_err(Error::Service);
+//! let stack = ClientStack::new("users");
+//! let service = ServiceBuilder::new()
+//!     .layer(FallbackLayer::service(other_zone).budget(stack.budget()))
+//!     .layer(stack)
+//!     .map_err(Error::Service)
+//!     .service(client);
+//! # assert_eq!(service.oneshot("Ada").await.unwrap(), "Ada");
+//! # }
+//! ```
+//!
 //! # Order
 //!
 //! Place the layer outside everything that can fail or reject: cache, total timeout, retry, circuit breaker, and
@@ -43,7 +68,8 @@
 //!
 //! # Cancellation safety
 //!
-//! Dropping the response future drops the call or the fallback, whichever is running.
+//! Dropping the response future drops the call or the fallback, whichever is running. A call of the backup that was
+//! granted but not made, because the backup was not ready, is returned to the budget.
 //!
 //! # Requirements
 //!
@@ -53,7 +79,8 @@
 //!
 //! # Cost
 //!
-//! A call that succeeds pays for the remembered parts of its request. It does not allocate.
+//! A call that succeeds pays for the remembered parts of its request, and is counted in the [`Budget`] if there is one.
+//! It does not allocate.
 //!
 //! # Examples
 //!
@@ -91,6 +118,7 @@ use tower_service::Service;
 
 use crate::{
     accessors::inner_accessors,
+    budget::{Budget, Counted},
     copy::Cloned,
     debug::impl_debug,
     outcome::{Class, Classify, FailOnError, HttpStatus, Reason, Reject, Rejection, judged_as, reason_of},
@@ -103,7 +131,7 @@ mod policy;
 use self::policy::said;
 
 pub use self::{
-    alternative::{Alternative, AtOnce, Backup, Failed, Function, Later, Nothing, Remember, Value},
+    alternative::{Alternative, AtOnce, Backup, Failed, Function, Granted, Later, Nothing, Remember, Value},
     policy::{InExtensions, KeepPrimary, Mark, OnFailure, RejectionsOnly, Unmarked},
 };
 pub use crate::call::Call;
@@ -116,6 +144,7 @@ pub struct FallbackLayer<Substitute, Classifier = FailOnError, Failing = KeepPri
     alternative: Substitute,
     classify: Classifier,
     on_failure: Failing,
+    budget: Option<Budget>,
     info: LayerInfo,
     mark: Marker,
 }
@@ -164,6 +193,7 @@ impl<Substitute> FallbackLayer<Substitute> {
             alternative,
             classify: FailOnError,
             on_failure: KeepPrimary,
+            budget: None,
             info: layer_info!("fallback"),
             mark: Unmarked,
         }
@@ -174,8 +204,9 @@ impl<F, K, Classifier, Failing, Marker> FallbackLayer<Function<F, Nothing, K>, C
     /// Sets which parts of each request to remember for the function, which finds them in [`Failed::remembered`]: a
     /// closure `|req: &Request<_>| ..`.
     pub fn remember<M>(self, remember: M) -> FallbackLayer<Function<F, M, K>, Classifier, Failing, Marker> {
-        let Self { alternative: Function { function, remember: _, kind }, classify, on_failure, info, mark } = self;
-        FallbackLayer { alternative: Function { function, remember, kind }, classify, on_failure, info, mark }
+        let Self { alternative: Function { function, remember: _, kind }, classify, on_failure, budget, info, mark } =
+            self;
+        FallbackLayer { alternative: Function { function, remember, kind }, classify, on_failure, budget, info, mark }
     }
 }
 
@@ -186,8 +217,18 @@ impl<B, P, Classifier, Failing, Marker> FallbackLayer<Backup<B, P>, Classifier, 
     /// With `Idempotent` and `CopyIf`, the backup receives every request that was [never
     /// processed](crate::is_unprocessed), for example a `POST` that an open circuit rejected.
     pub fn copy<P2>(self, copy: P2) -> FallbackLayer<Backup<B, P2>, Classifier, Failing, Marker> {
-        let Self { alternative: Backup { service, copy: _ }, classify, on_failure, info, mark } = self;
-        FallbackLayer { alternative: Backup { service, copy }, classify, on_failure, info, mark }
+        let Self { alternative: Backup { service, copy: _ }, classify, on_failure, budget, info, mark } = self;
+        FallbackLayer { alternative: Backup { service, copy }, classify, on_failure, budget, info, mark }
+    }
+
+    /// Limits the number of calls of the backup, together with the extra calls of all layers that share `budget`: a
+    /// [`Budget`], or `&Budget` to share it. The default is `None`: every call that fails goes to the backup.
+    ///
+    /// For a backup that cannot bear the whole load, for example the same cluster in another zone. See [Extra
+    /// load](self#extra-load).
+    pub fn budget(mut self, budget: impl Into<Option<Budget>>) -> Self {
+        self.budget = budget.into();
+        self
     }
 }
 
@@ -195,8 +236,8 @@ impl<Substitute, Classifier, Failing, Marker> FallbackLayer<Substitute, Classifi
     /// Sets the classifier. Outcomes that it classifies as failures fall back, and so does every rejection of a
     /// layer.
     pub fn classify<C2>(self, classify: C2) -> FallbackLayer<Substitute, C2, Failing, Marker> {
-        let Self { alternative, classify: _, on_failure, info, mark } = self;
-        FallbackLayer { alternative, classify, on_failure, info, mark }
+        let Self { alternative, classify: _, on_failure, budget, info, mark } = self;
+        FallbackLayer { alternative, classify, on_failure, budget, info, mark }
     }
 
     /// Classifies with [`HttpStatus`], and marks the fallback's responses with [`Degraded`](crate::Degraded). For
@@ -204,15 +245,15 @@ impl<Substitute, Classifier, Failing, Marker> FallbackLayer<Substitute, Classifi
     ///
     /// The mark is in the response's extensions and contains the reason.
     pub fn http(self) -> FallbackLayer<Substitute, HttpStatus, Failing, InExtensions> {
-        let Self { alternative, classify: _, on_failure, info, mark: _ } = self;
-        FallbackLayer { alternative, classify: HttpStatus, on_failure, info, mark: InExtensions }
+        let Self { alternative, classify: _, on_failure, budget, info, mark: _ } = self;
+        FallbackLayer { alternative, classify: HttpStatus, on_failure, budget, info, mark: InExtensions }
     }
 
     /// Sets which outcome the caller receives if the fallback fails too: [`KeepPrimary`], or a closure
     /// `|primary: Option<Result<_, _>>, fallback: Result<_, _>| -> Result<_, _>` (see [`OnFailure`]).
     pub fn on_failure<N2>(self, on_failure: N2) -> FallbackLayer<Substitute, Classifier, N2, Marker> {
-        let Self { alternative, classify, on_failure: _, info, mark } = self;
-        FallbackLayer { alternative, classify, on_failure, info, mark }
+        let Self { alternative, classify, on_failure: _, budget, info, mark } = self;
+        FallbackLayer { alternative, classify, on_failure, budget, info, mark }
     }
 
     layer_setters!();
@@ -233,6 +274,7 @@ impl_debug!(FallbackLayer<Substitute: fmt::Debug, Classifier, Failing, Marker> {
     alternative,
     classify: Classifier,
     on_failure: Failing,
+    budget,
     info,
 });
 
@@ -273,9 +315,10 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
+        let counted = self.layer.budget.as_ref().map(Budget::count).unwrap_or_default();
         let memory = self.layer.alternative.remember(&request);
         let call = Call::new(self.inner.clone(), request);
-        ResponseFuture { layer: Arc::clone(&self.layer), memory: Some(memory), state: State::Calling { call } }
+        ResponseFuture { layer: Arc::clone(&self.layer), counted, memory: Some(memory), state: State::Calling { call } }
     }
 }
 
@@ -289,6 +332,7 @@ pin_project! {
         Marker: Mark<S::Response, S::Error>,
     {
         layer: Arc<FallbackLayer<Substitute, Classifier, Failing, Marker>>,
+        counted: Counted,
         // None: the call has ended.
         memory: Option<Substitute::Memory>,
         #[pin]
@@ -340,6 +384,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
+        let _counted = this.counted.enter();
         loop {
             match this.state.as_mut().project() {
                 StateProj::Calling { call } => {
@@ -353,7 +398,15 @@ where
                     let is_lost = class.is_failure() || is_rejected;
                     let (true, Some(remembered)) = (is_lost, memory) else { return Poll::Ready(outcome) };
                     let failed = Failed { outcome: &outcome, class, remembered };
-                    let Some(answer) = this.layer.alternative.answer(failed) else { return Poll::Ready(outcome) };
+                    let answer = match this.layer.alternative.answer(failed, this.layer.budget.as_ref()) {
+                        Ok(answer) => answer,
+                        Err(reason) => {
+                            if let Some(reason) = reason {
+                                this.layer.info.emit(LayerEvent::FallbackRefused { reason });
+                            }
+                            return Poll::Ready(outcome);
+                        }
+                    };
                     let primary = Some(this.layer.keep(outcome));
                     this.state.set(State::FallingBack { answer, primary });
                 }

@@ -19,6 +19,7 @@ use crate::outcome::{Class, Rejection};
 /// | [`NotRetried`](LayerEvent::NotRetried) | `not_retried` | DEBUG | `attempt`, `reason`, `cause` |
 /// | [`Transition`](LayerEvent::Transition) | `transition` | WARN | `from`, `to` |
 /// | [`FellBack`](LayerEvent::FellBack) | `fell_back` | INFO | `reason` |
+/// | [`FallbackRefused`](LayerEvent::FallbackRefused) | `fallback_refused` | WARN | `reason` |
 /// | [`FallbackFailed`](LayerEvent::FallbackFailed) | `fallback_failed` | WARN | `reason`, `error` |
 /// | [`RefreshFailed`](LayerEvent::RefreshFailed) | `refresh_failed` | INFO | `reason`, `error` |
 /// | [`Injected`](LayerEvent::Injected) | `injected` | INFO | `reason` |
@@ -102,6 +103,11 @@ pub enum LayerEvent<'a> {
     /// A call failed, and a fallback provided the response.
     FellBack {
         /// How the call failed: `"error"`, `"response"`, or [`Reason::as_str`](crate::Reason::as_str) of a rejection.
+        reason: &'static str,
+    },
+    /// A call failed, and was not sent to its fallback.
+    FallbackRefused {
+        /// Why not: `"budget"`.
         reason: &'static str,
     },
     /// A call failed, and so did its fallback.
@@ -197,6 +203,7 @@ impl LayerEvent<'_> {
             Self::NotRetried { .. } => "not_retried",
             Self::Transition { .. } => "transition",
             Self::FellBack { .. } => "fell_back",
+            Self::FallbackRefused { .. } => "fallback_refused",
             Self::FallbackFailed { .. } => "fallback_failed",
             Self::RefreshFailed { .. } => "refresh_failed",
             Self::Injected { .. } => "injected",

@@ -47,6 +47,7 @@ impl Counters {
             | LayerEvent::NotRetried { reason, .. }
             | LayerEvent::NotRepeatable { reason }
             | LayerEvent::FellBack { reason }
+            | LayerEvent::FallbackRefused { reason }
             | LayerEvent::FallbackFailed { reason, .. }
             | LayerEvent::RefreshFailed { reason, .. }
             | LayerEvent::Injected { reason } => (reason, None),

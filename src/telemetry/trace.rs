@@ -22,6 +22,7 @@ macro_rules! trace_to {
                 LayerEvent::NotRetried { attempt, reason, cause } => tell!(debug, $target, info, "not_retried", attempt, reason, %cause),
                 LayerEvent::Transition { from, to } => tell!(warn, $target, info, "transition", from, to),
                 LayerEvent::FellBack { reason } => tell!(info, $target, info, "fell_back", reason),
+                LayerEvent::FallbackRefused { reason } => tell!(warn, $target, info, "fallback_refused", reason),
                 LayerEvent::FallbackFailed { reason, error } => tell!(warn, $target, info, "fallback_failed", reason, %error),
                 LayerEvent::RefreshFailed { reason, error } => tell!(info, $target, info, "refresh_failed", reason, %error),
                 LayerEvent::Injected { reason } => tell!(info, $target, info, "injected", reason),

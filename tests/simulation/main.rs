@@ -9,6 +9,7 @@
 
 mod adaptive;
 mod brownout;
+mod budget;
 mod circuit;
 mod load;
 mod overload;

@@ -41,6 +41,8 @@ pub(crate) enum Weather {
     Slow(f64),
     /// Every call fails at once.
     Refuses,
+    /// This share of the calls fails at once, at random.
+    Fails(f64),
     /// No call that starts now ends before the weather does.
     Hangs,
 }
@@ -126,7 +128,7 @@ impl Shared {
             match self.weather() {
                 Some((end, Weather::Hangs)) => sleep_until(self.start + Duration::from_secs_f64(end)).await,
                 Some((_, Weather::Slow(factor))) => work = work.mul_f64(factor),
-                Some((_, Weather::Refuses)) | None => {}
+                Some((_, Weather::Refuses | Weather::Fails(_))) | None => {}
             }
             sleep(work).await;
         };
@@ -157,7 +159,12 @@ impl tower::Service<Request> for Upstream {
     fn call(&mut self, _: Request) -> Self::Future {
         let shared = Arc::clone(&self.shared);
         shared.received.lock().unwrap().push(shared.start.elapsed());
-        if let Some((_, Weather::Refuses)) = shared.weather() {
+        let fails = match shared.weather() {
+            Some((_, Weather::Refuses)) => true,
+            Some((_, Weather::Fails(share))) => shared.random.lock().unwrap().f64() < share,
+            Some((_, Weather::Slow(_) | Weather::Hangs)) | None => false,
+        };
+        if fails {
             return Box::pin(async { Err(Failed::Unavailable) });
         }
         if shared.inside.load(Relaxed) >= shared.plan.workers + shared.plan.queue {

@@ -1,20 +1,23 @@
 //! One budget that several layers share.
 
 use std::{
-    future::ready,
+    future::{Pending, pending, ready},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
-use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneService};
+use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
 use ziggurat::{
-    Backoff, Budget, Cloned, Error, FailOnError, Scope,
+    Backoff, Budget, Cloned, CopyRequest, Error, FailOnError, LayerEvent, LayerInfo, Scope,
+    fallback::FallbackLayer,
     retry::{Dropped, RetryLayer},
     stack::{ClientSettings, ClientStack},
+    testing::TestTask,
 };
 
 type Failed = Error<&'static str>;
@@ -27,9 +30,9 @@ struct Upstream {
 }
 
 impl Upstream {
-    fn service(&self) -> BoxCloneService<(), (), Failed> {
+    fn service(&self) -> BoxCloneSyncService<(), (), Failed> {
         let Self { calls, is_down } = self.clone();
-        BoxCloneService::new(service_fn(move |()| {
+        BoxCloneSyncService::new(service_fn(move |()| {
             calls.fetch_add(1, Ordering::SeqCst);
             ready(if is_down.load(Ordering::SeqCst) { Err(Error::Service("down")) } else { Ok(()) })
         }))
@@ -76,7 +79,7 @@ async fn a_request_through_two_layers_with_one_budget_counts_once() {
         let (upstream, budget) = (Upstream::default(), a_tenth());
         let mut service = upstream.service();
         for _ in 0..depth {
-            service = BoxCloneService::new(retry(&budget).layer(service));
+            service = BoxCloneSyncService::new(retry(&budget).layer(service));
         }
         // A layer with a budget of its own.
         let service = retry(Budget::new(0.0).min_per_second(0)).layer(service);
@@ -136,4 +139,123 @@ async fn a_shared_budget_comes_before_the_handle() {
     assert!(handle.budget().is_none());
     let _unlimited = unlimited.budget(&shared);
     assert_eq!(format!("{:?}", handle.budget()), format!("{:?}", Some(&shared)));
+}
+
+/// Shows: H3, G2
+#[tokio::test(start_paused = true)]
+async fn a_fallback_to_a_service_and_a_retry_take_from_one_budget_whichever_is_outside() {
+    for retry_is_outside in [false, true] {
+        let (upstream, budget) = (Upstream::default(), a_tenth());
+        // The same cluster.
+        let fallback = FallbackLayer::service(upstream.service()).budget(&budget);
+        let service = if retry_is_outside {
+            BoxCloneSyncService::new(retry(&budget).layer(fallback.layer(upstream.service())))
+        } else {
+            BoxCloneSyncService::new(fallback.layer(retry(&budget).layer(upstream.service())))
+        };
+        assert_eq!(upstream.extra(&service, 100).await, 0);
+        upstream.is_down.store(true, Ordering::SeqCst);
+        assert_eq!(upstream.extra(&service, 100).await, 20, "the retry is outside: {retry_is_outside}");
+    }
+}
+
+/// A retry inside the backup has the same budget.
+///
+/// Shows: H3, G2
+#[tokio::test(start_paused = true)]
+async fn a_call_of_the_backup_is_no_request_of_its_own() {
+    let (upstream, budget) = (Upstream::default(), a_tenth());
+    upstream.is_down.store(true, Ordering::SeqCst);
+    let backup = retry(&budget).layer(upstream.service());
+    let service = FallbackLayer::service(backup).budget(&budget).layer(upstream.service());
+    assert_eq!(upstream.extra(&service, 100).await, 10);
+}
+
+/// Shows: H3, G2
+#[tokio::test(start_paused = true)]
+async fn a_fallback_whose_budget_grants_nothing_leaves_the_outcome_as_it_is() {
+    let refused = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&refused);
+    let backup = Upstream::default();
+    let layer = FallbackLayer::service(backup.service()).budget(Budget::new(0.0).min_per_second(0)).observer(
+        move |_: &LayerInfo, event: &LayerEvent<'_>| {
+            let LayerEvent::FallbackRefused { reason } = event else { panic!("{event:?}") };
+            told.lock().unwrap().push(*reason);
+        },
+    );
+    let primary = Upstream::default();
+    let service = layer.layer(primary.service());
+    assert!(service.clone().oneshot(()).await.is_ok());
+    assert!(refused.lock().unwrap().is_empty());
+    primary.is_down.store(true, Ordering::SeqCst);
+    assert_eq!(service.clone().oneshot(()).await.unwrap_err().service(), Some(&"down"));
+    assert_eq!((backup.calls.load(Ordering::SeqCst), &*refused.lock().unwrap()), (0, &vec!["budget"]));
+}
+
+/// Copies every request, and claims none.
+#[derive(Clone, Copy)]
+struct Unclaimed;
+
+impl CopyRequest<()> for Unclaimed {
+    fn copy(&self, (): &()) -> Option<()> {
+        Some(())
+    }
+
+    fn claim(&self, (): &()) -> bool {
+        false
+    }
+}
+
+/// A backup that stays as it is.
+#[derive(Clone, Copy, Debug)]
+enum Stays {
+    Unready,
+    FailsInReadiness,
+    Silent,
+}
+
+impl Service<()> for Stays {
+    type Response = ();
+    type Error = Failed;
+    type Future = Pending<Result<(), Failed>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+        match self {
+            Self::Unready => Poll::Pending,
+            Self::FailsInReadiness => Poll::Ready(Err(Error::Service("not ready"))),
+            Self::Silent => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn call(&mut self, (): ()) -> Self::Future {
+        pending()
+    }
+}
+
+/// Shows: H3, G2
+#[tokio::test(start_paused = true)]
+async fn a_call_of_the_backup_that_is_not_made_goes_back_into_the_budget() {
+    let upstream = Upstream::default();
+    upstream.is_down.store(true, Ordering::SeqCst);
+    let ten = || Budget::new(0.0).min_per_second(1);
+    for (backup, left) in [(Stays::Unready, 10), (Stays::FailsInReadiness, 10), (Stays::Silent, 7)] {
+        let budget = ten();
+        let service = FallbackLayer::service(backup).budget(&budget).layer(upstream.service());
+        for _ in 0..3 {
+            let mut call = TestTask::new(service.clone().oneshot(()));
+            assert_eq!(call.poll().is_pending(), !matches!(backup, Stays::FailsInReadiness));
+            drop(call);
+        }
+        assert_eq!(upstream.extra(&retry(&budget).layer(upstream.service()), 20).await, left, "{backup:?}");
+    }
+
+    let hangs = service_fn(|()| pending::<Result<(), Failed>>());
+    let budget = ten();
+    let service = FallbackLayer::service(Stays::Silent).budget(&budget).layer(hangs);
+    assert!(TestTask::new(service.oneshot(())).poll().is_pending());
+    let uncopied = FallbackLayer::service(Stays::Silent).budget(&budget).copy(|(): &()| None).layer(upstream.service());
+    assert!(uncopied.oneshot(()).await.is_err());
+    let unclaimed = FallbackLayer::service(Stays::Silent).budget(&budget).copy(Unclaimed).layer(upstream.service());
+    assert!(unclaimed.oneshot(()).await.is_err());
+    assert_eq!(upstream.extra(&retry(&budget).layer(upstream.service()), 20).await, 10);
 }

@@ -140,6 +140,10 @@ these_keep_to_the_laws! {
         FallbackLayer::new(|_: Failed<'_, _, _, String>| None::<Response<String>>).remember(|req: &Request<String>| req.body().clone())
     });
     fallback_service_that_answers: laws_with_gauges(|| backed_up(Act::answer())).except(Law::Unchanged);
+    fallback_service_without_budget: laws_with_gauges(|| {
+        let (layer, gauges) = backed_up(Act::answer());
+        (layer.budget(no_budget()), gauges)
+    });
     fallback_service_that_fails: laws_with_gauges(|| backed_up(Act::error()));
     fallback_service_that_is_never_ready: laws_with_gauges(|| backed_up(Act::error().at_readiness()));
     /// Shows: X7
