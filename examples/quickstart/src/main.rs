@@ -1,399 +1,203 @@
-//! All six layers at work on real HTTP: the same steady load on a flaky upstream, through a bare client and through a
-//! stack.
+//! A brown-out on real HTTP: for two seconds a service takes ten times as long. Three clients call it, one after the
+//! other: a bare one, one that retries naively, and the recommended stack.
 //!
 //! ```text
-//! cargo run --release -p quickstart
+//! cargo run --release -p quickstart -- [SEED] [--load N] [--workers N] [--work MS] [--queue N] [--slower N]
 //! ```
 //!
-//! The upstream takes 25 ms to respond. It fails 10 % of the calls with 503 and lets 2 % hang. In the second between 1
-//! s and 2 s it responds to everything with 503. The dice depend only on a seed (`-- 7` takes another one), the
-//! request's id and the attempt's number.
-//!
-//! Copy [`with_stack`] and [`send`]; the rest is the upstream, the load and the report. The program exits with an error
-//! unless everything in [`promises`] is kept.
+//! Copy [`recommended`]; the rest is the service, the load and the report. The program fails unless every promise of
+//! `report.rs` is kept, and exits with 75 if this machine was too busy for a fair run.
+
+mod report;
 
 use std::{
     error::Error as StdError,
-    hash::{DefaultHasher, Hash, Hasher},
-    io,
-    net::SocketAddr,
     process::ExitCode,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use axum::{Router, extract};
+use axum::{Router, extract, http::StatusCode};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Full};
-use hyper::{HeaderMap, Request, Response, StatusCode};
+use http_body_util::Empty;
+use hyper::{Request, Response, body::Incoming};
 use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
+    client::legacy::{self, Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
 use tokio::{
     net::TcpListener,
-    task::{JoinHandle, JoinSet},
-    time::{Instant, sleep, sleep_until, timeout},
+    sync::{Semaphore, oneshot},
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until},
 };
-use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+use tower::{ServiceBuilder, ServiceExt, util::BoxCloneService};
 use ziggurat::{
-    Backoff, Error, Scope,
-    cache::CacheLayer,
-    circuit_breaker::{CircuitBreakerHandle, CircuitBreakerLayer, State},
-    concurrency_limit::ConcurrencyLimitLayer,
-    context::ContextLayer,
+    Error,
     retry::RetryLayer,
+    stack::{ClientSettings, ClientStack},
     timeout::TimeoutLayer,
 };
 
 type BoxError = Box<dyn StdError + Send + Sync>;
-type HttpClient = Client<HttpConnector, Empty<Bytes>>;
-type HttpRequest = Request<Empty<Bytes>>;
+type Http = Client<HttpConnector, Empty<Bytes>>;
+type Caller = BoxCloneService<Request<Empty<Bytes>>, StatusCode, Error<legacy::Error>>;
 
-/// Chance decides which requests hang just before the outage and are retried during it, and whether the first probe
-/// after the outage is among the 12 % that fail anyway, so that the circuit opens once more. With this seed that probe
-/// succeeds.
-const SEED: u64 = 374;
-/// The load: 2,000 requests at 400/s, and then 200 of them again.
-const REQUESTS: usize = 2_000;
-const REPEATED: usize = 200;
-const INTERVAL: Duration = Duration::from_micros(2_500);
-/// The maximum number of calls in flight.
-const LIMIT: usize = 16;
-/// A hanging call is given up long after all others have ended, so that the bare client's run ends too.
-const GUARD: Duration = Duration::from_secs(3);
-const LONGEST: Duration = Duration::from_secs(20);
+/// A second of calm, the brown-out, and two seconds in which a client can show how it recovers.
+const BEGIN: Duration = Duration::from_secs(1);
+const END: Duration = Duration::from_secs(3);
+const LENGTH: Duration = Duration::from_secs(5);
+/// How long each caller waits: as long as most people do before they reload a page.
+const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Runs the load through the whole stack: all requests once, then some of them again.
-async fn with_stack(seed: u64) -> Result<(Run, Run, Timeline), BoxError> {
-    let upstream = Upstream::start(seed).await?;
-    let (http, ids, in_flight) = (http_client(), NumberedIds::default(), Arc::<InFlight>::default());
-    let breaker = CircuitBreakerLayer::http().over(Duration::from_secs(1)).open_for(Duration::from_millis(500));
-    let timeline = follow(&breaker.handle(), upstream.started);
+/// Everything that a flag can change.
+#[derive(Clone, Copy)]
+struct Scene {
+    seed: u64,
+    /// Requests per second: 60 % of the capacity, a usual utilization.
+    load: f64,
+    /// 16 workers of 25 ms each are a capacity of 640 requests per second.
+    workers: usize,
+    work: Duration,
+    /// Servers queue a thousand requests and more by default. Nobody tells the workers that a caller has left.
+    queue: usize,
+    /// How many times as long the work takes in the brown-out: a cold cache, a bad query plan, a noisy neighbour.
+    slower: u32,
+}
 
-    // The recommended order, outermost first. The docs of each layer say what changes elsewhere.
+/// The client to copy: a total, retries within a budget, a circuit breaker, and a limit that adapts.
+fn recommended(http: Http) -> Caller {
+    let stack = ClientStack::http("upstream").settings(ClientSettings::default().timeout(PATIENCE));
+    let client = ServiceBuilder::new().map_response(status).layer(stack).map_err(Error::Service).service(http);
+    BoxCloneService::new(client)
+}
+
+/// One attempt.
+fn bare(http: Http) -> Caller {
+    let total = TimeoutLayer::new(PATIENCE);
+    let client = ServiceBuilder::new().map_response(status).layer(total).map_err(Error::Service).service(http);
+    BoxCloneService::new(client)
+}
+
+/// Three attempts without a pause or a budget, each with a third of the time.
+fn naive(http: Http) -> Caller {
     let client = ServiceBuilder::new()
-        // A scope for each request. Everything inside can read the values that are set here.
-        .layer(ContextLayer::new(Scope::root("quickstart")).state(move |_: &HttpRequest| ids.next()))
-        // A cache hit needs no permit and no healthy upstream, so the cache is outside all other layers.
-        .layer(CacheLayer::http(10_000, Duration::from_secs(30)))
-        // The total: the wait for a permit, all attempts and the pauses between them.
-        .layer(TimeoutLayer::new(Duration::from_secs(2)).named("total"))
-        // Most failures here are over a moment later, so the pauses are short. In an outage the budget keeps retries
-        // few.
-        .layer(RetryLayer::http().max_attempts(3).backoff(Backoff::exponential(Duration::from_millis(25))))
-        // Inside the retry, so that it sees each attempt. An open circuit is not retried.
-        .layer(breaker)
-        // A permit is held only for the work, not while a retry pauses or the circuit is open.
-        .layer(ConcurrencyLimitLayer::new(LIMIT).max_waiting(64))
-        // Each attempt has its own limit: an attempt that hangs is given up and retried.
-        .layer(TimeoutLayer::new(Duration::from_millis(250)).named("attempt"))
-        // The error of the whole stack: a layer's rejection, or the client's own error.
+        .map_response(status)
+        .layer(TimeoutLayer::new(PATIENCE))
+        .layer(RetryLayer::http().max_attempts(3).backoff(Duration::ZERO).budget(None))
+        .layer(TimeoutLayer::new(PATIENCE / 3))
         .map_err(Error::Service)
-        .service(service_fn({
-            let in_flight = in_flight.clone();
-            move |request| send(http.clone(), in_flight.clone(), request)
-        }));
-
-    let outcomes = load(client.clone(), &upstream, upstream.started, 0..REQUESTS).await?;
-    let stack = Run { outcomes, calls: upstream.calls(), peak: in_flight.peak() };
-
-    let succeeded = stack.outcomes.iter().filter(|outcome| outcome.end == End::Succeeded);
-    let keys: Vec<_> = succeeded.map(|outcome| outcome.key).take(REPEATED).collect();
-    let outcomes = load(client, &upstream, Instant::now(), keys).await?;
-    let again = Run { outcomes, calls: upstream.calls() - stack.calls, peak: in_flight.peak() };
-    Ok((stack, again, timeline.await?))
+        .service(http);
+    BoxCloneService::new(client)
 }
 
-/// The innermost service: sends the request with its id and attempt number. Collects the body, so that the cache can
-/// copy it.
-async fn send(
-    http: HttpClient,
-    in_flight: Arc<InFlight>,
-    mut request: HttpRequest,
-) -> io::Result<Response<Full<Bytes>>> {
-    if let Some(id) = Scope::current().and_then(|scope| scope.get::<RequestIdHeader>()) {
-        request.headers_mut().insert("x-request-id", id.0.into());
-    }
-    request.headers_mut().insert("x-attempt", ziggurat::attempt().into());
-    let _counted = in_flight.count();
-    let (head, body) = http.request(request).await.map_err(io::Error::other)?.into_parts();
-    let body = body.collect().await.map_err(io::Error::other)?;
-    Ok(Response::from_parts(head, Full::new(body.to_bytes())))
-}
-
-/// Runs the load through the same client without any layer, for comparison.
-async fn with_bare_client(seed: u64) -> Result<Run, BoxError> {
-    let upstream = Upstream::start(seed).await?;
-    let (http, ids, in_flight) = (http_client(), NumberedIds::default(), Arc::<InFlight>::default());
-    let client = ServiceBuilder::new().map_err(Error::Service).service(service_fn({
-        let in_flight = in_flight.clone();
-        move |mut request: HttpRequest| {
-            request.headers_mut().insert("x-request-id", ids.next().0.into());
-            send(http.clone(), in_flight.clone(), request)
-        }
-    }));
-    let outcomes = load(client, &upstream, upstream.started, 0..REQUESTS).await?;
-    Ok(Run { outcomes, calls: upstream.calls(), peak: in_flight.peak() })
+fn status(response: Response<Incoming>) -> StatusCode {
+    response.status()
 }
 
 #[tokio::main]
 async fn main() -> Result<ExitCode, BoxError> {
-    let seed = std::env::args().nth(1).map_or(Ok(SEED), |seed| seed.parse())?;
-    let started = Instant::now();
-    println!("{REQUESTS} requests at 400/s, through a bare client and then through the stack: about 14 s\n");
-    let runs = async { Ok::<_, BoxError>((with_bare_client(seed).await?, with_stack(seed).await?)) };
-    let (bare, (stack, again, timeline)) = timeout(LONGEST, runs).await??;
-
-    print_table(&[("bare", &bare), ("stack", &stack), ("stack again", &again)]);
-    println!("\nthe circuit:");
-    timeline.iter().for_each(|(at, state)| println!("{:8.3} s  {state}", at.as_secs_f64()));
-
-    println!("\npromises:");
-    let promises = promises(&bare, &stack, &again, &timeline, started.elapsed());
-    promises.iter().for_each(|(kept, promise)| println!("{}  {promise}", if *kept { "kept  " } else { "BROKEN" }));
-    let all_kept = promises.iter().all(|(kept, _)| *kept);
-    Ok(if all_kept { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn promises(bare: &Run, stack: &Run, again: &Run, timeline: &Timeline, took: Duration) -> [(bool, String); 7] {
-    let (bare_percent, stack_percent) = (bare.percent_answered_in_calm(), stack.percent_answered_in_calm());
-    let opened = timeline.iter().any(|(_, state)| *state == State::Open);
-    let closed = timeline.last().is_some_and(|(_, state)| *state == State::Closed);
-    let calls = stack.calls as f64 / REQUESTS as f64;
-    let remembered = again.count(End::Succeeded);
-    [
-        (stack_percent >= 99.0, format!("the stack serves {stack_percent:.1} % away from the outage (at least 99 %)")),
-        (bare_percent < 99.0, format!("the bare client serves {bare_percent:.1} % there (less)")),
-        (opened && closed, "the circuit opens, and closes again".to_owned()),
-        (stack.peak <= LIMIT, format!("{} calls are in flight at the peak (at most {LIMIT})", stack.peak)),
-        (calls <= 1.25, format!("{calls:.2} calls reach the upstream for each request (at most 1.25)")),
-        (
-            remembered == REPEATED && again.calls == 0,
-            format!("{remembered} of {REPEATED} repeated requests succeed, with {} calls (none)", again.calls),
-        ),
-        (took < LONGEST, format!("it takes {:.1} s (less than 20 s)", took.as_secs_f64())),
-    ]
-}
-
-// === Request ids and calls in flight ===
-
-struct RequestIdHeader(u64);
-
-#[derive(Clone, Default)]
-struct NumberedIds(Arc<AtomicU64>);
-
-impl NumberedIds {
-    fn next(&self) -> RequestIdHeader {
-        RequestIdHeader(self.0.fetch_add(1, Ordering::Relaxed))
+    let mut flags = pico_args::Arguments::from_env();
+    let scene = Scene {
+        load: flags.opt_value_from_str("--load")?.unwrap_or(384.0),
+        workers: flags.opt_value_from_str("--workers")?.unwrap_or(16),
+        work: Duration::from_millis(flags.opt_value_from_str("--work")?.unwrap_or(25)),
+        queue: flags.opt_value_from_str("--queue")?.unwrap_or(1000),
+        slower: flags.opt_value_from_str("--slower")?.unwrap_or(10),
+        seed: match flags.finish().as_slice() {
+            [] => 1,
+            [seed] => seed.to_string_lossy().parse().map_err(|_| "the flags are at the top of main.rs")?,
+            _ => return Err("one seed is enough; the flags are at the top of main.rs".into()),
+        },
+    };
+    println!("{}/s, to a service for {}/s\n", scene.load, scene.workers as f64 / scene.work.as_secs_f64());
+    let mut runs = Vec::new();
+    for (name, client) in [("bare", bare as fn(_) -> _), ("naive", naive), ("stack", recommended)] {
+        runs.push(scene.run(name, client).await?);
     }
+    report::print(&scene, &runs)
 }
 
-/// Counts the client's calls in flight.
-#[derive(Default)]
-struct InFlight {
-    now: AtomicUsize,
-    peak: AtomicUsize,
-}
-
-struct Counted(Arc<InFlight>);
-
-impl InFlight {
-    fn count(self: &Arc<Self>) -> Counted {
-        let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
-        self.peak.fetch_max(now, Ordering::SeqCst);
-        Counted(Arc::clone(self))
-    }
-
-    /// Returns the peak since the last call of this function.
-    fn peak(&self) -> usize {
-        self.peak.swap(0, Ordering::SeqCst)
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.now.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-// === The upstream ===
+// === The service ===
 
 struct Upstream {
-    address: SocketAddr,
-    seed: u64,
-    started: Instant,
+    scene: Scene,
+    start: Instant,
+    workers: Semaphore,
+    /// A permit for each call in the service.
+    room: Arc<Semaphore>,
     calls: AtomicUsize,
 }
 
-impl Upstream {
-    async fn start(seed: u64) -> Result<Arc<Self>, BoxError> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let address = listener.local_addr()?;
-        let upstream = Arc::new(Self { address, seed, started: Instant::now(), calls: AtomicUsize::new(0) });
-        let app = Router::new().fallback(answer).with_state(Arc::clone(&upstream));
-        tokio::spawn(async { axum::serve(listener, app).await });
-        Ok(upstream)
-    }
-
-    fn calls(&self) -> usize {
-        self.calls.load(Ordering::SeqCst)
-    }
-}
-
-async fn answer(extract::State(upstream): extract::State<Arc<Upstream>>, headers: HeaderMap) -> StatusCode {
-    upstream.calls.fetch_add(1, Ordering::SeqCst);
-    let second = upstream.started.elapsed().as_secs();
-    let (Some(id), Some(attempt)) = (number(&headers, "x-request-id"), number(&headers, "x-attempt")) else {
-        return StatusCode::BAD_REQUEST;
-    };
-    let mut dice = DefaultHasher::new();
-    (upstream.seed, id, attempt).hash(&mut dice);
-    let percent = dice.finish() % 100;
-    if percent < 2 {
-        std::future::pending::<()>().await;
-    }
-    sleep(Duration::from_millis(25)).await;
-    if percent < 12 || second == 1 { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }
-}
-
-fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
-    headers.get(name)?.to_str().ok()?.parse().ok()
+async fn answer(extract::State(upstream): extract::State<Arc<Upstream>>) -> StatusCode {
+    upstream.calls.fetch_add(1, Ordering::Relaxed);
+    let Ok(place) = Arc::clone(&upstream.room).try_acquire_owned() else { return StatusCode::SERVICE_UNAVAILABLE };
+    let (done, answered) = oneshot::channel();
+    // A task of its own: it goes on working after its caller has left.
+    tokio::spawn(async move {
+        let _worker = upstream.workers.acquire().await;
+        let is_slow = (BEGIN..END).contains(&upstream.start.elapsed());
+        sleep(upstream.scene.work * if is_slow { upstream.scene.slower } else { 1 }).await;
+        drop(place);
+        let _ = done.send(());
+    });
+    if answered.await.is_ok() { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR }
 }
 
 // === The load ===
 
-fn http_client() -> HttpClient {
-    Client::builder(TokioExecutor::new()).build_http()
-}
-
-/// Sends a GET for each key at a steady pace, without waiting for the responses to earlier ones.
-async fn load<S, B>(
-    service: S,
-    upstream: &Upstream,
-    started: Instant,
-    keys: impl IntoIterator<Item = usize>,
-) -> Result<Vec<Outcome>, BoxError>
-where
-    S: Service<HttpRequest, Response = Response<B>, Error = Error<io::Error>, Future: Send> + Clone + Send + 'static,
-    B: Send + 'static,
-{
-    let mut calls = JoinSet::new();
-    let mut at = started;
-    for key in keys {
-        sleep_until(at).await;
-        let request = Request::get(format!("http://{}/{key}", upstream.address)).body(Empty::new())?;
-        let service = service.clone();
-        calls.spawn(async move {
-            let sent = Instant::now();
-            let answered = timeout(GUARD, service.oneshot(request)).await;
-            let end = answered.map_or(End::TimedOut, |outcome| End::of(&outcome));
-            Outcome { key, sent: sent - started, took: sent.elapsed(), end }
-        });
-        at += INTERVAL;
-    }
-    let mut outcomes = Vec::new();
-    while let Some(outcome) = calls.join_next().await {
-        outcomes.push(outcome?);
-    }
-    Ok(outcomes)
+/// How a client fared.
+struct Run {
+    name: &'static str,
+    requests: Vec<Outcome>,
+    /// The calls that arrived at the service.
+    calls: usize,
+    /// How late the load generator was at most.
+    slip: Duration,
 }
 
 struct Outcome {
-    key: usize,
     sent: Duration,
     took: Duration,
-    end: End,
+    is_answered: bool,
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum End {
-    Succeeded,
-    Failed,
-    TimedOut,
-    Rejected,
-}
+impl Scene {
+    /// Starts a service, and sends it requests at random times, however earlier ones fare.
+    async fn run(self, name: &'static str, client: fn(Http) -> Caller) -> Result<Run, BoxError> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let start = Instant::now();
+        let upstream = Arc::new(Upstream {
+            scene: self,
+            start,
+            workers: Semaphore::new(self.workers),
+            room: Arc::new(Semaphore::new(self.workers + self.queue)),
+            calls: Default::default(),
+        });
+        let app = Router::new().fallback(answer).with_state(Arc::clone(&upstream));
+        let server = tokio::spawn(async { axum::serve(listener, app).await });
+        let client = client(Client::builder(TokioExecutor::new()).build_http());
 
-impl End {
-    fn of<B>(outcome: &Result<Response<B>, Error<io::Error>>) -> Self {
-        match (ziggurat::rejection(outcome), outcome) {
-            (Some(rejection), _) if rejection.is_timed_out() => Self::TimedOut,
-            (Some(_), _) => Self::Rejected,
-            (None, Ok(response)) if response.status().is_success() => Self::Succeeded,
-            (None, _) => Self::Failed,
+        let (mut random, mut at, mut slip) = (fastrand::Rng::with_seed(self.seed), Duration::ZERO, Duration::ZERO);
+        let mut under_way = JoinSet::new();
+        while at < LENGTH {
+            sleep_until(start + at).await;
+            let sent = start.elapsed();
+            slip = slip.max(sent - at);
+            let call = client.clone().oneshot(Request::get(format!("http://{address}/")).body(Empty::new())?);
+            under_way.spawn(async move {
+                let is_answered = call.await.is_ok_and(|status| status.is_success());
+                Outcome { sent, took: start.elapsed() - sent, is_answered }
+            });
+            at += Duration::from_secs_f64(-(1.0 - random.f64()).ln() / self.load);
         }
+        let requests = under_way.join_all().await;
+        server.abort();
+        let calls = upstream.calls.load(Ordering::Relaxed);
+        Ok(Run { name, requests, calls, slip })
     }
-}
-
-// === The report ===
-
-/// The result of one load.
-struct Run {
-    outcomes: Vec<Outcome>,
-    /// The calls that reached the upstream.
-    calls: usize,
-    /// The peak number of calls in flight.
-    peak: usize,
-}
-
-impl Run {
-    fn count(&self, end: End) -> usize {
-        self.outcomes.iter().filter(|outcome| outcome.end == end).count()
-    }
-
-    /// The success rate, in percent, of the requests that were sent well before or after the outage.
-    fn percent_answered_in_calm(&self) -> f64 {
-        let outage = Duration::from_secs(1)..=Duration::from_millis(3_500);
-        let calm = || self.outcomes.iter().filter(|outcome| !outage.contains(&outcome.sent));
-        let succeeded = calm().filter(|outcome| outcome.end == End::Succeeded).count();
-        100.0 * succeeded as f64 / calm().count() as f64
-    }
-
-    /// The time within which `percent` of the requests ended, successful or not.
-    fn percentile(&self, percent: usize) -> Duration {
-        let mut took: Vec<_> = self.outcomes.iter().map(|outcome| outcome.took).collect();
-        took.sort();
-        let rank = (took.len() * percent).div_ceil(100);
-        took.get(rank.saturating_sub(1)).copied().unwrap_or_default()
-    }
-}
-
-fn print_table(runs: &[(&str, &Run)]) {
-    let row = |name: &str, cell: &dyn Fn(&Run) -> String| {
-        print!("{name:24}");
-        runs.iter().for_each(|(_, run)| print!("{:>12}", cell(run)));
-        println!();
-    };
-    let millis = |time: Duration| format!("{:.1} ms", time.as_secs_f64() * 1000.0);
-    print!("{:24}", "");
-    runs.iter().for_each(|(name, _)| print!("{name:>12}"));
-    println!();
-    row("requests", &|run| run.outcomes.len().to_string());
-    row("succeeded", &|run| run.count(End::Succeeded).to_string());
-    row("  away from the outage", &|run| format!("{:.1} %", run.percent_answered_in_calm()));
-    row("failed", &|run| run.count(End::Failed).to_string());
-    row("timed out", &|run| run.count(End::TimedOut).to_string());
-    row("rejected", &|run| run.count(End::Rejected).to_string());
-    row("p50 of all", &|run| millis(run.percentile(50)));
-    row("p99 of all", &|run| millis(run.percentile(99)));
-    row("calls to the upstream", &|run| run.calls.to_string());
-    row("peak in flight", &|run| run.peak.to_string());
-}
-
-/// The states of the circuit, and when each began.
-type Timeline = Vec<(Duration, State)>;
-
-/// Records transitions through the circuit's handle until the last service that shares the circuit is dropped.
-fn follow(circuit: &CircuitBreakerHandle, started: Instant) -> JoinHandle<Timeline> {
-    let mut timeline = vec![(Duration::ZERO, circuit.state())];
-    let mut transitions = circuit.subscribe();
-    tokio::spawn(async move {
-        while let Some(transition) = transitions.next().await {
-            timeline.push((started.elapsed(), transition.to));
-        }
-        timeline
-    })
 }
