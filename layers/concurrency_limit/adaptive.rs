@@ -44,7 +44,7 @@ use crate::{
 /// ignored outcome, and a call that its caller cancelled say nothing. Calls lower or raise the limit only while some
 /// call finds no permit free: otherwise nothing is known about another limit. With
 /// [`until_body_end`](super::ConcurrencyLimitLayer::until_body_end) a call is measured to the response's head, so the
-/// limit does not see that bodies are slow.
+/// limit does not see that bodies are slow. [Exempt](super::Priority::Exempt) calls do not count.
 #[derive(Clone)]
 #[must_use]
 pub struct Adaptive<C = FailOnError> {
@@ -288,9 +288,10 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        let call = Call { number: self.pilot.number.load(Ordering::Relaxed), began: clock::now() };
+        let call = (!self.pilot.gate.take_exempt())
+            .then(|| Call { number: self.pilot.number.load(Ordering::Relaxed), began: clock::now() });
         let response = self.inner.call(request);
-        MeasuredFuture { response, call: Some(call), pilot: Arc::clone(&self.pilot), classify: self.classify.clone() }
+        MeasuredFuture { response, call, pilot: Arc::clone(&self.pilot), classify: self.classify.clone() }
     }
 }
 
@@ -309,7 +310,7 @@ pin_project! {
     pub struct MeasuredFuture<F, C> {
         #[pin]
         response: F,
-        // None: it has ended.
+        // None: it has ended, or does not count.
         call: Option<Call>,
         pilot: Arc<Pilot>,
         classify: C,

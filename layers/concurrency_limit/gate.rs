@@ -4,6 +4,10 @@
 //! room, leaving a gate without waiters, and being rejected are therefore each one atomic operation on it. The queue
 //! behind the mutex is touched only by waiters and by callers that release a permit to a waiter.
 //!
+//! Waiters are admitted by rank. Permits may be kept free for higher ranks: the lower a rank, the more are kept from
+//! it, so the waiter that is admitted next always is the first. When the last permit that a rank may use is taken,
+//! calls of that rank wait, and others enter.
+//!
 //! A caller that leaves while others wait *hands its permit over* to the first waiter instead of freeing it, so a
 //! newcomer can never overtake the queue. The word counts free permits rather than permits in use, for two reasons: a
 //! limit that was lowered below the number in flight is then simply a negative number, and the fast path needs no
@@ -22,19 +26,20 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
 };
 use std::{
-    collections::BTreeMap,
     fmt, mem,
-    sync::{PoisonError, TryLockError},
+    sync::PoisonError,
     task::{Poll, Waker},
     time::Duration,
 };
 
 use super::{
-    pace::{Gate, LEFT_BITS, LONGEST, Pace, SHORTEST, UNKNOWN},
-    patience::Forecast,
+    pace::{LEFT_BITS, Pace, UNKNOWN},
+    priority::{Counts, Priority, Rank, Reserves},
+    queue::{Place, Queue, Ticket, Wakers},
     seats::Seats,
 };
-use crate::clock::Instant;
+
+mod estimate;
 
 /// The maximum number of permits and of waiters, bounded by their bits in the word.
 const MOST: usize = (1 << (AVAILABLE_BITS - 1)) - 1;
@@ -58,6 +63,9 @@ struct Shared {
     limit: AtomicUsize,
     max_waiting: AtomicUsize,
     queue: Mutex<Queue>,
+    /// The waiters of each rank. Changed under the lock of `queue` only.
+    counts: Counts,
+    reserves: Reserves,
     /// Touched by calls that find no permit free. A rejected one waits for no other.
     pace: Mutex<Pace>,
     /// The latest estimate, in nanoseconds per permit, for callers that find the lock of `pace` taken.
@@ -68,24 +76,8 @@ struct Shared {
     seats: Seats,
 }
 
-struct Queue {
-    /// The ticket of the last waiter that joined at the back, and of the last that joined at the front.
-    back: u64,
-    front: u64,
-    /// The waiters in order of arrival. A waiter whose ticket is missing was admitted.
-    waiting: BTreeMap<u64, Waker>,
-}
-
-impl Default for Queue {
-    fn default() -> Self {
-        Self { back: u64::MAX / 2, front: u64::MAX / 2, waiting: BTreeMap::new() }
-    }
-}
-
-/// The wakers of admitted waiters. If one of them panics, the others are still woken.
-struct Admitted(Vec<Waker>);
-
-/// The counts in the word. While there are waiters, no permit is available: every transition preserves this.
+/// The counts in the word. While there are waiters, no permit is available to the first of them: every transition
+/// preserves this.
 #[derive(Clone, Copy, Debug)]
 struct State {
     /// The number of free permits: the limit minus the calls in flight. Negative while a lowered limit is exceeded.
@@ -106,6 +98,10 @@ pub(crate) enum Entry {
     Full,
 }
 
+/// A waiter lost its place to a call of a higher rank.
+#[derive(Debug)]
+pub(crate) struct Shed;
+
 /// The right to be in flight. Dropping it hands it to the first waiter, or releases it.
 pub(crate) struct Permit {
     // None: the gate was taken out with `into_gate`.
@@ -116,7 +112,7 @@ pub(crate) struct Permit {
 pub(crate) struct Waiter {
     gate: ConcurrencyLimitHandle,
     /// `None` once the permit was taken.
-    ticket: Option<u64>,
+    ticket: Option<Ticket>,
 }
 
 // === impl Gate ===
@@ -131,6 +127,8 @@ impl ConcurrencyLimitHandle {
             limit: AtomicUsize::new(limit),
             max_waiting: AtomicUsize::new(usize::MAX),
             queue: Mutex::new(Queue::default()),
+            counts: Counts::default(),
+            reserves: Reserves::default(),
             pace: Mutex::new(Pace::default()),
             latest_pace: AtomicU64::new(nanos(UNKNOWN / limit as u32)),
             was_full: AtomicBool::new(false),
@@ -190,94 +188,84 @@ impl ConcurrencyLimitHandle {
         self.state().waiting as usize
     }
 
-    /// Returns a permit if one is free. It never overtakes a waiter.
+    /// Returns the share of the limit that is [reserved](Self::set_reserve) for calls of this priority and above.
+    #[must_use]
+    pub fn reserve(&self, priority: Priority) -> f64 {
+        self.shared.reserves.share(priority)
+    }
+
+    /// Changes the share of the limit that is reserved for calls of this priority and above, for all clones.
+    ///
+    /// See [`ConcurrencyLimitLayer::reserve`](super::ConcurrencyLimitLayer::reserve). A smaller share admits waiters in
+    /// order. A larger one revokes no permits.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `priority` is neither `Normal` nor `High`, if `share` is not between 0 and 1, or if both shares add up
+    /// to more than 1.
+    #[track_caller]
+    pub fn set_reserve(&self, priority: Priority, share: f64) {
+        self.shared.reserves.set(priority, share);
+        self.settle(self.lock(), 0, 0);
+    }
+
+    /// Returns the number of permits that are kept free from a call of this rank.
+    pub(super) fn kept(&self, rank: Rank) -> i32 {
+        self.shared.reserves.kept(rank, || self.limit())
+    }
+
+    /// Returns a permit if one is free. It never overtakes a waiter. For calls that no permit is kept free from.
     pub(crate) fn try_enter(&self) -> Option<Permit> {
         self.update(|state| (state.available > 0).then(|| State { available: state.available - 1, ..state })).ok()?;
         Some(Permit::new(self))
     }
 
-    /// Whether there is currently neither a free permit nor, with `max_waiting` places, room in the queue.
-    pub(crate) fn is_full(&self, max_waiting: usize) -> bool {
-        let state = self.state();
-        state.available <= 0 && state.waiting as usize >= max_waiting
+    /// Returns a permit if one is free for a call of this rank. It never overtakes a waiter of this rank or above.
+    pub(super) fn try_enter_as(&self, rank: Rank) -> Option<Permit> {
+        let kept = self.kept(rank);
+        self.update(|state| (state.available > kept).then(|| State { available: state.available - 1, ..state }))
+            .ok()?;
+        Some(Permit::new(self))
     }
 
-    /// Returns a permit, or a place in the queue if fewer than `max_waiting` calls wait. An `urgent` call joins the
-    /// queue at the front. `waker` is woken once.
-    pub(crate) fn enter(&self, max_waiting: usize, urgent: bool, waker: &Waker) -> Entry {
+    /// Whether there is currently neither a free permit for a call of this rank nor, with `max_waiting` places, room in
+    /// the queue.
+    pub(crate) fn is_full(&self, max_waiting: usize, rank: Rank) -> bool {
+        let state = self.state();
+        state.waiting as usize >= max_waiting
+            && state.available <= self.kept(rank)
+            && (max_waiting == 0 || !self.shared.counts.any_below(rank))
+    }
+
+    /// Returns a permit, or a place in the queue if fewer than `max_waiting` calls wait. If as many wait, the last of
+    /// them is shed for a call of a higher rank. `waker` is woken once.
+    pub(crate) fn enter(&self, max_waiting: usize, rank: Rank, waker: &Waker) -> Entry {
         // A waker is foreign code: it is cloned, dropped, and woken outside the lock.
         let waker = waker.clone();
         let mut queue = self.lock();
+        let kept = self.kept(rank);
         let before = self.update(|state| match state {
-            State { available: 1.., .. } => Some(State { available: state.available - 1, ..state }),
+            State { available, .. } if available > kept => Some(State { available: available - 1, ..state }),
             State { waiting, .. } if waiting as usize >= max_waiting => None,
             State { waiting: MOST_WAITING, .. } => None,
             State { waiting, .. } => Some(State { waiting: waiting + 1, ..state }),
         });
-        match before {
-            Err(_) => Entry::Full,
-            Ok(State { available: 1.., .. }) => Entry::Admitted(Permit::new(self)),
-            Ok(_) => {
-                let ticket = if urgent {
-                    queue.front -= 1;
-                    queue.front
-                } else {
-                    queue.back += 1;
-                    queue.back
-                };
-                queue.waiting.insert(ticket, waker);
-                Entry::Queued(Waiter { gate: self.clone(), ticket: Some(ticket) })
-            }
-        }
-    }
-
-    /// Estimates, from the recent pace, how long it takes until a permit is released for a caller that joins the
-    /// queue now. Called for a caller that was just rejected.
-    #[cold]
-    pub(crate) fn retry_after(&self, now: Instant) -> Duration {
-        let limit = self.limit() as u32;
-        // Read under the lock, so that the count never decreases from one holder of the lock to the next.
-        let look = |pace: &mut Pace| {
-            let State { left, waiting, .. } = self.state();
-            pace.look(now, left, limit, if waiting > 0 { Gate::Full } else { Gate::Unknown });
-            pace.cautious(limit)
+        let shed = match before {
+            Ok(State { available, .. }) if available > kept => return Entry::Admitted(Permit::new(self)),
+            Ok(_) => None,
+            Err(_) if max_waiting == 0 => return Entry::Full,
+            // It takes the place of another, so the number of waiters is unchanged.
+            Err(_) => match queue.shed_below(&self.shared.counts, rank) {
+                None => return Entry::Full,
+                shed => shed,
+            },
         };
-        let pace = match self.shared.pace.try_lock() {
-            Ok(mut pace) => look(&mut pace),
-            Err(TryLockError::Poisoned(pace)) => look(&mut pace.into_inner()),
-            Err(TryLockError::WouldBlock) => Duration::from_nanos(self.shared.latest_pace.load(Ordering::Relaxed)),
-        };
-        self.shared.latest_pace.store(nanos(pace), Ordering::Relaxed);
-        pace.saturating_mul(self.state().until_turn()).clamp(SHORTEST, LONGEST)
-    }
-
-    /// Forecasts the wait of a call that joins the queue now.
-    #[cold]
-    pub(super) fn forecast(&self, now: Instant) -> Forecast {
-        let limit = self.limit() as u32;
-        let mut pace = self.pace();
-        let state = self.state();
-        let busy = pace.join(now, state.left, limit, state.waiting == 0);
-        let each = pace.hopeful(limit);
-        Forecast {
-            waiting: state.waiting as usize,
-            wait: each.saturating_mul(state.until_turn()),
-            call: each.saturating_mul(limit),
-            busy,
-        }
-    }
-
-    /// Returns the time that a call has taken lately, for a caller whose turn has come.
-    #[cold]
-    pub(super) fn call_time(&self, now: Instant) -> Duration {
-        let limit = self.limit() as u32;
-        let mut pace = self.pace();
-        pace.look(now, self.state().left, limit, Gate::Full);
-        pace.hopeful(limit).saturating_mul(limit)
-    }
-
-    fn pace(&self) -> MutexGuard<'_, Pace> {
-        self.shared.pace.lock().unwrap_or_else(PoisonError::into_inner)
+        let ticket = Some(queue.push(&self.shared.counts, rank, waker));
+        let waiter = Waiter { gate: self.clone(), ticket };
+        drop(queue);
+        // If this panics, the waiter is dropped, and leaves the queue.
+        shed.into_iter().for_each(Waker::wake);
+        Entry::Queued(waiter)
     }
 
     /// Notes that a call has found no permit free.
@@ -327,16 +315,16 @@ impl ConcurrencyLimitHandle {
         let mut granted = 0;
         let _ = self.update(|state| {
             let available = state.available + freed;
-            granted = state.waiting.min(u32::try_from(available).unwrap_or(0));
+            granted = self.shared.counts.admitted_by(available, |rank| self.kept(rank));
             Some(State {
                 available: available - granted as i32,
                 waiting: state.waiting - granted,
                 left: state.left.wrapping_add(left),
             })
         });
-        let admitted = (0..granted).filter_map(|_| queue.waiting.pop_first()).map(|(_, waker)| waker).collect();
+        let admitted: Wakers = (0..granted).filter_map(|_| queue.pop(&self.shared.counts)).collect();
         drop(queue);
-        Admitted(admitted).wake();
+        admitted.wake();
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -372,33 +360,9 @@ fn checked(limit: usize) -> usize {
     limit.min(MOST)
 }
 
-// === impl Admitted ===
-
-impl Admitted {
-    fn wake(mut self) {
-        // Reversed, so that `pop` wakes them in order. After a panic, `drop` wakes the rest.
-        self.0.reverse();
-        while let Some(waker) = self.0.pop() {
-            waker.wake();
-        }
-    }
-}
-
-impl Drop for Admitted {
-    fn drop(&mut self) {
-        self.0.drain(..).rev().for_each(Waker::wake);
-    }
-}
-
 // === impl State ===
 
 impl State {
-    /// Returns the number of permits to be released until a call that joins the queue has one. All waiters come first.
-    /// While a lowered limit is exceeded, the excess calls leave without admitting a waiter.
-    fn until_turn(self) -> u32 {
-        self.waiting.saturating_add(self.available.min(0).unsigned_abs()).saturating_add(1)
-    }
-
     /// Packs `left | waiting | available`, from the highest bit to the lowest.
     fn pack(self) -> u64 {
         let available = u64::from(self.available as u32) & ((1 << AVAILABLE_BITS) - 1);
@@ -461,21 +425,25 @@ impl fmt::Debug for Permit {
 // === impl Waiter ===
 
 impl Waiter {
-    /// Ready with the permit once this waiter is admitted. Until then, `waker` replaces the previous waker.
-    pub(crate) fn poll(&mut self, waker: &Waker) -> Poll<Permit> {
+    /// Ready with the permit once this waiter is admitted, or once it is shed. Until then, `waker` replaces the
+    /// previous waker.
+    pub(crate) fn poll(&mut self, waker: &Waker) -> Poll<Result<Permit, Shed>> {
+        let Some(ticket) = self.ticket else { return Poll::Pending };
         let waker = waker.clone();
         let mut queue = self.gate.lock();
-        let place = self.ticket.and_then(|ticket| queue.waiting.get_mut(&ticket));
-        if let Some(place) = place {
-            let replaced = mem::replace(place, waker);
-            drop(queue);
-            drop(replaced);
-            return Poll::Pending;
-        }
-        drop(queue);
-        match self.ticket.take() {
-            Some(_) => Poll::Ready(Permit::new(&self.gate)),
-            None => Poll::Pending,
+        match queue.place(ticket) {
+            Place::Waiting(place) => {
+                let replaced = mem::replace(place, waker);
+                drop(queue);
+                drop(replaced);
+                Poll::Pending
+            }
+            Place::Shed => Poll::Ready(Err(Shed)),
+            Place::Admitted => {
+                drop(queue);
+                self.ticket = None;
+                Poll::Ready(Ok(Permit::new(&self.gate)))
+            }
         }
     }
 }
@@ -484,13 +452,16 @@ impl Drop for Waiter {
     fn drop(&mut self) {
         let Some(ticket) = self.ticket else { return };
         let mut queue = self.gate.lock();
-        let waker = queue.waiting.remove(&ticket);
-        if waker.is_none() {
+        match queue.remove(&self.gate.shared.counts, ticket) {
+            Place::Waiting(waker) => {
+                let _ = self.gate.update(|state| Some(State { waiting: state.waiting - 1, ..state }));
+                drop(queue);
+                drop(waker);
+            }
+            Place::Shed => {}
             // Dropped after its admission, before it was polled: the permit goes to the next waiter.
-            return self.gate.settle(queue, 1, 0);
+            Place::Admitted => self.gate.settle(queue, 1, 0),
         }
-        let _ = self.gate.update(|state| Some(State { waiting: state.waiting - 1, ..state }));
-        drop(queue);
     }
 }
 

@@ -1,8 +1,9 @@
-//! The permits held by the calls around the running code. A call that waited for one of them would wait forever.
+//! The permits held by the calls around the running code: a call that waited for one of them would wait forever. And
+//! the gate that a call is passing without a permit.
 
 use std::cell::{Cell, RefCell};
 
-use super::gate::ConcurrencyLimitHandle;
+use super::{gate::ConcurrencyLimitHandle, priority::Rank};
 
 /// The number of nested limits that are stored inline. More are rare, and cost an allocation.
 const IN_PLACE: usize = 8;
@@ -11,6 +12,8 @@ thread_local! {
     // Needs no destructor, so an access costs no check.
     static HELD: Chain = const { Chain { depth: Cell::new(0), outermost: [const { Cell::new(0) }; IN_PLACE] } };
     static DEEPER: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+    /// The gate whose service is being called by an exempt call; zero if there is none.
+    static EXEMPT: Cell<usize> = const { Cell::new(0) };
 }
 
 /// The gates whose permits are held around the current poll, outermost first.
@@ -37,14 +40,35 @@ impl ConcurrencyLimitHandle {
         Held(())
     }
 
-    /// Whether all permits are held by calls around the caller, so that none can be released before the caller is
-    /// done.
+    /// Whether all permits that a call of this rank may use are held by calls around the caller, so that none can be
+    /// released before the caller is done.
     #[cold]
-    pub(super) fn is_all_held_here(&self) -> bool {
+    pub(super) fn is_all_held_here(&self, rank: Rank) -> bool {
         let mut here = HELD
             .with(|held| held.outermost.iter().take(held.depth.get()).filter(|gate| gate.get() == self.id()).count());
         deeper(|deeper| here += deeper.iter().filter(|&&gate| gate == self.id()).count());
-        here >= self.limit()
+        here >= self.limit() - self.kept(rank) as usize
+    }
+
+    /// Calls the service for an exempt call.
+    pub(super) fn exempt<T>(&self, call: impl FnOnce() -> T) -> T {
+        struct Restore(usize);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                EXEMPT.set(self.0);
+            }
+        }
+        let _restore = Restore(EXEMPT.replace(self.id()));
+        call()
+    }
+
+    /// Whether the service is being called by an exempt call. Calls that it makes in turn are not.
+    pub(super) fn take_exempt(&self) -> bool {
+        let exempt = EXEMPT.get() == self.id();
+        if exempt {
+            EXEMPT.set(0);
+        }
+        exempt
     }
 }
 

@@ -3,7 +3,7 @@
 //! A call holds a permit from its admission until its response future completes or is dropped. All services that one
 //! layer value makes, and all their clones, share its permits: all routes of a router, and all connections of a
 //! server. A call that finds no free permit waits in its response future. Waiting calls are admitted in the order in
-//! which they were first polled.
+//! which they were first polled, or by [priority](self#priorities).
 //!
 //! The limit counts calls, not services: a service that was polled ready but not called holds neither a permit nor a
 //! place in the queue. A permit is released before the caller sees the outcome, and after the call was dropped. The
@@ -35,12 +35,49 @@
 //! time allows, for example in a batch job that hands out work at its own pace. The clock of the wait starts when the
 //! call enters the queue, at its first poll.
 //!
+//! # Priorities
+//!
+//! With [`priority`](ConcurrencyLimitLayer::priority), calls of a lower [`Priority`] are shed before those of a higher
+//! one:
+//!
+//! ```
+//! use http::Request;
+//! use ziggurat::concurrency_limit::{ConcurrencyLimitLayer, Priority};
+//!
+//! let limit = ConcurrencyLimitLayer::new(100)
+//!     .priority(|request: &Request<String>| match request.uri().path() {
+//!         "/health" => Priority::Exempt,
+//!         "/pay" => Priority::High,
+//!         path if path.starts_with("/export") => Priority::Low,
+//!         _ => Priority::Normal,
+//!     })
+//!     .reserve(Priority::High, 0.2);
+//! # let _ = limit.layer(tower::service_fn(|request: Request<String>| async move {
+//! #     Ok::<_, std::convert::Infallible>(http::Response::new(request.into_body()))
+//! # }));
+//! # use tower::Layer;
+//! ```
+//!
+//! - Permits go to the oldest waiting call of the highest priority. Within a priority, the queue is FIFO. A call that
+//!   joins the queue expects to wait for the calls of its own priority and above only.
+//! - Where no more calls may wait, because the service is overloaded or because of `max_waiting`, a new call takes the
+//!   place of the newest one of the lowest priority, if that is below its own. The latter is rejected at once.
+//! - [`reserve`](ConcurrencyLimitLayer::reserve) keeps a share of the permits for the higher priorities. Without a
+//!   queue (`max_waiting(0)`), only a reserve protects them: otherwise the next call takes a free permit, whatever its
+//!   priority.
+//! - An [`Exempt`](Priority::Exempt) call passes the limit as if it were not there.
+//! - A circuit's probe comes before all others, whatever its priority.
+//!
+//! The order is strict: if calls of `High` and `Normal` are more than the service can serve, calls of `Low` are not
+//! served at all. A decision takes the time of a lookup in the queue, whatever the number of calls. A call that is
+//! admitted at once pays for the function that returns its priority, and for a few reads if there is a reserve.
+//!
 //! # Retry-After
 //!
 //! A rejection carries an estimate of when a retry is worthwhile: the recent average interval between two released
-//! permits, times the number of waiting calls. Before the first measurement, the limit assumes that a call takes 100
-//! ms. If no permit was released lately, the estimate is at least the time since then. It is at least one millisecond
-//! and at most one minute. Over HTTP, it is rounded up to whole seconds.
+//! permits, times the number of waiting calls of its priority and above. Before the first measurement, the limit
+//! assumes that a call takes 100 ms. If no permit was released lately, the estimate is at least the time since then. It
+//! is at least one millisecond and at most one minute. Over HTTP, it is rounded up to whole seconds.
 //!
 //! # Adaptive limits
 //!
@@ -117,26 +154,26 @@
 
 mod adaptive;
 mod bodies;
+mod future;
 mod gate;
 mod held;
 mod limiter;
 mod pace;
 mod patience;
+mod priority;
+mod queue;
 mod seats;
 mod turn;
 
 use std::{
     any::type_name,
     fmt,
-    future::Future,
     marker::PhantomData,
-    pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
-use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -144,9 +181,11 @@ pub(crate) use self::adaptive::Pilot;
 pub use self::{
     adaptive::{Adaptive, Fixed, Measured, MeasuredFuture, Steered},
     bodies::BodyPermit,
+    future::ResponseFuture,
     gate::ConcurrencyLimitHandle,
+    priority::{ByRequest, Equal, Prioritize, Priority},
 };
-use self::{gate::Permit, patience::Patience, turn::Turn};
+use self::{gate::Permit, patience::Patience, priority::Rank, turn::Turn};
 use crate::{
     accessors::inner_accessors,
     ambient::{self, Deadline, Urgent},
@@ -162,9 +201,10 @@ use crate::{
 #[doc(alias = "bulkhead")]
 #[doc(alias = "semaphore")]
 #[must_use]
-pub struct ConcurrencyLimitLayer<U = ResponseEnd, A = Fixed> {
+pub struct ConcurrencyLimitLayer<U = ResponseEnd, A = Fixed, P = Equal> {
     settings: Settings,
     steered: A,
+    priority: P,
     until: PhantomData<fn() -> U>,
 }
 
@@ -186,7 +226,7 @@ impl ConcurrencyLimitLayer {
     /// Panics if `limit` is zero, because no call could ever pass.
     #[track_caller]
     pub fn new(limit: usize) -> Self {
-        Self { settings: Settings::new(ConcurrencyLimitHandle::new(limit)), steered: Fixed, until: PhantomData }
+        Self::with(ConcurrencyLimitHandle::new(limit), Fixed)
     }
 
     /// Lets the limit follow the capacity of the service: see [adaptive limits](self#adaptive-limits).
@@ -194,27 +234,35 @@ impl ConcurrencyLimitLayer {
     /// The handle shows the current limit. A limit that is set there lasts until the next step.
     pub fn adaptive<C>(adaptive: Adaptive<C>) -> ConcurrencyLimitLayer<ResponseEnd, Steered<C>> {
         let (gate, steered) = adaptive.gate();
-        ConcurrencyLimitLayer { settings: Settings::new(gate), steered, until: PhantomData }
+        ConcurrencyLimitLayer::with(gate, steered)
     }
 }
 
 impl<A> ConcurrencyLimitLayer<ResponseEnd, A> {
+    fn with(gate: ConcurrencyLimitHandle, steered: A) -> Self {
+        let settings = Settings { gate, max_wait: None, info: layer_info!("concurrency_limit") };
+        Self { settings, steered, priority: Equal, until: PhantomData }
+    }
+}
+
+impl<A, P> ConcurrencyLimitLayer<ResponseEnd, A, P> {
     /// Holds permits until the response's body has ended, failed, or was dropped, instead of until the response is
     /// returned. For HTTP.
     ///
     /// Servers need this, because their work is the body. The body becomes a [`GuardBody`](crate::body::GuardBody).
     /// An empty body releases the permit at once, and so does the body of a 101: upgraded connections are not
     /// counted.
-    pub fn until_body_end(self) -> ConcurrencyLimitLayer<BodyEnd, A> {
-        ConcurrencyLimitLayer { settings: self.settings, steered: self.steered, until: PhantomData }
+    pub fn until_body_end(self) -> ConcurrencyLimitLayer<BodyEnd, A, P> {
+        let Self { settings, steered, priority, until: _ } = self;
+        ConcurrencyLimitLayer { settings, steered, priority, until: PhantomData }
     }
 }
 
-impl<U, C> ConcurrencyLimitLayer<U, Steered<C>> {
+impl<U, C, P> ConcurrencyLimitLayer<U, Steered<C>, P> {
     /// Replaces the classifier, as [`Adaptive::classify`] does.
-    pub(crate) fn classify<D>(self, classify: D) -> ConcurrencyLimitLayer<U, Steered<D>> {
-        let Self { settings, steered, until: _ } = self;
-        ConcurrencyLimitLayer { settings, steered: steered.classify(classify), until: PhantomData }
+    pub(crate) fn classify<D>(self, classify: D) -> ConcurrencyLimitLayer<U, Steered<D>, P> {
+        let Self { settings, steered, priority, until } = self;
+        ConcurrencyLimitLayer { settings, steered: steered.classify(classify), priority, until }
     }
 
     /// Returns what changes the highest limit later.
@@ -223,7 +271,7 @@ impl<U, C> ConcurrencyLimitLayer<U, Steered<C>> {
     }
 }
 
-impl<A> ConcurrencyLimitLayer<BodyEnd, A> {
+impl<A, P> ConcurrencyLimitLayer<BodyEnd, A, P> {
     /// Reclaims the permit of a body that has yielded no frame for `after`, if a call finds no permit free. The
     /// default is never.
     ///
@@ -241,7 +289,38 @@ impl<A> ConcurrencyLimitLayer<BodyEnd, A> {
     }
 }
 
-impl<U, A> ConcurrencyLimitLayer<U, A> {
+impl<U, A, F> ConcurrencyLimitLayer<U, A, ByRequest<F>> {
+    /// Reserves a `share` of the limit for calls of this priority and above: a call below it is admitted only while
+    /// more permits than that are free. The default is none.
+    ///
+    /// The number of reserved permits follows a limit that changes. It is rounded up, but all but one at most: at least
+    /// one permit is for all. Two shares add up: with 0.2 for `High` and 0.3 for `Normal`, calls of `Low` are admitted
+    /// while less than half of the limit is in use. Reserved permits are idle while no call needs them.
+    ///
+    /// Like the limit, this setting is shared by all clones of this layer.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `priority` is neither `Normal` nor `High`, if `share` is not between 0 and 1, or if both shares add up
+    /// to more than 1.
+    #[track_caller]
+    pub fn reserve(self, priority: Priority, share: f64) -> Self {
+        self.settings.gate.set_reserve(priority, share);
+        self
+    }
+}
+
+impl<U, A, P> ConcurrencyLimitLayer<U, A, P> {
+    /// Gives each call a [`Priority`]: the same for all, or a function of the request that returns it (or an `Option`
+    /// of it, where `None` means `Normal`). See [priorities](self#priorities).
+    ///
+    /// The function runs in `call`, for every call. If it panics, the panic propagates, and no permit is held. Calls of
+    /// a clone of this layer that has no such function count as `High`.
+    pub fn priority<F>(self, priority: F) -> ConcurrencyLimitLayer<U, A, ByRequest<F>> {
+        let Self { settings, steered, priority: _, until } = self;
+        ConcurrencyLimitLayer { settings, steered, priority: ByRequest(priority), until }
+    }
+
     /// Limits the number of calls that wait for a permit. Further calls are rejected at once. Zero sheds every call
     /// that finds no permit free.
     ///
@@ -271,14 +350,10 @@ impl<U, A> ConcurrencyLimitLayer<U, A> {
 }
 
 impl Settings {
-    fn new(gate: ConcurrencyLimitHandle) -> Self {
-        Self { gate, max_wait: None, info: layer_info!("concurrency_limit") }
-    }
-
     /// The number of calls that may wait: none if `max_wait` is zero. An urgent call may wait wherever any call may.
-    fn places(&self) -> usize {
+    fn places(&self, rank: Rank) -> usize {
         let places = if self.max_wait == Some(Duration::ZERO) { 0 } else { self.gate.max_waiting() };
-        if places > 0 && ambient::get::<Urgent>().0 { usize::MAX } else { places }
+        if places > 0 && rank == Rank::Urgent { usize::MAX } else { places }
     }
 
     /// How long a call of the caller may wait.
@@ -289,13 +364,13 @@ impl Settings {
 
     /// Takes over a permit from a body that made no progress for too long.
     #[cold]
-    fn reclaim(&self) -> Option<Permit> {
+    fn reclaim(&self, rank: Rank) -> Option<Permit> {
         let permits = self.gate.reclaim();
         if permits == 0 {
             return None;
         }
         self.info.emit(LayerEvent::Reclaimed { permits });
-        self.gate.try_enter()
+        self.gate.try_enter_as(rank)
     }
 
     #[cold]
@@ -303,75 +378,105 @@ impl Settings {
         self.info.reject(Reason::Recursive)
     }
 
-    fn reject(&self) -> Rejection {
-        let reason = Reason::Overloaded { limit: self.gate.limit() };
-        self.info.reject_with_retry_after(reason, self.gate.retry_after(clock::now()))
+    fn reject(&self, rank: Rank) -> Rejection {
+        let reason = Reason::Overloaded { limit: self.gate.limit() - self.gate.kept(rank) as usize };
+        self.info.reject_with_retry_after(reason, self.gate.retry_after(clock::now(), rank))
     }
 }
 
 // Manual impls, here and for the service: `U` need not be `Clone` or `Debug`.
-impl<U, A: Clone> Clone for ConcurrencyLimitLayer<U, A> {
+impl<U, A: Clone, P: Clone> Clone for ConcurrencyLimitLayer<U, A, P> {
     fn clone(&self) -> Self {
-        Self { settings: self.settings.clone(), steered: self.steered.clone(), until: PhantomData }
+        let Self { settings, steered, priority, until } = self;
+        Self { settings: settings.clone(), steered: steered.clone(), priority: priority.clone(), until: *until }
     }
 }
 
-impl<U, A> fmt::Debug for ConcurrencyLimitLayer<U, A> {
+impl<U, A, P> fmt::Debug for ConcurrencyLimitLayer<U, A, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConcurrencyLimitLayer")
             .field("settings", &self.settings)
             .field("adaptive", &type_name::<A>())
+            .field("priority", &type_name::<P>())
             .field("until", &type_name::<U>())
             .finish()
     }
 }
 
-impl<S, U> Layer<S> for ConcurrencyLimitLayer<U> {
-    type Service = ConcurrencyLimit<S, U>;
+impl<S, U, P: Clone> Layer<S> for ConcurrencyLimitLayer<U, Fixed, P> {
+    type Service = ConcurrencyLimit<S, U, P>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        ConcurrencyLimit { inner, settings: Arc::new(self.settings.clone()), until: PhantomData }
+        let (settings, priority) = (Arc::new(self.settings.clone()), self.priority.clone());
+        ConcurrencyLimit { inner, settings, priority, until: PhantomData }
     }
 }
 
-impl<S, U, C: Clone> Layer<S> for ConcurrencyLimitLayer<U, Steered<C>> {
-    type Service = ConcurrencyLimit<Measured<S, C>, U>;
+impl<S, U, C: Clone, P: Clone> Layer<S> for ConcurrencyLimitLayer<U, Steered<C>, P> {
+    type Service = ConcurrencyLimit<Measured<S, C>, U, P>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        let inner = self.steered.measure(inner);
-        ConcurrencyLimit { inner, settings: Arc::new(self.settings.clone()), until: PhantomData }
+        let (settings, priority) = (Arc::new(self.settings.clone()), self.priority.clone());
+        ConcurrencyLimit { inner: self.steered.measure(inner), settings, priority, until: PhantomData }
     }
 }
 
 /// The service of [`ConcurrencyLimitLayer`].
-pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct ConcurrencyLimit<S, U = ResponseEnd> {
+pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct ConcurrencyLimit<S, U = ResponseEnd, P = Equal>
+{
     inner: S,
     // Shared by all clones: a reference count is cheaper than a copy of the settings.
     settings: Arc<Settings>,
+    priority: P,
     until: PhantomData<fn() -> U>,
 }
 
-impl<S, U> ConcurrencyLimit<S, U> {
+impl<S, U, P> ConcurrencyLimit<S, U, P> {
     inner_accessors!();
 }
 
-impl<S: Clone, U> Clone for ConcurrencyLimit<S, U> {
-    fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), settings: Arc::clone(&self.settings), until: PhantomData }
+impl<S, U, P> ConcurrencyLimit<S, U, P> {
+    /// Makes a call that has found no permit free.
+    #[cold]
+    fn call_later<Req>(&mut self, request: Req, rank: Rank) -> ResponseFuture<S, Req, U>
+    where
+        S: Service<Req> + Clone,
+        U: Until<S::Response, BodyPermit>,
+    {
+        if let Some(permit) = self.settings.reclaim(rank) {
+            return ResponseFuture::running(self.inner.call(request), Some(permit));
+        }
+        let rank = if ambient::get::<Urgent>().0 { Rank::Urgent } else { rank };
+        let (settings, service) = (Arc::clone(&self.settings), self.inner.clone());
+        settings.gate.note_full();
+        // Drops the service that was made ready, together with its reservations for a call that it will not receive.
+        self.inner = self.inner.clone();
+        if settings.gate.is_full(settings.places(rank), rank) {
+            return ResponseFuture::refused(settings, rank);
+        }
+        ResponseFuture::waiting(Turn::new(settings, rank, U::WITH_BODY), service, request)
     }
 }
 
-impl<S: fmt::Debug, U> fmt::Debug for ConcurrencyLimit<S, U> {
+impl<S: Clone, U, P: Clone> Clone for ConcurrencyLimit<S, U, P> {
+    fn clone(&self) -> Self {
+        let Self { inner, settings, priority, until } = self;
+        Self { inner: inner.clone(), settings: Arc::clone(settings), priority: priority.clone(), until: *until }
+    }
+}
+
+impl<S: fmt::Debug, U, P> fmt::Debug for ConcurrencyLimit<S, U, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConcurrencyLimit").field("inner", &self.inner).field("settings", &self.settings).finish()
     }
 }
 
-impl<S, U, Req> Service<Req> for ConcurrencyLimit<S, U>
+impl<S, U, P, Req> Service<Req> for ConcurrencyLimit<S, U, P>
 where
     S: Service<Req> + Clone,
     S::Error: Reject<U::Response>,
     U: Until<S::Response, BodyPermit>,
+    P: Prioritize<Req>,
 {
     type Response = U::Response;
     type Error = S::Error;
@@ -382,153 +487,15 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        if let Some(permit) = self.settings.gate.try_enter().or_else(|| self.settings.reclaim()) {
-            let response = self.inner.call(request);
-            return ResponseFuture::new(State::Running { response }, Some(permit));
+        let (gate, priority) = (&self.settings.gate, self.priority.priority(&request));
+        if priority == Priority::Exempt {
+            let response = gate.exempt(|| self.inner.call(request));
+            return ResponseFuture::running(response, None);
         }
-        self.settings.gate.note_full();
-        let settings = Arc::clone(&self.settings);
-        let service = self.inner.clone();
-        // Drops the service that was made ready, together with its reservations for a call that it will not receive.
-        self.inner = self.inner.clone();
-        if settings.gate.is_full(settings.places()) {
-            return ResponseFuture::new(State::Refused { settings }, None);
+        let rank = Rank::new(priority);
+        match if P::EQUAL { gate.try_enter() } else { gate.try_enter_as(rank) } {
+            Some(permit) => ResponseFuture::running(self.inner.call(request), Some(permit)),
+            None => self.call_later(request, rank),
         }
-        let turn = Turn::new(settings, U::WITH_BODY);
-        ResponseFuture::new(State::Waiting { turn, service, request: Some(request) }, None)
-    }
-}
-
-pin_project! {
-    /// The response future of [`ConcurrencyLimit`].
-    #[must_use = "futures do nothing unless polled"]
-    pub struct ResponseFuture<S, Req, U = ResponseEnd>
-    where
-        S: Service<Req>,
-    {
-        #[pin]
-        state: State<S, Req>,
-        // After the state, and therefore dropped after it: the permit is released once the call is gone.
-        permit: Option<Permit>,
-        until: PhantomData<fn() -> U>,
-    }
-}
-
-impl<S: Service<Req>, Req, U> ResponseFuture<S, Req, U> {
-    fn new(state: State<S, Req>, permit: Option<Permit>) -> Self {
-        Self { state, permit, until: PhantomData }
-    }
-}
-
-pin_project! {
-    #[project = StateProjection]
-    enum State<S, Req>
-    where
-        S: Service<Req>,
-    {
-        // Neither a permit nor a place in the queue was free.
-        Refused { settings: Arc<Settings> },
-        // Waiting for a permit, or, with a permit, for its own clone of the service to become ready.
-        Waiting {
-            turn: Turn,
-            service: S,
-            request: Option<Req>,
-        },
-        // The call is in flight.
-        Running {
-            #[pin]
-            response: S::Future,
-        },
-        // The outcome was returned.
-        Done,
-    }
-}
-
-impl<S, Req, U> Future for ResponseFuture<S, Req, U>
-where
-    S: Service<Req>,
-    S::Error: Reject<U::Response>,
-    U: Until<S::Response, BodyPermit>,
-{
-    type Output = Result<U::Response, S::Error>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        let ended = ready!(this.state.as_mut().poll(this.permit, cx));
-        this.state.set(State::Done);
-        let permit = this.permit.take();
-        Poll::Ready(match ended {
-            Ended::Answered(response) => Ok(U::answer(response, move || permit.map(BodyPermit::new))),
-            Ended::Failed(error) => {
-                drop(permit);
-                Err(error)
-            }
-            Ended::Rejected(rejection) => S::Error::reject(rejection),
-        })
-    }
-}
-
-enum Ended<R, E> {
-    Answered(R),
-    Failed(E),
-    Rejected(Rejection),
-}
-
-impl<R, E> From<Result<R, E>> for Ended<R, E> {
-    fn from(outcome: Result<R, E>) -> Self {
-        outcome.map_or_else(Self::Failed, Self::Answered)
-    }
-}
-
-impl<S, Req> State<S, Req>
-where
-    S: Service<Req>,
-{
-    fn poll(
-        mut self: Pin<&mut Self>,
-        permit: &mut Option<Permit>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Ended<S::Response, S::Error>> {
-        loop {
-            let response = match self.as_mut().project() {
-                StateProjection::Running { response } => {
-                    let _held = permit.as_ref().and_then(Permit::gate).map(ConcurrencyLimitHandle::hold);
-                    return response.poll(cx).map(Ended::from);
-                }
-                StateProjection::Refused { settings } => return Poll::Ready(Ended::Rejected(settings.reject())),
-                StateProjection::Waiting { turn, service, request } => {
-                    if permit.is_none() {
-                        match ready!(turn.poll(cx)) {
-                            Ok(admitted) => *permit = Some(admitted),
-                            Err(rejection) => return Poll::Ready(Ended::Rejected(rejection)),
-                        }
-                    }
-                    if let Err(error) = ready!(service.poll_ready(cx)) {
-                        return Poll::Ready(Ended::Failed(error));
-                    }
-                    request.take().map(|request| service.call(request))
-                }
-                StateProjection::Done => None,
-            };
-            let Some(response) = response else {
-                panic!("concurrency_limit::ResponseFuture polled after it was ready")
-            };
-            self.set(State::Running { response });
-        }
-    }
-}
-
-impl<S: Service<Req>, Req, U> fmt::Debug for ResponseFuture<S, Req, U> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = match self.state {
-            State::Refused { .. } => "refused",
-            State::Waiting { .. } => "waiting",
-            State::Running { .. } => "running",
-            State::Done => "done",
-        };
-        f.debug_struct("concurrency_limit::ResponseFuture")
-            .field("state", &state)
-            .field("admitted", &self.permit.is_some())
-            .finish()
     }
 }

@@ -22,7 +22,7 @@ const SPARE: usize = 16;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Forecast {
     /// The number of calls in front of it.
-    pub(super) waiting: usize,
+    pub(super) before: usize,
     /// The time until its turn.
     pub(super) wait: Duration,
     /// The time that a call has taken lately.
@@ -52,15 +52,17 @@ impl Patience {
     }
 
     /// Whether to join the queue. The first in the queue always may: it finds out how fast the queue drains.
-    pub(super) fn joins(&self, limit: usize, forecast: &Forecast) -> bool {
-        let Forecast { waiting, wait, call, busy } = *forecast;
-        if waiting == 0 {
-            return true;
-        }
-        let burst = call.saturating_mul(BURST).clamp(SHORTEST_BURST, LONGEST_BURST);
-        let is_too_long = self.max_wait.is_none() && busy > burst && waiting >= limit.saturating_add(SPARE);
+    pub(super) fn joins(&self, forecast: &Forecast) -> bool {
+        let Forecast { before, wait, call, busy: _ } = *forecast;
         let has_its_turn = self.end().is_none_or(|end| wait <= end.saturating_duration_since(self.now));
-        !is_too_long && has_its_turn && self.has_time(wait, call)
+        before == 0 || has_its_turn && self.has_time(wait, call)
+    }
+
+    /// Returns the number of calls that may wait.
+    pub(super) fn places(&self, limit: usize, forecast: &Forecast) -> usize {
+        let burst = forecast.call.saturating_mul(BURST).clamp(SHORTEST_BURST, LONGEST_BURST);
+        let is_burst = self.max_wait.is_some() || forecast.busy <= burst;
+        if is_burst { usize::MAX } else { limit.saturating_add(SPARE) }
     }
 
     /// Whether to start at `now`, when it is its turn.

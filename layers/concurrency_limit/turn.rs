@@ -8,11 +8,12 @@ use std::{
 
 use super::{
     Settings,
-    gate::{Entry, Permit, Waiter},
+    gate::{Entry, Permit, Shed, Waiter},
     patience::Patience,
+    priority::Rank,
 };
 use crate::{
-    ambient::{self, Unsent, Urgent},
+    ambient::{self, Unsent},
     clock::{self, Sleep},
     outcome::Rejection,
     telemetry::LayerEvent,
@@ -21,6 +22,7 @@ use crate::{
 /// A call's wait for its permit. It enters the queue and starts its clock at the first poll.
 pub(super) struct Turn {
     settings: Arc<Settings>,
+    rank: Rank,
     /// Whether the permit is held for longer than until the response.
     with_body: bool,
     // None: it has not entered the queue.
@@ -41,11 +43,11 @@ impl Drop for Turn {
 }
 
 impl Turn {
-    pub(super) fn new(settings: Arc<Settings>, with_body: bool) -> Self {
-        Self { settings, with_body, patience: None, place: None, timer: None, admitted: false }
+    pub(super) fn new(settings: Arc<Settings>, rank: Rank, with_body: bool) -> Self {
+        Self { settings, rank, with_body, patience: None, place: None, timer: None, admitted: false }
     }
 
-    /// Ready with the permit, or with the rejection of a call that is not worth its wait.
+    /// Ready with the permit, or with the rejection of a call that is shed or not worth its wait.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Permit, Rejection>> {
         let turn = match &mut self.place {
             Some(place) => place.poll(cx.waker()),
@@ -54,11 +56,12 @@ impl Turn {
                 Err(rejection) => return Poll::Ready(Err(rejection)),
             },
         };
-        if let Poll::Ready(permit) = turn {
+        if let Poll::Ready(turn) = turn {
             self.timer = None;
+            let Ok(permit) = turn else { return Poll::Ready(Err(self.reject())) };
             if self.is_too_late() {
                 permit.release_unused();
-                return Poll::Ready(Err(self.settings.reject()));
+                return Poll::Ready(Err(self.reject()));
             }
             self.admitted = true;
             return Poll::Ready(Ok(permit));
@@ -68,24 +71,33 @@ impl Turn {
         let Some(timer) = &mut self.timer else { return Poll::Pending };
         ready!(timer.as_mut().poll(cx));
         self.place = None;
-        Poll::Ready(Err(self.settings.reject()))
+        Poll::Ready(Err(self.reject()))
+    }
+
+    fn reject(&self) -> Rejection {
+        self.settings.reject(self.rank)
     }
 
     /// Joins the queue, if the wait is worthwhile.
-    fn enter(&mut self, cx: &mut Context<'_>) -> Result<Poll<Permit>, Rejection> {
+    fn enter(&mut self, cx: &mut Context<'_>) -> Result<Poll<Result<Permit, Shed>>, Rejection> {
         let Settings { gate, info, .. } = &*self.settings;
-        if gate.is_all_held_here() {
+        if gate.is_all_held_here(self.rank) {
             return Err(self.settings.awaits_itself());
         }
-        let (patience, urgent) = (self.settings.patience(self.with_body), ambient::get::<Urgent>().0);
+        let (patience, urgent) = (self.settings.patience(self.with_body), self.rank == Rank::Urgent);
         // For an urgent call too: the forecast learns when the queue was empty.
-        let forecast = gate.forecast(patience.now);
-        if !urgent && !patience.joins(gate.limit(), &forecast) {
-            return Err(self.settings.reject());
+        let forecast = gate.forecast(patience.now, self.rank);
+        let mut places = self.settings.places(self.rank);
+        if !urgent {
+            places = places.min(patience.places(gate.limit(), &forecast));
+            // `enter` takes the lock of the queue.
+            if !patience.joins(&forecast) || gate.is_full(places, self.rank) {
+                return Err(self.reject());
+            }
         }
-        match gate.enter(self.settings.places(), urgent, cx.waker()) {
-            Entry::Admitted(permit) => Ok(Poll::Ready(permit)),
-            Entry::Full => Err(self.settings.reject()),
+        match gate.enter(places, self.rank, cx.waker()) {
+            Entry::Admitted(permit) => Ok(Poll::Ready(Ok(permit))),
+            Entry::Full => Err(self.reject()),
             Entry::Queued(place) => {
                 self.place = Some(place);
                 self.patience = (!urgent).then_some(patience);
@@ -101,7 +113,7 @@ impl Turn {
         self.patience.is_some_and(|patience| {
             let now = clock::now();
             // Without a deadline too: this measures how fast the queue drains.
-            !patience.starts(now, self.settings.gate.call_time(now))
+            !patience.starts(now, self.settings.gate.call_time(now, self.rank))
         })
     }
 }

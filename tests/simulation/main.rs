@@ -13,6 +13,7 @@ mod budget;
 mod circuit;
 mod load;
 mod overload;
+mod priority;
 mod recovery;
 mod report;
 mod upstream;

@@ -27,6 +27,7 @@ mod http;
 mod observe;
 mod peers;
 mod plain_futures;
+mod priority;
 mod propagate;
 mod random_stacks;
 mod rejection_response;

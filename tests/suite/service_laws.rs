@@ -17,7 +17,7 @@ use ziggurat::{
     cache::CacheLayer,
     chaos::{ChaosLayer, Fault, Schedule},
     circuit_breaker::CircuitBreakerLayer,
-    concurrency_limit::{Adaptive, ConcurrencyLimitLayer},
+    concurrency_limit::{Adaptive, ConcurrencyLimitLayer, Priority},
     context::ContextLayer,
     fallback::{Backup, Failed, FallbackLayer},
     headers::TimeoutHeader,
@@ -101,6 +101,12 @@ these_keep_to_the_laws! {
         let gate = layer.handle();
         (layer, move || (gate.in_flight(), gate.waiting()))
     }).stateful();
+    /// Shows: A4
+    concurrency_limit_with_priorities: laws_with_gauges(|| limited(ConcurrencyLimitLayer::new(2).priority(by_body).reserve(Priority::High, 0.5))).stateful();
+    concurrency_limit_with_priorities_that_adapts: laws_with_gauges(|| {
+        limited(ConcurrencyLimitLayer::adaptive(Adaptive::gradient().between(1..=1)).priority(by_body))
+    }).stateful();
+    concurrency_limit_of_exempt_calls: laws_with_gauges(|| limited(ConcurrencyLimitLayer::new(1).max_waiting(0).priority(Priority::Exempt)));
     /// Shows: B5
     circuit_breaker: laws(|| CircuitBreakerLayer::consecutive(1)).stateful();
     circuit_breaker_by_rate: laws(|| CircuitBreakerLayer::http().over_calls(1).slow_calls(SECOND, 1.0)).stateful();
@@ -243,11 +249,16 @@ fn no_budget() -> Budget {
     Budget::new(0.0).min_per_second(0)
 }
 
-fn limited<A>(
-    limit: ConcurrencyLimitLayer<ResponseEnd, A>,
-) -> (ConcurrencyLimitLayer<ResponseEnd, A>, impl Fn() -> (usize, usize)) {
+fn limited<A, P>(
+    limit: ConcurrencyLimitLayer<ResponseEnd, A, P>,
+) -> (ConcurrencyLimitLayer<ResponseEnd, A, P>, impl Fn() -> (usize, usize)) {
     let gate = limit.handle();
     (limit, move || (gate.in_flight(), gate.waiting()))
+}
+
+/// The requests of the laws are numbers.
+fn by_body(request: &Request<String>) -> Priority {
+    if request.body().len().is_multiple_of(2) { Priority::Normal } else { Priority::Low }
 }
 
 fn on<F, W>(layer: ChaosLayer<F, W>) -> ChaosLayer<F, W> {

@@ -12,7 +12,7 @@ use loom::{
     thread,
 };
 
-use super::{ConcurrencyLimitHandle, Entry, Permit};
+use super::{ConcurrencyLimitHandle, Entry, Permit, Priority, Rank};
 use crate::clock;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -26,14 +26,22 @@ fn explore(scenario: impl Fn() + Send + Sync + 'static) {
 
 /// Waits as the service does. Loom reports a lost wakeup as a deadlock.
 fn enter(gate: &ConcurrencyLimitHandle) -> Permit {
+    enter_as(gate, Rank::High, usize::MAX).expect("the queue has no bound")
+}
+
+/// Returns `None` if the queue is full, or if the waiter is shed.
+fn enter_as(gate: &ConcurrencyLimitHandle, rank: Rank, max_waiting: usize) -> Option<Permit> {
     let mut place = None;
-    block_on(poll_fn(|cx| match &mut place {
-        None => match gate.enter(usize::MAX, false, cx.waker()) {
-            Entry::Admitted(permit) => Poll::Ready(permit),
-            Entry::Queued(waiter) => place.insert(waiter).poll(cx.waker()),
-            Entry::Full => unreachable!("the queue has no bound"),
-        },
-        Some(waiter) => waiter.poll(cx.waker()),
+    block_on(poll_fn(|cx| {
+        let waiter = match &mut place {
+            None => match gate.enter(max_waiting, rank, cx.waker()) {
+                Entry::Admitted(permit) => return Poll::Ready(Some(permit)),
+                Entry::Queued(waiter) => place.insert(waiter),
+                Entry::Full => return Poll::Ready(None),
+            },
+            Some(waiter) => waiter,
+        };
+        waiter.poll(cx.waker()).map(Result::ok)
     }))
 }
 
@@ -62,7 +70,7 @@ fn who_is_turned_away_waits_for_nobody_and_is_told_within_bounds() {
     explore(|| {
         let (gate, now) = (ConcurrencyLimitHandle::new(1), clock::now());
         let permit = gate.try_enter();
-        let asks = |gate: ConcurrencyLimitHandle, now| move || gate.retry_after(now);
+        let asks = |gate: ConcurrencyLimitHandle, now| move || gate.retry_after(now, Rank::High);
         let other = thread::spawn(asks(gate.clone(), now + SECOND));
         let leaver = thread::spawn(move || drop(permit));
         let said = [asks(gate.clone(), now)(), other.join().unwrap()];
@@ -79,7 +87,7 @@ fn a_waiter_that_gives_up_while_it_is_admitted_loses_no_permit() {
         let permit = gate.try_enter();
         let quitter = {
             let gate = gate.clone();
-            thread::spawn(move || drop(gate.enter(usize::MAX, false, std::task::Waker::noop())))
+            thread::spawn(move || drop(gate.enter(usize::MAX, Rank::High, std::task::Waker::noop())))
         };
         let waiter = {
             let gate = gate.clone();
@@ -122,9 +130,72 @@ fn a_full_queue_refuses_only_while_the_gate_is_full() {
         let gate = ConcurrencyLimitHandle::new(1);
         let permit = gate.try_enter();
         let leaver = thread::spawn(move || drop(permit));
-        let refused = matches!(gate.enter(0, false, std::task::Waker::noop()), Entry::Full);
+        let refused = matches!(gate.enter(0, Rank::High, std::task::Waker::noop()), Entry::Full);
         leaver.join().unwrap();
         // Whether the call was refused or not, the gate has room afterwards.
         assert!(gate.try_enter().is_some(), "refused: {refused}");
+    });
+}
+
+#[test]
+fn a_waiter_is_shed_or_admitted_and_the_one_in_its_place_is_not_forgotten() {
+    explore(|| {
+        let gate = ConcurrencyLimitHandle::new(1);
+        let permit = gate.try_enter();
+        let low = {
+            let gate = gate.clone();
+            thread::spawn(move || enter_as(&gate, Rank::Low, 1).is_some())
+        };
+        let high = {
+            let gate = gate.clone();
+            thread::spawn(move || enter_as(&gate, Rank::High, 1).is_some())
+        };
+        drop(permit);
+        let [low, high] = [low, high].map(|caller| caller.join().unwrap());
+        assert!(high, "low was admitted: {low}");
+        assert_eq!((gate.in_flight(), gate.waiting()), (0, 0));
+    });
+}
+
+#[test]
+fn a_waiter_that_gives_up_while_it_is_shed_or_admitted_leaves_nothing_behind() {
+    explore(|| {
+        let gate = ConcurrencyLimitHandle::new(1);
+        let permit = gate.try_enter();
+        let waker = std::task::Waker::noop();
+        let Entry::Queued(quitter) = gate.enter(1, Rank::Low, waker) else { unreachable!("the gate is full") };
+        let quitter = thread::spawn(move || drop(quitter));
+        let high = {
+            let gate = gate.clone();
+            thread::spawn(move || drop(enter_as(&gate, Rank::High, 1).expect("a place")))
+        };
+        drop(permit);
+        quitter.join().unwrap();
+        high.join().unwrap();
+        assert_eq!((gate.in_flight(), gate.waiting()), (0, 0));
+        assert!(gate.try_enter().is_some());
+    });
+}
+
+#[test]
+fn a_waiter_for_which_a_permit_is_kept_back_has_it_once_the_reserve_is_smaller() {
+    explore(|| {
+        let gate = ConcurrencyLimitHandle::new(2);
+        gate.set_reserve(Priority::High, 0.5);
+        let permit = gate.try_enter_as(Rank::Normal);
+        let normal = {
+            let gate = gate.clone();
+            thread::spawn(move || drop(enter_as(&gate, Rank::Normal, usize::MAX)))
+        };
+        let setter = {
+            let gate = gate.clone();
+            thread::spawn(move || gate.set_reserve(Priority::High, 0.0))
+        };
+        let high = gate.try_enter_as(Rank::High);
+        setter.join().unwrap();
+        drop(high);
+        normal.join().unwrap();
+        drop(permit);
+        assert_eq!((gate.in_flight(), gate.waiting()), (0, 0));
     });
 }

@@ -9,7 +9,7 @@ fn within(millis: u32) -> Patience {
 }
 
 fn forecast(wait: u32, call: u32) -> Forecast {
-    Forecast { waiting: 5, wait: wait * MILLI, call: call * MILLI, busy: Duration::ZERO }
+    Forecast { before: 5, wait: wait * MILLI, call: call * MILLI, busy: Duration::ZERO }
 }
 
 #[test]
@@ -28,7 +28,7 @@ fn a_call_must_have_time_for_two_or_wait_for_half_of_it_at_most() {
         (0, 1, 0, false),
     ] {
         let patience = within(whole);
-        assert_eq!(patience.joins(10, &forecast(wait, call)), joins, "{whole} {wait} {call}");
+        assert_eq!(patience.joins(&forecast(wait, call)), joins, "{whole} {wait} {call}");
         assert_eq!(patience.starts(patience.now + wait * MILLI, call * MILLI), joins, "{whole} {wait} {call}");
     }
 }
@@ -36,17 +36,16 @@ fn a_call_must_have_time_for_two_or_wait_for_half_of_it_at_most() {
 #[test]
 fn a_call_that_lasts_until_the_end_of_a_body_must_only_have_its_turn_in_time() {
     let patience = Patience { outlasts_deadline: true, ..within(200) };
-    assert!(patience.joins(10, &forecast(200, 5000)) && patience.starts(patience.now + 200 * MILLI, 5000 * MILLI));
-    assert!(!patience.joins(10, &forecast(800, 10)) && !patience.starts(patience.now + 201 * MILLI, MILLI));
+    assert!(patience.joins(&forecast(200, 5000)) && patience.starts(patience.now + 200 * MILLI, 5000 * MILLI));
+    assert!(!patience.joins(&forecast(800, 10)) && !patience.starts(patience.now + 201 * MILLI, MILLI));
 }
 
 #[test]
 fn the_first_in_the_queue_joins_and_a_lasting_queue_is_short() {
     let patience = within(60_000);
-    assert!(within(10).joins(10, &Forecast { waiting: 0, ..forecast(5000, 5000) }));
-    let lasting = |waiting, busy: u32| Forecast { waiting, busy: busy * MILLI, ..forecast(100, 100) };
-    assert!(patience.joins(10, &lasting(25, 1001)) && patience.joins(10, &lasting(500, 1000)));
-    assert!(!patience.joins(10, &lasting(26, 1001)));
+    assert!(within(10).joins(&Forecast { before: 0, ..forecast(5000, 5000) }));
+    let lasting = |busy: u32| Forecast { busy: busy * MILLI, ..forecast(100, 100) };
+    assert_eq!([1000, 1001].map(|busy| patience.places(10, &lasting(busy))), [usize::MAX, 26]);
     let waits = Patience { max_wait: Some(Duration::MAX), ..patience };
-    assert!(waits.joins(10, &lasting(500, 60_000)));
+    assert_eq!(waits.places(10, &lasting(60_000)), usize::MAX);
 }
