@@ -59,7 +59,7 @@ pub(super) struct Policy {
     pub(super) slow: Option<(Duration, f64)>,
     /// The window over which rates are computed.
     pub(super) extent: Extent,
-    /// The number of calls that are enough to know the rate. `None`: as many as tell it from chance.
+    /// The number of calls that are enough to know the rate. `None`: as many as distinguish it from chance.
     pub(super) min_calls: Option<NonZeroU32>,
     pub(super) open_for: Backoff,
     pub(super) probes: usize,

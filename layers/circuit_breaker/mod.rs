@@ -32,7 +32,7 @@
 //! then keeps its circuit closed for days, also with few calls. So that many good calls before an outage do not
 //! outweigh it, newer parts of the window are looked at too, down to the last fifth of it: at any number of calls per
 //! second, an outage opens the circuit within three seconds of a window of 30 s, or with its twentieth call. A shorter
-//! outage passes without opening it. With [`min_calls`](CircuitBreakerLayer::min_calls) so many calls are enough, and
+//! outage passes without opening it. With [`min_calls`](CircuitBreakerLayer::min_calls) that number of calls is enough, and
 //! the rate of the whole window decides.
 //!
 //! Rates are evaluated at each call that can raise them: a call that fails, a call that completes the necessary number,
@@ -187,7 +187,7 @@ pub use self::{
 /// | setting | default | source of the default |
 /// |---|---|---|
 /// | [`over`](Self::over) | 30 s | Polly |
-/// | [`min_calls`](Self::min_calls) | enough to tell the rate from chance | `tests/simulation` |
+/// | [`min_calls`](Self::min_calls) | enough to distinguish the rate from chance | `tests/simulation` |
 /// | [`open_for`](Self::open_for) | 0.5 s to 5 s, a twentieth of the outage, [`Jitter::Upward`] | `tests/simulation` |
 /// | [`probes`](Self::probes), [`successes_to_close`](Self::successes_to_close) | 1 | Polly, Finagle, linkerd2 |
 /// | [`cancelled`](Self::cancelled) | a failure if the service had its full time | |
@@ -323,7 +323,7 @@ impl<C, U> CircuitBreakerLayer<C, U> {
     /// Sets the number of calls that are enough to know a rate: from then on, the circuit opens as soon as the fraction
     /// in the whole window is reached.
     ///
-    /// The default is as many calls as it takes to [tell the rate from chance](self#what-counts), at least 20. A number
+    /// The default is as many calls as it takes to [distinguish the rate from chance](self#what-counts), at least 20. A number
     /// of your own opens the circuit sooner, but also by chance: with 20 calls and a rate of 0.5, a service that fails
     /// 45 % of its calls opens its circuit again and again.
     ///

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use super::window::{Extent, Tally, Window};
 use crate::clock::Instant;
 
-/// Fewer calls never tell a rate from chance. (The least number of Finagle and Polly.)
+/// Fewer calls never distinguish a rate from chance. (The least number of Finagle and Polly.)
 const FEWEST: u32 = 20;
 
 /// A rate that can open the circuit.
@@ -74,7 +74,7 @@ impl Rate {
         })
     }
 
-    /// The number of calls below which there is no rate, if nobody has set one.
+    /// The number of calls below which there is no rate, unless it is set.
     pub(super) fn fewest(&self) -> u32 {
         self.fewest
     }

@@ -63,7 +63,7 @@ impl Extent {
         }
     }
 
-    /// Returns the number of calls that are enough to know a rate, or zero if it must be told from chance.
+    /// Returns the number of calls that are enough to know a rate, or zero if it must be distinguished from chance.
     pub(super) fn enough(self, min_calls: Option<NonZeroU32>) -> u32 {
         min_calls.map_or(0, |calls| self.at_most(calls.get()))
     }
@@ -120,7 +120,7 @@ impl Tally {
         self.calls > 0 && f64::from(self.bad) / f64::from(self.calls) >= rate
     }
 
-    /// Returns whether so many calls were bad that a service that fails less often than at `rate` cannot be the cause:
+    /// Returns whether the bad calls are too many for a service that fails less often than at `rate`:
     /// they are [`DEVIATIONS`] above the number that is expected at that rate, or every call was bad.
     pub(super) fn clearly_reaches(self, rate: f64) -> bool {
         let (calls, bad) = (f64::from(self.calls), f64::from(self.bad));

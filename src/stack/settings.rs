@@ -21,7 +21,7 @@ use crate::{
 /// | [`backoff`](Self::backoff), [`max_backoff`](Self::max_backoff) | 100 ms, 1 s | gRPC A6 |
 /// | [`retry_ratio`], [`min_retries_per_second`] | 0.2, 10 | Finagle, tower |
 /// | [`failure_rate`](Self::failure_rate) | 0.5 | resilience4j |
-/// | [`min_calls`](Self::min_calls) | enough to tell the rate from chance | `tests/simulation` |
+/// | [`min_calls`](Self::min_calls) | enough to distinguish the rate from chance | `tests/simulation` |
 /// | [`consecutive_failures`](Self::consecutive_failures) | 0: off | |
 /// | [`open_for`](Self::open_for), [`max_open_for`](Self::max_open_for) | 0.5 s, 5 s | `tests/simulation` |
 /// | [`max_in_flight`](Self::max_in_flight) | 1000 | Netflix's concurrency-limits |

@@ -164,7 +164,7 @@ fn an_adaptive_limit_follows_rejections() {
     }
 }
 
-/// A fixed limit of 25 lets a service with 60 workers answer two fifths of what it can, even below its capacity.
+/// With a fixed limit of 25, a service with 60 workers answers two fifths of its capacity, even at a lower load.
 ///
 /// Shows: A1, A3
 #[test]

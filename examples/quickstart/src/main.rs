@@ -10,24 +10,14 @@
 
 mod report;
 
-use std::{
-    error::Error as StdError,
-    process::ExitCode,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{error::Error as StdError, process::ExitCode, sync::Arc, time::Duration};
 
 use axum::{Router, extract, http::StatusCode};
 use bytes::Bytes;
 use http_body_util::Empty;
 use hyper::{Request, Response, body::Incoming};
-use hyper_util::{
-    client::legacy::{self, Client, connect::HttpConnector},
-    rt::TokioExecutor,
-};
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, oneshot},
@@ -43,8 +33,8 @@ use ziggurat::{
 };
 
 type BoxError = Box<dyn StdError + Send + Sync>;
-type Http = Client<HttpConnector, Empty<Bytes>>;
-type Caller = BoxCloneService<Request<Empty<Bytes>>, StatusCode, Error<legacy::Error>>;
+type Http = Client<hyper_util::client::legacy::connect::HttpConnector, Empty<Bytes>>;
+type Caller = BoxCloneService<Request<Empty<Bytes>>, StatusCode, Error<hyper_util::client::legacy::Error>>;
 
 /// A second of calm, the brown-out, and two seconds in which a client can show how it recovers.
 const BEGIN: Duration = Duration::from_secs(1);
@@ -53,20 +43,29 @@ const LENGTH: Duration = Duration::from_secs(5);
 /// How long each caller waits: as long as most people do before they reload a page.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Everything that a flag can change.
-#[derive(Clone, Copy)]
+/// The parameters that a flag can change.
+#[derive(Clone, Copy, PartialEq)]
 struct Scene {
     seed: u64,
-    /// Requests per second: 60 % of the capacity, a usual utilization.
     load: f64,
-    /// 16 workers of 25 ms each are a capacity of 640 requests per second.
     workers: usize,
     work: Duration,
-    /// Servers queue a thousand requests and more by default. Nobody tells the workers that a caller has left.
     queue: usize,
-    /// How many times as long the work takes in the brown-out: a cold cache, a bad query plan, a noisy neighbour.
     slower: u32,
 }
+
+const DEFAULT: Scene = Scene {
+    seed: 1,
+    // Requests per second: 60 % of the capacity, a usual utilization.
+    load: 384.0,
+    // 16 workers of 25 ms each are a capacity of 640 requests per second.
+    workers: 16,
+    work: Duration::from_millis(25),
+    // Servers queue a thousand requests and more by default. The workers do not notice that a caller has left.
+    queue: 1000,
+    // How many times as long the work takes in the brown-out: a cold cache, a bad query plan, a noisy neighbour.
+    slower: 10,
+};
 
 /// The client to copy: a total, retries within a budget, a circuit breaker, and a limit that adapts.
 fn recommended(http: Http) -> Caller {
@@ -102,16 +101,14 @@ fn status(response: Response<Incoming>) -> StatusCode {
 async fn main() -> Result<ExitCode, BoxError> {
     let mut flags = pico_args::Arguments::from_env();
     let scene = Scene {
-        load: flags.opt_value_from_str("--load")?.unwrap_or(384.0),
-        workers: flags.opt_value_from_str("--workers")?.unwrap_or(16),
-        work: Duration::from_millis(flags.opt_value_from_str("--work")?.unwrap_or(25)),
-        queue: flags.opt_value_from_str("--queue")?.unwrap_or(1000),
-        slower: flags.opt_value_from_str("--slower")?.unwrap_or(10),
-        seed: match flags.finish().as_slice() {
-            [] => 1,
-            [seed] => seed.to_string_lossy().parse().map_err(|_| "the flags are at the top of main.rs")?,
-            _ => return Err("one seed is enough; the flags are at the top of main.rs".into()),
-        },
+        load: flags.opt_value_from_str("--load")?.unwrap_or(DEFAULT.load),
+        workers: flags.opt_value_from_str("--workers")?.unwrap_or(DEFAULT.workers),
+        work: flags.opt_value_from_str("--work")?.map_or(DEFAULT.work, Duration::from_millis),
+        queue: flags.opt_value_from_str("--queue")?.unwrap_or(DEFAULT.queue),
+        slower: flags.opt_value_from_str("--slower")?.unwrap_or(DEFAULT.slower),
+        seed: flags.finish().first().map_or(Ok(DEFAULT.seed), |seed| {
+            seed.to_string_lossy().parse().map_err(|_| "a seed is a number, and the flags are at the top of main.rs")
+        })?,
     };
     println!("{}/s, to a service for {}/s\n", scene.load, scene.workers as f64 / scene.work.as_secs_f64());
     let mut runs = Vec::new();

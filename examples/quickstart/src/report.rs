@@ -1,10 +1,10 @@
-//! What the clients have to show: a plot, a table, an SVG, and the promises.
+//! The results: a plot, a table, an SVG, and the promises.
 
 use std::{fs, process::ExitCode, time::Duration};
 
 use plotters::prelude::*;
 
-use super::{BEGIN, BoxError, END, LENGTH, Outcome, Run, Scene};
+use super::{BEGIN, BoxError, DEFAULT, END, LENGTH, Outcome, Run, Scene};
 
 /// The plots show a value for each of these.
 const STEP: Duration = Duration::from_millis(250);
@@ -69,6 +69,10 @@ pub(crate) fn print(scene: &Scene, runs: &[Run]) -> Result<ExitCode, BoxError> {
     draw(runs, most)?;
     println!("\nthe curves are in {SVG}\n");
 
+    // The promises are about the default scene, with any seed.
+    if (Scene { seed: DEFAULT.seed, ..*scene }) != DEFAULT {
+        return Ok(ExitCode::SUCCESS);
+    }
     let slip = runs.iter().map(|run| run.slip).max().unwrap_or_default();
     if slip > STEP / 10 {
         println!("void: the load generator was {} ms late, because this machine is too busy", slip.as_millis());

@@ -33,7 +33,7 @@ struct Rules {
     slow: Option<(u64, f64)>,
     window: u64,
     by_calls: bool,
-    /// Zero: as many as tell the rate from chance.
+    /// Zero: as many as distinguish the rate from chance.
     min_calls: usize,
     open_for: u64,
     probes: usize,
