@@ -5,8 +5,8 @@
 //! cargo bench -p ziggurat-benches --bench overload
 //! ```
 //!
-//! It fails if fewer than 90 % of the measured capacity are answered, if the circuit opens on this healthy service, or if
-//! the p99 is above twice the p99 without load and the allowed wait.
+//! It fails if fewer than 90 % of the measured capacity are answered, if the circuit opens on this healthy service, or
+//! if the p99 is above twice the p99 without load and the allowed wait.
 
 use std::{
     env, fs,

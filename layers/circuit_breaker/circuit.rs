@@ -153,9 +153,6 @@ impl fmt::Debug for Circuit {
 pub(super) struct Call {
     circuit: Circuit,
     ticket: Ticket,
-    /// Whether it is a later attempt of a request whose first attempt has been counted. Read when the call begins: the
-    /// body may end outside the retry.
-    is_repeated: bool,
     /// Whether its outcome is recorded.
     is_over: bool,
 }
@@ -163,8 +160,7 @@ pub(super) struct Call {
 impl Call {
     #[inline]
     fn new(circuit: &Circuit, ticket: Ticket) -> Self {
-        let is_repeated = ambient::get::<Attempt>().0 > 1;
-        Self { circuit: circuit.clone(), ticket, is_repeated, is_over: false }
+        Self { circuit: circuit.clone(), ticket, is_over: false }
     }
 
     /// Marks that the response has arrived. The call's time is measured up to here; the call continues with the body.
@@ -177,8 +173,14 @@ impl Call {
     pub(super) fn ended<R, E: Reject<R>>(&mut self, class: Class, outcome: &Result<R, E>, unsent: Unsent) {
         self.over(match class {
             Class::Success => Outcome::Success,
-            _ => unsuccessful(class, judged_as(outcome), unsent),
+            _ => self.damped(unsuccessful(class, judged_as(outcome), unsent)),
         });
+    }
+
+    /// A failed attempt of a request whose earlier attempt failed weighs less.
+    #[cold]
+    fn damped(&self, outcome: Outcome) -> Outcome {
+        if ambient::get::<Attempt>().0 > 1 && !self.is_probe() { outcome.repeated() } else { outcome }
     }
 
     /// Records how the body of a successful response ended.
@@ -195,7 +197,6 @@ impl Call {
     fn over(&mut self, outcome: Outcome) {
         if !self.is_over {
             self.is_over = true;
-            let outcome = if self.is_repeated && !self.is_probe() { outcome.of_repeated() } else { outcome };
             self.circuit.shared.record(&self.ticket, outcome);
         }
     }

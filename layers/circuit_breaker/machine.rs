@@ -28,7 +28,7 @@ use std::{
 use super::{
     rate::Rate,
     state::{CircuitStatus, State, Transition, Word},
-    window::Extent,
+    window::{Extent, FEWEST},
 };
 use crate::{
     backoff::{Backoff, Waits},
@@ -37,6 +37,10 @@ use crate::{
 
 /// The bits of `unanswered` that hold the generation.
 const TAG: u64 = u64::MAX << 32;
+
+/// The weight of an unanswered call in a row of them. A failed attempt of a request whose earlier attempt failed weighs
+/// 1: a request has three attempts by default.
+const WEIGHT: u32 = 3;
 
 /// The shortest open time. With a shorter one, every call would be admitted at once as a probe.
 const SHORTEST: Duration = Duration::from_millis(1);
@@ -82,6 +86,9 @@ pub(super) enum Outcome {
     NoAnswer,
     /// The caller's deadline left the service less than its full time. Neutral, except while nothing else comes back.
     Abandoned,
+    /// A later attempt of one request failed. Neutral, except while no call succeeds: one request that always fails
+    /// must not outweigh others that succeed.
+    FailedAgain,
     /// The service responded, and the response says nothing about its health.
     Answered,
     /// The outcome says nothing about the service, not even that it responds.
@@ -93,12 +100,11 @@ impl Outcome {
         matches!(self, Self::Failure | Self::LeaveAlone(_) | Self::NoAnswer)
     }
 
-    /// The outcome of a later attempt of one request, which says only whether the service responds: one request that
-    /// always fails must not weigh as much as several that succeed.
-    pub(super) fn of_repeated(self) -> Self {
+    /// The outcome of a later attempt of one request.
+    pub(super) fn repeated(self) -> Self {
         match self {
-            Self::Success | Self::Failure | Self::LeaveAlone(_) | Self::Answered => Self::Answered,
-            Self::NoAnswer | Self::Abandoned | Self::Ignored => Self::Ignored,
+            Self::Failure | Self::LeaveAlone(_) | Self::NoAnswer | Self::Abandoned => Self::FailedAgain,
+            Self::Success | Self::Answered | Self::Ignored | Self::FailedAgain => self,
         }
     }
 
@@ -154,7 +160,7 @@ pub(super) struct Machine {
     consecutive: AtomicU32,
     /// [`Extent::enough`].
     min_calls: AtomicU32,
-    /// `generation: 32 | unanswered calls in a row: 32`.
+    /// `generation: 32 | unanswered calls in a row, times WEIGHT: 32`.
     unanswered: AtomicU64,
     // Empty until a failure rate is set.
     failures: OnceLock<Box<Rate>>,
@@ -345,7 +351,8 @@ impl Machine {
         let counts = outcome == Outcome::Success || outcome.is_failure();
         let slow = counts && self.is_slow(ticket, now);
         let nothing_comes_back = match outcome {
-            Outcome::NoAnswer | Outcome::Abandoned => self.count_unanswered(generation),
+            Outcome::NoAnswer | Outcome::Abandoned => self.count_unanswered(generation, WEIGHT),
+            Outcome::FailedAgain => self.count_unanswered(generation, 1),
             Outcome::Success | Outcome::Failure | Outcome::LeaveAlone(_) | Outcome::Answered => {
                 self.heard();
                 false
@@ -363,10 +370,11 @@ impl Machine {
     }
 
     /// Counts an unanswered call. Returns whether there are now enough in a row to open the circuit.
-    fn count_unanswered(&self, generation: u64) -> bool {
+    fn count_unanswered(&self, generation: u64, weight: u32) -> bool {
         let tag = generation << 32;
-        let more =
-            |word: u64| Some(tag | if word & TAG == tag & TAG { (word as u32).saturating_add(1).into() } else { 1 });
+        let more = |word: u64| {
+            Some(tag | u64::from(if word & TAG == tag & TAG { (word as u32).saturating_add(weight) } else { weight }))
+        };
         // Always `Ok`: `more` never returns `None`.
         let before = self.unanswered.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).unwrap_or_default();
         let in_a_row = more(before).unwrap_or_default() as u32;
@@ -376,10 +384,10 @@ impl Machine {
         };
         let min_calls = match (self.failures.get(), self.min_calls.load(Ordering::Relaxed)) {
             (None, _) => u32::MAX,
-            (Some(rate), 0) => rate.fewest(),
+            (Some(_), 0) => FEWEST,
             (Some(_), calls) => calls,
         };
-        in_a_row >= consecutive.min(min_calls)
+        in_a_row >= consecutive.min(min_calls).saturating_mul(WEIGHT)
     }
 
     /// Marks that the service responded.
@@ -443,7 +451,7 @@ impl Machine {
         // close the circuit.
         episode.probes.retain(|probe| probe.number != number);
         match outcome {
-            Outcome::Ignored | Outcome::Answered | Outcome::Abandoned if !bad => false,
+            Outcome::Ignored | Outcome::Answered | Outcome::Abandoned | Outcome::FailedAgain if !bad => false,
             Outcome::Success if !bad => {
                 episode.successes += 1;
                 let closes = episode.successes >= self.policy.successes_to_close;

@@ -20,20 +20,23 @@
 //!   all others.
 //! - An error from the service's `poll_ready` counts like an error from a call.
 //! - A call that began before the circuit last changed its state is late, and its result changes nothing.
-//! - The attempts of one request count once, by the first of them: otherwise a few requests for one broken page, with
-//!   three attempts each, would shut out all others. As a probe, any attempt decides.
+//! - The failures of one request count once, by its first attempt: otherwise a few requests for one broken page, with
+//!   three attempts each, would shut out all others. Later attempts that succeed count. Later attempts that fail count
+//!   only while no other call ends in any way: three times the number of [unanswered calls](#timeouts) opens the
+//!   circuit. As a probe, any attempt decides.
 //! - An error counts against the service even if the body of the *request* broke off, unless an
 //!   [`UploadLayer`](crate::upload::UploadLayer) outside tells the two apart. A proxy needs one, because its callers
 //!   can hang up in the middle of an upload.
 //!
-//! A rate opens the circuit when at least 20 calls make it clear that it is not reached by chance: the number of
-//! failures is four standard deviations above the number that is expected at that rate, or every call failed. With a
-//! rate of 0.5 that is the case for 19 of 20 calls, 70 of 100, and 564 of 1,000. A service that fails 45 % of its calls
-//! then keeps its circuit closed for days, also with few calls. So that many good calls before an outage do not
-//! outweigh it, newer parts of the window are looked at too, down to the last fifth of it: at any number of calls per
-//! second, an outage opens the circuit within three seconds of a window of 30 s, or with its twentieth call. A shorter
-//! outage passes without opening it. With [`min_calls`](CircuitBreakerLayer::min_calls) that number of calls is enough, and
-//! the rate of the whole window decides.
+//! A rate opens the circuit when at least 20 calls make it clear that it is not reached by chance: all of them fail, or
+//! the likelihood of the failures at their own rate is `e^8` times that at the rate of the circuit, as with four
+//! standard deviations. With a rate of 0.5 that is the case for 19 of 20 calls, 70 of 100, and 564 of 1,000. A service
+//! that fails 45 % of its calls then keeps its circuit closed for days, also with few calls. So that many good calls
+//! before an outage do not outweigh it, newer parts of the window are looked at too, down to the last fifth of it. With
+//! a rate of 0.5 and a window of 30 s, a total outage opens the circuit within three seconds, or with its twentieth
+//! call; a service that fails 60 % of five calls per second opens it after a minute. A shorter outage passes without
+//! opening it. With [`min_calls`](CircuitBreakerLayer::min_calls) or [`over_calls`](CircuitBreakerLayer::over_calls)
+//! your number of calls is enough, and the rate of the whole window decides.
 //!
 //! Rates are evaluated at each call that can raise them: a call that fails, a call that completes the necessary number,
 //! and the first call after the window has moved.
@@ -323,9 +326,10 @@ impl<C, U> CircuitBreakerLayer<C, U> {
     /// Sets the number of calls that are enough to know a rate: from then on, the circuit opens as soon as the fraction
     /// in the whole window is reached.
     ///
-    /// The default is as many calls as it takes to [distinguish the rate from chance](self#what-counts), at least 20. A number
-    /// of your own opens the circuit sooner, but also by chance: with 20 calls and a rate of 0.5, a service that fails
-    /// 45 % of its calls opens its circuit again and again.
+    /// The default is as many calls as it takes to [distinguish the rate from chance](self#what-counts), at least 20,
+    /// and in a window [of calls](Self::over_calls) its size, at most 20. A number of your own opens the circuit
+    /// sooner, but also by chance: with 20 calls and a rate of 0.5, a service that fails 45 % of its calls opens its
+    /// circuit again and again.
     ///
     /// # Panics
     ///

@@ -8,11 +8,12 @@ use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 #[cfg(not(all(test, ziggurat_loom)))]
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use super::window::{Extent, Tally, Window};
+use super::window::{Extent, FEWEST, Tally, Window};
 use crate::clock::Instant;
 
-/// Fewer calls never distinguish a rate from chance. (The least number of Finagle and Polly.)
-const FEWEST: u32 = 20;
+/// The number of slots in the newest part of a window of time that is worth a look of its own. The newest slot alone
+/// may have just begun.
+const NEWEST_PART: usize = 2;
 
 /// A rate that can open the circuit.
 #[derive(Debug)]
@@ -20,8 +21,6 @@ pub(super) struct Rate {
     /// The threshold, as the bits of an `f64`.
     least: AtomicU64,
     window: Window,
-    /// [`FEWEST`], or fewer in a small window.
-    fewest: u32,
     /// Whether a success may open the circuit, because it can complete `min_calls` or the threshold was changed.
     awaits_more: AtomicBool,
 }
@@ -29,7 +28,7 @@ pub(super) struct Rate {
 impl Rate {
     pub(super) fn new(least: f64, extent: Extent, now: Instant) -> Self {
         let (least, window) = (AtomicU64::new(least.to_bits()), Window::new(extent, now));
-        Self { least, window, fewest: extent.at_most(FEWEST), awaits_more: AtomicBool::new(false) }
+        Self { least, window, awaits_more: AtomicBool::new(false) }
     }
 
     /// Counts a call. Returns whether the circuit should open now.
@@ -63,20 +62,15 @@ impl Rate {
         is_over
     }
 
-    /// Looks at the newest part of the window, at longer ones, and at the whole window: in a long window, the good calls
-    /// before an outage would outweigh the bad ones for a long time. Returns the whole, whether each part holds enough
-    /// calls, and whether the rate is clearly reached in one of them.
+    /// Looks at the newest part of the window, at longer ones, and at the whole window: in a long window, the good
+    /// calls before an outage would outweigh the bad ones for a long time. Returns the whole, whether each part holds
+    /// enough calls, and whether the rate is clearly reached in one of them.
     fn is_clearly_over(&self, slot: u64, least: f64) -> (Tally, bool, bool) {
-        let looked_at = self.window.parts(slot).skip(self.window.newest_part(self.fewest) as usize - 1);
+        let looked_at = self.window.parts(slot).skip(NEWEST_PART - 1);
         looked_at.fold((Tally::default(), true, false), |(_, all_enough, is_over), part| {
-            let enough = part.calls >= self.fewest;
+            let enough = part.calls >= FEWEST;
             (part, all_enough && enough, is_over || enough && part.clearly_reaches(least))
         })
-    }
-
-    /// The number of calls below which there is no rate, unless it is set.
-    pub(super) fn fewest(&self) -> u32 {
-        self.fewest
     }
 
     /// Sums the window of this generation at `now`.

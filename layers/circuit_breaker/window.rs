@@ -37,10 +37,13 @@ const AHEAD: u64 = 1 << 12;
 /// generation.
 const APART: u64 = 64 * RING;
 
-/// The number of standard deviations that separate evidence from chance. There are many looks at a window, so the usual
-/// two or three would be too few: at a rate of 0.5 and five calls per second of which 45 % fail, a circuit opens 11
-/// times in 100 minutes with 2.5, twice with 3, and once in 50 hours with 4.
-const DEVIATIONS: f64 = 4.0;
+/// The logarithm of the likelihood ratio that separates evidence from chance: that of four standard deviations. There
+/// are many looks at a window, so the usual two or three would be too few: at a rate of 0.5 and five calls per second
+/// of which 45 % fail, a circuit opens 11 times in 100 minutes with 2.5, twice with 3, and once in 50 hours with 4.
+const EVIDENCE: f64 = 8.0;
+
+/// Fewer calls never distinguish a rate from chance. (The least number of Finagle and Polly.)
+pub(super) const FEWEST: u32 = 20;
 
 /// The largest window of calls. In a larger one, a bucket could overflow its count.
 pub(super) const MOST_CALLS: u32 = 10_000_000;
@@ -63,9 +66,14 @@ impl Extent {
         }
     }
 
-    /// Returns the number of calls that are enough to know a rate, or zero if it must be distinguished from chance.
+    /// Returns the number of calls that are enough to know a rate, or zero if it must be distinguished from chance: by
+    /// default in a window of time. The user of a window of calls has chosen its size.
     pub(super) fn enough(self, min_calls: Option<NonZeroU32>) -> u32 {
-        min_calls.map_or(0, |calls| self.at_most(calls.get()))
+        match (min_calls, self) {
+            (Some(calls), _) => self.at_most(calls.get()),
+            (None, Self::Calls(all)) => all.min(FEWEST),
+            (None, Self::Time(_)) => 0,
+        }
     }
 }
 
@@ -120,12 +128,13 @@ impl Tally {
         self.calls > 0 && f64::from(self.bad) / f64::from(self.calls) >= rate
     }
 
-    /// Returns whether the bad calls are too many for a service that fails less often than at `rate`:
-    /// they are [`DEVIATIONS`] above the number that is expected at that rate, or every call was bad.
+    /// Returns whether every call was bad, or too many for a service that fails less often than at `rate`: by the
+    /// likelihood ratio of their own rate and that one, which is right at low and high rates too.
     pub(super) fn clearly_reaches(self, rate: f64) -> bool {
         let (calls, bad) = (f64::from(self.calls), f64::from(self.bad));
-        let above = bad - calls * rate;
-        self.bad == self.calls || above >= DEVIATIONS * (calls * rate * (1.0 - rate)).sqrt()
+        let part = |seen: f64, expected: f64| if seen > 0.0 { seen * (seen / expected).ln() } else { 0.0 };
+        let evidence = part(bad, calls * rate) + part(calls - bad, calls * (1.0 - rate));
+        self.reaches(rate) && (evidence >= EVIDENCE || self.bad == self.calls)
     }
 }
 
@@ -145,16 +154,6 @@ impl Window {
             }
         };
         Self { pace, slots: slots.into(), buckets: Default::default() }
-    }
-
-    /// Returns the number of slots in the newest part of the window that is worth a look of its own. The newest slot may
-    /// have just begun, so there are more. In a window of calls, the others hold at least `calls`.
-    pub(super) fn newest_part(&self, calls: u32) -> u64 {
-        let others = match &self.pace {
-            Pace::Time { .. } => 1,
-            Pace::Calls { calls: width, .. } => u64::from(calls).div_ceil(*width),
-        };
-        self.slots.min(1 + others)
     }
 
     /// Records a call of this generation. Returns its slot, and whether the window moved with it.

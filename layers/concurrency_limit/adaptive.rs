@@ -58,13 +58,14 @@ impl Adaptive {
     /// Follows the latency: the limit is a quarter above the calls that the service serves at a time without a queue of
     /// its own.
     ///
-    /// A step takes 100 calls, or twice as many as the limit. At first the limit doubles with each step, until the
-    /// latency shows a queue in the service. Then it changes by the quotient of the latency without a queue and the
-    /// latency of the step, times 1.25, and falls by 30 % at most. Every twentieth step runs with half of the limit, and
-    /// measures the latency without a queue: if the latency falls with the limit, a part of it was a queue's. If it falls
-    /// further than a queue can explain, the service has recovered from being slow, and the limit returns to where it
-    /// fell from. (Netflix's gradient; TCP's slow start; and TCP BBR's probes for the shortest round trip, which keep it
-    /// from taking a lasting queue for the service.) Dropped calls lower the limit as in [`aimd`](Self::aimd).
+    /// A step takes 100 calls, or twice as many as the limit. At first the limit doubles with each step in which a
+    /// fourth of the calls finds it full, until the latency shows a queue in the service. Then it changes by the
+    /// quotient of the latency without a queue and the latency of the step, times 1.25, and falls by 30 % at most.
+    /// Every twentieth step runs with half of the limit, and measures the latency without a queue: if the latency falls
+    /// with the limit, a part of it was a queue's. If it falls further than a queue can explain, the service has
+    /// recovered from being slow, and the limit returns to where it fell from. (Netflix's gradient; TCP's slow start;
+    /// and TCP BBR's probes for the shortest round trip, which keep it from taking a lasting queue for the service.)
+    /// Dropped calls lower the limit as in [`aimd`](Self::aimd).
     pub fn gradient() -> Self {
         Self::new(Algorithm::Gradient)
     }
@@ -73,8 +74,8 @@ impl Adaptive {
     ///
     /// A step of 100 calls raises the limit by a tenth, at least by one. If one in ten calls is dropped, the step ends,
     /// and the limit falls by the share of dropped calls, at least by a tenth and at most by half. If calls are dropped
-    /// as often at an eighth of the limit, the limit is not the reason: it returns, and 200 steps ignore dropped calls.
-    /// Use it for a service that rejects calls early, and whose latency says little.
+    /// as often at a limit that is lower by more than that share, the limit is not the reason: it returns, and 200
+    /// steps ignore dropped calls. Use it for a service that rejects calls early, and whose latency says little.
     pub fn aimd() -> Self {
         Self::new(Algorithm::Aimd)
     }
@@ -228,7 +229,7 @@ impl Pilot {
             calls: self.calls.swap(0, Ordering::Relaxed),
             latency: Duration::from_nanos(self.nanos.swap(0, Ordering::Relaxed)),
             dropped: self.dropped.swap(0, Ordering::Relaxed),
-            was_full: self.gate.take_was_full(),
+            found_full: self.gate.take_found_full(),
         };
         if let Some(mean) = step.latency.checked_div(step.calls) {
             self.usual.store(nanos(mean), Ordering::Relaxed);

@@ -18,12 +18,12 @@
 #[cfg(all(test, ziggurat_loom))]
 use loom::sync::{
     Arc, Mutex, MutexGuard,
-    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
 };
 #[cfg(not(all(test, ziggurat_loom)))]
 use std::sync::{
     Arc, Mutex, MutexGuard,
-    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
 };
 use std::{
     fmt, mem,
@@ -44,6 +44,9 @@ mod estimate;
 /// The maximum number of permits and of waiters, bounded by their bits in the word.
 const MOST: usize = (1 << (AVAILABLE_BITS - 1)) - 1;
 const MOST_WAITING: u32 = (1 << WAITING_BITS) - 1;
+
+/// Calls beyond this number that find no permit free are not counted: not writing keeps the cache line shared.
+const MOST_COUNTED: u32 = 1 << 16;
 
 const AVAILABLE_BITS: u32 = 24;
 const WAITING_BITS: u32 = u64::BITS - AVAILABLE_BITS - LEFT_BITS;
@@ -70,8 +73,8 @@ struct Shared {
     pace: Mutex<Pace>,
     /// The latest estimate, in nanoseconds per permit, for callers that find the lock of `pace` taken.
     latest_pace: AtomicU64,
-    /// Whether a call has found no permit free. Only adaptive limits reset it.
-    was_full: AtomicBool,
+    /// The number of calls that have found no permit free, up to [`MOST_COUNTED`]. Only adaptive limits reset it.
+    found_full: AtomicU32,
     /// The seats of bodies that hold a permit, if permits are reclaimed.
     seats: Seats,
 }
@@ -131,7 +134,7 @@ impl ConcurrencyLimitHandle {
             reserves: Reserves::default(),
             pace: Mutex::new(Pace::default()),
             latest_pace: AtomicU64::new(nanos(UNKNOWN / limit as u32)),
-            was_full: AtomicBool::new(false),
+            found_full: AtomicU32::new(0),
             seats: Seats::new(),
         };
         Self { shared: Arc::new(shared) }
@@ -268,17 +271,18 @@ impl ConcurrencyLimitHandle {
         Entry::Queued(waiter)
     }
 
-    /// Notes that a call has found no permit free.
+    /// Counts a call that has found no permit free.
     pub(super) fn note_full(&self) {
         // It usually is noted already, and not writing keeps the cache line shared.
-        if !self.shared.was_full.load(Ordering::Relaxed) {
-            self.shared.was_full.store(true, Ordering::Relaxed);
+        if self.shared.found_full.load(Ordering::Relaxed) < MOST_COUNTED {
+            self.shared.found_full.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Whether no permit is free, or a call has found none since this was last asked.
-    pub(super) fn take_was_full(&self) -> bool {
-        self.shared.was_full.swap(false, Ordering::Relaxed) || self.state().available <= 0
+    /// The number of calls that have found no permit free since this was last asked. At least one if none is free.
+    pub(super) fn take_found_full(&self) -> u32 {
+        let found = self.shared.found_full.swap(0, Ordering::Relaxed);
+        if self.state().available <= 0 { found.max(1) } else { found }
     }
 
     pub(super) fn seats(&self) -> &Seats {

@@ -45,9 +45,11 @@ const LEAST_CHANGE: f64 = 0.7;
 /// that rejects calls at once would otherwise reject many.
 const A_DROP_IN: u32 = 10;
 
-/// If calls are dropped as often at this part of the limit, they are not dropped because of the limit. It returns to
-/// where it was, and dropped calls are ignored for this number of steps.
+/// If a service drops a part of its calls because of the limit, that much lower a limit ends it. If calls are dropped
+/// as often a fifth below that, or at this part of the limit, the limit is not the reason. It returns to where it was,
+/// and dropped calls are ignored for this number of steps.
 const FUTILE: f64 = 0.125;
+const BELOW: f64 = 0.8;
 const STEPS_WITHOUT_DROPS: u32 = 200;
 
 /// After this number of steps without many dropped calls, the next ones have another reason.
@@ -61,8 +63,19 @@ pub(super) struct Step {
     pub(super) latency: Duration,
     /// The calls that the service rejected as overloaded, or did not complete in their time.
     pub(super) dropped: u32,
-    /// Whether a call found no permit free. If none did, the step says nothing about a higher limit.
-    pub(super) was_full: bool,
+    /// The number of calls that found no permit free. If none did, the step says nothing about a higher limit.
+    pub(super) found_full: u32,
+}
+
+impl Step {
+    fn was_full(&self) -> bool {
+        self.found_full > 0
+    }
+
+    /// Whether more than a burst of calls found no permit free.
+    fn is_pressed(&self) -> bool {
+        self.found_full >= self.calls / 4
+    }
 }
 
 /// How the limit follows the calls.
@@ -154,7 +167,7 @@ impl Limiter {
             None if step.calls == 0 => self.limit,
             None => match self.algorithm {
                 // While it ignores dropped calls, it knows nothing.
-                Algorithm::Aimd if step.was_full && self.ignores_drops == 0 => {
+                Algorithm::Aimd if step.was_full() && self.ignores_drops == 0 => {
                     self.limit + (self.limit / 10.0).max(1.0)
                 }
                 Algorithm::Aimd => self.limit,
@@ -166,14 +179,15 @@ impl Limiter {
         self.limit = next;
     }
 
-    /// Returns the next limit if dropped calls decide about it: lower by their share, at least by a tenth and at most by half. (TCP halves,
-    /// but for a single packet of a window.)
+    /// Returns the next limit if dropped calls decide about it: lower by their share, at least by a tenth and at most
+    /// by half. (TCP halves, but for a single packet of a window.)
     fn lower(&mut self, step: Step) -> Option<f64> {
         if self.ignores_drops > 0 {
             self.ignores_drops -= 1;
             return None;
         }
-        if !step.was_full || step.dropped < self.drops_of_a_step() {
+        // Slow start may have left the limit where it is never full.
+        if !step.was_full() && !self.slow_start || step.dropped < self.drops_of_a_step() {
             self.clean += 1;
             if self.clean >= CLEAN || self.dropping.is_some_and(|(limit, _)| self.limit >= limit) {
                 self.dropping = None;
@@ -184,11 +198,15 @@ impl Limiter {
         // A probe is no more than a lower limit.
         self.resume = None;
         let (calls, dropped) = (f64::from(step.calls) + f64::from(step.dropped), f64::from(step.dropped));
-        let (limit, before) = *self.dropping.get_or_insert((self.limit, dropped / calls));
+        let (limit, before) = self.dropping.unwrap_or((self.limit, 0.0));
+        let before = before.max(dropped / calls);
+        self.dropping = Some((limit, before));
         // Not by chance: a step that ended early has few calls.
         if dropped / calls < before / 4.0 {
             self.dropping = Some((self.limit, dropped / calls));
-        } else if self.limit <= (FUTILE * limit).max(*self.bounds.start()) && self.limit < limit {
+        } else if self.limit <= (limit * (BELOW * (1.0 - before)).max(FUTILE)).max(*self.bounds.start())
+            && self.limit < limit
+        {
             (self.dropping, self.ignores_drops) = (None, STEPS_WITHOUT_DROPS);
             return Some(limit);
         }
@@ -212,7 +230,7 @@ impl Limiter {
         let resume = self.resume.take();
         let Some(base) = self.base else {
             (self.base, self.before, self.steps) = (Some(latency), Some((self.limit, latency)), 0);
-            return if step.was_full { self.next_of_a_full_step(latency) } else { self.limit };
+            return if step.was_full() { self.next_of_a_full_step(latency, step.is_pressed()) } else { self.limit };
         };
         match self.before {
             Some((limit, before)) if before / latency > FASTER * (limit / self.limit).max(1.0) => {
@@ -228,7 +246,7 @@ impl Limiter {
                 let followed = (before / latency).ln() / (limit / self.limit).ln();
                 if followed < A_QUEUE {
                     self.base = Some((base + latency) / 2.0);
-                    if let Some(limit) = resume {
+                    if let Some(limit) = resume.or(self.fell_from) {
                         return limit;
                     }
                 } else {
@@ -246,7 +264,11 @@ impl Limiter {
             Some((limit, _)) if self.limit < limit => {}
             _ => self.before = Some((self.limit, latency)),
         }
-        if step.was_full || resume.is_some() { self.next_of_a_full_step(latency) } else { self.limit }
+        if step.was_full() || resume.is_some() {
+            self.next_of_a_full_step(latency, step.is_pressed())
+        } else {
+            self.limit
+        }
     }
 
     /// The gradient: how the limit changes after a step with this latency.
@@ -254,10 +276,10 @@ impl Limiter {
         (base / latency * HEADROOM).clamp(LEAST_CHANGE, HEADROOM)
     }
 
-    fn next_of_a_full_step(&mut self, latency: f64) -> f64 {
+    fn next_of_a_full_step(&mut self, latency: f64, is_pressed: bool) -> f64 {
         let base = self.base.unwrap_or(latency);
         // A limit that is about to fall far anyway needs no probe.
-        if self.steps == 0 && latency < FASTER * base {
+        if self.steps == 0 && !self.slow_start && latency < FASTER * base {
             self.steps = STEPS_TO_PROBE;
             if self.limit * LOWERED >= *self.bounds.start() {
                 self.resume = Some(self.limit);
@@ -269,7 +291,7 @@ impl Limiter {
         self.steps = self.steps.saturating_sub(1);
         let base = self.base.unwrap_or(latency);
         self.slow_start &= base / latency >= NO_QUEUE;
-        let next = self.limit * if self.slow_start { SLOW_START } else { Self::change(base, latency) };
+        let next = self.limit * if self.slow_start && is_pressed { SLOW_START } else { Self::change(base, latency) };
         // At a small limit, a fourth more may be none.
         if next > self.limit { next.max(self.limit + 1.0) } else { next }
     }

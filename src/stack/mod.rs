@@ -34,11 +34,11 @@
 //! # #[cfg(feature = "serde")] fn main() {
 //! let file = r#"
 //!     timeout = "5s"
-//!     max_in_flight = 50
+//!     max_in_flight = 10
 //! "#;
 //! let app = Scope::root("app").with(toml::from_str::<ClientSettings>(file).unwrap());
 //! let stack = ClientStack::http("billing").settings_from(&app);
-//! assert_eq!(stack.gate().limit(), 50);
+//! assert_eq!(stack.gate().limit(), 10);
 //!
 //! // Applies from the next call on. Calls in flight, the circuit's window and the retry budget are kept.
 //! app.update(|settings: &ClientSettings| settings.clone().timeout(Duration::from_secs(2))).unwrap();

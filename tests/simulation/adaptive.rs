@@ -63,10 +63,11 @@ impl Scene {
         self.workers as f64 / self.work.mean().as_secs_f64() / self.slower
     }
 
-    /// The recommended client, with its own limit or with 25.
-    fn recommended(&self, seed: u64, is_fixed: bool) -> Report {
+    /// The recommended client, with its own limit or with 25, in this weather.
+    fn recommended(&self, seed: u64, is_fixed: bool, weather: Option<Weather>) -> Report {
         let Self { workers, work, queue, times_capacity, length, .. } = *self;
-        let plan = Plan { workers, work, queue, notices_callers_leaving: false, weather: vec![], seed };
+        let weather = weather.map(|weather| (0.0..f64::MAX, weather)).into_iter().collect();
+        let plan = Plan { workers, work, queue, notices_callers_leaving: false, weather, seed };
         let per_second = self.capacity() * times_capacity;
         let load = Load { per_second, arrivals: Arrivals::Poisson, length: seconds(length), seed };
         simulate(seed, async {
@@ -174,7 +175,7 @@ fn the_limit_of_the_recommended_client_finds_the_capacity() {
         for &workers in workers {
             for times_capacity in [0.9, 2.0] {
                 let scene = Scene { workers, times_capacity, length: 20.0, ..SCENE };
-                let [fixed, adaptive] = [true, false].map(|is_fixed| scene.recommended(seed, is_fixed));
+                let [fixed, adaptive] = [true, false].map(|is_fixed| scene.recommended(seed, is_fixed, None));
                 let part = |report: &Report, when| report.goodput(when) / scene.capacity();
                 println!(
                     "seed {seed:>3}  {workers} workers, {times_capacity} times the capacity: {:.2} at first, then {:.2}; \
@@ -186,6 +187,23 @@ fn the_limit_of_the_recommended_client_finds_the_capacity() {
                 let found = part(&adaptive, 10.0..20.0);
                 assert!(found >= 0.9 * times_capacity.min(1.0), "seed {seed}, {scene:?}: {adaptive}");
             }
+        }
+    }
+}
+
+/// Calls that fail whatever the load say nothing about the limit.
+///
+/// Shows: A3
+#[test]
+fn a_constant_part_of_failures_keeps_no_limit_low() {
+    for seed in seeds(1) {
+        for part in [0.08, 0.12, 0.2] {
+            let scene = Scene { times_capacity: 1.2, length: 100.0, ..SCENE };
+            let [fixed, adaptive] =
+                [true, false].map(|is_fixed| scene.recommended(seed, is_fixed, Some(Weather::Fails(part))));
+            let [fixed, adaptive] = [fixed, adaptive].map(|report| report.goodput(5.0..100.0));
+            println!("seed {seed:>3}  {part} of the calls fail: {adaptive:.0}/s, with a fixed limit {fixed:.0}/s");
+            assert!(adaptive >= 0.85 * fixed, "seed {seed}, {part}: {adaptive}/s, {fixed}/s");
         }
     }
 }

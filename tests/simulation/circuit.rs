@@ -78,13 +78,16 @@ fn at_45_percent_of_failures_a_circuit_opens_at_most_once_in_100_minutes() {
 fn an_outage_opens_a_circuit_within_three_seconds_or_with_its_twentieth_call() {
     const BEGIN: f64 = 60.7;
     for seed in seeds(1) {
-        for (per_second, most) in [(5.0, 6.0), (100.0, 3.0), (1_000.0, 3.0)] {
+        // Twenty random calls at 5/s take four seconds, and three standard deviations of 0.9 s.
+        for (per_second, most) in [(5.0, 7.0), (100.0, 3.0), (1_000.0, 3.0)] {
             for (failing, fails) in [
                 ("all", (|at| if at < BEGIN { 0.01 } else { 1.0 }) as fn(f64) -> f64),
                 ("80 %", |at| if at < BEGIN { 0.01 } else { 0.8 }),
             ] {
                 let load = Load { per_second, arrivals: Arrivals::Poisson, length: seconds(BEGIN + 20.0), seed };
-                for (name, client) in [("breaker", breaker as fn(_, _) -> _), ("stack", stack)] {
+                // Retries turn a rate of 80 % into one of 62 %.
+                let stack = (failing == "all").then_some(("stack", stack as fn(_, _) -> _));
+                for (name, client) in [("breaker", breaker as fn(_, _) -> _)].into_iter().chain(stack) {
                     let opened = openings(seed, load, || client(seed, fails));
                     let after = opened.first().map_or(f64::INFINITY, |at| at - BEGIN);
                     println!("seed {seed:>3}  {name} at {per_second}/s, {failing} fail: opened after {after:.2} s");

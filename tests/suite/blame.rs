@@ -94,8 +94,8 @@ async fn a_service_that_hangs_behind_short_deadlines_opens_the_circuit() {
 /// Shows: F2
 #[tokio::test(start_paused = true)]
 async fn a_call_that_spent_its_time_in_the_queue_on_this_side_is_no_failure() {
-    // After 29.5 s in the queue, the call is not sent any more: calls take longer than half a second. After 15 s it is, and
-    // the service has its ten.
+    // After 29.5 s in the queue, the call is not sent any more: calls take longer than half a second. After 15 s it is,
+    // and the service has its ten.
     for (queued, ends_after, said, sent, state) in [
         (29_500 * MILLIS, 29_500 * MILLIS, "overloaded", 1, State::Closed),
         (15 * SECOND, 25 * SECOND, "timed_out", 2, State::Open),

@@ -756,7 +756,7 @@ fn transitions_of_many_threads_are_told_in_order() {
 /// Shows: B1, B3
 #[tokio::test(start_paused = true)]
 async fn an_infallible_http_service_is_judged_by_its_status_and_answered_with_one() {
-    let layer = CircuitBreakerLayer::http().over_calls(4).min_calls(4).open_for(SECOND * 3 / 2);
+    let layer = CircuitBreakerLayer::http().over_calls(4).open_for(SECOND * 3 / 2);
     let circuit = layer.handle();
     let mut service = layer.layer(service_fn(|request: Request<u16>| {
         let response = Response::builder().status(*request.body()).body(String::new()).unwrap();
@@ -1290,5 +1290,44 @@ async fn one_broken_page_does_not_shut_out_the_others() {
             let _ = service.clone().oneshot("broken").await;
         }
         assert_eq!(circuit.state(), State::Open);
+    }
+}
+
+/// One caller that retries for ever is enough to notice that the service is dead.
+///
+/// Shows: B1
+#[tokio::test(start_paused = true)]
+async fn later_attempts_open_the_circuit_of_a_service_that_answers_nobody() {
+    for layer in [CircuitBreakerLayer::failure_rate(0.5), CircuitBreakerLayer::consecutive(5)] {
+        let circuit = layer.handle();
+        let attempts = Arc::new(AtomicUsize::new(0));
+        let service = ServiceBuilder::new()
+            .layer(RetryLayer::new().max_attempts(100).backoff(SECOND / 10).budget(None))
+            .layer(layer)
+            .service(service_fn(|()| {
+                attempts.fetch_add(1, Ordering::Relaxed);
+                ready(Err::<(), _>(Error::Service("unavailable")))
+            }));
+        assert!(ziggurat::rejection(&service.oneshot(()).await).unwrap().is_circuit_open());
+        assert_eq!(circuit.state(), State::Open);
+        assert!(attempts.load(Ordering::Relaxed) <= 62);
+    }
+}
+
+/// Half of the calls fail, and every request succeeds: for example one of two replicas is down.
+///
+/// Shows: B1
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_succeeds_after_a_failure_counts() {
+    for layer in [CircuitBreakerLayer::failure_rate(0.6), CircuitBreakerLayer::consecutive(5)] {
+        let circuit = layer.handle();
+        let service =
+            ServiceBuilder::new().layer(RetryLayer::new().budget(None)).layer(layer).service(service_fn(|()| {
+                ready(if ziggurat::attempt() == 1 { Err(Error::Service("unavailable")) } else { Ok(()) })
+            }));
+        for _ in 0..200 {
+            service.clone().oneshot(()).await.unwrap();
+        }
+        assert_eq!(circuit.state(), State::Closed);
     }
 }

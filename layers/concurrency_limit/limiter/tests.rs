@@ -15,7 +15,7 @@ fn follow(algorithm: Algorithm, steps: u32, service: impl Fn(u32) -> (f64, f64))
             let chance = (0..12).map(|_| random.f64()).sum::<f64>() - 6.0;
             let mean = latency * waiting * (1.0 + chance / f64::from(calls).sqrt());
             let latency = Duration::from_secs_f64(mean).saturating_mul(calls);
-            limiter.step(Step { calls, latency, dropped: 0, was_full: true });
+            limiter.step(Step { calls, latency, dropped: 0, found_full: u32::MAX });
             limiter.limit() as f64 / workers
         })
         .collect()
@@ -44,7 +44,7 @@ fn the_gradient_finds_what_the_service_can_do_and_follows_it() {
 
 fn step_of(limiter: &Limiter, dropped: u32) -> Step {
     let calls = limiter.calls_of_a_step().saturating_sub(dropped);
-    Step { calls, latency: Duration::from_millis(1).saturating_mul(calls), dropped, was_full: true }
+    Step { calls, latency: Duration::from_millis(1).saturating_mul(calls), dropped, found_full: u32::MAX }
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn dropped_calls_lower_both_and_their_absence_raises_the_one_that_knows_nothing_
             assert_eq!(limiter.limit(), limit, "{algorithm:?}");
         }
         // A step that drops ended early is no worse for it.
-        limiter.step(Step { calls: 0, latency: Duration::ZERO, dropped: 10, was_full: true });
+        limiter.step(Step { calls: 0, latency: Duration::ZERO, dropped: 10, found_full: u32::MAX });
         assert_eq!(limiter.limit(), 26, "{algorithm:?}");
     }
     let mut limiter = Limiter::new(Algorithm::Aimd, 1..=39, 32);
@@ -84,7 +84,7 @@ fn calls_that_a_lower_limit_does_not_save_do_not_keep_it_low() {
                 // A service with 40 workers, which queues the rest.
                 let queue = (limiter.limit() as f64 / 40.0).max(1.0);
                 let latency = Duration::from_secs_f64(0.05 * queue).saturating_mul(calls);
-                limiter.step(Step { calls, latency, dropped, was_full: true });
+                limiter.step(Step { calls, latency, dropped, found_full: u32::MAX });
                 limits.push((limiter.limit() as f64).min(40.0));
             }
             let [during, after] = [mean(&limits[1000..2000]), mean(&limits[2500..])];
@@ -100,7 +100,7 @@ fn a_limit_at_its_lower_bound_leaves_it_again() {
     for step in 0..300 {
         let calls = limiter.calls_of_a_step();
         let latency = Duration::from_millis(if step == 0 { 10 } else { 20 }).saturating_mul(calls);
-        limiter.step(Step { calls, latency, dropped: 0, was_full: true });
+        limiter.step(Step { calls, latency, dropped: 0, found_full: u32::MAX });
     }
     assert!(limiter.limit() > 150, "{}", limiter.limit());
 }
@@ -111,7 +111,7 @@ fn a_step_that_found_a_permit_for_every_call_changes_nothing() {
     for algorithm in [Algorithm::Aimd, Algorithm::Gradient] {
         let mut limiter = Limiter::new(algorithm, 1..=1000, 100);
         for (calls, dropped) in [(100, 0), (0, 100), (50, 50)] {
-            limiter.step(Step { calls, latency: Duration::from_millis(1), dropped, was_full: false });
+            limiter.step(Step { calls, latency: Duration::from_millis(1), dropped, found_full: 0 });
             assert_eq!(limiter.limit(), 100, "{algorithm:?}");
         }
     }
@@ -121,7 +121,7 @@ proptest! {
     /// Whatever happens, the limit stays within its bounds.
     #[test]
     fn any_history_leaves_a_limit_within_bounds(
-        steps in vec((any::<u32>(), any::<u64>(), any::<u32>(), any::<bool>()), 1..60),
+        steps in vec((any::<u32>(), any::<u64>(), any::<u32>(), 0..3_u32), 1..60),
         gradient: bool,
         lowest in 1..50_usize,
         more in 0..5000_usize,
@@ -129,8 +129,8 @@ proptest! {
     ) {
         let algorithm = if gradient { Algorithm::Gradient } else { Algorithm::Aimd };
         let mut limiter = Limiter::new(algorithm, lowest..=lowest + more, start);
-        for (calls, nanos, dropped, was_full) in steps {
-            limiter.step(Step { calls, latency: Duration::from_nanos(nanos), dropped, was_full });
+        for (calls, nanos, dropped, found_full) in steps {
+            limiter.step(Step { calls, latency: Duration::from_nanos(nanos), dropped, found_full });
             prop_assert!((lowest..=lowest + more).contains(&limiter.limit()));
             prop_assert!(limiter.calls_of_a_step() >= FEWEST);
         }

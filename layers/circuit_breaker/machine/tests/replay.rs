@@ -149,6 +149,10 @@ fn open_time(rules: Rules, openings: u32) -> u64 {
     (rules.open_for << (openings - 1).min(20)).min(LONGEST)
 }
 
+fn enough(min_calls: usize) -> usize {
+    if min_calls == 0 { 20 } else { min_calls }
+}
+
 /// Returns whether the last call completes a row of unanswered calls that opens the circuit.
 fn nothing_comes_back(rules: Rules, endings: &[(usize, Outcome)]) -> bool {
     let unanswered = |outcome: &Outcome| matches!(outcome, Outcome::NoAnswer | Outcome::Abandoned);
@@ -158,8 +162,7 @@ fn nothing_comes_back(rules: Rules, endings: &[(usize, Outcome)]) -> bool {
         of_this_phase.filter(|outcome| **outcome != Outcome::Ignored).take_while(|outcome| unanswered(outcome));
     let most = if rules.by_calls { rules.window as usize } else { usize::MAX };
     let by_row = if rules.consecutive > 0 { rules.consecutive as usize } else { usize::MAX };
-    let enough = if rules.min_calls == 0 { 20 } else { rules.min_calls };
-    let by_rate = if rules.rate.is_some() { enough.min(most) } else { usize::MAX };
+    let by_rate = if rules.rate.is_some() { enough(rules.min_calls).min(most) } else { usize::MAX };
     unanswered(&last) && in_a_row.count() >= by_row.min(by_rate)
 }
 
@@ -185,18 +188,16 @@ fn opens(rules: Rules, counted: &[Counted]) -> bool {
     };
     let most = if rules.by_calls { rules.window as usize } else { usize::MAX };
     let reached = |bad: fn(&Counted) -> bool, limit: f64| match rules.min_calls {
-        0 => {
-            let newest_part = if rules.by_calls { 1 + 20.min(rules.window).div_ceil(width) } else { 2 };
-            (newest_part.min(steps)..=steps).any(|part| {
-                let (calls, bad) = held(part, bad);
-                let n = calls as f64;
-                let far = 4.0 * (n * limit * (1.0 - limit)).sqrt();
-                calls >= 20.min(most) && (bad == n || bad - n * limit >= far)
-            })
-        }
+        0 if !rules.by_calls => (2..=steps).any(|part| {
+            let (calls, bad) = held(part, bad);
+            let n = calls as f64;
+            let part = |seen: f64, expected: f64| if seen > 0.0 { seen * (seen / expected).ln() } else { 0.0 };
+            let evidence = part(bad, n * limit) + part(n - bad, n * (1.0 - limit));
+            calls >= 20 && bad / n >= limit && (evidence >= 8.0 || bad == n)
+        }),
         min_calls => {
             let (calls, bad) = held(steps, bad);
-            calls >= min_calls.min(most) && bad / calls as f64 >= limit
+            calls >= enough(min_calls).min(most) && bad / calls as f64 >= limit
         }
     };
 
