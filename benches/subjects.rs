@@ -13,7 +13,7 @@ use http::{Request, Response};
 use http_body::Body;
 use http_body_util::Full;
 use layered::{Service as LayeredService, Stack};
-use tower::{Service, ServiceBuilder};
+use tower::{Layer, Service, ServiceBuilder};
 use tower_resilience::{
     bulkhead::BulkheadLayer, cache::CacheLayer as PeerCacheLayer,
     circuitbreaker::CircuitBreakerLayer as PeerBreakerLayer, retry::RetryLayer as PeerRetryLayer,
@@ -24,7 +24,7 @@ use ziggurat::{
     cache::CacheLayer,
     chaos::{ChaosLayer, Fault},
     circuit_breaker::CircuitBreakerLayer,
-    concurrency_limit::ConcurrencyLimitLayer,
+    concurrency_limit::{Adaptive, ConcurrencyLimitLayer, Priority},
     fallback::FallbackLayer,
     observe::ObserveLayer,
     rejection_response::RejectionResponseLayer,
@@ -175,6 +175,20 @@ pub fn subjects() -> Vec<Subject> {
             ServiceBuilder::new().layer(RetryLayer::new().backoff(LIMIT)).service(service()),
         ),
         subject("limit", ours, ServiceBuilder::new().layer(ConcurrencyLimitLayer::new(PERMITS)).service(service())),
+        // Its only permit is taken for good. The rejections become responses.
+        subject("limit, a rejection", ours, {
+            let mut limited = ConcurrencyLimitLayer::new(1).max_waiting(0).layer(service());
+            std::mem::forget(limited.call(0));
+            let accept = |rejected: Result<Word, Error<Failed>>| rejected.or(Ok::<_, Failed>(0));
+            ServiceBuilder::new().map_result(accept).service(limited)
+        }),
+        subject("limit, by priority", ours, {
+            let priority = |word: &Word| if *word == 0 { Priority::Low } else { Priority::Normal };
+            ServiceBuilder::new().layer(ConcurrencyLimitLayer::new(PERMITS).priority(priority)).service(service())
+        }),
+        subject("limit, adaptive", ours, {
+            ServiceBuilder::new().layer(ConcurrencyLimitLayer::adaptive(Adaptive::gradient())).service(service())
+        }),
         subject("limit", tower, ServiceBuilder::new().concurrency_limit(PERMITS).service(Echo)),
         subject("limit", peer, ServiceBuilder::new().layer(peer_limit()).service(Echo)),
         subject("breaker, of 100 calls", ours, ServiceBuilder::new().layer(breaker()).service(service())),

@@ -5,7 +5,7 @@
 //! that, latency is that of the service alone, and throughput grows with the limit. [`Limiter`] looks for the point
 //! between the two.
 
-use std::{mem, ops::RangeInclusive, time::Duration};
+use std::{ops::RangeInclusive, time::Duration};
 
 /// One step takes this many calls, or twice as many as the limit if that is more. The mean of their latencies is then
 /// known to about a tenth, even if they are spread exponentially.
@@ -186,8 +186,9 @@ impl Limiter {
             self.ignores_drops -= 1;
             return None;
         }
-        // Slow start may have left the limit where it is never full.
-        if !step.was_full() && !self.slow_start || step.dropped < self.drops_of_a_step() {
+        // It may be so high now that it is never full.
+        let has_doubled = self.slow_start && self.limit > self.start;
+        if !step.was_full() && !has_doubled || step.dropped < self.drops_of_a_step() {
             self.clean += 1;
             if self.clean >= CLEAN || self.dropping.is_some_and(|(limit, _)| self.limit >= limit) {
                 self.dropping = None;
@@ -210,7 +211,8 @@ impl Limiter {
             (self.dropping, self.ignores_drops) = (None, STEPS_WITHOUT_DROPS);
             return Some(limit);
         }
-        if mem::take(&mut self.slow_start) && self.limit > self.start {
+        self.slow_start = false;
+        if has_doubled {
             return Some(self.limit / SLOW_START);
         }
         // A step that ended early may have few other calls.
