@@ -179,7 +179,7 @@ pub fn subjects() -> Vec<Subject> {
         subject("limit, a rejection", ours, {
             let mut limited = ConcurrencyLimitLayer::new(1).max_waiting(0).layer(service());
             std::mem::forget(limited.call(0));
-            let accept = |rejected: Result<Word, Error<Failed>>| rejected.or(Ok::<_, Failed>(0));
+            let accept = |rejected: Result<Word, Error<Failed>>| Ok::<_, Error<Failed>>(rejected.unwrap_or(0));
             ServiceBuilder::new().map_result(accept).service(limited)
         }),
         subject("limit, by priority", ours, {
