@@ -59,8 +59,10 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     };
     assert_eq!(ask("/status/200").await??.status(), StatusCode::OK);
 
-    // Two attempts, and so two failures of three calls: the circuit opens.
+    // The attempts of one request count once. With the second request two of three calls have failed, so the circuit opens
+    // and rejects its second attempt.
     assert_eq!(ask("/status/503").await??.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(ask("/status/503").await?.is_err());
     assert_eq!(circuit.state(), State::Open);
     assert!(ziggurat::rejection(&ask("/status/200").await?).is_some_and(|rejection| rejection.is_circuit_open()));
 
