@@ -62,11 +62,12 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     let rejection = ziggurat::rejection(&outcome).ok_or("a call that hangs is rejected")?;
     assert!(rejection.is_timed_out() && rejection.name() == Some("attempt"));
 
-    // These were three failures in a row: the circuit is open, and rejects the next call.
+    // The failed attempts of one request weigh little more than one: the next request opens the circuit, which rejects
+    // its last attempt.
     let outcome = client.oneshot(request(Method::GET, upstream, "/hangs")?).await;
     let rejection = ziggurat::rejection(&outcome).ok_or("an open circuit rejects")?;
     assert!(rejection.is_circuit_open() && rejection.retry_after().is_some());
-    assert_eq!(HANGS.load(Relaxed), 3);
+    assert_eq!(HANGS.load(Relaxed), 5);
 
     println!("retried repeatable requests, gave up a call that hangs, and stopped calling a failing server");
     Ok(())
