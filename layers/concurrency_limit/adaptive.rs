@@ -17,7 +17,7 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::{
-    gate::{ConcurrencyLimitHandle, nanos},
+    gate::{ConcurrencyLimitHandle, MOST, nanos},
     limiter::{Algorithm, Limiter, Step},
 };
 use crate::{
@@ -93,7 +93,8 @@ impl Adaptive<HttpStatus> {
 }
 
 impl<C> Adaptive<C> {
-    /// Sets the lowest and the highest limit. The limit starts at 20, or at the nearer of the two.
+    /// Sets the lowest and the highest limit. The limit starts at 20, or at the nearer of the two. A limit above
+    /// 8,388,607 is clamped to that value.
     ///
     /// # Panics
     ///
@@ -114,7 +115,8 @@ impl<C> Adaptive<C> {
 
     /// Creates a gate, and the pilot that sets its limit.
     pub(super) fn gate(self) -> (ConcurrencyLimitHandle, Steered<C>) {
-        let limiter = Limiter::new(self.algorithm, self.bounds, self.start);
+        let (lowest, highest) = self.bounds.into_inner();
+        let limiter = Limiter::new(self.algorithm, lowest.min(MOST)..=highest.min(MOST), self.start);
         let gate = ConcurrencyLimitHandle::new(limiter.limit());
         let pilot = Pilot {
             gate: gate.clone(),
@@ -214,7 +216,7 @@ impl Pilot {
     /// Changes the highest limit.
     pub(crate) fn set_highest(&self, highest: usize) {
         let mut limiter = self.limiter.lock();
-        limiter.set_highest(highest);
+        limiter.set_highest(highest.min(MOST));
         self.apply(limiter);
     }
 
@@ -349,5 +351,19 @@ where
             }
         }
         Poll::Ready(outcome)
+    }
+}
+
+#[cfg(all(test, not(ziggurat_loom)))]
+mod tests {
+    use super::*;
+
+    /// The gate would otherwise never have the limit that the pilot sets, again and again.
+    #[test]
+    fn a_limit_beyond_what_a_gate_can_count_is_clamped() {
+        let (gate, steered) = Adaptive::gradient().between(MOST + 5..=usize::MAX).gate();
+        assert_eq!(gate.limit(), MOST);
+        steered.pilot().set_highest(MOST + 3);
+        assert_eq!(gate.limit(), MOST);
     }
 }

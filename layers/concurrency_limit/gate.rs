@@ -42,7 +42,7 @@ use super::{
 mod estimate;
 
 /// The maximum number of permits and of waiters, bounded by their bits in the word.
-const MOST: usize = (1 << (AVAILABLE_BITS - 1)) - 1;
+pub(super) const MOST: usize = (1 << (AVAILABLE_BITS - 1)) - 1;
 const MOST_WAITING: u32 = (1 << WAITING_BITS) - 1;
 
 /// Calls beyond this number that find no permit free are not counted: not writing keeps the cache line shared.
@@ -210,6 +210,13 @@ impl ConcurrencyLimitHandle {
     pub fn set_reserve(&self, priority: Priority, share: f64) {
         self.shared.reserves.set(priority, share);
         self.settle(self.lock(), 0, 0);
+    }
+
+    /// Returns the number of permits that calls of this rank may use: at least one. Reads the limit once, because it may
+    /// change meanwhile.
+    pub(super) fn usable(&self, rank: Rank) -> usize {
+        let limit = self.limit();
+        limit - self.shared.reserves.kept(rank, || limit) as usize
     }
 
     /// Returns the number of permits that are kept free from a call of this rank.

@@ -47,7 +47,7 @@ impl ConcurrencyLimitHandle {
         let mut here = HELD
             .with(|held| held.outermost.iter().take(held.depth.get()).filter(|gate| gate.get() == self.id()).count());
         deeper(|deeper| here += deeper.iter().filter(|&&gate| gate == self.id()).count());
-        here >= self.limit() - self.kept(rank) as usize
+        here >= self.usable(rank)
     }
 
     /// Calls the service for an exempt call.

@@ -104,7 +104,7 @@ pub(super) struct Limiter {
     slow_start: bool,
     /// While the limit falls, where it began to.
     fell_from: Option<f64>,
-    /// Since calls are dropped: the limit then, and how many of them were.
+    /// Since calls are dropped: the limit then, and the highest share of dropped calls.
     dropping: Option<(f64, f64)>,
     /// The number of steps without many dropped calls.
     clean: u32,
@@ -199,18 +199,17 @@ impl Limiter {
         // A probe is no more than a lower limit.
         self.resume = None;
         let (calls, dropped) = (f64::from(step.calls) + f64::from(step.dropped), f64::from(step.dropped));
-        let (limit, before) = self.dropping.unwrap_or((self.limit, 0.0));
-        let before = before.max(dropped / calls);
-        self.dropping = Some((limit, before));
+        let share = dropped / calls;
+        let (limit, worst) = self.dropping.unwrap_or((self.limit, share));
+        let worst = worst.max(share);
+        let futile = (limit * (BELOW * (1.0 - worst)).max(FUTILE)).max(*self.bounds.start());
         // Not by chance: a step that ended early has few calls.
-        if dropped / calls < before / 4.0 {
-            self.dropping = Some((self.limit, dropped / calls));
-        } else if self.limit <= (limit * (BELOW * (1.0 - before)).max(FUTILE)).max(*self.bounds.start())
-            && self.limit < limit
-        {
+        let helped = share < worst / 4.0;
+        if !helped && self.limit <= futile && self.limit < limit {
             (self.dropping, self.ignores_drops) = (None, STEPS_WITHOUT_DROPS);
             return Some(limit);
         }
+        self.dropping = Some(if helped { (self.limit, share) } else { (limit, worst) });
         self.slow_start = false;
         if has_doubled {
             return Some(self.limit / SLOW_START);
@@ -279,7 +278,7 @@ impl Limiter {
     }
 
     fn next_of_a_full_step(&mut self, latency: f64, is_pressed: bool) -> f64 {
-        let base = self.base.unwrap_or(latency);
+        let mut base = self.base.unwrap_or(latency);
         // A limit that is about to fall far anyway needs no probe.
         if self.steps == 0 && !self.slow_start && latency < FASTER * base {
             self.steps = STEPS_TO_PROBE;
@@ -288,10 +287,10 @@ impl Limiter {
                 return self.limit * PROBE;
             }
             // There is no lower limit. If this takes a queue for the service, the next probe finds out.
-            self.base = Some((base + latency) / 2.0);
+            base = (base + latency) / 2.0;
+            self.base = Some(base);
         }
         self.steps = self.steps.saturating_sub(1);
-        let base = self.base.unwrap_or(latency);
         self.slow_start &= base / latency >= NO_QUEUE;
         let next = self.limit * if self.slow_start && is_pressed { SLOW_START } else { Self::change(base, latency) };
         // At a small limit, a fourth more may be none.

@@ -379,7 +379,7 @@ impl Settings {
     }
 
     fn reject(&self, rank: Rank) -> Rejection {
-        let reason = Reason::Overloaded { limit: self.gate.limit() - self.gate.kept(rank) as usize };
+        let reason = Reason::Overloaded { limit: self.gate.usable(rank) };
         self.info.reject_with_retry_after(reason, self.gate.retry_after(clock::now(), rank))
     }
 }

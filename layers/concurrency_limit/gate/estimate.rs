@@ -67,7 +67,8 @@ impl ConcurrencyLimitHandle {
     /// Returns the number of permits in use while a call of a rank that `kept` permits are kept from finds none: fewer
     /// than the limit only by those.
     fn in_use(&self, state: State, kept: i32) -> u32 {
-        (self.limit() as i32 - state.available.clamp(0, kept)) as u32
+        // At least one: the limit may have been lowered since the state was read.
+        (self.limit() as i32 - state.available.clamp(0, kept)).max(1) as u32
     }
 
     fn pace(&self) -> MutexGuard<'_, Pace> {
