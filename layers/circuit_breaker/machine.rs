@@ -86,9 +86,9 @@ pub(super) enum Outcome {
     NoAnswer,
     /// The caller's deadline left the service less than its full time. Neutral, except while nothing else comes back.
     Abandoned,
-    /// A later attempt of one request failed. Neutral, except while no call succeeds: one request that always fails
-    /// must not outweigh others that succeed.
-    FailedAgain,
+    /// A later attempt of one request failed, and asks callers to stay away for this duration. Neutral, except while
+    /// nothing else comes back: one request that always fails must not outweigh others that succeed.
+    FailedAgain(Duration),
     /// The service responded, and the response says nothing about its health.
     Answered,
     /// The outcome says nothing about the service, not even that it responds.
@@ -103,14 +103,14 @@ impl Outcome {
     /// The outcome of a later attempt of one request.
     pub(super) fn repeated(self) -> Self {
         match self {
-            Self::Failure | Self::LeaveAlone(_) | Self::NoAnswer | Self::Abandoned => Self::FailedAgain,
-            Self::Success | Self::Answered | Self::Ignored | Self::FailedAgain => self,
+            Self::Failure | Self::LeaveAlone(_) | Self::NoAnswer | Self::Abandoned => Self::FailedAgain(self.asked()),
+            Self::Success | Self::Answered | Self::Ignored | Self::FailedAgain(_) => self,
         }
     }
 
     fn asked(self) -> Duration {
         match self {
-            Self::LeaveAlone(wait) => wait,
+            Self::LeaveAlone(wait) | Self::FailedAgain(wait) => wait,
             _ => Duration::ZERO,
         }
     }
@@ -352,7 +352,7 @@ impl Machine {
         let slow = counts && self.is_slow(ticket, now);
         let nothing_comes_back = match outcome {
             Outcome::NoAnswer | Outcome::Abandoned => self.count_unanswered(generation, WEIGHT),
-            Outcome::FailedAgain => self.count_unanswered(generation, 1),
+            Outcome::FailedAgain(_) => self.count_unanswered(generation, 1),
             Outcome::Success | Outcome::Failure | Outcome::LeaveAlone(_) | Outcome::Answered => {
                 self.heard();
                 false
@@ -451,7 +451,7 @@ impl Machine {
         // close the circuit.
         episode.probes.retain(|probe| probe.number != number);
         match outcome {
-            Outcome::Ignored | Outcome::Answered | Outcome::Abandoned | Outcome::FailedAgain if !bad => false,
+            Outcome::Ignored | Outcome::Answered | Outcome::Abandoned | Outcome::FailedAgain(_) if !bad => false,
             Outcome::Success if !bad => {
                 episode.successes += 1;
                 let closes = episode.successes >= self.policy.successes_to_close;

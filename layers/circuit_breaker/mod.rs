@@ -33,9 +33,9 @@
 //! standard deviations. With a rate of 0.5 that is the case for 19 of 20 calls, 70 of 100, and 564 of 1,000. A service
 //! that fails 45 % of its calls then keeps its circuit closed for days, also with few calls. So that many good calls
 //! before an outage do not outweigh it, newer parts of the window are looked at too, down to the last fifth of it. With
-//! a rate of 0.5 and a window of 30 s, a total outage opens the circuit within three seconds, or with its twentieth
-//! call; a service that fails 60 % of five calls per second opens it after a minute. A shorter outage passes without
-//! opening it. With [`min_calls`](CircuitBreakerLayer::min_calls) or [`over_calls`](CircuitBreakerLayer::over_calls)
+//! a rate of 0.5 and a window of 30 s, a total outage opens the circuit within three seconds, or within some thirty
+//! calls if that takes longer; a service that fails 60 % of five calls per second opens it after a minute. A shorter
+//! outage passes without opening it. With [`min_calls`](CircuitBreakerLayer::min_calls) or [`over_calls`](CircuitBreakerLayer::over_calls)
 //! your number of calls is enough, and the rate of the whole window decides.
 //!
 //! Rates are evaluated at each call that can raise them: a call that fails, a call that completes the necessary number,

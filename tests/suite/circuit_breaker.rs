@@ -1314,6 +1314,16 @@ async fn later_attempts_open_the_circuit_of_a_service_that_answers_nobody() {
     }
 }
 
+/// Shows: B7
+#[tokio::test(start_paused = true)]
+async fn later_attempts_that_open_the_circuit_are_obeyed_like_first_ones() {
+    let layer = CircuitBreakerLayer::http();
+    let circuit = layer.handle();
+    let service = RetryLayer::http().max_attempts(61).budget(None).layer(echoing(layer));
+    assert_eq!(service.oneshot(Request::new((503, 60))).await.unwrap().status(), 503);
+    assert_eq!(circuit.status().remaining, Some(60 * SECOND));
+}
+
 /// Half of the calls fail, and every request succeeds: for example one of two replicas is down.
 ///
 /// Shows: B1
