@@ -16,7 +16,7 @@ use ziggurat::{
 
 use crate::{
     is_long,
-    load::{Arrivals, Client, Load},
+    load::{Arrivals, Client, Load, boxed},
     report::{PATIENCE, Report, quantile},
     seconds, seeds, simulate,
     upstream::{Failed, Plan, Upstream, Weather, Work},
@@ -74,11 +74,11 @@ impl Scene {
             let upstream = Upstream::new(plan);
             let stack = ClientStack::new("upstream").settings(ClientSettings::default().timeout(PATIENCE));
             let own = upstream.clone().map_err(Error::Service);
-            let client: Client = if is_fixed {
+            let client = if is_fixed {
                 let stack = stack.with_concurrency_limit(ConcurrencyLimitLayer::new(25));
-                BoxCloneService::new(stack.layer(own).map_err(BoxError::from))
+                boxed(stack.layer(own))
             } else {
-                BoxCloneService::new(stack.layer(own).map_err(BoxError::from))
+                boxed(stack.layer(own))
             };
             Report { calls: load.offer(&client).await, received: upstream.received() }
         })

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use tower::{BoxError, Layer, Service, ServiceExt, util::BoxCloneService};
+use tower::{Layer, ServiceExt};
 use ziggurat::{
     Error,
     retry::RetryLayer,
@@ -12,10 +12,10 @@ use ziggurat::{
 };
 
 use crate::{
-    load::{Arrivals, Client, Load},
+    load::{Arrivals, Client, Load, boxed},
     report::{PATIENCE, Report},
     seconds, seeds, simulate,
-    upstream::{Failed, Plan, Request, Upstream, Weather, Work},
+    upstream::{Failed, Plan, Upstream, Weather, Work},
 };
 
 const CAPACITY: f64 = 640.0;
@@ -46,13 +46,6 @@ fn client(kind: Kind, upstream: Upstream) -> Client {
         }
         Kind::Stack => boxed(ClientStack::new("upstream").settings(settings).layer(own)),
     }
-}
-
-fn boxed<S>(service: S) -> Client
-where
-    S: Service<Request, Response = (), Error = Error<Failed>, Future: Send> + Clone + Send + 'static,
-{
-    BoxCloneService::new(service.map_err(BoxError::from))
 }
 
 fn run(kind: Kind, seed: u64) -> Report {

@@ -1,6 +1,6 @@
 //! How many calls of the upstream a request costs at the worst, when retries and fallbacks are limited by a budget.
 
-use tower::{BoxError, Layer, Service, ServiceExt, util::BoxCloneService};
+use tower::{Layer, ServiceExt};
 use ziggurat::{
     Budget, Error,
     fallback::FallbackLayer,
@@ -8,10 +8,10 @@ use ziggurat::{
 };
 
 use crate::{
-    load::{Arrivals, Client, Load},
+    load::{Arrivals, Client, Load, boxed},
     report::{PATIENCE, Report},
     seconds, seeds, simulate,
-    upstream::{Failed, Plan, Request, Upstream, Weather, Work},
+    upstream::{Failed, Plan, Upstream, Weather, Work},
 };
 
 /// The recommended client, and what is left out of it or put around it.
@@ -26,13 +26,6 @@ enum Kind {
 }
 
 const KINDS: [Kind; 4] = [Kind::Whole, Kind::WithoutBreaker, Kind::FallbackShares, Kind::FallbackHasItsOwn];
-
-fn boxed<S>(service: S) -> Client
-where
-    S: Service<Request, Response = (), Error = Error<Failed>, Future: Send> + Clone + Send + 'static,
-{
-    BoxCloneService::new(service.map_err(BoxError::from))
-}
 
 fn client(kind: Kind, upstream: &Upstream) -> Client {
     let own = upstream.clone().map_err(Error::<Failed>::Service);

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use tokio::time::Instant;
-use tower::{BoxError, Layer, Service, ServiceExt, service_fn, util::BoxCloneService};
+use tower::{Layer, Service, service_fn};
 use ziggurat::{
     Error,
     circuit_breaker::{CircuitBreakerHandle, CircuitBreakerLayer, State},
@@ -11,7 +11,7 @@ use ziggurat::{
 };
 
 use crate::{
-    load::{Arrivals, Client, Load},
+    load::{Arrivals, Client, Load, boxed},
     seconds, seeds, simulate,
     upstream::{Failed, Request},
 };
@@ -51,13 +51,13 @@ fn openings(seed: u64, load: Load, client: impl FnOnce() -> (Client, CircuitBrea
 fn breaker(seed: u64, fails: fn(f64) -> f64) -> (Client, CircuitBreakerHandle) {
     let layer = CircuitBreakerLayer::failure_rate(0.5);
     let circuit = layer.handle();
-    (BoxCloneService::new(layer.layer(service(seed, fails)).map_err(BoxError::from)), circuit)
+    (boxed(layer.layer(service(seed, fails))), circuit)
 }
 
 fn stack(seed: u64, fails: fn(f64) -> f64) -> (Client, CircuitBreakerHandle) {
     let stack = ClientStack::new("upstream");
     let circuit = stack.circuit();
-    (BoxCloneService::new(stack.layer(service(seed, fails)).map_err(BoxError::from)), circuit)
+    (boxed(stack.layer(service(seed, fails))), circuit)
 }
 
 /// Shows: A5

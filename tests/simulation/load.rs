@@ -9,11 +9,22 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep_until},
 };
-use tower::{BoxError, ServiceExt, util::BoxCloneService};
+use tower::{BoxError, Service, ServiceExt, util::BoxCloneService};
+use ziggurat::Error;
 
-use crate::{report::Call, upstream::Request};
+use crate::{
+    report::Call,
+    upstream::{Failed, Request},
+};
 
 pub(crate) type Client = BoxCloneService<Request, (), BoxError>;
+
+pub(crate) fn boxed<S>(service: S) -> Client
+where
+    S: Service<Request, Response = (), Error = Error<Failed>, Future: Send> + Clone + Send + 'static,
+{
+    BoxCloneService::new(service.map_err(BoxError::from))
+}
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Arrivals {

@@ -1,6 +1,6 @@
 //! After an outage: how soon useful work is back, and how much the upstream has to bear.
 
-use tower::{BoxError, Layer, Service, ServiceExt, service_fn, util::BoxCloneService};
+use tower::{Layer, ServiceExt, service_fn, util::BoxCloneService};
 use ziggurat::{
     Error,
     stack::{ClientSettings, ClientStack},
@@ -9,7 +9,7 @@ use ziggurat::{
 
 use crate::{
     is_long,
-    load::{Arrivals, Client, Load},
+    load::{Arrivals, Client, Load, boxed},
     report::{PATIENCE, Report},
     seconds, seeds, simulate,
     upstream::{Failed, Plan, Request, Upstream, Weather, Work},
@@ -35,13 +35,6 @@ fn client(kind: Kind, upstream: Upstream) -> Client {
             boxed(ClientStack::new("upstream").settings(ClientSettings::default().timeout(PATIENCE)).layer(own))
         }
     }
-}
-
-fn boxed<S>(service: S) -> Client
-where
-    S: Service<Request, Response = (), Error = Error<Failed>, Future: Send> + Clone + Send + 'static,
-{
-    BoxCloneService::new(service.map_err(BoxError::from))
 }
 
 /// An outage of a service for 125 calls per second that 100 per second are offered to.

@@ -39,13 +39,13 @@ fn until_rung() -> impl Service<Bell, Response = (), Error = Error<&'static str>
 }
 
 /// Calls the service, which is ready, as a task to be polled by hand.
-fn start<S: Service<Req>, Req>(service: &mut S, request: Req) -> TestTask<S::Future> {
+pub(crate) fn start<S: Service<Req>, Req>(service: &mut S, request: Req) -> TestTask<S::Future> {
     let ready = TestTask::new(poll_fn(|cx| service.poll_ready(cx))).poll();
     assert!(matches!(ready, Poll::Ready(Ok(()))), "the service was not ready");
     TestTask::new(service.call(request))
 }
 
-fn counts(gate: &ConcurrencyLimitHandle) -> (usize, usize) {
+pub(crate) fn counts(gate: &ConcurrencyLimitHandle) -> (usize, usize) {
     (gate.in_flight(), gate.waiting())
 }
 

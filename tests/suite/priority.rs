@@ -2,7 +2,6 @@
 
 use std::{
     convert::Infallible,
-    future::poll_fn,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, OnceLock},
     task::Poll,
@@ -21,10 +20,12 @@ use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn, util::BoxClo
 use ziggurat::{
     Error, LayerEvent, LayerInfo, Reason,
     circuit_breaker::{CircuitBreakerLayer, State},
-    concurrency_limit::{Adaptive, ConcurrencyLimitHandle, ConcurrencyLimitLayer, Priority},
+    concurrency_limit::{Adaptive, ConcurrencyLimitLayer, Priority},
     testing::TestTask,
     timeout::TimeoutLayer,
 };
+
+use crate::concurrency_limit::{counts, start};
 
 const MILLI: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -52,17 +53,6 @@ fn until_rung() -> impl Service<Call, Response = Priority, Error = Failed, Futur
         bell.notified().await;
         Ok(priority)
     })
-}
-
-/// Calls the service, which is ready, as a task that was polled once.
-fn start<S: Service<Req>, Req>(service: &mut S, request: Req) -> TestTask<S::Future> {
-    let ready = TestTask::new(poll_fn(|cx| service.poll_ready(cx))).poll();
-    assert!(matches!(ready, Poll::Ready(Ok(()))), "the service was not ready");
-    TestTask::new(service.call(request))
-}
-
-fn counts(gate: &ConcurrencyLimitHandle) -> (usize, usize) {
-    (gate.in_flight(), gate.waiting())
 }
 
 fn is_overloaded<R, E: 'static>(outcome: &Poll<Result<R, Error<E>>>) -> bool {
