@@ -37,6 +37,12 @@ const FASTER: f64 = 1.5;
 const SLOW_START: f64 = 2.0;
 const NO_QUEUE: f64 = 0.85;
 
+/// Meanwhile a step takes as many calls as the limit, or this many: a service of long calls would otherwise keep the
+/// limit of the start for minutes. If the latency is higher than without a queue, but not by this factor, it may be so
+/// by chance, and the calls of the next step are needed too.
+const FEWEST_AT_FIRST: u32 = 20;
+const PERHAPS: f64 = 0.6;
+
 /// The limit falls at most by this factor in one step. A single bad step may be an accident, and the service itself may
 /// be slow for a moment: then a lower limit costs throughput.
 const LEAST_CHANGE: f64 = 0.7;
@@ -68,6 +74,15 @@ pub(super) struct Step {
 }
 
 impl Step {
+    fn and(self, other: Self) -> Self {
+        Self {
+            calls: self.calls.saturating_add(other.calls),
+            latency: self.latency.saturating_add(other.latency),
+            dropped: self.dropped.saturating_add(other.dropped),
+            found_full: self.found_full.saturating_add(other.found_full),
+        }
+    }
+
     fn was_full(&self) -> bool {
         self.found_full > 0
     }
@@ -102,6 +117,8 @@ pub(super) struct Limiter {
     resume: Option<f64>,
     /// Whether the limit still doubles.
     slow_start: bool,
+    /// While it does: the calls of steps that did not decide whether there is a queue.
+    undecided: Step,
     /// While the limit falls, where it began to.
     fell_from: Option<f64>,
     /// Since calls are dropped: the limit then, and the highest share of dropped calls.
@@ -127,6 +144,7 @@ impl Limiter {
             steps: 0,
             resume: None,
             slow_start: algorithm == Algorithm::Gradient,
+            undecided: Step::default(),
             fell_from: None,
             dropping: None,
             clean: 0,
@@ -152,7 +170,8 @@ impl Limiter {
 
     /// Returns the number of calls that the next step needs.
     pub(super) fn calls_of_a_step(&self) -> u32 {
-        (self.limit as u32).saturating_mul(2).max(FEWEST)
+        let limit = self.limit as u32;
+        if self.slow_start { limit.max(FEWEST_AT_FIRST) } else { limit.saturating_mul(2).max(FEWEST) }
     }
 
     /// Returns the number of dropped calls that ends a step early.
@@ -223,15 +242,16 @@ impl Limiter {
     /// limit: if the latency follows, it was that of a queue.
     fn gradient(&mut self, step: Step) -> f64 {
         // A step that ended early shows nothing but dropped calls.
-        if step.calls < FEWEST / 2 {
+        if step.calls < self.calls_of_a_step() / 2 {
             return self.limit;
         }
+        let step = std::mem::take(&mut self.undecided).and(step);
         // Above zero, because it divides.
         let latency = step.latency.as_secs_f64().max(1e-9) / f64::from(step.calls);
         let resume = self.resume.take();
         let Some(base) = self.base else {
             (self.base, self.before, self.steps) = (Some(latency), Some((self.limit, latency)), 0);
-            return if step.was_full() { self.next_of_a_full_step(latency, step.is_pressed()) } else { self.limit };
+            return if step.was_full() { self.next_of_a_full_step(latency, step) } else { self.limit };
         };
         match self.before {
             Some((limit, before)) if before / latency > FASTER * (limit / self.limit).max(1.0) => {
@@ -265,11 +285,7 @@ impl Limiter {
             Some((limit, _)) if self.limit < limit => {}
             _ => self.before = Some((self.limit, latency)),
         }
-        if step.was_full() || resume.is_some() {
-            self.next_of_a_full_step(latency, step.is_pressed())
-        } else {
-            self.limit
-        }
+        if step.was_full() || resume.is_some() { self.next_of_a_full_step(latency, step) } else { self.limit }
     }
 
     /// The gradient: how the limit changes after a step with this latency.
@@ -277,7 +293,7 @@ impl Limiter {
         (base / latency * HEADROOM).clamp(LEAST_CHANGE, HEADROOM)
     }
 
-    fn next_of_a_full_step(&mut self, latency: f64, is_pressed: bool) -> f64 {
+    fn next_of_a_full_step(&mut self, latency: f64, step: Step) -> f64 {
         let mut base = self.base.unwrap_or(latency);
         // A limit that is about to fall far anyway needs no probe.
         if self.steps == 0 && !self.slow_start && latency < FASTER * base {
@@ -291,8 +307,13 @@ impl Limiter {
             self.base = Some(base);
         }
         self.steps = self.steps.saturating_sub(1);
+        if self.slow_start && (PERHAPS..NO_QUEUE).contains(&(base / latency)) && step.calls < FEWEST {
+            self.undecided = step;
+            return self.limit;
+        }
         self.slow_start &= base / latency >= NO_QUEUE;
-        let next = self.limit * if self.slow_start && is_pressed { SLOW_START } else { Self::change(base, latency) };
+        let next =
+            self.limit * if self.slow_start && step.is_pressed() { SLOW_START } else { Self::change(base, latency) };
         // At a small limit, a fourth more may be none.
         if next > self.limit { next.max(self.limit + 1.0) } else { next }
     }

@@ -16,6 +16,7 @@ mod overload;
 mod priority;
 mod recovery;
 mod report;
+mod server;
 mod upstream;
 
 use std::{env, future::Future, time::Duration};
