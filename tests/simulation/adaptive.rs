@@ -6,7 +6,7 @@ use std::{
 };
 
 use tokio::time::Instant;
-use tower::{BoxError, Layer, ServiceBuilder, ServiceExt, util::BoxCloneService};
+use tower::{ServiceBuilder, ServiceExt};
 use ziggurat::{
     Error,
     concurrency_limit::{Adaptive, ConcurrencyLimitLayer},
@@ -16,10 +16,10 @@ use ziggurat::{
 
 use crate::{
     is_long,
-    load::{Arrivals, Client, Load, boxed},
+    load::{Arrivals, Load},
     report::{PATIENCE, Report, quantile},
     seconds, seeds, simulate,
-    upstream::{Failed, Plan, Upstream, Weather, Work},
+    upstream::{Plan, Upstream, Weather, Work},
 };
 
 #[derive(Clone, Copy, Debug)]
@@ -70,15 +70,15 @@ impl Scene {
         let plan = Plan { workers, work, queue, notices_callers_leaving: false, weather, seed };
         let per_second = self.capacity() * times_capacity;
         let load = Load { per_second, arrivals: Arrivals::Poisson, length: seconds(length), seed };
-        simulate(seed, async {
+        simulate(seed, async |watch| {
             let upstream = Upstream::new(plan);
             let stack = ClientStack::new("upstream").settings(ClientSettings::default().timeout(PATIENCE));
             let own = upstream.clone().map_err(Error::Service);
             let client = if is_fixed {
                 let stack = stack.with_concurrency_limit(ConcurrencyLimitLayer::new(25));
-                boxed(stack.layer(own))
+                watch.client(stack.gate(), 25, 1).around(&stack, own)
             } else {
-                boxed(stack.layer(own))
+                watch.stack(&stack).around(&stack, own)
             };
             Report { calls: load.offer(&client).await, received: upstream.received() }
         })
@@ -90,25 +90,22 @@ impl Scene {
         let plan = Plan { workers, work, queue, notices_callers_leaving: false, weather, seed };
         let per_second = self.capacity() * times_capacity;
         let load = Load { per_second, arrivals: Arrivals::Poisson, length: seconds(length), seed };
-        simulate(seed, async {
+        simulate(seed, async |watch| {
             let upstream = Upstream::new(plan);
             let (start, calls) = (Instant::now(), Arc::<Mutex<Vec<_>>>::default());
             let measured = Arc::clone(&calls);
-            let service = ServiceBuilder::new()
-                .map_err(|error: Error<Failed>| BoxError::from(error))
-                .layer(TimeoutLayer::new(PATIENCE))
-                .layer(ConcurrencyLimitLayer::adaptive(adaptive))
-                .map_err(Error::Service)
-                .map_future(move |call| {
-                    let (measured, began) = (Arc::clone(&measured), Instant::now());
-                    async move {
-                        let outcome = call.await;
-                        measured.lock().unwrap().push((start.elapsed(), began.elapsed()));
-                        outcome
-                    }
-                })
-                .service(upstream.clone());
-            let client: Client = BoxCloneService::new(service);
+            let limit = ConcurrencyLimitLayer::adaptive(adaptive);
+            let own = upstream.clone().map_err(Error::Service).map_future(move |call| {
+                let (measured, began) = (Arc::clone(&measured), Instant::now());
+                async move {
+                    let outcome = call.await;
+                    measured.lock().unwrap().push((start.elapsed(), began.elapsed()));
+                    outcome
+                }
+            });
+            let client = watch
+                .client(limit.handle(), 1_000, 0)
+                .around(&ServiceBuilder::new().layer(TimeoutLayer::new(PATIENCE)).layer(limit), own);
             let report = Report { calls: load.offer(&client).await, received: upstream.received() };
             let calls = std::mem::take(&mut *calls.lock().unwrap());
             Run { report, calls }

@@ -16,6 +16,7 @@ use crate::{
     report::{PATIENCE, Report},
     seconds, seeds, simulate,
     upstream::{Failed, Plan, Upstream, Weather, Work},
+    watch::Watch,
 };
 
 const CAPACITY: f64 = 640.0;
@@ -32,7 +33,7 @@ enum Kind {
     Stack,
 }
 
-fn client(kind: Kind, upstream: Upstream) -> Client {
+fn client(kind: Kind, watch: &Watch, upstream: Upstream) -> Client {
     let own = upstream.map_err(Error::<Failed>::Service);
     let settings = ClientSettings::default().timeout(PATIENCE);
     match kind {
@@ -44,7 +45,10 @@ fn client(kind: Kind, upstream: Upstream) -> Client {
                     .layer(RetryLayer::new().backoff(Duration::ZERO).budget(None).layer(attempt)),
             )
         }
-        Kind::Stack => boxed(ClientStack::new("upstream").settings(settings).layer(own)),
+        Kind::Stack => {
+            let stack = ClientStack::new("upstream").settings(settings);
+            watch.stack(&stack).around(&stack, own)
+        }
     }
 }
 
@@ -58,9 +62,9 @@ fn run(kind: Kind, seed: u64) -> Report {
         seed,
     };
     let load = Load { per_second: PER_SECOND, arrivals: Arrivals::Poisson, length: seconds(LENGTH), seed };
-    simulate(seed, async {
+    simulate(seed, async |watch| {
         let upstream = Upstream::new(plan);
-        let calls = load.offer(&client(kind, upstream.clone())).await;
+        let calls = load.offer(&client(kind, watch, upstream.clone())).await;
         Report { calls, received: upstream.received() }
     })
 }

@@ -1,6 +1,6 @@
 //! How many calls of the upstream a request costs at the worst, when retries and fallbacks are limited by a budget.
 
-use tower::{Layer, ServiceExt};
+use tower::{ServiceBuilder, ServiceExt};
 use ziggurat::{
     Budget, Error,
     fallback::FallbackLayer,
@@ -8,10 +8,11 @@ use ziggurat::{
 };
 
 use crate::{
-    load::{Arrivals, Client, Load, boxed},
+    load::{Arrivals, Client, Load},
     report::{PATIENCE, Report},
     seconds, seeds, simulate,
     upstream::{Failed, Plan, Upstream, Weather, Work},
+    watch::Watch,
 };
 
 /// The recommended client, and what is left out of it or put around it.
@@ -27,17 +28,18 @@ enum Kind {
 
 const KINDS: [Kind; 4] = [Kind::Whole, Kind::WithoutBreaker, Kind::FallbackShares, Kind::FallbackHasItsOwn];
 
-fn client(kind: Kind, upstream: &Upstream) -> Client {
-    let own = upstream.clone().map_err(Error::<Failed>::Service);
+fn client(kind: Kind, watch: &Watch, upstream: Upstream) -> Client {
     let stack = ClientStack::new("upstream").settings(ClientSettings::default().timeout(PATIENCE));
+    let own = upstream.map_err(Error::<Failed>::Service);
+    let watched = watch.client(stack.gate(), 1_000, if kind == Kind::FallbackHasItsOwn { 2 } else { 1 });
     let budget = match kind {
-        Kind::Whole => return boxed(stack.layer(own)),
-        Kind::WithoutBreaker => return boxed(stack.without_circuit_breaker().layer(own)),
+        Kind::Whole => return watched.around(&stack, own),
+        Kind::WithoutBreaker => return watched.around(&stack.without_circuit_breaker(), own),
         Kind::FallbackShares => stack.budget(),
         Kind::FallbackHasItsOwn => Some(Budget::default()),
     };
-    let fallback = FallbackLayer::service(own.clone()).budget(budget);
-    boxed(fallback.layer(stack.without_circuit_breaker().layer(own)))
+    let fallback = FallbackLayer::service(watched.inside(|_| false, own.clone())).budget(budget);
+    watched.around(&ServiceBuilder::new().layer(fallback).layer(stack.without_circuit_breaker()), own)
 }
 
 /// Calls of the upstream for each request of a minute.
@@ -51,9 +53,9 @@ fn amplification(kind: Kind, per_second: f64, failing: f64, seed: u64) -> f64 {
         seed,
     };
     let load = Load { per_second, arrivals: Arrivals::Steady, length: seconds(60.0), seed };
-    simulate(seed, async {
+    simulate(seed, async |watch| {
         let upstream = Upstream::new(plan);
-        let calls = load.offer(&client(kind, &upstream)).await;
+        let calls = load.offer(&client(kind, watch, upstream.clone())).await;
         Report { calls, received: upstream.received() }.amplification()
     })
 }

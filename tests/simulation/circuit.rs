@@ -14,6 +14,7 @@ use crate::{
     load::{Arrivals, Client, Load, boxed},
     seconds, seeds, simulate,
     upstream::{Failed, Request},
+    watch::Watch,
 };
 
 /// A service that answers at once, and fails the fraction of calls that `fails` gives for a time in seconds.
@@ -29,9 +30,9 @@ fn service(
 }
 
 /// Returns when the circuit opened, in seconds.
-fn openings(seed: u64, load: Load, client: impl FnOnce() -> (Client, CircuitBreakerHandle)) -> Vec<f64> {
-    simulate(seed, async {
-        let ((client, circuit), start) = (client(), Instant::now());
+fn openings(seed: u64, load: Load, client: impl FnOnce(&Watch) -> (Client, CircuitBreakerHandle)) -> Vec<f64> {
+    simulate(seed, async |watch| {
+        let ((client, circuit), start) = (client(watch), Instant::now());
         let mut transitions = circuit.subscribe();
         let follow = tokio::spawn(async move {
             let mut openings = Vec::new();
@@ -48,16 +49,15 @@ fn openings(seed: u64, load: Load, client: impl FnOnce() -> (Client, CircuitBrea
     })
 }
 
-fn breaker(seed: u64, fails: fn(f64) -> f64) -> (Client, CircuitBreakerHandle) {
+fn breaker(_: &Watch, seed: u64, fails: fn(f64) -> f64) -> (Client, CircuitBreakerHandle) {
     let layer = CircuitBreakerLayer::failure_rate(0.5);
     let circuit = layer.handle();
     (boxed(layer.layer(service(seed, fails))), circuit)
 }
 
-fn stack(seed: u64, fails: fn(f64) -> f64) -> (Client, CircuitBreakerHandle) {
+fn stack(watch: &Watch, seed: u64, fails: fn(f64) -> f64) -> (Client, CircuitBreakerHandle) {
     let stack = ClientStack::new("upstream");
-    let circuit = stack.circuit();
-    (boxed(stack.layer(service(seed, fails))), circuit)
+    (watch.stack(&stack).around(&stack, service(seed, fails)), stack.circuit())
 }
 
 /// Shows: A5
@@ -65,8 +65,8 @@ fn stack(seed: u64, fails: fn(f64) -> f64) -> (Client, CircuitBreakerHandle) {
 fn at_45_percent_of_failures_a_circuit_opens_at_most_once_in_100_minutes() {
     for seed in seeds(3) {
         let load = Load { per_second: 5.0, arrivals: Arrivals::Poisson, length: seconds(6_000.0), seed };
-        for (name, client) in [("breaker", breaker as fn(_, _) -> _), ("stack", stack)] {
-            let openings = openings(seed, load, || client(seed, |_| 0.45));
+        for (name, client) in [("breaker", breaker as fn(&_, _, _) -> _), ("stack", stack)] {
+            let openings = openings(seed, load, |watch| client(watch, seed, |_| 0.45));
             println!("seed {seed:>3}  {name}: opened {} times", openings.len());
             assert!(openings.len() <= 1, "seed {seed}, {name}: {openings:?}");
         }
@@ -86,9 +86,9 @@ fn an_outage_opens_a_circuit_within_three_seconds_or_with_its_twentieth_call() {
             ] {
                 let load = Load { per_second, arrivals: Arrivals::Poisson, length: seconds(BEGIN + 20.0), seed };
                 // Retries turn a rate of 80 % into one of 62 %.
-                let stack = (failing == "all").then_some(("stack", stack as fn(_, _) -> _));
-                for (name, client) in [("breaker", breaker as fn(_, _) -> _)].into_iter().chain(stack) {
-                    let opened = openings(seed, load, || client(seed, fails));
+                let stack = (failing == "all").then_some(("stack", stack as fn(&_, _, _) -> _));
+                for (name, client) in [("breaker", breaker as fn(&_, _, _) -> _)].into_iter().chain(stack) {
+                    let opened = openings(seed, load, |watch| client(watch, seed, fails));
                     let after = opened.first().map_or(f64::INFINITY, |at| at - BEGIN);
                     println!("seed {seed:>3}  {name} at {per_second}/s, {failing} fail: opened after {after:.2} s");
                     // A few calls more show a rate that is close to that of the circuit.
@@ -106,7 +106,7 @@ fn an_outage_of_half_a_second_opens_no_busy_circuit() {
     for seed in seeds(1) {
         let load = Load { per_second: 1_000.0, arrivals: Arrivals::Poisson, length: seconds(30.0), seed };
         let fails = |at| if (20.0..20.5).contains(&at) { 1.0 } else { 0.0 };
-        let opened = openings(seed, load, || breaker(seed, fails));
+        let opened = openings(seed, load, |watch| breaker(watch, seed, fails));
         assert!(opened.is_empty(), "seed {seed}: {opened:?}");
     }
 }

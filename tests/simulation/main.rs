@@ -1,7 +1,7 @@
 //! Overload, slow-downs and outages on a paused clock: whole stacks of layers between a seeded load and an upstream
 //! that goes on working for callers that gave up.
 //!
-//! Each test asserts on the figures of a few seeds. `SEEDS=200 cargo test --release --test simulation` runs more of
+//! Each test asserts on the figures of a few seeds, and `watch` on the invariants of each client after every step. `SEEDS=200 cargo test --release --test simulation` runs more of
 //! them, `LONG=1` adds long outages and many clients, and `-- --nocapture` prints the figures. A run is a function of
 //! its seed: `SEED=7` runs that one alone.
 
@@ -18,8 +18,11 @@ mod recovery;
 mod report;
 mod server;
 mod upstream;
+mod watch;
 
-use std::{env, future::Future, time::Duration};
+use std::{env, time::Duration};
+
+use watch::simulate;
 
 /// The seeds of one scenario.
 fn seeds(short: u64) -> std::ops::Range<u64> {
@@ -33,13 +36,6 @@ fn seeds(short: u64) -> std::ops::Range<u64> {
 /// Whether to run the scenarios that take minutes too.
 fn is_long() -> bool {
     env::var_os("LONG").is_some()
-}
-
-/// Runs a scenario on a clock that jumps to the next timer as soon as every task waits.
-fn simulate<T>(seed: u64, scenario: impl Future<Output = T>) -> T {
-    // For the jitter of the layers.
-    fastrand::seed(seed);
-    tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(scenario)
 }
 
 fn seconds(seconds: f64) -> Duration {

@@ -11,7 +11,8 @@ use crate::{
     load::{Arrivals, Client, Load},
     report::{Call, PATIENCE, Report},
     seconds, seeds, simulate,
-    upstream::{Failed, Plan, Upstream, Weather, Work},
+    upstream::{Plan, Upstream, Weather, Work},
+    watch::Watch,
 };
 
 /// A service that serves `limit` calls at a time, as many as the limit in front of it, and a load for it.
@@ -43,36 +44,34 @@ impl Scene {
         self.limit as f64 / self.work.mean().as_secs_f64()
     }
 
-    fn run(&self, seed: u64, client: impl FnOnce(Upstream) -> Client) -> Report {
+    fn run(&self, seed: u64, client: impl FnOnce(&Watch, Upstream) -> Client) -> Report {
         let Self { limit, work, notices_callers_leaving, arrivals, times_capacity, length, weather } = *self;
         let weather = weather.into_iter().map(|weather| (5.0..8.0, weather)).collect();
         let plan = Plan { workers: limit, work, queue: 10_000, notices_callers_leaving, weather, seed };
         let load = Load { per_second: self.capacity() * times_capacity, arrivals, length: seconds(length), seed };
-        simulate(seed, async {
+        simulate(seed, async |watch| {
             let upstream = Upstream::new(plan);
-            let calls = load.offer(&client(upstream.clone())).await;
+            let calls = load.offer(&client(watch, upstream.clone())).await;
             Report { calls, received: upstream.received() }
         })
     }
 }
 
 /// A total limit, a circuit breaker, and a limit.
-fn stack(limit: ConcurrencyLimitLayer) -> impl FnOnce(Upstream) -> Client {
-    move |upstream| {
-        let service = ServiceBuilder::new()
-            .map_err(|error: Error<Failed>| BoxError::from(error))
+fn stack(limit: ConcurrencyLimitLayer) -> impl FnOnce(&Watch, Upstream) -> Client {
+    move |watch, upstream| {
+        let gate = limit.handle();
+        let stack = ServiceBuilder::new()
             .layer(TimeoutLayer::new(PATIENCE))
             .layer(CircuitBreakerLayer::failure_rate(0.5))
-            .layer(limit)
-            .map_err(Error::Service)
-            .service(upstream);
-        BoxCloneService::new(service)
+            .layer(limit);
+        watch.client(gate.clone(), gate.limit(), 0).around(&stack, upstream.map_err(Error::Service))
     }
 }
 
 /// Tower's layers in that order: a queue without a bound.
-fn tower_stack(limit: usize) -> impl FnOnce(Upstream) -> Client {
-    move |upstream| {
+fn tower_stack(limit: usize) -> impl FnOnce(&Watch, Upstream) -> Client {
+    move |_, upstream| {
         let service = ServiceBuilder::new().timeout(PATIENCE).concurrency_limit(limit).service(upstream);
         BoxCloneService::new(service.map_err(BoxError::from))
     }
@@ -136,14 +135,10 @@ fn after_a_slow_down_a_hang_or_an_outage_the_limit_is_itself_within_a_second() {
     for seed in seeds(2) {
         for weather in [Weather::Slow(10.0), Weather::Hangs, Weather::Refuses] {
             let scene = Scene { times_capacity: 1.5, length: 14.0, weather: Some(weather), ..SCENE };
-            let report = scene.run(seed, |upstream| {
-                let service = ServiceBuilder::new()
-                    .map_err(|error: Error<Failed>| BoxError::from(error))
-                    .layer(TimeoutLayer::new(PATIENCE))
-                    .layer(ConcurrencyLimitLayer::new(10))
-                    .map_err(Error::Service)
-                    .service(upstream);
-                BoxCloneService::new(service)
+            let report = scene.run(seed, |watch, upstream| {
+                let limit = ConcurrencyLimitLayer::new(10);
+                let stack = ServiceBuilder::new().layer(TimeoutLayer::new(PATIENCE)).layer(limit.clone());
+                watch.client(limit.handle(), 10, 0).around(&stack, upstream.map_err(Error::Service))
             });
             println!("seed {seed:>3}  {weather:?} {report}");
             let after = report.goodput(9.0..14.0);

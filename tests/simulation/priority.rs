@@ -2,7 +2,7 @@
 
 use std::{fmt, ops::RangeInclusive};
 
-use tower::{BoxError, ServiceBuilder, util::BoxCloneService};
+use tower::{ServiceBuilder, ServiceExt};
 use ziggurat::{
     Error,
     circuit_breaker::CircuitBreakerLayer,
@@ -11,10 +11,10 @@ use ziggurat::{
 };
 
 use crate::{
-    load::{Arrivals, Load},
+    load::{Arrivals, Load, boxed},
     report::{Call, PATIENCE, Report},
     seconds, seeds, simulate,
-    upstream::{Failed, Plan, Request, Upstream, Work},
+    upstream::{Plan, Request, Upstream, Work},
 };
 
 /// The service serves this number of random calls of 100 ms on average at a time.
@@ -49,19 +49,19 @@ impl Mix {
             Plan { workers: WORKERS, work, queue: 10_000, notices_callers_leaving: true, weather: Vec::new(), seed };
         let per_second = CAPACITY * self.times_capacity;
         let load = Load { per_second, arrivals: Arrivals::Poisson, length: seconds(8.0), seed };
-        let report = simulate(seed, async {
+        let report = simulate(seed, async |watch| {
             let upstream = Upstream::new(plan);
             let limit = limit(ConcurrencyLimitLayer::new(WORKERS))
                 .priority(move |number: &Request| self.priority(*number))
                 .reserve(Priority::High, reserve);
-            let service = ServiceBuilder::new()
-                .map_err(|error: Error<Failed>| BoxError::from(error))
+            let watched = watch.client(limit.handle(), WORKERS, 0);
+            let holds_permit = move |number: &Request| self.priority(*number) != Priority::Exempt;
+            let own = watched.inside(holds_permit, upstream.clone()).map_err(Error::Service);
+            let stack = ServiceBuilder::new()
                 .layer(TimeoutLayer::new(PATIENCE))
                 .layer(CircuitBreakerLayer::failure_rate(0.5))
-                .layer(limit)
-                .map_err(Error::Service)
-                .service(upstream.clone());
-            let calls = load.offer(&BoxCloneService::new(service)).await;
+                .layer(limit);
+            let calls = load.offer(&watched.outside(boxed(stack.service(own)))).await;
             Report { calls, received: upstream.received() }
         });
         Outcome { mix: self, seed, report }

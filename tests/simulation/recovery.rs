@@ -13,6 +13,7 @@ use crate::{
     report::{PATIENCE, Report},
     seconds, seeds, simulate,
     upstream::{Failed, Plan, Request, Upstream, Weather, Work},
+    watch::Watch,
 };
 
 /// When the outage begins. The run goes on for a minute after it, and for twice as long as it lasted: no service is
@@ -26,13 +27,13 @@ enum Kind {
     Ours,
 }
 
-fn client(kind: Kind, upstream: Upstream) -> Client {
+fn client(kind: Kind, watch: &Watch, upstream: Upstream) -> Client {
     let own = upstream.map_err(Error::<Failed>::Service);
-    let total = TimeoutLayer::new(PATIENCE);
     match kind {
-        Kind::Bare => boxed(total.layer(own)),
+        Kind::Bare => boxed(TimeoutLayer::new(PATIENCE).layer(own)),
         Kind::Ours => {
-            boxed(ClientStack::new("upstream").settings(ClientSettings::default().timeout(PATIENCE)).layer(own))
+            let stack = ClientStack::new("upstream").settings(ClientSettings::default().timeout(PATIENCE));
+            watch.stack(&stack).around(&stack, own)
         }
     }
 }
@@ -70,9 +71,9 @@ impl Outage {
             length: seconds(self.end() + self.after()),
             seed,
         };
-        simulate(seed, async {
+        simulate(seed, async |watch| {
             let upstream = Upstream::new(plan);
-            let processes: Vec<_> = (0..self.processes).map(|_| client(kind, upstream.clone())).collect();
+            let processes: Vec<_> = (0..self.processes).map(|_| client(kind, watch, upstream.clone())).collect();
             let balanced = service_fn(move |request: Request| {
                 let process = processes[request as usize % processes.len()].clone();
                 process.oneshot(request)
