@@ -12,7 +12,7 @@ use ziggurat::{
 };
 
 use crate::{
-    load::{Arrivals, Load, boxed},
+    load::{Arrivals, Load},
     report::PATIENCE,
     seconds, seeds, simulate,
     upstream::{Failed, Plan, Upstream, Work},
@@ -48,20 +48,28 @@ impl Scene {
         let load =
             Load { per_second: CAPACITY * times_capacity, arrivals: Arrivals::Poisson, length: seconds(LENGTH), seed };
         let is_long = move |request| has_long_polls && request % 2 == 0;
-        let calls = simulate(seed, async {
+        let calls = simulate(seed, async |watch| {
             let upstream = Upstream::new(plan);
             let handler = service_fn(move |request| {
                 let upstream = upstream.clone();
                 async move {
-                    if is_long(request) { Ok(sleep(seconds(LONG_POLL)).await) } else { upstream.oneshot(request).await }
+                    if is_long(request) {
+                        sleep(seconds(LONG_POLL)).await;
+                        return Ok(());
+                    }
+                    upstream.oneshot(request).await
                 }
             });
             let service = ServiceBuilder::new().layer(TimeoutLayer::new(seconds(30.0)));
             let handler = handler.map_err(Error::<Failed>::Service);
             let server = match limit {
-                Limit::Fixed => boxed(service.layer(ConcurrencyLimitLayer::new(1000).max_waiting(0)).service(handler)),
+                Limit::Fixed => {
+                    let limit = ConcurrencyLimitLayer::new(1000).max_waiting(0);
+                    watch.client(limit.handle(), 1000, 0).around(&service.layer(limit), handler)
+                }
                 Limit::Adaptive => {
-                    boxed(service.layer(ConcurrencyLimitLayer::adaptive(Adaptive::gradient())).service(handler))
+                    let limit = ConcurrencyLimitLayer::adaptive(Adaptive::gradient());
+                    watch.client(limit.handle(), 1000, 0).around(&service.layer(limit), handler)
                 }
             };
             let caller = service_fn(move |request| {
