@@ -38,8 +38,8 @@ const SLOW_START: f64 = 2.0;
 const NO_QUEUE: f64 = 0.85;
 
 /// Meanwhile a step takes as many calls as the limit, or this many: a service of long calls would otherwise keep the
-/// limit of the start for minutes. If the latency is higher than without a queue, but not by this factor, it may be so
-/// by chance, and the calls of the next step are needed too.
+/// limit of the start for minutes. If the latency is higher than without a queue, but not by this factor, or calls are
+/// dropped, it may be so by chance, and the calls of the next step are needed too.
 const FEWEST_AT_FIRST: u32 = 20;
 const PERHAPS: f64 = 0.6;
 
@@ -81,6 +81,12 @@ impl Step {
             dropped: self.dropped.saturating_add(other.dropped),
             found_full: self.found_full.saturating_add(other.found_full),
         }
+    }
+
+    /// Whether calls are dropped, but too few to know how often.
+    fn may_be_chance(&self) -> bool {
+        let ended = self.calls.saturating_add(self.dropped);
+        self.dropped >= ended / A_DROP_IN && self.dropped > 0 && ended < FEWEST && self.dropped < FEWEST / A_DROP_IN
     }
 
     fn was_full(&self) -> bool {
@@ -176,11 +182,16 @@ impl Limiter {
 
     /// Returns the number of dropped calls that ends a step early.
     pub(super) fn drops_of_a_step(&self) -> u32 {
-        if self.ignores_drops > 0 { u32::MAX } else { self.calls_of_a_step() / A_DROP_IN }
+        if self.ignores_drops > 0 { u32::MAX } else { self.calls_of_a_step().max(FEWEST) / A_DROP_IN }
     }
 
     /// Changes the limit after a step.
     pub(super) fn step(&mut self, step: Step) {
+        let step = std::mem::take(&mut self.undecided).and(step);
+        if self.slow_start && step.may_be_chance() {
+            self.undecided = step;
+            return;
+        }
         let next = match self.lower(step) {
             Some(lower) => lower,
             None if step.calls == 0 => self.limit,
@@ -245,7 +256,6 @@ impl Limiter {
         if step.calls < self.calls_of_a_step() / 2 {
             return self.limit;
         }
-        let step = std::mem::take(&mut self.undecided).and(step);
         // Above zero, because it divides.
         let latency = step.latency.as_secs_f64().max(1e-9) / f64::from(step.calls);
         let resume = self.resume.take();

@@ -2,12 +2,13 @@ use proptest::{collection::vec, prelude::*};
 
 use super::*;
 
-/// A service with a number of workers and a latency, as a function of the step.
-fn follow(algorithm: Algorithm, steps: u32, service: impl Fn(u32) -> (f64, f64)) -> Vec<f64> {
-    let mut random = fastrand::Rng::with_seed(7);
-    let mut limiter = Limiter::new(algorithm, 1..=1000, 20);
-    (0..steps)
-        .map(|nth| {
+/// A service with a number of workers and a latency, as a function of the step: the mean of the limits from step
+/// `from` on, as a multiple of its workers.
+fn follow(from: usize, service: impl Fn(u32) -> (f64, f64)) -> f64 {
+    let run = |seed| {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut limiter = Limiter::new(Algorithm::Gradient, 1..=1000, 20);
+        let limits = (0..100).map(|nth| {
             let (workers, latency) = service(nth);
             let calls = limiter.calls_of_a_step();
             // Beyond its workers, calls wait in the service. The mean of exponential latencies varies.
@@ -17,8 +18,10 @@ fn follow(algorithm: Algorithm, steps: u32, service: impl Fn(u32) -> (f64, f64))
             let latency = Duration::from_secs_f64(mean).saturating_mul(calls);
             limiter.step(Step { calls, latency, dropped: 0, found_full: u32::MAX });
             limiter.limit() as f64 / workers
-        })
-        .collect()
+        });
+        mean(&limits.collect::<Vec<_>>()[from..])
+    };
+    mean(&(0..20).map(run).collect::<Vec<_>>())
 }
 
 fn mean(ratios: &[f64]) -> f64 {
@@ -28,18 +31,43 @@ fn mean(ratios: &[f64]) -> f64 {
 #[test]
 fn the_gradient_finds_what_the_service_can_do_and_follows_it() {
     for workers in [2.0, 5.0, 20.0, 100.0, 400.0] {
-        let found = follow(Algorithm::Gradient, 100, |_| (workers, 0.1));
-        let mean = mean(&found[40..]);
-        assert!((0.9..1.6).contains(&mean), "{mean} of {workers}");
+        let found = follow(40, |_| (workers, 0.1));
+        assert!((0.9..1.6).contains(&found), "{found} of {workers}");
     }
-    let halves = follow(Algorithm::Gradient, 100, |nth| (if nth < 50 { 40.0 } else { 20.0 }, 0.1));
-    let doubles = follow(Algorithm::Gradient, 100, |nth| (if nth < 50 { 20.0 } else { 40.0 }, 0.1));
-    let slower = follow(Algorithm::Gradient, 100, |nth| (20.0, if nth < 50 { 0.1 } else { 0.3 }));
-    let faster = follow(Algorithm::Gradient, 100, |nth| (20.0, if nth < 50 { 0.1 } else { 0.03 }));
+    let halves = follow(75, |nth| (if nth < 50 { 40.0 } else { 20.0 }, 0.1));
+    let doubles = follow(75, |nth| (if nth < 50 { 20.0 } else { 40.0 }, 0.1));
+    let slower = follow(75, |nth| (20.0, if nth < 50 { 0.1 } else { 0.3 }));
+    let faster = follow(75, |nth| (20.0, if nth < 50 { 0.1 } else { 0.03 }));
     for (what, found) in [("halves", halves), ("doubles", doubles), ("slower", slower), ("faster", faster)] {
-        let mean = mean(&found[75..]);
-        assert!((0.9..1.7).contains(&mean), "{mean}: {what}");
+        assert!((0.9..1.7).contains(&found), "{found}: {what}");
     }
+}
+
+/// A service of long calls is not kept at the start for as long as many of them take.
+#[test]
+fn at_first_a_step_takes_as_many_calls_as_the_limit() {
+    let mut limiter = Limiter::new(Algorithm::Gradient, 1..=1000, 20);
+    for limit in [20, 40, 80, 160, 320] {
+        assert_eq!((limiter.limit(), limiter.calls_of_a_step()), (limit, limit as u32));
+        limiter.step(step_of(&limiter, 0));
+    }
+}
+
+/// Two of twenty calls may fail by chance: they neither end a slow start, nor does it go on before more is known.
+#[test]
+fn a_few_dropped_calls_at_the_start_decide_nothing() {
+    let start = || {
+        let mut limiter = Limiter::new(Algorithm::Gradient, 1..=1000, 20);
+        limiter.step(step_of(&limiter, 2));
+        assert_eq!(limiter.limit(), 20);
+        limiter
+    };
+    let mut chance = start();
+    chance.step(step_of(&chance, 0));
+    assert_eq!(chance.limit(), 40, "2 of 40 calls were dropped");
+    let mut no_chance = start();
+    no_chance.step(step_of(&no_chance, 8));
+    assert_eq!(no_chance.limit(), 18, "10 of 40 calls were dropped");
 }
 
 fn step_of(limiter: &Limiter, dropped: u32) -> Step {
