@@ -25,6 +25,7 @@ use ziggurat::{
     chaos::{ChaosLayer, Fault},
     circuit_breaker::CircuitBreakerLayer,
     concurrency_limit::{Adaptive, ConcurrencyLimitLayer, Priority},
+    drain::DrainLayer,
     fallback::FallbackLayer,
     observe::ObserveLayer,
     rejection_response::RejectionResponseLayer,
@@ -293,6 +294,10 @@ pub fn subjects() -> Vec<Subject> {
                 .map_request(Request::new)
                 .layer(RejectionResponseLayer::problem_json())
                 .service(asked()),
+        ),
+        http_subject(
+            "http, drain",
+            ServiceBuilder::new().map_request(Request::new).layer(DrainLayer::new()).service(asked()),
         ),
         http_subject(
             "http, an upload",

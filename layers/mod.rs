@@ -6,6 +6,7 @@ pub mod chaos;
 pub mod circuit_breaker;
 pub mod concurrency_limit;
 pub mod context;
+pub mod drain;
 pub mod fallback;
 pub mod observe;
 pub mod propagate;

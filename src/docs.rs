@@ -29,6 +29,7 @@
 //! | `recommended_stacks` | `ServerStack` and `ClientStack`, with settings from a file |
 //! | `failure_drill` | injected faults, and the recovery |
 //! | `axum_router`, `hyper_server`, `tonic_server` | servers |
+//! | `drain` | a server that is shut down gracefully, with an open stream |
 //! | `hyper_client`, `hyper_client_h2`, `reqwest_client`, `tonic_client` | clients |
 //! | `reverse_proxy` | a server and a client at once |
 //! | `plain_function` | a stack around an async function, kept in a struct |

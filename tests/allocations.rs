@@ -3,7 +3,8 @@
 
 use std::{
     convert::Infallible,
-    future::{Future, Ready, ready},
+    future::{Future, Ready, poll_fn, ready},
+    mem,
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -27,6 +28,7 @@ use ziggurat::{
     concurrency_limit::ConcurrencyLimitLayer,
     concurrent::process_concurrently,
     context::ContextLayer,
+    drain::DrainLayer,
     events::{Lag, Subscription},
     fallback::{Failed, FallbackLayer},
     observe::ObserveLayer,
@@ -434,6 +436,30 @@ fn allocations_of_a_request() -> u64 {
 #[test]
 fn a_requests_scope_without_tasks_allocates_itself_and_the_extensions() {
     assert_eq!(allocations_of_a_request(), 5);
+}
+
+/// The response, and then its body, are pending first.
+///
+/// Shows: D1
+#[test]
+fn a_call_through_a_drain_allocates_nothing() {
+    let inner = service_fn(|_: Request<()>| async {
+        let mut is_pending = true;
+        poll_fn(|_| if mem::take(&mut is_pending) { Poll::Pending } else { Poll::Ready(()) }).await;
+        Ok::<_, Error<Infallible>>(Response::new(Frames { left: 3, pends: true, asked: 0 }))
+    });
+    let mut service = DrainLayer::new().layer(inner);
+    let mut call = || {
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(service.poll_ready(&mut context).is_ready());
+        let mut response = pin!(service.call(Request::new(())));
+        assert!(response.as_mut().poll(&mut context).is_pending());
+        let Poll::Ready(Ok(response)) = response.poll(&mut context) else { panic!() };
+        let mut body = pin!(response.into_body());
+        while !matches!(body.as_mut().poll_frame(&mut context), Poll::Ready(None)) {}
+    };
+    call();
+    assert_eq!(allocation_counter::measure(call).count_total, 0);
 }
 
 /// Returns the bytes that are allocated while `depth` nested scopes are closed.

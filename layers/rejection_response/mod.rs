@@ -241,7 +241,7 @@ fn answer<A: Respond<B>, B, E>(
         Err(_) => http::Extensions::new(),
     };
     let mut response = respond.respond(memory, &rejection);
-    rejection.add_retry_after(&mut response);
+    rejection.add_headers(&mut response);
     extensions.extend(std::mem::take(response.extensions_mut()));
     extensions.insert(rejection);
     extensions.insert(Answered);

@@ -22,6 +22,7 @@ pub use self::{
 };
 pub(crate) use self::{
     reject::{judged_as, known, reason_of, was_unprocessed},
+    rejection::close_connection,
     retry_after::retry_after,
     unprocessed::is_bad_certificate,
 };

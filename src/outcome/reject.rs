@@ -284,7 +284,7 @@ impl<B: EmptyBody> Reject<Response<B>> for Infallible {
     fn reject(rejection: Rejection) -> Result<Response<B>, Self> {
         let mut response = Response::new(B::default());
         *response.status_mut() = rejection.status();
-        rejection.add_retry_after(&mut response);
+        rejection.add_headers(&mut response);
         response.extensions_mut().insert(rejection);
         Ok(response)
     }
@@ -436,6 +436,7 @@ mod tests {
             (Reason::RateLimited, Some(second), 429, Some("1")),
             (Reason::UploadStalled { idle: second }, None, 408, None),
             (Reason::UploadFailed { message: "secret".into() }, None, 400, None),
+            (Reason::Draining { grace: None }, None, 503, Some("1")),
             (Reason::RateLimited, Some(Duration::MAX), 429, Some("18446744073709551615")),
         ] {
             let rejected = Rejection::new("any", Name::Static(""), reason.clone());

@@ -2,7 +2,10 @@
 
 use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc, time::Duration};
 
-use http::{HeaderValue, Response, StatusCode, header::RETRY_AFTER};
+use http::{
+    HeaderValue, Response, StatusCode,
+    header::{CONNECTION, RETRY_AFTER},
+};
 
 use super::{Class, unprocessed::chain};
 use crate::{debug::impl_debug, name::Name};
@@ -25,6 +28,8 @@ struct Inner {
     name: Name,
     reason: Reason,
     retry_after: Option<Duration>,
+    /// Whether the connection of the caller, over HTTP/1, closes after the response.
+    closes: bool,
     suppressed: Option<Arc<str>>,
     previous: Option<Arc<str>>,
 }
@@ -83,6 +88,12 @@ pub enum Reason {
         /// The error's message.
         message: Arc<str>,
     },
+    /// The server is shutting down.
+    Draining {
+        /// How long the call was allowed to go on, if it was in flight when the drain began. `None` if it came later,
+        /// and was never sent.
+        grace: Option<Duration>,
+    },
     /// The reason of a layer outside this crate. [How to write one](crate::docs::how_to#write-a-layer-that-rejects).
     ///
     /// A rejection whose `status` is below 300 would pass for a success, and panics when it is created.
@@ -123,7 +134,7 @@ pub enum Reason {
 impl Reason {
     /// The reason as one word, for events, labels and metrics: `"timed_out"`, `"deadline_exceeded"`, `"circuit_open"`,
     /// `"overloaded"`, `"rate_limited"`, `"shared"`, `"recursive"`, `"injected"`, `"exhausted"`, `"unavailable"`,
-    /// `"upload_stalled"`, `"upload_failed"`, or the name of a custom reason.
+    /// `"upload_stalled"`, `"upload_failed"`, `"draining"`, or the name of a custom reason.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -139,6 +150,7 @@ impl Reason {
             Self::Unavailable { .. } => "unavailable",
             Self::UploadStalled { .. } => "upload_stalled",
             Self::UploadFailed { .. } => "upload_failed",
+            Self::Draining { .. } => "draining",
             Self::Custom { name, .. } => name,
         }
     }
@@ -165,7 +177,7 @@ impl Rejection {
             assert!(status.as_u16() >= 300, "the status of the reason `{name}` must be 300 or above, not {status}");
         }
         let retry_after = reason.retry_after().filter(|wait| !wait.is_zero());
-        let inner = Inner { layer, name, reason, retry_after, suppressed: None, previous: None };
+        let inner = Inner { layer, name, reason, retry_after, closes: false, suppressed: None, previous: None };
         Self { inner: Arc::new(inner) }
     }
 
@@ -263,6 +275,7 @@ impl Rejection {
                 | Reason::RateLimited
                 | Reason::Exhausted { .. }
                 | Reason::Unavailable { .. }
+                | Reason::Draining { grace: None }
                 | Reason::Custom { unprocessed: true, .. }
         );
         // Otherwise an inner retry sent the request before, or a fallback sent it to its backup afterwards.
@@ -273,8 +286,8 @@ impl Rejection {
     ///
     /// - A timeout, an injected fault and an unavailable resource are transient failures.
     /// - An open circuit is a failure that no retry helps.
-    /// - A local limit, an empty pool and a caller that stops sending say nothing about the service. Neither does a
-    ///   caller's deadline, because it may have left the service no time.
+    /// - A local limit, an empty pool, a caller that stops sending and a server that shuts down say nothing about the
+    ///   service. Neither does a caller's deadline, because it may have left the service no time.
     /// - A shared failure has the class of the original error, and a custom reason its own class. A class that may have
     ///   a wait has that of the rejection, which is never shorter.
     #[must_use]
@@ -290,7 +303,8 @@ impl Rejection {
             | Reason::RateLimited
             | Reason::Exhausted { .. }
             | Reason::UploadStalled { .. }
-            | Reason::UploadFailed { .. } => Class::Ignored,
+            | Reason::UploadFailed { .. }
+            | Reason::Draining { .. } => Class::Ignored,
             // The class says whose wait it is, and the rejection how long it is.
             Reason::Shared { class, .. } | Reason::Custom { class, .. } => match class {
                 Class::Failure { transient, .. } => Class::Failure { transient, retry_after: self.inner.retry_after },
@@ -345,16 +359,28 @@ impl Rejection {
             Reason::Unavailable { .. } => "the resource is unavailable",
             Reason::UploadStalled { .. } => "the request body did not arrive in time",
             Reason::UploadFailed { .. } => "the request body failed",
+            Reason::Draining { .. } => "the server is shutting down",
             Reason::Custom { public_message, .. } => public_message,
         };
         format!("{}: {why}", self.inner.layer)
     }
 
-    /// Adds `Retry-After` to a response with an error status, unless the response has one: whole seconds, rounded up so
-    /// that a caller does not come back early, and at least 1.
+    /// Closes the connection of the caller after the response, which has to be one over HTTP/1.
+    #[must_use]
+    pub(crate) fn that_closes(mut self) -> Self {
+        Arc::make_mut(&mut self.inner).closes = true;
+        self
+    }
+
+    /// Adds the headers of the rejection to its response.
     ///
-    /// Every 429 and 503 gets one. If the layer does not know the wait, it is 1 second, the shortest possible value.
-    pub(crate) fn add_retry_after<B>(&self, response: &mut Response<B>) {
+    /// `Retry-After` is for an error status, unless the response has one: whole seconds, rounded up so that a caller
+    /// does not come back early, and at least 1. Every 429 and 503 gets one. If the layer does not know the wait, it is
+    /// 1 second, the shortest possible value.
+    pub(crate) fn add_headers<B>(&self, response: &mut Response<B>) {
+        if self.inner.closes {
+            add_close(response);
+        }
         let wait = match response.status() {
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
                 self.retry_after().or(Some(Duration::ZERO))
@@ -375,6 +401,25 @@ impl Rejection {
     #[must_use]
     pub fn find<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Self> {
         chain(error).find_map(<dyn StdError>::downcast_ref)
+    }
+}
+
+/// Closes the connection of the caller after a response over HTTP/1, whether or not the response is a rejection.
+pub(crate) fn close_connection<B>(response: &mut Response<B>) {
+    // A layer further out may make another response of the rejection.
+    if let Some(rejection) = response.extensions_mut().get_mut::<Rejection>() {
+        *rejection = rejection.clone().that_closes();
+    }
+    add_close(response);
+}
+
+/// Adds `Connection: close`, unless the response has it. The connection of a 101 is no longer one of HTTP.
+fn add_close<B>(response: &mut Response<B>) {
+    let closes = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"close");
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS
+        && !response.headers().get_all(CONNECTION).iter().any(closes)
+    {
+        response.headers_mut().append(CONNECTION, HeaderValue::from_static("close"));
     }
 }
 
@@ -406,6 +451,10 @@ impl fmt::Display for Rejection {
                 write!(f, ": the caller sent no more of the request body for {idle:?}")?;
             }
             Reason::UploadFailed { message } => write!(f, ": the request body failed: {message}")?,
+            Reason::Draining { grace: None } => write!(f, ": the server is shutting down")?,
+            Reason::Draining { grace: Some(grace) } => {
+                write!(f, ": the call did not end within {grace:?} after the server began to shut down")?;
+            }
             Reason::Custom { public_message, .. } => write!(f, ": {public_message}")?,
         }
         if let Some(wait) = self.inner.retry_after {
@@ -478,7 +527,7 @@ mod tests {
                 assert_eq!((rejection.retry_after(), rejection.class()), (expected, class));
                 let mut response = Response::new(());
                 *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
-                rejection.add_retry_after(&mut response);
+                rejection.add_headers(&mut response);
                 let seconds = expected.map_or(1, |wait| wait.as_secs());
                 assert_eq!(response.headers()[RETRY_AFTER], seconds.to_string());
             }

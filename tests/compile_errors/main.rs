@@ -94,6 +94,7 @@ mod tests {
                     "docs::it_does_not_compile */ struct CircuitBreaker<",
                     "docs::it_does_not_compile */ struct ConcurrencyLimit<",
                     "docs::it_does_not_compile */ struct Context<",
+                    "docs::it_does_not_compile */ struct Drain<",
                     "docs::it_does_not_compile */ struct Fallback<",
                     "docs::it_does_not_compile */ struct Observe<",
                     "docs::it_does_not_compile */ struct Propagate<",

@@ -415,7 +415,7 @@ async fn mistake() {
     use tower::Layer;
     use ziggurat::{
         Scope, batch::BatchLayer, circuit_breaker::CircuitBreakerLayer, concurrency_limit::ConcurrencyLimitLayer,
-        context::ContextLayer, observe::ObserveLayer, propagate::PropagateLayer,
+        context::ContextLayer, drain::DrainLayer, observe::ObserveLayer, propagate::PropagateLayer,
         rejection_response::RejectionResponseLayer, replay::ReplayLayer, request_id::RequestIdLayer,
         resource::ResourceLayer, stack::ServerStack, upload::UploadLayer,
     };
@@ -429,6 +429,7 @@ async fn mistake() {
     ClientStack::new("files").layer(()).oneshot(()).await;
     ConcurrencyLimitLayer::new(1).layer(()).oneshot(()).await;
     ContextLayer::new(app.clone()).layer(()).oneshot(()).await;
+    DrainLayer::new().layer(()).oneshot(()).await;
     FallbackLayer::value(()).layer(()).oneshot(()).await;
     ObserveLayer::new().layer(()).oneshot(()).await;
     PropagateLayer::new().layer(()).oneshot(()).await;

@@ -13,6 +13,7 @@ use ziggurat::{
     chaos::{ChaosLayer, Fault},
     circuit_breaker::{CircuitBreakerLayer, State},
     concurrency_limit::ConcurrencyLimitLayer,
+    drain::DrainLayer,
     retry::RetryLayer,
 };
 
@@ -103,6 +104,13 @@ fn the_handles_of_the_other_layers_lead_to_the_state_of_the_layer_however_it_is_
     let layer = layer.rate(0.5).named("drill");
     chaos.off();
     assert!(!layer.handle().is_on());
+
+    let layer = DrainLayer::new();
+    let drain = layer.handle();
+    let layer = layer.grace(SECOND).named("api");
+    assert_eq!(drain.grace(), SECOND);
+    drop(drain.drain());
+    assert!(layer.handle().is_draining());
 
     let layer: CacheLayer<u8, u8, _> = CacheLayer::new(10, SECOND, |key: &u8| Some(*key));
     let cache = layer.handle();

@@ -16,6 +16,7 @@ mod classify;
 mod concurrency_limit;
 mod concurrent;
 mod context;
+mod discard;
 mod drain;
 mod events;
 mod events_joined;

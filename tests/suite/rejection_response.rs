@@ -458,6 +458,7 @@ macro_rules! every_refusal {
             ("somebody's own limit of a rate", Reason::RateLimited),
             ("somebody's own limit", Reason::Overloaded { limit: 1 }),
             ("a fault that was put in", Reason::Injected),
+            ("a server that shuts down", Reason::Draining { grace: None }),
             ("an empty pool", Reason::Exhausted { max_wait: SECOND }),
             ("a resource that is not to be had", unavailable()),
         ] {
@@ -478,7 +479,7 @@ fn number(answer: &Answer, header: &str) -> Option<u64> {
 async fn every_429_and_503_says_when_to_come_back() {
     let plain = every_refusal!(tower::layer::util::Identity::new());
     let problems = every_refusal!(RejectionResponseLayer::problem_json());
-    assert_eq!((plain.len(), problems.len()), (12, 12));
+    assert_eq!((plain.len(), problems.len()), (13, 13));
     for (name, answer) in plain.iter().chain(&problems) {
         let status = answer.status().as_u16();
         assert!([429, 503].contains(&status), "{name}: {status}");
@@ -486,7 +487,8 @@ async fn every_429_and_503_says_when_to_come_back() {
     }
     // Known waits, and estimated ones.
     for (name, answer) in every_refusal!(RejectionResponseLayer::grpc()) {
-        let known = !["somebody", "put in", "pool", "not to be had"].iter().any(|word| name.contains(word));
+        let known =
+            !["somebody", "put in", "pool", "not to be had", "shuts down"].iter().any(|word| name.contains(word));
         assert_eq!(number(&answer, "grpc-retry-pushback-ms").is_some(), known, "{name}: {:?}", answer.headers());
     }
 }

@@ -19,6 +19,7 @@ use ziggurat::{
     circuit_breaker::CircuitBreakerLayer,
     concurrency_limit::{Adaptive, ConcurrencyLimitLayer, Priority},
     context::ContextLayer,
+    drain::DrainLayer,
     fallback::{Backup, Failed, FallbackLayer},
     headers::TimeoutHeader,
     observe::ObserveLayer,
@@ -155,6 +156,17 @@ these_keep_to_the_laws! {
     /// Shows: X7
     context: laws(|| ContextLayer::new(around()).state(|req: &Request<String>| req.uri().clone()));
     context_without_http: laws(|| ContextLayer::ambient(around())).over(|n| n, |n| n, |answer: &u64| *answer);
+    /// Shows: D1
+    drain: laws_with_gauges(|| {
+        let layer = DrainLayer::new();
+        let handle = layer.handle();
+        (layer, move || handle.in_flight())
+    });
+    drain_that_has_begun: laws(|| {
+        let layer = DrainLayer::new();
+        drop(layer.handle().drain());
+        layer
+    }).rejects(|number: u64| Request::new(number.to_string()));
     identity: laws(RequestIdLayer::new);
     /// Shows: X8
     identity_in_a_scope: laws(|| (ContextLayer::new(around()), RequestIdLayer::new()));
@@ -374,6 +386,7 @@ fn every_service_gives_access_to_the_one_inside() {
         CircuitBreakerLayer::http();
         ConcurrencyLimitLayer::new(1);
         ContextLayer::new(scope);
+        DrainLayer::new();
         FallbackLayer::value(());
         ObserveLayer::new();
         PropagateLayer::new();

@@ -31,6 +31,7 @@ use ziggurat::{
     chaos::{ChaosLayer, Fault},
     concurrency_limit::ConcurrencyLimitLayer,
     concurrent::{Cause, process_concurrently},
+    drain::DrainLayer,
     resource::ResourceLayer,
     retry::RetryLayer,
     stack::{ClientSettings, ClientStack, ServerSettings, ServerStack},
@@ -124,6 +125,27 @@ where
     Rejection::find(&*error).unwrap().is_timed_out()
 }
 
+/// Drains while a call is in flight, and returns whether it is rejected for that.
+async fn is_drained(grace: Duration) -> bool {
+    let layer = DrainLayer::new().grace(grace);
+    let handle = layer.handle();
+    let mut call = pin!(layer.layer(busy_service()).oneshot(Request::new(String::new())));
+    assert!(futures_util::poll!(call.as_mut()).is_pending());
+    drop(handle.drain());
+    let outcome = call.await;
+    ziggurat::rejection(&outcome).unwrap().reason() == &Reason::Draining { grace: Some(grace) }
+}
+
+/// Drains while a body goes on, and returns whether it ends for that.
+async fn is_body_drained(grace: Duration) -> bool {
+    let layer = DrainLayer::new().grace(grace);
+    let handle = layer.handle();
+    let mut response = layer.layer(busy_body()).oneshot(Request::new(String::new())).await.unwrap();
+    drop(handle.drain());
+    let error = response.body_mut().frame().await.unwrap().unwrap_err();
+    Rejection::find(&*error).unwrap().reason() == &Reason::Draining { grace: Some(grace) }
+}
+
 /// Runs a future whose task has spent its budget already, in every poll.
 async fn after_the_budget_is_spent<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
@@ -176,6 +198,9 @@ async fn every_limit_of_time_ends_what_never_yields() {
     ends_at("idle", SECOND, || body_times_out(TimeoutLayer::new(MINUTE).idle(SECOND).layer(busy_body()))).await;
 
     ends_at("the idle limit of an upload", SECOND, || stalls(UploadLayer::new(SECOND).layer(reads_all()))).await;
+
+    ends_at("a drain", SECOND, || is_drained(SECOND)).await;
+    ends_at("a drain of a body", SECOND, || is_body_drained(SECOND)).await;
 
     let client = || ClientStack::http("busy").without_retry();
     let settings = ClientSettings::default;
@@ -278,6 +303,7 @@ fn no_duration_of_zero_makes_a_timer() {
         assert!(body_times_out(TimeoutLayer::new(zero).until_body_end().layer(busy_body())).await);
         assert!(body_times_out(TimeoutLayer::new(Duration::MAX).idle(zero).layer(busy_body())).await);
         assert!(stalls(UploadLayer::new(zero).layer(reads_all())).await);
+        assert!(is_drained(zero).await && is_body_drained(zero).await);
 
         let limit = ConcurrencyLimitLayer::new(1).max_wait(zero).layer(busy_service());
         let mut first = limit.clone();

@@ -135,6 +135,7 @@ fn a_rejection_has_a_code_and_says_in_milliseconds_when_to_come_back() {
         (Reason::Unavailable { message: "secret".into() }, 14),
         (Reason::UploadStalled { idle: limit }, 1),
         (Reason::UploadFailed { message: "secret".into() }, 1),
+        (Reason::Draining { grace: None }, 14),
     ] {
         let rejection = LayerInfo::new("any").reject(reason);
         assert_eq!((rejection.grpc_code(), rejection.grpc_pushback()), (code, None));

@@ -45,6 +45,7 @@ use ziggurat::{
 mod bad;
 mod body_end;
 mod drain;
+mod draining;
 mod hyper;
 mod outage;
 mod proxy;

@@ -31,6 +31,11 @@ pub(super) enum Kind {
     },
     Client,
     Context,
+    /// The drain begins at this time.
+    Drain {
+        grace: u64,
+        at: Option<u64>,
+    },
     FallbackService {
         limit: usize,
     },
@@ -100,6 +105,7 @@ fn kind() -> impl Strategy<Value = Kind> {
         1 => (1_u64..4).prop_map(|every| Kind::ChaosError { every }),
         1 => Just(Kind::Client),
         1 => Just(Kind::Context),
+        2 => (time(), proptest::option::of(time())).prop_map(|(grace, at)| Kind::Drain { grace, at }),
         1 => size().prop_map(|limit| Kind::FallbackService { limit }),
         1 => Just(Kind::FallbackValue),
         1 => Just(Kind::RequestId),

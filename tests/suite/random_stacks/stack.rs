@@ -6,7 +6,7 @@ use futures_util::FutureExt;
 use http::{Request, Response};
 use http_body::Body;
 use http_body_util::BodyExt;
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::sleep};
 use tower::{
     Layer, Service,
     buffer::Buffer,
@@ -21,6 +21,7 @@ use ziggurat::{
     circuit_breaker::CircuitBreakerLayer,
     concurrency_limit::ConcurrencyLimitLayer,
     context::ContextLayer,
+    drain::DrainLayer,
     fallback::FallbackLayer,
     observe::ObserveLayer,
     propagate::PropagateLayer,
@@ -156,6 +157,18 @@ impl Stack {
                 boxed(stack.layer(inner))
             }
             Kind::Context => boxed(ContextLayer::new(Scope::root("random")).layer(inner)),
+            Kind::Drain { grace, at } => {
+                let layer = DrainLayer::new().grace(millis(grace));
+                let (gauge, handle) = (layer.handle(), layer.handle());
+                self.gauge("the drain", move || gauge.in_flight() == 0);
+                if let Some(at) = at {
+                    tokio::spawn(async move {
+                        sleep(millis(at)).await;
+                        handle.drain().await;
+                    });
+                }
+                boxed(layer.layer(inner))
+            }
             Kind::FallbackService { limit } => {
                 let backup = self.limited(limit, inner.clone());
                 boxed(FallbackLayer::service(backup).layer(inner))
