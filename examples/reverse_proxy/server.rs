@@ -15,7 +15,7 @@ use tokio::{
 };
 use tower::{Service, ServiceExt};
 use tracing::{debug, info, warn};
-use ziggurat::body::GuardBody;
+use ziggurat::{body::GuardBody, drain::DrainLayer};
 
 use super::{
     calls::Calls,
@@ -25,9 +25,14 @@ use super::{
     stack::{self, ProxyResponse},
 };
 
+/// How long connections may take, after the grace period, to tell callers that their responses end early.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// Serves until `stop`, and then lets calls in flight end.
 pub(crate) async fn serve(listener: TcpListener, upstream: Uri, limits: Limits, stop: impl Future<Output = ()>) {
-    let service = stack::proxy(upstream, limits);
+    let drain = DrainLayer::new().grace(limits.grace);
+    let calls = drain.handle();
+    let service = stack::proxy(upstream, limits, drain);
     let places = Arc::new(Semaphore::new(limits.connections));
     let room = Arc::new(Notify::new());
     let stopping = watch::Sender::new(false);
@@ -58,7 +63,11 @@ pub(crate) async fn serve(listener: TcpListener, upstream: Uri, limits: Limits, 
     drop(listener);
     info!("stopping");
     stopping.send_replace(true);
-    match timeout(limits.grace, stopping.closed()).await {
+    let ended = async {
+        calls.drain().await;
+        stopping.closed().await;
+    };
+    match timeout(limits.grace.saturating_add(LINGER), ended).await {
         Ok(()) => info!("all connections have ended"),
         Err(_) => warn!("some connections are cut off"),
     }

@@ -17,6 +17,7 @@ use ziggurat::{
     circuit_breaker::CircuitBreakerLayer,
     concurrency_limit::{Adaptive, ConcurrencyLimitLayer},
     context::{ContextLayer, ScopeBody},
+    drain::{DrainBody, DrainLayer},
     propagate::PropagateLayer,
     replay::ReplayLayer,
     request_id::RequestIdLayer,
@@ -34,6 +35,7 @@ pub(crate) type ProxyResponse = Response<ScopeBody<ProxyBody>>;
 pub(crate) fn proxy(
     upstream: Uri,
     limits: Limits,
+    drain: DrainLayer,
 ) -> impl Service<Request<Incoming>, Response = ProxyResponse, Error = Infallible, Future: Send> + Clone {
     let client = Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
@@ -56,8 +58,12 @@ pub(crate) fn proxy(
         .layer(PropagateLayer::new())
         .map_err(Error::Service)
         .service(client);
-    ServiceBuilder::new().layer(ContextLayer::new(Scope::root("proxy"))).layer(RequestIdLayer::new()).service_fn(
-        move |mut request: Request<Incoming>| {
+    ServiceBuilder::new()
+        .layer(ContextLayer::new(Scope::root("proxy")))
+        .layer(RequestIdLayer::new())
+        .map_response(|response: Response<DrainBody<_>>| response.map(ProxyBody::new))
+        .layer(drain)
+        .service_fn(move |mut request: Request<Incoming>| {
             // Neither the authority nor the query is logged: they may contain a password or a token.
             info!(method = %request.method(), path = request.uri().path(), "request");
             let (client, upstream) = (client.clone(), upstream.clone());
@@ -69,8 +75,7 @@ pub(crate) fn proxy(
                 info!(status = response.status().as_u16(), "response");
                 Ok(response)
             }
-        },
-    )
+        })
 }
 
 /// Addresses the request to the upstream.
