@@ -27,7 +27,7 @@ use crate::{
 /// [`ServerSettings`] has the defaults and their sources. A request is in flight until the end of its response's body,
 /// unless the body makes [no progress](ServerSettings::reclaim_after) and another request needs its permit. The timeout
 /// ends with the response's head. By default no request waits: a server that is full rejects at once, with a
-/// `Retry-After`.
+/// `Retry-After`. [`with_drain`](Self::with_drain) adds a graceful shutdown.
 ///
 /// ```
 /// use axum::{Router, routing::get};
@@ -49,12 +49,14 @@ pub struct ServerStack<
     W = Identity,
     T = TimeoutLayer<AtMost<LiveDuration>>,
     L = ConcurrencyLimitLayer<BodyEnd>,
+    G = Identity,
 > {
     context: C,
     request_id: I,
     rejection_response: W,
     timeout: T,
     concurrency_limit: L,
+    drain: G,
     look: Look,
 }
 
@@ -85,32 +87,33 @@ impl ServerStack {
             rejection_response: Identity::new(),
             timeout: TimeoutLayer::new(TimeoutHeader::grpc().at_most(timeout)).named("server"),
             concurrency_limit,
+            drain: Identity::new(),
             look,
         }
     }
 }
 
-impl<C, I, W, T, L> ServerStack<C, I, W, T, L> {
+impl<C, I, W, T, L, G> ServerStack<C, I, W, T, L, G> {
     /// Replaces the context with another layer, for example one that adds [state](ContextLayer::state) to each
     /// request's scope.
-    pub fn with_context<C2>(self, context: C2) -> ServerStack<C2, I, W, T, L> {
-        let Self { context: _, request_id, rejection_response, timeout, concurrency_limit, look } = self;
-        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, look }
+    pub fn with_context<C2>(self, context: C2) -> ServerStack<C2, I, W, T, L, G> {
+        let Self { context: _, request_id, rejection_response, timeout, concurrency_limit, drain, look } = self;
+        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, look }
     }
 
     /// Removes the scope of each request.
-    pub fn without_context(self) -> ServerStack<Identity, I, W, T, L> {
+    pub fn without_context(self) -> ServerStack<Identity, I, W, T, L, G> {
         self.with_context(Identity::new())
     }
 
     /// Replaces the request ids with another layer.
-    pub fn with_request_id<I2>(self, request_id: I2) -> ServerStack<C, I2, W, T, L> {
-        let Self { context, request_id: _, rejection_response, timeout, concurrency_limit, look } = self;
-        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, look }
+    pub fn with_request_id<I2>(self, request_id: I2) -> ServerStack<C, I2, W, T, L, G> {
+        let Self { context, request_id: _, rejection_response, timeout, concurrency_limit, drain, look } = self;
+        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, look }
     }
 
     /// Removes the ids and traces of requests.
-    pub fn without_request_id(self) -> ServerStack<C, Identity, W, T, L> {
+    pub fn without_request_id(self) -> ServerStack<C, Identity, W, T, L, G> {
         self.with_request_id(Identity::new())
     }
 
@@ -119,45 +122,60 @@ impl<C, I, W, T, L> ServerStack<C, I, W, T, L> {
     ///
     /// For several layers, pass a `tower::ServiceBuilder` that contains them. Without this layer, the response to a
     /// rejection is only a status.
-    pub fn with_rejection_response<W2>(self, rejection_response: W2) -> ServerStack<C, I, W2, T, L> {
-        let Self { context, request_id, rejection_response: _, timeout, concurrency_limit, look } = self;
-        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, look }
+    pub fn with_rejection_response<W2>(self, rejection_response: W2) -> ServerStack<C, I, W2, T, L, G> {
+        let Self { context, request_id, rejection_response: _, timeout, concurrency_limit, drain, look } = self;
+        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, look }
     }
 
     /// Replaces the timeout with another layer.
-    pub fn with_timeout<T2>(self, timeout: T2) -> ServerStack<C, I, W, T2, L> {
-        let Self { context, request_id, rejection_response, timeout: _, concurrency_limit, look } = self;
-        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, look }
+    pub fn with_timeout<T2>(self, timeout: T2) -> ServerStack<C, I, W, T2, L, G> {
+        let Self { context, request_id, rejection_response, timeout: _, concurrency_limit, drain, look } = self;
+        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, look }
     }
 
     /// Removes the time limit of each request.
-    pub fn without_timeout(self) -> ServerStack<C, I, W, Identity, L> {
+    pub fn without_timeout(self) -> ServerStack<C, I, W, Identity, L, G> {
         self.with_timeout(Identity::new())
     }
 
     /// Replaces the concurrency limit with another layer.
-    pub fn with_concurrency_limit<L2>(self, concurrency_limit: L2) -> ServerStack<C, I, W, T, L2> {
-        let Self { context, request_id, rejection_response, timeout, concurrency_limit: _, look } = self;
-        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, look }
+    pub fn with_concurrency_limit<L2>(self, concurrency_limit: L2) -> ServerStack<C, I, W, T, L2, G> {
+        let Self { context, request_id, rejection_response, timeout, concurrency_limit: _, drain, look } = self;
+        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, look }
     }
 
     /// Removes the concurrency limit.
-    pub fn without_concurrency_limit(self) -> ServerStack<C, I, W, T, Identity> {
+    pub fn without_concurrency_limit(self) -> ServerStack<C, I, W, T, Identity, G> {
         self.with_concurrency_limit(Identity::new())
     }
-}
 
-impl<C, I, W, D, L> ServerStack<C, I, W, TimeoutLayer<D>, L> {
-    /// Extends the timeout to the end of the response's body. By default it ends with the head, because a download
-    /// may take as long as its reader needs.
-    pub fn until_body_end(self) -> ServerStack<C, I, W, TimeoutLayer<D, BodyEnd>, L> {
-        let Self { context, request_id, rejection_response, timeout, concurrency_limit, look } = self;
-        let timeout = timeout.until_body_end();
-        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, look }
+    /// Adds a [`DrainLayer`](crate::drain::DrainLayer), which shuts the server down gracefully, directly outside the
+    /// timeout and the concurrency limit.
+    ///
+    /// ```
+    /// use ziggurat::{Scope, drain::DrainLayer, stack::ServerStack};
+    ///
+    /// let drain = DrainLayer::new();
+    /// let handle = drain.handle(); // for the signal of the server: `handle.drain().await`
+    /// let stack = ServerStack::new(&Scope::root("app")).with_drain(drain);
+    /// ```
+    pub fn with_drain<G2>(self, drain: G2) -> ServerStack<C, I, W, T, L, G2> {
+        let Self { context, request_id, rejection_response, timeout, concurrency_limit, drain: _, look } = self;
+        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, look }
     }
 }
 
-impl<C, I, W, D, V, U> ServerStack<C, I, W, TimeoutLayer<D, V>, ConcurrencyLimitLayer<U>> {
+impl<C, I, W, D, L, G> ServerStack<C, I, W, TimeoutLayer<D>, L, G> {
+    /// Extends the timeout to the end of the response's body. By default it ends with the head, because a download
+    /// may take as long as its reader needs.
+    pub fn until_body_end(self) -> ServerStack<C, I, W, TimeoutLayer<D, BodyEnd>, L, G> {
+        let Self { context, request_id, rejection_response, timeout, concurrency_limit, drain, look } = self;
+        let timeout = timeout.until_body_end();
+        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, look }
+    }
+}
+
+impl<C, I, W, D, V, U, G> ServerStack<C, I, W, TimeoutLayer<D, V>, ConcurrencyLimitLayer<U>, G> {
     /// Names the timeout and the concurrency limit, to distinguish several servers in one program. Their events carry
     /// the name. The default is `server`.
     pub fn named(mut self, name: impl Into<Cow<'static, str>>) -> Self {
@@ -168,7 +186,7 @@ impl<C, I, W, D, V, U> ServerStack<C, I, W, TimeoutLayer<D, V>, ConcurrencyLimit
     }
 }
 
-impl<C, I, W, T, U> ServerStack<C, I, W, T, ConcurrencyLimitLayer<U>> {
+impl<C, I, W, T, U, G> ServerStack<C, I, W, T, ConcurrencyLimitLayer<U>, G> {
     /// Returns the handle of the concurrency limit.
     #[must_use]
     pub fn gate(&self) -> ConcurrencyLimitHandle {
@@ -176,23 +194,24 @@ impl<C, I, W, T, U> ServerStack<C, I, W, T, ConcurrencyLimitLayer<U>> {
     }
 }
 
-impl<S, C, I, W, T, L> Layer<S> for ServerStack<C, I, W, T, L>
+impl<S, C, I, W, T, L, G> Layer<S> for ServerStack<C, I, W, T, L, G>
 where
     L: Layer<ReadyInCall<S>>,
     T: Layer<L::Service>,
-    W: Layer<T::Service>,
+    G: Layer<T::Service>,
+    W: Layer<G::Service>,
     I: Layer<W::Service>,
     C: Layer<I::Service>,
 {
     type Service = Tuned<C::Service>;
 
     fn layer(&self, service: S) -> Self::Service {
-        let service =
-            self.rejection_response.layer(self.timeout.layer(self.concurrency_limit.layer(ReadyInCall::new(service))));
+        let service = self.timeout.layer(self.concurrency_limit.layer(ReadyInCall::new(service)));
+        let service = self.rejection_response.layer(self.drain.layer(service));
         Tuned::new(self.context.layer(self.request_id.layer(service)), Some(self.look.clone()))
     }
 }
 
-impl_debug!(ServerStack<C: fmt::Debug, I: fmt::Debug, W: fmt::Debug, T: fmt::Debug, L: fmt::Debug> {
-    context, request_id, rejection_response, timeout, concurrency_limit, ..
+impl_debug!(ServerStack<C: fmt::Debug, I: fmt::Debug, W: fmt::Debug, T: fmt::Debug, L: fmt::Debug, G: fmt::Debug> {
+    context, request_id, rejection_response, timeout, concurrency_limit, drain, ..
 });

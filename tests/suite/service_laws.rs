@@ -207,6 +207,12 @@ these_keep_to_the_laws! {
         let gate = stack.gate();
         (stack, move || (gate.in_flight(), gate.waiting()))
     }).stateful();
+    the_servers_stack_with_a_drain: laws_with_gauges(|| {
+        let layer = DrainLayer::new();
+        let handle = layer.handle();
+        let stack = ServerStack::new(&around().with(ServerSettings::default().max_in_flight(1))).with_drain(layer);
+        (stack, move || handle.in_flight())
+    }).stateful();
     the_recommended_stack: recommended_stack!(key);
     the_recommended_stack_past_its_cache: recommended_stack!(|_: &Request<String>| None);
 }

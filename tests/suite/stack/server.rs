@@ -16,6 +16,7 @@ use tower::{Layer, ServiceExt};
 use ziggurat::{
     Rejection, Scope,
     context::ContextLayer,
+    drain::DrainLayer,
     headers::RequestIds,
     rejection_response::RejectionResponseLayer,
     stack::{ServerSettings, ServerStack},
@@ -184,4 +185,24 @@ async fn its_timeout_can_cover_the_body() {
     let response = ServerStack::new(&scope).layer(service).oneshot(Request::new(String::new())).await.unwrap();
     let body = tokio::time::timeout(Duration::from_secs(3600), response.into_body().collect()).await;
     assert!(body.is_err(), "it still waits");
+}
+
+/// Shows: D1
+#[tokio::test(start_paused = true)]
+async fn while_it_drains_its_rejections_are_responses_like_all_others() {
+    let layer = DrainLayer::new().named("api");
+    let drain = layer.handle();
+    let stack = ServerStack::new(&Scope::root("app"))
+        .with_rejection_response(RejectionResponseLayer::problem_json())
+        .with_drain(layer)
+        .named("server");
+    let service = tower::service_fn(|_: Request<String>| ready(Ok::<_, Infallible>(Response::new(String::new()))));
+    let service = stack.layer(service);
+    drain.drain().await;
+    let response = service.oneshot(Request::new(String::new())).await.unwrap();
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(response.headers()["connection"], "close");
+    assert_eq!(response.headers()["content-type"], "application/problem+json");
+    assert!(response.headers().contains_key("x-request-id"));
+    assert_eq!(response.extensions().get::<Rejection>().unwrap().name(), Some("api"));
 }
