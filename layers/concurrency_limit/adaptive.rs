@@ -129,7 +129,14 @@ impl<C> Adaptive<C> {
             usual: AtomicU64::new(0),
             limiter: Mutex::new(limiter),
         };
-        (gate, Steered { pilot: Arc::new(pilot), classify: self.classify })
+        let pilot = Arc::new(pilot);
+        let weak = Arc::downgrade(&pilot);
+        gate.watch_bodies(Box::new(move |in_flight| {
+            if let Some(pilot) = weak.upgrade() {
+                pilot.exceed(in_flight);
+            }
+        }));
+        (gate, Steered { pilot, classify: self.classify })
     }
 }
 
@@ -213,10 +220,16 @@ impl Pilot {
         clock::now().saturating_duration_since(call.began) >= usual.saturating_mul(2)
     }
 
-    /// Changes the highest limit.
-    pub(crate) fn set_highest(&self, highest: usize) {
+    /// Changes the lowest and the highest limit.
+    pub(crate) fn set_bounds(&self, lowest: usize, highest: usize) {
         let mut limiter = self.limiter.lock();
-        limiter.set_highest(highest.min(MOST));
+        limiter.set_bounds(lowest, highest.min(MOST));
+        self.apply(limiter);
+    }
+
+    fn exceed(&self, in_flight: usize) {
+        let mut limiter = self.limiter.lock();
+        limiter.exceed(in_flight);
         self.apply(limiter);
     }
 
@@ -363,7 +376,7 @@ mod tests {
     fn a_limit_beyond_what_a_gate_can_count_is_clamped() {
         let (gate, steered) = Adaptive::gradient().between(MOST + 5..=usize::MAX).gate();
         assert_eq!(gate.limit(), MOST);
-        steered.pilot().set_highest(MOST + 3);
+        steered.pilot().set_bounds(MOST + 1, MOST + 3);
         assert_eq!(gate.limit(), MOST);
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     pin::Pin,
+    sync::atomic::Ordering,
     task::{Context, Poll},
     time::Duration,
 };
@@ -34,10 +35,17 @@ impl ConcurrencyLimitHandle {
         self.seats().set_reclaim_after(after);
     }
 
+    fn bodies_left(&self, number: usize) {
+        if let Some(bodies) = self.bodies() {
+            bodies.count.fetch_sub(number, Ordering::Relaxed);
+        }
+    }
+
     /// Reclaims the permits of stalled bodies, and returns their number.
     #[cold]
     pub(super) fn reclaim(&self) -> usize {
         let reclaimed = self.seats().reclaim_at(clock::now);
+        self.bodies_left(reclaimed);
         self.reclaimed(reclaimed);
         reclaimed
     }
@@ -61,6 +69,12 @@ impl BodyPermit {
             let reclaims = gate.seats().reclaim_after().is_some();
             reclaims.then(|| gate.seats().take(time(clock::now()), gate.limit()))
         });
+        if let Some((gate, bodies)) = gate.as_ref().and_then(|gate| Some((gate, gate.bodies()?))) {
+            bodies.count.fetch_add(1, Ordering::Relaxed);
+            if gate.waiting() > 0 {
+                gate.make_room();
+            }
+        }
         Self { gate, seat }
     }
 
@@ -95,6 +109,7 @@ impl Drop for BodyPermit {
         if let Some(gate) = &self.gate
             && self.seat.as_ref().is_none_or(|seat| gate.seats().leave(seat))
         {
+            gate.bodies_left(1);
             gate.leave();
         }
     }

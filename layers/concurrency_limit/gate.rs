@@ -27,7 +27,8 @@ use std::sync::{
 };
 use std::{
     fmt, mem,
-    sync::PoisonError,
+    panic::{RefUnwindSafe, UnwindSafe},
+    sync::{OnceLock, PoisonError},
     task::{Poll, Waker},
     time::Duration,
 };
@@ -77,6 +78,17 @@ struct Shared {
     found_full: AtomicU32,
     /// The seats of bodies that hold a permit, if permits are reclaimed.
     seats: Seats,
+    /// For adaptive limits.
+    bodies: OnceLock<Bodies>,
+}
+
+pub(super) type MakeRoom = Box<dyn Fn(usize) + Send + Sync + UnwindSafe + RefUnwindSafe>;
+
+/// The permits that bodies hold. A limit that adapts knows nothing of them: their calls have ended, and no call that could
+/// raise it ends while they hold all permits.
+pub(super) struct Bodies {
+    pub(super) count: AtomicUsize,
+    make_room: MakeRoom,
 }
 
 /// The counts in the word. While there are waiters, no permit is available to the first of them: every transition
@@ -136,6 +148,7 @@ impl ConcurrencyLimitHandle {
             latest_pace: AtomicU64::new(nanos(UNKNOWN / limit as u32)),
             found_full: AtomicU32::new(0),
             seats: Seats::new(),
+            bodies: OnceLock::new(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -306,6 +319,27 @@ impl ConcurrencyLimitHandle {
     pub(super) fn reclaimed(&self, permits: usize) {
         if permits > 0 {
             self.settle(self.lock(), permits as i32, 0);
+        }
+    }
+
+    /// Counts the permits of bodies from now on, and calls `make_room` with the number of permits in use whenever a
+    /// call finds none free and bodies hold them all.
+    pub(super) fn watch_bodies(&self, make_room: MakeRoom) {
+        let _already = self.shared.bodies.set(Bodies { count: AtomicUsize::new(0), make_room });
+    }
+
+    pub(super) fn bodies(&self) -> Option<&Bodies> {
+        self.shared.bodies.get()
+    }
+
+    /// Makes room for a call that finds no permit free, if bodies hold them all.
+    #[cold]
+    pub(super) fn make_room(&self) {
+        let Some(bodies) = self.bodies() else { return };
+        let State { available, .. } = self.state();
+        let in_flight = usize::try_from(self.limit() as i32 - available).unwrap_or(0);
+        if available <= 0 && in_flight <= bodies.count.load(Ordering::Relaxed) {
+            (bodies.make_room)(in_flight);
         }
     }
 

@@ -158,16 +158,23 @@ impl Limiter {
         }
     }
 
-    /// Changes the highest limit. The lowest one is never above it. A limit that stood at the highest one follows it,
-    /// up to the start.
-    pub(super) fn set_highest(&mut self, highest: usize) {
-        let highest = highest as f64;
+    /// Changes the bounds. The lowest limit is never above the highest one. A limit that stood at the highest one
+    /// follows it, up to the start.
+    pub(super) fn set_bounds(&mut self, lowest: usize, highest: usize) {
+        let (lowest, highest) = (lowest.min(highest) as f64, highest as f64);
         if self.limit >= *self.bounds.end() {
             self.limit = self.limit.max(self.start);
         }
-        self.bounds = self.bounds.start().min(highest)..=highest;
-        self.limit = self.limit.min(highest);
-        self.resume = self.resume.map(|limit| limit.min(highest));
+        self.bounds = lowest..=highest;
+        self.limit = self.limit.clamp(lowest, highest);
+        self.resume = self.resume.map(|limit| limit.clamp(lowest, highest));
+    }
+
+    /// Raises the limit above the number of permits in use: none of them is that of a call to the service, which could
+    /// show whether the limit is right.
+    pub(super) fn exceed(&mut self, in_use: usize) {
+        let in_use = in_use as f64;
+        self.limit = self.limit.max(in_use + (in_use / 4.0).max(1.0)).min(*self.bounds.end());
     }
 
     pub(super) fn limit(&self) -> usize {

@@ -449,6 +449,7 @@ impl<S, U, P> ConcurrencyLimit<S, U, P> {
         let rank = if ambient::get::<Urgent>().0 { Rank::Urgent } else { rank };
         let (settings, service) = (Arc::clone(&self.settings), self.inner.clone());
         settings.gate.note_full();
+        settings.gate.make_room();
         // Drops the service that was made ready, together with its reservations for a call that it will not receive.
         self.inner = self.inner.clone();
         if settings.gate.is_full(settings.places(rank), rank) {

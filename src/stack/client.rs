@@ -94,7 +94,7 @@ impl Numbers {
         update(before, now, |it| it.min_calls.and_then(NonZeroU32::new), |value| self.circuit.replace_min_calls(value));
         update(before, now, |it| it.consecutive_failures, |value| self.circuit.set_consecutive_failures(value));
         update(before, now, ClientSettings::open_times, |value| self.circuit.set_open_for(value));
-        update(before, now, |it| it.max_in_flight, |value| self.limit.set_highest(value));
+        update(before, now, |it| (it.min_in_flight, it.max_in_flight), |(min, max)| self.limit.set_bounds(min, max));
         update(before, now, |it| it.max_waiting, |value| self.gate.set_max_waiting(value));
         update(before, now, ClientSettings::attempt_limit, |value| self.attempt_timeout.set(value));
     }

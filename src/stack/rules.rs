@@ -6,23 +6,30 @@ use std::{
     time::Duration,
 };
 
-/// A setting that another setting limits.
+/// Two settings that contradict each other.
 pub(super) struct Contradiction {
     pub(super) field: &'static str,
-    pub(super) value: Duration,
     pub(super) limit: &'static str,
-    pub(super) at_most: Duration,
+    problem: String,
 }
 
 impl Contradiction {
-    pub(super) fn is_one(&self) -> bool {
-        self.value > self.at_most
+    /// Checks a setting that another one limits.
+    pub(super) fn unless_at_most<T: PartialOrd + Debug>(
+        field: &'static str,
+        value: T,
+        limit: &'static str,
+        at_most: T,
+    ) -> Option<Self> {
+        (value > at_most).then(|| {
+            let problem = format!("must be at most `{limit}`, which is {at_most:?}, not {value:?}");
+            Self { field, limit, problem }
+        })
     }
 }
 
 impl From<Contradiction> for ConfigError {
-    fn from(Contradiction { field, value, limit, at_most }: Contradiction) -> Self {
-        let problem = format!("must be at most `{limit}`, which is {at_most:?}, not {value:?}");
+    fn from(Contradiction { field, problem, .. }: Contradiction) -> Self {
         Self { field: field.to_owned(), problem }
     }
 }

@@ -24,17 +24,18 @@ use crate::{
 /// | [`min_calls`](Self::min_calls) | enough to distinguish the rate from chance | `tests/simulation` |
 /// | [`consecutive_failures`](Self::consecutive_failures) | 0: off | |
 /// | [`open_for`](Self::open_for), [`max_open_for`](Self::max_open_for) | 0.5 s, 5 s | `tests/simulation` |
-/// | [`max_in_flight`](Self::max_in_flight) | 1000 | Netflix's concurrency-limits |
+/// | [`min_in_flight`], [`max_in_flight`](Self::max_in_flight) | 1, 1000 | Netflix's concurrency-limits |
 /// | [`max_waiting`](Self::max_waiting) | no limit | `tests/simulation` |
 ///
 /// [`attempt_timeout`]: Self::attempt_timeout
 /// [`retry_ratio`]: Self::retry_ratio
 /// [`min_retries_per_second`]: Self::min_retries_per_second
+/// [`min_in_flight`]: Self::min_in_flight
 ///
 /// # Contradictions
 ///
-/// Three settings are limited by another: `attempt_timeout` must be at most `timeout`, `backoff` at most `max_backoff`,
-/// and `open_for` at most `max_open_for`.
+/// Four settings are limited by another: `attempt_timeout` must be at most `timeout`, `backoff` at most `max_backoff`,
+/// `open_for` at most `max_open_for`, and `min_in_flight` at most `max_in_flight`.
 ///
 /// Setters can be called in any order. A stack panics when it receives settings that contradict each other, and the
 /// message names both values. [`validate`](Self::validate) finds contradictions earlier. The default of a setting
@@ -54,6 +55,7 @@ pub struct ClientSettings {
     pub(super) consecutive_failures: u32,
     open_for: Option<Duration>,
     max_open_for: Option<Duration>,
+    pub(super) min_in_flight: usize,
     pub(super) max_in_flight: usize,
     pub(super) max_waiting: usize,
 }
@@ -90,6 +92,7 @@ impl Default for ClientSettings {
             consecutive_failures: 0,
             open_for: None,
             max_open_for: None,
+            min_in_flight: 1,
             max_in_flight: 1000,
             max_waiting: usize::MAX,
         }
@@ -140,7 +143,7 @@ macro_rules! settings {
             }
 
             fn contradiction(&self) -> Option<Contradiction> {
-                self.contradictions().into_iter().find(Contradiction::is_one)
+                self.contradiction()
             }
         }
     };
@@ -216,6 +219,17 @@ settings! { ClientSettings {
     /// longer. It stays open for longer if the service asks for that, up to 300 s.
     max_open_for: Duration => anything;
 
+    /// Sets the number of attempts that may always be in flight: the limit does not fall below it. The default is 1.
+    ///
+    /// The limit starts at 20 and takes a rising latency for a queue, so calls of very different lengths mislead it. If
+    /// some calls of a service wait for news or stream for seconds, set the number of calls that it can surely serve at
+    /// a time, or use one stack for each kind of call.
+    ///
+    /// # Panics
+    ///
+    /// If `min_in_flight` is 0.
+    min_in_flight: usize => at_least_one;
+
     /// Sets the maximum number of attempts in flight. Up to it, the limit follows the capacity of the service, from 20
     /// at the start: see [`Adaptive::gradient`](crate::concurrency_limit::Adaptive::gradient).
     ///
@@ -267,16 +281,17 @@ impl ClientSettings {
     ///
     /// If two settings contradict each other. The error names both, with their values.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        self.contradictions().into_iter().find(Contradiction::is_one).map_or(Ok(()), |one| Err(one.into()))
+        self.contradiction().map_or(Ok(()), |one| Err(one.into()))
     }
 
-    fn contradictions(&self) -> [Contradiction; 3] {
-        let at_most = |field, value, limit, at_most| Contradiction { field, value, limit, at_most };
-        [
-            at_most("attempt_timeout", self.attempt_limit(), "timeout", self.timeout),
-            at_most("backoff", self.first_wait(), "max_backoff", self.longest_wait()),
-            at_most("open_for", self.first_open_time(), "max_open_for", self.longest_open_time()),
-        ]
+    fn contradiction(&self) -> Option<Contradiction> {
+        let at_most = Contradiction::unless_at_most::<Duration>;
+        at_most("attempt_timeout", self.attempt_limit(), "timeout", self.timeout)
+            .or_else(|| at_most("backoff", self.first_wait(), "max_backoff", self.longest_wait()))
+            .or_else(|| at_most("open_for", self.first_open_time(), "max_open_for", self.longest_open_time()))
+            .or_else(|| {
+                Contradiction::unless_at_most("min_in_flight", self.min_in_flight, "max_in_flight", self.max_in_flight)
+            })
     }
 
     pub(super) fn attempt_limit(&self) -> Duration {
@@ -330,6 +345,7 @@ impl fmt::Debug for ClientSettings {
             .field("consecutive_failures", &self.consecutive_failures)
             .field("open_for", &self.first_open_time())
             .field("max_open_for", &self.longest_open_time())
+            .field("min_in_flight", &self.min_in_flight)
             .field("max_in_flight", &self.max_in_flight)
             .field("max_waiting", &self.max_waiting)
             .finish()
@@ -338,7 +354,7 @@ impl fmt::Debug for ClientSettings {
 
 impl ServerSettings {
     #[cfg(feature = "serde")]
-    fn contradictions(&self) -> [Contradiction; 0] {
-        []
+    fn contradiction(&self) -> Option<Contradiction> {
+        None
     }
 }

@@ -1,8 +1,13 @@
 //! Which calls an adaptive limit takes for measurements.
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::{convert::Infallible, ops::RangeInclusive, time::Duration};
 
-use tokio::{task::JoinSet, time::sleep};
+use bytes::Bytes;
+use http_body_util::{BodyExt, StreamBody, combinators::BoxBody};
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use ziggurat::{
     Error,
@@ -11,6 +16,7 @@ use ziggurat::{
 };
 
 const MILLI: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
 
 /// Fails at once if asked to, and otherwise takes ten milliseconds.
 fn worker() -> impl Service<bool, Response = (), Error = Error<&'static str>, Future: Send> + Clone + Send + 'static {
@@ -99,4 +105,55 @@ fn bounds_that_no_limit_can_keep_are_refused() {
     assert_eq!(near.handle().limit(), 30);
     let shown = format!("{near:?}");
     assert!(shown.contains("Steered<ziggurat"), "{shown}");
+}
+
+/// A body that nothing but its drop ends, such as a stream of events.
+fn endless() -> http::Response<BoxBody<Bytes, Infallible>> {
+    http::Response::new(BodyExt::boxed(StreamBody::new(futures_util::stream::pending())))
+}
+
+/// Endless streams hold every permit. No call ends any more, so no step would ever raise the limit.
+///
+/// Shows: A3
+#[tokio::test(start_paused = true)]
+async fn a_limit_grows_beyond_the_bodies_that_hold_all_of_its_permits() {
+    for max_waiting in [0, 10] {
+        let layer = ConcurrencyLimitLayer::adaptive(Adaptive::http().between(1..=200)).until_body_end();
+        let layer = layer.max_waiting(max_waiting);
+        let gate = layer.handle();
+        let service = layer.layer(service_fn(async |()| {
+            sleep(MILLI).await;
+            Ok::<_, Infallible>(endless())
+        }));
+        let ask = || timeout(SECOND, service.clone().oneshot(()));
+        let mut streams = Vec::new();
+        for nth in 0..200 {
+            let response = ask().await.expect("the limit is stuck").unwrap();
+            assert_eq!(response.status(), 200, "of stream {nth}");
+            streams.push(response);
+        }
+        // It is the highest limit.
+        assert_eq!((gate.limit(), gate.in_flight()), (200, 200));
+        assert!(ask().await.is_err() || max_waiting == 0);
+
+        // It has fallen, as in a brown-out, far below the streams that are left.
+        streams.truncate(100);
+        gate.set_limit(5);
+        assert_eq!(ask().await.expect("the limit is stuck").unwrap().status(), 200);
+    }
+}
+
+/// The last call to the service's head is the last one that can make room for those that wait.
+///
+/// Shows: A3
+#[tokio::test(start_paused = true)]
+async fn waiters_are_admitted_when_the_last_permit_becomes_that_of_a_body() {
+    let layer = ConcurrencyLimitLayer::adaptive(Adaptive::http()).until_body_end();
+    let service = layer.layer(service_fn(async |()| {
+        sleep(MILLI).await;
+        Ok::<_, Infallible>(endless())
+    }));
+    let calls: JoinSet<_> = (0..50).map(|_| timeout(SECOND, service.clone().oneshot(()))).collect();
+    let streams = calls.join_all().await;
+    assert_eq!(streams.iter().filter(|stream| stream.is_ok()).count(), 50);
 }

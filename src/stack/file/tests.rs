@@ -35,6 +35,7 @@ fn every_field_can_be_set_by_its_name_and_those_left_out_have_their_defaults() {
         consecutive_failures = 4
         open_for = "1s"
         max_open_for = "1m"
+        min_in_flight = 6
         max_in_flight = 7
         max_waiting = 0
     "#;
@@ -52,6 +53,7 @@ fn every_field_can_be_set_by_its_name_and_those_left_out_have_their_defaults() {
         .consecutive_failures(4)
         .open_for(seconds(1))
         .max_open_for(seconds(60))
+        .min_in_flight(6)
         .max_in_flight(7)
         .max_waiting(0);
     assert_eq!(client(all), Ok(expected));

@@ -292,12 +292,13 @@ async fn every_rejection_carries_the_name_of_the_stack() {
 #[test]
 fn a_number_that_can_never_be_right_is_refused_by_its_name() {
     type Case = (&'static str, fn() -> ClientSettings);
-    let cases: [Case; 7] = [
+    let cases: [Case; 8] = [
         ("`timeout` must be longer than zero, not 0ns", || ClientSettings::default().timeout(Duration::ZERO)),
         ("`max_attempts` must be at least 1, not 0", || ClientSettings::default().max_attempts(0)),
         ("`retry_ratio` must be a number from 0 to 1, not NaN", || ClientSettings::default().retry_ratio(f64::NAN)),
         ("`failure_rate` must be above 0 and at most 1, not 1.5", || ClientSettings::default().failure_rate(1.5)),
         ("`min_calls` must be at least 1, not 0", || ClientSettings::default().min_calls(0)),
+        ("`min_in_flight` must be at least 1, not 0", || ClientSettings::default().min_in_flight(0)),
         ("`max_in_flight` must be at least 1, not 0", || ClientSettings::default().max_in_flight(0)),
         ("`attempt_timeout` must be longer than zero, not 0ns", || {
             ClientSettings::default().attempt_timeout(Duration::ZERO)
@@ -327,6 +328,10 @@ fn settings_that_contradict_each_other_are_refused_with_both_whatever_the_order_
         (
             settings().open_for(seconds(2)).max_open_for(seconds(1)),
             "`open_for` must be at most `max_open_for`, which is 1s, not 2s",
+        ),
+        (
+            settings().min_in_flight(30).max_in_flight(20),
+            "`min_in_flight` must be at most `max_in_flight`, which is 20, not 30",
         ),
     ] {
         assert_eq!(contradicting.validate().unwrap_err().to_string(), said);

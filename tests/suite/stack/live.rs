@@ -247,6 +247,11 @@ async fn settings_are_those_of_the_nearest_scope_and_its_parents_are_heard() {
     assert_eq!(limits().await, [5, 19]);
     change(&billing, |settings| settings.max_in_flight(13));
     assert_eq!(limits().await, [13, 19]);
+    layers[0].gate().set_limit(5);
+    change(&billing, |settings| settings.min_in_flight(8).max_in_flight(40));
+    assert_eq!(limits().await, [20, 19], "it starts anew at 20");
+    change(&billing, |settings| settings.min_in_flight(30));
+    assert_eq!(limits().await, [30, 19]);
 }
 
 /// A client in the state of the scope that its settings come from must not keep that scope alive forever.
