@@ -7,7 +7,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, MutexGuard,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -42,7 +42,8 @@ use crate::{
 /// [class](Class) says was served is a measurement. A transient failure counts as dropped, and so does a call that its
 /// deadline ended after at least twice the time that calls lately took. A permanent failure, a declined request, an
 /// ignored outcome, and a call that its caller cancelled say nothing. Calls lower or raise the limit only while some
-/// call finds no permit free: otherwise nothing is known about another limit. With
+/// call finds no permit free: otherwise nothing is known about another limit. While less than half of the permits are in
+/// use, most calls are not measured, and cost no clock read. With
 /// [`until_body_end`](super::ConcurrencyLimitLayer::until_body_end) a call is measured to the response's head, so the
 /// limit does not see that bodies are slow. [Exempt](super::Priority::Exempt) calls do not count.
 #[derive(Clone)]
@@ -122,6 +123,7 @@ impl<C> Adaptive<C> {
             gate: gate.clone(),
             needed: AtomicU32::new(limiter.calls_of_a_step()),
             enough_dropped: AtomicU32::new(limiter.drops_of_a_step()),
+            measures_all: AtomicBool::new(limiter.has_doubled()),
             number: AtomicU64::new(0),
             calls: AtomicU32::new(0),
             dropped: AtomicU32::new(0),
@@ -186,6 +188,9 @@ pub(crate) struct Pilot {
     /// The numbers of calls, and of dropped calls, that complete a step, and the number of steps so far.
     needed: AtomicU32,
     enough_dropped: AtomicU32,
+    /// Whether calls count while less than half of the permits are in use. They say nothing about the limit, and
+    /// without a measurement they cost less.
+    measures_all: AtomicBool,
     number: AtomicU64,
     calls: AtomicU32,
     dropped: AtomicU32,
@@ -196,6 +201,11 @@ pub(crate) struct Pilot {
 }
 
 impl Pilot {
+    fn begin(&self) -> Option<Call> {
+        let counts = self.gate.is_half_full() || self.measures_all.load(Ordering::Relaxed);
+        counts.then(|| Call { number: self.number.load(Ordering::Relaxed), began: clock::now() })
+    }
+
     /// Counts a call that began in step `number`. One that began in an earlier step ran with another limit, and does
     /// not count.
     fn count(&self, number: u64, latency: Option<Duration>) {
@@ -257,6 +267,7 @@ impl Pilot {
     fn apply(&self, limiter: MutexGuard<'_, Limiter>) {
         self.needed.store(limiter.calls_of_a_step(), Ordering::Relaxed);
         self.enough_dropped.store(limiter.drops_of_a_step(), Ordering::Relaxed);
+        self.measures_all.store(limiter.has_doubled(), Ordering::Relaxed);
         // `set_limit` wakes callers, whose wakers are foreign code, so it runs without the lock. Looks again, because
         // another step may have been faster.
         drop(limiter);
@@ -304,8 +315,7 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        let call = (!self.pilot.gate.take_exempt())
-            .then(|| Call { number: self.pilot.number.load(Ordering::Relaxed), began: clock::now() });
+        let call = (!self.pilot.gate.take_exempt()).then(|| self.pilot.begin()).flatten();
         let response = self.inner.call(request);
         MeasuredFuture { response, call, pilot: Arc::clone(&self.pilot), classify: self.classify.clone() }
     }

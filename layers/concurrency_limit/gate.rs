@@ -305,6 +305,11 @@ impl ConcurrencyLimitHandle {
         if self.state().available <= 0 { found.max(1) } else { found }
     }
 
+    /// Whether at least half of the permits are in use.
+    pub(super) fn is_half_full(&self) -> bool {
+        self.state().available as isize * 2 <= self.limit() as isize
+    }
+
     pub(super) fn seats(&self) -> &Seats {
         &self.shared.seats
     }

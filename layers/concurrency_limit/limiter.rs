@@ -181,6 +181,11 @@ impl Limiter {
         self.limit.round() as usize
     }
 
+    /// Whether the limit may be so high now that it is never full.
+    pub(super) fn has_doubled(&self) -> bool {
+        self.slow_start && self.limit > self.start
+    }
+
     /// Returns the number of calls that the next step needs.
     pub(super) fn calls_of_a_step(&self) -> u32 {
         let limit = self.limit as u32;
@@ -223,8 +228,7 @@ impl Limiter {
             self.ignores_drops -= 1;
             return None;
         }
-        // It may be so high now that it is never full.
-        let has_doubled = self.slow_start && self.limit > self.start;
+        let has_doubled = self.has_doubled();
         if !step.was_full() && !has_doubled || step.dropped < self.drops_of_a_step() {
             self.clean += 1;
             if self.clean >= CLEAN || self.dropping.is_some_and(|(limit, _)| self.limit >= limit) {
