@@ -3,12 +3,14 @@
 use std::{
     future::{poll_fn, ready},
     hint::black_box,
+    num::NonZero,
     pin::pin,
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use bytes::Bytes;
+use governor::{Quota, RateLimiter};
 use http::{Request, Response};
 use http_body::Body;
 use http_body_util::Full;
@@ -28,6 +30,7 @@ use ziggurat::{
     drain::DrainLayer,
     fallback::FallbackLayer,
     observe::ObserveLayer,
+    rate_limit::RateLimitLayer,
     rejection_response::RejectionResponseLayer,
     resource::ResourceLayer,
     retry::RetryLayer,
@@ -43,6 +46,7 @@ use crate::{
 };
 
 const LIMIT: Duration = Duration::from_secs(30);
+const SECOND: Duration = Duration::from_secs(1);
 const PERMITS: usize = 100;
 
 /// One service, reused for all of its calls.
@@ -192,6 +196,26 @@ pub fn subjects() -> Vec<Subject> {
         }),
         subject("limit", tower, ServiceBuilder::new().concurrency_limit(PERMITS).service(Echo)),
         subject("limit", peer, ServiceBuilder::new().layer(peer_limit()).service(Echo)),
+        subject("rate limit", ours, {
+            ServiceBuilder::new().layer(RateLimitLayer::new(u32::MAX, SECOND)).service(service())
+        }),
+        // Its only token is taken for good. The rejections become responses.
+        subject("rate limit, a rejection", ours, {
+            let mut limited = RateLimitLayer::new(1, LIMIT * 10_000).layer(service());
+            drop(limited.call(0));
+            let accept = |rejected: Result<Word, Error<Failed>>| Ok::<_, Error<Failed>>(rejected.unwrap_or(0));
+            ServiceBuilder::new().map_result(accept).service(limited)
+        }),
+        subject("rate limit", tower, ServiceBuilder::new().rate_limit(u64::MAX, SECOND).service(Echo)),
+        // It is no layer: the check alone, before a call.
+        subject("rate limit", "governor", {
+            let limiter = RateLimiter::direct(Quota::per_second(NonZero::<u32>::MAX));
+            let check = move |word: Word| {
+                limiter.check().expect("a token");
+                word
+            };
+            ServiceBuilder::new().map_request(check).service(Echo)
+        }),
         subject("breaker, of 100 calls", ours, ServiceBuilder::new().layer(breaker()).service(service())),
         subject("breaker, of 100 calls", peer, ServiceBuilder::new().layer(peer_breaker()).service(Echo)),
         subject(

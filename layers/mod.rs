@@ -10,6 +10,7 @@ pub mod drain;
 pub mod fallback;
 pub mod observe;
 pub mod propagate;
+pub mod rate_limit;
 pub mod rejection_response;
 pub mod replay;
 pub mod request_id;

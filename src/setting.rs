@@ -35,6 +35,12 @@ impl<Req> Setting<Req, Duration> for Duration {
     }
 }
 
+impl<Req> Setting<Req, u32> for u32 {
+    fn get(&self, _: &Req) -> Option<u32> {
+        Some(*self)
+    }
+}
+
 #[diagnostic::do_not_recommend]
 impl<Req, T, F, O> Setting<Req, T> for F
 where

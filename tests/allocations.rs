@@ -32,6 +32,7 @@ use ziggurat::{
     events::{Lag, Subscription},
     fallback::{Failed, FallbackLayer},
     observe::ObserveLayer,
+    rate_limit::RateLimitLayer,
     rejection_response::RejectionResponseLayer,
     replay::ReplayLayer,
     resource::ResourceLayer,
@@ -121,6 +122,7 @@ these_allocate_nothing! {
     timeout_by_request: TimeoutLayer::new(|seconds: &u64| Duration::from_secs(*seconds));
     retry: RetryLayer::new();
     concurrency_limit: ConcurrencyLimitLayer::new(1);
+    rate_limit: RateLimitLayer::new(1_000_000, SECOND).cost(|number: &u64| *number as u32);
     circuit_breaker_by_failures_in_a_row: CircuitBreakerLayer::consecutive(5);
     circuit_breaker_by_rate_over_time: CircuitBreakerLayer::failure_rate(0.5);
     circuit_breaker_by_rate_over_calls: CircuitBreakerLayer::failure_rate(0.5).over_calls(100);

@@ -174,6 +174,12 @@ impl<E: 'static> Error<E> {
     pub fn is_overloaded(&self) -> bool {
         self.rejection().is_some_and(Rejection::is_overloaded)
     }
+
+    /// Returns whether the call exceeded a rate limit: see [`Rejection::is_rate_limited`].
+    #[must_use]
+    pub fn is_rate_limited(&self) -> bool {
+        self.rejection().is_some_and(Rejection::is_rate_limited)
+    }
 }
 
 impl<E> From<E> for Error<E> {
@@ -434,6 +440,7 @@ mod tests {
             (Reason::Shared { message: "secret".into(), class: Class::TRANSIENT }, None, 502, None),
             (Reason::Shared { message: "secret".into(), class: Class::TRANSIENT }, Some(second), 502, Some("1")),
             (Reason::RateLimited, Some(second), 429, Some("1")),
+            (Reason::CostTooHigh { cost: 3, burst: 2 }, None, 413, None),
             (Reason::UploadStalled { idle: second }, None, 408, None),
             (Reason::UploadFailed { message: "secret".into() }, None, 400, None),
             (Reason::Draining { grace: None }, None, 503, Some("1")),

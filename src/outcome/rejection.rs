@@ -3,7 +3,7 @@
 use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 use http::{
-    HeaderValue, Response, StatusCode,
+    HeaderName, HeaderValue, Response, StatusCode,
     header::{CONNECTION, RETRY_AFTER},
 };
 
@@ -32,6 +32,7 @@ struct Inner {
     closes: bool,
     suppressed: Option<Arc<str>>,
     previous: Option<Arc<str>>,
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 /// Why a layer rejected a call.
@@ -57,6 +58,13 @@ pub enum Reason {
     },
     /// The call exceeds the allowed rate.
     RateLimited,
+    /// The call costs more than a rate limit ever admits at once, so that no wait helps.
+    CostTooHigh {
+        /// The cost of the call.
+        cost: u32,
+        /// The highest possible cost.
+        burst: u32,
+    },
     /// The call shared another caller's call, which failed. That caller received the error, and this is its message.
     Shared {
         /// The error's message.
@@ -133,8 +141,8 @@ pub enum Reason {
 
 impl Reason {
     /// The reason as one word, for events, labels and metrics: `"timed_out"`, `"deadline_exceeded"`, `"circuit_open"`,
-    /// `"overloaded"`, `"rate_limited"`, `"shared"`, `"recursive"`, `"injected"`, `"exhausted"`, `"unavailable"`,
-    /// `"upload_stalled"`, `"upload_failed"`, `"draining"`, or the name of a custom reason.
+    /// `"overloaded"`, `"rate_limited"`, `"cost_too_high"`, `"shared"`, `"recursive"`, `"injected"`, `"exhausted"`,
+    /// `"unavailable"`, `"upload_stalled"`, `"upload_failed"`, `"draining"`, or the name of a custom reason.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -143,6 +151,7 @@ impl Reason {
             Self::CircuitOpen => "circuit_open",
             Self::Overloaded { .. } => "overloaded",
             Self::RateLimited => "rate_limited",
+            Self::CostTooHigh { .. } => "cost_too_high",
             Self::Shared { .. } => "shared",
             Self::Recursive => "recursive",
             Self::Injected => "injected",
@@ -177,7 +186,8 @@ impl Rejection {
             assert!(status.as_u16() >= 300, "the status of the reason `{name}` must be 300 or above, not {status}");
         }
         let retry_after = reason.retry_after().filter(|wait| !wait.is_zero());
-        let inner = Inner { layer, name, reason, retry_after, closes: false, suppressed: None, previous: None };
+        let (closes, headers) = (false, Vec::new());
+        let inner = Inner { layer, name, reason, retry_after, closes, suppressed: None, previous: None, headers };
         Self { inner: Arc::new(inner) }
     }
 
@@ -205,6 +215,13 @@ impl Rejection {
     #[must_use]
     pub fn with_previous(mut self, error: impl fmt::Display) -> Self {
         Arc::make_mut(&mut self.inner).previous = Some(error.to_string().into());
+        self
+    }
+
+    /// Adds a header to the HTTP response of this rejection.
+    #[must_use]
+    pub(crate) fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        Arc::make_mut(&mut self.inner).headers.push((name, value));
         self
     }
 
@@ -264,6 +281,12 @@ impl Rejection {
         matches!(self.inner.reason, Reason::Overloaded { .. })
     }
 
+    /// Returns whether the call exceeded a rate limit ([`Reason::RateLimited`]).
+    #[must_use]
+    pub fn is_rate_limited(&self) -> bool {
+        self.inner.reason == Reason::RateLimited
+    }
+
     /// Returns whether the call got no further than the layer that rejected it, so that no service has processed the
     /// request. A custom reason declares it (`unprocessed`).
     #[must_use]
@@ -273,6 +296,7 @@ impl Rejection {
             Reason::CircuitOpen
                 | Reason::Overloaded { .. }
                 | Reason::RateLimited
+                | Reason::CostTooHigh { .. }
                 | Reason::Exhausted { .. }
                 | Reason::Unavailable { .. }
                 | Reason::Draining { grace: None }
@@ -301,6 +325,7 @@ impl Rejection {
             Reason::DeadlineExceeded { .. }
             | Reason::Overloaded { .. }
             | Reason::RateLimited
+            | Reason::CostTooHigh { .. }
             | Reason::Exhausted { .. }
             | Reason::UploadStalled { .. }
             | Reason::UploadFailed { .. }
@@ -320,6 +345,7 @@ impl Rejection {
     /// |---|---|
     /// | timeout or deadline | 504 |
     /// | rate limit | 429 |
+    /// | cost that exceeds the burst of a rate limit | 413 |
     /// | stalled request body | 408 |
     /// | failed request body | 400 |
     /// | failure of a shared call | 502 (if that call was rejected, its rejection keeps its own status) |
@@ -331,6 +357,7 @@ impl Rejection {
         match self.inner.reason {
             Reason::TimedOut { .. } | Reason::DeadlineExceeded { .. } => StatusCode::GATEWAY_TIMEOUT,
             Reason::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+            Reason::CostTooHigh { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Reason::UploadStalled { .. } => StatusCode::REQUEST_TIMEOUT,
             Reason::UploadFailed { .. } => StatusCode::BAD_REQUEST,
             Reason::Shared { .. } => StatusCode::BAD_GATEWAY,
@@ -352,6 +379,7 @@ impl Rejection {
             Reason::CircuitOpen => "the circuit is open",
             Reason::Overloaded { .. } => "too many calls are in flight",
             Reason::RateLimited => "the rate limit is exceeded",
+            Reason::CostTooHigh { .. } => "the call is larger than the rate limit ever admits",
             Reason::Shared { .. } => "the shared call failed",
             Reason::Recursive => "the call would wait for itself",
             Reason::Injected => "an injected fault",
@@ -391,6 +419,9 @@ impl Rejection {
         if let Some(wait) = wait {
             let seconds = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0));
             response.headers_mut().entry(RETRY_AFTER).or_insert(HeaderValue::from(seconds.max(1)));
+        }
+        for (name, value) in &self.inner.headers {
+            response.headers_mut().append(name, value.clone());
         }
     }
 
@@ -440,6 +471,9 @@ impl fmt::Display for Rejection {
             Reason::CircuitOpen => write!(f, ": the circuit is open")?,
             Reason::Overloaded { limit } => write!(f, ": {limit} calls are in flight, which is the limit")?,
             Reason::RateLimited => write!(f, ": the rate limit is exceeded")?,
+            Reason::CostTooHigh { cost, burst } => {
+                write!(f, ": the call costs {cost}, and the rate limit never admits more than {burst}")?;
+            }
             Reason::Shared { message, .. } => write!(f, ": the shared call failed: {message}")?,
             Reason::Recursive => {
                 write!(f, ": the call would wait for itself: it was made inside the call that it depends on")?

@@ -98,6 +98,7 @@ mod tests {
                     "docs::it_does_not_compile */ struct Fallback<",
                     "docs::it_does_not_compile */ struct Observe<",
                     "docs::it_does_not_compile */ struct Propagate<",
+                    "docs::it_does_not_compile */ struct RateLimit<",
                     "docs::it_does_not_compile */ struct RejectionResponse<",
                     "docs::it_does_not_compile */ struct Replay<",
                     "docs::it_does_not_compile */ struct RequestId<",

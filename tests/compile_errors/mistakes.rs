@@ -416,8 +416,8 @@ async fn mistake() {
     use ziggurat::{
         Scope, batch::BatchLayer, circuit_breaker::CircuitBreakerLayer, concurrency_limit::ConcurrencyLimitLayer,
         context::ContextLayer, drain::DrainLayer, observe::ObserveLayer, propagate::PropagateLayer,
-        rejection_response::RejectionResponseLayer, replay::ReplayLayer, request_id::RequestIdLayer,
-        resource::ResourceLayer, stack::ServerStack, upload::UploadLayer,
+        rate_limit::RateLimitLayer, rejection_response::RejectionResponseLayer, replay::ReplayLayer,
+        request_id::RequestIdLayer, resource::ResourceLayer, stack::ServerStack, upload::UploadLayer,
     };
 
     let app = Scope::root("app");
@@ -433,6 +433,7 @@ async fn mistake() {
     FallbackLayer::value(()).layer(()).oneshot(()).await;
     ObserveLayer::new().layer(()).oneshot(()).await;
     PropagateLayer::new().layer(()).oneshot(()).await;
+    RateLimitLayer::new(1, SECOND).layer(()).oneshot(()).await;
     RejectionResponseLayer::problem_json().layer(()).oneshot(()).await;
     ReplayLayer::new().layer(()).oneshot(()).await;
     RequestIdLayer::new().layer(()).oneshot(()).await;

@@ -14,6 +14,7 @@ use ziggurat::{
     circuit_breaker::{CircuitBreakerLayer, State},
     concurrency_limit::ConcurrencyLimitLayer,
     drain::DrainLayer,
+    rate_limit::RateLimitLayer,
     retry::RetryLayer,
 };
 
@@ -98,6 +99,12 @@ fn the_handles_of_the_other_layers_lead_to_the_state_of_the_layer_however_it_is_
     let layer = layer.max_waiting(7).named("billing").until_body_end().reclaim_after(SECOND);
     limit.set_limit(5);
     assert_eq!((layer.handle().limit(), layer.handle().max_waiting(), limit.max_waiting()), (5, 7, 7));
+
+    let layer = RateLimitLayer::new(3, SECOND);
+    let rate = layer.handle();
+    let layer = layer.burst(7).named("billing").cost(|cost: &u32| *cost).max_wait(SECOND);
+    rate.set_rate(5, SECOND);
+    assert_eq!((layer.handle().quantity(), layer.handle().burst(), rate.burst()), (5, 7, 7));
 
     let layer = ChaosLayer::new(Fault::Error);
     let chaos = layer.handle();

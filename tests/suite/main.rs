@@ -31,6 +31,7 @@ mod plain_futures;
 mod priority;
 mod propagate;
 mod random_stacks;
+mod rate_limit;
 mod rejection_response;
 mod replay;
 mod request_id;

@@ -57,6 +57,10 @@ fn shared() -> Reason {
     Reason::Shared { message: "secret".into(), class: Class::PERMANENT }
 }
 
+fn too_costly() -> Reason {
+    Reason::CostTooHigh { cost: 3, burst: 2 }
+}
+
 fn too_large() -> Reason {
     Reason::Custom {
         name: "too_large",
@@ -159,6 +163,7 @@ async fn a_problem_says_what_rfc_9457_asks_for_and_nothing_internal() {
         (Reason::CircuitOpen, 503, "Service Unavailable", "any: the circuit is open"),
         (Reason::Overloaded { limit: 7 }, 503, "Service Unavailable", "any: too many calls are in flight"),
         (Reason::RateLimited, 429, "Too Many Requests", "any: the rate limit is exceeded"),
+        (too_costly(), 413, "Payload Too Large", "any: the call is larger than the rate limit ever admits"),
         (shared(), 502, "Bad Gateway", "any: the shared call failed"),
         (Reason::Recursive, 500, "Internal Server Error", "any: the call would wait for itself"),
         (Reason::Injected, 503, "Service Unavailable", "any: an injected fault"),
@@ -237,6 +242,7 @@ async fn a_grpc_answer_is_a_status_without_messages() {
         (LIMIT, "4"),
         (Reason::Overloaded { limit: 7 }, "8"),
         (Reason::RateLimited, "8"),
+        (too_costly(), "8"),
         (Reason::CircuitOpen, "14"),
         (shared(), "2"),
         (Reason::Recursive, "13"),

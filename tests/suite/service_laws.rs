@@ -24,6 +24,7 @@ use ziggurat::{
     headers::TimeoutHeader,
     observe::ObserveLayer,
     propagate::PropagateLayer,
+    rate_limit::RateLimitLayer,
     rejection_response::RejectionResponseLayer,
     replay::ReplayLayer,
     request_id::RequestIdLayer,
@@ -108,6 +109,20 @@ these_keep_to_the_laws! {
         limited(ConcurrencyLimitLayer::adaptive(Adaptive::gradient().between(1..=1)).priority(by_body))
     }).stateful();
     concurrency_limit_of_exempt_calls: laws_with_gauges(|| limited(ConcurrencyLimitLayer::new(1).max_waiting(0).priority(Priority::Exempt)));
+    /// Shows: Q1
+    rate_limit: laws(|| RateLimitLayer::new(1_000_000, SECOND));
+    /// Shows: Q2
+    rate_limit_that_lets_calls_wait: laws_with_gauges(|| {
+        let layer = RateLimitLayer::new(1, SECOND).max_wait(DAY);
+        let bucket = layer.handle();
+        (layer, move || bucket.waiting())
+    });
+    rate_limit_that_rejects: laws(|| RateLimitLayer::new(1, SECOND).cost(2_u32)).rejects(|_| Request::new(String::new()));
+    /// Shows: Q4
+    rate_limit_with_headers: laws(|| RateLimitLayer::new(1_000_000, SECOND).headers());
+    /// Shows: Q3
+    rate_limit_of_bytes: laws(|| RateLimitLayer::new(1_000_000, SECOND).settle_bytes());
+    rate_limit_of_calls_that_cost_nothing: laws(|| RateLimitLayer::new(1, DAY).cost(0_u32));
     /// Shows: B5
     circuit_breaker: laws(|| CircuitBreakerLayer::consecutive(1)).stateful();
     circuit_breaker_by_rate: laws(|| CircuitBreakerLayer::http().over_calls(1).slow_calls(SECOND, 1.0)).stateful();
@@ -248,6 +263,7 @@ fn the_call_is_gone_before_its_answer_is_handed_out() {
     let key = |(): &()| Some(());
     check("timeout", TimeoutLayer::new(SECOND).layer(holding()), &held);
     check("limit", ConcurrencyLimitLayer::new(1).layer(holding()), &held);
+    check("rate limit", RateLimitLayer::new(1, SECOND).layer(holding()), &held);
     check("breaker", CircuitBreakerLayer::consecutive(1).layer(holding()), &held);
     check("context", ContextLayer::ambient(scope).layer(holding()), &held);
     check("resource", ResourceLayer::new(|| std::future::ready(Ok::<_, String>(()))).layer(holding()), &held);
@@ -396,6 +412,7 @@ fn every_service_gives_access_to_the_one_inside() {
         FallbackLayer::value(());
         ObserveLayer::new();
         PropagateLayer::new();
+        RateLimitLayer::new(1, SECOND);
         RejectionResponseLayer::problem_json();
         ReplayLayer::new();
         RequestIdLayer::new();

@@ -32,6 +32,7 @@ use ziggurat::{
     concurrency_limit::ConcurrencyLimitLayer,
     concurrent::{Cause, process_concurrently},
     drain::DrainLayer,
+    rate_limit::RateLimitLayer,
     resource::ResourceLayer,
     retry::RetryLayer,
     stack::{ClientSettings, ClientStack, ServerSettings, ServerStack},
@@ -227,6 +228,12 @@ async fn every_wait_ends_beside_what_never_yields() {
         let mut first = service.clone();
         let _running = first.ready().await.unwrap().call(Request::new(String::new()));
         is_overloaded(service).await
+    })
+    .await;
+    ends_at("a rate limit's wait", SECOND, || async {
+        let service = RateLimitLayer::new(1, SECOND).max_wait(SECOND).layer(busy_body());
+        assert!(service.clone().oneshot(Request::new(String::new())).await.is_ok());
+        service.oneshot(Request::new(String::new())).await.is_ok()
     })
     .await;
     ends_at("a resource's wait", SECOND, || async {

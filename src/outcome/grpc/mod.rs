@@ -80,7 +80,7 @@ impl Rejection {
     /// | reason | code |
     /// |---|---|
     /// | timeout or deadline | 4 (`DEADLINE_EXCEEDED`) |
-    /// | concurrency limit, rate limit, or empty pool | 8 (`RESOURCE_EXHAUSTED`) |
+    /// | concurrency limit, rate limit (also for a cost that is too high), or empty pool | 8 (`RESOURCE_EXHAUSTED`) |
     /// | stalled or failed request body | 1 (`CANCELLED`) |
     /// | failure of a shared call that another attempt would meet again | 2 (`UNKNOWN`) |
     /// | call that would wait for itself | 13 (`INTERNAL`) |
@@ -90,7 +90,9 @@ impl Rejection {
     pub fn grpc_code(&self) -> i32 {
         match self.reason() {
             Reason::TimedOut { .. } | Reason::DeadlineExceeded { .. } => code::DEADLINE_EXCEEDED,
-            Reason::Overloaded { .. } | Reason::RateLimited | Reason::Exhausted { .. } => code::RESOURCE_EXHAUSTED,
+            Reason::Overloaded { .. } | Reason::RateLimited | Reason::CostTooHigh { .. } | Reason::Exhausted { .. } => {
+                code::RESOURCE_EXHAUSTED
+            }
             // The caller gave up the call.
             Reason::UploadStalled { .. } | Reason::UploadFailed { .. } => code::CANCELLED,
             // Clients retry `UNAVAILABLE`.

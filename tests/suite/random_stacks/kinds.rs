@@ -51,6 +51,10 @@ pub(super) enum Kind {
         body: bool,
     },
     Propagate,
+    RateLimit {
+        quantity: u32,
+        max_wait: Option<u64>,
+    },
     ReplayAndRetry,
     Resource {
         size: usize,
@@ -90,6 +94,7 @@ fn kind() -> impl Strategy<Value = Kind> {
         .prop_map(|(limit, max_waiting, max_wait, body)| Kind::Limit { limit, max_waiting, max_wait, body });
     let resource =
         (size(), max_wait(), any::<bool>()).prop_map(|(size, max_wait, body)| Kind::Resource { size, max_wait, body });
+    let rate = (1_u32..4, max_wait()).prop_map(|(quantity, max_wait)| Kind::RateLimit { quantity, max_wait });
     let breaker = (1_u32..3, time(), any::<bool>()).prop_map(|(failures, open_for, body)| Kind::Breaker {
         failures,
         open_for,
@@ -112,6 +117,7 @@ fn kind() -> impl Strategy<Value = Kind> {
         3 => limit,
         1 => any::<bool>().prop_map(|body| Kind::Observe { body }),
         1 => Just(Kind::Propagate),
+        2 => rate,
         1 => Just(Kind::ReplayAndRetry),
         2 => resource,
         2 => time().prop_map(|pause| Kind::Retry { pause }),

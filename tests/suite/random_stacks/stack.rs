@@ -25,6 +25,7 @@ use ziggurat::{
     fallback::FallbackLayer,
     observe::ObserveLayer,
     propagate::PropagateLayer,
+    rate_limit::RateLimitLayer,
     rejection_response::RejectionResponseLayer,
     replay::ReplayLayer,
     request_id::RequestIdLayer,
@@ -189,6 +190,15 @@ impl Stack {
             Kind::Observe { body: false } => boxed(ObserveLayer::http().layer(inner)),
             Kind::Observe { body: true } => boxed(ObserveLayer::http().until_body_end().layer(inner)),
             Kind::Propagate => boxed(PropagateLayer::new().layer(inner)),
+            Kind::RateLimit { quantity, max_wait } => {
+                let mut layer = RateLimitLayer::new(quantity, millis(100));
+                if let Some(max_wait) = max_wait {
+                    layer = layer.max_wait(millis(max_wait));
+                }
+                let bucket = layer.handle();
+                self.gauge("the queue of a rate limit", move || bucket.waiting() == 0);
+                boxed(layer.layer(inner))
+            }
             Kind::ReplayAndRetry => {
                 let retry = RetryLayer::http().max_attempts(2).budget(None);
                 boxed(ReplayLayer::new().layer(retry.layer(Sent(inner))))
