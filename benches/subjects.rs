@@ -5,6 +5,7 @@ use std::{
     hint::black_box,
     num::NonZero,
     pin::pin,
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -209,7 +210,7 @@ pub fn subjects() -> Vec<Subject> {
         subject("rate limit", tower, ServiceBuilder::new().rate_limit(u64::MAX, SECOND).service(Echo)),
         // It is no layer: the check alone, before a call.
         subject("rate limit", "governor", {
-            let limiter = RateLimiter::direct(Quota::per_second(NonZero::<u32>::MAX));
+            let limiter = Arc::new(RateLimiter::direct(Quota::per_second(NonZero::<u32>::MAX)));
             let check = move |word: Word| {
                 limiter.check().expect("a token");
                 word
