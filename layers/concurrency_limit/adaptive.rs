@@ -201,11 +201,6 @@ pub(crate) struct Pilot {
 }
 
 impl Pilot {
-    fn begin(&self) -> Option<Call> {
-        let counts = self.gate.is_half_full() || self.measures_all.load(Ordering::Relaxed);
-        counts.then(|| Call { number: self.number.load(Ordering::Relaxed), began: clock::now() })
-    }
-
     /// Counts a call that began in step `number`. One that began in an earlier step ran with another limit, and does
     /// not count.
     fn count(&self, number: u64, latency: Option<Duration>) {
@@ -222,12 +217,6 @@ impl Pilot {
         if counted >= self.needed.load(Ordering::Relaxed) || dropped >= self.enough_dropped.load(Ordering::Relaxed) {
             self.step(number);
         }
-    }
-
-    /// Whether the service had more time for the call than calls lately took.
-    fn gave_time(&self, call: &Call) -> bool {
-        let usual = Duration::from_nanos(self.usual.load(Ordering::Relaxed));
-        clock::now().saturating_duration_since(call.began) >= usual.saturating_mul(2)
     }
 
     /// Changes the lowest and the highest limit.
@@ -315,17 +304,44 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        let call = (!self.pilot.gate.take_exempt()).then(|| self.pilot.begin()).flatten();
+        let call = (!self.pilot.gate.take_exempt()).then(|| Call::begin(&self.pilot)).flatten();
         let response = self.inner.call(request);
-        MeasuredFuture { response, call, pilot: Arc::clone(&self.pilot), classify: self.classify.clone() }
+        MeasuredFuture { response, call, classify: self.classify.clone() }
     }
 }
 
+/// A call that is measured.
 #[derive(Debug)]
 struct Call {
+    pilot: Arc<Pilot>,
     /// The step in which it began.
     number: u64,
     began: Instant,
+}
+
+impl Call {
+    fn begin(pilot: &Arc<Pilot>) -> Option<Self> {
+        let counts = pilot.gate.is_half_full() || pilot.measures_all.load(Ordering::Relaxed);
+        let number = || pilot.number.load(Ordering::Relaxed);
+        counts.then(|| Self { pilot: Arc::clone(pilot), number: number(), began: clock::now() })
+    }
+
+    fn latency(&self) -> Duration {
+        clock::now().saturating_duration_since(self.began)
+    }
+
+    /// Whether the service had more time for it than calls lately took.
+    fn had_time(&self) -> bool {
+        self.latency() >= Duration::from_nanos(self.pilot.usual.load(Ordering::Relaxed)).saturating_mul(2)
+    }
+
+    fn served(self) {
+        self.pilot.count(self.number, Some(self.latency()));
+    }
+
+    fn dropped(self) {
+        self.pilot.count(self.number, None);
+    }
 }
 
 pin_project! {
@@ -338,16 +354,14 @@ pin_project! {
         response: F,
         // None: it has ended, or does not count.
         call: Option<Call>,
-        pilot: Arc<Pilot>,
         classify: C,
     }
 
     impl<F, C> PinnedDrop for MeasuredFuture<F, C> {
         fn drop(this: Pin<&mut Self>) {
-            let this = this.project();
             // Not one that its caller cancelled.
-            if let Some(call) = this.call.take() && deadline::has_passed() && this.pilot.gave_time(&call) {
-                this.pilot.count(call.number, None);
+            if let Some(call) = this.project().call.take() && deadline::has_passed() && call.had_time() {
+                call.dropped();
             }
         }
     }
@@ -366,10 +380,8 @@ where
         let outcome = ready!(this.response.poll(cx));
         if let Some(call) = this.call.take() {
             match Class::of(&outcome, this.classify) {
-                Class::Success => {
-                    this.pilot.count(call.number, Some(clock::now().saturating_duration_since(call.began)))
-                }
-                Class::Failure { transient: true, .. } => this.pilot.count(call.number, None),
+                Class::Success => call.served(),
+                Class::Failure { transient: true, .. } => call.dropped(),
                 _ => {}
             }
         }

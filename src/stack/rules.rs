@@ -9,6 +9,7 @@ use std::{
 /// Two settings that contradict each other.
 pub(super) struct Contradiction {
     pub(super) field: &'static str,
+    #[cfg(feature = "serde")]
     pub(super) limit: &'static str,
     problem: String,
 }
