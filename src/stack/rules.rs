@@ -6,32 +6,27 @@ use std::{
     time::Duration,
 };
 
-/// Two settings that contradict each other.
+/// A setting that another one limits, and that exceeds it.
 pub(super) struct Contradiction {
     pub(super) field: &'static str,
-    #[cfg(feature = "serde")]
     pub(super) limit: &'static str,
-    problem: String,
+    values: String,
 }
 
 impl Contradiction {
-    /// Checks a setting that another one limits.
     pub(super) fn unless_at_most<T: PartialOrd + Debug>(
         field: &'static str,
         value: T,
         limit: &'static str,
         at_most: T,
     ) -> Option<Self> {
-        (value > at_most).then(|| {
-            let problem = format!("must be at most `{limit}`, which is {at_most:?}, not {value:?}");
-            Self { field, limit, problem }
-        })
+        (value > at_most).then(|| Self { field, limit, values: format!("{at_most:?}, not {value:?}") })
     }
 }
 
 impl From<Contradiction> for ConfigError {
-    fn from(Contradiction { field, problem, .. }: Contradiction) -> Self {
-        Self { field: field.to_owned(), problem }
+    fn from(Contradiction { field, limit, values }: Contradiction) -> Self {
+        Self { field: field.to_owned(), problem: format!("must be at most `{limit}`, which is {values}") }
     }
 }
 
