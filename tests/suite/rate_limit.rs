@@ -231,6 +231,21 @@ async fn a_waiter_that_is_dropped_leaves_its_tokens_to_the_next() {
     assert!(matches!(start(&mut service, 1).poll(), Poll::Ready(Ok(_))));
 }
 
+/// Shows: Q2
+#[tokio::test(start_paused = true)]
+async fn the_calls_behind_a_waiter_that_leaves_move_up() {
+    let service = RateLimitLayer::new(1, SECOND).max_wait(DAY).layer(clocked());
+    assert_eq!(service.clone().oneshot(1).await.unwrap(), 0);
+    let mut calls = Vec::new();
+    for _ in 0..3 {
+        calls.push(tokio::spawn(service.clone().oneshot(1)));
+        tokio::task::yield_now().await;
+    }
+    calls.remove(1).abort();
+    let last = calls.pop().unwrap();
+    assert_eq!((calls.pop().unwrap().await.unwrap().unwrap(), last.await.unwrap().unwrap()), (1000, 2000));
+}
+
 /// A future that its owner keeps without polling it must not stop the others.
 #[tokio::test(start_paused = true)]
 async fn a_waiter_that_is_no_longer_polled_does_not_stop_the_others() {
