@@ -233,7 +233,7 @@ impl RateLimitLayer {
     /// Admits `quantity` calls in each `period`, and as many at once.
     ///
     /// The bucket starts full. It gains its tokens one after another, not all at the end of a period. The interval
-    /// between two of them is rounded up to a multiple of 1/64 ns. The bucket never holds more tokens than it gains in
+    /// between two of them is rounded up to a multiple of 1/32 ns. The bucket never holds more tokens than it gains in
     /// 2.3 years.
     ///
     /// # Panics

@@ -39,3 +39,25 @@ fn tokens_that_are_given_back_meanwhile_are_neither_lost_nor_doubled() {
         assert_eq!((taken, bucket.available(now)), (1, 1));
     });
 }
+
+#[test]
+fn a_call_during_a_change_of_the_rate_takes_its_tokens_at_either_rate() {
+    let (fast, slow) = (Rate::new(1000, SECOND), Rate::new(10, 10 * SECOND));
+    for (before, after, lacking, fits) in
+        [(fast, slow, 1000, 0), (fast, slow, 4, 1), (slow, fast, 10, 0), (slow, fast, 4, 1)]
+    {
+        loom::model(move || {
+            let now = Instant::now();
+            let bucket = Arc::new(Bucket::new(before, now));
+            assert_eq!(bucket.take(now, lacking), Ok(()));
+            let other = takes(&bucket, now, 1);
+            bucket.set(after, now);
+            let taken = other.join().unwrap();
+            // Of an empty bucket, it may take one of those that a larger bucket holds.
+            assert!(taken == fits || after == fast, "{taken}");
+            let left = (after.burst() - taken).saturating_sub(lacking);
+            assert_eq!(bucket.time_until(now, u64::from(left)), Duration::ZERO);
+            assert_eq!(bucket.time_until(now, u64::from(left + 1)), after.period / after.quantity);
+        });
+    }
+}
