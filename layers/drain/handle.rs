@@ -166,8 +166,10 @@ impl Shared {
     /// Sees to it that the drain wakes a call that is pending, unless it has begun. Returns the end of one that has.
     pub(super) fn end_or_wake(&self, place: &mut Option<u32>, cx: &mut Context<'_>) -> Option<End> {
         if !self.count.is_closed() {
-            let place = *place.get_or_insert_with(|| self.wakers.take());
-            self.wakers.register(place, cx.waker());
+            // A waker that panics leaves its place unusable, so the place is lost then.
+            let taken = place.take().unwrap_or_else(|| self.wakers.take());
+            self.wakers.register(taken, cx.waker());
+            *place = Some(taken);
         }
         // A drain that has begun meanwhile may have missed the waker.
         self.end()

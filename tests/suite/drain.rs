@@ -3,9 +3,11 @@
 use std::{
     convert::Infallible,
     error::Error as StdError,
+    future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{Arc, Mutex},
-    task::{Context, Poll},
+    task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
 
@@ -340,6 +342,36 @@ async fn a_call_is_counted_out_however_it_ends() {
     assert_eq!(handle.in_flight(), 0);
     drop(call("never polled"));
     assert!(TestTask::new(handle.drain()).poll().is_ready());
+}
+
+/// Where a waker panicked while another replaced it, no later call may miss the drain.
+#[tokio::test(start_paused = true)]
+async fn a_drain_wakes_the_calls_after_one_whose_waker_panicked_in_its_drop() {
+    struct PanicsInDrop;
+    impl Wake for PanicsInDrop {
+        fn wake(self: Arc<Self>) {}
+    }
+    impl Drop for PanicsInDrop {
+        fn drop(&mut self) {
+            panic!("in the drop of a waker")
+        }
+    }
+    let (layer, handle) = grace(SECOND);
+    let service =
+        layer.layer(service_fn(|_: Request<()>| std::future::pending::<Result<Response<String>, Infallible>>()));
+    let mut call = Box::pin(service.clone().oneshot(Request::new(())));
+    let waker = Waker::from(Arc::new(PanicsInDrop));
+    assert!(call.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    drop(waker);
+    let replaced = AssertUnwindSafe(|| call.as_mut().poll(&mut Context::from_waker(Waker::noop())));
+    assert!(catch_unwind(replaced).is_err());
+    drop(call);
+
+    let mut later = TestTask::new(service.oneshot(Request::new(())));
+    assert!(later.poll().is_pending());
+    let before = later.times_woken();
+    drop(handle.drain());
+    assert_eq!(later.times_woken(), before + 1);
 }
 
 #[tokio::test(start_paused = true)]
