@@ -40,7 +40,7 @@ const LENGTH: Duration = Duration::from_secs(10);
 const SETTLED: Duration = Duration::from_secs(3);
 const WAITING: f64 = (LIMIT + 16) as f64;
 
-/// The figures of the load generator.
+/// What the load generator saw.
 #[derive(Debug)]
 struct Seen {
     /// Answers per second in time, without the first second.

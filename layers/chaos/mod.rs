@@ -239,7 +239,7 @@ pub enum Strikes<'a> {
     By(&'a Schedule),
 }
 
-/// One rate for every request, from [`ChaosLayer::rate`].
+/// The same rate for every request, from [`ChaosLayer::rate`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rate(f64);
 

@@ -4,7 +4,7 @@ use std::{
     fmt, mem,
     sync::{
         Arc, MutexGuard,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering, fence},
     },
     task::{Poll, Waker},
     time::Duration,
@@ -153,6 +153,8 @@ impl RateLimitHandle {
     pub(super) fn settle(&self, taken: u32, cost: u64) {
         let now = clock::now();
         self.shared.bucket.settle(taken, cost, now);
+        // A call that joins the queue meanwhile finds these tokens when it looks again, or is found here.
+        fence(Ordering::SeqCst);
         if self.shared.queued.load(Ordering::Acquire) > 0 {
             self.advance(self.shared.queue.lock(), now);
         }
@@ -246,6 +248,7 @@ impl RateLimitHandle {
     /// Publishes the cost of all calls that wait.
     fn count(&self, queue: &Queue) {
         self.shared.queued.store(queue.cost(), Ordering::Release);
+        fence(Ordering::SeqCst);
     }
 
     /// Gives the tokens of a call back that was not made.
@@ -305,8 +308,8 @@ impl Waiter {
             None => (Poll::Pending, None),
         };
         drop(queue);
-        drop(replaced);
         wake(woken);
+        drop(replaced);
         polled.map(|decision| match decision {
             Decision::Granted(taken_at) => Ok(Tokens { handle: self.handle.clone(), cost: self.cost, taken_at }),
             Decision::Refused { burst } => Err(Denied::Never { burst }),

@@ -1,8 +1,8 @@
 //! Limits the rate of calls.
 //!
 //! The limit is a bucket of tokens: it holds a burst of them, and gains `quantity` tokens in each `period`, one after
-//! another. Each call takes one. In any span of time `t`, no more than `burst + quantity * t / period` calls are made.
-//! All services that one layer value makes, and all their clones, share the bucket.
+//! another. Each call takes one. In any span of time `t`, no more than `burst + quantity * t / period` calls are
+//! admitted. All services that one layer value makes, and all their clones, share the bucket.
 //!
 //! A call that finds no token is rejected with [`Reason::RateLimited`]: 429 over HTTP, and `RESOURCE_EXHAUSTED` in
 //! gRPC. It takes nothing from the bucket, so callers that come too often do not slow down the others, nor themselves.
@@ -113,6 +113,9 @@
 //! times out or is dropped, the service may have done the work. A service that was polled ready but not called takes
 //! nothing.
 //!
+//! A call that has waited is made at once if its future is polled and the service is ready. If not, it is made later,
+//! possibly together with calls that were admitted after it: the bound is one of admissions.
+//!
 //! # Order
 //!
 //! On a server, place the limit outside all expensive work, and inside the layer that makes responses of rejections. On
@@ -125,8 +128,8 @@
 //! A call that is dropped while it waits leaves the queue, and the calls behind it move up. If its turn had come but
 //! the call was not made, its tokens go back into the bucket, except for as many as the bucket has gained since. A
 //! response future that is kept but no longer polled does not stop the calls behind it: they take its tokens for it, at
-//! the latest when their own turn has come. If a call is dropped while it waits here, a circuit breaker outside does
-//! not count it against the service.
+//! the latest when their own turn has come, as they last foresaw it. If a call is dropped while it waits here, a circuit
+//! breaker outside does not count it against the service.
 //!
 //! # Requirements
 //!

@@ -15,14 +15,14 @@ use crate::{
     watch::Watch,
 };
 
-/// The recommended client: whole, without a part, or with a layer around it.
+/// The recommended client, and what is left out of it or put around it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
     Whole,
     WithoutBreaker,
     /// A fallback to the same service, which shares the budget of the retry.
     FallbackShares,
-    /// With a fallback that has a budget of its own.
+    /// The same with a budget of its own.
     FallbackHasItsOwn,
 }
 
