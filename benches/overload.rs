@@ -40,7 +40,7 @@ const LENGTH: Duration = Duration::from_secs(10);
 const SETTLED: Duration = Duration::from_secs(3);
 const WAITING: f64 = (LIMIT + 16) as f64;
 
-/// What the load generator saw.
+/// The figures of the load generator.
 #[derive(Debug)]
 struct Seen {
     /// Answers per second in time, without the first second.

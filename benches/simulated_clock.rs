@@ -8,7 +8,7 @@ use std::{cell::Cell, marker::PhantomData, time::Duration};
 
 use tokio::time::Instant;
 
-/// What the clock shows at the start of a simulation. Any positive time would do.
+/// The time on the clock at the start of a simulation. Any positive time would do.
 const START: Duration = Duration::from_secs(1_000_000);
 
 thread_local! {

@@ -5,8 +5,8 @@
 //! ```
 //!
 //! A policy has the same figures in every library that has it. A figure that only a peer needs is one that we found to
-//! suit these scenes. What is asserted is what holds for our layers: they answer no fewer requests than the best peer,
-//! but for [`MARGIN`]. Where a peer is better, the page says so.
+//! suit these scenes. The assertions are about our layers alone: they answer no fewer requests than the best peer, but
+//! for [`MARGIN`]. Where a peer is better, the page says so.
 
 #![cfg(target_os = "linux")]
 
@@ -103,7 +103,7 @@ impl Kind {
         Self::Stack,
     ];
 
-    /// Creates a client whose limit, where it is fixed, is what the service serves at a time.
+    /// Creates a client whose limit, where it is fixed, is the number of calls that the service serves at a time.
     fn client(self, watch: &Watch, limit: usize, upstream: Upstream) -> Client {
         match self {
             Self::Bare => boxed(ServiceBuilder::new().timeout(PATIENCE).service(upstream)),
@@ -351,7 +351,7 @@ fn scenes() -> Vec<Scene> {
     ]
 }
 
-/// The recommended client is told no limit and is not compared: it looks for one while the others have theirs.
+/// The recommended client has no limit at first and is not compared: it looks for one while the others have theirs.
 #[test]
 fn our_layers_answer_no_fewer_requests_than_the_best_peer() {
     for scene in scenes() {

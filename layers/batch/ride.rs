@@ -199,7 +199,7 @@ mod tests {
         }
     }
 
-    /// Records what happens to the work: stores 1 when it is polled and 2 when it is dropped.
+    /// Records the fate of the work: stores 1 when it is polled and 2 when it is dropped.
     struct Work(Arc<AtomicU8>);
 
     impl Future for Work {

@@ -239,7 +239,7 @@ pub enum Strikes<'a> {
     By(&'a Schedule),
 }
 
-/// The same rate for every request, from [`ChaosLayer::rate`].
+/// One rate for every request, from [`ChaosLayer::rate`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rate(f64);
 

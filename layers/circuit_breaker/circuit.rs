@@ -260,7 +260,7 @@ impl Call {
     }
 }
 
-/// Maps an outcome that is not a success to what the circuit counts.
+/// Maps an outcome that is not a success to its kind in the circuit's counts.
 #[cold]
 fn unsuccessful(class: Class, rejection: Option<&Rejection>, Unsent(unsent): Unsent) -> Outcome {
     match (class, rejection.map(Rejection::reason)) {

@@ -1,4 +1,4 @@
-//! How important a call is, and what follows from that: its rank in the queue, and the permits that it may not use.
+//! The importance of a call, and its effects: its rank in the queue, and the permits that it may not use.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -19,7 +19,7 @@ pub enum Priority {
     Exempt,
 }
 
-/// The same priority for every request.
+/// One priority for every request.
 impl<Req> Setting<Req, Priority> for Priority {
     fn get(&self, _: &Req) -> Option<Priority> {
         Some(*self)

@@ -23,7 +23,7 @@ pub(super) struct Queue {
     shed: BTreeSet<Ticket>,
 }
 
-/// What has become of a waiter.
+/// The state of a waiter.
 pub(super) enum Place<W> {
     Waiting(W),
     Admitted,

@@ -1,6 +1,6 @@
 //! Shuts a server down gracefully: rejects new requests, and lets those in flight finish.
 //!
-//! The layer counts the calls in flight. When the program is told to stop, its handle starts the drain:
+//! The layer counts the calls in flight. When the program has to stop, its handle starts the drain:
 //!
 //! ```no_run
 //! use std::time::Duration;

@@ -197,8 +197,8 @@ settings! { ClientSettings {
     /// If `failure_rate` is not above 0 and at most 1.
     failure_rate: f64 => above_zero_and_at_most_one;
 
-    /// Sets the number of calls that are enough to know the failure rate. The default is as many as it takes to tell
-    /// the rate from chance, at least 20: see
+    /// Sets the number of calls that are enough to know the failure rate. The default is as many as it takes to
+    /// separate the rate from chance, at least 20: see
     /// [`CircuitBreakerLayer::min_calls`](crate::circuit_breaker::CircuitBreakerLayer::min_calls).
     ///
     /// # Panics

@@ -15,14 +15,14 @@ use crate::{
     watch::Watch,
 };
 
-/// The recommended client, and what is left out of it or put around it.
+/// The recommended client: whole, without a part, or with a layer around it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
     Whole,
     WithoutBreaker,
     /// A fallback to the same service, which shares the budget of the retry.
     FallbackShares,
-    /// The same with a budget of its own.
+    /// With a fallback that has a budget of its own.
     FallbackHasItsOwn,
 }
 

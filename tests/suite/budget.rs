@@ -131,7 +131,7 @@ async fn a_shared_budget_comes_before_the_handle() {
         panic.downcast_ref::<&str>(),
         Some(&"a shared budget must be set before the handle is taken: the handle has one already")
     );
-    // A budget of nobody else only says how much.
+    // A budget that no other layer has bounds this one alone.
     let layer = layer.budget(Budget::new(0.0).min_per_second(0));
     assert!(format!("{:?}", layer.handle().budget()).contains("min_per_second: 0"), "{shared:?}");
     let unlimited = RetryLayer::new().budget(None);

@@ -209,7 +209,7 @@ async fn a_server_whose_circuit_is_open_answers_unavailable_and_says_when_to_com
     let layers = ServiceBuilder::new().layer(RejectionResponseLayer::grpc()).layer(breaker).into_inner();
     let (door, failures) = (Door::default(), 2);
     let address = serve!(door, layers);
-    // The service's own status counts as what it is, although the HTTP status is 200.
+    // The service's own status decides, although the HTTP status is 200.
     for _ in 0..failures {
         assert_eq!(ask(address, "down").await.unwrap_err().message(), "not now");
     }

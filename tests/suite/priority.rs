@@ -149,7 +149,7 @@ async fn a_call_that_was_shed_and_is_dropped_or_polled_late_holds_nothing() {
     }
 }
 
-/// Where nobody may wait, there is nobody to shed: reserves take the place of the queue.
+/// Where no call may wait, there is none to shed: reserves take the place of the queue.
 ///
 /// Shows: A4
 #[tokio::test]

@@ -61,7 +61,7 @@ async fn time_before_the_first_poll_does_not_count() {
     assert_eq!(start.elapsed(), 2 * SECOND);
 }
 
-/// The same holds inside a running deadline.
+/// So it is inside a running deadline.
 ///
 /// Shows: T1
 #[tokio::test(start_paused = true)]

@@ -1,4 +1,4 @@
-//! What the gate knows from its pace: when a retry is worthwhile, how long a wait is, and how long a call takes.
+//! The estimates of the gate from its pace: when a retry is worthwhile, how long a wait is, and how long a call takes.
 
 #[cfg(all(test, ziggurat_loom))]
 use loom::sync::{MutexGuard, atomic::Ordering};

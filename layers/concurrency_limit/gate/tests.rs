@@ -396,7 +396,7 @@ fn the_newest_of_the_lowest_rank_makes_room_and_is_told_at_once() {
     assert_eq!(counts(&gate), (1, 4), "another `Normal` one made room for the urgent one");
     assert!(waiters[2].poll(&waker).is_pending());
 
-    // A place in a queue without places is nobody's, and those who were shed hold nothing.
+    // A queue without places admits no waiter, and a waiter that was shed holds nothing.
     assert!(matches!(gate.enter(0, Rank::Urgent, &waker), Entry::Full));
     waiters.truncate(3);
     assert_eq!(counts(&gate), (1, 3));
@@ -462,7 +462,7 @@ fn a_smaller_reserve_admits_those_who_wait_for_it() {
     let mut waiter = queue_as(&gate, Rank::Normal, usize::MAX, &waker);
     assert!(waiter.poll(&waker).is_pending());
     assert_eq!(counts(&gate), (2, 1));
-    // Nobody waits in front of a `High` one.
+    // No call waits in front of a `High` one.
     drop(gate.try_enter_as(Rank::High).expect("a reserved permit"));
     assert_eq!(ring.rung(), 0);
     gate.set_reserve(Priority::High, 0.25);

@@ -59,7 +59,7 @@ fn a_request_without_a_priority_is_normal_and_without_a_function_all_are_equal()
 }
 
 proptest! {
-    /// What a lowered limit takes from a rank, it does not give back to it: no permit becomes free.
+    /// A rank does not get back the permits that a lowered limit takes from it: none becomes free.
     #[test]
     fn a_lower_limit_admits_no_rank(limit in 2..1000_usize, by in 1..1000_usize, high in 0.0..0.5, normal in 0.0..0.5) {
         let reserves = Reserves::default();
