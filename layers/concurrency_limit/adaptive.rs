@@ -45,7 +45,8 @@ use crate::{
 /// call finds no permit free: otherwise nothing is known about another limit. While less than half of the permits are in
 /// use, most calls are not measured, and cost no clock read. With
 /// [`until_body_end`](super::ConcurrencyLimitLayer::until_body_end) a call is measured to the response's head, so the
-/// limit does not see that bodies are slow. [Exempt](super::Priority::Exempt) calls do not count.
+/// limit does not see that bodies are slow. Whenever bodies hold all permits and another call arrives, the limit rises
+/// by a quarter, because no call could end that would raise it. [Exempt](super::Priority::Exempt) calls do not count.
 #[derive(Clone)]
 #[must_use]
 pub struct Adaptive<C = FailOnError> {
@@ -59,8 +60,9 @@ impl Adaptive {
     /// Follows the latency: the limit is a quarter above the calls that the service serves at a time without a queue of
     /// its own.
     ///
-    /// A step takes 100 calls, or twice as many as the limit. At first the limit doubles with each step in which a
-    /// fourth of the calls finds it full, until the latency shows a queue in the service. Then it changes by the
+    /// A step takes 100 calls, or twice as many as the limit. At first it takes 20, or as many as the limit, and the
+    /// limit doubles with each step in which a fourth of the calls finds it full, until the latency shows a queue in the
+    /// service. Then it changes by the
     /// quotient of the latency without a queue and the latency of the step, times 1.25, and falls by 30 % at most.
     /// Every twentieth step runs with half of the limit, and measures the latency without a queue: if the latency falls
     /// with the limit, a part of it was a queue's. If it falls further than a queue can explain, the service has
@@ -123,7 +125,7 @@ impl<C> Adaptive<C> {
             gate: gate.clone(),
             needed: AtomicU32::new(limiter.calls_of_a_step()),
             enough_dropped: AtomicU32::new(limiter.drops_of_a_step()),
-            measures_all: AtomicBool::new(limiter.has_doubled()),
+            measures_all: AtomicBool::new(limiter.measures_all()),
             number: AtomicU64::new(0),
             calls: AtomicU32::new(0),
             dropped: AtomicU32::new(0),
@@ -133,9 +135,9 @@ impl<C> Adaptive<C> {
         };
         let pilot = Arc::new(pilot);
         let weak = Arc::downgrade(&pilot);
-        gate.watch_bodies(Box::new(move |in_flight| {
+        gate.watch_bodies(Box::new(move |permits| {
             if let Some(pilot) = weak.upgrade() {
-                pilot.exceed(in_flight);
+                pilot.exceed(permits);
             }
         }));
         (gate, Steered { pilot, classify: self.classify })
@@ -188,7 +190,7 @@ pub(crate) struct Pilot {
     /// The numbers of calls, and of dropped calls, that complete a step, and the number of steps so far.
     needed: AtomicU32,
     enough_dropped: AtomicU32,
-    /// Whether calls count while less than half of the permits are in use. They say nothing about the limit, and
+    /// Whether calls count while less than half of the permits are in use. Most say nothing about the limit then, and
     /// without a measurement they cost less.
     measures_all: AtomicBool,
     number: AtomicU64,
@@ -226,9 +228,9 @@ impl Pilot {
         self.apply(limiter);
     }
 
-    fn exceed(&self, in_flight: usize) {
+    fn exceed(&self, permits: usize) {
         let mut limiter = self.limiter.lock();
-        limiter.exceed(in_flight);
+        limiter.exceed(permits);
         self.apply(limiter);
     }
 
@@ -256,7 +258,7 @@ impl Pilot {
     fn apply(&self, limiter: MutexGuard<'_, Limiter>) {
         self.needed.store(limiter.calls_of_a_step(), Ordering::Relaxed);
         self.enough_dropped.store(limiter.drops_of_a_step(), Ordering::Relaxed);
-        self.measures_all.store(limiter.has_doubled(), Ordering::Relaxed);
+        self.measures_all.store(limiter.measures_all(), Ordering::Relaxed);
         // `set_limit` wakes callers, whose wakers are foreign code, so it runs without the lock. Looks again, because
         // another step may have been faster.
         drop(limiter);

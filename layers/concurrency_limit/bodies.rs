@@ -65,17 +65,20 @@ pub struct BodyPermit {
 impl BodyPermit {
     pub(super) fn new(permit: Permit) -> Self {
         let gate = permit.into_gate();
+        // Before it has a seat, because that may be reclaimed at once.
+        if let Some(bodies) = gate.as_ref().and_then(ConcurrencyLimitHandle::bodies) {
+            bodies.count.fetch_add(1, Ordering::Relaxed);
+        }
         let seat = gate.as_ref().and_then(|gate| {
             let reclaims = gate.seats().reclaim_after().is_some();
             reclaims.then(|| gate.seats().take(time(clock::now()), gate.limit()))
         });
-        if let Some((gate, bodies)) = gate.as_ref().and_then(|gate| Some((gate, gate.bodies()?))) {
-            bodies.count.fetch_add(1, Ordering::Relaxed);
-            if gate.waiting() > 0 {
-                gate.make_room();
-            }
+        let permit = Self { gate, seat };
+        // Wakes waiters. If a waker panics, the permit is released.
+        if let Some(gate) = &permit.gate {
+            gate.make_room_for_waiters();
         }
-        Self { gate, seat }
+        permit
     }
 
     fn progress(&mut self) {

@@ -18,12 +18,12 @@
 #[cfg(all(test, ziggurat_loom))]
 use loom::sync::{
     Arc, Mutex, MutexGuard,
-    atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+    atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
 };
 #[cfg(not(all(test, ziggurat_loom)))]
 use std::sync::{
     Arc, Mutex, MutexGuard,
-    atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+    atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
 };
 use std::{
     fmt, mem,
@@ -84,8 +84,8 @@ struct Shared {
 
 pub(super) type MakeRoom = Box<dyn Fn(usize) + Send + Sync + UnwindSafe + RefUnwindSafe>;
 
-/// The permits that bodies hold. A limit that adapts knows nothing of them: their calls have ended, and no call that could
-/// raise it ends while they hold all permits.
+/// The permits that bodies hold. A limit that adapts knows nothing of them: their calls have ended, and no call that
+/// could raise it ends while they hold all permits.
 pub(super) struct Bodies {
     pub(super) count: AtomicUsize,
     make_room: MakeRoom,
@@ -323,12 +323,12 @@ impl ConcurrencyLimitHandle {
     /// are not counted as released, because they say nothing about how long a call takes.
     pub(super) fn reclaimed(&self, permits: usize) {
         if permits > 0 {
-            self.settle(self.lock(), permits as i32, 0);
+            self.released(self.lock(), permits as i32, 0);
         }
     }
 
-    /// Counts the permits of bodies from now on, and calls `make_room` with the number of permits in use whenever a
-    /// call finds none free and bodies hold them all.
+    /// Counts the permits of bodies from now on. Calls `make_room` with the number of permits that the limit must exceed
+    /// whenever a call finds none free and bodies hold all that are in use.
     pub(super) fn watch_bodies(&self, make_room: MakeRoom) {
         let _already = self.shared.bodies.set(Bodies { count: AtomicUsize::new(0), make_room });
     }
@@ -337,14 +337,27 @@ impl ConcurrencyLimitHandle {
         self.shared.bodies.get()
     }
 
-    /// Makes room for a call that finds no permit free, if bodies hold them all.
+    /// Makes room for a call of this rank that finds no permit free, if bodies hold all that are in use.
     #[cold]
-    pub(super) fn make_room(&self) {
+    pub(super) fn make_room(&self, rank: Rank) {
+        let kept = self.kept(rank);
+        self.make_room_if(|state| state.available <= kept);
+    }
+
+    /// Makes room for those that wait, if bodies hold all permits in use. Called after a call has joined the queue, and
+    /// after one has ended or continues as a body.
+    pub(super) fn make_room_for_waiters(&self) {
+        self.make_room_if(|state| state.waiting > 0);
+    }
+
+    fn make_room_if(&self, is_needed: impl FnOnce(State) -> bool) {
         let Some(bodies) = self.bodies() else { return };
-        let State { available, .. } = self.state();
-        let in_flight = usize::try_from(self.limit() as i32 - available).unwrap_or(0);
-        if available <= 0 && in_flight <= bodies.count.load(Ordering::Relaxed) {
-            (bodies.make_room)(in_flight);
+        // If one call joins the queue while another becomes a body, at least one of them sees the other.
+        fence(Ordering::SeqCst);
+        let (state, limit) = (self.state(), self.limit());
+        let in_use = usize::try_from(limit as i32 - state.available).unwrap_or(0);
+        if is_needed(state) && in_use <= bodies.count.load(Ordering::Relaxed) {
+            (bodies.make_room)(in_use.max(limit));
         }
     }
 
@@ -355,8 +368,14 @@ impl ConcurrencyLimitHandle {
             (waiting == 0).then_some(State { available: available + 1, waiting, left: left.wrapping_add(1) })
         });
         if freed.is_err() {
-            self.settle(self.lock(), 1, 1);
+            self.released(self.lock(), 1, 1);
         }
+    }
+
+    /// Settles released permits. If the limit was lowered, they are for no waiter, and bodies may hold all others.
+    fn released(&self, queue: MutexGuard<'_, Queue>, permits: i32, left: u32) {
+        self.settle(queue, permits, left);
+        self.make_room_for_waiters();
     }
 
     /// Adds `freed` permits (or removes some, if negative), of which `left` were released, and hands the available
@@ -510,7 +529,7 @@ impl Drop for Waiter {
             }
             Place::Shed => {}
             // Dropped after its admission, before it was polled: the permit goes to the next waiter.
-            Place::Admitted => self.gate.settle(queue, 1, 0),
+            Place::Admitted => self.gate.released(queue, 1, 0),
         }
     }
 }

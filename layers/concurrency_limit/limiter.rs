@@ -170,11 +170,11 @@ impl Limiter {
         self.resume = self.resume.map(|limit| limit.clamp(lowest, highest));
     }
 
-    /// Raises the limit above the number of permits in use: none of them is that of a call to the service, which could
-    /// show whether the limit is right.
-    pub(super) fn exceed(&mut self, in_use: usize) {
-        let in_use = in_use as f64;
-        self.limit = self.limit.max(in_use + (in_use / 4.0).max(1.0)).min(*self.bounds.end());
+    /// Raises the limit above `permits`: none of those in use is that of a call to the service, which could show whether
+    /// the limit is right.
+    pub(super) fn exceed(&mut self, permits: usize) {
+        let permits = permits as f64;
+        self.limit = self.limit.max(permits + (permits / 4.0).max(1.0)).min(*self.bounds.end());
     }
 
     pub(super) fn limit(&self) -> usize {
@@ -184,6 +184,13 @@ impl Limiter {
     /// Whether the limit may be so high now that it is never full.
     pub(super) fn has_doubled(&self) -> bool {
         self.slow_start && self.limit > self.start
+    }
+
+    /// Whether the next step needs calls of which few are in flight, too: they show the latency of the service without a
+    /// queue, that it has recovered after the limit fell, or that the limit is too high.
+    pub(super) fn measures_all(&self) -> bool {
+        let knows_no_latency = self.algorithm == Algorithm::Gradient && self.base.is_none();
+        knows_no_latency || self.fell_from.is_some() || self.has_doubled()
     }
 
     /// Returns the number of calls that the next step needs.

@@ -92,7 +92,7 @@
 //! # assert_eq!(gate.limit(), 20);
 //! ```
 //!
-//! [`Adaptive`] says which calls count, and how the limit follows them. Each call reads the clock twice.
+//! [`Adaptive`] says which calls count, and how the limit follows them. A call that is measured reads the clock twice.
 //!
 //! # Order
 //!
@@ -231,7 +231,8 @@ impl ConcurrencyLimitLayer {
 
     /// Lets the limit follow the capacity of the service: see [adaptive limits](self#adaptive-limits).
     ///
-    /// The handle shows the current limit. A limit that is set there lasts until the next step.
+    /// The handle shows the current limit. A limit that is set there lasts until the next step, or until
+    /// bodies hold it whole.
     pub fn adaptive<C>(adaptive: Adaptive<C>) -> ConcurrencyLimitLayer<ResponseEnd, Steered<C>> {
         let (gate, steered) = adaptive.gate();
         ConcurrencyLimitLayer::with(gate, steered)
@@ -265,7 +266,7 @@ impl<U, C, P> ConcurrencyLimitLayer<U, Steered<C>, P> {
         ConcurrencyLimitLayer { settings, steered: steered.classify(classify), priority, until }
     }
 
-    /// Returns what changes the highest limit later.
+    /// Returns the pilot, which changes the bounds of the limit later.
     pub(crate) fn pilot(&self) -> Arc<Pilot> {
         self.steered.pilot()
     }
@@ -449,7 +450,7 @@ impl<S, U, P> ConcurrencyLimit<S, U, P> {
         let rank = if ambient::get::<Urgent>().0 { Rank::Urgent } else { rank };
         let (settings, service) = (Arc::clone(&self.settings), self.inner.clone());
         settings.gate.note_full();
-        settings.gate.make_room();
+        settings.gate.make_room(rank);
         // Drops the service that was made ready, together with its reservations for a call that it will not receive.
         self.inner = self.inner.clone();
         if settings.gate.is_full(settings.places(rank), rank) {

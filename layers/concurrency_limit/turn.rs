@@ -103,6 +103,7 @@ impl Turn {
                 self.patience = (!urgent).then_some(patience);
                 self.timer = patience.end().map(|end| Box::pin(clock::sleep_until(end)));
                 info.emit(LayerEvent::Queued);
+                gate.make_room_for_waiters();
                 Ok(Poll::Pending)
             }
         }

@@ -1,17 +1,30 @@
 //! Which calls an adaptive limit takes for measurements.
 
-use std::{convert::Infallible, ops::RangeInclusive, time::Duration};
+use std::{
+    convert::Infallible,
+    future::Future,
+    ops::RangeInclusive,
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    task::{Context, Wake},
+    time::Duration,
+};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http_body_util::{BodyExt, StreamBody, combinators::BoxBody};
 use tokio::{
+    sync::Semaphore,
     task::JoinSet,
     time::{sleep, timeout},
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
 use ziggurat::{
     Error,
-    concurrency_limit::{Adaptive, ConcurrencyLimitLayer},
+    concurrency_limit::{Adaptive, ConcurrencyLimitLayer, Priority},
     timeout::TimeoutLayer,
 };
 
@@ -156,4 +169,127 @@ async fn waiters_are_admitted_when_the_last_permit_becomes_that_of_a_body() {
     let calls: JoinSet<_> = (0..50).map(|_| timeout(SECOND, service.clone().oneshot(()))).collect();
     let streams = calls.join_all().await;
     assert_eq!(streams.iter().filter(|stream| stream.is_ok()).count(), 50);
+}
+
+/// A stream, or an error after a millisecond.
+fn streams_or_fails() -> impl Service<
+    bool,
+    Response = http::Response<BoxBody<Bytes, Infallible>>,
+    Error = Error<&'static str>,
+    Future: Send + Unpin,
+> + Clone {
+    service_fn(|streams: bool| {
+        Box::pin(async move {
+            sleep(MILLI).await;
+            if streams { Ok(endless()) } else { Err(Error::Service("failed")) }
+        })
+    })
+}
+
+/// A call may join the queue only after the last permit has become that of a body.
+///
+/// Shows: A3
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_polled_late_finds_room_too() {
+    let service = ConcurrencyLimitLayer::adaptive(Adaptive::http()).until_body_end().layer(streams_or_fails());
+    let calls: Vec<_> = (0..20).map(|_| service.clone().call(true)).collect();
+    let late = service.clone().call(true);
+    let streams = futures_util::future::join_all(calls).await;
+    let late = timeout(SECOND, late).await.expect("the limit is stuck");
+    assert!(late.is_ok() && streams.iter().all(Result::is_ok));
+}
+
+/// The permit of the last call is handed to no waiter, because the limit has fallen.
+///
+/// Shows: A3
+#[tokio::test(start_paused = true)]
+async fn waiters_are_admitted_when_the_last_call_beside_the_bodies_fails() {
+    let layer = ConcurrencyLimitLayer::adaptive(Adaptive::http()).until_body_end();
+    let (gate, service) = (layer.handle(), layer.layer(streams_or_fails()));
+    let streams = futures_util::future::join_all((0..19).map(|_| service.clone().call(true))).await;
+    let last = tokio::spawn(service.clone().call(false));
+    let waiter = tokio::spawn(timeout(SECOND, service.clone().call(true)));
+    tokio::task::yield_now().await;
+    assert_eq!((gate.in_flight(), gate.waiting()), (20, 1));
+    gate.set_limit(19);
+    assert!(last.await.unwrap().is_err());
+    assert!(waiter.await.unwrap().expect("the limit is stuck").is_ok());
+    drop(streams);
+}
+
+/// Permits are free, but not for calls of this priority.
+///
+/// Shows: A3
+#[tokio::test(start_paused = true)]
+async fn a_limit_grows_beyond_the_bodies_that_hold_all_that_a_priority_may_use() {
+    for max_waiting in [0, 10] {
+        let layer = ConcurrencyLimitLayer::adaptive(Adaptive::http()).until_body_end().max_waiting(max_waiting);
+        let layer = layer.priority(|_: &bool| Priority::Normal).reserve(Priority::High, 0.2);
+        let service = layer.layer(streams_or_fails());
+        let mut streams = Vec::new();
+        for nth in 0..60 {
+            let stream = timeout(SECOND, service.clone().oneshot(true)).await.expect("the limit is stuck");
+            assert!(stream.is_ok(), "stream {nth}: {stream:?}");
+            streams.push(stream);
+        }
+    }
+}
+
+/// Wakers are foreign code.
+#[tokio::test(start_paused = true)]
+async fn a_waker_that_panics_while_room_is_made_costs_no_permit() {
+    struct Panics;
+    impl Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("a waker");
+        }
+    }
+    let layer = ConcurrencyLimitLayer::adaptive(Adaptive::http()).until_body_end();
+    let (gate, service) = (layer.handle(), layer.layer(streams_or_fails()));
+    let streams = futures_util::future::join_all((0..19).map(|_| service.clone().call(true))).await;
+    let mut last = Box::pin(service.clone().call(true));
+    let mut waiter = Box::pin(service.clone().call(true));
+    assert!(waiter.as_mut().poll(&mut Context::from_waker(&Arc::new(Panics).into())).is_pending());
+    assert!(last.as_mut().now_or_never().is_none());
+    sleep(MILLI).await;
+    let panicked = std::panic::catch_unwind(AssertUnwindSafe(|| last.as_mut().now_or_never()));
+    assert_eq!(panicked.expect_err("a panic").downcast_ref(), Some(&"a waker"));
+    drop((streams, last, waiter));
+    assert_eq!(gate.in_flight(), 0);
+}
+
+/// A service of four workers, each of which needs ten milliseconds for a call.
+fn four_workers()
+-> impl Service<bool, Response = (), Error = Error<&'static str>, Future: Send> + Clone + Send + 'static {
+    let workers = Arc::new(Semaphore::new(4));
+    service_fn(move |_: bool| {
+        let workers = Arc::clone(&workers);
+        async move {
+            let _worker = workers.acquire().await;
+            sleep(10 * MILLI).await;
+            Ok(())
+        }
+    })
+}
+
+/// Under light load, its calls show the latency of the service without a queue.
+///
+/// Shows: A3
+#[tokio::test(start_paused = true)]
+async fn light_load_shows_the_latency_without_a_queue() {
+    let layer = ConcurrencyLimitLayer::adaptive(Adaptive::gradient());
+    let (gate, service) = (layer.handle(), layer.layer(four_workers()));
+    for _ in 0..30 {
+        service.clone().oneshot(true).await.unwrap();
+    }
+    let highest = Arc::new(AtomicU32::new(0));
+    let seen = Arc::clone(&highest);
+    tokio::spawn(async move {
+        loop {
+            seen.fetch_max(gate.limit() as u32, Ordering::Relaxed);
+            sleep(MILLI).await;
+        }
+    });
+    overload(&service, true, Duration::MAX).await;
+    assert_eq!(highest.load(Ordering::Relaxed), 20, "a queue was taken for the service");
 }

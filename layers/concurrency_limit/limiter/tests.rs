@@ -133,6 +133,22 @@ fn a_limit_at_its_lower_bound_leaves_it_again() {
     assert!(limiter.limit() > 150, "{}", limiter.limit());
 }
 
+/// Otherwise a probe would last for as long as the load is light, and so would a limit that a brown-out left.
+#[test]
+fn a_limit_that_fell_is_measured_under_light_load_too() {
+    let mut limiter = Limiter::new(Algorithm::Gradient, 1..=1000, 100);
+    let step = |limiter: &mut Limiter, millis, found_full| {
+        let calls = limiter.calls_of_a_step();
+        let latency = Duration::from_millis(millis).saturating_mul(calls);
+        limiter.step(Step { calls, latency, dropped: 0, found_full });
+        (limiter.limit(), limiter.measures_all())
+    };
+    assert!(limiter.measures_all(), "it knows no latency");
+    assert_eq!(step(&mut limiter, 10, 0), (100, false));
+    assert_eq!(step(&mut limiter, 100, u32::MAX), (70, true), "the service is slow");
+    assert_eq!(step(&mut limiter, 10, 0), (100, false), "it has recovered");
+}
+
 /// In an outage every call fails at once, and few are in flight.
 #[test]
 fn a_step_that_found_a_permit_for_every_call_changes_nothing() {
