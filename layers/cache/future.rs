@@ -59,8 +59,8 @@ enum Before<S, Req, K, T, C, R> {
     Answered(R),
     /// Found a failure in memory.
     Failed(Landed<R>, Arc<Policy<K, R, T, C>>),
-    /// Found nothing. The first poll decides which call leads and which waits: no request may wait for a future that is not
-    /// polled.
+    /// Found nothing. The first poll decides which call leads and which waits: no request may wait for a future that is
+    /// not polled.
     Arriving(Missed<S, Req, K, T, C, R>),
     /// Waits for the call of another request.
     Waiting(Missed<S, Req, K, T, C, R>, oneshot::Receiver<Message<K, Landed<R>>>),

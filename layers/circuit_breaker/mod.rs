@@ -35,8 +35,9 @@
 //! before an outage do not outweigh it, newer parts of the window are looked at too, down to the last fifth of it. With
 //! a rate of 0.5 and a window of 30 s, a total outage opens the circuit within three seconds, or within some thirty
 //! calls if that takes longer; a service that fails 60 % of five calls per second opens it after a minute. A shorter
-//! outage passes without opening it. With [`min_calls`](CircuitBreakerLayer::min_calls) or [`over_calls`](CircuitBreakerLayer::over_calls)
-//! your number of calls is enough, and the rate of the whole window decides.
+//! outage passes without opening it. With [`min_calls`](CircuitBreakerLayer::min_calls) or
+//! [`over_calls`](CircuitBreakerLayer::over_calls) your number of calls is enough, and the rate of the whole window
+//! decides.
 //!
 //! Rates are evaluated at each call that can raise them: a call that fails, a call that completes the necessary number,
 //! and the first call after the window has moved.

@@ -42,8 +42,8 @@ use crate::{
 /// [class](Class) says was served is a measurement. A transient failure counts as dropped, and so does a call that its
 /// deadline ended after at least twice the time that calls lately took. A permanent failure, a declined request, an
 /// ignored outcome, and a call that its caller cancelled say nothing. Calls lower or raise the limit only while some
-/// call finds no permit free: otherwise nothing is known about another limit. While less than half of the permits are in
-/// use, most calls are not measured, and cost no clock read. With
+/// call finds no permit free: otherwise nothing is known about another limit. While less than half of the permits are
+/// in use, most calls are not measured, and cost no clock read. With
 /// [`until_body_end`](super::ConcurrencyLimitLayer::until_body_end) a call is measured to the response's head, so the
 /// limit does not see that bodies are slow. Whenever bodies hold all permits and another call arrives, the limit rises
 /// by a quarter, because no call could end that would raise it. [Exempt](super::Priority::Exempt) calls do not count.
@@ -61,14 +61,13 @@ impl Adaptive {
     /// its own.
     ///
     /// A step takes 100 calls, or twice as many as the limit. At first it takes 20, or as many as the limit, and the
-    /// limit doubles with each step in which a fourth of the calls finds it full, until the latency shows a queue in the
-    /// service. Then it changes by the
-    /// quotient of the latency without a queue and the latency of the step, times 1.25, and falls by 30 % at most.
-    /// Every twentieth step runs with half of the limit, and measures the latency without a queue: if the latency falls
-    /// with the limit, a part of it was a queue's. If it falls further than a queue can explain, the service has
-    /// recovered from being slow, and the limit returns to where it fell from. (Netflix's gradient; TCP's slow start;
-    /// and TCP BBR's probes for the shortest round trip, which keep it from taking a lasting queue for the service.)
-    /// Dropped calls lower the limit as in [`aimd`](Self::aimd).
+    /// limit doubles with each step in which a fourth of the calls finds it full, until the latency shows a queue in
+    /// the service. Then it changes by the quotient of the latency without a queue and the latency of the step, times
+    /// 1.25, and falls by 30 % at most. Every twentieth step runs with half of the limit, and measures the latency
+    /// without a queue: if the latency falls with the limit, a part of it was a queue's. If it falls further than a
+    /// queue can explain, the service has recovered from being slow, and the limit returns to where it fell from.
+    /// (Netflix's gradient; TCP's slow start; and TCP BBR's probes for the shortest round trip, which keep it from
+    /// taking a lasting queue for the service.) Dropped calls lower the limit as in [`aimd`](Self::aimd).
     pub fn gradient() -> Self {
         Self::new(Algorithm::Gradient)
     }

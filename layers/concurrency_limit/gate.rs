@@ -225,8 +225,8 @@ impl ConcurrencyLimitHandle {
         self.settle(self.lock(), 0, 0);
     }
 
-    /// Returns the number of permits that calls of this rank may use: at least one. Reads the limit once, because it may
-    /// change meanwhile.
+    /// Returns the number of permits that calls of this rank may use: at least one. Reads the limit once, because it
+    /// may change meanwhile.
     pub(super) fn usable(&self, rank: Rank) -> usize {
         let limit = self.limit();
         limit - self.shared.reserves.kept(rank, || limit) as usize
@@ -327,8 +327,8 @@ impl ConcurrencyLimitHandle {
         }
     }
 
-    /// Counts the permits of bodies from now on. Calls `make_room` with the number of permits that the limit must exceed
-    /// whenever a call finds none free and bodies hold all that are in use.
+    /// Counts the permits of bodies from now on. Calls `make_room` with the number of permits that the limit must
+    /// exceed whenever a call finds none free and bodies hold all that are in use.
     pub(super) fn watch_bodies(&self, make_room: MakeRoom) {
         let _already = self.shared.bodies.set(Bodies { count: AtomicUsize::new(0), make_room });
     }

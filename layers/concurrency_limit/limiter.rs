@@ -170,8 +170,8 @@ impl Limiter {
         self.resume = self.resume.map(|limit| limit.clamp(lowest, highest));
     }
 
-    /// Raises the limit above `permits`: none of those in use is that of a call to the service, which could show whether
-    /// the limit is right.
+    /// Raises the limit above `permits`: none of those in use is that of a call to the service, which could show
+    /// whether the limit is right.
     pub(super) fn exceed(&mut self, permits: usize) {
         let permits = permits as f64;
         self.limit = self.limit.max(permits + (permits / 4.0).max(1.0)).min(*self.bounds.end());
@@ -186,8 +186,8 @@ impl Limiter {
         self.slow_start && self.limit > self.start
     }
 
-    /// Whether the next step needs calls of which few are in flight, too: they show the latency of the service without a
-    /// queue, that it has recovered after the limit fell, or that the limit is too high.
+    /// Whether the next step needs calls of which few are in flight, too: they show the latency of the service without
+    /// a queue, that it has recovered after the limit fell, or that the limit is too high.
     pub(super) fn measures_all(&self) -> bool {
         let knows_no_latency = self.algorithm == Algorithm::Gradient && self.base.is_none();
         knows_no_latency || self.fell_from.is_some() || self.has_doubled()

@@ -48,8 +48,8 @@
 //!
 //! A call is in flight from `call` until its response's body has ended, failed or been dropped, or until the call has
 //! failed, panicked or been dropped. An empty body has ended from the start, and so has that of a 101: upgraded
-//! connections, such as WebSockets, are not counted. Neither is a wait for the readiness of the service, which ends when
-//! the drain begins. A call that is admitted just before that is counted, and the drain waits for it.
+//! connections, such as WebSockets, are not counted. Neither is a wait for the readiness of the service, which ends
+//! when the drain begins. A call that is admitted just before that is counted, and the drain waits for it.
 //!
 //! # Endless streams
 //!
@@ -69,14 +69,14 @@
 //! ```
 //!
 //! With the stream, the response's body ends, and with the body the request's [`Scope`](crate::Scope), if a
-//! [`ContextLayer`](crate::context::ContextLayer) opened one: that cancels the tasks that feed the stream. The scopes of
-//! all other requests stay open, because their calls have to finish, and may still start tasks.
+//! [`ContextLayer`](crate::context::ContextLayer) opened one: that cancels the tasks that feed the stream. The scopes
+//! of all other requests stay open, because their calls have to finish, and may still start tasks.
 //!
 //! # Order
 //!
 //! Place the layer outermost on a server, so that it counts all that belongs to a call. Layers that see every response
-//! (the context, request ids, and a [`RejectionResponseLayer`](crate::rejection_response) that makes a problem or a gRPC
-//! status of a rejection) may stay outside. Health checks belong outside too: a server that drains is alive, and a
+//! (the context, request ids, and a [`RejectionResponseLayer`](crate::rejection_response) that makes a problem or a
+//! gRPC status of a rejection) may stay outside. Health checks belong outside too: a server that drains is alive, and a
 //! readiness check reads [`is_draining`](DrainHandle::is_draining) from the handle.
 //!
 //! # Cancellation safety
@@ -183,8 +183,8 @@ impl DrainLayer {
     /// Sets how long calls in flight may go on after the drain has begun.
     ///
     /// The default is 20 seconds, because Kubernetes kills a program 30 seconds after it asked it to stop. `docker
-    /// stop` leaves 10 seconds. Any duration is valid: zero ends all calls at once, and with [`Duration::MAX`] the drain
-    /// waits for all of them. Clones of this layer share this setting.
+    /// stop` leaves 10 seconds. Any duration is valid: zero ends all calls at once, and with [`Duration::MAX`] the
+    /// drain waits for all of them. Clones of this layer share this setting.
     pub fn grace(self, grace: Duration) -> Self {
         self.handle.set_grace(grace);
         self

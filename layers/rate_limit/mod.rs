@@ -128,8 +128,8 @@
 //! A call that is dropped while it waits leaves the queue, and the calls behind it move up. If its turn had come but
 //! the call was not made, its tokens go back into the bucket, except for as many as the bucket has gained since. A
 //! response future that is kept but no longer polled does not stop the calls behind it: they take its tokens for it, at
-//! the latest when their own turn has come, as they last foresaw it. If a call is dropped while it waits here, a circuit
-//! breaker outside does not count it against the service.
+//! the latest when their own turn has come, as they last foresaw it. If a call is dropped while it waits here, a
+//! circuit breaker outside does not count it against the service.
 //!
 //! # Requirements
 //!

@@ -1,9 +1,9 @@
 //! Overload, slow-downs and outages on a paused clock: whole stacks of layers between a seeded load and an upstream
 //! that goes on working for callers that gave up.
 //!
-//! Each test asserts on the figures of a few seeds, and `watch` on the invariants of each client after every step. `SEEDS=200 cargo test --release --test simulation` runs more of
-//! them, `LONG=1` adds long outages and many clients, and `-- --nocapture` prints the figures. A run is a function of
-//! its seed: `SEED=7` runs that one alone.
+//! Each test asserts on the figures of a few seeds, and `watch` on the invariants of each client after every step.
+//! `SEEDS=200 cargo test --release --test simulation` runs more of them, `LONG=1` adds long outages and many clients,
+//! and `-- --nocapture` prints the figures. A run is a function of its seed: `SEED=7` runs that one alone.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
