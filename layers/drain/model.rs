@@ -94,7 +94,7 @@ fn a_place_belongs_to_one_call_at_a_time() {
     explore(|| {
         let wakers = Arc::new(Wakers::new());
         let places = [wakers.take(), wakers.take()];
-        places.map(|place| wakers.give_back(place));
+        places.into_iter().for_each(|place| wakers.give_back(place));
         let other = Arc::clone(&wakers);
         // The first place is the last one returned again, while the place behind it is in use.
         let other = thread::spawn(move || {

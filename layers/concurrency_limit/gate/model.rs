@@ -1,7 +1,7 @@
 //! Every interleaving of the gate's atomics, as far as loom explores them.
 //! `RUSTFLAGS="--cfg ziggurat_loom" cargo test --release --lib gate`
 
-use std::{future::poll_fn, task::Poll, time::Duration};
+use std::{future::poll_fn, panic::AssertUnwindSafe, task::Poll, time::Duration};
 
 use loom::{
     future::block_on,
@@ -12,7 +12,7 @@ use loom::{
     thread,
 };
 
-use super::{ConcurrencyLimitHandle, Entry, Permit, Priority, Rank};
+use super::{super::bodies::BodyPermit, ConcurrencyLimitHandle, Entry, Permit, Priority, Rank};
 use crate::clock;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -197,5 +197,28 @@ fn a_waiter_for_which_a_permit_is_kept_back_has_it_once_the_reserve_is_smaller()
         normal.join().unwrap();
         drop(permit);
         assert_eq!((gate.in_flight(), gate.waiting()), (0, 0));
+    });
+}
+
+/// A call joins the queue while the last call in front of it becomes a body: one of the two makes room.
+#[test]
+fn a_waiter_does_not_stay_behind_bodies_that_hold_all_permits() {
+    explore(|| {
+        let gate = ConcurrencyLimitHandle::new(1);
+        let made = Arc::new(AtomicUsize::new(0));
+        let room = AssertUnwindSafe(made.clone());
+        gate.watch_bodies(Box::new(move |permits| {
+            let AssertUnwindSafe(room) = &room;
+            room.store(permits, SeqCst);
+        }));
+        let permit = gate.try_enter().expect("a permit");
+        let head = thread::spawn(move || BodyPermit::new(permit));
+        let Entry::Queued(waiter) = gate.enter(1, Rank::High, std::task::Waker::noop()) else {
+            unreachable!("the gate is full")
+        };
+        gate.make_room_for_waiters();
+        let body = head.join().unwrap();
+        assert_eq!(made.load(SeqCst), 1);
+        drop((waiter, body));
     });
 }
