@@ -3,7 +3,6 @@
 use std::{
     fmt,
     pin::Pin,
-    sync::atomic::Ordering,
     task::{Context, Poll},
     time::Duration,
 };
@@ -35,17 +34,11 @@ impl ConcurrencyLimitHandle {
         self.seats().set_reclaim_after(after);
     }
 
-    fn bodies_left(&self, number: usize) {
-        if let Some(bodies) = self.bodies() {
-            bodies.count.fetch_sub(number, Ordering::Relaxed);
-        }
-    }
-
     /// Reclaims the permits of stalled bodies, and returns their number.
     #[cold]
     pub(super) fn reclaim(&self) -> usize {
         let reclaimed = self.seats().reclaim_at(clock::now);
-        self.bodies_left(reclaimed);
+        self.bodies_end(reclaimed);
         self.reclaimed(reclaimed);
         reclaimed
     }
@@ -66,8 +59,8 @@ impl BodyPermit {
     pub(super) fn new(permit: Permit) -> Self {
         let gate = permit.into_gate();
         // Before it has a seat, because that may be reclaimed at once.
-        if let Some(bodies) = gate.as_ref().and_then(ConcurrencyLimitHandle::bodies) {
-            bodies.count.fetch_add(1, Ordering::Relaxed);
+        if let Some(gate) = &gate {
+            gate.body_begins();
         }
         let seat = gate.as_ref().and_then(|gate| {
             let reclaims = gate.seats().reclaim_after().is_some();
@@ -112,7 +105,7 @@ impl Drop for BodyPermit {
         if let Some(gate) = &self.gate
             && self.seat.as_ref().is_none_or(|seat| gate.seats().leave(seat))
         {
-            gate.bodies_left(1);
+            gate.bodies_end(1);
             gate.leave();
         }
     }

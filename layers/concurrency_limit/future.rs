@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     body::{ResponseEnd, Until},
-    outcome::{Reject, Rejection},
+    outcome::{Ended, Reject},
 };
 
 pin_project! {
@@ -92,25 +92,13 @@ where
         this.state.set(State::Done);
         let permit = this.permit.take();
         Poll::Ready(match ended {
-            Ended::Answered(response) => Ok(U::answer(response, move || permit.map(BodyPermit::new))),
-            Ended::Failed(error) => {
+            Ok(Ok(response)) => Ok(U::answer(response, move || permit.map(BodyPermit::new))),
+            Ok(Err(error)) => {
                 drop(permit);
                 Err(error)
             }
-            Ended::Rejected(rejection) => S::Error::reject(rejection),
+            Err(rejection) => S::Error::reject(rejection),
         })
-    }
-}
-
-enum Ended<R, E> {
-    Answered(R),
-    Failed(E),
-    Rejected(Rejection),
-}
-
-impl<R, E> From<Result<R, E>> for Ended<R, E> {
-    fn from(outcome: Result<R, E>) -> Self {
-        outcome.map_or_else(Self::Failed, Self::Answered)
     }
 }
 
@@ -127,20 +115,20 @@ where
             let response = match self.as_mut().project() {
                 StateProjection::Running { response } => {
                     let _held = permit.as_ref().and_then(Permit::gate).map(ConcurrencyLimitHandle::hold);
-                    return response.poll(cx).map(Ended::from);
+                    return response.poll(cx).map(Ok);
                 }
                 StateProjection::Refused { settings, rank } => {
-                    return Poll::Ready(Ended::Rejected(settings.reject(*rank)));
+                    return Poll::Ready(Err(settings.reject(*rank)));
                 }
                 StateProjection::Waiting { turn, service, request } => {
                     if permit.is_none() {
                         match ready!(turn.poll(cx)) {
                             Ok(admitted) => *permit = Some(admitted),
-                            Err(rejection) => return Poll::Ready(Ended::Rejected(rejection)),
+                            Err(rejection) => return Poll::Ready(Err(rejection)),
                         }
                     }
                     if let Err(error) = ready!(service.poll_ready(cx)) {
-                        return Poll::Ready(Ended::Failed(error));
+                        return Poll::Ready(Ok(Err(error)));
                     }
                     request.take().map(|request| service.call(request))
                 }

@@ -18,21 +18,21 @@
 #[cfg(all(test, ziggurat_loom))]
 use loom::sync::{
     Arc, Mutex, MutexGuard,
-    atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
+    atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
 };
 #[cfg(not(all(test, ziggurat_loom)))]
 use std::sync::{
     Arc, Mutex, MutexGuard,
-    atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
+    atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
 };
 use std::{
     fmt, mem,
-    panic::{RefUnwindSafe, UnwindSafe},
     sync::{OnceLock, PoisonError},
     task::{Poll, Waker},
     time::Duration,
 };
 
+use self::room::Bodies;
 use super::{
     pace::{LEFT_BITS, Pace, UNKNOWN},
     priority::{Counts, Priority, Rank, Reserves},
@@ -41,6 +41,7 @@ use super::{
 };
 
 mod estimate;
+mod room;
 
 /// The maximum number of permits and of waiters, bounded by their bits in the word.
 pub(super) const MOST: usize = (1 << (AVAILABLE_BITS - 1)) - 1;
@@ -80,15 +81,6 @@ struct Shared {
     seats: Seats,
     /// For adaptive limits.
     bodies: OnceLock<Bodies>,
-}
-
-pub(super) type MakeRoom = Box<dyn Fn(usize) + Send + Sync + UnwindSafe + RefUnwindSafe>;
-
-/// The permits that bodies hold. A limit that adapts knows nothing of them: their calls have ended, and no call that
-/// could raise it ends while they hold all permits.
-pub(super) struct Bodies {
-    pub(super) count: AtomicUsize,
-    make_room: MakeRoom,
 }
 
 /// The counts in the word. While there are waiters, no permit is available to the first of them: every transition
@@ -324,40 +316,6 @@ impl ConcurrencyLimitHandle {
     pub(super) fn reclaimed(&self, permits: usize) {
         if permits > 0 {
             self.released(self.lock(), permits as i32, 0);
-        }
-    }
-
-    /// Counts the permits of bodies from now on. Calls `make_room` with the number of permits that the limit must
-    /// exceed whenever a call finds none free and bodies hold all that are in use.
-    pub(super) fn watch_bodies(&self, make_room: MakeRoom) {
-        let _already = self.shared.bodies.set(Bodies { count: AtomicUsize::new(0), make_room });
-    }
-
-    pub(super) fn bodies(&self) -> Option<&Bodies> {
-        self.shared.bodies.get()
-    }
-
-    /// Makes room for a call of this rank that finds no permit free, if bodies hold all that are in use.
-    #[cold]
-    pub(super) fn make_room(&self, rank: Rank) {
-        let kept = self.kept(rank);
-        self.make_room_if(|state| state.available <= kept);
-    }
-
-    /// Makes room for those that wait, if bodies hold all permits in use. Called after a call has joined the queue, and
-    /// after one has ended or continues as a body.
-    pub(super) fn make_room_for_waiters(&self) {
-        self.make_room_if(|state| state.waiting > 0);
-    }
-
-    fn make_room_if(&self, is_needed: impl FnOnce(State) -> bool) {
-        let Some(bodies) = self.bodies() else { return };
-        // If one call joins the queue while another becomes a body, at least one of them sees the other.
-        fence(Ordering::SeqCst);
-        let (state, limit) = (self.state(), self.limit());
-        let in_use = usize::try_from(limit as i32 - state.available).unwrap_or(0);
-        if is_needed(state) && in_use <= bodies.count.load(Ordering::Relaxed) {
-            (bodies.make_room)(in_use.max(limit));
         }
     }
 

@@ -19,7 +19,7 @@ use super::{
     settle::{Estimated, Kind, Settle},
     turn::Turn,
 };
-use crate::outcome::{Reject, Rejection};
+use crate::outcome::{Ended, Reject};
 
 pin_project! {
     /// The response future of [`RateLimit`](super::RateLimit).
@@ -105,9 +105,6 @@ where
         })
     }
 }
-
-/// The outcome of the service, or a rejection.
-type Ended<R, E> = Result<Result<R, E>, Rejection>;
 
 impl<S: Service<Req>, Req> State<S, Req> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Ended<S::Response, S::Error>> {

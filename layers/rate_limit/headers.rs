@@ -5,7 +5,11 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, Response};
 
 use super::handle::RateLimitHandle;
-use crate::{clock, outcome::Rejection, telemetry::LayerInfo};
+use crate::{
+    clock,
+    outcome::{Rejection, whole_seconds},
+    telemetry::LayerInfo,
+};
 
 const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
@@ -65,7 +69,7 @@ impl Kind for RateLimitHeaders {
 
     fn announce_rejection(&self, rejection: Rejection) -> Rejection {
         let wait = rejection.retry_after();
-        let [policy, limit] = self.values(wait.map(seconds));
+        let [policy, limit] = self.values(wait.map(whole_seconds));
         rejection.with_header(POLICY, policy).with_header(LIMIT, limit)
     }
 }
@@ -85,16 +89,11 @@ impl RateLimitHeaders {
         let (rate, available, full) = self.handle.status(clock::now());
         let name = quoted(self.info.name().unwrap_or("default"));
         // Rounding up must not make a second of the last nanosecond.
-        let reset = reset.unwrap_or_else(|| seconds(Duration::from_micros(full.as_micros() as u64)));
-        let policy = format!("{name};q={};w={}", rate.burst(), seconds(rate.window()));
+        let reset = reset.unwrap_or_else(|| whole_seconds(Duration::from_micros(full.as_micros() as u64)));
+        let policy = format!("{name};q={};w={}", rate.burst(), whole_seconds(rate.window()));
         let limit = format!("{name};r={available};t={reset}");
         [policy, limit].map(|value| HeaderValue::try_from(value).unwrap_or(HeaderValue::from_static("")))
     }
-}
-
-/// Whole seconds, rounded up, as in `Retry-After`.
-fn seconds(time: Duration) -> u64 {
-    time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0))
 }
 
 /// A string of a structured field (RFC 9651). It has no place for other characters than those of ASCII.

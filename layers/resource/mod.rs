@@ -120,7 +120,7 @@ use crate::{
     body::{BodyEnd, ResponseEnd, Until},
     clock::{self, Sleep},
     debug::impl_debug,
-    outcome::{Reason, Reject, Rejection},
+    outcome::{Ended, Reason, Reject, Rejection},
     telemetry::{LayerEvent, LayerInfo, layer_info, layer_setters},
 };
 
@@ -346,20 +346,14 @@ where
         }
         let lease = this.lease.take();
         Poll::Ready(match ended {
-            Ended::Answered(response) => Ok(U::answer(response, move || lease)),
-            Ended::Failed(error) => {
+            Ok(Ok(response)) => Ok(U::answer(response, move || lease)),
+            Ok(Err(error)) => {
                 drop(lease);
                 Err(error)
             }
-            Ended::Rejected(rejection) => S::Error::reject(rejection),
+            Err(rejection) => S::Error::reject(rejection),
         })
     }
-}
-
-enum Ended<R, E> {
-    Answered(R),
-    Failed(E),
-    Rejected(Rejection),
 }
 
 impl<S, Req, F, T> State<S, Req, F>
@@ -377,7 +371,7 @@ where
             let response = match self.as_mut().project() {
                 StateProjection::Running { response } => {
                     let _entered = lease.as_mut().map(Lease::enter);
-                    return response.poll(cx).map(|outcome| outcome.map_or_else(Ended::Failed, Ended::Answered));
+                    return response.poll(cx).map(Ok);
                 }
                 StateProjection::Waiting { mut acquire, wait, service, request } => {
                     if let Some(acquiring) = acquire.as_mut().as_pin_mut() {
@@ -389,7 +383,7 @@ where
                                 *lease = Some(Lease::new(resource));
                             }
                             Poll::Ready(Err(reason)) => {
-                                return Poll::Ready(Ended::Rejected(wait.settings.reject(reason)));
+                                return Poll::Ready(Err(wait.settings.reject(reason)));
                             }
                             Poll::Pending => {
                                 if !wait.begun {
@@ -400,14 +394,14 @@ where
                                 // Leave the pool's queue before the rejection is reported.
                                 acquire.set(None);
                                 let rejection = wait.settings.reject(Reason::Exhausted { max_wait });
-                                return Poll::Ready(Ended::Rejected(rejection));
+                                return Poll::Ready(Err(rejection));
                             }
                         }
                     }
                     if wait.begun
                         && let Err(error) = ready!(service.poll_ready(cx))
                     {
-                        return Poll::Ready(Ended::Failed(error));
+                        return Poll::Ready(Ok(Err(error)));
                     }
                     let _entered = lease.as_mut().map(Lease::enter);
                     request.take().map(|request| service.call(request))

@@ -21,8 +21,8 @@ pub use self::{
     unprocessed::is_unprocessed,
 };
 pub(crate) use self::{
-    reject::{judged_as, known, reason_of, was_unprocessed},
+    reject::{Ended, judged_as, known, reason_of, was_unprocessed},
     rejection::close_connection,
-    retry_after::retry_after,
+    retry_after::{retry_after, whole_seconds},
     unprocessed::is_bad_certificate,
 };

@@ -7,6 +7,9 @@ use http::Response;
 
 use super::{rejection::Rejection, unprocessed::is_unprocessed};
 
+/// How a call ended: with the outcome of the service, or with a rejection of the layer.
+pub(crate) type Ended<R, E> = Result<Result<R, E>, Rejection>;
+
 /// An error type that can carry a rejection, in a service whose response is `R`.
 ///
 /// Every layer requires this of its service's error, and keeps that error type: a stack has the error type of its

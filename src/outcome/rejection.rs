@@ -7,7 +7,7 @@ use http::{
     header::{CONNECTION, RETRY_AFTER},
 };
 
-use super::{Class, unprocessed::chain};
+use super::{Class, retry_after::whole_seconds, unprocessed::chain};
 use crate::{debug::impl_debug, name::Name};
 
 /// A layer's response in place of the service's: which layer rejected the call, why, and when to come back.
@@ -417,8 +417,7 @@ impl Rejection {
             _ => None,
         };
         if let Some(wait) = wait {
-            let seconds = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0));
-            response.headers_mut().entry(RETRY_AFTER).or_insert(HeaderValue::from(seconds.max(1)));
+            response.headers_mut().entry(RETRY_AFTER).or_insert(HeaderValue::from(whole_seconds(wait).max(1)));
         }
         for (name, value) in &self.inner.headers {
             response.headers_mut().append(name, value.clone());

@@ -11,6 +11,11 @@ use http::{
 const MILLIS: [HeaderName; 2] =
     [HeaderName::from_static("retry-after-ms"), HeaderName::from_static("x-ms-retry-after-ms")];
 
+/// Returns whole seconds, rounded up: a caller that waits for so many does not come back early.
+pub(crate) fn whole_seconds(time: Duration) -> u64 {
+    time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0))
+}
+
 /// Returns the wait that `Retry-After` (RFC 9110, section 10.2.3) asks for, from now. It is never rounded down.
 ///
 /// Seconds may have a fraction, which the RFC does not allow but servers send. It is rounded up. A date is on the
