@@ -188,6 +188,20 @@ pub fn subjects() -> Vec<Subject> {
             let accept = |rejected: Result<Word, Error<Failed>>| Ok::<_, Error<Failed>>(rejected.unwrap_or(0));
             ServiceBuilder::new().map_result(accept).service(limited)
         }),
+        // What a rejected call would have cost otherwise: it waits until the call before it ends. Both are counted.
+        subject("limit, a call and a waiter", ours, {
+            let limited = ConcurrencyLimitLayer::new(1).layer(service());
+            tower::service_fn(move |word| {
+                let (mut first, mut second) = (limited.clone(), limited.clone());
+                async move {
+                    let (running, mut waiting) = (first.call(word), pin!(second.call(word)));
+                    let waits = poll_fn(|cx| Poll::Ready(waiting.as_mut().poll(cx).is_pending())).await;
+                    assert!(waits, "no permit is free");
+                    running.await?;
+                    waiting.await
+                }
+            })
+        }),
         subject("limit, by priority", ours, {
             let priority = |word: &Word| if *word == 0 { Priority::Low } else { Priority::Normal };
             ServiceBuilder::new().layer(ConcurrencyLimitLayer::new(PERMITS).priority(priority)).service(service())

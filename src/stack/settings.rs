@@ -143,7 +143,7 @@ macro_rules! settings {
             }
 
             fn contradiction(&self) -> Option<Contradiction> {
-                self.contradiction()
+                self.first_contradiction()
             }
         }
     };
@@ -281,10 +281,10 @@ impl ClientSettings {
     ///
     /// If two settings contradict each other. The error names both, with their values.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        self.contradiction().map_or(Ok(()), |one| Err(one.into()))
+        self.first_contradiction().map_or(Ok(()), |one| Err(one.into()))
     }
 
-    fn contradiction(&self) -> Option<Contradiction> {
+    fn first_contradiction(&self) -> Option<Contradiction> {
         let at_most = Contradiction::unless_at_most::<Duration>;
         at_most("attempt_timeout", self.attempt_limit(), "timeout", self.timeout)
             .or_else(|| at_most("backoff", self.first_wait(), "max_backoff", self.longest_wait()))
@@ -354,7 +354,7 @@ impl fmt::Debug for ClientSettings {
 
 impl ServerSettings {
     #[cfg(feature = "serde")]
-    fn contradiction(&self) -> Option<Contradiction> {
+    fn first_contradiction(&self) -> Option<Contradiction> {
         None
     }
 }
