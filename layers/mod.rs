@@ -9,6 +9,7 @@ pub mod context;
 pub mod drain;
 pub mod fallback;
 pub mod observe;
+pub mod per_key;
 pub mod propagate;
 pub mod rate_limit;
 pub mod rejection_response;

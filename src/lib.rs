@@ -26,6 +26,7 @@ pub mod events;
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 pub mod extract;
 pub mod headers;
+mod keep;
 mod mutex;
 mod name;
 mod outcome;

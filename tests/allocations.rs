@@ -32,6 +32,7 @@ use ziggurat::{
     events::{Lag, Subscription},
     fallback::{Failed, FallbackLayer},
     observe::ObserveLayer,
+    per_key::PerKeyLayer,
     rate_limit::RateLimitLayer,
     rejection_response::RejectionResponseLayer,
     replay::ReplayLayer,
@@ -123,6 +124,8 @@ these_allocate_nothing! {
     retry: RetryLayer::new();
     concurrency_limit: ConcurrencyLimitLayer::new(1);
     rate_limit: RateLimitLayer::new(1_000_000, SECOND).cost(|number: &u64| *number as u32);
+    per_key: PerKeyLayer::new(|number: &u64| Ok(*number), |_| TimeoutLayer::new(SECOND));
+    per_key_by_reference: PerKeyLayer::by_ref(|_: &u64| Ok("a key"), |_| ConcurrencyLimitLayer::new(1));
     circuit_breaker_by_failures_in_a_row: CircuitBreakerLayer::consecutive(5);
     circuit_breaker_by_rate_over_time: CircuitBreakerLayer::failure_rate(0.5);
     circuit_breaker_by_rate_over_calls: CircuitBreakerLayer::failure_rate(0.5).over_calls(100);

@@ -166,6 +166,7 @@ use crate::{
     ambient::{self, HadItsTime, Unsent, Urgent, caller},
     backoff::{Backoff, Jitter},
     body::{BodyEnd, ResponseEnd, Until, Verdict, without_trailers},
+    keep::keep_while,
     outcome::{Class, Classify, FailOnError, HttpStatus, Reason, Reject, Rejection},
     telemetry::{Observer, layer_info},
 };
@@ -493,6 +494,8 @@ impl<S, C: Clone, U> Layer<S> for CircuitBreakerLayer<C, U> {
 
     fn layer(&self, inner: S) -> Self::Service {
         let (circuit, classify) = (self.slot.live().clone(), self.classify.clone());
+        let kept = circuit.clone();
+        keep_while(move || kept.state() != State::Closed);
         CircuitBreaker { inner, circuit, classify, asked: false, ready: false, until: PhantomData }
     }
 }

@@ -191,6 +191,7 @@ use crate::{
     ambient::{self, Deadline, Urgent},
     body::{BodyEnd, ResponseEnd, Until},
     clock,
+    keep::keep_while,
     outcome::{Reason, Reject, Rejection},
     telemetry::{LayerEvent, LayerInfo, layer_info, layer_setters},
 };
@@ -351,6 +352,13 @@ impl<U, A, P> ConcurrencyLimitLayer<U, A, P> {
 }
 
 impl Settings {
+    /// Returns the settings for a service and all of its clones.
+    fn for_service(&self) -> Arc<Self> {
+        let gate = self.gate.clone();
+        keep_while(move || gate.in_flight() > 0);
+        Arc::new(self.clone())
+    }
+
     /// The number of calls that may wait: none if `max_wait` is zero. An urgent call may wait wherever any call may.
     fn places(&self, rank: Rank) -> usize {
         let places = if self.max_wait == Some(Duration::ZERO) { 0 } else { self.gate.max_waiting() };
@@ -408,7 +416,7 @@ impl<S, U, P: Clone> Layer<S> for ConcurrencyLimitLayer<U, Fixed, P> {
     type Service = ConcurrencyLimit<S, U, P>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        let (settings, priority) = (Arc::new(self.settings.clone()), self.priority.clone());
+        let (settings, priority) = (self.settings.for_service(), self.priority.clone());
         ConcurrencyLimit { inner, settings, priority, until: PhantomData }
     }
 }
@@ -417,7 +425,7 @@ impl<S, U, C: Clone, P: Clone> Layer<S> for ConcurrencyLimitLayer<U, Steered<C>,
     type Service = ConcurrencyLimit<Measured<S, C>, U, P>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        let (settings, priority) = (Arc::new(self.settings.clone()), self.priority.clone());
+        let (settings, priority) = (self.settings.for_service(), self.priority.clone());
         ConcurrencyLimit { inner: self.steered.measure(inner), settings, priority, until: PhantomData }
     }
 }

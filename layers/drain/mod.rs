@@ -158,6 +158,7 @@ use crate::{
     accessors::inner_accessors,
     body::GuardBody,
     debug::impl_debug,
+    keep::keep_while,
     outcome::{Reject, close_connection},
     telemetry::{LayerInfo, layer_info, layer_setters},
 };
@@ -209,6 +210,8 @@ impl<S> Layer<S> for DrainLayer {
     type Service = Drain<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
+        let handle = self.handle();
+        keep_while(move || handle.is_draining() || handle.in_flight() > 0);
         Drain { inner, readiness: Readiness::new(Arc::new(self.clone())) }
     }
 }

@@ -144,6 +144,10 @@ impl Bucket {
         duration(lacking.saturating_add(time_of_all).saturating_sub(time(interval, burst.into())))
     }
 
+    pub(super) fn is_full(&self, now: Instant) -> bool {
+        lacking(self.full_at.load(Acquire), self.ticks(now)) == 0
+    }
+
     /// Returns the number of tokens in the bucket.
     pub(super) fn available(&self, now: Instant) -> u32 {
         let full_at = self.full_at.load(Acquire);

@@ -143,6 +143,11 @@ impl RateLimitHandle {
         self.advance(self.shared.queue.lock(), now);
     }
 
+    /// Returns whether the bucket is full.
+    pub(super) fn is_full(&self) -> bool {
+        self.shared.bucket.is_full(clock::now())
+    }
+
     /// Returns the rate, the number of tokens in the bucket, and the time until it is full.
     pub(super) fn status(&self, now: Instant) -> (Rate, u32, Duration) {
         let (rate, bucket) = (*self.shared.rate.lock(), &self.shared.bucket);

@@ -207,6 +207,7 @@ use crate::ambient::Deadline;
 use crate::{
     accessors::inner_accessors,
     debug::impl_debug,
+    keep::keep_while,
     outcome::{Reason, Reject, Rejection},
     setting::Setting,
     telemetry::{LayerInfo, layer_info, layer_setters},
@@ -363,6 +364,8 @@ impl<S, C: Clone, H: headers::Kind, T: Clone> Layer<S> for RateLimitLayer<C, H, 
     fn layer(&self, inner: S) -> Self::Service {
         let Self { settings, cost, headers: _, settle } = self;
         let headers = H::new(&settings.handle, &settings.info);
+        let handle = settings.handle.clone();
+        keep_while(move || !handle.is_full());
         RateLimit { inner, settings: Arc::new(settings.clone()), cost: cost.clone(), headers, settle: settle.clone() }
     }
 }

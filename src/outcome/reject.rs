@@ -444,6 +444,8 @@ mod tests {
             (Reason::Shared { message: "secret".into(), class: Class::TRANSIENT }, Some(second), 502, Some("1")),
             (Reason::RateLimited, Some(second), 429, Some("1")),
             (Reason::CostTooHigh { cost: 3, burst: 2 }, None, 413, None),
+            (Reason::NoKey, None, 400, None),
+            (Reason::TooManyKeys { max: 1 }, None, 503, Some("1")),
             (Reason::UploadStalled { idle: second }, None, 408, None),
             (Reason::UploadFailed { message: "secret".into() }, None, 400, None),
             (Reason::Draining { grace: None }, None, 503, Some("1")),

@@ -65,6 +65,13 @@ pub enum Reason {
         /// The highest possible cost.
         burst: u32,
     },
+    /// The request has no key, so that no instance of a layer is its own.
+    NoKey,
+    /// All instances of a layer are in use, each by another key.
+    TooManyKeys {
+        /// The maximum number of keys.
+        max: usize,
+    },
     /// The call shared another caller's call, which failed. That caller received the error, and this is its message.
     Shared {
         /// The error's message.
@@ -141,8 +148,9 @@ pub enum Reason {
 
 impl Reason {
     /// The reason as one word, for events, labels and metrics: `"timed_out"`, `"deadline_exceeded"`, `"circuit_open"`,
-    /// `"overloaded"`, `"rate_limited"`, `"cost_too_high"`, `"shared"`, `"recursive"`, `"injected"`, `"exhausted"`,
-    /// `"unavailable"`, `"upload_stalled"`, `"upload_failed"`, `"draining"`, or the name of a custom reason.
+    /// `"overloaded"`, `"rate_limited"`, `"cost_too_high"`, `"no_key"`, `"too_many_keys"`, `"shared"`, `"recursive"`,
+    /// `"injected"`, `"exhausted"`, `"unavailable"`, `"upload_stalled"`, `"upload_failed"`, `"draining"`, or the name of
+    /// a custom reason.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -152,6 +160,8 @@ impl Reason {
             Self::Overloaded { .. } => "overloaded",
             Self::RateLimited => "rate_limited",
             Self::CostTooHigh { .. } => "cost_too_high",
+            Self::NoKey => "no_key",
+            Self::TooManyKeys { .. } => "too_many_keys",
             Self::Shared { .. } => "shared",
             Self::Recursive => "recursive",
             Self::Injected => "injected",
@@ -297,6 +307,8 @@ impl Rejection {
                 | Reason::Overloaded { .. }
                 | Reason::RateLimited
                 | Reason::CostTooHigh { .. }
+                | Reason::NoKey
+                | Reason::TooManyKeys { .. }
                 | Reason::Exhausted { .. }
                 | Reason::Unavailable { .. }
                 | Reason::Draining { grace: None }
@@ -326,6 +338,8 @@ impl Rejection {
             | Reason::Overloaded { .. }
             | Reason::RateLimited
             | Reason::CostTooHigh { .. }
+            | Reason::NoKey
+            | Reason::TooManyKeys { .. }
             | Reason::Exhausted { .. }
             | Reason::UploadStalled { .. }
             | Reason::UploadFailed { .. }
@@ -347,7 +361,7 @@ impl Rejection {
     /// | rate limit | 429 |
     /// | cost that exceeds the burst of a rate limit | 413 |
     /// | stalled request body | 408 |
-    /// | failed request body | 400 |
+    /// | failed request body, or a request without a key | 400 |
     /// | failure of a shared call | 502 (if that call was rejected, its rejection keeps its own status) |
     /// | call that would wait for itself | 500 |
     /// | [`Reason::Custom`] | its own status |
@@ -359,7 +373,7 @@ impl Rejection {
             Reason::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Reason::CostTooHigh { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Reason::UploadStalled { .. } => StatusCode::REQUEST_TIMEOUT,
-            Reason::UploadFailed { .. } => StatusCode::BAD_REQUEST,
+            Reason::UploadFailed { .. } | Reason::NoKey => StatusCode::BAD_REQUEST,
             Reason::Shared { .. } => StatusCode::BAD_GATEWAY,
             Reason::Recursive => StatusCode::INTERNAL_SERVER_ERROR,
             Reason::Custom { status, .. } => status,
@@ -380,6 +394,8 @@ impl Rejection {
             Reason::Overloaded { .. } => "too many calls are in flight",
             Reason::RateLimited => "the rate limit is exceeded",
             Reason::CostTooHigh { .. } => "the call is larger than the rate limit ever admits",
+            Reason::NoKey => "the request has no key",
+            Reason::TooManyKeys { .. } => "too many keys are in use",
             Reason::Shared { .. } => "the shared call failed",
             Reason::Recursive => "the call would wait for itself",
             Reason::Injected => "an injected fault",
@@ -473,6 +489,8 @@ impl fmt::Display for Rejection {
             Reason::CostTooHigh { cost, burst } => {
                 write!(f, ": the call costs {cost}, and the rate limit never admits more than {burst}")?;
             }
+            Reason::NoKey => write!(f, ": the request has no key")?,
+            Reason::TooManyKeys { max } => write!(f, ": {max} other keys are in use, which is the maximum")?,
             Reason::Shared { message, .. } => write!(f, ": the shared call failed: {message}")?,
             Reason::Recursive => {
                 write!(f, ": the call would wait for itself: it was made inside the call that it depends on")?

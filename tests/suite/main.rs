@@ -27,6 +27,7 @@ mod handles;
 mod http;
 mod observe;
 mod peers;
+mod per_key;
 mod plain_futures;
 mod priority;
 mod propagate;

@@ -23,6 +23,7 @@ use ziggurat::{
     fallback::{Backup, Failed, FallbackLayer},
     headers::TimeoutHeader,
     observe::ObserveLayer,
+    per_key::{PerKeyLayer, Unkeyed},
     propagate::PropagateLayer,
     rate_limit::RateLimitLayer,
     rejection_response::RejectionResponseLayer,
@@ -182,6 +183,26 @@ these_keep_to_the_laws! {
         drop(layer.handle().drain());
         layer
     }).rejects(|number: u64| Request::new(number.to_string()));
+    /// Shows: K1
+    per_key: laws_with_gauges(|| {
+        let layer = PerKeyLayer::new(|req: &Request<String>| Ok(req.body().clone()), |_| TimeoutLayer::new(SECOND));
+        let handle = layer.handle();
+        (layer, move || handle.instances().iter().map(|instance| instance.in_flight).sum::<usize>())
+    });
+    per_key_of_limits: laws_with_gauges(|| {
+        let layer = PerKeyLayer::new(|_: &Request<String>| Ok(()), |_| ConcurrencyLimitLayer::new(1)).max_keys(1);
+        let handle = layer.handle();
+        (layer, move || handle.instance(&()).map_or((0, 0), |one| (one.layer.handle().in_flight(), one.layer.handle().waiting())))
+    }).stateful();
+    per_key_of_requests_that_share: laws(|| {
+        PerKeyLayer::new(|_: &Request<String>| Err::<(), _>(Unkeyed::Share), |_| TimeoutLayer::new(SECOND))
+    });
+    per_key_of_requests_that_pass: laws(|| {
+        PerKeyLayer::new(|_: &Request<String>| Err::<(), _>(Unkeyed::Pass), |_| TimeoutLayer::new(SECOND))
+    });
+    per_key_of_requests_without_a_key: laws(|| {
+        PerKeyLayer::new(|_: &Request<String>| Err::<(), _>(Unkeyed::Reject), |_| TimeoutLayer::new(SECOND))
+    }).rejects(|_| Request::new(String::new()));
     identity: laws(RequestIdLayer::new);
     /// Shows: X8
     identity_in_a_scope: laws(|| (ContextLayer::new(around()), RequestIdLayer::new()));
@@ -268,6 +289,7 @@ fn the_call_is_gone_before_its_answer_is_handed_out() {
     check("context", ContextLayer::ambient(scope).layer(holding()), &held);
     check("resource", ResourceLayer::new(|| std::future::ready(Ok::<_, String>(()))).layer(holding()), &held);
     check("retry", RetryLayer::new().layer(holding()), &held);
+    check("per key", PerKeyLayer::new(|(): &()| Ok(()), |_| TimeoutLayer::new(SECOND)).layer(holding()), &held);
     check("chaos", ChaosLayer::new(Fault::Error).layer(holding()), &held);
     check("fallback", FallbackLayer::value(()).layer(holding()), &held);
     check("cache", CacheLayer::new(1, MINUTE, key).layer(holding()), &held);
@@ -411,6 +433,7 @@ fn every_service_gives_access_to_the_one_inside() {
         DrainLayer::new();
         FallbackLayer::value(());
         ObserveLayer::new();
+        PerKeyLayer::new(|_: &Vec<u8>| Ok(0), |_| TimeoutLayer::new(SECOND));
         PropagateLayer::new();
         RateLimitLayer::new(1, SECOND);
         RejectionResponseLayer::problem_json();

@@ -57,6 +57,7 @@ pub(crate) mod code {
     pub(crate) const OK: i32 = 0;
     pub(crate) const CANCELLED: i32 = 1;
     pub(crate) const UNKNOWN: i32 = 2;
+    pub(crate) const INVALID_ARGUMENT: i32 = 3;
     pub(crate) const DEADLINE_EXCEEDED: i32 = 4;
     pub(crate) const PERMISSION_DENIED: i32 = 7;
     pub(crate) const RESOURCE_EXHAUSTED: i32 = 8;
@@ -81,6 +82,8 @@ impl Rejection {
     /// |---|---|
     /// | timeout or deadline | 4 (`DEADLINE_EXCEEDED`) |
     /// | concurrency limit, rate limit (also for a cost that is too high), or empty pool | 8 (`RESOURCE_EXHAUSTED`) |
+    /// | more keys than instances | 8 (`RESOURCE_EXHAUSTED`) |
+    /// | request without a key | 3 (`INVALID_ARGUMENT`) |
     /// | stalled or failed request body | 1 (`CANCELLED`) |
     /// | failure of a shared call that another attempt would meet again | 2 (`UNKNOWN`) |
     /// | call that would wait for itself | 13 (`INTERNAL`) |
@@ -90,9 +93,12 @@ impl Rejection {
     pub fn grpc_code(&self) -> i32 {
         match self.reason() {
             Reason::TimedOut { .. } | Reason::DeadlineExceeded { .. } => code::DEADLINE_EXCEEDED,
-            Reason::Overloaded { .. } | Reason::RateLimited | Reason::CostTooHigh { .. } | Reason::Exhausted { .. } => {
-                code::RESOURCE_EXHAUSTED
-            }
+            Reason::Overloaded { .. }
+            | Reason::RateLimited
+            | Reason::CostTooHigh { .. }
+            | Reason::TooManyKeys { .. }
+            | Reason::Exhausted { .. } => code::RESOURCE_EXHAUSTED,
+            Reason::NoKey => code::INVALID_ARGUMENT,
             // The caller gave up the call.
             Reason::UploadStalled { .. } | Reason::UploadFailed { .. } => code::CANCELLED,
             // Clients retry `UNAVAILABLE`.
