@@ -31,6 +31,7 @@ use ziggurat::{
     drain::DrainLayer,
     fallback::FallbackLayer,
     observe::ObserveLayer,
+    per_key::PerKeyLayer,
     rate_limit::RateLimitLayer,
     rejection_response::RejectionResponseLayer,
     resource::ResourceLayer,
@@ -230,6 +231,24 @@ pub fn subjects() -> Vec<Subject> {
                 word
             };
             ServiceBuilder::new().map_request(check).service(Echo)
+        }),
+        // One hot key. What it adds to its layer: the difference to the row of the rate limit.
+        subject("rate limit, per key", ours, {
+            let key = |word: &Word| Ok(*word);
+            let layer = PerKeyLayer::new(key, |_| RateLimitLayer::new(u32::MAX, SECOND));
+            ServiceBuilder::new().layer(layer).service(service())
+        }),
+        subject("rate limit, per key", "governor", {
+            let limiter = Arc::new(RateLimiter::keyed(Quota::per_second(NonZero::<u32>::MAX)));
+            let check = move |word: Word| {
+                limiter.check_key(&word).expect("a token");
+                word
+            };
+            ServiceBuilder::new().map_request(check).service(Echo)
+        }),
+        subject("timeout, per key", ours, {
+            let layer = PerKeyLayer::by_ref(|_: &Word| Ok("a key"), |_| TimeoutLayer::new(LIMIT));
+            ServiceBuilder::new().layer(layer).service(service())
         }),
         subject("breaker, of 100 calls", ours, ServiceBuilder::new().layer(breaker()).service(service())),
         subject("breaker, of 100 calls", peer, ServiceBuilder::new().layer(peer_breaker()).service(Echo)),
