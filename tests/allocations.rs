@@ -467,6 +467,31 @@ fn a_call_through_a_drain_allocates_nothing() {
     assert_eq!(allocation_counter::measure(call).count_total, 0);
 }
 
+/// With a longer series of keys: `KEYS=10000000 cargo test --release --all-features --test allocations distinct_keys`.
+///
+/// Shows: K2
+#[test]
+fn distinct_keys_beyond_the_maximum_take_no_more_memory() {
+    const MAX: u64 = 10_000;
+    let keys = std::env::var("KEYS").map_or(10 * MAX, |keys| keys.parse().expect("a number of keys"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let _runtime = runtime.enter();
+    let layer =
+        PerKeyLayer::new(|number: &u64| Ok(*number), |_| CircuitBreakerLayer::consecutive(5)).max_keys(MAX as usize);
+    let handle = layer.handle();
+    let mut service = layer.layer(Inner { pending: 0 });
+    let mut call = |number| {
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(matches!(pin!(service.call(number)).poll(&mut context), Poll::Ready(Ok("answer"))));
+    };
+    // Each part of the keys has been full once, and so has grown as far as it does.
+    let first = allocation_counter::measure(|| (0..2 * MAX).for_each(&mut call));
+    let rest = allocation_counter::measure(|| (2 * MAX..keys).for_each(&mut call));
+    assert_eq!((handle.keys() as u64, handle.beyond_max_keys()), (MAX, 0));
+    println!("{MAX} keys take {} bytes, and {keys} keys {} bytes more", first.bytes_current, rest.bytes_current);
+    assert!(rest.bytes_max < first.bytes_current as u64 / 20, "{first:?} {rest:?}");
+}
+
 /// Returns the bytes that are allocated while `depth` nested scopes are closed.
 fn memory_to_close(depth: usize) -> u64 {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
