@@ -1,5 +1,5 @@
-//! Limits the rate of calls of an axum router: 5 in each second. A call beyond that gets 429, with the time to come
-//! back.
+//! Limits the rate of each API key at an axum router: 5 calls in each second. A call beyond that gets 429, with the time
+//! to come back.
 //!
 //! With `-- --listen 127.0.0.1:8080` it serves any client until it is stopped.
 
@@ -21,26 +21,31 @@ use hyper_util::{
 };
 use tokio::{net::TcpListener, time::sleep};
 use tower::ServiceBuilder;
-use ziggurat::{rate_limit::RateLimitLayer, rejection_response::RejectionResponseLayer};
+use ziggurat::{
+    per_key::{PerKeyLayer, Unkeyed},
+    rate_limit::RateLimitLayer,
+    rejection_response::RejectionResponseLayer,
+};
 
 const RATE: u32 = 5;
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Health checks are not limited.
-fn cost(request: &Request) -> u32 {
-    if request.uri().path() == "/health" { 0 } else { 1 }
+/// A request without a key is rejected with 400.
+fn api_key(request: &Request) -> Result<&str, Unkeyed> {
+    let header = request.headers().get("x-api-key").ok_or(Unkeyed::Reject)?;
+    header.to_str().map_err(|_| Unkeyed::Reject)
 }
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let listen = listen::address()?;
-    let limit = RateLimitLayer::new(RATE, SECOND).named("api").cost(cost);
-    let bucket = limit.handle();
+    let limits = PerKeyLayer::by_ref(api_key, |_| RateLimitLayer::new(RATE, SECOND).named("api")).max_keys(10_000);
+    let keys = limits.handle();
     let router = Router::new()
         .route("/", get(|| async { "hello" }))
-        .route("/health", get(|| async { "ok" }))
-        // The limit inside, so that its rejections get a body.
-        .layer(ServiceBuilder::new().layer(RejectionResponseLayer::problem_json()).layer(limit));
+        // The limits inside, so that their rejections get a body.
+        .layer(ServiceBuilder::new().layer(RejectionResponseLayer::problem_json()).layer(limits))
+        .route("/health", get(|| async { "ok" })); // added after the layers, and so outside them
 
     let listener = TcpListener::bind(listen.unwrap_or(([127, 0, 0, 1], 0).into())).await?;
     let address = listener.local_addr()?;
@@ -51,9 +56,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     tokio::spawn(async move { axum::serve(listener, router).await });
 
     let client = Client::builder(TokioExecutor::new()).build_http();
+    let call = async |path, key| get_path(&client, address, path, key).await;
     let mut calls = 0;
     let response = loop {
-        let response = get_path(&client, address, "/").await?;
+        let response = call("/", Some("adam")).await?;
         calls += 1;
         println!("call {calls}: {}, Retry-After: {:?}", response.status(), response.headers().get(RETRY_AFTER));
         if response.status() != StatusCode::OK {
@@ -67,18 +73,23 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let seconds: u64 = response.headers()[RETRY_AFTER].to_str()?.parse()?;
     assert_eq!(seconds, 1);
 
-    assert_eq!(get_path(&client, address, "/health").await?.status(), StatusCode::OK);
+    // The others have rates of their own.
+    assert_eq!(call("/", Some("eve")).await?.status(), StatusCode::OK);
+    assert_eq!(call("/", None).await?.status(), StatusCode::BAD_REQUEST);
+    assert_eq!(call("/health", None).await?.status(), StatusCode::OK);
 
     sleep(Duration::from_secs(seconds)).await;
-    println!("after {seconds} s there are {} tokens", bucket.available());
-    assert_eq!(get_path(&client, address, "/").await?.status(), StatusCode::OK);
+    assert_eq!(call("/", Some("adam")).await?.status(), StatusCode::OK);
 
-    // The rate can change while the program runs.
-    bucket.set_rate(100, SECOND);
+    // The rate of a key can change while the program runs.
+    let adam = keys.instance("adam").ok_or("no such key")?;
+    adam.layer.handle().set_rate(100, SECOND);
     for _ in 0..2 * RATE {
-        assert_eq!(get_path(&client, address, "/").await?.status(), StatusCode::OK);
+        assert_eq!(call("/", Some("adam")).await?.status(), StatusCode::OK);
     }
-    println!("{bucket:?}");
+    for key in keys.instances() {
+        println!("{}: {:?}", key.key, key.layer.handle());
+    }
     Ok(())
 }
 
@@ -86,6 +97,11 @@ async fn get_path(
     client: &Client<HttpConnector, Body>,
     address: SocketAddr,
     path: &str,
+    key: Option<&str>,
 ) -> Result<Response<hyper::body::Incoming>, Box<dyn Error>> {
-    Ok(client.request(Request::get(format!("http://{address}{path}")).body(Body::empty())?).await?)
+    let mut request = Request::get(format!("http://{address}{path}"));
+    if let Some(key) = key {
+        request = request.header("x-api-key", key);
+    }
+    Ok(client.request(request.body(Body::empty())?).await?)
 }
