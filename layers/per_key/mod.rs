@@ -105,7 +105,7 @@
 //! };
 //!
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
-//! let layer = PerKeyLayer::host(Unkeyed::Share, |_| CircuitBreakerLayer::consecutive(1).http());
+//! let layer = PerKeyLayer::host(Unkeyed::Share, |_| CircuitBreakerLayer::http().consecutive_failures(1));
 //! let hosts = layer.handle();
 //! let client = ServiceBuilder::new().layer(layer).map_err(Error::Service).service(service_fn(
 //!     |request: Request<()>| async move {
