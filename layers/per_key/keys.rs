@@ -7,8 +7,8 @@ use std::borrow::Borrow;
 
 use hashbrown::HashTable;
 
-/// The number of values that are looked at to find one that makes room. It bounds the work of one call.
-const LOOKS: usize = 16;
+/// The number of values of one map that are looked at to find one that makes room.
+pub(super) const LOOKS: usize = 16;
 
 #[derive(Debug)]
 pub(super) struct Keys<K, V> {
@@ -23,7 +23,7 @@ struct Entry<K, V> {
     hash: u64,
     key: K,
     value: V,
-    /// Whether it was used since the hand last passed.
+    /// Whether it was used since it was added or the hand last passed.
     is_used: bool,
 }
 
@@ -71,16 +71,20 @@ impl<K, V> Keys<K, V> {
     pub(super) fn insert(&mut self, hash: u64, key: K, value: V) -> &mut V {
         let Self { places, entries, .. } = self;
         let place = entries.len();
-        entries.push(Entry { hash, key, value, is_used: true });
+        // Not used: a key that never comes back goes before one that did.
+        entries.push(Entry { hash, key, value, is_used: false });
         places.insert_unique(hash, place, |&place| entries[place].hash);
         &mut entries[place].value
     }
 
-    /// Removes a key whose value is idle, if one of the next few is.
-    pub(super) fn evict(&mut self, mut is_idle: impl FnMut(&mut V) -> bool) -> Option<(K, V)> {
+    /// Removes a key whose value is idle, if one of the next `looks` is, of which it looks at [`LOOKS`] at most and
+    /// subtracts their number.
+    pub(super) fn evict(&mut self, looks: &mut usize, mut is_idle: impl FnMut(&mut V) -> bool) -> Option<(K, V)> {
         let mut used = [0; LOOKS];
         let mut second_choice = 0;
-        for _ in 0..LOOKS.min(self.entries.len()) {
+        let most = LOOKS.min(*looks).min(self.entries.len());
+        *looks -= most;
+        for _ in 0..most {
             let place = self.hand;
             self.hand = (place + 1) % self.entries.len();
             let entry = &mut self.entries[place];

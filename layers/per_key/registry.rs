@@ -10,12 +10,15 @@ use std::{
 
 use super::{
     instance::{Instance, PerKeyInstance},
-    keys::Keys,
+    keys::{Keys, LOOKS},
 };
 use crate::mutex::Mutex;
 
 /// The largest number of parts. More would not be used at the same time on any machine.
 const MOST_PARTS: usize = 64;
+
+/// The number of instances that are looked at to find one that makes room. It bounds the work of one call.
+const ALL_LOOKS: usize = 2 * LOOKS;
 
 /// The number of keys that are dropped for a new one while there are more than the maximum, which was lowered.
 const EVICTIONS: usize = 4;
@@ -131,12 +134,20 @@ impl<K, L> Registry<K, L> {
 
     /// Drops a key that nobody needs. Its place is taken over.
     fn evict(&self, hash: u64) -> Option<Room<'_, K, L>> {
-        let other = &self.parts[self.next.fetch_add(1, Relaxed) % self.parts.len()].0;
-        [self.part(hash), other].into_iter().find_map(|part| {
+        let (next, mut looks) = (self.next.fetch_add(1, Relaxed), ALL_LOOKS);
+        let others = (0..self.parts.len()).map(|part| &self.parts[next.wrapping_add(part) % self.parts.len()].0);
+        for part in std::iter::once(self.part(hash)).chain(others) {
             // Dropped after the lock is released.
-            let evicted = part.lock().evict(Instance::is_idle);
-            evicted.is_some().then(|| Room { registry: self, is_used: false })
-        })
+            let evicted = part.lock().evict(&mut looks, Instance::is_idle);
+            if evicted.is_some() {
+                return Some(Room { registry: self, is_used: false });
+            }
+            // Not before: a part may be empty.
+            if looks == 0 {
+                break;
+            }
+        }
+        None
     }
 
     /// Adds the instance of the requests that share one, unless another call has added it meanwhile. Runs `look` on the

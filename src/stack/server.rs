@@ -27,7 +27,8 @@ use crate::{
 /// [`ServerSettings`] has the defaults and their sources. A request is in flight until the end of its response's body,
 /// unless the body makes [no progress](ServerSettings::reclaim_after) and another request needs its permit. The timeout
 /// ends with the response's head. By default no request waits: a server that is full rejects at once, with a
-/// `Retry-After`. [`with_drain`](Self::with_drain) adds a graceful shutdown.
+/// `Retry-After`. [`with_drain`](Self::with_drain) adds a graceful shutdown, and
+/// [`with_rate_limit`](Self::with_rate_limit) a rate for all requests or for each tenant.
 ///
 /// ```
 /// use axum::{Router, routing::get};
@@ -50,6 +51,7 @@ pub struct ServerStack<
     T = TimeoutLayer<AtMost<LiveDuration>>,
     L = ConcurrencyLimitLayer<BodyEnd>,
     G = Identity,
+    R = Identity,
 > {
     context: C,
     request_id: I,
@@ -57,6 +59,7 @@ pub struct ServerStack<
     timeout: T,
     concurrency_limit: L,
     drain: G,
+    rate_limit: R,
     look: Look,
 }
 
@@ -88,32 +91,35 @@ impl ServerStack {
             timeout: TimeoutLayer::new(TimeoutHeader::grpc().at_most(timeout)).named("server"),
             concurrency_limit,
             drain: Identity::new(),
+            rate_limit: Identity::new(),
             look,
         }
     }
 }
 
-impl<C, I, W, T, L, G> ServerStack<C, I, W, T, L, G> {
+impl<C, I, W, T, L, G, R> ServerStack<C, I, W, T, L, G, R> {
     /// Replaces the context with another layer, for example one that adds [state](ContextLayer::state) to each
     /// request's scope.
-    pub fn with_context<C2>(self, context: C2) -> ServerStack<C2, I, W, T, L, G> {
-        let Self { context: _, request_id, rejection_response, timeout, concurrency_limit, drain, look } = self;
-        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, look }
+    pub fn with_context<C2>(self, context: C2) -> ServerStack<C2, I, W, T, L, G, R> {
+        let Self { context: _, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, look } =
+            self;
+        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, look }
     }
 
     /// Removes the scope of each request.
-    pub fn without_context(self) -> ServerStack<Identity, I, W, T, L, G> {
+    pub fn without_context(self) -> ServerStack<Identity, I, W, T, L, G, R> {
         self.with_context(Identity::new())
     }
 
     /// Replaces the request ids with another layer.
-    pub fn with_request_id<I2>(self, request_id: I2) -> ServerStack<C, I2, W, T, L, G> {
-        let Self { context, request_id: _, rejection_response, timeout, concurrency_limit, drain, look } = self;
-        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, look }
+    pub fn with_request_id<I2>(self, request_id: I2) -> ServerStack<C, I2, W, T, L, G, R> {
+        let Self { context, request_id: _, rejection_response, timeout, concurrency_limit, drain, rate_limit, look } =
+            self;
+        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, look }
     }
 
     /// Removes the ids and traces of requests.
-    pub fn without_request_id(self) -> ServerStack<C, Identity, W, T, L, G> {
+    pub fn without_request_id(self) -> ServerStack<C, Identity, W, T, L, G, R> {
         self.with_request_id(Identity::new())
     }
 
@@ -122,30 +128,33 @@ impl<C, I, W, T, L, G> ServerStack<C, I, W, T, L, G> {
     ///
     /// For several layers, pass a `tower::ServiceBuilder` that contains them. Without this layer, the response to a
     /// rejection is only a status.
-    pub fn with_rejection_response<W2>(self, rejection_response: W2) -> ServerStack<C, I, W2, T, L, G> {
-        let Self { context, request_id, rejection_response: _, timeout, concurrency_limit, drain, look } = self;
-        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, look }
+    pub fn with_rejection_response<W2>(self, rejection_response: W2) -> ServerStack<C, I, W2, T, L, G, R> {
+        let Self { context, request_id, rejection_response: _, timeout, concurrency_limit, drain, rate_limit, look } =
+            self;
+        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, look }
     }
 
     /// Replaces the timeout with another layer.
-    pub fn with_timeout<T2>(self, timeout: T2) -> ServerStack<C, I, W, T2, L, G> {
-        let Self { context, request_id, rejection_response, timeout: _, concurrency_limit, drain, look } = self;
-        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, look }
+    pub fn with_timeout<T2>(self, timeout: T2) -> ServerStack<C, I, W, T2, L, G, R> {
+        let Self { context, request_id, rejection_response, timeout: _, concurrency_limit, drain, rate_limit, look } =
+            self;
+        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, look }
     }
 
     /// Removes the time limit of each request.
-    pub fn without_timeout(self) -> ServerStack<C, I, W, Identity, L, G> {
+    pub fn without_timeout(self) -> ServerStack<C, I, W, Identity, L, G, R> {
         self.with_timeout(Identity::new())
     }
 
     /// Replaces the concurrency limit with another layer.
-    pub fn with_concurrency_limit<L2>(self, concurrency_limit: L2) -> ServerStack<C, I, W, T, L2, G> {
-        let Self { context, request_id, rejection_response, timeout, concurrency_limit: _, drain, look } = self;
-        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, look }
+    pub fn with_concurrency_limit<L2>(self, concurrency_limit: L2) -> ServerStack<C, I, W, T, L2, G, R> {
+        let Self { context, request_id, rejection_response, timeout, concurrency_limit: _, drain, rate_limit, look } =
+            self;
+        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, look }
     }
 
     /// Removes the concurrency limit.
-    pub fn without_concurrency_limit(self) -> ServerStack<C, I, W, T, Identity, G> {
+    pub fn without_concurrency_limit(self) -> ServerStack<C, I, W, T, Identity, G, R> {
         self.with_concurrency_limit(Identity::new())
     }
 
@@ -159,23 +168,47 @@ impl<C, I, W, T, L, G> ServerStack<C, I, W, T, L, G> {
     /// let handle = drain.handle(); // for the signal of the server: `handle.drain().await`
     /// let stack = ServerStack::new(&Scope::root("app")).with_drain(drain);
     /// ```
-    pub fn with_drain<G2>(self, drain: G2) -> ServerStack<C, I, W, T, L, G2> {
-        let Self { context, request_id, rejection_response, timeout, concurrency_limit, drain: _, look } = self;
-        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, look }
+    pub fn with_drain<G2>(self, drain: G2) -> ServerStack<C, I, W, T, L, G2, R> {
+        let Self { context, request_id, rejection_response, timeout, concurrency_limit, drain: _, rate_limit, look } =
+            self;
+        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, look }
+    }
+
+    /// Adds a rate limit between the timeout and the concurrency limit: a
+    /// [`RateLimitLayer`](crate::rate_limit::RateLimitLayer), or one for each key.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use axum::extract::Request;
+    /// use ziggurat::{Scope, per_key::{PerKeyLayer, Unkeyed}, rate_limit::RateLimitLayer, stack::ServerStack};
+    ///
+    /// fn tenant(request: &Request) -> Result<&str, Unkeyed> {
+    ///     let header = request.headers().get("x-tenant").ok_or(Unkeyed::Reject)?;
+    ///     header.to_str().map_err(|_| Unkeyed::Reject)
+    /// }
+    ///
+    /// let stack = ServerStack::new(&Scope::root("app"))
+    ///     .with_rate_limit(PerKeyLayer::by_ref(tenant, |_| RateLimitLayer::new(50, Duration::from_secs(1))));
+    /// ```
+    pub fn with_rate_limit<R2>(self, rate_limit: R2) -> ServerStack<C, I, W, T, L, G, R2> {
+        let Self { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit: _, look } =
+            self;
+        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, look }
     }
 }
 
-impl<C, I, W, D, L, G> ServerStack<C, I, W, TimeoutLayer<D>, L, G> {
+impl<C, I, W, D, L, G, R> ServerStack<C, I, W, TimeoutLayer<D>, L, G, R> {
     /// Extends the timeout to the end of the response's body. By default it ends with the head, because a download
     /// may take as long as its reader needs.
-    pub fn until_body_end(self) -> ServerStack<C, I, W, TimeoutLayer<D, BodyEnd>, L, G> {
-        let Self { context, request_id, rejection_response, timeout, concurrency_limit, drain, look } = self;
+    pub fn until_body_end(self) -> ServerStack<C, I, W, TimeoutLayer<D, BodyEnd>, L, G, R> {
+        let Self { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, look } =
+            self;
         let timeout = timeout.until_body_end();
-        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, look }
+        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, look }
     }
 }
 
-impl<C, I, W, D, V, U, G> ServerStack<C, I, W, TimeoutLayer<D, V>, ConcurrencyLimitLayer<U>, G> {
+impl<C, I, W, D, V, U, G, R> ServerStack<C, I, W, TimeoutLayer<D, V>, ConcurrencyLimitLayer<U>, G, R> {
     /// Names the timeout and the concurrency limit, to distinguish several servers in one program. Their events carry
     /// the name. The default is `server`.
     pub fn named(mut self, name: impl Into<Cow<'static, str>>) -> Self {
@@ -186,7 +219,7 @@ impl<C, I, W, D, V, U, G> ServerStack<C, I, W, TimeoutLayer<D, V>, ConcurrencyLi
     }
 }
 
-impl<C, I, W, T, U, G> ServerStack<C, I, W, T, ConcurrencyLimitLayer<U>, G> {
+impl<C, I, W, T, U, G, R> ServerStack<C, I, W, T, ConcurrencyLimitLayer<U>, G, R> {
     /// Returns the handle of the concurrency limit.
     #[must_use]
     pub fn gate(&self) -> ConcurrencyLimitHandle {
@@ -194,10 +227,11 @@ impl<C, I, W, T, U, G> ServerStack<C, I, W, T, ConcurrencyLimitLayer<U>, G> {
     }
 }
 
-impl<S, C, I, W, T, L, G> Layer<S> for ServerStack<C, I, W, T, L, G>
+impl<S, C, I, W, T, L, G, R> Layer<S> for ServerStack<C, I, W, T, L, G, R>
 where
     L: Layer<ReadyInCall<S>>,
-    T: Layer<L::Service>,
+    R: Layer<L::Service>,
+    T: Layer<R::Service>,
     G: Layer<T::Service>,
     W: Layer<G::Service>,
     I: Layer<W::Service>,
@@ -206,12 +240,13 @@ where
     type Service = Tuned<C::Service>;
 
     fn layer(&self, service: S) -> Self::Service {
-        let service = self.timeout.layer(self.concurrency_limit.layer(ReadyInCall::new(service)));
+        let service = self.concurrency_limit.layer(ReadyInCall::new(service));
+        let service = self.timeout.layer(self.rate_limit.layer(service));
         let service = self.rejection_response.layer(self.drain.layer(service));
         Tuned::new(self.context.layer(self.request_id.layer(service)), Some(self.look.clone()))
     }
 }
 
-impl_debug!(ServerStack<C: fmt::Debug, I: fmt::Debug, W: fmt::Debug, T: fmt::Debug, L: fmt::Debug, G: fmt::Debug> {
-    context, request_id, rejection_response, timeout, concurrency_limit, drain, ..
+impl_debug!(ServerStack<C: fmt::Debug, I: fmt::Debug, W: fmt::Debug, T: fmt::Debug, L: fmt::Debug, G: fmt::Debug, R: fmt::Debug> {
+    context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, ..
 });

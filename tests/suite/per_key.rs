@@ -18,12 +18,13 @@ use http_body_util::BodyExt;
 use tokio::{sync::oneshot, time::advance};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, layer::layer_fn, service_fn};
 use ziggurat::{
-    Class, Error, LayerEvent, LayerInfo, Reason,
+    Class, Error, LayerEvent, LayerInfo, Reason, Scope,
     circuit_breaker::{CircuitBreakerLayer, State},
     concurrency_limit::ConcurrencyLimitLayer,
     drain::DrainLayer,
     per_key::{OwnedKey, PerKeyHandle, PerKeyLayer, Unkeyed, keep_while},
     rate_limit::RateLimitLayer,
+    stack::{ClientSettings, ClientStack},
     testing::TestTask,
     timeout::TimeoutLayer,
 };
@@ -491,4 +492,30 @@ async fn the_handle_lists_keys_and_states() {
     assert_eq!(states, [(0, State::Open, true), (1, State::Closed, false)]);
     assert_eq!((handle.keys(), handle.max_keys()), (2, 10));
     assert!(handle.instance(&2).is_none());
+}
+
+/// Shows: K1
+#[tokio::test(start_paused = true)]
+async fn the_recommended_client_can_be_one_for_each_host() {
+    let app = Scope::root("app").with(ClientSettings::default().min_calls(1));
+    let stacks = PerKeyLayer::host(Unkeyed::Share, {
+        let app = app.clone();
+        move |_| ClientStack::http("api").settings_from(&app).without_retry()
+    });
+    let hosts = stacks.handle();
+    let client =
+        ServiceBuilder::new().layer(stacks).map_err(Error::Service).service(service_fn(|request: Request<String>| {
+            let status = if request.uri().host() == Some("down.test") { 503 } else { 200 };
+            ready(Ok::<_, Infallible>(Response::builder().status(status).body(String::new()).unwrap()))
+        }));
+    let call = async |uri: &str| client.clone().oneshot(Request::get(uri).body(String::new()).unwrap()).await;
+    assert_eq!(call("http://down.test/").await.unwrap().status(), 503);
+    assert!(call("http://down.test/").await.unwrap_err().is_circuit_open());
+    assert_eq!(call("http://up.test/").await.unwrap().status(), 200);
+    // A change of the settings reaches each of them with its next request.
+    let limit = || hosts.instance("up.test").unwrap().layer.gate().limit();
+    assert!(limit() > 1);
+    app.update(|settings: &ClientSettings| settings.clone().max_in_flight(1)).unwrap();
+    assert_eq!(call("http://up.test/").await.unwrap().status(), 200);
+    assert_eq!(limit(), 1);
 }

@@ -46,7 +46,7 @@ proptest! {
                     if !model.contains_key(&key) {
                         keys.insert(hash(key), key, true);
                         model.insert(key, true);
-                        used.insert(key);
+                        used.remove(&key);
                     }
                 }
                 Step::Set(key, is_idle) => {
@@ -58,11 +58,13 @@ proptest! {
                 }
                 Step::Evict => {
                     let mut looks = 0;
-                    let evicted = keys.evict(|is_idle| {
+                    let mut left = 20;
+                    let evicted = keys.evict(&mut left, |is_idle| {
                         looks += 1;
                         *is_idle
                     });
                     prop_assert!(looks <= LOOKS);
+                    prop_assert_eq!(20 - left, model.len().min(LOOKS));
                     match evicted {
                         Some((key, is_idle)) => {
                             prop_assert!(is_idle);
@@ -95,7 +97,7 @@ fn a_key_that_is_used_outlives_many_that_are_used_once() {
     }
     for key in 40..10_000 {
         assert!(keys.get(hash(0), &0).is_some(), "key 0 is gone after {key}");
-        assert!(keys.evict(|()| true).is_some());
+        assert!(keys.evict(&mut LOOKS.clone(), |()| true).is_some());
         keys.insert(hash(key), key, ());
     }
     assert_eq!(keys.entries.len(), 40);
@@ -107,6 +109,6 @@ fn a_look_for_room_goes_on_where_the_last_one_ended() {
     for key in 0..100_u16 {
         keys.insert(hash(key), key, key == 99);
     }
-    let looks = (0..100).take_while(|_| keys.evict(|is_idle| *is_idle).is_none()).count();
+    let looks = (0..100).take_while(|_| keys.evict(&mut LOOKS.clone(), |is_idle| *is_idle).is_none()).count();
     assert_eq!(looks, 99 / LOOKS);
 }

@@ -18,6 +18,8 @@ use ziggurat::{
     context::ContextLayer,
     drain::DrainLayer,
     headers::RequestIds,
+    per_key::{PerKeyLayer, Unkeyed},
+    rate_limit::RateLimitLayer,
     rejection_response::RejectionResponseLayer,
     stack::{ServerSettings, ServerStack},
 };
@@ -205,4 +207,36 @@ async fn while_it_drains_its_rejections_are_responses_like_all_others() {
     assert_eq!(response.headers()["content-type"], "application/problem+json");
     assert!(response.headers().contains_key("x-request-id"));
     assert_eq!(response.extensions().get::<Rejection>().unwrap().name(), Some("api"));
+}
+
+/// Shows: K1, Q1
+#[tokio::test(start_paused = true)]
+async fn each_tenant_can_have_a_rate_of_its_own() {
+    fn tenant(request: &axum::extract::Request) -> Result<&str, Unkeyed> {
+        request.headers().get("x-tenant").and_then(|tenant| tenant.to_str().ok()).ok_or(Unkeyed::Reject)
+    }
+    let limits = PerKeyLayer::by_ref(tenant, |_| RateLimitLayer::new(2, Duration::from_secs(1)).named("tenant"));
+    let tenants = limits.handle();
+    let stack = ServerStack::new(&Scope::root("app"))
+        .with_rejection_response(RejectionResponseLayer::problem_json())
+        .with_rate_limit(limits)
+        .with_drain(DrainLayer::new());
+    let router: Router =
+        Router::new().route("/a", get(|| async { "a" })).route("/b", get(|| async { "b" })).layer(stack);
+    let call = async |path: &str, tenant: Option<&str>| {
+        let request = Request::get(path);
+        let request = tenant.into_iter().fold(request, |request, tenant| request.header("x-tenant", tenant));
+        router.clone().oneshot(request.body(axum::body::Body::empty()).unwrap()).await.unwrap()
+    };
+    // All routes share the rate of a tenant.
+    assert_eq!(call("/a", Some("adam")).await.status(), StatusCode::OK);
+    assert_eq!(call("/b", Some("adam")).await.status(), StatusCode::OK);
+    let rejected = call("/a", Some("adam")).await;
+    assert_eq!(rejected.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(rejected.headers()["retry-after"], "1");
+    assert_eq!(rejected.headers()["content-type"], "application/problem+json");
+    assert_eq!(call("/a", Some("eve")).await.status(), StatusCode::OK);
+    assert_eq!(call("/a", None).await.status(), StatusCode::BAD_REQUEST);
+    assert_eq!(tenants.keys(), 2);
+    assert!(tenants.instance("adam").unwrap().still_matters);
 }
