@@ -8,7 +8,7 @@ use std::{
     marker::PhantomData,
 };
 
-use http::{Request, header::HOST, uri::Scheme};
+use http::{Request, header::HOST};
 
 /// What happens to a request that has no instance of its own: it has no key, or its key is one too many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,10 +90,15 @@ fn host<B>(request: &Request<B>) -> Option<Cow<'_, str>> {
         None => request.headers().get(HOST)?.to_str().ok()?,
     };
     let host = authority.rsplit_once('@').map_or(authority, |(_user, host)| host);
-    let default_port = match uri.scheme() {
-        Some(scheme) if *scheme == Scheme::HTTP => ":80",
-        Some(scheme) if *scheme == Scheme::HTTPS => ":443",
-        _ => ":",
+    let is_one_of = |names: [&str; 2]| {
+        uri.scheme_str().is_some_and(|scheme| names.into_iter().any(|name| scheme.eq_ignore_ascii_case(name)))
+    };
+    let default_port = if is_one_of(["http", "ws"]) {
+        ":80"
+    } else if is_one_of(["https", "wss"]) {
+        ":443"
+    } else {
+        ":"
     };
     let host = host.strip_suffix(default_port).or_else(|| host.strip_suffix(':')).unwrap_or(host);
     let is_upper = host.bytes().any(|byte| byte.is_ascii_uppercase());
@@ -142,6 +147,9 @@ mod tests {
             ("http://example.com:80/", None, Some("example.com")),
             ("http://[::1]:80/", None, Some("[::1]")),
             ("http://[::1]/", None, Some("[::1]")),
+            ("ws://example.com:80/", None, Some("example.com")),
+            ("WSS://example.com:443/", None, Some("example.com")),
+            ("HTTP://example.com:80/", None, Some("example.com")),
             ("http://example.com/", Some("other.com"), Some("example.com")),
             // Which port is the default one is not known here.
             ("/a", Some("Example.com:443"), Some("example.com:443")),
