@@ -96,9 +96,7 @@ impl<K, L> Family<K, L> {
             let service = layer.layer(inner.clone());
             (layer, service)
         });
-        let mut instance = Instance::new(layer, checks);
-        instance.add_service(self.number, service);
-        instance
+        Instance::new(layer, self.number, service, checks)
     }
 
     /// Adds this family's service to an instance that another family made.
@@ -113,10 +111,10 @@ impl<K, L> Family<K, L> {
             Joined::Service(service, in_flight) => return (service, in_flight),
             Joined::NoService(layer, in_flight) => (layer, in_flight),
         };
-        let service = layer.layer(inner.clone());
+        let (service, checks) = keep::collect(|| layer.layer(inner.clone()));
         // The instance is there: the call is in flight. What is not needed is dropped after the lock is released.
         let (service, _not_needed) = self.registry.at(place, |instance| match instance {
-            Some(instance) => instance.add_service(self.number, service),
+            Some(instance) => instance.add_service(self.number, service, checks),
             None => (service, None),
         });
         (service, in_flight)

@@ -7,11 +7,19 @@ use crate::keep::Check;
 /// A layer value, and the services that it has made: one for each service of the [`PerKeyLayer`](super::PerKeyLayer).
 pub(super) struct Instance<L> {
     layer: Arc<L>,
+    /// The checks of the first service. They stay when it goes: most layers share their state among their services.
     checks: Vec<Check>,
     /// Each call under way has a clone.
     calls: InFlight,
-    /// By the number of the family. They have different types.
-    services: Vec<Option<Box<dyn Any + Send>>>,
+    /// By the number of the family.
+    services: Vec<Option<FamilyService>>,
+}
+
+/// The service of a family. Those of two families have different types.
+pub(super) struct FamilyService {
+    service: Box<dyn Any + Send>,
+    /// The checks that came with it, for a layer whose state is in the service.
+    checks: Vec<Check>,
 }
 
 /// A call under way. The key of its instance is not dropped meanwhile.
@@ -26,34 +34,43 @@ pub(super) enum Joined<L, T> {
 }
 
 impl<L> Instance<L> {
-    pub(super) fn new(layer: L, checks: Vec<Check>) -> Self {
-        Self { layer: Arc::new(layer), checks, calls: InFlight(Arc::new(())), services: Vec::new() }
+    /// Creates an instance with its first service.
+    pub(super) fn new<T: Clone + Send + 'static>(layer: L, family: usize, service: T, checks: Vec<Check>) -> Self {
+        let calls = InFlight(Arc::new(()));
+        let mut instance = Self { layer: Arc::new(layer), checks, calls, services: Vec::new() };
+        instance.add_service(family, service, Vec::new());
+        instance
     }
 
     /// Starts a call of a family's service.
     #[inline]
     pub(super) fn join<T: Clone + 'static>(&self, family: usize) -> Joined<L, T> {
-        let service = self.services.get(family).and_then(|service| service.as_ref()?.downcast_ref::<T>());
+        let service = self.services.get(family).and_then(|made| made.as_ref()?.service.downcast_ref::<T>());
         match service {
             Some(service) => Joined::Service(service.clone(), self.calls.clone()),
             None => Joined::NoService(Arc::clone(&self.layer), self.calls.clone()),
         }
     }
 
-    /// Adds the service of a family, unless another call has added it meanwhile. Returns the one to use, and the one
-    /// that is not needed.
-    pub(super) fn add_service<T: Clone + Send + 'static>(&mut self, family: usize, service: T) -> (T, Option<T>) {
+    /// Adds the service of a family, unless another call has added it meanwhile. Returns the one to use, and what is
+    /// not needed.
+    pub(super) fn add_service<T: Clone + Send + 'static>(
+        &mut self,
+        family: usize,
+        service: T,
+        checks: Vec<Check>,
+    ) -> (T, Option<(T, Vec<Check>)>) {
         if let Joined::Service(other, _) = self.join(family) {
-            return (other, Some(service));
+            return (other, Some((service, checks)));
         }
         if self.services.len() <= family {
             self.services.resize_with(family + 1, || None);
         }
-        self.services[family] = Some(Box::new(service.clone()));
+        self.services[family] = Some(FamilyService { service: Box::new(service.clone()), checks });
         (service, None)
     }
 
-    pub(super) fn remove_service(&mut self, family: usize) -> Option<Box<dyn Any + Send>> {
+    pub(super) fn remove_service(&mut self, family: usize) -> Option<FamilyService> {
         self.services.get_mut(family)?.take()
     }
 
@@ -64,7 +81,8 @@ impl<L> Instance<L> {
     }
 
     fn still_matters(&self) -> bool {
-        self.checks.iter().any(Check::still_matters)
+        let later = self.services.iter().flatten().flat_map(|made| &made.checks);
+        self.checks.iter().chain(later).any(Check::still_matters)
     }
 
     /// Describes the instance of a key.

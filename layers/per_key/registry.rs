@@ -1,7 +1,6 @@
 //! All instances of a layer value, by key, within their bound.
 
 use std::{
-    any::Any,
     borrow::Borrow,
     hash::Hash,
     sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -170,7 +169,8 @@ impl<K, L> Registry<K, L> {
 
     /// Drops all services of a family.
     pub(super) fn remove_family(&self, family: usize) {
-        let mut services: Vec<Box<dyn Any + Send>> = Vec::new();
+        // Dropped after the locks are released.
+        let mut services = Vec::new();
         for part in &self.parts {
             services.extend(part.0.lock().values_mut().filter_map(|instance| instance.remove_service(family)));
         }

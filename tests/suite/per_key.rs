@@ -290,6 +290,22 @@ async fn a_call_under_way_keeps_its_key_in_any_layer() {
 
 /// Shows: K2
 #[tokio::test(start_paused = true)]
+async fn state_in_the_service_of_any_route_keeps_its_key() {
+    // Each service has a circuit of its own.
+    let layer = PerKeyLayer::new(itself, |_| layer_fn(|inner| CircuitBreakerLayer::consecutive(1).layer(inner)));
+    let layer = layer.max_keys(4);
+    let route = |fails: bool| service_fn(move |_: u32| ready(if fails { Err(Error::Service("down")) } else { Ok(0) }));
+    let (handle, first, second) = (layer.handle(), layer.layer(route(false)), layer.layer(route(true)));
+    assert!(now(&first, 0).is_ok() && now(&second, 0).is_err());
+    assert!(is_kept(&first, &handle));
+    assert!(now(&first, 0).is_ok());
+    assert!(now(&second, 0).unwrap_err().is_circuit_open());
+    drop(second);
+    assert!(!is_kept(&first, &handle), "the circuit is gone");
+}
+
+/// Shows: K2
+#[tokio::test(start_paused = true)]
 async fn a_layer_of_another_crate_can_keep_its_key_too() {
     let kind = Kind::default();
     let layer = kind.layer().max_keys(4);
