@@ -25,6 +25,7 @@ mod faulty_layers;
 mod grpc;
 mod handles;
 mod http;
+mod idempotency_key;
 mod observe;
 mod peers;
 mod per_key;

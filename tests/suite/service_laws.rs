@@ -22,6 +22,7 @@ use ziggurat::{
     drain::DrainLayer,
     fallback::{Backup, Failed, FallbackLayer},
     headers::TimeoutHeader,
+    idempotency_key::IdempotencyKeyLayer,
     observe::ObserveLayer,
     per_key::{PerKeyLayer, Unkeyed},
     propagate::PropagateLayer,
@@ -210,6 +211,7 @@ these_keep_to_the_laws! {
     identity: laws(RequestIdLayer::new);
     /// Shows: X8
     identity_in_a_scope: laws(|| (ContextLayer::new(around()), RequestIdLayer::new()));
+    idempotency_key: laws(IdempotencyKeyLayer::new);
     upload: laws(|| UploadLayer::new(SECOND));
     upload_around_a_limit: laws(|| (UploadLayer::new(SECOND), TimeoutLayer::new(MINUTE)));
     propagate: laws(PropagateLayer::new);
@@ -436,6 +438,7 @@ fn every_service_gives_access_to_the_one_inside() {
         ContextLayer::new(scope);
         DrainLayer::new();
         FallbackLayer::value(());
+        IdempotencyKeyLayer::new();
         ObserveLayer::new();
         PerKeyLayer::new(|_: &Vec<u8>| Ok(0), |_| TimeoutLayer::new(SECOND));
         PropagateLayer::new();
