@@ -1,10 +1,6 @@
 //! The services of one service of the layer and its clones: one for each key.
 
-use std::{
-    borrow::{Borrow, Cow},
-    hash::Hash,
-    sync::Arc,
-};
+use std::{borrow::Borrow, hash::Hash, sync::Arc};
 
 use tower_layer::Layer;
 
@@ -30,7 +26,7 @@ impl<K, L> Family<K, L> {
     #[inline]
     pub(super) fn admit<S, Q>(
         &self,
-        key: &Cow<'_, Q>,
+        key: &Q,
         inner: &S,
         make: &impl Fn(Option<&K>) -> L,
     ) -> Option<(L::Service, InFlight)>
@@ -40,8 +36,8 @@ impl<K, L> Family<K, L> {
         K: Borrow<Q> + Eq,
         Q: ToOwned<Owned = K> + Hash + Eq + ?Sized,
     {
-        let hash = self.registry.hash::<Q>(key);
-        let place = Place::Key(hash, &**key);
+        let hash = self.registry.hash(key);
+        let place = Place::Key(hash, key);
         match self.registry.at(&place, |instance| instance.map(|instance| instance.join(self.number))) {
             Some(Joined::Service(service, in_flight)) => Some((service, in_flight)),
             Some(joined) => Some(self.complete(joined, &place, inner)),

@@ -351,7 +351,7 @@ where
     fn call(&mut self, request: Req) -> Self::Future {
         let Self { inner, family, layer } = self;
         let (unkeyed, refused) = match layer.key.find(&request) {
-            Ok(key) => match family.admit(&key, inner, &layer.make) {
+            Ok(key) => match family.admit(&*key, inner, &layer.make) {
                 Some((service, in_flight)) => {
                     drop(key);
                     return ResponseFuture::running(Call::new(service, request), Some(in_flight));

@@ -152,10 +152,12 @@ impl<K, L> Registry<K, L> {
     /// Adds the instance of the requests that share one, unless another call has added it meanwhile. Runs `look` on the
     /// one that is there.
     pub(super) fn share<T>(&self, instance: Instance<L>, look: impl FnOnce(&Instance<L>) -> T) -> T {
-        let mut instance = Some(instance);
+        // An instance that is not needed is dropped after the lock is released.
         let mut shared = self.shared.lock();
-        // What is left of `instance` is dropped after the lock is released.
-        look(shared.get_or_insert_with(|| instance.take().expect("there is one")))
+        match &*shared {
+            Some(other) => look(other),
+            None => look(shared.insert(instance)),
+        }
     }
 
     /// Returns a number for a new family.
