@@ -81,7 +81,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     sleep(Duration::from_secs(seconds)).await;
     assert_eq!(call("/", Some("adam")).await?.status(), StatusCode::OK);
 
-    // The rate of a key can change while the program runs.
+    // The rate of a key can change while the program runs. An instance that is made anew has the one above again.
     let adam = keys.instance("adam").ok_or("no such key")?;
     adam.layer.handle().set_rate(100, SECOND);
     for _ in 0..2 * RATE {

@@ -34,7 +34,7 @@ slot!(Checks, Checks(None));
 /// its service. Outside a [`PerKeyLayer`](crate::per_key::PerKeyLayer) it does nothing.
 ///
 /// The function must be fast and must not block: it runs under a lock, for a few instances whenever one of them has to
-/// make room.
+/// make room. It must not use a service or a handle of the `PerKeyLayer`, which would wait for that lock forever.
 ///
 /// ```
 /// use std::sync::{Arc, atomic::{AtomicUsize, Ordering::Relaxed}};

@@ -101,7 +101,8 @@ impl<L> Instance<L> {
 pub struct PerKeyInstance<K, L> {
     /// The key.
     pub key: K,
-    /// The layer that `make` returned for the key. Its handle, if it has one, leads to the live state.
+    /// The layer that `make` returned for the key. Its handle, if it has one, leads to the live state. If `make`
+    /// returns a tuple of layers, that is a stack whose parts can be reached, as in `layer.0.handle()`.
     ///
     /// It outlives the instance: once the instance is dropped, it shares nothing with the next one of the same key.
     pub layer: Arc<L>,

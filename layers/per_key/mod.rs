@@ -47,14 +47,18 @@
 //! - while a layer in it has state that a new one would not have: a circuit that is not closed, permits that are held
 //!   (also until the end of a body), a bucket of tokens that is not full, a drain that has begun. Your own layer says so
 //!   with [`keep_while`]. Other state, such as the responses of a cache or the failures that a closed circuit has seen,
-//!   does not keep an instance.
+//!   does not keep an instance, nor does a setting that was changed by a handle: `make` chooses what has to last.
+//!
+//! A layer value that all instances share, such as one concurrency limit for all keys, keeps all of them while it is in
+//! use. It belongs outside.
 //!
 //! Of the others, those that were not used lately go first. A new key looks at 32 instances at most, so it may find no
 //! room although there is some. Then its requests share one instance, made by `make(None)`, unless
 //! [`beyond_max_keys`](PerKeyLayer::beyond_max_keys) says otherwise. The next request looks again.
 //!
-//! So a flood of keys costs no more memory than `max_keys` instances, and pushes out no instance that matters. There is
-//! no background task: an instance that nobody uses stays until its place is needed.
+//! So a flood of keys costs no more memory than `max_keys` instances with their keys, and pushes out no instance that
+//! matters. If callers choose the keys, reject long ones. There is no background task: an instance that nobody uses
+//! stays until its place is needed.
 //!
 //! # What is shared
 //!
@@ -82,7 +86,8 @@
 //!
 //! The inner service must be `Clone`, and so must the services that the layer of a key makes, which must also be
 //! `Send + 'static`. The service is always ready, and makes a clone of the key's service ready in the response future.
-//! Keys are compared, and services cloned, under the lock of a part of the keys.
+//! Keys are compared, and services cloned, under the lock of a part of the keys, so neither may call the service or a
+//! handle of the layer.
 //!
 //! # Cost
 //!
@@ -186,7 +191,8 @@ impl<F, M, K, L> PerKeyLayer<OwnedKey<F>, M, K, L> {
     ///
     /// `make(None)` makes the layer of requests that have no key, or whose key is one too many.
     ///
-    /// Both functions run in `call`: `key` for every call, and `make` for every new key.
+    /// Both functions run in `call`: `key` for every call, and `make` for every new key. A key that is a reference into
+    /// the request needs [`by_ref`](PerKeyLayer::by_ref).
     pub fn new<Req>(key: F, make: M) -> Self
     where
         F: Fn(&Req) -> Result<K, Unkeyed>,
@@ -202,8 +208,8 @@ impl<F, M, Q: ToOwned + ?Sized, L> PerKeyLayer<BorrowedKey<F, Q>, M, Q::Owned, L
     /// Creates a layer with a function that returns a reference to the key in a request, such as a `&str`, which is
     /// copied only when the key is new.
     ///
-    /// A closure needs the types of its argument and its result, so a function is often shorter. The rest is as in
-    /// [`new`](PerKeyLayer::new).
+    /// A closure names the type of its argument, and is written in place: one in a variable does not return a reference
+    /// of any lifetime. The rest is as in [`new`](PerKeyLayer::new).
     pub fn by_ref<Req>(key: F, make: M) -> Self
     where
         F: Fn(&Req) -> Result<&Q, Unkeyed>,
@@ -218,7 +224,7 @@ impl<F, M, Q: ToOwned + ?Sized, L> PerKeyLayer<BorrowedKey<F, Q>, M, Q::Owned, L
 
 impl<M, L> PerKeyLayer<HostKey, M, String, L> {
     /// Creates a layer whose key is the host of an HTTP request with its port, unless that is the default port of its
-    /// scheme, in lower case.
+    /// scheme, in lower case. `http` and `https` on their default ports have the same key.
     ///
     /// The URI takes precedence over the `Host` header. `without` is what happens to a request that has neither.
     pub fn host(without: Unkeyed, make: M) -> Self
