@@ -247,7 +247,7 @@ pub fn subjects() -> Vec<Subject> {
             ServiceBuilder::new().map_request(check).service(Echo)
         }),
         subject("timeout, per key", ours, {
-            let layer = PerKeyLayer::by_ref(|_: &Word| Ok("a key"), |_| TimeoutLayer::new(LIMIT));
+            let layer = PerKeyLayer::borrowed(|_: &Word| Ok("a key"), |_| TimeoutLayer::new(LIMIT));
             ServiceBuilder::new().layer(layer).service(service())
         }),
         subject("breaker, of 100 calls", ours, ServiceBuilder::new().layer(breaker()).service(service())),

@@ -39,7 +39,7 @@ fn api_key(request: &Request) -> Result<&str, Unkeyed> {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let listen = listen::address()?;
-    let limits = PerKeyLayer::by_ref(api_key, |_| RateLimitLayer::new(RATE, SECOND).named("api")).max_keys(10_000);
+    let limits = PerKeyLayer::borrowed(api_key, |_| RateLimitLayer::new(RATE, SECOND).named("api")).max_keys(10_000);
     let keys = limits.handle();
     let router = Router::new()
         .route("/", get(|| async { "hello" }))

@@ -125,7 +125,7 @@ these_allocate_nothing! {
     concurrency_limit: ConcurrencyLimitLayer::new(1);
     rate_limit: RateLimitLayer::new(1_000_000, SECOND).cost(|number: &u64| *number as u32);
     per_key: PerKeyLayer::new(|number: &u64| Ok(*number), |_| TimeoutLayer::new(SECOND));
-    per_key_by_reference: PerKeyLayer::by_ref(|_: &u64| Ok("a key"), |_| ConcurrencyLimitLayer::new(1));
+    per_key_by_reference: PerKeyLayer::borrowed(|_: &u64| Ok("a key"), |_| ConcurrencyLimitLayer::new(1));
     circuit_breaker_by_failures_in_a_row: CircuitBreakerLayer::consecutive(5);
     circuit_breaker_by_rate_over_time: CircuitBreakerLayer::failure_rate(0.5);
     circuit_breaker_by_rate_over_calls: CircuitBreakerLayer::failure_rate(0.5).over_calls(100);
@@ -487,7 +487,7 @@ fn distinct_keys_beyond_the_maximum_take_no_more_memory() {
     // Each part of the keys has been full once, and so has grown as far as it does.
     let first = allocation_counter::measure(|| (0..2 * MAX).for_each(&mut call));
     let rest = allocation_counter::measure(|| (2 * MAX..keys).for_each(&mut call));
-    assert_eq!((handle.keys() as u64, handle.beyond_max_keys()), (MAX, 0));
+    assert_eq!((handle.key_count() as u64, handle.overflowed()), (MAX, 0));
     println!("{MAX} keys take {} bytes, and {keys} keys {} bytes more", first.bytes_current, rest.bytes_current);
     assert!(rest.bytes_max < first.bytes_current as u64 / 20, "{first:?} {rest:?}");
 }

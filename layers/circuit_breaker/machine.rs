@@ -45,6 +45,10 @@ const WEIGHT: u32 = 3;
 /// The shortest open time. With a shorter one, every call would be admitted at once as a probe.
 const SHORTEST: Duration = Duration::from_millis(1);
 
+/// How long an open circuit is remembered in which nobody takes an interest: see [`Machine::still_matters`].
+const REMEMBERED: Duration = Duration::from_secs(60);
+const FORGOTTEN: u32 = 10;
+
 /// The shortest time for which a probe keeps its slot. A service that hangs would otherwise have many probes at once:
 /// an attempt may take longer than the circuit is open.
 const SHORTEST_SLOT: Duration = Duration::from_secs(5);
@@ -491,6 +495,18 @@ impl Machine {
             is_forced: state == State::Open && episode.is_forced,
             is_watch_only: self.watch_only(),
         }
+    }
+
+    /// Returns whether a new circuit in the place of this one would act differently. An open circuit of which nobody
+    /// asks any more does not stay open for ever: it is forgotten [`FORGOTTEN`] times its open time after it could have
+    /// half-opened, and not within [`REMEMBERED`].
+    pub(super) fn still_matters(&self, clock: impl FnOnce() -> Instant) -> bool {
+        if self.state() == State::Closed {
+            return false;
+        }
+        let episode = self.episode();
+        let end = |until: Instant| until.checked_add(REMEMBERED.max(episode.open_time.saturating_mul(FORGOTTEN)));
+        episode.until.and_then(end).is_none_or(|end| clock() < end)
     }
 
     /// Opens the circuit for this time, however long it is.

@@ -166,6 +166,7 @@ use crate::{
     ambient::{self, HadItsTime, Unsent, Urgent, caller},
     backoff::{Backoff, Jitter},
     body::{BodyEnd, ResponseEnd, Until, Verdict, without_trailers},
+    clock,
     keep::keep_while,
     outcome::{Class, Classify, FailOnError, HttpStatus, Reason, Reject, Rejection},
     telemetry::{Observer, layer_info},
@@ -495,7 +496,7 @@ impl<S, C: Clone, U> Layer<S> for CircuitBreakerLayer<C, U> {
     fn layer(&self, inner: S) -> Self::Service {
         let (circuit, classify) = (self.slot.live().clone(), self.classify.clone());
         let kept = circuit.clone();
-        keep_while(move || kept.state() != State::Closed);
+        keep_while(move || kept.machine().still_matters(clock::now));
         CircuitBreaker { inner, circuit, classify, asked: false, ready: false, until: PhantomData }
     }
 }

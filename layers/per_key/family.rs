@@ -22,13 +22,13 @@ impl<K, L> Family<K, L> {
         Self { registry: Arc::clone(registry), number: registry.add_family() }
     }
 
-    /// Starts a call of the service of a key. Returns `None` if the key is one too many.
+    /// Starts a call of the service of a key. Returns `None` if the key is beyond the maximum.
     #[inline]
     pub(super) fn admit<S, Q>(
         &self,
         key: &Q,
         inner: &S,
-        make: &impl Fn(Option<&K>) -> L,
+        make: &impl Fn(Option<&Q>) -> L,
     ) -> Option<(L::Service, InFlight)>
     where
         L: Layer<S, Service: Clone + Send + 'static>,
@@ -37,12 +37,20 @@ impl<K, L> Family<K, L> {
         Q: ToOwned<Owned = K> + Hash + Eq + ?Sized,
     {
         let hash = self.registry.hash(key);
-        let place = Place::Key(hash, key);
-        match self.registry.at(&place, |instance| instance.map(|instance| instance.join(self.number))) {
+        match self.join(&Place::Key(hash, key)) {
             Some(Joined::Service(service, in_flight)) => Some((service, in_flight)),
-            Some(joined) => Some(self.complete(joined, &place, inner)),
+            Some(joined) => Some(self.complete(joined, &Place::Key(hash, key), inner)),
             None => self.admit_new(hash, key, inner, make),
         }
+    }
+
+    #[inline]
+    fn join<T: Clone + 'static, Q>(&self, place: &Place<'_, Q>) -> Option<Joined<L, T>>
+    where
+        K: Borrow<Q>,
+        Q: Eq + ?Sized,
+    {
+        self.registry.at(place, |instance| instance.map(|instance| instance.join(self.number)))
     }
 
     #[cold]
@@ -51,7 +59,7 @@ impl<K, L> Family<K, L> {
         hash: u64,
         key: &Q,
         inner: &S,
-        make: &impl Fn(Option<&K>) -> L,
+        make: &impl Fn(Option<&Q>) -> L,
     ) -> Option<(L::Service, InFlight)>
     where
         L: Layer<S, Service: Clone + Send + 'static>,
@@ -59,24 +67,31 @@ impl<K, L> Family<K, L> {
         K: Borrow<Q> + Eq,
         Q: ToOwned<Owned = K> + Eq + ?Sized,
     {
-        let room = self.registry.room(hash)?;
-        let owned = key.to_owned();
-        let instance = self.build(inner, || make(Some(&owned)));
-        let joined = room.fill(hash, owned, instance, |instance| instance.join(self.number));
-        Some(self.complete(joined, &Place::Key(hash, key), inner))
+        let place = Place::Key(hash, key);
+        let joined = match self.registry.room(hash) {
+            Some(room) => {
+                let instance = self.build(inner, || make(Some(key)));
+                room.fill(hash, key.to_owned(), instance, |instance| instance.join(self.number))
+            }
+            // Another call of the same key may have taken the last room.
+            None => self.join(&place).or_else(|| {
+                self.registry.note_overflow();
+                None
+            })?,
+        };
+        Some(self.complete(joined, &place, inner))
     }
 
     /// Starts a call of the service of the instance that requests without one of their own share.
-    pub(super) fn share<S>(&self, inner: &S, make: &impl Fn(Option<&K>) -> L) -> (L::Service, InFlight)
+    pub(super) fn share<S>(&self, inner: &S, make: impl FnOnce() -> L) -> (L::Service, InFlight)
     where
         L: Layer<S, Service: Clone + Send + 'static>,
         S: Clone,
         K: Eq,
     {
         let place = Place::<K>::Shared;
-        let joined = self.registry.at(&place, |instance| instance.map(|instance| instance.join(self.number)));
-        let joined = joined.unwrap_or_else(|| {
-            let instance = self.build(inner, || make(None));
+        let joined = self.join(&place).unwrap_or_else(|| {
+            let instance = self.build(inner, make);
             self.registry.share(instance, |instance| instance.join(self.number))
         });
         self.complete(joined, &place, inner)

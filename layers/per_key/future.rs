@@ -37,7 +37,7 @@ pin_project! {
             #[pin]
             call: Call<S, Req>,
         },
-        // The request has no key, or one too many.
+        // The request has no key, or one beyond the maximum.
         Refused { layer: Arc<PerKeyLayer<F, M, K, L>>, refused: Refused },
         // The outcome was returned.
         Done,

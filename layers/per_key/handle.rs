@@ -12,7 +12,7 @@ pub struct PerKeyHandle<K, L> {
 impl<K, L> PerKeyHandle<K, L> {
     /// Returns the number of keys that have an instance.
     #[must_use]
-    pub fn keys(&self) -> usize {
+    pub fn key_count(&self) -> usize {
         self.registry.len()
     }
 
@@ -34,10 +34,10 @@ impl<K, L> PerKeyHandle<K, L> {
         self.registry.set_max_keys(max_keys);
     }
 
-    /// Returns how many requests had a key that was one too many.
+    /// Returns how many requests had a key beyond the maximum.
     #[must_use]
-    pub fn beyond_max_keys(&self) -> u64 {
-        self.registry.beyond()
+    pub fn overflowed(&self) -> u64 {
+        self.registry.overflowed()
     }
 
     /// Describes the instance of each key, in no particular order.
@@ -78,7 +78,7 @@ impl<K, L> Clone for PerKeyHandle<K, L> {
 impl<K, L> fmt::Debug for PerKeyHandle<K, L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PerKeyHandle")
-            .field("keys", &self.keys())
+            .field("keys", &self.key_count())
             .field("max_keys", &self.max_keys())
             .finish_non_exhaustive()
     }

@@ -10,7 +10,7 @@ use std::{
 
 use http::{Request, header::HOST};
 
-/// What happens to a request that has no instance of its own: it has no key, or its key is one too many.
+/// What happens to a request that has no instance of its own: it has no key, or its key is beyond the maximum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unkeyed {
     /// All of them share one instance, which is made by `make(None)`.
@@ -23,6 +23,11 @@ pub enum Unkeyed {
 }
 
 /// Finds the key of a request. Implemented by the arguments of the constructors of [`PerKeyLayer`](super::PerKeyLayer).
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` finds no key in a request of type `{Req}`",
+    note = "`PerKeyLayer::new` needs a closure that names its argument's type: `|request: &{Req}| Ok(..)`, which returns `Result<{K}, Unkeyed>`",
+    note = "`PerKeyLayer::host` needs an `http::Request`, or with ziggurat's feature `reqwest` a `reqwest::Request`"
+)]
 pub trait FindKey<Req, K: Borrow<Self::Borrowed>> {
     /// The form that a key has in a request, such as `str` for a `String`.
     type Borrowed: ToOwned<Owned = K> + Hash + Eq + ?Sized;
@@ -39,7 +44,7 @@ pub trait FindKey<Req, K: Borrow<Self::Borrowed>> {
 #[derive(Clone)]
 pub struct OwnedKey<F>(pub(super) F);
 
-/// A function that returns a reference to a key: see [`PerKeyLayer::by_ref`](super::PerKeyLayer::by_ref).
+/// A function that returns a reference to a key: see [`PerKeyLayer::borrowed`](super::PerKeyLayer::borrowed).
 pub struct BorrowedKey<F, Q: ?Sized>(pub(super) F, pub(super) PhantomData<fn(&Q)>);
 
 /// The host of an HTTP request: see [`PerKeyLayer::host`](super::PerKeyLayer::host).
@@ -78,6 +83,19 @@ impl<B> FindKey<Request<B>, String> for HostKey {
 
     fn find<'a>(&self, request: &'a Request<B>) -> Result<Cow<'a, str>, Unkeyed> {
         host(request).ok_or(self.0)
+    }
+}
+
+#[cfg(feature = "reqwest")]
+#[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))]
+impl FindKey<reqwest::Request, String> for HostKey {
+    type Borrowed = str;
+
+    fn find<'a>(&self, request: &'a reqwest::Request) -> Result<Cow<'a, str>, Unkeyed> {
+        // A `Url` is in lower case and has no default port.
+        let (url, without) = (request.url(), self.0);
+        let host = url.host_str().ok_or(without)?;
+        Ok(url.port().map_or(host.into(), |port| format!("{host}:{port}").into()))
     }
 }
 

@@ -19,7 +19,7 @@
 //! }
 //!
 //! let service = ServiceBuilder::new()
-//!     .layer(PerKeyLayer::by_ref(api_key, |_| RateLimitLayer::new(2, Duration::from_secs(1))))
+//!     .layer(PerKeyLayer::borrowed(api_key, |_| RateLimitLayer::new(2, Duration::from_secs(1))))
 //!     .map_err(Error::Service)
 //!     .service(service_fn(|_: Request<()>| async { Ok::<_, std::io::Error>(Response::new("hello")) }));
 //!
@@ -45,16 +45,20 @@
 //!
 //! - while a call of it is under way, up to its response, and
 //! - while a layer in it has state that a new one would not have: a circuit that is not closed, permits that are held
-//!   (also until the end of a body), a bucket of tokens that is not full, a drain that has begun. Your own layer says so
-//!   with [`keep_while`]. Other state, such as the responses of a cache or the failures that a closed circuit has seen,
-//!   does not keep an instance, nor does a setting that was changed by a handle: `make` chooses what has to last.
+//!   (also until the end of a body), a bucket of tokens that is not full or waits for a true cost, a drain that has
+//!   begun. Your own layer says so with [`keep_while`]. Other state, such as the responses of a cache or the failures
+//!   that a closed circuit has seen, does not keep an instance, nor does a setting that was changed by a handle: `make`
+//!   chooses what has to last.
+//!
+//! An open circuit half-opens only for a call. If none comes, it is kept for a minute after it could have half-opened,
+//! and for ten times its open time at least. Otherwise hosts that are gone for good would keep out all others.
 //!
 //! A layer value that all instances share, such as one concurrency limit for all keys, keeps all of them while it is in
 //! use. It belongs outside.
 //!
 //! Of the others, those that were not used lately go first. A new key looks at 32 instances at most, so it may find no
 //! room although there is some. Then its requests share one instance, made by `make(None)`, unless
-//! [`beyond_max_keys`](PerKeyLayer::beyond_max_keys) says otherwise. The next request looks again.
+//! [`overflow`](PerKeyLayer::overflow) says otherwise. The next request looks again.
 //!
 //! So a flood of keys costs no more memory than `max_keys` instances with their keys, and pushes out no instance that
 //! matters. If callers choose the keys, reject long ones. There is no background task: an instance that nobody uses
@@ -66,7 +70,9 @@
 //! tenant. Each of them keeps a service of its own for each key, which it makes when it first meets the key. A layer
 //! from elsewhere that keeps its state in the service, as tower's `ConcurrencyLimitLayer` does, therefore has one state
 //! for each key *and route*. The last clone of a service releases its services in all instances, which walks over all
-//! keys.
+//! keys. So make one service and clone it, rather than one for each connection.
+//!
+//! The layer of a key may be a `PerKeyLayer` too. To see whether such an instance is needed, a look walks over its keys.
 //!
 //! # Order
 //!
@@ -92,8 +98,8 @@
 //! # Cost
 //!
 //! A call of a known key costs the hash of the key, a lock that it shares with a part of the other keys, and a clone of
-//! the key's service. It allocates nothing, unless the function of the key does; [`by_ref`](PerKeyLayer::by_ref) needs
-//! no copy of a key. It does not read the clock.
+//! the key's service. It allocates nothing, unless the function of the key does; [`borrowed`](PerKeyLayer::borrowed)
+//! needs no copy of a key. It does not read the clock.
 //!
 //! # Examples
 //!
@@ -182,17 +188,17 @@ pub struct PerKeyLayer<F, M, K, L> {
 
 #[derive(Debug, Clone)]
 struct Settings {
-    beyond: Unkeyed,
+    overflow: Unkeyed,
     info: LayerInfo,
 }
 
 impl<F, M, K, L> PerKeyLayer<OwnedKey<F>, M, K, L> {
     /// Creates a layer with a function that returns the key of a request, and one that makes the layer of a key.
     ///
-    /// `make(None)` makes the layer of requests that have no key, or whose key is one too many.
+    /// `make(None)` makes the layer of requests that have no key, or whose key is beyond the maximum.
     ///
     /// Both functions run in `call`: `key` for every call, and `make` for every new key. A key that is a reference into
-    /// the request needs [`by_ref`](PerKeyLayer::by_ref).
+    /// the request needs [`borrowed`](PerKeyLayer::borrowed).
     pub fn new<Req>(key: F, make: M) -> Self
     where
         F: Fn(&Req) -> Result<K, Unkeyed>,
@@ -210,12 +216,12 @@ impl<F, M, Q: ToOwned + ?Sized, L> PerKeyLayer<BorrowedKey<F, Q>, M, Q::Owned, L
     ///
     /// A closure names the type of its argument, and is written in place: one in a variable does not return a reference
     /// of any lifetime. The rest is as in [`new`](PerKeyLayer::new).
-    pub fn by_ref<Req>(key: F, make: M) -> Self
+    pub fn borrowed<Req>(key: F, make: M) -> Self
     where
         F: Fn(&Req) -> Result<&Q, Unkeyed>,
         Q: Hash + Eq,
         Q::Owned: Hash + Eq + Send + 'static,
-        M: Fn(Option<&Q::Owned>) -> L,
+        M: Fn(Option<&Q>) -> L,
         L: Send + Sync + 'static,
     {
         Self::with(BorrowedKey(key, PhantomData), make)
@@ -224,12 +230,14 @@ impl<F, M, Q: ToOwned + ?Sized, L> PerKeyLayer<BorrowedKey<F, Q>, M, Q::Owned, L
 
 impl<M, L> PerKeyLayer<HostKey, M, String, L> {
     /// Creates a layer whose key is the host of an HTTP request with its port, unless that is the default port of its
-    /// scheme, in lower case. `http` and `https` on their default ports have the same key.
+    /// scheme, in lower case. `http` and `https` on their default ports have the same key. The host is not changed
+    /// otherwise: a trailing dot, or another form of an IPv6 address, makes another key. A `reqwest::Request` has such a
+    /// key too, with the feature `reqwest`.
     ///
     /// The URI takes precedence over the `Host` header. `without` is what happens to a request that has neither.
     pub fn host(without: Unkeyed, make: M) -> Self
     where
-        M: Fn(Option<&String>) -> L,
+        M: Fn(Option<&str>) -> L,
         L: Send + Sync + 'static,
     {
         Self::with(HostKey(without), make)
@@ -238,7 +246,7 @@ impl<M, L> PerKeyLayer<HostKey, M, String, L> {
 
 impl<F, M, K, L> PerKeyLayer<F, M, K, L> {
     fn with(key: F, make: M) -> Self {
-        let settings = Settings { beyond: Unkeyed::Share, info: layer_info!("per_key") };
+        let settings = Settings { overflow: Unkeyed::Share, info: layer_info!("per_key") };
         Self { key, make, registry: Arc::new(Registry::new(MAX_KEYS)), settings }
     }
 
@@ -254,10 +262,10 @@ impl<F, M, K, L> PerKeyLayer<F, M, K, L> {
         self
     }
 
-    /// Sets what happens to a request whose key is one too many. The default is [`Unkeyed::Share`]. A rejection has
+    /// Sets what happens to a request whose key is beyond the maximum. The default is [`Unkeyed::Share`]. A rejection has
     /// [`Reason::TooManyKeys`](crate::Reason::TooManyKeys) (HTTP 503).
-    pub fn beyond_max_keys(mut self, beyond: Unkeyed) -> Self {
-        self.settings.beyond = beyond;
+    pub fn overflow(mut self, overflow: Unkeyed) -> Self {
+        self.settings.overflow = overflow;
         self
     }
 
@@ -341,7 +349,7 @@ impl<S, F, M, K, L, Req> Service<Req> for PerKey<S, F, M, K, L>
 where
     S: Clone,
     F: FindKey<Req, K>,
-    M: Fn(Option<&K>) -> L,
+    M: Fn(Option<&F::Borrowed>) -> L,
     K: Borrow<F::Borrowed> + Eq,
     L: Layer<S>,
     L::Service: Service<Req, Error: Reject<<L::Service as Service<Req>>::Response>> + Clone + Send + 'static,
@@ -362,13 +370,13 @@ where
                     drop(key);
                     return ResponseFuture::running(Call::new(service, request), Some(in_flight));
                 }
-                None => (layer.settings.beyond, Refused::TooManyKeys),
+                None => (layer.settings.overflow, Refused::TooManyKeys),
             },
             Err(unkeyed) => (unkeyed, Refused::NoKey),
         };
         match unkeyed {
             Unkeyed::Share => {
-                let (service, in_flight) = family.share(inner, &layer.make);
+                let (service, in_flight) = family.share(inner, || (layer.make)(None));
                 ResponseFuture::running(Call::new(service, request), Some(in_flight))
             }
             Unkeyed::Pass => {

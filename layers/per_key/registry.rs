@@ -30,8 +30,8 @@ pub(super) struct Registry<K, L> {
     max_keys: AtomicUsize,
     /// The instance of the requests that have none of their own.
     shared: Mutex<Option<Instance<L>>>,
-    /// The number of requests whose key was one too many.
-    beyond: AtomicU64,
+    /// The number of requests whose key was beyond the maximum.
+    overflowed: AtomicU64,
     /// The next part to look for room in.
     next: AtomicUsize,
     families: Mutex<Families>,
@@ -70,7 +70,7 @@ impl<K, L> Registry<K, L> {
             len: AtomicUsize::new(0),
             max_keys: AtomicUsize::new(max_keys),
             shared: Mutex::new(None),
-            beyond: AtomicU64::new(0),
+            overflowed: AtomicU64::new(0),
             next: AtomicUsize::new(0),
             families: Mutex::new(Families::default()),
         }
@@ -98,8 +98,13 @@ impl<K, L> Registry<K, L> {
         self.max_keys.store(max_keys, Relaxed);
     }
 
-    pub(super) fn beyond(&self) -> u64 {
-        self.beyond.load(Relaxed)
+    pub(super) fn overflowed(&self) -> u64 {
+        self.overflowed.load(Relaxed)
+    }
+
+    /// Counts a request whose key is beyond the maximum.
+    pub(super) fn note_overflow(&self) {
+        self.overflowed.fetch_add(1, Relaxed);
     }
 
     /// Runs `look` on the instance at a place, under the lock of the place.
@@ -115,7 +120,7 @@ impl<K, L> Registry<K, L> {
         }
     }
 
-    /// Makes room for a key with this hash, unless it is one too many.
+    /// Makes room for a key with this hash, unless it is beyond the maximum.
     pub(super) fn room(&self, hash: u64) -> Option<Room<'_, K, L>> {
         let is_free = |len| (len < self.max_keys()).then_some(len + 1);
         if self.len.fetch_update(Relaxed, Relaxed, is_free).is_ok() {
@@ -127,7 +132,6 @@ impl<K, L> Registry<K, L> {
                 return Some(room);
             }
         }
-        self.beyond.fetch_add(1, Relaxed);
         None
     }
 

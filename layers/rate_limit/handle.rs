@@ -4,7 +4,7 @@ use std::{
     fmt, mem,
     sync::{
         Arc, MutexGuard,
-        atomic::{AtomicU64, Ordering, fence},
+        atomic::{AtomicU64, AtomicUsize, Ordering, fence},
     },
     task::{Poll, Waker},
     time::Duration,
@@ -36,6 +36,8 @@ struct Shared {
     /// lock only if this is zero, and so does not overtake a waiter.
     queued: AtomicU64,
     queue: Mutex<Queue>,
+    /// The number of calls whose true cost is not known yet.
+    unsettled: AtomicUsize,
 }
 
 /// The result of [`enter`](RateLimitHandle::enter).
@@ -71,6 +73,7 @@ impl RateLimitHandle {
             rate: Mutex::new(rate),
             queued: AtomicU64::new(0),
             queue: Mutex::default(),
+            unsettled: AtomicUsize::new(0),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -143,9 +146,20 @@ impl RateLimitHandle {
         self.advance(self.shared.queue.lock(), now);
     }
 
-    /// Returns whether the bucket is full.
-    pub(super) fn is_full(&self) -> bool {
-        self.shared.bucket.is_full(clock::now())
+    /// Returns whether a new bucket in the place of this one would act differently.
+    pub(super) fn still_matters(&self) -> bool {
+        // Acquire: what a call has settled is seen with the end of its count.
+        self.shared.unsettled.load(Ordering::Acquire) > 0 || !self.shared.bucket.is_full(clock::now())
+    }
+
+    /// Counts a call whose true cost is not known yet.
+    pub(super) fn begin_unsettled(&self) {
+        self.shared.unsettled.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts it out, settled or not.
+    pub(super) fn end_unsettled(&self) {
+        self.shared.unsettled.fetch_sub(1, Ordering::Release);
     }
 
     /// Returns the rate, the number of tokens in the bucket, and the time until it is full.

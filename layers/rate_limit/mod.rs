@@ -365,7 +365,7 @@ impl<S, C: Clone, H: headers::Kind, T: Clone> Layer<S> for RateLimitLayer<C, H, 
         let Self { settings, cost, headers: _, settle } = self;
         let headers = H::new(&settings.handle, &settings.info);
         let handle = settings.handle.clone();
-        keep_while(move || !handle.is_full());
+        keep_while(move || handle.still_matters());
         RateLimit { inner, settings: Arc::new(settings.clone()), cost: cost.clone(), headers, settle: settle.clone() }
     }
 }

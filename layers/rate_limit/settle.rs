@@ -41,7 +41,7 @@ pub trait Kind: Clone {
 }
 
 /// The tokens of a call whose true cost is not known yet.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 #[doc(hidden)] // machinery that is public only because it is part of a public type
 pub struct Reserved {
     handle: RateLimitHandle,
@@ -49,8 +49,19 @@ pub struct Reserved {
 }
 
 impl Reserved {
+    fn new(handle: &RateLimitHandle, cost: u32) -> Self {
+        handle.begin_unsettled();
+        Self { handle: handle.clone(), cost }
+    }
+
     fn settle(&self, cost: u64) {
         self.handle.settle(self.cost, cost);
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.handle.end_unsettled();
     }
 }
 
@@ -81,7 +92,7 @@ impl<F: Clone> Kind for SettleResponse<F> {
     type Reserved = Reserved;
 
     fn reserve(&self, handle: &RateLimitHandle, cost: u32) -> Reserved {
-        Reserved { handle: handle.clone(), cost }
+        Reserved::new(handle, cost)
     }
 }
 
@@ -108,7 +119,7 @@ impl<F: Clone> Kind for SettleBody<F> {
     type Reserved = Reserved;
 
     fn reserve(&self, handle: &RateLimitHandle, cost: u32) -> Reserved {
-        Reserved { handle: handle.clone(), cost }
+        Reserved::new(handle, cost)
     }
 }
 
@@ -120,7 +131,11 @@ where
     type Response = Response<GuardBody<B, Meter<F>>>;
 
     fn settle(&self, response: Response<B>, reserved: &Reserved) -> Self::Response {
-        let meter = Meter { settle: self.0.clone(), known: F::BEFORE, reserved: reserved.clone() };
+        let meter = Meter {
+            settle: self.0.clone(),
+            known: F::BEFORE,
+            reserved: Reserved::new(&reserved.handle, reserved.cost),
+        };
         // An empty body ends at once, and with it the meter.
         response.map(|body| GuardBody::new(body, meter))
     }

@@ -188,7 +188,7 @@ impl<C, I, W, T, L, G, R> ServerStack<C, I, W, T, L, G, R> {
     /// }
     ///
     /// let stack = ServerStack::new(&Scope::root("app"))
-    ///     .with_rate_limit(PerKeyLayer::by_ref(tenant, |_| RateLimitLayer::new(50, Duration::from_secs(1))));
+    ///     .with_rate_limit(PerKeyLayer::borrowed(tenant, |_| RateLimitLayer::new(50, Duration::from_secs(1))));
     /// ```
     pub fn with_rate_limit<R2>(self, rate_limit: R2) -> ServerStack<C, I, W, T, L, G, R2> {
         let Self { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit: _, look } =

@@ -154,7 +154,7 @@ async fn a_request_without_a_key_shares_one_instance_or_passes_or_is_rejected() 
     let rejection = ziggurat::rejection(&rejected).unwrap();
     assert_eq!((rejection.layer(), rejection.reason(), rejection.status().as_u16()), ("per_key", &Reason::NoKey, 400));
     assert_eq!(rejection.class(), Class::Ignored);
-    assert_eq!((handle.keys(), handle.beyond_max_keys()), (0, 0));
+    assert_eq!((handle.key_count(), handle.overflowed()), (0, 0));
 }
 
 /// Shows: K2
@@ -166,9 +166,9 @@ async fn an_idle_key_makes_room_for_a_new_one() {
     let service = layer.layer(echo());
     for number in 1..1000 {
         assert!(now(&service, number).is_ok());
-        assert!(handle.keys() <= 8 && kind.alive().len() <= 8);
+        assert!(handle.key_count() <= 8 && kind.alive().len() <= 8);
     }
-    assert_eq!((kind.made(), handle.beyond_max_keys()), (999, 0));
+    assert_eq!((kind.made(), handle.overflowed()), (999, 0));
     assert!(kind.alive().contains(&Some(999)));
 }
 
@@ -209,6 +209,43 @@ async fn a_circuit_that_is_not_closed_keeps_its_key() {
     assert_ne!(circuit.state(), State::Closed);
     assert!(is_kept(&service, &handle));
     circuit.close();
+    assert!(!is_kept(&service, &handle));
+}
+
+/// Shows: K2
+#[tokio::test(start_paused = true)]
+async fn an_open_circuit_of_which_nobody_asks_any_more_makes_room() {
+    let layer = PerKeyLayer::new(itself, |_| CircuitBreakerLayer::consecutive(1).open_for(SECOND)).max_keys(4);
+    let handle = layer.handle();
+    let service = layer.layer(echo());
+    assert!(now(&service, 0).is_err());
+    // The open time is drawn at random.
+    advance(60 * SECOND).await;
+    assert!(is_kept(&service, &handle));
+    advance(10 * SECOND).await;
+    assert!(!is_kept(&service, &handle));
+
+    // One that was opened by hand stays.
+    assert!(now(&service, 0).is_err());
+    handle.instance(&0).unwrap().layer.handle().force_open();
+    advance(DAY).await;
+    assert!(is_kept(&service, &handle));
+}
+
+/// Shows: K2
+#[tokio::test(start_paused = true)]
+async fn a_true_cost_that_is_not_known_yet_keeps_its_key() {
+    let inner = service_fn(|_: u32| ready(Ok::<_, Error<Infallible>>(Response::new("ten bytes!".to_owned()))));
+    let limit = |_: Option<&u32>| RateLimitLayer::new(1, SECOND).settle_bytes();
+    let layer = PerKeyLayer::new(itself, limit).max_keys(4);
+    let (handle, service) = (layer.handle(), layer.layer(inner));
+    let response = now(&service, 0).unwrap();
+    advance(DAY).await;
+    assert!(is_kept(&service, &handle), "the bucket is full, but not for long");
+    response.into_body().collect().await.unwrap();
+    assert!(is_kept(&service, &handle));
+    assert!(now(&service, 0).unwrap_err().is_rate_limited());
+    advance(10 * SECOND).await;
     assert!(!is_kept(&service, &handle));
 }
 
@@ -324,10 +361,10 @@ async fn a_layer_of_another_crate_can_keep_its_key_too() {
 async fn keys_beyond_the_maximum_share_one_instance_or_pass_or_are_rejected() {
     let outcomes = |beyond: Option<Unkeyed>| {
         let layer = PerKeyLayer::new(itself, |_| RateLimitLayer::new(1, DAY)).max_keys(2);
-        let layer = beyond.into_iter().fold(layer, PerKeyLayer::beyond_max_keys);
+        let layer = beyond.into_iter().fold(layer, PerKeyLayer::overflow);
         let (handle, service) = (layer.handle(), layer.layer(echo()));
         let outcomes: Vec<Outcome> = [1, 2, 3, 4, 5, 1].into_iter().map(|number| now(&service, number)).collect();
-        assert_eq!((handle.keys(), handle.beyond_max_keys()), (2, 3));
+        assert_eq!((handle.key_count(), handle.overflowed()), (2, 3));
         outcomes
     };
     let reasons = |outcomes: Vec<Outcome>| {
@@ -366,10 +403,10 @@ async fn the_maximum_can_be_lowered_while_it_is_in_use() {
     let layer = kind.layer().max_keys(100);
     let (handle, service) = (layer.handle(), layer.layer(echo()));
     assert!((1..=100).all(|number| now(&service, number).is_ok()));
-    assert_eq!(handle.keys(), 100);
+    assert_eq!(handle.key_count(), 100);
     handle.set_max_keys(10);
     assert!((101..=200).all(|number| now(&service, number).is_ok()));
-    assert_eq!((handle.keys(), handle.max_keys(), kind.alive().into_iter().flatten().count()), (10, 10, 10));
+    assert_eq!((handle.key_count(), handle.max_keys(), kind.alive().into_iter().flatten().count()), (10, 10, 10));
 }
 
 #[test]
@@ -402,7 +439,7 @@ async fn a_service_that_is_dropped_releases_what_it_has_inside() {
     assert!((0..200).all(|number| now(&clone, number).is_ok()));
     drop(clone);
     assert_eq!(Arc::strong_count(&held), 1);
-    assert_eq!(layer.handle().keys(), 100, "the layer keeps its instances");
+    assert_eq!(layer.handle().key_count(), 100, "the layer keeps its instances");
 }
 
 #[tokio::test(start_paused = true)]
@@ -417,10 +454,10 @@ async fn a_key_whose_layer_could_not_be_made_is_new_to_its_next_request() {
     let (handle, service) = (layer.handle(), layer.layer(echo()));
     for number in [2, 4] {
         assert!(catch_unwind(AssertUnwindSafe(|| now(&service, number))).is_err());
-        assert_eq!(handle.keys(), number as usize / 2 - 1, "the room was given back");
+        assert_eq!(handle.key_count(), number as usize / 2 - 1, "the room was given back");
         assert!(now(&service, number).is_ok());
     }
-    assert_eq!((handle.keys(), handle.beyond_max_keys()), (2, 0));
+    assert_eq!((handle.key_count(), handle.overflowed()), (2, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -433,7 +470,7 @@ async fn keys_of_keys_keep_the_outer_key() {
     assert!(now(&service, 1).unwrap_err().is_rate_limited());
     assert!(now(&service, 10).is_ok());
     assert!(now(&service, 1).unwrap_err().is_rate_limited(), "the instance of the first ten was not replaced");
-    assert_eq!((handle.keys(), handle.beyond_max_keys()), (1, 1));
+    assert_eq!((handle.key_count(), handle.overflowed()), (1, 1));
 }
 
 /// Shows: K2
@@ -494,7 +531,7 @@ fn no_key_has_two_instances_in_use() {
             call.await.unwrap();
         }
     });
-    assert!(handle.keys() <= 5);
+    assert!(handle.key_count() <= 5);
     assert!(handle.instances().iter().all(|instance| instance.in_flight == 0));
 }
 
@@ -508,7 +545,7 @@ async fn the_handle_lists_keys_and_states() {
     listed.sort_by_key(|instance| instance.key);
     let states: Vec<_> = listed.iter().map(|one| (one.key, one.layer.handle().state(), one.still_matters)).collect();
     assert_eq!(states, [(0, State::Open, true), (1, State::Closed, false)]);
-    assert_eq!((handle.keys(), handle.max_keys()), (2, 10));
+    assert_eq!((handle.key_count(), handle.max_keys()), (2, 10));
     assert!(handle.instance(&2).is_none());
 }
 
