@@ -27,8 +27,8 @@ fn run(index: usize, calls: u32) {
     the_counted_part(&mut subject, calls);
 }
 
-/// Callgrind counts what this function does, and not how the subjects are made: governor's clock calibrates itself, which
-/// takes a different number of instructions each time.
+/// Callgrind counts what this function does, and not how the subjects are made: governor's clock calibrates itself,
+/// which takes a different number of instructions each time.
 #[inline(never)]
 fn the_counted_part(subject: &mut Subject, calls: u32) {
     (subject.run)(calls);

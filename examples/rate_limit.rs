@@ -1,5 +1,5 @@
-//! Limits the rate of each API key at an axum router: 5 calls in each second. A call beyond that gets 429, with the time
-//! to come back.
+//! Limits the rate of each API key at an axum router: 5 calls in each second. A call beyond that gets 429, with the
+//! time to come back.
 //!
 //! With `-- --listen 127.0.0.1:8080` it serves any client until it is stopped.
 

@@ -34,23 +34,24 @@
 //!
 //! # Which requests
 //!
-//! Those with the methods `POST` and `PATCH`, which have no key. A request with a key of yours, for example the number of
-//! an order, keeps it, and one with another method is safe to repeat without a key.
+//! Those with the methods `POST` and `PATCH`, which have no key. A request with a key of yours, for example the number
+//! of an order, keeps it, and one with another method is safe to repeat without a key.
 //!
 //! Use the layer only for upstreams that honour the key, each of which needs one of its own in front of it: another one
 //! ignores it, and may process a repeated request twice.
 //!
 //! # The key
 //!
-//! 128 bits that no other process guesses or repeats, as a quoted string of 32 hexadecimal digits: the form of the draft
-//! `draft-ietf-httpapi-idempotency-key-header`. For an upstream that takes a bare word, see
+//! 128 bits that no other process guesses or repeats, as a quoted string of 32 hexadecimal digits: the form of the
+//! draft `draft-ietf-httpapi-idempotency-key-header`. For an upstream that takes a bare word, see
 //! [`unquoted`](IdempotencyKeyLayer::unquoted).
 //!
 //! # Order
 //!
 //! Outside every layer that repeats a request: the [retry](crate::retry), or the whole
-//! [`ClientStack`](crate::stack::ClientStack). Inside a retry, each attempt would have a key of its own, and so would be
-//! processed. The retry copies with [`Idempotent`](crate::Idempotent), the default for HTTP, which looks for the key.
+//! [`ClientStack`](crate::stack::ClientStack). Inside a retry, each attempt would have a key of its own, and so would
+//! be processed. The retry copies with [`Idempotent`](crate::Idempotent), the default for HTTP, which looks for the
+//! key.
 //!
 //! # Cancellation safety
 //!

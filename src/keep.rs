@@ -1,8 +1,8 @@
 //! Which instances of a layer hold state that a new one would not have.
 //!
-//! A layer that makes one instance of a stack for each key drops those that nobody uses. While it makes one, the layers
-//! of the stack say how to find out whether their state still matters. That needs no trait that every layer of a stack
-//! would have to implement, and works through types that erase a layer.
+//! A layer that makes one instance of a stack for each key drops those that are not used. While it makes one, the
+//! layers of the stack say how to find out whether their state still matters. That needs no trait that every layer of a
+//! stack would have to implement, and works through types that erase a layer.
 
 use std::{fmt, sync::Arc};
 

@@ -123,7 +123,7 @@ impl<K, L> Family<K, L> {
             Joined::NoService(layer, in_flight) => (layer, in_flight),
         };
         let (service, checks) = keep::collect(|| layer.layer(inner.clone()));
-        // The instance is there: the call is in flight. What is not needed is dropped after the lock is released.
+        // The instance is there: the call is in flight. A service too many is dropped after the lock is released.
         let (service, _not_needed) = self.registry.at(place, |instance| match instance {
             Some(instance) => instance.add_service(self.number, service, checks),
             None => (service, None),

@@ -23,7 +23,7 @@ impl<K, L> PerKeyHandle<K, L> {
     }
 
     /// Changes the maximum number of keys. While there are more, each new key makes room for a few others to go, as far
-    /// as nobody needs them.
+    /// as they are not needed.
     ///
     /// # Panics
     ///

@@ -26,7 +26,7 @@ pub(super) struct FamilyService {
 #[derive(Debug, Clone)]
 pub(super) struct InFlight(Arc<()>);
 
-/// What a call finds at its instance.
+/// The part of an instance that a call needs.
 pub(super) enum Joined<L, T> {
     Service(T, InFlight),
     /// This family has no service of the instance yet.
@@ -52,8 +52,8 @@ impl<L> Instance<L> {
         }
     }
 
-    /// Adds the service of a family, unless another call has added it meanwhile. Returns the one to use, and what is
-    /// not needed.
+    /// Adds the service of a family, unless another call has added it meanwhile. Returns the service to use, and the
+    /// values that are left over.
     pub(super) fn add_service<T: Clone + Send + 'static>(
         &mut self,
         family: usize,
@@ -76,7 +76,7 @@ impl<L> Instance<L> {
 
     /// Returns whether no call is under way, and the state of the layers is that of new ones.
     pub(super) fn is_idle(&mut self) -> bool {
-        // Not the count: this one also sees what the calls that are over have done.
+        // Not the count: this one also sees the effects of the calls that are over.
         Arc::get_mut(&mut self.calls.0).is_some() && !self.still_matters()
     }
 

@@ -10,7 +10,7 @@ use std::{
 
 use http::{Request, header::HOST};
 
-/// What happens to a request that has no instance of its own: it has no key, or its key is beyond the maximum.
+/// The treatment of a request that has no instance of its own: it has no key, or its key is beyond the maximum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unkeyed {
     /// All of them share one instance, which is made by `make(None)`.
@@ -32,7 +32,7 @@ pub trait FindKey<Req, K: Borrow<Self::Borrowed>> {
     /// The form that a key has in a request, such as `str` for a `String`.
     type Borrowed: ToOwned<Owned = K> + Hash + Eq + ?Sized;
 
-    /// Returns the key, or what happens to a request without one.
+    /// Returns the key, or the treatment of a request without one.
     ///
     /// # Errors
     ///

@@ -41,14 +41,14 @@
 //! # How many keys
 //!
 //! At most [`max_keys`](PerKeyLayer::max_keys) keys have an instance at a time; the default is 10,000. A new key beyond
-//! that takes the place of one that nobody needs. An instance is needed
+//! that takes the place of one that is not needed. An instance is needed
 //!
 //! - while a call of it is under way, up to its response, and
 //! - while a layer in it has state that a new one would not have: a circuit that is not closed, permits that are held
 //!   (also until the end of a body), a bucket of tokens that is not full or waits for a true cost, a drain that has
 //!   begun. Your own layer says so with [`keep_while`]. Other state, such as the responses of a cache or the failures
 //!   that a closed circuit has seen, does not keep an instance, nor does a setting that was changed by a handle: `make`
-//!   chooses what has to last.
+//!   chooses the settings that have to last.
 //!
 //! An open circuit half-opens only for a call. If none comes, it is kept for a minute after it could have half-opened,
 //! and for ten times its open time at least. Otherwise hosts that are gone for good would keep out all others.
@@ -61,10 +61,10 @@
 //! [`overflow`](PerKeyLayer::overflow) says otherwise. The next request looks again.
 //!
 //! So a flood of keys costs no more memory than `max_keys` instances with their keys, and pushes out no instance that
-//! matters. If callers choose the keys, reject long ones. There is no background task: an instance that nobody uses
+//! matters. If callers choose the keys, reject long ones. There is no background task: an unused instance
 //! stays until its place is needed.
 //!
-//! # What is shared
+//! # Shared state
 //!
 //! All services that one layer value makes share its instances: all routes of a router together have one rate for a
 //! tenant. Each of them keeps a service of its own for each key, which it makes when it first meets the key. A layer
@@ -72,7 +72,8 @@
 //! for each key *and route*. The last clone of a service releases its services in all instances, which walks over all
 //! keys. So make one service and clone it, rather than one for each connection.
 //!
-//! The layer of a key may be a `PerKeyLayer` too. To see whether such an instance is needed, a look walks over its keys.
+//! The layer of a key may be a `PerKeyLayer` too. To see whether such an instance is needed, a look walks over its
+//! keys.
 //!
 //! # Order
 //!
@@ -85,8 +86,8 @@
 //!
 //! # Panics
 //!
-//! If a function panics, the panic propagates, and nothing changes: a key whose instance could not be made is new to its
-//! next request.
+//! If a function panics, the panic propagates, and nothing changes: a key whose instance could not be made is new to
+//! its next request.
 //!
 //! # Requirements
 //!
@@ -103,7 +104,7 @@
 //!
 //! # Examples
 //!
-//! A circuit breaker for each host, and what they are like:
+//! A circuit breaker for each host, and the states of all:
 //!
 //! ```
 //! use std::convert::Infallible;
@@ -231,10 +232,10 @@ impl<F, M, Q: ToOwned + ?Sized, L> PerKeyLayer<BorrowedKey<F, Q>, M, Q::Owned, L
 impl<M, L> PerKeyLayer<HostKey, M, String, L> {
     /// Creates a layer whose key is the host of an HTTP request with its port, unless that is the default port of its
     /// scheme, in lower case. `http` and `https` on their default ports have the same key. The host is not changed
-    /// otherwise: a trailing dot, or another form of an IPv6 address, makes another key. A `reqwest::Request` has such a
-    /// key too, with the feature `reqwest`.
+    /// otherwise: a trailing dot, or another form of an IPv6 address, makes another key. A `reqwest::Request` has such
+    /// a key too, with the feature `reqwest`.
     ///
-    /// The URI takes precedence over the `Host` header. `without` is what happens to a request that has neither.
+    /// The URI takes precedence over the `Host` header. `without` decides about a request that has neither.
     pub fn host(without: Unkeyed, make: M) -> Self
     where
         M: Fn(Option<&str>) -> L,
@@ -262,7 +263,7 @@ impl<F, M, K, L> PerKeyLayer<F, M, K, L> {
         self
     }
 
-    /// Sets what happens to a request whose key is beyond the maximum. The default is [`Unkeyed::Share`]. A rejection has
+    /// Decides about requests whose key is beyond the maximum. The default is [`Unkeyed::Share`]. A rejection has
     /// [`Reason::TooManyKeys`](crate::Reason::TooManyKeys) (HTTP 503).
     pub fn overflow(mut self, overflow: Unkeyed) -> Self {
         self.settings.overflow = overflow;

@@ -135,7 +135,7 @@ impl<K, L> Registry<K, L> {
         None
     }
 
-    /// Drops a key that nobody needs. Its place is taken over.
+    /// Drops a key that is not needed. Its place is taken over.
     fn evict(&self, hash: u64) -> Option<Room<'_, K, L>> {
         let (next, mut looks) = (self.next.fetch_add(1, Relaxed), ALL_LOOKS);
         let others = (0..self.parts.len()).map(|part| &self.parts[next.wrapping_add(part) % self.parts.len()].0);

@@ -148,7 +148,7 @@ impl RateLimitHandle {
 
     /// Returns whether a new bucket in the place of this one would act differently.
     pub(super) fn still_matters(&self) -> bool {
-        // Acquire: what a call has settled is seen with the end of its count.
+        // Acquire: the cost that a call has settled is seen with the end of its count.
         self.shared.unsettled.load(Ordering::Acquire) > 0 || !self.shared.bucket.is_full(clock::now())
     }
 

@@ -5,6 +5,7 @@ mod classify;
 mod degraded;
 pub mod grpc;
 mod http_status;
+mod reason;
 mod reject;
 mod rejection;
 mod retry_after;
@@ -16,8 +17,9 @@ pub use self::{
     degraded::Degraded,
     grpc::GrpcStatus,
     http_status::{HttpStatus, HttpStatusMillis},
+    reason::Reason,
     reject::{EmptyBody, Error, Reject, boxed, rejection},
-    rejection::{Reason, Rejection},
+    rejection::Rejection,
     unprocessed::is_unprocessed,
 };
 pub(crate) use self::{
