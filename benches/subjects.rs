@@ -30,6 +30,7 @@ use ziggurat::{
     concurrency_limit::{Adaptive, ConcurrencyLimitLayer, Priority},
     drain::DrainLayer,
     fallback::FallbackLayer,
+    hedge::HedgeLayer,
     observe::ObserveLayer,
     per_key::PerKeyLayer,
     rate_limit::RateLimitLayer,
@@ -180,6 +181,17 @@ pub fn subjects() -> Vec<Subject> {
             "retry with its budget",
             ours,
             ServiceBuilder::new().layer(RetryLayer::new().backoff(LIMIT)).service(service()),
+        ),
+        // Not fired: the response is ready at once.
+        subject(
+            "hedge, after a delay",
+            ours,
+            ServiceBuilder::new().layer(HedgeLayer::after(LIMIT).budget(None)).service(service()),
+        ),
+        subject(
+            "hedge, at a percentile",
+            ours,
+            ServiceBuilder::new().layer(HedgeLayer::at_percentile(0.95).budget(None)).service(service()),
         ),
         subject("limit", ours, ServiceBuilder::new().layer(ConcurrencyLimitLayer::new(PERMITS)).service(service())),
         // Its only permit is taken for good. The rejections become responses.

@@ -8,6 +8,7 @@ pub mod concurrency_limit;
 pub mod context;
 pub mod drain;
 pub mod fallback;
+pub mod hedge;
 pub mod idempotency_key;
 pub mod observe;
 pub mod per_key;

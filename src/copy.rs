@@ -41,6 +41,14 @@ pub trait CopyRequest<Req> {
         let _ = copy;
         true
     }
+
+    /// Returns whether `copy` can be sent beside the previous attempt, which is still running, without disturbing it.
+    /// Called last, as [`claim`](Self::claim) is, before a hedge starts.
+    ///
+    /// The default is [`claim`](Self::claim). It differs if that attempt is still sending a body that the two share.
+    fn claim_beside(&self, copy: &Req) -> bool {
+        self.claim(copy)
+    }
 }
 
 /// Clones every request, for services whose calls are all safe to repeat. The default of
@@ -81,6 +89,10 @@ impl<B: CopyBody> CopyRequest<Request<B>> for Idempotent {
     fn claim(&self, copy: &Request<B>) -> bool {
         copy.body().claim_body()
     }
+
+    fn claim_beside(&self, copy: &Request<B>) -> bool {
+        copy.body().claim_body_beside()
+    }
 }
 
 /// Copies the HTTP requests that a function declares safe to repeat.
@@ -111,6 +123,10 @@ where
 
     fn claim(&self, copy: &Request<B>) -> bool {
         copy.body().claim_body()
+    }
+
+    fn claim_beside(&self, copy: &Request<B>) -> bool {
+        copy.body().claim_body_beside()
     }
 }
 

@@ -17,6 +17,7 @@
 //! |---|---|
 //! | `timeouts` | a limit for each call, a limit from the scope, and a total around attempts with their own limits |
 //! | `retry`, `retry_http` | retries of an operation, and over HTTP against a real server |
+//! | `hedge` | a second attempt for reads that are slow, over HTTP |
 //! | `process_items`, `process_errors` | concurrent processing of many items, some of which fail |
 //! | `cache`, `scoped_state` | cached values for several tenants, and a ttl that changes at run time |
 //! | `streams` | generators in a scope, batches by number and by time, merged streams |

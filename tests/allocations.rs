@@ -31,6 +31,7 @@ use ziggurat::{
     drain::DrainLayer,
     events::{Lag, Subscription},
     fallback::{Failed, FallbackLayer},
+    hedge::HedgeLayer,
     observe::ObserveLayer,
     per_key::PerKeyLayer,
     rate_limit::RateLimitLayer,
@@ -141,6 +142,8 @@ these_allocate_nothing! {
     fallback_function: FallbackLayer::new(|_: Failed<'_, _, _, u64>| "fallback").remember(|number: &u64| *number);
     fallback_service: FallbackLayer::service(Inner { pending: 0 });
     fallback_service_within_a_budget: FallbackLayer::service(Inner { pending: 0 }).budget(Budget::default());
+    hedge_after_a_delay: HedgeLayer::after(SECOND);
+    hedge_at_a_percentile: HedgeLayer::at_percentile(0.5).min_calls(1);
     the_clients_stack: ClientStack::new("stack").settings_from(&Scope::root("app").child("client").with(ClientSettings::default()));
     the_stack_of_the_four: ServiceBuilder::new()
         .layer(TimeoutLayer::new(10 * SECOND))

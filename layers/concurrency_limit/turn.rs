@@ -13,7 +13,7 @@ use super::{
     priority::Rank,
 };
 use crate::{
-    ambient::{self, Unsent},
+    ambient::{self, Spare, Unsent},
     clock::{self, Sleep},
     outcome::Rejection,
     telemetry::LayerEvent,
@@ -89,7 +89,8 @@ impl Turn {
         let forecast = gate.forecast(patience.now, self.rank);
         let mut places = self.settings.places(self.rank);
         if !urgent {
-            places = places.min(patience.places(gate.limit(), &forecast));
+            let is_spare = ambient::get::<Spare>().0;
+            places = if is_spare { 0 } else { places.min(patience.places(gate.limit(), &forecast)) };
             // `enter` takes the lock of the queue.
             if !patience.joins(&forecast) || gate.is_full(places, self.rank) {
                 return Err(self.reject());

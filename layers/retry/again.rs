@@ -9,7 +9,7 @@ use crate::{
     caught::contained,
     clock,
     copy::CopyRequest,
-    outcome::{Class, Classify, Reject, Rejection, is_bad_certificate, judged_as, was_unprocessed},
+    outcome::{Cause, Class, Classify, Reject, Rejection, is_bad_certificate, judged_as, was_unprocessed},
     telemetry::LayerEvent,
 };
 
@@ -130,26 +130,6 @@ impl<C, P, B, D> RetryLayer<C, P, B, D> {
         match self.retries.backoff() {
             Some(backoff) => Some(backoff.wait(over.attempt, over.last_wait, outcome)),
             None => contained(|| self.backoff.wait(over.attempt, over.last_wait, outcome)),
-        }
-    }
-}
-
-/// Displays why an attempt failed: the reason of a rejection, the message of an error, or the status of a response.
-struct Cause<'a, R, E, C> {
-    outcome: &'a Result<R, E>,
-    classify: &'a C,
-}
-
-impl<R, E, C> fmt::Display for Cause<'_, R, E, C>
-where
-    E: Reject<R> + fmt::Display,
-    C: Classify<R, E>,
-{
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (E::rejection(self.outcome), self.outcome) {
-            (Some(rejection), _) => f.write_str(rejection.reason().as_str()),
-            (None, Err(error)) => error.fmt(f),
-            (None, Ok(response)) => self.classify.describe(response, f),
         }
     }
 }

@@ -14,11 +14,11 @@ impl Default for Attempt {
 
 slot!(Attempt, Attempt(1));
 
-/// Returns the number of the current attempt: 1 for the first, and outside any retry.
+/// Returns the number of the current attempt: 1 for the first, and outside any retry or hedge.
 ///
 /// Every layer and service inside a [`RetryLayer`](crate::retry::RetryLayer) can call it in `poll_ready`, in `call`,
-/// and while its response future is polled. With nested retries, the innermost counts. A spawned task starts at 1
-/// again.
+/// and while its response future is polled. With nested retries, the innermost counts. The second attempt of a
+/// [`HedgeLayer`](crate::hedge::HedgeLayer) has the next number after the first. A spawned task starts at 1 again.
 ///
 /// ```
 /// assert_eq!(ziggurat::attempt(), 1);

@@ -19,7 +19,7 @@ pub(crate) use self::{
     attempt::Attempt,
     deadline::Told,
     limit::Limit,
-    notes::{HadItsTime, Unsent, Urgent},
+    notes::{HadItsTime, Spare, Unsent, Urgent},
 };
 pub use self::{
     attempt::attempt,

@@ -16,6 +16,12 @@ pub(crate) struct Urgent(pub(crate) bool);
 
 slot!(Urgent, Urgent(false));
 
+/// Whether the call is an extra one that must not wait in a local queue, where it would delay other calls: a hedge.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Spare(pub(crate) bool);
+
+slot!(Spare, Spare(false));
+
 /// Whether the call that was just dropped had the full time of an inner limit, so that the service had its chance.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct HadItsTime(pub(crate) bool);

@@ -22,6 +22,14 @@ pub trait CopyBody: Sized {
     fn claim_body(&self) -> bool {
         true
     }
+
+    /// Claims this copy for an attempt beside the previous one, which is still running. Returns `false` if that attempt
+    /// still needs state that the two share, because it has not sent the whole body.
+    ///
+    /// The default is [`claim_body`](Self::claim_body).
+    fn claim_body_beside(&self) -> bool {
+        self.claim_body()
+    }
 }
 
 #[diagnostic::do_not_recommend]

@@ -145,6 +145,12 @@ impl<B> CopyBody for ReplayBody<B> {
         }
         true
     }
+
+    /// Returns `false` until the previous attempt has every frame.
+    fn claim_body_beside(&self) -> bool {
+        let is_read = self.shared.as_ref().is_none_or(|shared| shared.tape.lock().is_read());
+        is_read && self.claim_body()
+    }
 }
 
 /// The inner body while an attempt polls it. Dropping it before `settle` means that it panicked.

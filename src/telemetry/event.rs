@@ -21,6 +21,9 @@ use crate::outcome::{Class, Rejection};
 /// | [`FellBack`](LayerEvent::FellBack) | `fell_back` | INFO | `reason` |
 /// | [`FallbackRefused`](LayerEvent::FallbackRefused) | `fallback_refused` | WARN | `reason` |
 /// | [`FallbackFailed`](LayerEvent::FallbackFailed) | `fallback_failed` | WARN | `reason`, `error` |
+/// | [`Hedged`](LayerEvent::Hedged) | `hedged` | DEBUG | `reason` |
+/// | [`HedgeWon`](LayerEvent::HedgeWon) | `hedge_won` | DEBUG | |
+/// | [`HedgeRefused`](LayerEvent::HedgeRefused) | `hedge_refused` | DEBUG | `reason` |
 /// | [`RefreshFailed`](LayerEvent::RefreshFailed) | `refresh_failed` | INFO | `reason`, `error` |
 /// | [`Injected`](LayerEvent::Injected) | `injected` | INFO | `reason` |
 /// | [`SettingsRefused`](LayerEvent::SettingsRefused) | `settings_refused` | WARN | `error` |
@@ -117,6 +120,20 @@ pub enum LayerEvent<'a> {
         /// The fallback's error.
         error: fmt::Arguments<'a>,
     },
+    /// A second attempt was sent.
+    Hedged {
+        /// Why: `"delay"` if the first attempt took too long, or how it failed: `"error"`, `"response"`, or
+        /// [`Reason::as_str`](crate::Reason::as_str) of a rejection.
+        reason: &'static str,
+    },
+    /// The second attempt succeeded, and the first had not.
+    HedgeWon,
+    /// A second attempt was due, and was not sent.
+    HedgeRefused {
+        /// Why not: `"budget"`, `"queue"` if it would have had to wait on this side, `"error"` if the service did not
+        /// become ready, or [`Reason::as_str`](crate::Reason::as_str) of a rejection.
+        reason: &'static str,
+    },
     /// The call that should have refreshed a stale response returned nothing that can be stored.
     RefreshFailed {
         /// How it failed: `"error"`, `"response"`, or [`Reason::as_str`](crate::Reason::as_str) of a rejection.
@@ -205,6 +222,9 @@ impl LayerEvent<'_> {
             Self::FellBack { .. } => "fell_back",
             Self::FallbackRefused { .. } => "fallback_refused",
             Self::FallbackFailed { .. } => "fallback_failed",
+            Self::Hedged { .. } => "hedged",
+            Self::HedgeWon => "hedge_won",
+            Self::HedgeRefused { .. } => "hedge_refused",
             Self::RefreshFailed { .. } => "refresh_failed",
             Self::Injected { .. } => "injected",
             Self::Failed => "failed",

@@ -49,6 +49,8 @@ impl Counters {
             | LayerEvent::FellBack { reason }
             | LayerEvent::FallbackRefused { reason }
             | LayerEvent::FallbackFailed { reason, .. }
+            | LayerEvent::Hedged { reason }
+            | LayerEvent::HedgeRefused { reason }
             | LayerEvent::RefreshFailed { reason, .. }
             | LayerEvent::Injected { reason } => (reason, None),
             LayerEvent::Transition { to, .. } => {
@@ -59,6 +61,7 @@ impl Counters {
             | LayerEvent::Reclaimed { .. }
             | LayerEvent::Retrying { .. }
             | LayerEvent::Recovered { .. }
+            | LayerEvent::HedgeWon
             | LayerEvent::Failed
             | LayerEvent::HandlerFailed { .. }
             | LayerEvent::HandlerLagged { .. } => ("", None),

@@ -24,6 +24,7 @@ mod fallback;
 mod faulty_layers;
 mod grpc;
 mod handles;
+mod hedge;
 mod http;
 mod idempotency_key;
 mod observe;

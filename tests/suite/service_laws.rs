@@ -22,6 +22,7 @@ use ziggurat::{
     drain::DrainLayer,
     fallback::{Backup, Failed, FallbackLayer},
     headers::TimeoutHeader,
+    hedge::HedgeLayer,
     idempotency_key::IdempotencyKeyLayer,
     observe::ObserveLayer,
     per_key::{PerKeyLayer, Unkeyed},
@@ -170,6 +171,22 @@ these_keep_to_the_laws! {
     });
     fallback_service_that_fails: laws_with_gauges(|| backed_up(Act::error()));
     fallback_service_that_is_never_ready: laws_with_gauges(|| backed_up(Act::error().at_readiness()));
+    /// If both attempts fail, the first error is returned, and not the last.
+    ///
+    /// Shows: H1
+    hedge: laws(|| HedgeLayer::after(SECOND).http().budget(Budget::new(0.5).min_per_second(0))).stateful().except(Law::Unchanged);
+    /// Shows: H2
+    hedge_at_once: laws(|| HedgeLayer::after(Duration::ZERO).budget(None)).except(Law::Unchanged);
+    hedge_at_once_over_a_limit: laws_with_gauges(|| {
+        let limit = ConcurrencyLimitLayer::new(1);
+        let gate = limit.handle();
+        let (timeout, hedge) = (TimeoutLayer::new(10 * SECOND), HedgeLayer::after(Duration::ZERO).budget(None));
+        (ServiceBuilder::new().layer(timeout).layer(hedge).layer(limit).into_inner(), move || (gate.in_flight(), gate.waiting()))
+    }).stateful().except(Law::Unchanged);
+    hedge_without_budget: laws(|| HedgeLayer::after(Duration::ZERO).budget(no_budget()));
+    hedge_at_a_percentile: laws(|| HedgeLayer::at_percentile(0.5).min_calls(1).min_delay(Duration::ZERO).budget(None)).except(Law::Unchanged);
+    hedge_of_what_is_sent_once: laws(|| HedgeLayer::after(Duration::ZERO).copy(|_: &Request<String>| None)).except(Law::Unchanged);
+    hedge_of_nothing: laws(|| HedgeLayer::after(|_: &Request<String>| None));
     /// Shows: X7
     context: laws(|| ContextLayer::new(around()).state(|req: &Request<String>| req.uri().clone()));
     context_without_http: laws(|| ContextLayer::ambient(around())).over(|n| n, |n| n, |answer: &u64| *answer);
@@ -297,6 +314,7 @@ fn the_call_is_gone_before_its_answer_is_handed_out() {
     check("retry", RetryLayer::new().layer(holding()), &held);
     check("per key", PerKeyLayer::new(|(): &()| Ok(()), |_| TimeoutLayer::new(SECOND)).layer(holding()), &held);
     check("chaos", ChaosLayer::new(Fault::Error).layer(holding()), &held);
+    check("hedge", HedgeLayer::after(SECOND).layer(holding()), &held);
     check("fallback", FallbackLayer::value(()).layer(holding()), &held);
     check("cache", CacheLayer::new(1, MINUTE, key).layer(holding()), &held);
 }
@@ -439,6 +457,7 @@ fn every_service_gives_access_to_the_one_inside() {
         DrainLayer::new();
         FallbackLayer::value(());
         IdempotencyKeyLayer::new();
+        HedgeLayer::after(SECOND);
         ObserveLayer::new();
         PerKeyLayer::new(|_: &Vec<u8>| Ok(0), |_| TimeoutLayer::new(SECOND));
         PropagateLayer::new();

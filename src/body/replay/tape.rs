@@ -33,6 +33,8 @@ pub(super) struct Tape<I> {
     passed: usize,
     // The turn of the attempt that owns the body. Earlier attempts have lost it.
     current: u64,
+    // The number of frames that this attempt has received.
+    had: usize,
     // The number of attempts that have not started yet, and will need the whole body.
     waiting: usize,
     // The waker of the latest reader.
@@ -83,6 +85,7 @@ impl<I> Tape<I> {
             recording: Some(recording),
             passed: 0,
             current: Place::FIRST,
+            had: 0,
             waiting: 0,
             reader: None,
         }
@@ -118,6 +121,7 @@ impl<I> Tape<I> {
         }
         self.leave(place);
         self.current += 1;
+        self.had = had;
         place.take_turn(self.current);
         Ok(self.reader.take())
     }
@@ -142,6 +146,7 @@ impl<I> Tape<I> {
         let turn = match (recorded, self.inner.take()) {
             (Some(kept), inner) => {
                 self.inner = inner;
+                self.had = had + 1;
                 Turn::Frame(kept.frame())
             }
             (None, Some(inner)) => Turn::Stream(inner),
@@ -176,8 +181,11 @@ impl<I> Tape<I> {
                 Poll::Ready(Some(Err(error))) => self.end = End::Failed(Some(error)),
                 other => given_up.1 = Some(other),
             }
-        } else if let Poll::Ready(Some(Err(_))) = &polled {
-            self.end = End::Failed(None);
+        } else {
+            self.had = self.passed;
+            if let Poll::Ready(Some(Err(_))) = &polled {
+                self.end = End::Failed(None);
+            }
         }
         if let End::Failed(_) = self.end {
             given_up.0 = self.recording.take();
@@ -195,6 +203,11 @@ impl<I> Tape<I> {
     /// Returns whether an attempt that has received `had` frames has received all.
     pub(super) fn is_end(&self, had: usize) -> bool {
         matches!(self.end, End::Ended) && had == self.passed
+    }
+
+    /// Returns whether the attempt that owns the body has received all of it.
+    pub(super) fn is_read(&self) -> bool {
+        self.is_end(self.had)
     }
 
     fn record(&mut self, frame: &Frame<Bytes>, lost: bool) -> Result<(), Option<&'static str>> {
