@@ -140,7 +140,6 @@ mod future;
 mod handle;
 mod instance;
 mod key;
-mod keys;
 mod registry;
 
 use std::{

@@ -7,11 +7,11 @@ use std::{
     thread::available_parallelism,
 };
 
-use super::{
-    instance::{Instance, PerKeyInstance},
+use super::instance::{Instance, PerKeyInstance};
+use crate::{
     keys::{Keys, LOOKS},
+    mutex::Mutex,
 };
-use crate::mutex::Mutex;
 
 /// The largest number of parts. More would not be used at the same time on any machine.
 const MOST_PARTS: usize = 64;

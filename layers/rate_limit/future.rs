@@ -13,13 +13,15 @@ use tower_service::Service;
 
 use super::{
     Settings,
-    bucket::Denied,
     handle::Tokens,
     headers::{Announce, NoHeaders},
     settle::{Estimated, Kind, Settle},
     turn::Turn,
 };
-use crate::outcome::{Ended, Reject};
+use crate::{
+    bucket::Denied,
+    outcome::{Ended, Reject},
+};
 
 pin_project! {
     /// The response future of [`RateLimit`](super::RateLimit).

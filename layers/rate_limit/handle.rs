@@ -10,11 +10,9 @@ use std::{
     time::Duration,
 };
 
-use super::{
-    bucket::{Bucket, Denied, Rate},
-    queue::{Decision, Place, Queue},
-};
+use super::queue::{Decision, Place, Queue};
 use crate::{
+    bucket::{Bucket, Denied, Rate},
     caught::undisturbed,
     clock::{self, Instant},
     mutex::Mutex,

@@ -113,7 +113,7 @@ fn quoted(name: &str) -> String {
 #[cfg(all(test, not(ziggurat_loom)))]
 mod tests {
     use super::*;
-    use crate::{rate_limit::bucket::Rate, telemetry::layer_info};
+    use crate::{bucket::Rate, telemetry::layer_info};
 
     #[test]
     fn a_name_of_any_characters_is_a_string_of_a_structured_field() {

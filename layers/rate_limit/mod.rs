@@ -171,7 +171,6 @@
 //! # }
 //! ```
 
-mod bucket;
 mod future;
 mod handle;
 mod headers;
@@ -190,12 +189,7 @@ use std::{
 use tower_layer::Layer;
 use tower_service::Service;
 
-use self::{
-    bucket::{Denied, Rate},
-    future::After,
-    settle::Kind,
-    turn::Turn,
-};
+use self::{future::After, settle::Kind, turn::Turn};
 pub use self::{
     future::ResponseFuture,
     handle::RateLimitHandle,
@@ -206,6 +200,7 @@ pub use self::{
 use crate::ambient::Deadline;
 use crate::{
     accessors::inner_accessors,
+    bucket::{Denied, Rate},
     debug::impl_debug,
     keep::keep_while,
     outcome::{Reason, Reject, Rejection},

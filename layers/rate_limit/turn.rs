@@ -8,11 +8,11 @@ use std::{
 
 use super::{
     Settings,
-    bucket::Denied,
     handle::{Entry, Tokens, Waiter},
 };
 use crate::{
     ambient::{self, Deadline, Unsent},
+    bucket::Denied,
     clock::{self, Instant, Sleep},
     outcome::Rejection,
     telemetry::LayerEvent,

@@ -1,4 +1,4 @@
-//! The decision of the rate limit: a bucket of tokens, as the *generic cell rate algorithm* (GCRA).
+//! The decision of a rate limit: a bucket of tokens, as the *generic cell rate algorithm* (GCRA).
 //!
 //! A bucket that holds `burst` tokens and gains one each `interval` is described by a single number: the time at which
 //! it will be full. Taking a token moves that time by one interval into the future. The bucket lacks as many tokens as
@@ -38,16 +38,16 @@ const RATE: u64 = 1;
 
 /// How many tokens a bucket holds, and how fast it gains them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Rate {
-    pub(super) quantity: u32,
-    pub(super) period: Duration,
+pub(crate) struct Rate {
+    pub(crate) quantity: u32,
+    pub(crate) period: Duration,
     /// `None` if it is the quantity.
-    pub(super) burst: Option<u32>,
+    pub(crate) burst: Option<u32>,
 }
 
 /// A bucket of tokens, which starts full.
 #[derive(Debug)]
-pub(super) struct Bucket {
+pub(crate) struct Bucket {
     epoch: Instant,
     /// When it is full, in ticks since the epoch, which wraps around, and in the lowest bit the index of its pace.
     full_at: AtomicU64,
@@ -64,7 +64,7 @@ struct Pace {
 
 /// Why a call gets no tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Denied {
+pub(crate) enum Denied {
     /// It gets them after this time, if no other call does.
     Wait(Duration),
     /// It never gets them, because it needs more than the bucket can hold.
@@ -73,21 +73,26 @@ pub(super) enum Denied {
 
 impl Rate {
     #[track_caller]
-    pub(super) fn new(quantity: u32, period: Duration) -> Self {
+    pub(crate) fn new(quantity: u32, period: Duration) -> Self {
         assert!(quantity > 0, "`quantity` must be at least 1: with no tokens nothing could ever pass");
         assert!(!period.is_zero(), "`period` must not be zero: without a limit, leave the layer out");
         Self { quantity, period, burst: None }
     }
 
     /// The number of tokens in a full bucket: at least 1, and no more than fit into [`LONGEST`].
-    pub(super) fn burst(&self) -> u32 {
+    pub(crate) fn burst(&self) -> u32 {
         let most = u32::try_from(LONGEST / self.interval()).unwrap_or(u32::MAX);
         self.burst.unwrap_or(self.quantity).min(most)
     }
 
     /// The time in which an empty bucket becomes full.
-    pub(super) fn window(&self) -> Duration {
-        let nanos = (self.period.as_nanos() * u128::from(self.burst())).div_ceil(self.quantity.into());
+    pub(crate) fn window(&self) -> Duration {
+        self.time(self.burst())
+    }
+
+    /// The time in which the bucket gains this number of tokens.
+    pub(crate) fn time(&self, tokens: u32) -> Duration {
+        let nanos = (self.period.as_nanos() * u128::from(tokens)).div_ceil(self.quantity.into());
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 
@@ -102,13 +107,13 @@ impl Rate {
 }
 
 impl Bucket {
-    pub(super) fn new(rate: Rate, now: Instant) -> Self {
+    pub(crate) fn new(rate: Rate, now: Instant) -> Self {
         Self { epoch: now, full_at: AtomicU64::new(0), paces: [rate.pace(), rate.pace()] }
     }
 
     /// Takes `cost` tokens, or none.
     #[inline]
-    pub(super) fn take(&self, now: Instant, cost: u32) -> Result<(), Denied> {
+    pub(crate) fn take(&self, now: Instant, cost: u32) -> Result<(), Denied> {
         let now = self.ticks(now);
         let mut full_at = self.full_at.load(Acquire);
         loop {
@@ -129,7 +134,7 @@ impl Bucket {
     }
 
     /// Returns why a call does not get `cost` tokens, if others first take tokens for `before`.
-    pub(super) fn denied(&self, now: Instant, cost: u32, before: u64) -> Denied {
+    pub(crate) fn denied(&self, now: Instant, cost: u32, before: u64) -> Denied {
         match self.pace(self.full_at.load(Acquire)) {
             (_, burst) if cost > burst => Denied::Never { burst },
             _ => Denied::Wait(self.time_until(now, before.saturating_add(cost.into()))),
@@ -137,30 +142,30 @@ impl Bucket {
     }
 
     /// Returns the time until this number of tokens can have been taken, by calls one after another.
-    pub(super) fn time_until(&self, now: Instant, tokens: u64) -> Duration {
+    pub(crate) fn time_until(&self, now: Instant, tokens: u64) -> Duration {
         let full_at = self.full_at.load(Acquire);
         let ((interval, burst), lacking) = (self.pace(full_at), lacking(full_at, self.ticks(now)));
         let time_of_all = interval.saturating_mul(tokens);
         duration(lacking.saturating_add(time_of_all).saturating_sub(time(interval, burst.into())))
     }
 
-    pub(super) fn is_full(&self, now: Instant) -> bool {
-        lacking(self.full_at.load(Acquire), self.ticks(now)) == 0
-    }
-
     /// Returns the number of tokens in the bucket.
-    pub(super) fn available(&self, now: Instant) -> u32 {
+    pub(crate) fn available(&self, now: Instant) -> u32 {
         let full_at = self.full_at.load(Acquire);
         let (interval, burst) = self.pace(full_at);
         let left = time(interval, burst.into()).saturating_sub(lacking(full_at, self.ticks(now)));
         u32::try_from(left / interval).unwrap_or(u32::MAX)
     }
 
+    pub(crate) fn is_full(&self, now: Instant) -> bool {
+        lacking(self.full_at.load(Acquire), self.ticks(now)) == 0
+    }
+
     /// Returns tokens that were taken for a call that was not made.
     ///
     /// Those that the bucket would not have had room for by now, because it gains tokens all the time, are lost: with
     /// them, the calls since then and those to come could exceed the rate.
-    pub(super) fn give_back(&self, cost: u32, taken_at: Instant, now: Instant) {
+    pub(crate) fn give_back(&self, cost: u32, taken_at: Instant, now: Instant) {
         let elapsed = lacking(self.ticks(now), self.ticks(taken_at));
         self.change(now, |interval, lacking| {
             let unused = time(interval, cost.into()).saturating_sub(elapsed);
@@ -171,7 +176,7 @@ impl Bucket {
     /// Corrects the cost of a call that has taken `taken` tokens, now that its true cost is known. Tokens
     /// that it costs beyond those are missing, even from an empty bucket. Tokens that it does not cost go back, up to a
     /// full bucket.
-    pub(super) fn settle(&self, taken: u32, cost: u64, now: Instant) {
+    pub(crate) fn settle(&self, taken: u32, cost: u64, now: Instant) {
         let taken = u64::from(taken);
         self.change(now, |interval, lacking| {
             let more = interval.saturating_mul(cost.saturating_sub(taken));
@@ -182,7 +187,7 @@ impl Bucket {
 
     /// Changes the rate. As many tokens are lacking as before, but no more than the bucket can hold, unless it lacked
     /// more before. Only one thread at a time may call it.
-    pub(super) fn set(&self, rate: Rate, now: Instant) {
+    pub(crate) fn set(&self, rate: Rate, now: Instant) {
         let (now, interval, burst) = (self.ticks(now), rate.interval(), rate.burst());
         let present = self.full_at.load(Relaxed);
         let (before, burst_before) = self.pace(present);

@@ -1,4 +1,4 @@
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, hash_map::Entry};
 
 use proptest::prelude::*;
 
@@ -43,9 +43,9 @@ proptest! {
                     used.extend(model.get(&key).map(|_| key));
                 }
                 Step::Add(key) => {
-                    if !model.contains_key(&key) {
+                    if let Entry::Vacant(new) = model.entry(key) {
                         keys.insert(hash(key), key, true);
-                        model.insert(key, true);
+                        new.insert(true);
                         used.remove(&key);
                     }
                 }

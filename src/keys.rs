@@ -8,10 +8,10 @@ use std::borrow::Borrow;
 use hashbrown::HashTable;
 
 /// The number of values of one map that are looked at to find one that makes room.
-pub(super) const LOOKS: usize = 16;
+pub(crate) const LOOKS: usize = 16;
 
 #[derive(Debug)]
-pub(super) struct Keys<K, V> {
+pub(crate) struct Keys<K, V> {
     /// The places of the entries, by hash.
     places: HashTable<usize>,
     entries: Vec<Entry<K, V>>,
@@ -28,13 +28,13 @@ struct Entry<K, V> {
 }
 
 impl<K, V> Keys<K, V> {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { places: HashTable::new(), entries: Vec::new(), hand: 0 }
     }
 
     /// Returns the value of `key`, which counts as a use.
     #[inline]
-    pub(super) fn get<Q>(&mut self, hash: u64, key: &Q) -> Option<&mut V>
+    pub(crate) fn get<Q>(&mut self, hash: u64, key: &Q) -> Option<&mut V>
     where
         K: Borrow<Q>,
         Q: Eq + ?Sized,
@@ -46,7 +46,7 @@ impl<K, V> Keys<K, V> {
     }
 
     /// Returns a key and its value, which does not count as a use.
-    pub(super) fn peek<Q>(&self, hash: u64, key: &Q) -> Option<(&K, &V)>
+    pub(crate) fn peek<Q>(&self, hash: u64, key: &Q) -> Option<(&K, &V)>
     where
         K: Borrow<Q>,
         Q: Eq + ?Sized,
@@ -68,7 +68,7 @@ impl<K, V> Keys<K, V> {
     }
 
     /// Adds a key that is not there yet.
-    pub(super) fn insert(&mut self, hash: u64, key: K, value: V) -> &mut V {
+    pub(crate) fn insert(&mut self, hash: u64, key: K, value: V) -> &mut V {
         let Self { places, entries, .. } = self;
         let place = entries.len();
         // Not used: a key that never comes back goes before one that did.
@@ -79,7 +79,7 @@ impl<K, V> Keys<K, V> {
 
     /// Removes a key whose value is idle, if one of the next `looks` is, of which it looks at [`LOOKS`] at most and
     /// subtracts their number.
-    pub(super) fn evict(&mut self, looks: &mut usize, mut is_idle: impl FnMut(&mut V) -> bool) -> Option<(K, V)> {
+    pub(crate) fn evict(&mut self, looks: &mut usize, mut is_idle: impl FnMut(&mut V) -> bool) -> Option<(K, V)> {
         let mut used = [0; LOOKS];
         let mut second_choice = 0;
         let most = LOOKS.min(*looks).min(self.entries.len());
@@ -116,11 +116,15 @@ impl<K, V> Keys<K, V> {
         (key, value)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
         self.entries.iter().map(|entry| (&entry.key, &entry.value))
     }
 
-    pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
+    pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
         self.entries.iter_mut().map(|entry| &mut entry.value)
     }
 }
