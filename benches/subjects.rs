@@ -37,6 +37,7 @@ use ziggurat::{
     rejection_response::RejectionResponseLayer,
     resource::ResourceLayer,
     retry::RetryLayer,
+    shared_rate_limit::{MemoryStore, Quota as SharedQuota, SharedRateLimitLayer, WhenAway},
     stack::{ClientSettings, ClientStack},
     timeout::TimeoutLayer,
     upload::UploadLayer,
@@ -257,6 +258,12 @@ pub fn subjects() -> Vec<Subject> {
                 word
             };
             ServiceBuilder::new().map_request(check).service(Echo)
+        }),
+        // With a lease that lasts: no request to the store.
+        subject("shared rate limit, of a lease", ours, {
+            let quota = SharedQuota::new(u32::MAX, SECOND);
+            let layer = SharedRateLimitLayer::new(MemoryStore::new(), "api", quota, WhenAway::Reject);
+            ServiceBuilder::new().layer(layer.lease(u32::MAX, LIMIT * 10_000)).service(service())
         }),
         subject("timeout, per key", ours, {
             let layer = PerKeyLayer::borrowed(|_: &Word| Ok("a key"), |_| TimeoutLayer::new(LIMIT));

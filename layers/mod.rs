@@ -19,5 +19,6 @@ pub mod replay;
 pub mod request_id;
 pub mod resource;
 pub mod retry;
+pub mod shared_rate_limit;
 pub mod timeout;
 pub mod upload;

@@ -40,6 +40,7 @@ use ziggurat::{
     resource::ResourceLayer,
     retry::RetryLayer,
     scope::Disposable,
+    shared_rate_limit::{MemoryStore, Quota, SharedRateLimitLayer, WhenAway},
     stack::{ClientSettings, ClientStack},
     timeout::TimeoutLayer,
     upload::UploadLayer,
@@ -100,7 +101,7 @@ where
         }
         assert!(matches!(response.poll(&mut context), Poll::Ready(Ok("answer"))));
     };
-    for _ in 0..3 {
+    for _ in 0..8 {
         call(request());
     }
     let request = request();
@@ -127,6 +128,7 @@ these_allocate_nothing! {
     rate_limit: RateLimitLayer::new(1_000_000, SECOND).cost(|number: &u64| *number as u32);
     per_key: PerKeyLayer::new(|number: &u64| Ok(*number), |_| TimeoutLayer::new(SECOND));
     per_key_by_reference: PerKeyLayer::borrowed(|_: &u64| Ok("a key"), |_| ConcurrencyLimitLayer::new(1));
+    shared_rate_limit: SharedRateLimitLayer::new(MemoryStore::new(), "api", Quota::new(1_000_000, SECOND), WhenAway::Reject).lease(100, 60 * SECOND);
     circuit_breaker_by_failures_in_a_row: CircuitBreakerLayer::consecutive(5);
     circuit_breaker_by_rate_over_time: CircuitBreakerLayer::failure_rate(0.5);
     circuit_breaker_by_rate_over_calls: CircuitBreakerLayer::failure_rate(0.5).over_calls(100);

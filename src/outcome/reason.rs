@@ -36,6 +36,11 @@ pub enum Reason {
         /// The highest possible cost.
         burst: u32,
     },
+    /// The store of a rate limit that many processes share is away or slow, and the limit admits no call meanwhile.
+    LimitUnavailable {
+        /// How the store failed.
+        message: Arc<str>,
+    },
     /// The request has no key, so that no instance of a layer is its own.
     NoKey,
     /// All instances of a layer are in use, each by another key.
@@ -121,9 +126,9 @@ pub enum Reason {
 
 impl Reason {
     /// The reason as one word, for events, labels and metrics: `"timed_out"`, `"deadline_exceeded"`, `"circuit_open"`,
-    /// `"overloaded"`, `"rate_limited"`, `"cost_too_high"`, `"no_key"`, `"too_many_keys"`, `"shared"`, `"recursive"`,
-    /// `"injected"`, `"exhausted"`, `"unavailable"`, `"upload_stalled"`, `"upload_failed"`, `"draining"`, or the name
-    /// of a custom reason.
+    /// `"overloaded"`, `"rate_limited"`, `"cost_too_high"`, `"limit_unavailable"`, `"no_key"`, `"too_many_keys"`,
+    /// `"shared"`, `"recursive"`, `"injected"`, `"exhausted"`, `"unavailable"`, `"upload_stalled"`, `"upload_failed"`,
+    /// `"draining"`, or the name of a custom reason.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -133,6 +138,7 @@ impl Reason {
             Self::Overloaded { .. } => "overloaded",
             Self::RateLimited => "rate_limited",
             Self::CostTooHigh { .. } => "cost_too_high",
+            Self::LimitUnavailable { .. } => "limit_unavailable",
             Self::NoKey => "no_key",
             Self::TooManyKeys { .. } => "too_many_keys",
             Self::Shared { .. } => "shared",

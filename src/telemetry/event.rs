@@ -27,6 +27,7 @@ use crate::outcome::{Class, Rejection};
 /// | [`RefreshFailed`](LayerEvent::RefreshFailed) | `refresh_failed` | INFO | `reason`, `error` |
 /// | [`Injected`](LayerEvent::Injected) | `injected` | INFO | `reason` |
 /// | [`SettingsRefused`](LayerEvent::SettingsRefused) | `settings_refused` | WARN | `error` |
+/// | [`StoreFailed`](LayerEvent::StoreFailed) | `store_failed` | WARN | `error` |
 /// | [`HandlerFailed`](LayerEvent::HandlerFailed) | `handler_failed` | WARN | `of`, `error` |
 /// | [`HandlerLagged`](LayerEvent::HandlerLagged) | `handler_lagged` | WARN | `of`, `missed` |
 /// | [`Reclaimed`](LayerEvent::Reclaimed) | `reclaimed` | WARN | `permits` |
@@ -181,6 +182,11 @@ pub enum LayerEvent<'a> {
         /// The two settings and their values.
         error: &'a str,
     },
+    /// The store of a shared rate limit failed, or did not answer in time.
+    StoreFailed {
+        /// The store's error.
+        error: &'a str,
+    },
     /// A handler of an [`EventBus`](crate::EventBus) failed or panicked. It continues with the next event.
     HandlerFailed {
         /// The type of the event.
@@ -238,6 +244,7 @@ impl LayerEvent<'_> {
             Self::Shared => "shared",
             Self::Stored => "stored",
             Self::SettingsRefused { .. } => "settings_refused",
+            Self::StoreFailed { .. } => "store_failed",
             Self::HandlerFailed { .. } => "handler_failed",
             Self::HandlerLagged { .. } => "handler_lagged",
             Self::Started => "started",

@@ -58,6 +58,7 @@ impl Counters {
                 (to, None)
             }
             LayerEvent::SettingsRefused { .. }
+            | LayerEvent::StoreFailed { .. }
             | LayerEvent::Reclaimed { .. }
             | LayerEvent::Retrying { .. }
             | LayerEvent::Recovered { .. }

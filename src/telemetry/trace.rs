@@ -40,6 +40,7 @@ macro_rules! trace_to {
                 LayerEvent::Shared => tell!(trace, $target, info, "shared"),
                 LayerEvent::Stored => tell!(trace, $target, info, "stored"),
                 LayerEvent::SettingsRefused { error } => tell!(warn, $target, info, "settings_refused", error),
+                LayerEvent::StoreFailed { error } => tell!(warn, $target, info, "store_failed", error),
                 LayerEvent::HandlerFailed { of, error } => tell!(warn, $target, info, "handler_failed", of, error),
                 LayerEvent::HandlerLagged { of, missed } => tell!(warn, $target, info, "handler_lagged", of, missed),
                 LayerEvent::Started => tell!(trace, $target, info, "started"),

@@ -51,6 +51,7 @@ mod scope_programs;
 mod scope_runtimes;
 mod scope_tasks;
 mod service_laws;
+mod shared_rate_limit;
 mod stack;
 mod stream;
 mod time_limits;

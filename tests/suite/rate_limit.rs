@@ -509,10 +509,10 @@ fn a_rate_that_admits_nothing_or_everything_is_a_mistake() {
     }
 }
 
-type Made = Arc<Mutex<Vec<(u64, u64)>>>;
+pub(crate) type Made = Arc<Mutex<Vec<(u64, u64)>>>;
 
 /// Records when it was called, in milliseconds, and for how many tokens.
-fn recording(
+pub(crate) fn recording(
     begin: Instant,
     made: Made,
 ) -> impl Service<u32, Response = (), Error = Failed, Future: Send> + Clone + Send {

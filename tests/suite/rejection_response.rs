@@ -71,6 +71,10 @@ fn too_large() -> Reason {
     }
 }
 
+fn no_limit() -> Reason {
+    Reason::LimitUnavailable { message: "secret".into() }
+}
+
 fn unavailable() -> Reason {
     Reason::Unavailable { message: "secret".into() }
 }
@@ -164,6 +168,7 @@ async fn a_problem_says_what_rfc_9457_asks_for_and_nothing_internal() {
         (Reason::Overloaded { limit: 7 }, 503, "Service Unavailable", "any: too many calls are in flight"),
         (Reason::RateLimited, 429, "Too Many Requests", "any: the rate limit is exceeded"),
         (too_costly(), 413, "Payload Too Large", "any: the call is larger than the rate limit ever admits"),
+        (no_limit(), 503, "Service Unavailable", "any: the rate limit is unavailable"),
         (shared(), 502, "Bad Gateway", "any: the shared call failed"),
         (Reason::Recursive, 500, "Internal Server Error", "any: the call would wait for itself"),
         (Reason::Injected, 503, "Service Unavailable", "any: an injected fault"),
@@ -463,6 +468,7 @@ macro_rules! every_refusal {
         for (name, reason) in [
             ("somebody's own limit of a rate", Reason::RateLimited),
             ("somebody's own limit", Reason::Overloaded { limit: 1 }),
+            ("a limit whose store is away", no_limit()),
             ("a fault that was put in", Reason::Injected),
             ("a server that shuts down", Reason::Draining { grace: None }),
             ("an empty pool", Reason::Exhausted { max_wait: SECOND }),
@@ -485,7 +491,7 @@ fn number(answer: &Answer, header: &str) -> Option<u64> {
 async fn every_429_and_503_says_when_to_come_back() {
     let plain = every_refusal!(tower::layer::util::Identity::new());
     let problems = every_refusal!(RejectionResponseLayer::problem_json());
-    assert_eq!((plain.len(), problems.len()), (13, 13));
+    assert_eq!((plain.len(), problems.len()), (14, 14));
     for (name, answer) in plain.iter().chain(&problems) {
         let status = answer.status().as_u16();
         assert!([429, 503].contains(&status), "{name}: {status}");
@@ -493,8 +499,9 @@ async fn every_429_and_503_says_when_to_come_back() {
     }
     // Known waits, and estimated ones.
     for (name, answer) in every_refusal!(RejectionResponseLayer::grpc()) {
-        let known =
-            !["somebody", "put in", "pool", "not to be had", "shuts down"].iter().any(|word| name.contains(word));
+        let known = !["somebody", "store", "put in", "pool", "not to be had", "shuts down"]
+            .iter()
+            .any(|word| name.contains(word));
         assert_eq!(number(&answer, "grpc-retry-pushback-ms").is_some(), known, "{name}: {:?}", answer.headers());
     }
 }

@@ -1,6 +1,7 @@
 //! Every layer, and the recommended stack, obey the laws of a service.
 
 use std::{
+    ops::RangeInclusive,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -33,6 +34,7 @@ use ziggurat::{
     request_id::RequestIdLayer,
     resource::{Acquire, ResourceLayer},
     retry::RetryLayer,
+    shared_rate_limit::{MemoryStore, Quota, SharedRateLimitLayer, Store, Taken, WhenAway},
     stack::{ClientSettings, ClientStack, ServerSettings, ServerStack},
     testing::{Act, Law, Script, Scripted, TestTask, laws, laws_with_gauges},
     timeout::TimeoutLayer,
@@ -126,6 +128,14 @@ these_keep_to_the_laws! {
     /// Shows: Q3
     rate_limit_of_bytes: laws(|| RateLimitLayer::new(1_000_000, SECOND).settle_bytes());
     rate_limit_of_calls_that_cost_nothing: laws(|| RateLimitLayer::new(1, DAY).cost(0_u32));
+    /// Shows: Q5
+    shared_rate_limit: laws_with_gauges(|| shared(MemoryStore::new(), WhenAway::Reject));
+    shared_rate_limit_without_leases: laws_with_gauges(|| {
+        let (layer, gauges) = shared(MemoryStore::new(), WhenAway::Reject);
+        (layer.lease(1, SECOND), gauges)
+    });
+    shared_rate_limit_whose_store_is_away: laws_with_gauges(|| shared(Away, WhenAway::Admit));
+    shared_rate_limit_whose_store_is_away_and_that_rejects: laws(|| shared(Away, WhenAway::Reject).0).rejects(|_| Request::new(String::new()));
     /// Shows: B5
     circuit_breaker: laws(|| CircuitBreakerLayer::consecutive(1)).stateful();
     circuit_breaker_by_rate: laws(|| CircuitBreakerLayer::http().over_calls(1).slow_calls(SECOND, 1.0)).stateful();
@@ -308,6 +318,7 @@ fn the_call_is_gone_before_its_answer_is_handed_out() {
     check("timeout", TimeoutLayer::new(SECOND).layer(holding()), &held);
     check("limit", ConcurrencyLimitLayer::new(1).layer(holding()), &held);
     check("rate limit", RateLimitLayer::new(1, SECOND).layer(holding()), &held);
+    check("shared rate limit", shared(MemoryStore::new(), WhenAway::Reject).0.layer(holding()), &held);
     check("breaker", CircuitBreakerLayer::consecutive(1).layer(holding()), &held);
     check("context", ContextLayer::ambient(scope).layer(holding()), &held);
     check("resource", ResourceLayer::new(|| std::future::ready(Ok::<_, String>(()))).layer(holding()), &held);
@@ -334,6 +345,24 @@ fn limited<A, P>(
 ) -> (ConcurrencyLimitLayer<ResponseEnd, A, P>, impl Fn() -> (usize, usize)) {
     let gate = limit.handle();
     (limit, move || (gate.in_flight(), gate.waiting()))
+}
+
+/// Returns a layer over a store, and a gauge of the calls that wait for it.
+fn shared<St: Store>(store: St, when_away: WhenAway) -> (SharedRateLimitLayer<St, &'static str>, impl Fn() -> usize) {
+    let layer = SharedRateLimitLayer::new(store, "laws", Quota::new(1_000_000, SECOND), when_away);
+    let handle = layer.handle();
+    (layer, move || handle.waiting())
+}
+
+/// A store that cannot be reached.
+struct Away;
+
+impl Store for Away {
+    type Error = &'static str;
+
+    async fn take(&self, _: &str, _: RangeInclusive<u32>, _: &Quota) -> Result<Taken, &'static str> {
+        Err("refused")
+    }
 }
 
 /// The requests of the laws are numbers.

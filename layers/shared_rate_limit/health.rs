@@ -1,0 +1,90 @@
+//! The decision whether to ask the store.
+//!
+//! After a failure, the store counts as away. Calls no longer wait for it, and one request at a time, after a pause
+//! that doubles, finds out whether it answers again.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    backoff::{Backoff, Jitter},
+    clock::Instant,
+};
+
+/// The pauses between two requests to a store that is away. The first is about the time in which a connection is made
+/// again. At the longest, the requests of a thousand processes are no load for the store, and an outage is over for all
+/// of them two seconds after its end.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+#[derive(Debug, Default)]
+pub(super) struct Health {
+    away: Option<Away>,
+}
+
+#[derive(Debug)]
+struct Away {
+    /// The number of pauses so far.
+    pauses: u32,
+    until: Instant,
+    is_probed: bool,
+    error: Arc<str>,
+}
+
+/// Whether a call may ask the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Advice {
+    Ask,
+    /// The store is away, and may be asked again after this time.
+    Away {
+        wait: Duration,
+        error: Arc<str>,
+    },
+    /// As [`Away`](Self::Away), but the pause is over: this call may send a request that it does not wait for.
+    Probe {
+        error: Arc<str>,
+    },
+}
+
+impl Health {
+    pub(super) fn is_away(&self) -> bool {
+        self.away.is_some()
+    }
+
+    pub(super) fn advice(&self, now: Instant) -> Advice {
+        match &self.away {
+            None => Advice::Ask,
+            Some(away) if now < away.until || away.is_probed => {
+                Advice::Away { wait: away.until.saturating_duration_since(now), error: Arc::clone(&away.error) }
+            }
+            Some(away) => Advice::Probe { error: Arc::clone(&away.error) },
+        }
+    }
+
+    /// A request that was advised is on its way.
+    pub(super) fn probed(&mut self) {
+        if let Some(away) = &mut self.away {
+            away.is_probed = true;
+        }
+    }
+
+    /// The store has answered. Returns whether it was away.
+    pub(super) fn answered(&mut self) -> bool {
+        self.away.take().is_some()
+    }
+
+    /// A request has failed. Returns whether the store is away since now.
+    pub(super) fn failed(&mut self, now: Instant, is_probe: bool, error: Arc<str>) -> bool {
+        let pauses = match &self.away {
+            // Sent before the failure that is known: no news.
+            Some(_) if !is_probe => return false,
+            Some(away) => away.pauses.saturating_add(1),
+            None => 1,
+        };
+        let (first, longest) = PAUSES;
+        let backoff = Backoff::exponential(first).max(longest).jitter(Jitter::Equal);
+        let until = now + backoff.nth(pauses, Duration::ZERO);
+        self.away.replace(Away { pauses, until, is_probed: false, error }).is_none()
+    }
+}
+
+#[cfg(all(test, not(ziggurat_loom)))]
+mod tests;

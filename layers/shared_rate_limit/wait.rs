@@ -1,0 +1,135 @@
+//! A call's wait for the store.
+
+use std::{
+    future::Future,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use tokio::{sync::oneshot, task::unconstrained};
+
+use super::{
+    entry::{Entry, Joined, Local, Tokens, Verdict},
+    health::Advice,
+    limit::Settings,
+    request::send,
+    store::Store,
+};
+use crate::{
+    ambient::{self, Unsent},
+    bucket::Denied,
+    clock::{self, Instant, Sleep},
+    outcome::Rejection,
+    telemetry::LayerEvent,
+};
+
+/// A call's wait for the store. It asks and starts its clock at the first poll.
+pub(super) struct Wait<St: Store> {
+    settings: Arc<Settings<St>>,
+    entry: Arc<Entry>,
+    cost: u32,
+    // None: it has not asked.
+    place: Option<Place>,
+    admitted: bool,
+}
+
+struct Place {
+    verdict: oneshot::Receiver<Verdict>,
+    // Boxed, so that a call that does not wait does not pay for its size.
+    timer: Pin<Box<Sleep>>,
+}
+
+/// The tokens of a call, or `None` if it needs none.
+type Admission = Result<Option<Tokens>, Rejection>;
+
+impl<St: Store> Drop for Wait<St> {
+    fn drop(&mut self) {
+        // In case the whole call is dropped along with this wait: the service has not seen it.
+        if !self.admitted {
+            ambient::set(Unsent(true));
+        }
+    }
+}
+
+impl<St: Store> Wait<St> {
+    pub(super) fn new(settings: Arc<Settings<St>>, entry: Arc<Entry>, cost: u32) -> Self {
+        Self { settings, entry, cost, place: None, admitted: false }
+    }
+
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Admission> {
+        let polled = self.poll_place(cx);
+        match polled {
+            // A circuit breaker outside checks again when the call is admitted.
+            Poll::Pending => ambient::set(Unsent(true)),
+            Poll::Ready(_) => self.place = None,
+        }
+        self.admitted = matches!(polled, Poll::Ready(Ok(_)));
+        polled
+    }
+
+    fn poll_place(&mut self, cx: &mut Context<'_>) -> Poll<Admission> {
+        let place = match &mut self.place {
+            Some(place) => place,
+            None => match self.ask(clock::now()) {
+                Ok(place) => self.place.insert(place),
+                Err(decided) => return Poll::Ready(decided),
+            },
+        };
+        // Outside the task's budget, as the timer is: an answer that is there comes first.
+        let verdict = match pin!(unconstrained(&mut place.verdict)).poll(cx) {
+            Poll::Ready(verdict) => verdict.ok(),
+            Poll::Pending => {
+                ready!(place.timer.as_mut().poll(cx));
+                None
+            }
+        };
+        Poll::Ready(match verdict {
+            Some(Verdict::Granted(tokens)) => Ok(Some(tokens)),
+            Some(Verdict::Denied(wait)) => Err(self.denied(wait)),
+            Some(Verdict::Away(error)) => self.without_store(clock::now(), error),
+            None => {
+                let timeout = self.settings.rules.timeout;
+                self.without_store(clock::now(), format!("no answer within {timeout:?}").into())
+            }
+        })
+    }
+
+    /// Asks the store, together with the other calls of the key, unless there is a decision without it.
+    fn ask(&self, now: Instant) -> Result<Place, Admission> {
+        let Self { settings, entry, cost, .. } = self;
+        let error = match settings.limit.shared.advice(now) {
+            Advice::Ask => match entry.join(now, *cost, &settings.rules) {
+                Joined::Admitted => return Err(Ok(None)),
+                Joined::Denied(wait) => return Err(Err(self.denied(wait))),
+                Joined::Waits(verdict, ask) => {
+                    if let Some(ask) = ask {
+                        send(settings, entry, ask, false);
+                    }
+                    settings.info.emit(LayerEvent::Queued);
+                    return Ok(Place { verdict, timer: Box::pin(clock::sleep(settings.rules.timeout)) });
+                }
+            },
+            Advice::Away { error, .. } => error,
+            Advice::Probe { error } => {
+                if let Some(ask) = entry.probe(now, *cost, &settings.rules) {
+                    send(settings, entry, ask, true);
+                }
+                error
+            }
+        };
+        Err(match entry.decide(now, *cost, &settings.rules) {
+            Local::Admitted => Ok(None),
+            Local::Denied(wait) => Err(self.denied(wait)),
+            Local::Unknown => self.without_store(now, error),
+        })
+    }
+
+    fn denied(&self, wait: std::time::Duration) -> Rejection {
+        self.settings.denied(Denied::Wait(wait), self.cost)
+    }
+
+    fn without_store(&self, now: Instant, error: Arc<str>) -> Admission {
+        self.settings.without_store(now, &self.entry, self.cost, error).map(|()| None)
+    }
+}

@@ -1,0 +1,497 @@
+//! The shared rate limit over a real server: Redis or Valkey.
+//!
+//! Each test starts a server of its own on a free port of the loopback interface. Without a server on this machine, the
+//! tests say so, and pass.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails should say where")]
+
+use std::{
+    env,
+    io::Write,
+    net::{TcpListener, TcpStream},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use redis::{
+    AsyncTypedCommands, Client,
+    aio::{ConnectionManager, ConnectionManagerConfig},
+};
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tower::{Layer, ServiceExt, service_fn};
+use ziggurat::{
+    Error, Reason,
+    shared_rate_limit::{Quota, RedisStore, SharedRateLimitLayer, Store, Taken, WhenAway},
+};
+
+const MILLI: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// More than a busy machine needs for anything.
+const LONG: Duration = Duration::from_secs(30);
+
+// === The server ===
+
+struct Server {
+    program: &'static str,
+    port: u16,
+    process: Child,
+}
+
+impl Server {
+    /// Starts a server, or says how to get one.
+    fn start() -> Option<Self> {
+        let is_there = |program: &&&str| Command::new(program).arg("--version").stdout(Stdio::null()).status().is_ok();
+        let Some(program) = ["redis-server", "valkey-server"].iter().find(is_there) else {
+            tell(
+                "SKIPPED: this test needs `redis-server` or `valkey-server` in the PATH; on Debian: apt-get install redis-server",
+            );
+            return None;
+        };
+        // Another program may take the port in between.
+        for _ in 0..10 {
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let mut process = Self::spawn(program, port);
+            if Self::is_up(&mut process, port) {
+                return Some(Self { program, port, process });
+            }
+        }
+        panic!("{program} does not start");
+    }
+
+    fn spawn(program: &str, port: u16) -> Child {
+        let mut command = Command::new(program);
+        command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port"]).arg(port.to_string());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap()
+    }
+
+    fn is_up(process: &mut Child, port: u16) -> bool {
+        let begin = Instant::now();
+        while begin.elapsed() < LONG && process.try_wait().unwrap().is_none() {
+            if TcpStream::connect(("127.0.0.1", port)).is_ok() {
+                return true;
+            }
+            thread::sleep(5 * MILLI);
+        }
+        false
+    }
+
+    /// Ends the server without a warning. It loses its data.
+    fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    fn restart(&mut self) {
+        self.process = Self::spawn(self.program, self.port);
+        assert!(Self::is_up(&mut self.process, self.port));
+    }
+
+    fn signal(&self, signal: &str) {
+        let kill = format!("kill -{signal} {}", self.process.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    }
+
+    async fn connect(&self) -> ConnectionManager {
+        connect(self.port).await
+    }
+}
+
+/// Tells the user, even if the output of tests that pass is captured.
+fn tell(message: &str) {
+    let _ = writeln!(std::io::stderr(), "\n!! tests/redis.rs: {message}\n");
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+async fn connect(port: u16) -> ConnectionManager {
+    let config = ConnectionManagerConfig::new().set_min_delay(MILLI).set_max_delay(50 * MILLI);
+    let client = Client::open(format!("redis://127.0.0.1:{port}/")).unwrap();
+    ConnectionManager::new_with_config(client, config).await.unwrap()
+}
+
+// === The load ===
+
+type Limit = SharedRateLimitLayer<RedisStore<ConnectionManager>, &'static str>;
+
+fn limit(connection: ConnectionManager, quota: Quota, when_away: WhenAway) -> Limit {
+    SharedRateLimitLayer::new(RedisStore::new(connection), "api", quota, when_away)
+}
+
+#[derive(Debug, PartialEq)]
+enum Outcome {
+    Admitted,
+    Limited,
+    Unavailable,
+}
+
+async fn call(limit: &Limit) -> Outcome {
+    let service = limit.layer(service_fn(|()| async { Ok::<_, Error<String>>(()) }));
+    let begin = Instant::now();
+    let outcome = service.oneshot(()).await;
+    // Its timeout is 100 ms.
+    assert!(begin.elapsed() < 5 * SECOND, "a call took {:?}", begin.elapsed());
+    match ziggurat::rejection(&outcome).map(ziggurat::Rejection::reason) {
+        None => Outcome::Admitted,
+        Some(Reason::RateLimited) => Outcome::Limited,
+        Some(Reason::LimitUnavailable { .. }) => Outcome::Unavailable,
+        Some(reason) => panic!("{reason:?}"),
+    }
+}
+
+/// Callers that call until the end of the load.
+struct Load {
+    ends: Arc<AtomicBool>,
+    counts: Arc<[AtomicU64; 3]>,
+    callers: JoinSet<()>,
+}
+
+impl Load {
+    fn of(limits: &[&Limit]) -> Self {
+        let (ends, counts) = (Arc::new(AtomicBool::new(false)), Arc::new([const { AtomicU64::new(0) }; 3]));
+        let mut callers = JoinSet::new();
+        for limit in limits.iter().flat_map(|limit| [*limit; 8]) {
+            let (ends, counts, limit) = (Arc::clone(&ends), Arc::clone(&counts), limit.clone());
+            callers.spawn(async move {
+                while !ends.load(Ordering::Relaxed) {
+                    let outcome = call(&limit).await;
+                    counts[outcome as usize].fetch_add(1, Ordering::Relaxed);
+                    sleep(MILLI / 2).await;
+                }
+            });
+        }
+        Self { ends, counts, callers }
+    }
+
+    fn count(&self, outcome: Outcome) -> u64 {
+        self.counts[outcome as usize].load(Ordering::Relaxed)
+    }
+
+    /// Ends the load, and returns the number of calls that were admitted.
+    async fn end(self) -> u64 {
+        self.ends.store(true, Ordering::Relaxed);
+        self.callers.join_all().await;
+        self.counts[Outcome::Admitted as usize].load(Ordering::Relaxed)
+    }
+}
+
+/// Waits until this is so.
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    let waits = async {
+        while !is_so() {
+            sleep(5 * MILLI).await;
+        }
+    };
+    assert!(timeout(LONG, waits).await.is_ok(), "waited {LONG:?} until {what}");
+}
+
+/// Runs a test on two threads, if there is a server.
+fn with_server(test: impl AsyncFnOnce(Server)) {
+    let Some(server) = Server::start() else { return };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(test(server));
+}
+
+// === The script ===
+
+/// Shows: Q5
+#[test]
+fn the_script_grants_denies_and_takes_back_as_a_bucket_does() {
+    with_server(async |server| {
+        let store = RedisStore::new(server.connect().await).prefix("test:");
+        let quota = Quota::new(10, DAY).burst(20);
+        let granted = |taken: Result<Taken, redis::RedisError>| match taken.unwrap() {
+            Taken::Granted { tokens, at } => (tokens, at),
+            denied => panic!("{denied:?}"),
+        };
+        let (tokens, at) = granted(store.take("api", 1..=16, &quota).await);
+        assert_eq!(tokens, 16);
+        // The largest of 16, 8, 4, 2 and 1 that is there.
+        assert_eq!(granted(store.take("api", 1..=16, &quota).await).0, 4);
+        let Taken::Denied { wait } = store.take("api", 3..=16, &quota).await.unwrap() else { panic!("granted") };
+        assert!(wait <= quota.time(3) && wait > quota.time(3) - LONG, "{wait:?}");
+        store.give_back("api", 5, at, &quota).await.unwrap();
+        assert_eq!(granted(store.take("api", 4..=4, &quota).await).0, 4);
+        // Tokens that it has gained since do not come back.
+        let long_ago = at - 2 * DAY.as_micros() as u64;
+        store.give_back("api", 16, long_ago, &quota).await.unwrap();
+        assert!(matches!(store.take("api", 2..=2, &quota).await.unwrap(), Taken::Denied { .. }));
+        // Never more than the bucket holds, also one that is not known.
+        store.give_back("api", u32::MAX, at, &quota).await.unwrap();
+        store.give_back("other", 20, at, &quota).await.unwrap();
+        for key in ["api", "other"] {
+            assert_eq!(granted(store.take(key, 1..=20, &quota).await).0, 20);
+            assert!(matches!(store.take(key, 1..=1, &quota).await.unwrap(), Taken::Denied { .. }));
+        }
+
+        let mut connection = server.connect().await;
+        assert_eq!(connection.keys("*").await.unwrap().len(), 2);
+        let expiry = connection.pttl("test:api").await.unwrap();
+        let redis::IntegerReplyOrNoOp::IntegerReply(millis) = expiry else { panic!("{expiry:?}") };
+        assert!(Duration::from_millis(millis as u64) <= quota.time(20) + MILLI, "{millis}");
+    });
+}
+
+/// Shows: Q5
+#[test]
+fn a_key_expires_when_its_bucket_is_full_and_rates_are_exact_to_a_microsecond() {
+    with_server(async |server| {
+        let store = RedisStore::new(server.connect().await);
+        let quota = Quota::new(3, 300 * MILLI);
+        assert!(matches!(store.take("api", 3..=3, &quota).await.unwrap(), Taken::Granted { .. }));
+        let Taken::Denied { wait } = store.take("api", 3..=3, &quota).await.unwrap() else { panic!("granted") };
+        assert!(wait <= 300 * MILLI);
+        sleep(wait + MILLI).await;
+        assert!(matches!(store.take("api", 3..=3, &quota).await.unwrap(), Taken::Granted { .. }));
+        let mut connection = server.connect().await;
+        assert!(connection.exists("rate_limit:api").await.unwrap());
+        sleep(302 * MILLI).await;
+        assert!(!connection.exists("rate_limit:api").await.unwrap());
+
+        // Thousands at once, at rates that are no whole numbers of microseconds.
+        for quantity in [7, 700_000, u32::MAX] {
+            let (key, quota) = (quantity.to_string(), Quota::new(quantity, SECOND));
+            let (begin, mut taken) = (Instant::now(), 0);
+            for _ in 0..200 {
+                if let Taken::Granted { tokens, .. } = store.take(&key, 1..=quantity, &quota).await.unwrap() {
+                    taken += u64::from(tokens);
+                }
+            }
+            let elapsed = begin.elapsed().as_micros() as u64 + 1;
+            let bound = u64::from(quantity) + u64::from(quantity) * elapsed / 1_000_000 + 1;
+            assert!(taken >= u64::from(quantity) && taken <= bound, "{taken} of {quantity} in {elapsed} us");
+        }
+    });
+}
+
+/// Shows: Q5
+#[test]
+fn a_server_clock_that_was_set_back_empties_a_bucket_and_does_not_lock_it() {
+    with_server(async |server| {
+        let store = RedisStore::new(server.connect().await);
+        let quota = Quota::new(10, SECOND);
+        let mut connection = server.connect().await;
+        // In the year 2100: a clock of that year has been here.
+        connection.set("rate_limit:api", "4102444800000000").await.unwrap();
+        let Taken::Denied { wait } = store.take("api", 1..=1, &quota).await.unwrap() else { panic!("granted") };
+        assert_eq!(wait, 100 * MILLI);
+        sleep(wait).await;
+        assert!(matches!(store.take("api", 1..=1, &quota).await.unwrap(), Taken::Granted { .. }));
+        // A value that is no bucket counts as a full one, and another type of value is an error.
+        connection.set("rate_limit:text", "hello").await.unwrap();
+        assert!(matches!(store.take("text", 10..=10, &quota).await.unwrap(), Taken::Granted { .. }));
+        connection.lpush("rate_limit:list", "hello").await.unwrap();
+        assert!(store.take("list", 1..=1, &quota).await.is_err());
+    });
+}
+
+// === Processes ===
+
+const BURST: u64 = 100;
+const PER_SECOND: u64 = 200;
+const LEASE: u64 = 10;
+
+fn shared_quota() -> Quota {
+    Quota::new(PER_SECOND as u32, SECOND).burst(BURST as u32)
+}
+
+/// The most calls that `processes` make in this time, if the server has lost its data `losses` times.
+fn bound(elapsed: Duration, processes: u64, losses: u64) -> u64 {
+    let gained = PER_SECOND * (elapsed.as_millis() as u64 + 1) / 1_000 + 1;
+    BURST * (1 + losses) + gained + processes * LEASE
+}
+
+const CHILD: &str = "ZIGGURAT_TEST_CHILD";
+
+/// Not a test: it does nothing unless [`two_processes_share_one_limit`] runs it, as a process.
+#[test]
+fn child() {
+    let Ok(port) = env::var(CHILD) else { return };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let limit = limit(connect(port.parse().unwrap()).await, shared_quota(), WhenAway::Reject)
+            .lease(LEASE as u32, 100 * MILLI);
+        let load = Load::of(&[&limit]);
+        sleep(2 * SECOND).await;
+        println!("admitted {} at {}", load.end().await, clock());
+    });
+}
+
+/// The time of the wall clock, in seconds.
+fn clock() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// Shows: Q5
+#[test]
+fn two_processes_share_one_limit() {
+    let Some(server) = Server::start() else { return };
+    let begin = Instant::now();
+    // One of them has a clock that is three hours fast, if there is a program that does that.
+    let skew = Command::new("faketime").args(["-f", "+3h", "true"]).status().is_ok_and(|status| status.success());
+    if !skew {
+        tell("this test has all processes on one clock, unless `faketime` is in the PATH");
+    }
+    let run = |skew: bool| {
+        let mut command = Command::new(if skew { "faketime".into() } else { env::current_exe().unwrap() });
+        if skew {
+            command.args(["-f", "+3h"]).arg(env::current_exe().unwrap());
+        }
+        command.args(["child", "--exact", "--nocapture"]).env(CHILD, server.port.to_string());
+        command.stdout(Stdio::piped()).spawn().unwrap()
+    };
+    let (mut total, mut is_fast) = (0, false);
+    for child in [run(false), run(skew)] {
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let line = text.lines().find_map(|line| line.split_once("admitted ")).unwrap_or_else(|| panic!("{text}")).1;
+        let (admitted, at) = line.split_once(" at ").unwrap();
+        let (admitted, at): (u64, u64) = (admitted.parse().unwrap(), at.trim().parse().unwrap());
+        assert!(admitted > 0, "{text}");
+        is_fast |= at > clock() + 3600;
+        total += admitted;
+    }
+    assert_eq!(is_fast, skew);
+    let bound = bound(begin.elapsed(), 2, 0);
+    assert!(total >= BURST && total <= bound, "{total} of {bound}");
+}
+
+// === Failures under load ===
+
+/// Shows: Q5
+#[test]
+fn a_server_that_is_killed_and_restarted_costs_one_burst() {
+    with_server(async |mut server| {
+        let begin = Instant::now();
+        let mut limits = Vec::new();
+        for _ in 0..2 {
+            let limit = limit(server.connect().await, shared_quota(), WhenAway::Reject);
+            limits.push(limit.lease(LEASE as u32, 100 * MILLI));
+        }
+        let handles = Vec::from_iter(limits.iter().map(Limit::handle));
+        let load = Load::of(&Vec::from_iter(&limits));
+        until("the bucket is empty", || load.count(Outcome::Limited) > 0).await;
+        for _ in 0..2 {
+            server.kill();
+            until("both know", || handles.iter().all(|handle| handle.is_away())).await;
+            let unavailable = load.count(Outcome::Unavailable);
+            until("calls are rejected", || load.count(Outcome::Unavailable) > unavailable + 100).await;
+            server.restart();
+            until("both know", || handles.iter().all(|handle| !handle.is_away())).await;
+            let admitted = load.count(Outcome::Admitted);
+            until("calls are admitted", || load.count(Outcome::Admitted) > admitted).await;
+        }
+        let admitted = load.end().await;
+        let bound = bound(begin.elapsed(), 2, 2);
+        assert!(admitted >= 3 && admitted <= bound, "{admitted} of {bound}");
+    });
+}
+
+/// Shows: Q5
+#[test]
+fn a_server_that_is_paused_holds_up_no_call_and_keeps_its_counters() {
+    with_server(async |server| {
+        let begin = Instant::now();
+        let quota = shared_quota();
+        let reject = limit(server.connect().await, quota, WhenAway::Reject).lease(LEASE as u32, 100 * MILLI);
+        // A key of its own, so that it has tokens when it asks.
+        let admit = SharedRateLimitLayer::new(RedisStore::new(server.connect().await), "other", quota, WhenAway::Admit);
+        let load = Load::of(&[&reject]);
+        until("calls are admitted", || load.count(Outcome::Admitted) > 0).await;
+        assert_eq!(call(&admit).await, Outcome::Admitted);
+        server.signal("STOP");
+        until("it is away", || reject.handle().is_away()).await;
+        let unavailable = load.count(Outcome::Unavailable);
+        until("calls are rejected", || load.count(Outcome::Unavailable) > unavailable + 100).await;
+        for _ in 0..2 * BURST {
+            assert_eq!(call(&admit).await, Outcome::Admitted);
+        }
+        assert!(admit.handle().is_away());
+        server.signal("CONT");
+        until("it is back", || !reject.handle().is_away()).await;
+        let admitted = load.count(Outcome::Admitted);
+        until("calls are admitted", || load.count(Outcome::Admitted) > admitted).await;
+        let admitted = load.end().await;
+        let bound = bound(begin.elapsed(), 1, 0);
+        assert!(admitted <= bound, "{admitted} of {bound}");
+    });
+}
+
+/// Shows: Q5
+#[test]
+fn a_key_or_a_script_that_is_lost_in_flight_stops_nothing() {
+    with_server(async |server| {
+        let begin = Instant::now();
+        let limit = limit(server.connect().await, shared_quota(), WhenAway::Reject).lease(LEASE as u32, 100 * MILLI);
+        let load = Load::of(&[&limit]);
+        until("the bucket is empty", || load.count(Outcome::Limited) > 0).await;
+        let mut connection = server.connect().await;
+        for _ in 0..5 {
+            connection.pexpire("rate_limit:api", 1).await.unwrap();
+            redis::cmd("SCRIPT").arg("FLUSH").query_async::<()>(&mut connection).await.unwrap();
+            sleep(50 * MILLI).await;
+        }
+        assert_eq!(load.count(Outcome::Unavailable), 0);
+        let admitted = load.end().await;
+        let bound = bound(begin.elapsed(), 1, 5);
+        assert!(admitted > BURST && admitted <= bound, "{admitted} of {bound}");
+    });
+}
+
+/// Shows: Q5
+#[test]
+fn a_connection_that_was_closed_while_it_was_idle_costs_no_call() {
+    with_server(async |server| {
+        let limit = limit(server.connect().await, shared_quota(), WhenAway::Reject).timeout(5 * SECOND);
+        let mut connection = server.connect().await;
+        for _ in 0..5 {
+            assert_eq!(call(&limit).await, Outcome::Admitted);
+            redis::cmd("CLIENT")
+                .arg("KILL")
+                .arg("TYPE")
+                .arg("normal")
+                .query_async::<i64>(&mut connection)
+                .await
+                .unwrap();
+            sleep(150 * MILLI).await;
+        }
+        assert!(!limit.handle().is_away());
+    });
+}
+
+/// Shows: Q5
+#[test]
+fn what_is_left_of_a_lease_returns_to_the_server() {
+    with_server(async |server| {
+        let quota = Quota::new(100, DAY);
+        let first = limit(server.connect().await, quota, WhenAway::Reject).lease(64, LONG);
+        for _ in 0..8 {
+            assert_eq!(call(&first).await, Outcome::Admitted);
+        }
+        let handle = first.handle();
+        assert_eq!(handle.leased(), 7);
+        drop(first);
+        // A task returns it: 85 are left, and then 92.
+        let store = RedisStore::new(server.connect().await);
+        let (begin, mut taken) = (Instant::now(), 0);
+        while taken < 92 {
+            assert!(begin.elapsed() < LONG, "{taken} of 92");
+            if let Taken::Granted { tokens, .. } = store.take("api", 1..=100, &quota).await.unwrap() {
+                taken += tokens;
+            }
+            sleep(MILLI).await;
+        }
+    });
+}
