@@ -71,10 +71,15 @@ impl<S> Layer<S> for Counted {
     }
 }
 
+type ByItself = fn(&u32) -> Result<u32, Unkeyed>;
+
+/// The keys of the layers that were made, and whether each is still there.
+type Made = Vec<(Option<u32>, Weak<()>)>;
+
 /// Makes layers of a kind, and counts them.
 #[derive(Clone, Default)]
 struct Kind {
-    made: Arc<Mutex<Vec<(Option<u32>, Weak<()>)>>>,
+    made: Arc<Mutex<Made>>,
     matters: Arc<AtomicBool>,
 }
 
@@ -94,12 +99,9 @@ impl Kind {
         made.iter().filter(|(_, one)| one.strong_count() > 0).map(|(key, _)| *key).collect()
     }
 
-    fn layer(
-        &self,
-    ) -> PerKeyLayer<OwnedKey<fn(&u32) -> Result<u32, Unkeyed>>, impl Fn(Option<&u32>) -> Counted + Clone, u32, Counted>
-    {
+    fn layer(&self) -> PerKeyLayer<OwnedKey<ByItself>, impl Fn(Option<&u32>) -> Counted + Clone, u32, Counted> {
         let kind = self.clone();
-        PerKeyLayer::new(itself as fn(&u32) -> _, move |key: Option<&u32>| kind.make(key))
+        PerKeyLayer::new(itself as ByItself, move |key: Option<&u32>| kind.make(key))
     }
 }
 
@@ -568,7 +570,7 @@ async fn the_recommended_client_can_be_one_for_each_host() {
     // A change of the settings reaches each of them with its next request.
     let limit = || hosts.instance("up.test").unwrap().layer.gate().limit();
     assert!(limit() > 1);
-    app.update(|settings: &ClientSettings| settings.clone().max_in_flight(1)).unwrap();
+    app.update(|settings: &ClientSettings| settings.max_in_flight(1)).unwrap();
     assert_eq!(call("http://up.test/").await.unwrap().status(), 200);
     assert_eq!(limit(), 1);
 }

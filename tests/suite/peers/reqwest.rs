@@ -23,6 +23,7 @@ use ziggurat::{
     concurrency_limit::ConcurrencyLimitLayer,
     context::ContextLayer,
     headers::{RequestIds, TimeoutHeader},
+    idempotency_key::IdempotencyKeyLayer,
     propagate::PropagateLayer,
     retry::RetryLayer,
     timeout::TimeoutLayer,
@@ -140,6 +141,16 @@ async fn a_post_is_repeated_only_with_an_idempotency_key() {
         let response = soon(stack!(RetryLayer::http()).oneshot(post)).await.unwrap();
         assert_eq!((response.status(), log.lock().unwrap().len()), (StatusCode::SERVICE_UNAVAILABLE, attempts));
     }
+}
+
+/// Shows: Y1
+#[tokio::test]
+async fn a_layer_gives_each_post_its_key() {
+    let (server, log) = recorder(|_, _| status(StatusCode::SERVICE_UNAVAILABLE)).await;
+    let post = request(Method::POST, server.address, "/order");
+    let client = ServiceBuilder::new().layer(IdempotencyKeyLayer::new()).service(stack!(RetryLayer::http()));
+    soon(client.oneshot(post)).await.unwrap();
+    assert_eq!(log.lock().unwrap().len(), 3);
 }
 
 /// It is not rejected because it cannot be copied, nor sent again with an empty body (reqwest-middleware #44, #214).
