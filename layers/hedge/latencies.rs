@@ -305,7 +305,7 @@ mod tests {
             let mut latency = || MILLI.mul_f64((random.f64().powi(3) * spread).exp());
             let (mut hedged, calls) = (0, 10_000);
             for call in 0..2 * calls {
-                now += MILLI;
+                now += 10 * MILLI;
                 let (first, second) = (latency(), latency());
                 // A slow request may be slow on any server.
                 let second = if independent { second } else { first };
@@ -320,10 +320,10 @@ mod tests {
                 }
             }
             let (share, expected) = (f64::from(hedged) / f64::from(calls), 1.0 - percentile);
-            // Five standard deviations, of the calls and of the percentile. If losers were left out, the share would be
-            // twice to five times as high.
+            // Five standard deviations, and a quarter for the time in which the percentile follows its own noise. If
+            // losers were left out, the share would be up to ten times as high.
             let chance = 5.0 * (2.0 * expected * percentile / f64::from(calls)).sqrt();
-            prop_assert!(share <= expected + chance, "{share} of the calls were hedged");
+            prop_assert!(share <= 1.25 * expected + chance, "{share} of the calls were hedged");
         }
     }
 }
