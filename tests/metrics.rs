@@ -291,7 +291,7 @@ fn a_layer_that_was_used_and_is_renamed_counts_under_its_new_name() {
 #[test]
 fn the_page_on_metrics_has_every_event_and_every_reason() {
     let page = include_str!("../docs/metrics.md");
-    for source in [include_str!("../src/telemetry/event.rs"), include_str!("../src/outcome/rejection.rs")] {
+    for source in [include_str!("../src/telemetry/event.rs"), include_str!("../src/outcome/reason.rs")] {
         let names = source
             .lines()
             .filter_map(|line| line.trim().strip_prefix("Self::")?.split_once(" => \"")?.1.split('"').next());
