@@ -4,7 +4,7 @@
 
 use std::process::{Command, ExitCode};
 
-use ziggurat_benches::subjects::{Subject, subjects};
+use ziggurat_benches::{subject::Subject, subjects::subjects};
 
 const CALLS: u32 = 1_000;
 

@@ -10,6 +10,7 @@ use std::{
 use tower::Service;
 
 mod belt;
+pub mod subject;
 pub mod subjects;
 
 /// The request and the response: one word, so that a copy costs nothing.

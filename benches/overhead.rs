@@ -9,7 +9,7 @@
 use std::time::{Duration, Instant};
 
 use criterion::Criterion;
-use ziggurat_benches::subjects::{Subject, subjects};
+use ziggurat_benches::{subject::Subject, subjects::subjects};
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");

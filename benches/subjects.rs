@@ -6,7 +6,7 @@ use std::{
     num::NonZero,
     pin::pin,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::Poll,
     time::Duration,
 };
 
@@ -15,7 +15,7 @@ use governor::{Quota, RateLimiter};
 use http::{Request, Response};
 use http_body::Body;
 use http_body_util::Full;
-use layered::{Service as LayeredService, Stack};
+use layered::Stack;
 use tower::{Layer, Service, ServiceBuilder};
 use tower_resilience::{
     bulkhead::BulkheadLayer, cache::CacheLayer as PeerCacheLayer,
@@ -46,69 +46,12 @@ use ziggurat::{
 use crate::{
     Echo, Failed, Word,
     belt::{Belt, echo},
-    call,
+    subject::{Subject, http_subject, layered_subject, subject},
 };
 
 const LIMIT: Duration = Duration::from_secs(30);
 const SECOND: Duration = Duration::from_secs(1);
 const PERMITS: usize = 100;
-
-/// One service, reused for all of its calls.
-pub struct Subject {
-    /// The policy.
-    pub what: &'static str,
-    /// The crate that provides it.
-    pub whose: &'static str,
-    /// Makes the given number of calls.
-    pub run: Box<dyn FnMut(u32)>,
-}
-
-fn subject<S>(what: &'static str, whose: &'static str, mut service: S) -> Subject
-where
-    S: Service<Word, Response = Word> + 'static,
-{
-    let run = Box::new(move |times| {
-        for _ in 0..times {
-            black_box(call(&mut service, black_box(42)));
-        }
-    });
-    Subject { what, whose, run }
-}
-
-/// Measures a service of seatbelt's own kind, without its tower integration, which boxes the future of every layer.
-fn layered_subject(
-    what: &'static str,
-    service: impl LayeredService<Word, Out = Result<Word, Failed>> + 'static,
-) -> Subject {
-    let run = Box::new(move |times| {
-        for _ in 0..times {
-            let mut cx = Context::from_waker(Waker::noop());
-            match pin!(service.execute(black_box(42))).poll(&mut cx) {
-                Poll::Ready(Ok(response)) => black_box(response),
-                _ => panic!("no answer"),
-            };
-        }
-    });
-    Subject { what, whose: "seatbelt, layered", run }
-}
-
-/// Measures a service with a small response, whose body is read to its end.
-fn http_subject<S, B>(what: &'static str, mut service: S) -> Subject
-where
-    S: Service<Word, Response = Response<B>> + 'static,
-    B: Body<Data = Bytes>,
-{
-    let run = Box::new(move |times| {
-        for _ in 0..times {
-            let mut cx = Context::from_waker(Waker::noop());
-            let mut body = pin!(call(&mut service, black_box(42)).into_body());
-            while let Poll::Ready(Some(Ok(frame))) = body.as_mut().poll_frame(&mut cx) {
-                black_box(frame);
-            }
-        }
-    });
-    Subject { what, whose: "ziggurat", run }
-}
 
 const SMALL: &[u8] = b"a small response";
 

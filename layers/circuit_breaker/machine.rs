@@ -45,7 +45,7 @@ const WEIGHT: u32 = 3;
 /// The shortest open time. With a shorter one, every call would be admitted at once as a probe.
 const SHORTEST: Duration = Duration::from_millis(1);
 
-/// How long an open circuit is remembered in which nobody takes an interest: see [`Machine::still_matters`].
+/// How long an open circuit is remembered that no call asks any more: see [`Machine::still_matters`].
 const REMEMBERED: Duration = Duration::from_secs(60);
 const FORGOTTEN: u32 = 10;
 
@@ -497,8 +497,8 @@ impl Machine {
         }
     }
 
-    /// Returns whether a new circuit in the place of this one would act differently. An open circuit of which nobody
-    /// asks any more does not stay open for ever: it is forgotten [`FORGOTTEN`] times its open time after it could have
+    /// Returns whether a new circuit in the place of this one would act differently. An open circuit that no call
+    /// asks any more does not matter for ever: it is forgotten [`FORGOTTEN`] times its open time after it could have
     /// half-opened, and not within [`REMEMBERED`].
     pub(super) fn still_matters(&self, clock: impl FnOnce() -> Instant) -> bool {
         if self.state() == State::Closed {

@@ -72,8 +72,8 @@
 //!
 //! # Order
 //!
-//! Inside the cache, the batch, the total timeout and the retry; outside the circuit breaker, the limits and the attempt
-//! timeout:
+//! Inside the cache, the batch, the total timeout and the retry; outside the circuit breaker, the limits and the
+//! attempt timeout:
 //!
 //! - A hit needs no hedge, and a call that is gathered into a batch waits on this side. The total covers both attempts.
 //! - A [`RetryLayer`](crate::retry::RetryLayer) outside waits as long as the service asks before it sends another

@@ -175,9 +175,9 @@ impl Rejection {
     ///
     /// - A timeout, an injected fault and an unavailable resource are transient failures.
     /// - An open circuit is a failure that no retry helps.
-    /// - A local limit, a shared limit whose store is away, an empty pool, a caller that stops sending and a server that
-    ///   shuts down say nothing about the service. Neither does a caller's deadline, because it may have left the service
-    ///   no time.
+    /// - A local limit, a shared limit whose store is away, an empty pool, a caller that stops sending and a server
+    ///   that shuts down say nothing about the service. Neither does a caller's deadline, because it may have left the
+    ///   service no time.
     /// - A shared failure has the class of the original error, and a custom reason its own class. A class that may have
     ///   a wait has that of the rejection, which is never shorter.
     #[must_use]

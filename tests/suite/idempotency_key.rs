@@ -5,11 +5,12 @@ use std::{
     convert::Infallible,
     future::ready,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use http::{HeaderValue, Method, Request, Response};
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
-use ziggurat::{Error, idempotency_key::IdempotencyKeyLayer, retry::RetryLayer, stack::ClientStack};
+use ziggurat::{Error, hedge::HedgeLayer, idempotency_key::IdempotencyKeyLayer, retry::RetryLayer, stack::ClientStack};
 
 type Keys = Arc<Mutex<Vec<Option<HeaderValue>>>>;
 
@@ -45,6 +46,29 @@ async fn a_post_has_one_key_on_all_attempts_and_is_repeated() {
         let digits = key.strip_prefix('"').and_then(|key| key.strip_suffix('"')).unwrap();
         assert!(digits.len() == 32 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()), "{key}");
     }
+}
+
+/// Shows: Y1
+#[tokio::test(start_paused = true)]
+async fn a_hedge_has_the_key_of_the_first_attempt() {
+    let keys = Keys::default();
+    let seen = keys.clone();
+    let slow_at_first = service_fn(move |request: Request<String>| {
+        let mut keys = seen.lock().unwrap();
+        keys.push(request.headers().get("idempotency-key").cloned());
+        let is_first = keys.len() == 1;
+        async move {
+            if is_first {
+                std::future::pending::<()>().await;
+            }
+            Ok::<_, Error<Infallible>>(Response::new(String::new()))
+        }
+    });
+    let hedge = HedgeLayer::after(Duration::from_millis(50)).http();
+    let client = ServiceBuilder::new().layer((IdempotencyKeyLayer::new(), hedge)).service(slow_at_first);
+    assert_eq!(client.oneshot(request(Method::POST)).await.unwrap().status(), 200);
+    let keys = keys.lock().unwrap();
+    assert!(keys.len() == 2 && keys[0].is_some() && keys[0] == keys[1], "{keys:?}");
 }
 
 /// Shows: Y1
