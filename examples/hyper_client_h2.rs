@@ -46,6 +46,11 @@ async fn main() -> Result<(), Box<dyn StdError>> {
         .map_err(Error::Service)
         .service(Client::builder(TokioExecutor::new()).http2_only(true).build_http::<Empty<Bytes>>());
 
+    // The first call opens the connection. Concurrent first calls can open one each, if they look for it while another
+    // one is being put into the pool.
+    let response = client.clone().oneshot(request(address, "/")?).await?;
+    assert_eq!(response.into_body().collect().await?.to_bytes(), "hello");
+
     // The server responds once all calls have arrived: they are in flight together, on one connection.
     let mut calls = JoinSet::new();
     for _ in 0..CALLS {
