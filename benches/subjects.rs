@@ -37,8 +37,9 @@ use ziggurat::{
     rejection_response::RejectionResponseLayer,
     resource::ResourceLayer,
     retry::RetryLayer,
-    shared_rate_limit::{MemoryStore, Quota as SharedQuota, SharedRateLimitLayer, WhenAway},
+    shared_rate_limit::{SharedRateLimitLayer, WhenAway},
     stack::{ClientSettings, ClientStack},
+    store::{MemoryStore, Quota as SharedQuota},
     timeout::TimeoutLayer,
     upload::UploadLayer,
 };

@@ -14,7 +14,10 @@ use std::{
 use redis::{Client, aio::ConnectionManager};
 use tokio::time::sleep;
 use tower::{Layer, ServiceExt, service_fn};
-use ziggurat::shared_rate_limit::{Quota, RedisStore, SharedRateLimitLayer, WhenAway};
+use ziggurat::{
+    shared_rate_limit::{SharedRateLimitLayer, WhenAway},
+    store::{Quota, RedisStore},
+};
 
 const RATE: u32 = 20;
 const SECOND: Duration = Duration::from_secs(1);

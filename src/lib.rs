@@ -38,6 +38,7 @@ pub mod scope;
 mod setting;
 mod signal;
 pub mod stack;
+pub mod store;
 pub mod stream;
 mod telemetry;
 #[cfg(feature = "test-util")]

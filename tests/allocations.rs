@@ -40,8 +40,9 @@ use ziggurat::{
     resource::ResourceLayer,
     retry::RetryLayer,
     scope::Disposable,
-    shared_rate_limit::{MemoryStore, Quota, SharedRateLimitLayer, WhenAway},
+    shared_rate_limit::{SharedRateLimitLayer, WhenAway},
     stack::{ClientSettings, ClientStack},
+    store::{MemoryStore, Quota},
     timeout::TimeoutLayer,
     upload::UploadLayer,
 };

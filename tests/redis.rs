@@ -1,4 +1,4 @@
-//! The shared rate limit over a real server: Redis or Valkey.
+//! Stores, and the layers over them, with a real server: Redis or Valkey.
 //!
 //! Each test starts a server of its own on a free port of the loopback interface. Without a server on this machine, the
 //! tests say so, and pass.
@@ -18,8 +18,8 @@ use std::{
 };
 
 use redis::{
-    AsyncTypedCommands, Client,
-    aio::{ConnectionManager, ConnectionManagerConfig},
+    AsyncTypedCommands, Client, Cmd, Pipeline, RedisFuture, Value,
+    aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig},
 };
 use tokio::{
     task::JoinSet,
@@ -28,8 +28,12 @@ use tokio::{
 use tower::{Layer, ServiceExt, service_fn};
 use ziggurat::{
     Error, Reason,
-    shared_rate_limit::{Quota, RedisStore, SharedRateLimitLayer, Store, Taken, WhenAway},
+    shared_rate_limit::{SharedRateLimitLayer, WhenAway},
+    store::{Quota, RedisStore, Taken, TokenStore, ValueStore},
 };
+
+#[path = "suite/store/laws.rs"]
+mod laws;
 
 const MILLI: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -146,7 +150,7 @@ async fn call(limit: &Limit) -> Outcome {
     match ziggurat::rejection(&outcome).map(ziggurat::Rejection::reason) {
         None => Outcome::Admitted,
         Some(Reason::RateLimited) => Outcome::Limited,
-        Some(Reason::LimitUnavailable { .. }) => Outcome::Unavailable,
+        Some(Reason::StoreUnavailable { .. }) => Outcome::Unavailable,
         Some(reason) => panic!("{reason:?}"),
     }
 }
@@ -238,7 +242,7 @@ fn the_script_grants_denies_and_takes_back_as_a_bucket_does() {
 
         let mut connection = server.connect().await;
         assert_eq!(connection.keys("*").await.unwrap().len(), 2);
-        let expiry = connection.pttl("test:api").await.unwrap();
+        let expiry = connection.pttl("test:tokens:api").await.unwrap();
         let redis::IntegerReplyOrNoOp::IntegerReply(millis) = expiry else { panic!("{expiry:?}") };
         assert!(Duration::from_millis(millis as u64) <= quota.time(20) + MILLI, "{millis}");
     });
@@ -256,9 +260,9 @@ fn a_key_expires_when_its_bucket_is_full_and_rates_are_exact_to_a_microsecond() 
         sleep(wait + MILLI).await;
         assert!(matches!(store.take("api", 3..=3, &quota).await.unwrap(), Taken::Granted { .. }));
         let mut connection = server.connect().await;
-        assert!(connection.exists("rate_limit:api").await.unwrap());
+        assert!(connection.exists("ziggurat:tokens:api").await.unwrap());
         sleep(302 * MILLI).await;
-        assert!(!connection.exists("rate_limit:api").await.unwrap());
+        assert!(!connection.exists("ziggurat:tokens:api").await.unwrap());
 
         // Thousands at once, at rates that are no whole numbers of microseconds.
         for quantity in [7, 700_000, u32::MAX] {
@@ -284,16 +288,111 @@ fn a_server_clock_that_was_set_back_empties_a_bucket_and_does_not_lock_it() {
         let quota = Quota::new(10, SECOND);
         let mut connection = server.connect().await;
         // In the year 2100: a clock of that year has been here.
-        connection.set("rate_limit:api", "4102444800000000").await.unwrap();
+        connection.set("ziggurat:tokens:api", "4102444800000000").await.unwrap();
         let Taken::Denied { wait } = store.take("api", 1..=1, &quota).await.unwrap() else { panic!("granted") };
         assert_eq!(wait, 100 * MILLI);
         sleep(wait).await;
         assert!(matches!(store.take("api", 1..=1, &quota).await.unwrap(), Taken::Granted { .. }));
         // A value that is no bucket counts as a full one, and another type of value is an error.
-        connection.set("rate_limit:text", "hello").await.unwrap();
+        connection.set("ziggurat:tokens:text", "hello").await.unwrap();
         assert!(matches!(store.take("text", 10..=10, &quota).await.unwrap(), Taken::Granted { .. }));
-        connection.lpush("rate_limit:list", "hello").await.unwrap();
+        connection.lpush("ziggurat:tokens:list", "hello").await.unwrap();
         assert!(store.take("list", 1..=1, &quota).await.is_err());
+    });
+}
+
+// === Values ===
+
+mod the_server_keeps_the_laws {
+    use super::*;
+
+    fn with_store(law: impl AsyncFnOnce(RedisStore<ConnectionManager>)) {
+        with_server(async |server| law(RedisStore::new(server.connect().await)).await);
+    }
+
+    laws::value_store_laws!(with_store);
+}
+
+/// Shows: M1
+#[test]
+fn values_and_buckets_of_equal_names_are_apart_and_stores_with_other_prefixes_too() {
+    with_server(async |server| {
+        let store = RedisStore::new(server.connect().await);
+        let (quota, other) = (Quota::new(1, DAY), store.clone().prefix("other:"));
+        for (store, value) in [(&store, "1"), (&other, "2")] {
+            assert_eq!(store.put_new("key", value.into(), DAY).await.unwrap(), None);
+            assert!(matches!(store.take("key", 1..=1, &quota).await.unwrap(), Taken::Granted { .. }));
+        }
+        assert_eq!(store.get("key").await.unwrap(), Some("1".into()));
+        assert_eq!(other.get("key").await.unwrap(), Some("2".into()));
+        let mut connection = server.connect().await;
+        let mut keys = connection.keys("*").await.unwrap();
+        keys.sort();
+        assert_eq!(keys, ["other:tokens:key", "other:value:key", "ziggurat:tokens:key", "ziggurat:value:key"]);
+    });
+}
+
+/// A connection that loses the answers to requests after they were executed.
+#[derive(Clone)]
+struct Lossy {
+    connection: ConnectionManager,
+    loses: Arc<AtomicBool>,
+}
+
+impl ConnectionLike for Lossy {
+    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
+        Box::pin(async {
+            let answer = self.connection.req_packed_command(cmd).await;
+            match self.loses.swap(false, Ordering::Relaxed) {
+                true => Err(std::io::Error::from(std::io::ErrorKind::BrokenPipe).into()),
+                false => answer,
+            }
+        })
+    }
+
+    fn req_packed_commands<'a>(&'a mut self, _: &'a Pipeline, _: usize, _: usize) -> RedisFuture<'a, Vec<Value>> {
+        unreachable!("a request is one command")
+    }
+
+    fn get_db(&self) -> i64 {
+        0
+    }
+}
+
+/// Shows: M1
+#[test]
+fn a_request_whose_answer_was_lost_is_repeated_and_recognizes_its_own_value() {
+    with_server(async |server| {
+        let loses = Arc::new(AtomicBool::new(false));
+        let connection = Lossy { connection: server.connect().await, loses: Arc::clone(&loses) };
+        let store = RedisStore::new(connection);
+        // The server learns the scripts.
+        assert_eq!(store.put_new("known", "1".into(), DAY).await.unwrap(), None);
+        assert!(store.replace("known", b"1", None, DAY).await.unwrap());
+
+        let lost = || loses.store(true, Ordering::Relaxed);
+        lost();
+        assert_eq!(store.put_new("key", "1".into(), DAY).await.unwrap(), None);
+        lost();
+        assert_eq!(store.put_new("key", "2".into(), DAY).await.unwrap(), Some("1".into()));
+        lost();
+        assert!(store.replace("key", b"1", Some("2".into()), DAY).await.unwrap());
+        lost();
+        assert!(!store.replace("key", b"1", Some("3".into()), DAY).await.unwrap());
+        // Without a loss, the value of another caller is no success, even if it is equal.
+        assert!(!store.replace("key", b"1", Some("2".into()), DAY).await.unwrap());
+        assert_eq!(store.put_new("key", "2".into(), DAY).await.unwrap(), Some("2".into()));
+        lost();
+        assert_eq!(store.get("key").await.unwrap(), Some("2".into()));
+        lost();
+        assert!(store.replace("key", b"2", None, DAY).await.unwrap());
+        assert!(!store.replace("key", b"2", None, DAY).await.unwrap());
+        lost();
+        store.put("key", "4".into(), DAY).await.unwrap();
+        lost();
+        store.remove("key").await.unwrap();
+        assert_eq!(store.get("key").await.unwrap(), None);
+        assert!(!loses.load(Ordering::Relaxed));
     });
 }
 
@@ -439,7 +538,7 @@ fn a_key_or_a_script_that_is_lost_in_flight_stops_nothing() {
         until("the bucket is empty", || load.count(Outcome::Limited) > 0).await;
         let mut connection = server.connect().await;
         for _ in 0..5 {
-            connection.pexpire("rate_limit:api", 1).await.unwrap();
+            connection.pexpire("ziggurat:tokens:api", 1).await.unwrap();
             redis::cmd("SCRIPT").arg("FLUSH").query_async::<()>(&mut connection).await.unwrap();
             sleep(50 * MILLI).await;
         }

@@ -9,16 +9,13 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::{
-    lease::{Lease, Terms},
-    quota::Quota,
-    store::Taken,
-};
+use super::lease::{Lease, Terms};
 use crate::{
     bucket::Bucket,
     caught::undisturbed,
     clock::{self, Instant},
     mutex::Mutex,
+    store::{Quota, Taken},
 };
 
 /// One key.

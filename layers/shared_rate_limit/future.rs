@@ -11,10 +11,11 @@ use std::{
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use super::{entry::Tokens, limit::Settings, store::Store, wait::Wait};
+use super::{entry::Tokens, limit::Settings, wait::Wait};
 use crate::{
     bucket::Denied,
     outcome::{Ended, Reject},
+    store::TokenStore,
 };
 
 pin_project! {
@@ -23,7 +24,7 @@ pin_project! {
     pub struct ResponseFuture<S, Req, St>
     where
         S: Service<Req>,
-        St: Store,
+        St: TokenStore,
     {
         #[pin]
         state: State<S, Req, St>,
@@ -35,7 +36,7 @@ pin_project! {
     enum State<S, Req, St>
     where
         S: Service<Req>,
-        St: Store,
+        St: TokenStore,
     {
         // Denied in `call`.
         Denied { settings: Arc<Settings<St>>, denied: Denied, cost: u32 },
@@ -57,7 +58,7 @@ pin_project! {
     }
 }
 
-impl<S: Service<Req>, Req, St: Store> ResponseFuture<S, Req, St> {
+impl<S: Service<Req>, Req, St: TokenStore> ResponseFuture<S, Req, St> {
     #[inline]
     pub(super) fn running(response: S::Future) -> Self {
         Self { state: State::Running { response } }
@@ -76,7 +77,7 @@ impl<S, Req, St> Future for ResponseFuture<S, Req, St>
 where
     S: Service<Req>,
     S::Error: Reject<S::Response>,
-    St: Store,
+    St: TokenStore,
 {
     type Output = Result<S::Response, S::Error>;
 
@@ -88,7 +89,7 @@ where
     }
 }
 
-impl<S: Service<Req>, Req, St: Store> State<S, Req, St> {
+impl<S: Service<Req>, Req, St: TokenStore> State<S, Req, St> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Ended<S::Response, S::Error>> {
         loop {
             let response = match self.as_mut().project() {
@@ -120,7 +121,7 @@ impl<S: Service<Req>, Req, St: Store> State<S, Req, St> {
     }
 }
 
-impl<S: Service<Req>, Req, St: Store> fmt::Debug for ResponseFuture<S, Req, St> {
+impl<S: Service<Req>, Req, St: TokenStore> fmt::Debug for ResponseFuture<S, Req, St> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match self.state {
             State::Denied { .. } => "denied",

@@ -17,13 +17,13 @@ impl SharedRateLimitHandle {
     /// Returns whether the store is away, so that [`WhenAway`](super::WhenAway) decides.
     #[must_use]
     pub fn is_away(&self) -> bool {
-        self.shared.is_away()
+        self.shared.link.is_away()
     }
 
     /// Returns the number of requests to the store so far, those that failed included.
     #[must_use]
     pub fn requests(&self) -> u64 {
-        self.shared.requests()
+        self.shared.link.requests()
     }
 
     /// Returns the number of tokens that this process has taken from the store, and not spent. Reads the clock, and

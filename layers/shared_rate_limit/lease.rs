@@ -6,8 +6,7 @@
 
 use std::{ops::RangeInclusive, time::Duration};
 
-use super::quota::Quota;
-use crate::clock::Instant;
+use crate::{clock::Instant, store::Quota};
 
 /// The longest time that a denial holds: a bucket is full after 2.3 years.
 const LONGEST: Duration = Duration::from_secs(3 * 365 * 24 * 60 * 60);

@@ -6,10 +6,7 @@ use tokio::runtime::Handle;
 
 use super::{
     entry::{Entry, Rules},
-    health::Advice,
-    quota::Quota,
     shared::Shared,
-    store::Store,
 };
 use crate::{
     bucket::{Bucket, Denied},
@@ -17,6 +14,7 @@ use crate::{
     clock::{self, Instant},
     debug::impl_debug,
     outcome::{Reason, Rejection},
+    store::{Advice, Quota, TokenStore},
     telemetry::LayerInfo,
 };
 
@@ -25,13 +23,13 @@ use crate::{
 /// | choice | the calls | the bound while the store is away |
 /// |---|---|---|
 /// | [`Admit`](Self::Admit) | are not limited | none |
-/// | [`Reject`](Self::Reject) | are rejected ([`Reason::LimitUnavailable`], 503) | the outstanding leases |
+/// | [`Reject`](Self::Reject) | are rejected ([`Reason::StoreUnavailable`], 503) | the outstanding leases |
 /// | [`Share`](Self::Share) | are limited by each process for itself | the outstanding leases, and the shares |
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WhenAway {
     /// Admits every call. Choose it if the limit is one of fairness, and the service survives its absence.
     Admit,
-    /// Rejects every call, with [`Reason::LimitUnavailable`]. Choose it if a call beyond the limit costs more than a
+    /// Rejects every call, with [`Reason::StoreUnavailable`]. Choose it if a call beyond the limit costs more than a
     /// call that is lost. The calls then depend on the store, like on any other service.
     Reject,
     /// Limits the calls of each key to this quota, in each process for itself. Choose the quota divided by the greatest
@@ -39,18 +37,18 @@ pub enum WhenAway {
     /// others then rejects some of them, although the whole limit is not reached.
     ///
     /// A share is full when it is first needed. A call that costs more than its burst is rejected with
-    /// [`Reason::LimitUnavailable`].
+    /// [`Reason::StoreUnavailable`].
     Share(Quota),
 }
 
 /// The store and the state of a limit. When it is dropped, with the last service, the leases return to the store.
-pub(super) struct Limit<St: Store> {
+pub(super) struct Limit<St: TokenStore> {
     pub(super) store: Arc<St>,
     pub(super) shared: Arc<Shared>,
     pub(super) quota: Quota,
 }
 
-pub(super) struct Settings<St: Store> {
+pub(super) struct Settings<St: TokenStore> {
     pub(super) limit: Arc<Limit<St>>,
     pub(super) rules: Rules,
     pub(super) when_away: WhenAway,
@@ -61,7 +59,7 @@ pub(super) struct Settings<St: Store> {
 /// How long the store may take for the return of a lease, which no call waits for.
 const RETURN: Duration = Duration::from_secs(1);
 
-impl<St: Store> Drop for Limit<St> {
+impl<St: TokenStore> Drop for Limit<St> {
     fn drop(&mut self) {
         let Ok(runtime) = Handle::try_current() else { return };
         let now = clock::now();
@@ -84,7 +82,7 @@ impl<St: Store> Drop for Limit<St> {
     }
 }
 
-impl<St: Store> Settings<St> {
+impl<St: TokenStore> Settings<St> {
     /// Decides about a call without the store.
     #[cold]
     pub(super) fn without_store(
@@ -108,8 +106,8 @@ impl<St: Store> Settings<St> {
     }
 
     fn unavailable(&self, now: Instant, message: Arc<str>) -> Rejection {
-        let reason = Reason::LimitUnavailable { message };
-        match self.limit.shared.advice(now) {
+        let reason = Reason::StoreUnavailable { message };
+        match self.limit.shared.link.advice(now) {
             Advice::Away { wait, .. } => self.info.reject_with_retry_after(reason, wait),
             Advice::Ask | Advice::Probe { .. } => self.info.reject(reason),
         }
@@ -124,7 +122,7 @@ impl<St: Store> Settings<St> {
     }
 }
 
-impl_debug!(Settings<St: Store> {
+impl_debug!(Settings<St: TokenStore> {
     quota = |this| &this.rules.quota,
     when_away,
     timeout = |this| &this.rules.timeout,
@@ -134,7 +132,7 @@ impl_debug!(Settings<St: Store> {
 });
 
 // Manual: the store need not be `Clone`.
-impl<St: Store> Clone for Settings<St> {
+impl<St: TokenStore> Clone for Settings<St> {
     fn clone(&self) -> Self {
         let Self { limit, rules, when_away, max_keys, info } = self;
         Self { limit: limit.clone(), rules: *rules, when_away: *when_away, max_keys: *max_keys, info: info.clone() }

@@ -9,14 +9,14 @@
 //!
 //! # Stores
 //!
-//! `RedisStore` (feature `redis`) decides with one script inside the server, by the server's clock. A [`MemoryStore`]
-//! is for tests. For another place, such as a database, implement [`Store`]: it is a function that takes tokens from a
-//! bucket, and one that gives them back.
+//! A [`RedisStore`](crate::store) (feature `redis`) decides with one script inside the server, by the server's clock. A
+//! [`MemoryStore`] is for tests. For another place, such as a database, implement [`TokenStore`]: it is a function that
+//! takes tokens from a bucket, and one that gives them back.
 //!
 //! # While the store is away
 //!
 //! A store can fail, hang or restart, and then no process knows how many calls the others make. The fate of calls
-//! meanwhile is a required choice, [`WhenAway`]: they are admitted, rejected with [`Reason::LimitUnavailable`] (503),
+//! meanwhile is a required choice, [`WhenAway`]: they are admitted, rejected with [`Reason::StoreUnavailable`] (503),
 //! or limited to a share of the quota by each process.
 //!
 //! The store counts as away once a request to it has failed, or was not answered within the
@@ -67,7 +67,7 @@
 //! ```
 //! use std::time::Duration;
 //! use http::Request;
-//! use ziggurat::shared_rate_limit::{MemoryStore, Quota, SharedRateLimitLayer, WhenAway};
+//! use ziggurat::{shared_rate_limit::{SharedRateLimitLayer, WhenAway}, store::{MemoryStore, Quota}};
 //!
 //! let tenant = |request: &Request<String>| {
 //!     let tenant = request.headers().get("x-tenant")?.to_str().ok()?;
@@ -118,7 +118,11 @@
 //! ```
 //! use std::time::Duration;
 //! use tower::{Layer, ServiceExt, service_fn};
-//! use ziggurat::{Error, shared_rate_limit::{MemoryStore, Quota, SharedRateLimitLayer, WhenAway}};
+//! use ziggurat::{
+//!     Error,
+//!     shared_rate_limit::{SharedRateLimitLayer, WhenAway},
+//!     store::{MemoryStore, Quota},
+//! };
 //!
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
 //! // In a program: `RedisStore::new(connection)`.
@@ -139,17 +143,11 @@
 mod entry;
 mod future;
 mod handle;
-mod health;
 mod key;
 mod lease;
 mod limit;
-mod memory;
-mod quota;
-#[cfg(feature = "redis")]
-mod redis;
 mod request;
 mod shared;
-mod store;
 mod wait;
 
 use std::{
@@ -162,9 +160,6 @@ use std::{
 use tower_layer::Layer;
 use tower_service::Service;
 
-#[cfg(feature = "redis")]
-#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
-pub use self::redis::RedisStore;
 use self::{
     entry::{Local, Rules},
     lease::Terms,
@@ -172,15 +167,7 @@ use self::{
     shared::Shared,
     wait::Wait,
 };
-pub use self::{
-    future::ResponseFuture,
-    handle::SharedRateLimitHandle,
-    key::Key,
-    limit::WhenAway,
-    memory::MemoryStore,
-    quota::Quota,
-    store::{Store, Taken, amounts},
-};
+pub use self::{future::ResponseFuture, handle::SharedRateLimitHandle, key::Key, limit::WhenAway};
 use crate::{
     accessors::inner_accessors,
     bucket::Denied,
@@ -189,10 +176,11 @@ use crate::{
     keep::keep_while,
     outcome::Reject,
     setting::Setting,
+    store::{Quota, TokenStore},
     telemetry::{layer_info, layer_setters},
 };
 #[cfg(doc)]
-use crate::{outcome::Reason, telemetry::LayerEvent};
+use crate::{outcome::Reason, store::MemoryStore, telemetry::LayerEvent};
 
 /// How long a call waits for the store.
 ///
@@ -216,13 +204,13 @@ const HOUR: Duration = Duration::from_secs(60 * 60);
 #[doc(alias = "distributed")]
 #[doc(alias = "global")]
 #[must_use]
-pub struct SharedRateLimitLayer<St: Store, K, C = u32> {
+pub struct SharedRateLimitLayer<St: TokenStore, K, C = u32> {
     settings: Settings<St>,
     key: K,
     cost: C,
 }
 
-impl<St: Store, K> SharedRateLimitLayer<St, K> {
+impl<St: TokenStore, K> SharedRateLimitLayer<St, K> {
     /// Admits the calls of all processes at the rate of `quota`, with a bucket for each key in this store.
     ///
     /// The key is a string, or a function of the request (see [keys](self#keys)). `when_away` decides about the calls
@@ -246,7 +234,7 @@ impl<St: Store, K> SharedRateLimitLayer<St, K> {
     }
 }
 
-impl<St: Store, K, C> SharedRateLimitLayer<St, K, C> {
+impl<St: TokenStore, K, C> SharedRateLimitLayer<St, K, C> {
     /// Sets the number of tokens that a call takes: a `u32`, or a function of the request that returns one (or an
     /// `Option` of one, where `None` means that the call takes none). The default is 1.
     ///
@@ -301,15 +289,15 @@ impl<St: Store, K, C> SharedRateLimitLayer<St, K, C> {
 }
 
 // Manual: the store need not be `Clone`.
-impl<St: Store, K: Clone, C: Clone> Clone for SharedRateLimitLayer<St, K, C> {
+impl<St: TokenStore, K: Clone, C: Clone> Clone for SharedRateLimitLayer<St, K, C> {
     fn clone(&self) -> Self {
         Self { settings: self.settings.clone(), key: self.key.clone(), cost: self.cost.clone() }
     }
 }
 
-impl_debug!(SharedRateLimitLayer<St: Store, K, C> { settings, key: K, cost: C });
+impl_debug!(SharedRateLimitLayer<St: TokenStore, K, C> { settings, key: K, cost: C });
 
-impl<S, St: Store, K: Clone, C: Clone> Layer<S> for SharedRateLimitLayer<St, K, C> {
+impl<S, St: TokenStore, K: Clone, C: Clone> Layer<S> for SharedRateLimitLayer<St, K, C> {
     type Service = SharedRateLimit<S, St, K, C>;
 
     fn layer(&self, inner: S) -> Self::Service {
@@ -321,7 +309,7 @@ impl<S, St: Store, K: Clone, C: Clone> Layer<S> for SharedRateLimitLayer<St, K, 
 }
 
 /// The service of [`SharedRateLimitLayer`].
-pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct SharedRateLimit<S, St: Store, K, C = u32> {
+pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct SharedRateLimit<S, St: TokenStore, K, C = u32> {
     inner: S,
     // Shared by all clones: a reference count is cheaper than a copy of the settings.
     settings: Arc<Settings<St>>,
@@ -329,21 +317,21 @@ pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct SharedRa
     cost: C,
 }
 
-impl<S, St: Store, K, C> SharedRateLimit<S, St, K, C> {
+impl<S, St: TokenStore, K, C> SharedRateLimit<S, St, K, C> {
     inner_accessors!();
 }
 
 // Manual: the store need not be `Clone`.
-impl<S: Clone, St: Store, K: Clone, C: Clone> Clone for SharedRateLimit<S, St, K, C> {
+impl<S: Clone, St: TokenStore, K: Clone, C: Clone> Clone for SharedRateLimit<S, St, K, C> {
     fn clone(&self) -> Self {
         let Self { inner, settings, key, cost } = self;
         Self { inner: inner.clone(), settings: Arc::clone(settings), key: key.clone(), cost: cost.clone() }
     }
 }
 
-impl_debug!(SharedRateLimit<S: fmt::Debug, St: Store, K, C> { inner, settings, key: K, cost: C });
+impl_debug!(SharedRateLimit<S: fmt::Debug, St: TokenStore, K, C> { inner, settings, key: K, cost: C });
 
-impl<S: Clone, St: Store, K, C> SharedRateLimit<S, St, K, C> {
+impl<S: Clone, St: TokenStore, K, C> SharedRateLimit<S, St, K, C> {
     /// Returns the settings and a clone of the service.
     ///
     /// Drops the service that was made ready, together with its reservations for a call that it will not receive.
@@ -359,7 +347,7 @@ impl<S, St, K, C, Req> Service<Req> for SharedRateLimit<S, St, K, C>
 where
     S: Service<Req> + Clone,
     S::Error: Reject<S::Response>,
-    St: Store,
+    St: TokenStore,
     K: Key<Req>,
     C: Setting<Req, u32>,
 {

@@ -1,30 +1,23 @@
-//! The state that all services of a shared limit use: its keys, and the health of the store.
+//! The state that all services of a shared limit use: its keys, and its link to the store.
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::{Arc, OnceLock};
 
-use super::{
-    entry::Entry,
-    health::{Advice, Health},
-};
+use super::entry::Entry;
 use crate::{
     bucket::Bucket,
     clock::{self, Instant},
     keys::{Keys, LOOKS},
     mutex::Mutex,
+    store::Link,
 };
 
 pub(super) struct Shared {
     entries: Mutex<Keys<Arc<str>, Arc<Entry>>>,
     // Keys may come from strangers.
     hasher: ahash::RandomState,
-    health: Mutex<Health>,
+    pub(super) link: Link,
     /// The share of all keys that have no place.
     overflow: Arc<OnceLock<Bucket>>,
-    /// The number of requests to the store.
-    requests: AtomicU64,
 }
 
 impl Shared {
@@ -32,9 +25,8 @@ impl Shared {
         Self {
             entries: Mutex::new(Keys::new()),
             hasher: ahash::RandomState::new(),
-            health: Mutex::default(),
+            link: Link::default(),
             overflow: Arc::default(),
-            requests: AtomicU64::new(0),
         }
     }
 
@@ -57,36 +49,6 @@ impl Shared {
         drop(entries);
         drop(evicted);
         entry
-    }
-
-    pub(super) fn advice(&self, now: Instant) -> Advice {
-        self.health.lock().advice(now)
-    }
-
-    /// Notes that a request is sent to the store.
-    pub(super) fn asks(&self, is_probe: bool) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
-        if is_probe {
-            self.health.lock().probed();
-        }
-    }
-
-    /// Returns whether the store was away.
-    pub(super) fn answered(&self) -> bool {
-        self.health.lock().answered()
-    }
-
-    /// Returns whether the store is away since now.
-    pub(super) fn failed(&self, now: Instant, is_probe: bool, error: Arc<str>) -> bool {
-        self.health.lock().failed(now, is_probe, error)
-    }
-
-    pub(super) fn is_away(&self) -> bool {
-        self.health.lock().is_away()
-    }
-
-    pub(super) fn requests(&self) -> u64 {
-        self.requests.load(Ordering::Relaxed)
     }
 
     /// Returns the number of keys that have a place.

@@ -11,21 +11,20 @@ use tokio::{sync::oneshot, task::unconstrained};
 
 use super::{
     entry::{Entry, Joined, Local, Tokens, Verdict},
-    health::Advice,
     limit::Settings,
     request::send,
-    store::Store,
 };
 use crate::{
     ambient::{self, Unsent},
     bucket::Denied,
     clock::{self, Instant, Sleep},
     outcome::Rejection,
+    store::{Advice, TokenStore},
     telemetry::LayerEvent,
 };
 
 /// A call's wait for the store. It asks and starts its clock at the first poll.
-pub(super) struct Wait<St: Store> {
+pub(super) struct Wait<St: TokenStore> {
     settings: Arc<Settings<St>>,
     entry: Arc<Entry>,
     cost: u32,
@@ -43,7 +42,7 @@ struct Place {
 /// The tokens of a call, or `None` if it needs none.
 type Admission = Result<Option<Tokens>, Rejection>;
 
-impl<St: Store> Drop for Wait<St> {
+impl<St: TokenStore> Drop for Wait<St> {
     fn drop(&mut self) {
         // In case the whole call is dropped along with this wait: the service has not seen it.
         if !self.admitted {
@@ -52,7 +51,7 @@ impl<St: Store> Drop for Wait<St> {
     }
 }
 
-impl<St: Store> Wait<St> {
+impl<St: TokenStore> Wait<St> {
     pub(super) fn new(settings: Arc<Settings<St>>, entry: Arc<Entry>, cost: u32) -> Self {
         Self { settings, entry, cost, place: None, admitted: false }
     }
@@ -98,7 +97,7 @@ impl<St: Store> Wait<St> {
     /// Asks the store, together with the other calls of the key, unless there is a decision without it.
     fn ask(&self, now: Instant) -> Result<Place, Admission> {
         let Self { settings, entry, cost, .. } = self;
-        let error = match settings.limit.shared.advice(now) {
+        let error = match settings.limit.shared.link.advice(now) {
             Advice::Ask => match entry.join(now, *cost, &settings.rules) {
                 Joined::Admitted => return Err(Ok(None)),
                 Joined::Denied(wait) => return Err(Err(self.denied(wait))),

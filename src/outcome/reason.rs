@@ -36,8 +36,8 @@ pub enum Reason {
         /// The highest possible cost.
         burst: u32,
     },
-    /// The store of a rate limit that many processes share is away or slow, and the limit admits no call meanwhile.
-    LimitUnavailable {
+    /// The store that many processes share is away or slow, and the layer admits no call meanwhile.
+    StoreUnavailable {
         /// How the store failed.
         message: Arc<str>,
     },
@@ -126,7 +126,7 @@ pub enum Reason {
 
 impl Reason {
     /// The reason as one word, for events, labels and metrics: `"timed_out"`, `"deadline_exceeded"`, `"circuit_open"`,
-    /// `"overloaded"`, `"rate_limited"`, `"cost_too_high"`, `"limit_unavailable"`, `"no_key"`, `"too_many_keys"`,
+    /// `"overloaded"`, `"rate_limited"`, `"cost_too_high"`, `"store_unavailable"`, `"no_key"`, `"too_many_keys"`,
     /// `"shared"`, `"recursive"`, `"injected"`, `"exhausted"`, `"unavailable"`, `"upload_stalled"`, `"upload_failed"`,
     /// `"draining"`, or the name of a custom reason.
     #[must_use]
@@ -138,7 +138,7 @@ impl Reason {
             Self::Overloaded { .. } => "overloaded",
             Self::RateLimited => "rate_limited",
             Self::CostTooHigh { .. } => "cost_too_high",
-            Self::LimitUnavailable { .. } => "limit_unavailable",
+            Self::StoreUnavailable { .. } => "store_unavailable",
             Self::NoKey => "no_key",
             Self::TooManyKeys { .. } => "too_many_keys",
             Self::Shared { .. } => "shared",

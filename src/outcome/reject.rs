@@ -439,7 +439,7 @@ mod tests {
             (Reason::Injected, None, 503, Some("1")),
             (Reason::Exhausted { max_wait: second }, None, 503, Some("1")),
             (Reason::Unavailable { message: "secret".into() }, None, 503, Some("1")),
-            (Reason::LimitUnavailable { message: "secret".into() }, None, 503, Some("1")),
+            (Reason::StoreUnavailable { message: "secret".into() }, None, 503, Some("1")),
             (Reason::Recursive, None, 500, None),
             (Reason::Shared { message: "secret".into(), class: Class::TRANSIENT }, None, 502, None),
             (Reason::Shared { message: "secret".into(), class: Class::TRANSIENT }, Some(second), 502, Some("1")),

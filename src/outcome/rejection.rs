@@ -159,7 +159,7 @@ impl Rejection {
                 | Reason::Overloaded { .. }
                 | Reason::RateLimited
                 | Reason::CostTooHigh { .. }
-                | Reason::LimitUnavailable { .. }
+                | Reason::StoreUnavailable { .. }
                 | Reason::NoKey
                 | Reason::TooManyKeys { .. }
                 | Reason::Exhausted { .. }
@@ -175,7 +175,7 @@ impl Rejection {
     ///
     /// - A timeout, an injected fault and an unavailable resource are transient failures.
     /// - An open circuit is a failure that no retry helps.
-    /// - A local limit, a shared limit whose store is away, an empty pool, a caller that stops sending and a server
+    /// - A local limit, a store that is away, an empty pool, a caller that stops sending and a server
     ///   that shuts down say nothing about the service. Neither does a caller's deadline, because it may have left the
     ///   service no time.
     /// - A shared failure has the class of the original error, and a custom reason its own class. A class that may have
@@ -192,7 +192,7 @@ impl Rejection {
             | Reason::Overloaded { .. }
             | Reason::RateLimited
             | Reason::CostTooHigh { .. }
-            | Reason::LimitUnavailable { .. }
+            | Reason::StoreUnavailable { .. }
             | Reason::NoKey
             | Reason::TooManyKeys { .. }
             | Reason::Exhausted { .. }
@@ -249,7 +249,7 @@ impl Rejection {
             Reason::Overloaded { .. } => "too many calls are in flight",
             Reason::RateLimited => "the rate limit is exceeded",
             Reason::CostTooHigh { .. } => "the call is larger than the rate limit ever admits",
-            Reason::LimitUnavailable { .. } => "the rate limit is unavailable",
+            Reason::StoreUnavailable { .. } => "the store is unavailable",
             Reason::NoKey => "the request has no key",
             Reason::TooManyKeys { .. } => "too many keys are in use",
             Reason::Shared { .. } => "the shared call failed",
@@ -345,7 +345,7 @@ impl fmt::Display for Rejection {
             Reason::CostTooHigh { cost, burst } => {
                 write!(f, ": the call costs {cost}, and the rate limit never admits more than {burst}")?;
             }
-            Reason::LimitUnavailable { message } => write!(f, ": the store of the rate limit is away: {message}")?,
+            Reason::StoreUnavailable { message } => write!(f, ": the store is away: {message}")?,
             Reason::NoKey => write!(f, ": the request has no key")?,
             Reason::TooManyKeys { max } => write!(f, ": {max} other keys are in use, which is the maximum")?,
             Reason::Shared { message, .. } => write!(f, ": the shared call failed: {message}")?,

@@ -182,7 +182,7 @@ pub enum LayerEvent<'a> {
         /// The two settings and their values.
         error: &'a str,
     },
-    /// The store of a shared rate limit failed, or did not answer in time.
+    /// A [store](crate::store) failed, or did not answer in time.
     StoreFailed {
         /// The store's error.
         error: &'a str,

@@ -53,6 +53,7 @@ mod scope_tasks;
 mod service_laws;
 mod shared_rate_limit;
 mod stack;
+mod store;
 mod stream;
 mod time_limits;
 mod timeout;

@@ -72,7 +72,7 @@ fn too_large() -> Reason {
 }
 
 fn no_limit() -> Reason {
-    Reason::LimitUnavailable { message: "secret".into() }
+    Reason::StoreUnavailable { message: "secret".into() }
 }
 
 fn unavailable() -> Reason {
@@ -168,7 +168,7 @@ async fn a_problem_says_what_rfc_9457_asks_for_and_nothing_internal() {
         (Reason::Overloaded { limit: 7 }, 503, "Service Unavailable", "any: too many calls are in flight"),
         (Reason::RateLimited, 429, "Too Many Requests", "any: the rate limit is exceeded"),
         (too_costly(), 413, "Payload Too Large", "any: the call is larger than the rate limit ever admits"),
-        (no_limit(), 503, "Service Unavailable", "any: the rate limit is unavailable"),
+        (no_limit(), 503, "Service Unavailable", "any: the store is unavailable"),
         (shared(), 502, "Bad Gateway", "any: the shared call failed"),
         (Reason::Recursive, 500, "Internal Server Error", "any: the call would wait for itself"),
         (Reason::Injected, 503, "Service Unavailable", "any: an injected fault"),

@@ -34,8 +34,9 @@ use ziggurat::{
     request_id::RequestIdLayer,
     resource::{Acquire, ResourceLayer},
     retry::RetryLayer,
-    shared_rate_limit::{MemoryStore, Quota, SharedRateLimitLayer, Store, Taken, WhenAway},
+    shared_rate_limit::{SharedRateLimitLayer, WhenAway},
     stack::{ClientSettings, ClientStack, ServerSettings, ServerStack},
+    store::{MemoryStore, Quota, Taken, TokenStore},
     testing::{Act, Law, Script, Scripted, TestTask, laws, laws_with_gauges},
     timeout::TimeoutLayer,
     upload::UploadLayer,
@@ -348,7 +349,10 @@ fn limited<A, P>(
 }
 
 /// Returns a layer over a store, and a gauge of the calls that wait for it.
-fn shared<St: Store>(store: St, when_away: WhenAway) -> (SharedRateLimitLayer<St, &'static str>, impl Fn() -> usize) {
+fn shared<St: TokenStore>(
+    store: St,
+    when_away: WhenAway,
+) -> (SharedRateLimitLayer<St, &'static str>, impl Fn() -> usize) {
     let layer = SharedRateLimitLayer::new(store, "laws", Quota::new(1_000_000, SECOND), when_away);
     let handle = layer.handle();
     (layer, move || handle.waiting())
@@ -357,7 +361,7 @@ fn shared<St: Store>(store: St, when_away: WhenAway) -> (SharedRateLimitLayer<St
 /// A store that cannot be reached.
 struct Away;
 
-impl Store for Away {
+impl TokenStore for Away {
     type Error = &'static str;
 
     async fn take(&self, _: &str, _: RangeInclusive<u32>, _: &Quota) -> Result<Taken, &'static str> {

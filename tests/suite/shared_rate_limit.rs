@@ -19,7 +19,8 @@ use tokio::{
 use tower::{Layer, Service, ServiceExt, limit::ConcurrencyLimitLayer as TowerLimitLayer, service_fn};
 use ziggurat::{
     Error, LayerEvent, LayerInfo, Reason,
-    shared_rate_limit::{MemoryStore, Quota, SharedRateLimitLayer, Store, Taken, WhenAway},
+    shared_rate_limit::{SharedRateLimitLayer, WhenAway},
+    store::{MemoryStore, Quota, Taken, TokenStore},
     testing::{Strict, TestTask},
 };
 
@@ -83,7 +84,7 @@ impl Server {
     }
 }
 
-impl Store for Server {
+impl TokenStore for Server {
     type Error = &'static str;
 
     async fn take(&self, key: &str, tokens: RangeInclusive<u32>, quota: &Quota) -> Result<Taken, &'static str> {
@@ -137,7 +138,7 @@ fn wait<R>(outcome: &Result<R, Failed>) -> Duration {
 /// The message of a rejection because the store is away.
 fn unavailable<R>(outcome: &Result<R, Failed>) -> String {
     let rejection = ziggurat::rejection(outcome).unwrap();
-    let Reason::LimitUnavailable { message } = rejection.reason() else { panic!("{rejection}") };
+    let Reason::StoreUnavailable { message } = rejection.reason() else { panic!("{rejection}") };
     assert!(rejection.is_unprocessed());
     assert_eq!(rejection.status(), 503);
     message.to_string()
@@ -576,7 +577,7 @@ async fn an_observer_hears_of_the_stores_absence_and_return() {
     server.becomes(Behaviour::Answers);
     advance(100 * MILLI).await;
     assert!(call(&limit, 1).await.is_ok() && call(&limit, 1).await.is_err());
-    let away = "shared_rate_limit `api`: the store of the rate limit is away: refused";
+    let away = "shared_rate_limit `api`: the store is away: refused";
     let limited = "shared_rate_limit `api`: the rate limit is exceeded";
     let expected =
         ["store_failed: refused", "answering to away", "queued", away, away, "away to answering", "queued", limited];

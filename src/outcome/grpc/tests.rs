@@ -129,7 +129,7 @@ fn a_rejection_has_a_code_and_says_in_milliseconds_when_to_come_back() {
         (Reason::CostTooHigh { cost: 3, burst: 2 }, 8),
         (Reason::NoKey, 3),
         (Reason::TooManyKeys { max: 1 }, 8),
-        (Reason::LimitUnavailable { message: "secret".into() }, 14),
+        (Reason::StoreUnavailable { message: "secret".into() }, 14),
         (Reason::CircuitOpen, 14),
         (Reason::Shared { message: "secret".into(), class: Class::PERMANENT }, 2),
         (Reason::Shared { message: "secret".into(), class: Class::TRANSIENT }, 14),

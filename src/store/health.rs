@@ -31,7 +31,7 @@ struct Away {
 
 /// Whether a call may ask the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Advice {
+pub(crate) enum Advice {
     Ask,
     /// The store is away, and may be asked again after this time.
     Away {
@@ -63,6 +63,13 @@ impl Health {
     pub(super) fn probed(&mut self) {
         if let Some(away) = &mut self.away {
             away.is_probed = true;
+        }
+    }
+
+    /// The request that was advised is dropped: another call may send one.
+    pub(super) fn not_probed(&mut self) {
+        if let Some(away) = &mut self.away {
+            away.is_probed = false;
         }
     }
 

@@ -1,4 +1,4 @@
-//! The place where processes share a bucket.
+//! The place where processes share buckets of tokens.
 
 use std::{fmt, future::Future, iter::successors, ops::RangeInclusive};
 
@@ -12,7 +12,7 @@ use super::quota::Quota;
 ///
 /// The layer bounds the time of each request and observes errors, panics included, so a store needs no timeout of its
 /// own.
-pub trait Store: Send + Sync + 'static {
+pub trait TokenStore: Send + Sync + 'static {
     /// Why the store could not decide.
     type Error: fmt::Display;
 
@@ -45,7 +45,7 @@ pub trait Store: Send + Sync + 'static {
     }
 }
 
-/// The decision of a [`Store`].
+/// The decision of a [`TokenStore`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Taken {
     /// The tokens were taken.
@@ -69,7 +69,7 @@ pub enum Taken {
 /// division.
 ///
 /// ```
-/// use ziggurat::shared_rate_limit::amounts;
+/// use ziggurat::store::amounts;
 ///
 /// assert_eq!(Vec::from_iter(amounts(&(2..=20))), [20, 10, 5, 2]);
 /// assert_eq!(Vec::from_iter(amounts(&(3..=3))), [3]);

@@ -1,4 +1,4 @@
-//! The rate that a shared limit admits.
+//! The rate of a bucket that processes share.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::bucket::Rate;
 ///
 /// ```
 /// use std::time::Duration;
-/// use ziggurat::shared_rate_limit::Quota;
+/// use ziggurat::store::Quota;
 ///
 /// let quota = Quota::new(100, Duration::from_secs(1)).burst(20);
 /// assert_eq!((quota.capacity(), quota.time(5)), (20, Duration::from_millis(50)));
@@ -70,12 +70,12 @@ impl Quota {
     }
 
     /// Returns whether the other bucket gains tokens faster.
-    pub(super) fn is_slower_than(&self, other: &Self) -> bool {
+    pub(crate) fn is_slower_than(&self, other: &Self) -> bool {
         let product = |quantity: u32, period: Duration| u128::from(quantity) * period.as_nanos();
         product(self.quantity(), other.period()) < product(other.quantity(), self.period())
     }
 
-    pub(super) fn rate(&self) -> Rate {
+    pub(crate) fn rate(&self) -> Rate {
         self.rate
     }
 }

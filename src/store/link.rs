@@ -1,0 +1,111 @@
+//! The link of a layer to its store: requests in bounded time, and whether the store is away.
+
+use std::{
+    fmt,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Waker},
+    time::Duration,
+};
+
+use super::health::{Advice, Health};
+use crate::{
+    caught::caught,
+    clock::{self, Instant},
+    mutex::Mutex,
+    telemetry::{LayerEvent, LayerInfo},
+};
+
+#[derive(Debug, Default)]
+pub(crate) struct Link {
+    health: Mutex<Health>,
+    requests: AtomicU64,
+}
+
+impl Link {
+    /// Returns whether a call may ask the store.
+    pub(crate) fn advice(&self, now: Instant) -> Advice {
+        self.health.lock().advice(now)
+    }
+
+    pub(crate) fn is_away(&self) -> bool {
+        self.health.lock().is_away()
+    }
+
+    /// Returns the number of requests so far.
+    pub(crate) fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Makes a request, and notes whether the store has answered within the timeout.
+    ///
+    /// `is_probe` says that the request was made on [`Advice::Probe`]. A request that is dropped says nothing about the
+    /// store.
+    pub(crate) async fn ask<T, E: fmt::Display>(
+        &self,
+        info: &LayerInfo,
+        timeout: Duration,
+        is_probe: bool,
+        request: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, Arc<str>> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let _probe = is_probe.then(|| Probe::new(&self.health));
+        let error: Arc<str> = match clock::timeout_at(clock::now() + timeout, caught(request)).await {
+            Some(Ok(Ok(answer))) => {
+                self.answered(info);
+                return Ok(answer);
+            }
+            Some(Ok(Err(error))) => error.to_string().into(),
+            Some(Err(panic)) => panic.into(),
+            None => format!("no answer within {timeout:?}").into(),
+        };
+        self.failed(info, is_probe, &error);
+        Err(error)
+    }
+
+    fn answered(&self, info: &LayerInfo) {
+        let was_away = self.health.lock().answered();
+        if was_away {
+            info.emit(LayerEvent::Transition { from: "away", to: "answering" });
+        }
+    }
+
+    /// Notes that a request has failed.
+    pub(crate) fn failed(&self, info: &LayerInfo, is_probe: bool, error: &Arc<str>) {
+        let is_news = self.health.lock().failed(clock::now(), is_probe, Arc::clone(error));
+        info.emit(LayerEvent::StoreFailed { error });
+        if is_news {
+            info.emit(LayerEvent::Transition { from: "answering", to: "away" });
+        }
+    }
+}
+
+/// A request that finds out whether the store is back. Others may follow when it is dropped.
+struct Probe<'a>(&'a Mutex<Health>);
+
+impl<'a> Probe<'a> {
+    fn new(health: &'a Mutex<Health>) -> Self {
+        health.lock().probed();
+        Self(health)
+    }
+}
+
+impl Drop for Probe<'_> {
+    fn drop(&mut self) {
+        self.0.lock().not_probed();
+    }
+}
+
+/// Starts a request that no call drives.
+///
+/// It begins at once, so that a store that answers at once needs no task, and goes on as a task. Panics outside a
+/// runtime if it needs one.
+pub(crate) fn start(request: impl Future<Output = ()> + Send + 'static) {
+    let mut request = Box::pin(request);
+    if request.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+        tokio::spawn(request);
+    }
+}
