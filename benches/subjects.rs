@@ -31,6 +31,7 @@ use ziggurat::{
     drain::DrainLayer,
     fallback::FallbackLayer,
     hedge::HedgeLayer,
+    idempotency::IdempotencyLayer,
     observe::ObserveLayer,
     per_key::PerKeyLayer,
     rate_limit::RateLimitLayer,
@@ -319,6 +320,13 @@ pub fn subjects() -> Vec<Subject> {
         http_subject(
             "http, drain",
             ServiceBuilder::new().map_request(Request::new).layer(DrainLayer::new()).service(asked()),
+        ),
+        http_subject(
+            "http, idempotency without a key",
+            ServiceBuilder::new()
+                .map_request(Request::new)
+                .layer(IdempotencyLayer::new(MemoryStore::new(), |_: &Request<_>| None))
+                .service(asked()),
         ),
         http_subject(
             "http, an upload",

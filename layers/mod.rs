@@ -9,6 +9,7 @@ pub mod context;
 pub mod drain;
 pub mod fallback;
 pub mod hedge;
+pub mod idempotency;
 pub mod idempotency_key;
 pub mod observe;
 pub mod per_key;

@@ -12,3 +12,6 @@ pub(crate) use replay::Allowance;
 pub use replay::ReplayBody;
 pub use until::{BodyEnd, ResponseEnd, Until};
 pub(crate) use verdict::{Said, Verdict, without_trailers};
+
+/// The error of a body that has no error type of its own.
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;

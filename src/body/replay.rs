@@ -9,7 +9,7 @@ use std::{
 use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 
-use super::CopyBody;
+use super::{BoxError, CopyBody};
 use crate::{debug::impl_debug, mutex::Mutex, telemetry::LayerEvent};
 
 mod allowance;
@@ -18,7 +18,7 @@ mod tape;
 
 pub(crate) use allowance::Allowance;
 use place::Place;
-use tape::{BoxError, Polled, Recording, Tape, Turn};
+use tape::{Polled, Recording, Tape, Turn};
 
 /// A body that can be sent again, although it streams only once. Created by
 /// [`ReplayLayer`](crate::replay::ReplayLayer).

@@ -1,7 +1,6 @@
 //! Classifies the end of a body whose response was a success.
 
 use std::{
-    error::Error as StdError,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -9,13 +8,11 @@ use std::{
 use http::HeaderMap;
 use http_body::{Body, Frame};
 
-use super::{End, PollFrame};
+use super::{BoxError, End, PollFrame};
 use crate::{
     debug::impl_debug,
     outcome::{Class, Classify, Rejection},
 };
-
-type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// The verdict of a body's end on its call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

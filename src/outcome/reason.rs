@@ -43,6 +43,15 @@ pub enum Reason {
     },
     /// The request has no key, so that no instance of a layer is its own.
     NoKey,
+    /// The key of the request belongs to another request of the same caller, whose content was different.
+    KeyReused,
+    /// A request with this key is being processed, or was processed and its response was too large to be stored.
+    Duplicate,
+    /// The request body is larger than the layer reads.
+    BodyTooLarge {
+        /// The maximum number of bytes.
+        max: usize,
+    },
     /// All instances of a layer are in use, each by another key.
     TooManyKeys {
         /// The maximum number of keys.
@@ -126,8 +135,8 @@ pub enum Reason {
 
 impl Reason {
     /// The reason as one word, for events, labels and metrics: `"timed_out"`, `"deadline_exceeded"`, `"circuit_open"`,
-    /// `"overloaded"`, `"rate_limited"`, `"cost_too_high"`, `"store_unavailable"`, `"no_key"`, `"too_many_keys"`,
-    /// `"shared"`, `"recursive"`, `"injected"`, `"exhausted"`, `"unavailable"`, `"upload_stalled"`, `"upload_failed"`,
+    /// `"overloaded"`, `"rate_limited"`, `"cost_too_high"`, `"store_unavailable"`, `"no_key"`, `"key_reused"`,
+    /// `"duplicate"`, `"body_too_large"`, `"too_many_keys"`, `"shared"`, `"recursive"`, `"injected"`, `"exhausted"`, `"unavailable"`, `"upload_stalled"`, `"upload_failed"`,
     /// `"draining"`, or the name of a custom reason.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
@@ -140,6 +149,9 @@ impl Reason {
             Self::CostTooHigh { .. } => "cost_too_high",
             Self::StoreUnavailable { .. } => "store_unavailable",
             Self::NoKey => "no_key",
+            Self::KeyReused => "key_reused",
+            Self::Duplicate => "duplicate",
+            Self::BodyTooLarge { .. } => "body_too_large",
             Self::TooManyKeys { .. } => "too_many_keys",
             Self::Shared { .. } => "shared",
             Self::Recursive => "recursive",

@@ -161,6 +161,8 @@ impl Rejection {
                 | Reason::CostTooHigh { .. }
                 | Reason::StoreUnavailable { .. }
                 | Reason::NoKey
+                | Reason::KeyReused
+                | Reason::BodyTooLarge { .. }
                 | Reason::TooManyKeys { .. }
                 | Reason::Exhausted { .. }
                 | Reason::Unavailable { .. }
@@ -194,6 +196,9 @@ impl Rejection {
             | Reason::CostTooHigh { .. }
             | Reason::StoreUnavailable { .. }
             | Reason::NoKey
+            | Reason::KeyReused
+            | Reason::Duplicate
+            | Reason::BodyTooLarge { .. }
             | Reason::TooManyKeys { .. }
             | Reason::Exhausted { .. }
             | Reason::UploadStalled { .. }
@@ -214,7 +219,9 @@ impl Rejection {
     /// |---|---|
     /// | timeout or deadline | 504 |
     /// | rate limit | 429 |
-    /// | cost that exceeds the burst of a rate limit | 413 |
+    /// | cost that exceeds the burst of a rate limit, or request body that is too large | 413 |
+    /// | key of another request | 422 |
+    /// | duplicate of a request | 409 |
     /// | stalled request body | 408 |
     /// | failed request body, or a request without a key | 400 |
     /// | failure of a shared call | 502 (if that call was rejected, its rejection keeps its own status) |
@@ -226,7 +233,9 @@ impl Rejection {
         match self.inner.reason {
             Reason::TimedOut { .. } | Reason::DeadlineExceeded { .. } => StatusCode::GATEWAY_TIMEOUT,
             Reason::RateLimited => StatusCode::TOO_MANY_REQUESTS,
-            Reason::CostTooHigh { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Reason::CostTooHigh { .. } | Reason::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Reason::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
+            Reason::Duplicate => StatusCode::CONFLICT,
             Reason::UploadStalled { .. } => StatusCode::REQUEST_TIMEOUT,
             Reason::UploadFailed { .. } | Reason::NoKey => StatusCode::BAD_REQUEST,
             Reason::Shared { .. } => StatusCode::BAD_GATEWAY,
@@ -251,6 +260,9 @@ impl Rejection {
             Reason::CostTooHigh { .. } => "the call is larger than the rate limit ever admits",
             Reason::StoreUnavailable { .. } => "the store is unavailable",
             Reason::NoKey => "the request has no key",
+            Reason::KeyReused => "the key belongs to another request",
+            Reason::Duplicate => "the same request is being processed, or has been",
+            Reason::BodyTooLarge { .. } => "the request body is too large",
             Reason::TooManyKeys { .. } => "too many keys are in use",
             Reason::Shared { .. } => "the shared call failed",
             Reason::Recursive => "the call would wait for itself",
@@ -347,6 +359,11 @@ impl fmt::Display for Rejection {
             }
             Reason::StoreUnavailable { message } => write!(f, ": the store is away: {message}")?,
             Reason::NoKey => write!(f, ": the request has no key")?,
+            Reason::KeyReused => write!(f, ": the key belongs to another request of the caller")?,
+            Reason::Duplicate => {
+                write!(f, ": the same request is being processed, or its response was too large to be stored")?;
+            }
+            Reason::BodyTooLarge { max } => write!(f, ": the request body is larger than {max} bytes")?,
             Reason::TooManyKeys { max } => write!(f, ": {max} other keys are in use, which is the maximum")?,
             Reason::Shared { message, .. } => write!(f, ": the shared call failed: {message}")?,
             Reason::Recursive => {

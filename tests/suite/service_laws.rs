@@ -8,9 +8,9 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response, Uri, request::Parts};
+use http::{Method, Request, Response, Uri, request::Parts};
 use tokio::sync::Semaphore;
-use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn, util::MapRequestLayer};
 use ziggurat::{
     Budget, Error, HttpStatus, Rejection, Scope,
     batch::BatchLayer,
@@ -24,6 +24,7 @@ use ziggurat::{
     fallback::{Backup, Failed, FallbackLayer},
     headers::TimeoutHeader,
     hedge::HedgeLayer,
+    idempotency::IdempotencyLayer,
     idempotency_key::IdempotencyKeyLayer,
     observe::ObserveLayer,
     per_key::{PerKeyLayer, Unkeyed},
@@ -240,6 +241,14 @@ these_keep_to_the_laws! {
     /// Shows: X8
     identity_in_a_scope: laws(|| (ContextLayer::new(around()), RequestIdLayer::new()));
     idempotency_key: laws(IdempotencyKeyLayer::new);
+    idempotency_of_requests_without_a_key: laws(|| idempotent(Some("caller")));
+    /// Shows: Y2
+    idempotency_that_requires_a_key: laws(|| idempotent(Some("caller")).required()).rejects(|_| {
+        Request::post("/").body(String::new()).unwrap()
+    });
+    // The handler runs on a task of its own: it outlives its caller, and reaches the service later than the laws assume.
+    idempotency: laws(|| (with_key(), idempotent(Some("caller")))).except(Law::Release).except(Law::Wakes);
+    idempotency_of_nobody: laws(|| (with_key(), idempotent(None)));
     upload: laws(|| UploadLayer::new(SECOND));
     upload_around_a_limit: laws(|| (UploadLayer::new(SECOND), TimeoutLayer::new(MINUTE)));
     propagate: laws(PropagateLayer::new);
@@ -346,6 +355,22 @@ fn limited<A, P>(
 ) -> (ConcurrencyLimitLayer<ResponseEnd, A, P>, impl Fn() -> (usize, usize)) {
     let gate = limit.handle();
     (limit, move || (gate.in_flight(), gate.waiting()))
+}
+
+fn idempotent(
+    caller: Option<&'static str>,
+) -> IdempotencyLayer<MemoryStore, impl Fn(&Request<String>) -> Option<String> + Clone> {
+    IdempotencyLayer::new(MemoryStore::new(), move |_: &Request<String>| caller.map(str::to_owned))
+}
+
+/// Makes a `POST` of each request, with its body as the key.
+fn with_key() -> MapRequestLayer<fn(Request<String>) -> Request<String>> {
+    MapRequestLayer::new(|mut request| {
+        let key = request.body().parse().unwrap();
+        request.headers_mut().insert("idempotency-key", key);
+        *request.method_mut() = Method::POST;
+        request
+    })
 }
 
 /// Returns a layer over a store, and a gauge of the calls that wait for it.
@@ -490,6 +515,7 @@ fn every_service_gives_access_to_the_one_inside() {
         DrainLayer::new();
         FallbackLayer::value(());
         IdempotencyKeyLayer::new();
+        IdempotencyLayer::new(MemoryStore::new(), |_: &Request<()>| None);
         HedgeLayer::after(SECOND);
         ObserveLayer::new();
         PerKeyLayer::new(|_: &Vec<u8>| Ok(0), |_| TimeoutLayer::new(SECOND));

@@ -17,9 +17,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::Frame;
 
-use super::allowance::Allowance;
-
-pub(super) type BoxError = Box<dyn StdError + Send + Sync>;
+use super::{super::BoxError, allowance::Allowance};
 
 /// The shared state, where `I` is the body that the attempts read. The body belongs to the attempt that was the latest
 /// to request it for the first time.

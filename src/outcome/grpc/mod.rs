@@ -61,6 +61,7 @@ pub(crate) mod code {
     pub(crate) const DEADLINE_EXCEEDED: i32 = 4;
     pub(crate) const PERMISSION_DENIED: i32 = 7;
     pub(crate) const RESOURCE_EXHAUSTED: i32 = 8;
+    pub(crate) const ABORTED: i32 = 10;
     pub(crate) const UNIMPLEMENTED: i32 = 12;
     pub(crate) const INTERNAL: i32 = 13;
     pub(crate) const UNAVAILABLE: i32 = 14;
@@ -96,9 +97,11 @@ impl Rejection {
             Reason::Overloaded { .. }
             | Reason::RateLimited
             | Reason::CostTooHigh { .. }
+            | Reason::BodyTooLarge { .. }
             | Reason::TooManyKeys { .. }
             | Reason::Exhausted { .. } => code::RESOURCE_EXHAUSTED,
-            Reason::NoKey => code::INVALID_ARGUMENT,
+            Reason::NoKey | Reason::KeyReused => code::INVALID_ARGUMENT,
+            Reason::Duplicate => code::ABORTED,
             // The caller gave up the call.
             Reason::UploadStalled { .. } | Reason::UploadFailed { .. } => code::CANCELLED,
             // Clients retry `UNAVAILABLE`.

@@ -1,0 +1,180 @@
+//! The bodies inside and outside the layer.
+
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, Bytes};
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tokio::sync::mpsc;
+
+use super::flight::Interest;
+use crate::body::BoxError;
+
+pin_project! {
+    /// The body of a request inside the layer, and of a response outside of it.
+    ///
+    /// It is that of the client or of the handler as it is, or one whose content is known: a request body that was
+    /// read for its fingerprint, or a stored response. The [`Default`] body is empty.
+    pub struct IdempotentBody<B> {
+        #[pin]
+        state: State<B>,
+    }
+}
+
+pin_project! {
+    #[project = StateProjection]
+    enum State<B> {
+        Inner { #[pin] body: B },
+        Known { data: Bytes, trailers: Option<HeaderMap> },
+        // The frames come from the task that runs the handler.
+        Recorded { parts: mpsc::UnboundedReceiver<Part<B>>, left: SizeHint, interest: Interest },
+        // The response is larger than the layer stores, and no longer recorded.
+        Rest { body: Pin<Box<B>> },
+        Ended,
+    }
+}
+
+/// A message of the task that records a response.
+pub(super) enum Part<B> {
+    Frame(Frame<Bytes>),
+    Failed(BoxError),
+    Rest(Pin<Box<B>>),
+    End,
+}
+
+/// The task that recorded a response is gone, because its runtime or its scope has ended.
+#[derive(Debug)]
+struct Lost;
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the handler was dropped before its response ended")
+    }
+}
+
+impl std::error::Error for Lost {}
+
+impl<B> IdempotentBody<B> {
+    pub(super) fn inner(body: B) -> Self {
+        Self { state: State::Inner { body } }
+    }
+
+    pub(super) fn known(data: Bytes, trailers: Option<HeaderMap>) -> Self {
+        Self { state: State::Known { data, trailers } }
+    }
+
+    /// The body of the caller that a handler runs for. `left` is the size of the whole.
+    pub(super) fn recorded(parts: mpsc::UnboundedReceiver<Part<B>>, left: SizeHint, interest: Interest) -> Self {
+        Self { state: State::Recorded { parts, left, interest } }
+    }
+}
+
+/// Polls a frame of a body of any kind.
+pub(super) fn poll_frame<B>(body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>>
+where
+    B: Body<Error: Into<BoxError>>,
+{
+    let frame = ready!(body.poll_frame(cx));
+    let whole = |frame: Frame<B::Data>| frame.map_data(|mut data| data.copy_to_bytes(data.remaining()));
+    Poll::Ready(frame.map(|frame| frame.map(whole).map_err(Into::into)))
+}
+
+impl<B: Body<Error: Into<BoxError>>> Body for IdempotentBody<B> {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let mut state = self.project().state;
+        loop {
+            let part = match state.as_mut().project() {
+                StateProjection::Inner { body } => return poll_frame(body, cx),
+                StateProjection::Rest { body } => return poll_frame(body.as_mut(), cx),
+                StateProjection::Known { data, trailers } => {
+                    let data = std::mem::take(data);
+                    let frame =
+                        if data.is_empty() { trailers.take().map(Frame::trailers) } else { Some(Frame::data(data)) };
+                    return Poll::Ready(frame.map(Ok));
+                }
+                StateProjection::Ended => return Poll::Ready(None),
+                StateProjection::Recorded { parts, left, .. } => {
+                    let part = ready!(parts.poll_recv(cx)).unwrap_or_else(|| Part::Failed(Lost.into()));
+                    if let Part::Frame(frame) = &part {
+                        reduce(left, frame.data_ref().map_or(0, Bytes::len));
+                    }
+                    part
+                }
+            };
+            match part {
+                Part::Frame(frame) => return Poll::Ready(Some(Ok(frame))),
+                Part::Rest(body) => state.set(State::Rest { body }),
+                Part::End => state.set(State::Ended),
+                Part::Failed(error) => {
+                    state.set(State::Ended);
+                    return Poll::Ready(Some(Err(error)));
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.state {
+            State::Inner { body } => body.is_end_stream(),
+            State::Rest { body } => body.is_end_stream(),
+            State::Known { data, trailers } => data.is_empty() && trailers.is_none(),
+            State::Recorded { .. } => false,
+            State::Ended => true,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.state {
+            State::Inner { body } => body.size_hint(),
+            State::Rest { body } => body.size_hint(),
+            State::Known { data, .. } => SizeHint::with_exact(data.len() as u64),
+            State::Recorded { left, .. } => *left,
+            State::Ended => SizeHint::with_exact(0),
+        }
+    }
+}
+
+/// Subtracts the bytes that have gone.
+fn reduce(left: &mut SizeHint, gone: usize) {
+    let gone = gone as u64;
+    let upper = left.upper().map(|upper| upper.saturating_sub(gone));
+    let lower = left.lower().saturating_sub(gone);
+    *left = SizeHint::new();
+    left.set_lower(lower);
+    if let Some(upper) = upper {
+        left.set_upper(upper.max(lower));
+    }
+}
+
+impl<B> Default for IdempotentBody<B> {
+    fn default() -> Self {
+        Self::known(Bytes::new(), None)
+    }
+}
+
+impl<B> From<String> for IdempotentBody<B> {
+    fn from(text: String) -> Self {
+        Self::known(text.into(), None)
+    }
+}
+
+impl<B> fmt::Debug for IdempotentBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match &self.state {
+            State::Inner { .. } => "inner",
+            State::Known { .. } => "known",
+            State::Recorded { .. } => "recorded",
+            State::Rest { .. } => "rest",
+            State::Ended => "ended",
+        };
+        f.debug_struct("IdempotentBody").field("state", &state).finish()
+    }
+}
