@@ -36,6 +36,8 @@
 //! | `hyper_client`, `hyper_client_h2`, `reqwest_client`, `tonic_client` | clients |
 //! | `reverse_proxy` | a server and a client at once |
 //! | `plain_function` | a stack around an async function, kept in a struct |
+//! | `tokens_per_minute` | requests and tokens of a language model: reserved by an estimate, and settled at the end |
+//! | `idempotency` | a `POST` that a client sends twice, and an axum server processes once |
 //! | `own_layer` | a custom layer that uses the crate's vocabulary |
 
 /// Adds a page of `docs/`. The links of a page are reference links: the definitions at its end lead to files, for
