@@ -20,6 +20,7 @@ pub mod replay;
 pub mod request_id;
 pub mod resource;
 pub mod retry;
+pub mod shared_cache;
 pub mod shared_rate_limit;
 pub mod timeout;
 pub mod upload;

@@ -17,6 +17,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use bytes::Bytes;
 use redis::{
     AsyncTypedCommands, Client, Cmd, Pipeline, RedisFuture, Value,
     aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig},
@@ -28,6 +29,7 @@ use tokio::{
 use tower::{Layer, ServiceExt, service_fn};
 use ziggurat::{
     Error, Reason,
+    shared_cache::SharedCacheLayer,
     shared_rate_limit::{SharedRateLimitLayer, WhenAway},
     store::{Quota, RedisStore, Taken, TokenStore, ValueStore},
 };
@@ -465,6 +467,85 @@ fn two_processes_share_one_limit() {
     assert_eq!(is_fast, skew);
     let bound = bound(begin.elapsed(), 2, 0);
     assert!(total >= BURST && total <= bound, "{total} of {bound}");
+}
+
+// === A shared cache ===
+
+/// Shows: M2
+#[test]
+fn a_shared_cache_survives_a_server_that_is_paused_killed_and_restarted() {
+    with_server(async |mut server| {
+        let codec = (
+            |number: &u64| Some(Bytes::from(number.to_string())),
+            |bytes: Bytes| {
+                std::str::from_utf8(&bytes)
+                    .map_err(|error| error.to_string())?
+                    .parse()
+                    .map_err(|_| "no number".to_owned())
+            },
+        );
+        let calls = Arc::new(AtomicU64::new(0));
+        let service = {
+            let calls = Arc::clone(&calls);
+            service_fn(move |()| {
+                let call = calls.fetch_add(1, Ordering::Relaxed) + 1;
+                async move { Ok::<_, Error<String>>(call) }
+            })
+        };
+        let mut layers = Vec::new();
+        for _ in 0..2 {
+            layers.push(SharedCacheLayer::new(RedisStore::new(server.connect().await), DAY, "key", codec));
+        }
+        let call = async |process: usize| {
+            let begin = Instant::now();
+            let response = layers[process].layer(service.clone()).oneshot(()).await.unwrap();
+            assert!(begin.elapsed() < 5 * SECOND, "a call took {:?}", begin.elapsed());
+            response
+        };
+        let shared = async || {
+            let begin = Instant::now();
+            // A task stores it.
+            while call(0).await != call(1).await {
+                assert!(begin.elapsed() < LONG);
+                sleep(5 * MILLI).await;
+            }
+            call(0).await
+        };
+        let is_away = async |process: usize, is_away: bool| {
+            let begin = Instant::now();
+            while layers[process].handle().is_away() != is_away {
+                assert!(begin.elapsed() < LONG);
+                call(process).await;
+                sleep(5 * MILLI).await;
+            }
+        };
+        let first = shared().await;
+        server.signal("STOP");
+        for process in 0..2 {
+            is_away(process, true).await;
+            assert_ne!(call(process).await, first);
+        }
+        server.signal("CONT");
+        for process in 0..2 {
+            is_away(process, false).await;
+        }
+        assert_eq!(shared().await, first);
+
+        layers[0].handle().remove("key").await.unwrap();
+        assert!(shared().await > first);
+
+        server.kill();
+        for process in 0..2 {
+            is_away(process, true).await;
+        }
+        assert!(layers[0].handle().remove("key").await.is_err());
+        let before = calls.load(Ordering::Relaxed);
+        server.restart();
+        for process in 0..2 {
+            is_away(process, false).await;
+        }
+        assert!(shared().await > before, "the server has lost its data");
+    });
 }
 
 // === Failures under load ===

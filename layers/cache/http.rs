@@ -34,7 +34,7 @@ use crate::outcome::{Class, Classify, HttpStatus};
 ///   `If-Unmodified-Since`
 /// - requests with cache directives of their own: `Cache-Control`, `Pragma`
 /// - requests with several `Host` headers, with a `Host` that is unreadable or differs from the authority of the URI,
-///   or with a user name in the authority
+///   or with a user name or a separator (`/`, `?`, `#`, `\`) in the authority
 ///
 /// A key is cheap: it refers to the parts of the request and does not allocate. If responses depend on more than the
 /// key, such as a header for which the service sends no `Vary`, combine it with your own key:
@@ -60,7 +60,8 @@ pub fn http_key<B>(request: &Request<B>) -> Option<HttpKey> {
     let is_one =
         uri.authority().is_none_or(|authority| host.is_none() || authority.as_str().eq_ignore_ascii_case(named));
     let key = HttpKey { uri, host };
-    (is_one && hosts.next().is_none() && !key.authority().contains('@')).then_some(key)
+    let is_plain = !key.authority().contains(['@', '/', '\\', '?', '#']);
+    (is_one && hosts.next().is_none() && is_plain).then_some(key)
 }
 
 const WITHOUT_A_KEY: [HeaderName; 13] = [
@@ -81,7 +82,8 @@ const WITHOUT_A_KEY: [HeaderName; 13] = [
 
 /// The key that [`http_key`] makes from a request.
 ///
-/// Two keys are equal if the scheme, the authority (ignoring case), the path and the query are equal.
+/// Two keys are equal if the scheme, the authority (ignoring case), the path and the query are equal. Keys that differ
+/// in one of them have different texts ([`Display`](fmt::Display)), so a text can be the key in a store.
 #[derive(Clone)]
 pub struct HttpKey {
     uri: Uri,

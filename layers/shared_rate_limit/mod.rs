@@ -143,7 +143,6 @@
 mod entry;
 mod future;
 mod handle;
-mod key;
 mod lease;
 mod limit;
 mod request;
@@ -167,7 +166,7 @@ use self::{
     shared::Shared,
     wait::Wait,
 };
-pub use self::{future::ResponseFuture, handle::SharedRateLimitHandle, key::Key, limit::WhenAway};
+pub use self::{future::ResponseFuture, handle::SharedRateLimitHandle, limit::WhenAway};
 use crate::{
     accessors::inner_accessors,
     bucket::Denied,
@@ -176,7 +175,7 @@ use crate::{
     keep::keep_while,
     outcome::Reject,
     setting::Setting,
-    store::{Quota, TokenStore},
+    store::{Key, Quota, TokenStore},
     telemetry::{layer_info, layer_setters},
 };
 #[cfg(doc)]

@@ -1,13 +1,9 @@
 //! A call's wait for the store.
 
 use std::{
-    future::Future,
-    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, ready},
 };
-
-use tokio::{sync::oneshot, task::unconstrained};
 
 use super::{
     entry::{Entry, Joined, Local, Tokens, Verdict},
@@ -17,9 +13,9 @@ use super::{
 use crate::{
     ambient::{self, Unsent},
     bucket::Denied,
-    clock::{self, Instant, Sleep},
+    clock::{self, Instant},
     outcome::Rejection,
-    store::{Advice, TokenStore},
+    store::{Advice, Awaited, TokenStore},
     telemetry::LayerEvent,
 };
 
@@ -29,14 +25,8 @@ pub(super) struct Wait<St: TokenStore> {
     entry: Arc<Entry>,
     cost: u32,
     // None: it has not asked.
-    place: Option<Place>,
+    verdict: Option<Awaited<Verdict>>,
     admitted: bool,
-}
-
-struct Place {
-    verdict: oneshot::Receiver<Verdict>,
-    // Boxed, so that a call that does not wait does not pay for its size.
-    timer: Pin<Box<Sleep>>,
 }
 
 /// The tokens of a call, or `None` if it needs none.
@@ -53,37 +43,29 @@ impl<St: TokenStore> Drop for Wait<St> {
 
 impl<St: TokenStore> Wait<St> {
     pub(super) fn new(settings: Arc<Settings<St>>, entry: Arc<Entry>, cost: u32) -> Self {
-        Self { settings, entry, cost, place: None, admitted: false }
+        Self { settings, entry, cost, verdict: None, admitted: false }
     }
 
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Admission> {
-        let polled = self.poll_place(cx);
+        let polled = self.poll_verdict(cx);
         match polled {
             // A circuit breaker outside checks again when the call is admitted.
             Poll::Pending => ambient::set(Unsent(true)),
-            Poll::Ready(_) => self.place = None,
+            Poll::Ready(_) => self.verdict = None,
         }
         self.admitted = matches!(polled, Poll::Ready(Ok(_)));
         polled
     }
 
-    fn poll_place(&mut self, cx: &mut Context<'_>) -> Poll<Admission> {
-        let place = match &mut self.place {
-            Some(place) => place,
+    fn poll_verdict(&mut self, cx: &mut Context<'_>) -> Poll<Admission> {
+        let verdict = match &mut self.verdict {
+            Some(verdict) => verdict,
             None => match self.ask(clock::now()) {
-                Ok(place) => self.place.insert(place),
+                Ok(verdict) => self.verdict.insert(verdict),
                 Err(decided) => return Poll::Ready(decided),
             },
         };
-        // Outside the task's budget, as the timer is: an answer that is there comes first.
-        let verdict = match pin!(unconstrained(&mut place.verdict)).poll(cx) {
-            Poll::Ready(verdict) => verdict.ok(),
-            Poll::Pending => {
-                ready!(place.timer.as_mut().poll(cx));
-                None
-            }
-        };
-        Poll::Ready(match verdict {
+        Poll::Ready(match ready!(verdict.poll(cx)) {
             Some(Verdict::Granted(tokens)) => Ok(Some(tokens)),
             Some(Verdict::Denied(wait)) => Err(self.denied(wait)),
             Some(Verdict::Away(error)) => self.without_store(clock::now(), error),
@@ -95,7 +77,7 @@ impl<St: TokenStore> Wait<St> {
     }
 
     /// Asks the store, together with the other calls of the key, unless there is a decision without it.
-    fn ask(&self, now: Instant) -> Result<Place, Admission> {
+    fn ask(&self, now: Instant) -> Result<Awaited<Verdict>, Admission> {
         let Self { settings, entry, cost, .. } = self;
         let error = match settings.limit.shared.link.advice(now) {
             Advice::Ask => match entry.join(now, *cost, &settings.rules) {
@@ -106,7 +88,7 @@ impl<St: TokenStore> Wait<St> {
                         send(settings, entry, ask, false);
                     }
                     settings.info.emit(LayerEvent::Queued);
-                    return Ok(Place { verdict, timer: Box::pin(clock::sleep(settings.rules.timeout)) });
+                    return Ok(Awaited::new(verdict, now + settings.rules.timeout));
                 }
             },
             Advice::Away { error, .. } => error,

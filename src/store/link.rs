@@ -3,18 +3,21 @@
 use std::{
     fmt,
     future::Future,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Waker},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
+
+use tokio::{sync::oneshot, task::unconstrained};
 
 use super::health::{Advice, Health};
 use crate::{
     caught::caught,
-    clock::{self, Instant},
+    clock::{self, Instant, Sleep},
     mutex::Mutex,
     telemetry::{LayerEvent, LayerInfo},
 };
@@ -107,5 +110,30 @@ pub(crate) fn start(request: impl Future<Output = ()> + Send + 'static) {
     let mut request = Box::pin(request);
     if request.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
         tokio::spawn(request);
+    }
+}
+
+/// A call's wait for the answer to a request that it does not drive.
+pub(crate) struct Awaited<T> {
+    answer: oneshot::Receiver<T>,
+    end: Instant,
+    // Boxed, so that a call that does not wait does not pay for its size.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl<T> Awaited<T> {
+    /// Waits for this answer, until `end` at most.
+    pub(crate) fn new(answer: oneshot::Receiver<T>, end: Instant) -> Self {
+        Self { answer, end, timer: None }
+    }
+
+    /// Returns the answer, or `None` if there is none in time, or the request was dropped.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<T>> {
+        // Outside the task's budget, as the timer is: an answer that is there comes first.
+        if let Poll::Ready(answer) = pin!(unconstrained(&mut self.answer)).poll(cx) {
+            return Poll::Ready(answer.ok());
+        }
+        let timer = self.timer.get_or_insert_with(|| Box::pin(clock::sleep_until(self.end)));
+        timer.as_mut().poll(cx).map(|()| None)
     }
 }

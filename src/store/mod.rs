@@ -43,7 +43,9 @@
 //! # }
 //! ```
 
+mod codec;
 mod health;
+mod key;
 mod link;
 mod memory;
 mod quota;
@@ -55,13 +57,15 @@ mod values;
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use self::redis::RedisStore;
-pub(crate) use self::{
-    health::Advice,
-    link::{Link, start},
-};
 pub use self::{
+    codec::Codec,
+    key::Key,
     memory::MemoryStore,
     quota::Quota,
     tokens::{Taken, TokenStore, amounts},
     values::ValueStore,
+};
+pub(crate) use self::{
+    health::Advice,
+    link::{Awaited, Link, start},
 };

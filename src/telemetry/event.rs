@@ -28,6 +28,7 @@ use crate::outcome::{Class, Rejection};
 /// | [`Injected`](LayerEvent::Injected) | `injected` | INFO | `reason` |
 /// | [`SettingsRefused`](LayerEvent::SettingsRefused) | `settings_refused` | WARN | `error` |
 /// | [`StoreFailed`](LayerEvent::StoreFailed) | `store_failed` | WARN | `error` |
+/// | [`NotDecoded`](LayerEvent::NotDecoded) | `not_decoded` | WARN | `error` |
 /// | [`HandlerFailed`](LayerEvent::HandlerFailed) | `handler_failed` | WARN | `of`, `error` |
 /// | [`HandlerLagged`](LayerEvent::HandlerLagged) | `handler_lagged` | WARN | `of`, `missed` |
 /// | [`Reclaimed`](LayerEvent::Reclaimed) | `reclaimed` | WARN | `permits` |
@@ -187,6 +188,11 @@ pub enum LayerEvent<'a> {
         /// The store's error.
         error: &'a str,
     },
+    /// A value from a [store](crate::store) could not be decoded, and was ignored.
+    NotDecoded {
+        /// The decoder's error.
+        error: &'a str,
+    },
     /// A handler of an [`EventBus`](crate::EventBus) failed or panicked. It continues with the next event.
     HandlerFailed {
         /// The type of the event.
@@ -245,6 +251,7 @@ impl LayerEvent<'_> {
             Self::Stored => "stored",
             Self::SettingsRefused { .. } => "settings_refused",
             Self::StoreFailed { .. } => "store_failed",
+            Self::NotDecoded { .. } => "not_decoded",
             Self::HandlerFailed { .. } => "handler_failed",
             Self::HandlerLagged { .. } => "handler_lagged",
             Self::Started => "started",

@@ -59,6 +59,7 @@ impl Counters {
             }
             LayerEvent::SettingsRefused { .. }
             | LayerEvent::StoreFailed { .. }
+            | LayerEvent::NotDecoded { .. }
             | LayerEvent::Reclaimed { .. }
             | LayerEvent::Retrying { .. }
             | LayerEvent::Recovered { .. }

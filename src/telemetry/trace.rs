@@ -41,6 +41,7 @@ macro_rules! trace_to {
                 LayerEvent::Stored => tell!(trace, $target, info, "stored"),
                 LayerEvent::SettingsRefused { error } => tell!(warn, $target, info, "settings_refused", error),
                 LayerEvent::StoreFailed { error } => tell!(warn, $target, info, "store_failed", error),
+                LayerEvent::NotDecoded { error } => tell!(warn, $target, info, "not_decoded", error),
                 LayerEvent::HandlerFailed { of, error } => tell!(warn, $target, info, "handler_failed", of, error),
                 LayerEvent::HandlerLagged { of, missed } => tell!(warn, $target, info, "handler_lagged", of, missed),
                 LayerEvent::Started => tell!(trace, $target, info, "started"),

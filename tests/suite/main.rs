@@ -52,6 +52,7 @@ mod scope_programs;
 mod scope_runtimes;
 mod scope_tasks;
 mod service_laws;
+mod shared_cache;
 mod shared_rate_limit;
 mod stack;
 mod store;

@@ -8,7 +8,8 @@ use std::{
     time::Duration,
 };
 
-use http::{Method, Request, Response, Uri, request::Parts};
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, Uri, request::Parts};
 use tokio::sync::Semaphore;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn, util::MapRequestLayer};
 use ziggurat::{
@@ -35,9 +36,10 @@ use ziggurat::{
     request_id::RequestIdLayer,
     resource::{Acquire, ResourceLayer},
     retry::RetryLayer,
+    shared_cache::SharedCacheLayer,
     shared_rate_limit::{SharedRateLimitLayer, WhenAway},
     stack::{ClientSettings, ClientStack, ServerSettings, ServerStack},
-    store::{MemoryStore, Quota, Taken, TokenStore},
+    store::{MemoryStore, Quota, Taken, TokenStore, ValueStore},
     testing::{Act, Law, Script, Scripted, TestTask, laws, laws_with_gauges},
     timeout::TimeoutLayer,
     upload::UploadLayer,
@@ -148,6 +150,11 @@ these_keep_to_the_laws! {
     cache_that_is_passed_by: laws(|| CacheLayer::new(1, MINUTE, |_: &Request<String>| None::<Uri>));
     cache_that_answers_stale_if_error: laws(|| cached().stale_if_error(DAY)).stateful();
     cache_that_revalidates: laws(|| cached().stale_while_revalidate(DAY)).stateful().except(Law::Release);
+    /// Shows: M2
+    shared_cache: laws(|| in_store(MemoryStore::new())).stateful();
+    shared_cache_that_stores_nothing: laws(|| in_store(MemoryStore::new().max_bytes(0)));
+    shared_cache_whose_store_is_away: laws(|| in_store(Away));
+    shared_cache_that_is_passed_by: laws(|| SharedCacheLayer::new(MemoryStore::new(), MINUTE, |_: &Request<String>| None::<String>, HTTP_CODEC));
     /// Shows: P7
     batch: laws(|| batched(BatchLayer::new(1, SECOND))).over(|n| n, |n| n, |answer: &u64| *answer);
     // These share a call: if it hangs for one caller, it hangs for all of them.
@@ -338,6 +345,9 @@ fn the_call_is_gone_before_its_answer_is_handed_out() {
     check("hedge", HedgeLayer::after(SECOND).layer(holding()), &held);
     check("fallback", FallbackLayer::value(()).layer(holding()), &held);
     check("cache", CacheLayer::new(1, MINUTE, key).layer(holding()), &held);
+    let codec = (|(): &()| Some(Bytes::new()), |_: Bytes| Ok::<_, String>(()));
+    let shared = SharedCacheLayer::new(MemoryStore::new(), MINUTE, "key", codec);
+    check("shared cache", shared.layer(holding()), &held);
 }
 
 /// A first failure earns a retry for the second one.
@@ -383,8 +393,51 @@ fn shared<St: TokenStore>(
     (layer, move || handle.waiting())
 }
 
+type HttpCodec = (fn(&Response<String>) -> Option<Bytes>, fn(Bytes) -> Result<Response<String>, &'static str>);
+
+/// The responses of the laws have their number in a header.
+const HTTP_CODEC: HttpCodec = (
+    |response| Some(Bytes::copy_from_slice(response.headers().get("x-number")?.as_bytes())),
+    |bytes| {
+        let number = HeaderValue::from_maybe_shared(bytes).map_err(|_| "no number")?;
+        let mut response = Response::default();
+        response.headers_mut().insert("x-number", number);
+        Ok(response)
+    },
+);
+
+type InStore<St> = SharedCacheLayer<St, fn(&Request<String>) -> String, HttpCodec>;
+
+fn in_store<St: ValueStore>(store: St) -> InStore<St> {
+    SharedCacheLayer::new(store, MINUTE, |request: &Request<String>| request.uri().to_string(), HTTP_CODEC)
+}
+
 /// A store that cannot be reached.
 struct Away;
+
+impl ValueStore for Away {
+    type Error = &'static str;
+
+    async fn get(&self, _: &str) -> Result<Option<Bytes>, &'static str> {
+        Err("refused")
+    }
+
+    async fn put(&self, _: &str, _: Bytes, _: Duration) -> Result<(), &'static str> {
+        Err("refused")
+    }
+
+    async fn put_new(&self, _: &str, _: Bytes, _: Duration) -> Result<Option<Bytes>, &'static str> {
+        Err("refused")
+    }
+
+    async fn replace(&self, _: &str, _: &[u8], _: Option<Bytes>, _: Duration) -> Result<bool, &'static str> {
+        Err("refused")
+    }
+
+    async fn remove(&self, _: &str) -> Result<(), &'static str> {
+        Err("refused")
+    }
+}
 
 impl TokenStore for Away {
     type Error = &'static str;

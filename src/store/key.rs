@@ -1,17 +1,17 @@
-//! The key of a call's limit.
+//! The key of a request in a store.
 
 use std::borrow::Cow;
 
-/// The key of the limit that a call belongs to: the same for every request (a string), or a function of the request.
+/// The key of a request in a store: the same for every request (a string), or a function of the request.
 ///
-/// The function returns a `String` or an `Option` of one, where `None` means that the call is not limited. A closure
-/// must name the type of its argument, `|req: &Request<_>| ..`. A bare `|req|` is never inferred.
+/// The function returns a `String` or an `Option` of one, where `None` means that the layer does not apply to the
+/// request. A closure must name the type of its argument, `|req: &Request<_>| ..`. A bare `|req|` is never inferred.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is not the key of a shared limit for a request of type `{Req}`",
+    message = "`{Self}` is not the key in a store of a request of type `{Req}`",
     note = "give a string, or a closure that names its argument's type: `|req: &{Req}| ..`, returning `String` or `Option<String>`"
 )]
 pub trait Key<Req> {
-    /// Returns the key of this request's limit, or `None` if the request is not limited.
+    /// Returns the key of this request, or `None` if the layer does not apply to it.
     fn get(&self, request: &Req) -> Option<Cow<'_, str>>;
 }
 

@@ -1,0 +1,105 @@
+//! HTTP responses as bytes.
+
+use std::{
+    pin::pin,
+    task::{Context, Poll, Waker},
+};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
+use http_body::Body;
+
+use crate::store::Codec;
+
+/// Encodes HTTP responses with a body in memory, such as `Full<Bytes>`: the status, the headers and the body.
+///
+/// Extensions and the version of HTTP are not encoded. A response whose body is not there at once, fails or has
+/// trailers is not stored.
+///
+/// Use it together with `HttpStorable` and `http_key` of the [`cache`](crate::cache):
+///
+/// ```
+/// use std::time::Duration;
+/// use bytes::Bytes;
+/// use http::{Request, Response};
+/// use http_body_util::Full;
+/// use tower::{Layer, service_fn};
+/// use ziggurat::{
+///     Error,
+///     cache::{HttpStorable, http_key},
+///     shared_cache::{HttpCodec, SharedCacheLayer},
+///     store::MemoryStore,
+/// };
+///
+/// let key = |request: &Request<Full<Bytes>>| Some(http_key(request)?.to_string());
+/// let (store, ttl) = (MemoryStore::new(), Duration::from_secs(60));
+/// let layer = SharedCacheLayer::new(store, ttl, key, HttpCodec).classify(HttpStorable);
+/// let service = layer.layer(service_fn(|_: Request<Full<Bytes>>| async {
+///     Ok::<_, Error<std::io::Error>>(Response::new(Full::new(Bytes::from("hello"))))
+/// }));
+/// # use tower::ServiceExt;
+/// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+/// # service.oneshot(Request::new(Full::default())).await.unwrap();
+/// # assert_eq!(layer.handle().misses(), 1);
+/// # });
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HttpCodec;
+
+impl<B> Codec<Response<B>> for HttpCodec
+where
+    B: Body<Data = Bytes> + Clone + From<Bytes>,
+{
+    type Error = &'static str;
+
+    fn encode(&self, response: &Response<B>) -> Option<Bytes> {
+        let headers = response.headers();
+        let mut bytes = BytesMut::new();
+        bytes.put_u16(response.status().as_u16());
+        bytes.put_u16(headers.len().try_into().ok()?);
+        for (name, value) in headers {
+            bytes.put_u16(name.as_str().len().try_into().ok()?);
+            bytes.put(name.as_str().as_bytes());
+            bytes.put_u32(value.len().try_into().ok()?);
+            bytes.put(value.as_bytes());
+        }
+        let mut body = pin!(response.body().clone());
+        loop {
+            match body.as_mut().poll_frame(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(Some(Ok(frame))) => bytes.put(frame.into_data().ok()?),
+                Poll::Ready(None) => return Some(bytes.freeze()),
+                Poll::Ready(Some(Err(_))) | Poll::Pending => return None,
+            }
+        }
+    }
+
+    fn decode(&self, mut bytes: Bytes) -> Result<Response<B>, &'static str> {
+        decode(&mut bytes).ok_or("these are not the bytes of an HTTP response")
+    }
+}
+
+fn decode<B: From<Bytes>>(bytes: &mut Bytes) -> Option<Response<B>> {
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::from_u16(number(bytes, 2)?.try_into().ok()?).ok()?;
+    for _ in 0..number(bytes, 2)? {
+        let length = number(bytes, 2)?;
+        let name = HeaderName::from_bytes(&part(bytes, length)?).ok()?;
+        let length = number(bytes, 4)?;
+        let value = HeaderValue::from_maybe_shared(part(bytes, length)?).ok()?;
+        response.headers_mut().append(name, value);
+    }
+    Some(response.map(|()| std::mem::take(bytes).into()))
+}
+
+/// Takes the first bytes, if there are as many.
+fn part(bytes: &mut Bytes, length: usize) -> Option<Bytes> {
+    (length <= bytes.len()).then(|| bytes.split_to(length))
+}
+
+/// Takes a number of this size.
+fn number(bytes: &mut Bytes, size: usize) -> Option<usize> {
+    Some(part(bytes, size)?.iter().fold(0, |number, byte| number << 8 | usize::from(*byte)))
+}
+
+#[cfg(all(test, not(ziggurat_loom)))]
+mod tests;
