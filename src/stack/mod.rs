@@ -79,6 +79,7 @@ mod ready;
 mod rules;
 mod server;
 mod settings;
+mod tenants;
 
 pub use client::ClientStack;
 pub use live::{LiveDuration, Tuned};
@@ -86,3 +87,4 @@ pub use ready::ReadyInCall;
 pub use rules::ConfigError;
 pub use server::ServerStack;
 pub use settings::{ClientSettings, ServerSettings};
+pub use tenants::{OneWhileLimited, TenantRate};

@@ -1,6 +1,6 @@
 //! The recommended stack of a server.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, hash::Hash, sync::Arc};
 
 use tower_layer::{Identity, Layer};
 
@@ -8,13 +8,16 @@ use super::{
     ServerSettings,
     live::{LiveDuration, Look, Tuned, update, watching},
     ready::ReadyInCall,
+    tenants::{TenantRate, TenantRates},
 };
 use crate::{
     body::BodyEnd,
     concurrency_limit::{ConcurrencyLimitHandle, ConcurrencyLimitLayer},
     context::ContextLayer,
     debug::impl_debug,
+    drain::DrainLayer,
     headers::{AtMost, TimeoutHeader},
+    per_key::{BorrowedKey, PerKeyLayer, Unkeyed},
     request_id::RequestIdLayer,
     scope::Scope,
     timeout::TimeoutLayer,
@@ -28,7 +31,7 @@ use crate::{
 /// unless the body makes [no progress](ServerSettings::reclaim_after) and another request needs its permit. The timeout
 /// ends with the response's head. By default no request waits: a server that is full rejects at once, with a
 /// `Retry-After`. [`with_drain`](Self::with_drain) adds a graceful shutdown, and
-/// [`with_rate_limit`](Self::with_rate_limit) a rate for all requests or for each tenant.
+/// [`with_rate_per`](Self::with_rate_per) a rate for each tenant.
 ///
 /// ```
 /// use axum::{Router, routing::get};
@@ -60,6 +63,7 @@ pub struct ServerStack<
     concurrency_limit: L,
     drain: G,
     rate_limit: R,
+    app: Scope,
     look: Look,
 }
 
@@ -92,6 +96,7 @@ impl ServerStack {
             concurrency_limit,
             drain: Identity::new(),
             rate_limit: Identity::new(),
+            app: app.clone(),
             look,
         }
     }
@@ -101,9 +106,28 @@ impl<C, I, W, T, L, G, R> ServerStack<C, I, W, T, L, G, R> {
     /// Replaces the context with another layer, for example one that adds [state](ContextLayer::state) to each
     /// request's scope.
     pub fn with_context<C2>(self, context: C2) -> ServerStack<C2, I, W, T, L, G, R> {
-        let Self { context: _, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, look } =
-            self;
-        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, look }
+        let Self {
+            context: _,
+            request_id,
+            rejection_response,
+            timeout,
+            concurrency_limit,
+            drain,
+            rate_limit,
+            app,
+            look,
+        } = self;
+        ServerStack {
+            context,
+            request_id,
+            rejection_response,
+            timeout,
+            concurrency_limit,
+            drain,
+            rate_limit,
+            app,
+            look,
+        }
     }
 
     /// Removes the scope of each request.
@@ -113,9 +137,28 @@ impl<C, I, W, T, L, G, R> ServerStack<C, I, W, T, L, G, R> {
 
     /// Replaces the request ids with another layer.
     pub fn with_request_id<I2>(self, request_id: I2) -> ServerStack<C, I2, W, T, L, G, R> {
-        let Self { context, request_id: _, rejection_response, timeout, concurrency_limit, drain, rate_limit, look } =
-            self;
-        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, look }
+        let Self {
+            context,
+            request_id: _,
+            rejection_response,
+            timeout,
+            concurrency_limit,
+            drain,
+            rate_limit,
+            app,
+            look,
+        } = self;
+        ServerStack {
+            context,
+            request_id,
+            rejection_response,
+            timeout,
+            concurrency_limit,
+            drain,
+            rate_limit,
+            app,
+            look,
+        }
     }
 
     /// Removes the ids and traces of requests.
@@ -129,16 +172,54 @@ impl<C, I, W, T, L, G, R> ServerStack<C, I, W, T, L, G, R> {
     /// For several layers, pass a `tower::ServiceBuilder` that contains them. Without this layer, the response to a
     /// rejection is only a status.
     pub fn with_rejection_response<W2>(self, rejection_response: W2) -> ServerStack<C, I, W2, T, L, G, R> {
-        let Self { context, request_id, rejection_response: _, timeout, concurrency_limit, drain, rate_limit, look } =
-            self;
-        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, look }
+        let Self {
+            context,
+            request_id,
+            rejection_response: _,
+            timeout,
+            concurrency_limit,
+            drain,
+            rate_limit,
+            app,
+            look,
+        } = self;
+        ServerStack {
+            context,
+            request_id,
+            rejection_response,
+            timeout,
+            concurrency_limit,
+            drain,
+            rate_limit,
+            app,
+            look,
+        }
     }
 
     /// Replaces the timeout with another layer.
     pub fn with_timeout<T2>(self, timeout: T2) -> ServerStack<C, I, W, T2, L, G, R> {
-        let Self { context, request_id, rejection_response, timeout: _, concurrency_limit, drain, rate_limit, look } =
-            self;
-        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, look }
+        let Self {
+            context,
+            request_id,
+            rejection_response,
+            timeout: _,
+            concurrency_limit,
+            drain,
+            rate_limit,
+            app,
+            look,
+        } = self;
+        ServerStack {
+            context,
+            request_id,
+            rejection_response,
+            timeout,
+            concurrency_limit,
+            drain,
+            rate_limit,
+            app,
+            look,
+        }
     }
 
     /// Removes the time limit of each request.
@@ -148,9 +229,28 @@ impl<C, I, W, T, L, G, R> ServerStack<C, I, W, T, L, G, R> {
 
     /// Replaces the concurrency limit with another layer.
     pub fn with_concurrency_limit<L2>(self, concurrency_limit: L2) -> ServerStack<C, I, W, T, L2, G, R> {
-        let Self { context, request_id, rejection_response, timeout, concurrency_limit: _, drain, rate_limit, look } =
-            self;
-        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, look }
+        let Self {
+            context,
+            request_id,
+            rejection_response,
+            timeout,
+            concurrency_limit: _,
+            drain,
+            rate_limit,
+            app,
+            look,
+        } = self;
+        ServerStack {
+            context,
+            request_id,
+            rejection_response,
+            timeout,
+            concurrency_limit,
+            drain,
+            rate_limit,
+            app,
+            look,
+        }
     }
 
     /// Removes the concurrency limit.
@@ -158,8 +258,8 @@ impl<C, I, W, T, L, G, R> ServerStack<C, I, W, T, L, G, R> {
         self.with_concurrency_limit(Identity::new())
     }
 
-    /// Adds a [`DrainLayer`](crate::drain::DrainLayer), which shuts the server down gracefully, directly outside the
-    /// timeout and the concurrency limit.
+    /// Adds a [`DrainLayer`], which shuts the server down gracefully, directly outside the timeout and the concurrency
+    /// limit. Its grace period is [`drain_grace`](ServerSettings::drain_grace), if the settings have one.
     ///
     /// ```
     /// use ziggurat::{Scope, drain::DrainLayer, stack::ServerStack};
@@ -168,32 +268,132 @@ impl<C, I, W, T, L, G, R> ServerStack<C, I, W, T, L, G, R> {
     /// let handle = drain.handle(); // for the signal of the server: `handle.drain().await`
     /// let stack = ServerStack::new(&Scope::root("app")).with_drain(drain);
     /// ```
-    pub fn with_drain<G2>(self, drain: G2) -> ServerStack<C, I, W, T, L, G2, R> {
-        let Self { context, request_id, rejection_response, timeout, concurrency_limit, drain: _, rate_limit, look } =
-            self;
-        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, look }
+    pub fn with_drain(self, drain: DrainLayer) -> ServerStack<C, I, W, T, L, DrainLayer, R> {
+        let handle = drain.handle();
+        let stack = self.follow(move |before, now| {
+            update(
+                before,
+                now,
+                |it| it.drain_grace,
+                |grace| grace.into_iter().for_each(|grace| handle.set_grace(grace)),
+            );
+        });
+        let Self {
+            context,
+            request_id,
+            rejection_response,
+            timeout,
+            concurrency_limit,
+            drain: _,
+            rate_limit,
+            app,
+            look,
+        } = stack;
+        ServerStack {
+            context,
+            request_id,
+            rejection_response,
+            timeout,
+            concurrency_limit,
+            drain,
+            rate_limit,
+            app,
+            look,
+        }
     }
 
-    /// Adds a rate limit between the timeout and the concurrency limit: a
-    /// [`RateLimitLayer`](crate::rate_limit::RateLimitLayer), or one for each key.
+    /// Applies the settings of the scope, now and after each change.
+    fn follow(mut self, apply: impl Fn(Option<&ServerSettings>, &ServerSettings) + Send + Sync + 'static) -> Self {
+        let (before, also) = (self.look, watching(&self.app, apply));
+        self.look = Arc::new(move || {
+            before();
+            also();
+        });
+        self
+    }
+
+    /// Limits the rate of each tenant, between the timeout and the concurrency limit, to the
+    /// [`tenant_rate`](ServerSettings::tenant_rate) of the settings. While they have none, no rate is limited.
+    ///
+    /// `tenant` returns the key of a request, as in [`PerKeyLayer::borrowed`]. A change of the settings applies to all
+    /// tenants.
     ///
     /// ```
-    /// use std::time::Duration;
     /// use axum::extract::Request;
-    /// use ziggurat::{Scope, per_key::{PerKeyLayer, Unkeyed}, rate_limit::RateLimitLayer, stack::ServerStack};
+    /// use ziggurat::{Scope, per_key::Unkeyed, stack::{ServerSettings, ServerStack}};
     ///
     /// fn tenant(request: &Request) -> Result<&str, Unkeyed> {
     ///     let header = request.headers().get("x-tenant").ok_or(Unkeyed::Reject)?;
     ///     header.to_str().map_err(|_| Unkeyed::Reject)
     /// }
     ///
-    /// let stack = ServerStack::new(&Scope::root("app"))
-    ///     .with_rate_limit(PerKeyLayer::borrowed(tenant, |_| RateLimitLayer::new(50, Duration::from_secs(1))));
+    /// let app = Scope::root("app").with(ServerSettings::default().tenant_rate(50)); // requests in a second
+    /// let stack = ServerStack::new(&app).with_rate_per(tenant);
     /// ```
+    pub fn with_rate_per<Req, F, Q>(
+        self,
+        tenant: F,
+    ) -> ServerStack<
+        C,
+        I,
+        W,
+        T,
+        L,
+        G,
+        PerKeyLayer<
+            BorrowedKey<F, Q>,
+            impl Fn(Option<&Q>) -> TenantRate + Clone + use<C, I, W, T, L, G, R, Req, F, Q>,
+            Q::Owned,
+            TenantRate,
+        >,
+    >
+    where
+        F: Fn(&Req) -> Result<&Q, Unkeyed>,
+        Q: ToOwned<Owned: Hash + Eq + Clone + Send + 'static> + Hash + Eq + ?Sized,
+    {
+        let rates = Arc::new(TenantRates::default());
+        let rate = Arc::clone(&rates);
+        let limits = PerKeyLayer::borrowed(tenant, move |_: Option<&Q>| rate.layer());
+        let tenants = limits.handle();
+        let stack = self.follow(move |before, now| {
+            update(before, now, |it| it.max_tenants, |max| tenants.set_max_keys(max));
+            update(before, now, ServerSettings::rate_of_tenants, |rate| {
+                rates.set(rate);
+                // A tenant that comes in between has the new rate already.
+                let shared = tenants.shared().map(|instance| instance.layer);
+                let each = tenants.instances().into_iter().map(|instance| instance.layer);
+                each.chain(shared).for_each(|layer| rate.apply(&layer));
+            });
+        });
+        stack.with_rate_limit(limits)
+    }
+
+    /// Adds a rate limit of your own between the timeout and the concurrency limit: a
+    /// [`RateLimitLayer`](crate::rate_limit::RateLimitLayer), or one for each key. For a rate that the settings hold, see
+    /// [`with_rate_per`](Self::with_rate_per).
     pub fn with_rate_limit<R2>(self, rate_limit: R2) -> ServerStack<C, I, W, T, L, G, R2> {
-        let Self { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit: _, look } =
-            self;
-        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, look }
+        let Self {
+            context,
+            request_id,
+            rejection_response,
+            timeout,
+            concurrency_limit,
+            drain,
+            rate_limit: _,
+            app,
+            look,
+        } = self;
+        ServerStack {
+            context,
+            request_id,
+            rejection_response,
+            timeout,
+            concurrency_limit,
+            drain,
+            rate_limit,
+            app,
+            look,
+        }
     }
 }
 
@@ -201,10 +401,20 @@ impl<C, I, W, D, L, G, R> ServerStack<C, I, W, TimeoutLayer<D>, L, G, R> {
     /// Extends the timeout to the end of the response's body. By default it ends with the head, because a download
     /// may take as long as its reader needs.
     pub fn until_body_end(self) -> ServerStack<C, I, W, TimeoutLayer<D, BodyEnd>, L, G, R> {
-        let Self { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, look } =
+        let Self { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, app, look } =
             self;
         let timeout = timeout.until_body_end();
-        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, look }
+        ServerStack {
+            context,
+            request_id,
+            rejection_response,
+            timeout,
+            concurrency_limit,
+            drain,
+            rate_limit,
+            app,
+            look,
+        }
     }
 }
 

@@ -2,8 +2,12 @@
 
 use std::{fmt, time::Duration};
 
-use super::rules::{
-    ConfigError, Contradiction, above_zero_and_at_most_one, anything, at_least_one, from_zero_to_one, longer_than_zero,
+use super::{
+    rules::{
+        ConfigError, Contradiction, above_zero_and_at_most_one, anything, at_least_one, from_zero_to_one,
+        longer_than_zero,
+    },
+    tenants::Rate,
 };
 use crate::{
     backoff::{Backoff, Jitter},
@@ -68,6 +72,10 @@ pub struct ClientSettings {
 /// | [`max_in_flight`](Self::max_in_flight) | 1000 | Polly |
 /// | [`max_waiting`](Self::max_waiting) | 0 | Polly |
 /// | [`reclaim_after`](Self::reclaim_after) | 30 s | our choice: half of nginx's `send_timeout` (60 s) |
+/// | [`tenant_rate`](Self::tenant_rate), [`tenant_burst`](Self::tenant_burst) | no limit, the rate | |
+/// | [`tenant_period`](Self::tenant_period) | 1 s | |
+/// | [`max_tenants`](Self::max_tenants) | 10,000 | [`PerKeyLayer`](crate::per_key::PerKeyLayer) |
+/// | [`drain_grace`](Self::drain_grace) | that of the layer, 20 s | [`DrainLayer`](crate::drain::DrainLayer) |
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[must_use]
 pub struct ServerSettings {
@@ -75,6 +83,11 @@ pub struct ServerSettings {
     pub(super) max_in_flight: usize,
     pub(super) max_waiting: usize,
     pub(super) reclaim_after: Duration,
+    tenant_rate: Option<u32>,
+    tenant_period: Duration,
+    tenant_burst: Option<u32>,
+    pub(super) max_tenants: usize,
+    pub(super) drain_grace: Option<Duration>,
 }
 
 impl Default for ClientSettings {
@@ -101,8 +114,17 @@ impl Default for ClientSettings {
 
 impl Default for ServerSettings {
     fn default() -> Self {
-        let (timeout, reclaim_after) = (Duration::from_secs(30), Duration::from_secs(30));
-        Self { timeout, max_in_flight: 1000, max_waiting: 0, reclaim_after }
+        Self {
+            timeout: Duration::from_secs(30),
+            max_in_flight: 1000,
+            max_waiting: 0,
+            reclaim_after: Duration::from_secs(30),
+            tenant_rate: None,
+            tenant_period: Duration::from_secs(1),
+            tenant_burst: None,
+            max_tenants: 10_000,
+            drain_grace: None,
+        }
     }
 }
 
@@ -272,6 +294,41 @@ settings! { ServerSettings {
     ///
     /// If `reclaim_after` is zero.
     reclaim_after: Duration => longer_than_zero;
+
+    /// Sets the number of requests of each tenant in each [`tenant_period`](Self::tenant_period), for a stack
+    /// [`with_rate_per`](super::ServerStack::with_rate_per) tenant. Without it, no rate is limited.
+    ///
+    /// # Panics
+    ///
+    /// If `tenant_rate` is 0.
+    tenant_rate: u32 => at_least_one;
+
+    /// Sets the period of the [`tenant_rate`](Self::tenant_rate). The default is one second.
+    ///
+    /// # Panics
+    ///
+    /// If `tenant_period` is zero.
+    tenant_period: Duration => longer_than_zero;
+
+    /// Sets the number of requests that a tenant can make at once. The default is the
+    /// [`tenant_rate`](Self::tenant_rate).
+    ///
+    /// # Panics
+    ///
+    /// If `tenant_burst` is 0.
+    tenant_burst: u32 => at_least_one;
+
+    /// Sets the number of tenants that have a rate of their own. Beyond it, all others share one: see
+    /// [`PerKeyLayer::max_keys`](crate::per_key::PerKeyLayer::max_keys).
+    ///
+    /// # Panics
+    ///
+    /// If `max_tenants` is 0.
+    max_tenants: usize => at_least_one;
+
+    /// Sets how long requests in flight may go on when the server drains, for a stack
+    /// [`with_drain`](super::ServerStack::with_drain). It has no effect once the drain has begun.
+    drain_grace: Duration => anything;
 } }
 
 impl ClientSettings {
@@ -353,6 +410,10 @@ impl fmt::Debug for ClientSettings {
 }
 
 impl ServerSettings {
+    pub(super) fn rate_of_tenants(&self) -> Rate {
+        Rate { quantity: self.tenant_rate, period: self.tenant_period, burst: self.tenant_burst }
+    }
+
     #[cfg(feature = "serde")]
     fn first_contradiction(&self) -> Option<Contradiction> {
         None

@@ -240,3 +240,54 @@ async fn each_tenant_can_have_a_rate_of_its_own() {
     assert_eq!(tenants.key_count(), 2);
     assert!(tenants.instance("adam").unwrap().still_matters);
 }
+
+/// Shows: K1, Q1, D1
+#[tokio::test(start_paused = true)]
+async fn the_rate_of_each_tenant_and_the_grace_period_follow_the_settings() {
+    fn tenant(request: &Request<axum::body::Body>) -> Result<&str, Unkeyed> {
+        Ok(request.headers().get("x-tenant").and_then(|tenant| tenant.to_str().ok()).unwrap_or("none"))
+    }
+    let app = Scope::root("app").with(ServerSettings::default());
+    let drain = DrainLayer::new();
+    let grace = drain.handle();
+    let stack = ServerStack::new(&app).with_rate_per(tenant).with_drain(drain);
+    let router: Router = Router::new().route("/", get(|| async { "hello" })).layer(stack);
+    // Returns how many of ten calls are admitted.
+    let admitted = async |tenant: &str| {
+        let mut admitted = 0;
+        for _ in 0..10 {
+            let request = Request::get("/").header("x-tenant", tenant).body(axum::body::Body::empty()).unwrap();
+            admitted += u32::from(router.clone().oneshot(request).await.unwrap().status() == StatusCode::OK);
+        }
+        admitted
+    };
+    let change = |settings: &str| {
+        let settings: ServerSettings = toml::from_str(settings).unwrap();
+        app.update(move |_: &ServerSettings| settings).unwrap();
+    };
+    assert_eq!((admitted("adam").await, grace.grace()), (10, Duration::from_secs(20)));
+    change("tenant_rate = 2\ntenant_period = '1m'\ndrain_grace = '5s'");
+    assert_eq!((admitted("adam").await, admitted("eve").await), (2, 2));
+    assert_eq!(grace.grace(), Duration::from_secs(5));
+    // A burst for those that are there already, and for new ones.
+    change("tenant_rate = 2\ntenant_period = '1m'\ntenant_burst = 7");
+    tokio::time::advance(Duration::from_secs(600)).await;
+    assert_eq!((admitted("adam").await, admitted("abel").await), (7, 7));
+    assert_eq!(grace.grace(), Duration::from_secs(5), "it stays as it was set");
+    // Others share one rate.
+    change("tenant_rate = 3\ntenant_period = '1h'\nmax_tenants = 3");
+    tokio::time::advance(Duration::from_secs(36_000)).await;
+    assert_eq!(admitted("adam").await, 3);
+    let mut others = 0;
+    for tenant in 0..20 {
+        others += admitted(&tenant.to_string()).await;
+    }
+    assert!(others <= 3 * 3, "{others}");
+    change("");
+    assert_eq!(admitted("adam").await, 10);
+    for wrong in ["tenant_rate = 0", "tenant_burst = 0", "tenant_period = '0s'", "max_tenants = 0"] {
+        let field = wrong.split(' ').next().unwrap();
+        let error = toml::from_str::<ServerSettings>(wrong).unwrap_err().to_string();
+        assert!(error.contains(&format!("`{field}` must be")), "{error}");
+    }
+}
