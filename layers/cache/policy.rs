@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     ambient::deadline,
+    caught::undisturbed,
     clock::{self, Instant},
     debug::impl_debug,
     outcome::{Class, Classify, Reason, Reject, Rejection, judged_as, reason_of},
@@ -312,6 +313,8 @@ where
         let is_lost = class.is_failure() || (is_rejected && class != Class::Success);
         if let Some(stale) = stand_in(found.filter(|_| is_lost)) {
             waiters.tell(|| Landed::Answered(stale.clone()));
+            // A panic of its drop must not cost the caller the stale response.
+            undisturbed(|| drop(outcome));
             return Ok(stale);
         }
         if is_own {

@@ -119,6 +119,7 @@ use tower_service::Service;
 use crate::{
     accessors::inner_accessors,
     budget::{Budget, Counted},
+    caught::undisturbed,
     copy::Cloned,
     debug::impl_debug,
     outcome::{Class, Classify, FailOnError, HttpStatus, Reason, Reject, Rejection, judged_as, reason_of},
@@ -441,7 +442,11 @@ impl<Substitute, Classifier, Failing, Marker> FallbackLayer<Substitute, Classifi
     {
         let (why, reason) = (Marker::why(&outcome), reason_of(&outcome));
         let is_kept = outcome.is_err() || E::rejection(&outcome).is_some();
-        Primary { outcome: is_kept.then_some(outcome), reason, why }
+        let mut outcome = Some(outcome);
+        if !is_kept {
+            undisturbed(|| outcome = None);
+        }
+        Primary { outcome, reason, why }
     }
 
     #[cold]

@@ -3,13 +3,15 @@
 use std::{
     fmt,
     future::Future,
-    pin::Pin,
+    mem,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use pin_project_lite::pin_project;
+use tokio::task::consume_budget;
 use tower_service::Service;
 
 use super::{
@@ -21,12 +23,16 @@ use super::{
 use crate::{
     ambient::{self, Attempt, Spare, Unsent},
     budget::{Budget, Counted},
+    caught::undisturbed,
     clock::{self, Sleep},
     copy::CopyRequest,
     debug::impl_debug,
     outcome::{Class, Classify, Reject, reason_of},
     telemetry::LayerEvent,
 };
+
+/// The minimum time until a hedge that was due too early is due again.
+const SOON: Duration = Duration::from_millis(1);
 
 pin_project! {
     /// The response future of [`Hedge`](super::Hedge).
@@ -49,6 +55,8 @@ pin_project! {
         hedge: Hedging,
         // Whether the first attempt was in a local queue when it was last polled.
         first_waits: bool,
+        // Whether the first attempt left the second none of the task's cooperative budget in the last poll.
+        starves: bool,
         // The number of the second attempt.
         second_number: Attempt,
         // The second attempt, until it is sent.
@@ -105,6 +113,7 @@ where
             may_repeat: false,
             hedge: Hedging::NotYet,
             first_waits: false,
+            starves: false,
             second_number: Attempt(0),
             granted: None,
             failure: None,
@@ -129,6 +138,10 @@ where
         let mut counted = self.counted;
         let _counted = counted.enter();
         assert!(self.service.is_some(), "hedge::ResponseFuture polled after it was ready");
+        let starved = mem::take(self.as_mut().project().starves);
+        if starved && let Some(outcome) = self.as_mut().drive_second(cx) {
+            return self.returns(outcome);
+        }
         if let Poll::Ready((outcome, sent)) = self.as_mut().poll_first(cx)
             && let Some(outcome) = self.as_mut().first_ended(outcome, sent)
         {
@@ -137,8 +150,10 @@ where
         if self.first.is_running() && matches!(self.second, Slot::Empty) {
             ready!(self.as_mut().poll_timer(cx));
         }
-        if let Poll::Ready((outcome, sent)) = self.as_mut().poll_second(cx)
-            && let Some(outcome) = self.as_mut().second_ended(outcome, sent)
+        // Usually the first attempt is polled first, and wins if both are ready.
+        if !starved
+            && !matches!(self.second, Slot::Empty)
+            && let Some(outcome) = self.as_mut().drive_second(cx)
         {
             return self.returns(outcome);
         }
@@ -265,9 +280,9 @@ where
                 this.second.set(Slot::Readying);
                 return Poll::Ready(());
             }
-            Err(Refused::ForNow) if !delay.is_zero() => {
+            Err(Refused::ForNow) => {
                 // Twice as long each time, so that a long upload is not asked again and again.
-                let later = delay.saturating_mul(2);
+                let later = delay.saturating_mul(2).max(SOON);
                 *this.hedge = Hedging::After(later);
                 this.timer.set(Some(clock::sleep(later)));
                 if let Some(timer) = this.timer.as_mut().as_pin_mut()
@@ -276,8 +291,6 @@ where
                     cx.waker().wake_by_ref();
                 }
             }
-            // Without a delay it is asked with the next poll.
-            Err(Refused::ForNow) => {}
             Err(Refused::ForGood) => {
                 *this.hedge = Hedging::OnFailure;
                 this.timer.set(None);
@@ -339,6 +352,18 @@ where
         }
     }
 
+    /// Polls the second attempt. Returns the outcome of the call, if it decides it.
+    #[cold]
+    fn drive_second(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Option<Result<S::Response, S::Error>> {
+        if self.first.is_running() {
+            *self.as_mut().project().starves = pin!(consume_budget()).poll(cx).is_pending();
+        }
+        match self.as_mut().poll_second(cx) {
+            Poll::Ready((outcome, sent)) => self.second_ended(outcome, sent),
+            Poll::Pending => None,
+        }
+    }
+
     /// Returns the outcome of the call, if the second attempt decides it.
     fn second_ended(
         self: Pin<&mut Self>,
@@ -381,7 +406,9 @@ where
             lost(this.second, *this.second_number);
         }
         this.timer.set(None);
-        (*this.service, *this.request, *this.clock, *this.granted, *this.failure) = (None, None, None, None, None);
+        let failure = this.failure.take();
+        undisturbed(|| drop(failure));
+        (*this.service, *this.request, *this.clock, *this.granted) = (None, None, None, None);
         Poll::Ready(outcome)
     }
 }

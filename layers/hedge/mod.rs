@@ -16,11 +16,13 @@
 //! - There is a copy of the request ([`CopyRequest`]). A request that must not be repeated is never sent twice at the
 //!   same time, and its copy is sent only if the first attempt was [never processed](crate::is_unprocessed). A body
 //!   that a [`ReplayLayer`](crate::replay::ReplayLayer) streams must have been sent completely.
-//! - The first attempt was sent. While it waits on this side, for example for the permit of a limit, the service is
-//!   not slow, and the delay has not started.
-//! - The second attempt would not wait on this side either. A hedge takes a free permit or none: it never delays or
-//!   sheds the first attempt of another call. (That holds for the layers of this crate. In a limit that waits in
-//!   `poll_ready`, such as tower's, the second attempt takes a place in the queue.)
+//! - The first attempt was sent. While it waits on this side, for example for a permit, a token or a resource of a
+//!   pool, the service is not slow, and the delay has not started.
+//! - The second attempt would not wait on this side either. It takes a permit that is free, or none: it never waits in
+//!   front of the first attempt of another call, and never sheds one. (That holds for the layers of this crate in the
+//!   [order](#order) below. In a limit that waits in `poll_ready`, such as tower's, the second attempt takes a place
+//!   in the queue. In a [`SharedRateLimitLayer`](crate::shared_rate_limit::SharedRateLimitLayer), it is sent only if
+//!   this process has leased a token for it.)
 //! - The [`Budget`] grants it. Give one budget to all layers that add load.
 //! - The [`Deadline`](crate::Deadline) has not passed.
 //!
@@ -37,7 +39,9 @@
 //!   calls. A second attempt that is running goes on, unless it has not been sent yet.
 //! - A permanent failure starts none, and neither does a rejection by a layer inside that says nothing about the
 //!   service or is permanent, such as a full limit or an open circuit.
-//! - A failure of one attempt does not end the other. In particular, a hedge that is rejected changes nothing.
+//! - A failure of one attempt does not end the other. In particular, a hedge that is rejected inside, or that would
+//!   wait there, does not change the outcome of the first attempt. It is not sent later either: there is no second
+//!   attempt then, even if the first fails.
 //!
 //! If both fail, the caller receives the error of the attempt that failed first, except that a service's own failure
 //! takes precedence over a request that was not sent, and one that asks for a wait over both. A *response* that is a
@@ -50,7 +54,11 @@
 //! [`at_percentile`](HedgeLayer::at_percentile) needs to have seen calls first, and hedges only failures before. All
 //! services of the layer share one histogram of 192 logarithmic buckets, each at most an eighth wide. Older calls
 //! count less: all weights are halved every ten seconds, but only while enough remain, so a client with few calls has
-//! a percentile too.
+//! a percentile too. A latency above nine minutes counts as nine minutes.
+//!
+//! A percentile suits calls that are alike. Give each kind of call a layer of its own: otherwise the quick ones wait
+//! for the percentile of the slow ones, and the slow ones are hedged in vain. The time in which a request body is
+//! uploaded is part of a latency.
 //!
 //! | setting | default | source |
 //! |---|---|---|
@@ -75,7 +83,8 @@
 //! Inside the cache, the batch, the total timeout and the retry; outside the circuit breaker, the limits and the
 //! attempt timeout:
 //!
-//! - A hit needs no hedge, and a call that is gathered into a batch waits on this side. The total covers both attempts.
+//! - A hit needs no hedge. Outside a cache or a batch, both attempts would join the same call. The total covers both
+//!   attempts.
 //! - A [`RetryLayer`](crate::retry::RetryLayer) outside waits as long as the service asks before it sends another
 //!   pair, and its pauses are no latencies. Inside, each of the two attempts would retry on its own.
 //! - The breaker sees each attempt, and an open circuit stops both. Inside it, one of two replicas could be down
@@ -109,6 +118,8 @@
 //! The layer emits [`LayerEvent::Hedged`](crate::LayerEvent::Hedged) when a second attempt is sent,
 //! [`HedgeWon`](crate::LayerEvent::HedgeWon) when it succeeds, and [`HedgeRefused`](crate::LayerEvent::HedgeRefused)
 //! when one is due and not sent. If few hedges win, the delay is too short, or slow calls are slow on every server.
+//! A layer inside that rejects a second attempt also emits [`Rejected`](crate::LayerEvent::Rejected), as for any other
+//! call.
 //!
 //! # Cancellation safety
 //!

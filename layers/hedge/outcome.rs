@@ -6,6 +6,7 @@ use super::HedgeLayer;
 use crate::{
     ambient::deadline,
     budget::Withdrawal,
+    caught::undisturbed,
     clock,
     copy::CopyRequest,
     outcome::{Cause, Class, Classify, Reject, is_bad_certificate, judged_as, reason_of, was_unprocessed},
@@ -129,6 +130,7 @@ impl<W, C, P> HedgeLayer<W, C, P> {
             return Box::new(Failure { rank, outcome: Some(outcome), said: None });
         }
         let said = Some(Cause { outcome: &outcome, classify: &self.classify }.to_string());
+        undisturbed(|| drop(outcome));
         Box::new(Failure { rank, outcome: None, said })
     }
 
@@ -148,8 +150,12 @@ impl<W, C, P> HedgeLayer<W, C, P> {
         let Some(before) = before else { return outcome };
         let Failure { rank: rank_before, outcome: kept, said } = *before;
         match kept {
-            Some(kept) if rank_before >= rank(class, &outcome, sent) => kept,
-            Some(_) => outcome,
+            Some(kept) => {
+                let is_before = rank_before >= rank(class, &outcome, sent);
+                let (returned, dropped) = if is_before { (kept, outcome) } else { (outcome, kept) };
+                undisturbed(|| drop(dropped));
+                returned
+            }
             // A rejection must not hide how the service failed.
             None => match (E::rejection(&outcome), said) {
                 (Some(rejection), Some(said)) if rejection.previous().is_none() => {

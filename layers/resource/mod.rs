@@ -428,6 +428,8 @@ struct Wait {
 impl Wait {
     /// Called while there is no resource. Ready once the call has waited for `max_wait`.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
+        // A circuit breaker outside checks again when the call has its resource, and a hedge does not start before.
+        ambient::set(Unsent(true));
         let Some(max_wait) = self.settings.max_wait else {
             self.begin();
             return Poll::Pending;

@@ -11,6 +11,7 @@ mod adaptive;
 mod brownout;
 mod budget;
 mod circuit;
+mod hedge;
 mod load;
 mod overload;
 mod priority;

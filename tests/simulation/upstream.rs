@@ -26,12 +26,16 @@ pub(crate) enum Work {
     Fixed(Duration),
     /// Exponentially distributed, with this mean.
     Random(Duration),
+    /// Half as long to half as long again, but one call in fifty takes twenty times as long.
+    Tail(Duration),
 }
 
 impl Work {
     pub(crate) fn mean(self) -> Duration {
-        let (Self::Fixed(mean) | Self::Random(mean)) = self;
-        mean
+        match self {
+            Self::Fixed(mean) | Self::Random(mean) => mean,
+            Self::Tail(usual) => usual.mul_f64(1.38),
+        }
     }
 }
 
@@ -117,6 +121,11 @@ impl Shared {
         match self.plan.work {
             Work::Fixed(time) => time,
             Work::Random(mean) => mean.mul_f64(-(1.0 - self.random.lock().unwrap().f64()).ln()),
+            Work::Tail(usual) => {
+                let mut random = self.random.lock().unwrap();
+                let times = if random.u32(0..50) == 0 { 20.0 } else { 1.0 };
+                usual.mul_f64(times * (0.5 + random.f64()))
+            }
         }
     }
 

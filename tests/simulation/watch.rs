@@ -65,6 +65,7 @@ impl Watch {
             limit,
             highest,
             budgets,
+            at_once: 1,
             most,
             before: 0,
             admitted: 0,
@@ -94,6 +95,8 @@ struct State {
     limit: ConcurrencyLimitHandle,
     highest: usize,
     budgets: usize,
+    /// The number of calls that one request may have under way.
+    at_once: usize,
     /// The highest limit that was seen since the last step: then, now, and whenever a call reached the service. A limit
     /// that adapts takes ten calls for a change at least, so it does not rise and fall between two of these.
     most: usize,
@@ -116,6 +119,12 @@ impl Watched {
     fn state(&self) -> MutexGuard<'_, State> {
         // A check that fails must not fail again while its panic drops the calls.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A request of this client may have two calls under way.
+    pub(crate) fn hedged(self) -> Self {
+        self.state().at_once = 2;
+        self
     }
 
     /// Puts the layers of the client around the service.
@@ -177,7 +186,8 @@ impl State {
         self.look();
         let (in_flight, waiting) = (self.limit.in_flight(), self.limit.waiting());
         assert_eq!(in_flight, self.inside, "permits in use, and calls inside the service");
-        assert!(in_flight + waiting <= self.under_way, "{in_flight} + {waiting} for {} requests", self.under_way);
+        let most = self.at_once * self.under_way;
+        assert!(in_flight + waiting <= most, "{in_flight} + {waiting} for {} requests", self.under_way);
         (self.most, self.before, self.admitted) = (self.limit.limit(), in_flight, 0);
     }
 

@@ -36,6 +36,8 @@ use ziggurat::{
     with_rejections,
 };
 
+mod edges;
+
 const SECOND: Duration = Duration::from_secs(1);
 const MILLI: Duration = Duration::from_millis(1);
 const DELAY: Duration = Duration::from_millis(50);

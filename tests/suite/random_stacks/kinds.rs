@@ -40,6 +40,9 @@ pub(super) enum Kind {
         limit: usize,
     },
     FallbackValue,
+    Hedge {
+        delay: u64,
+    },
     RequestId,
     Limit {
         limit: usize,
@@ -113,6 +116,7 @@ fn kind() -> impl Strategy<Value = Kind> {
         2 => (time(), proptest::option::of(time())).prop_map(|(grace, at)| Kind::Drain { grace, at }),
         1 => size().prop_map(|limit| Kind::FallbackService { limit }),
         1 => Just(Kind::FallbackValue),
+        2 => time().prop_map(|delay| Kind::Hedge { delay }),
         1 => Just(Kind::RequestId),
         3 => limit,
         1 => any::<bool>().prop_map(|body| Kind::Observe { body }),

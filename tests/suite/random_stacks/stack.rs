@@ -23,6 +23,7 @@ use ziggurat::{
     context::ContextLayer,
     drain::DrainLayer,
     fallback::FallbackLayer,
+    hedge::HedgeLayer,
     observe::ObserveLayer,
     propagate::PropagateLayer,
     rate_limit::RateLimitLayer,
@@ -175,6 +176,7 @@ impl Stack {
                 boxed(FallbackLayer::service(backup).layer(inner))
             }
             Kind::FallbackValue => boxed(FallbackLayer::value(Response::new("instead".into())).http().layer(inner)),
+            Kind::Hedge { delay } => boxed(HedgeLayer::after(millis(delay)).budget(None).layer(inner)),
             Kind::RequestId => boxed(RequestIdLayer::new().layer(inner)),
             Kind::Limit { limit, max_waiting, max_wait, body } => {
                 let mut layer = ConcurrencyLimitLayer::new(limit);
