@@ -69,6 +69,8 @@ pub(super) enum Local {
 pub(super) struct Tokens {
     entry: Arc<Entry>,
     cost: u32,
+    /// When they were taken, by the store's clock.
+    at: u64,
 }
 
 /// A request to make: its number, and how many tokens it is for.
@@ -129,9 +131,17 @@ impl Entry {
     pub(super) fn answered(self: &Arc<Self>, now: Instant, ask: &Ask, taken: Taken, rules: &Rules) -> Option<Ask> {
         let (mut decided, mut gone) = (Vec::new(), Vec::new());
         let mut state = self.state.lock();
+        if !state.is_current(ask.number) {
+            // It counted as lost, and another one was sent. Its tokens would be too many.
+            return None;
+        }
         match taken {
             Taken::Granted { tokens, at } => state.lease.granted(now, tokens, at, rules.terms),
-            Taken::Denied { wait } => state.lease.denied(now, *ask.tokens.start(), wait),
+            Taken::Denied { wait } => {
+                // No bucket needs longer than until it is full. Twice that, because a store may count in coarser units.
+                let longest = rules.quota.time(rules.quota.capacity()).saturating_mul(2);
+                state.lease.denied(now, *ask.tokens.start(), wait.min(longest));
+            }
         }
         while let Some(first) = state.waiting.pop_front() {
             if first.verdict.is_closed() {
@@ -139,7 +149,10 @@ impl Entry {
                 continue;
             }
             let verdict = match state.decide_first(now, first.cost, rules) {
-                Local::Admitted => Verdict::Granted(Tokens { entry: Arc::clone(self), cost: first.cost }),
+                Local::Admitted => {
+                    let at = state.lease.at();
+                    Verdict::Granted(Tokens { entry: Arc::clone(self), cost: first.cost, at })
+                }
                 Local::Denied(wait) => Verdict::Denied(wait),
                 Local::Unknown => {
                     state.waiting.push_front(first);
@@ -148,13 +161,11 @@ impl Entry {
             };
             decided.push((first.verdict, verdict));
         }
-        let next = state.is_current(ask.number).then(|| {
-            state.request = None;
-            state.request(now, rules, &mut gone)
-        });
+        state.request = None;
+        let next = state.request(now, rules, &mut gone);
         drop(state);
         tell(decided);
-        next.flatten()
+        next
     }
 
     /// Ends the wait of all calls, because the store has failed.
@@ -258,7 +269,7 @@ impl Tokens {
 impl Drop for Tokens {
     fn drop(&mut self) {
         if self.cost > 0 {
-            self.entry.state.lock().lease.take_back(clock::now(), self.cost);
+            self.entry.state.lock().lease.take_back(clock::now(), self.cost, self.at);
         }
     }
 }

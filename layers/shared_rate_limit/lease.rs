@@ -38,6 +38,8 @@ struct Held {
     until: Instant,
     /// When the oldest of them were taken, by the store's clock.
     at: u64,
+    /// The greatest number of them.
+    most: u32,
 }
 
 /// The store has denied a request, and will deny others until then.
@@ -62,12 +64,19 @@ impl Lease {
         true
     }
 
-    /// Takes back tokens of a call that was not made, unless they have been held for too long.
-    pub(super) fn take_back(&mut self, now: Instant, tokens: u32) {
+    /// Returns when the oldest of the tokens that are held were taken, by the store's clock.
+    pub(super) fn at(&self) -> u64 {
+        self.held.map_or(0, |held| held.at)
+    }
+
+    /// Takes back tokens of a call that was not made, which were taken at `at`, unless they have been held for too
+    /// long, or there are too many.
+    pub(super) fn take_back(&mut self, now: Instant, tokens: u32, at: u64) {
         if let Some(held) = &mut self.held
             && now < held.until
         {
-            held.tokens = held.tokens.saturating_add(tokens);
+            held.tokens = held.tokens.saturating_add(tokens).min(held.most);
+            held.at = held.at.min(at);
         }
     }
 
@@ -97,8 +106,9 @@ impl Lease {
         let rest = self.held.filter(|held| held.tokens > 0 && now < held.until);
         let before = rest.map_or((0, at), |rest| (rest.tokens, rest.at.min(at)));
         self.denied = None;
-        self.held =
-            Some(Held { tokens: before.0.saturating_add(tokens), since: now, until: now + terms.keep, at: before.1 });
+        let tokens = before.0.saturating_add(tokens);
+        let most = tokens.max(terms.most);
+        self.held = Some(Held { tokens, since: now, until: now + terms.keep, at: before.1, most });
     }
 
     /// Learns that the store has denied this number of tokens.

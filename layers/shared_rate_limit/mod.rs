@@ -99,8 +99,8 @@
 //!
 //! A request to the store belongs to the limit and not to the call that needed it, so a call that is dropped leaves no
 //! other call without an answer. Tokens that were granted to a call that is dropped before it was made return to the
-//! lease of this process. If a call is dropped while it waits here, a circuit breaker outside does not count it against
-//! the service.
+//! lease of this process, as far as it has room for them. If a call is dropped while it waits here, a circuit breaker
+//! outside does not count it against the service.
 //!
 //! # Requirements
 //!

@@ -25,7 +25,8 @@ struct Away {
     /// The number of pauses so far.
     pauses: u32,
     until: Instant,
-    is_probed: bool,
+    /// The end of the probe that is under way. If it takes longer, the task that drives it is lost.
+    probed_until: Option<Instant>,
     error: Arc<str>,
 }
 
@@ -52,24 +53,24 @@ impl Health {
     pub(super) fn advice(&self, now: Instant) -> Advice {
         match &self.away {
             None => Advice::Ask,
-            Some(away) if now < away.until || away.is_probed => {
+            Some(away) if now < away.until || away.probed_until.is_some_and(|lost| now < lost) => {
                 Advice::Away { wait: away.until.saturating_duration_since(now), error: Arc::clone(&away.error) }
             }
             Some(away) => Advice::Probe { error: Arc::clone(&away.error) },
         }
     }
 
-    /// A request that was advised is on its way.
-    pub(super) fn probed(&mut self) {
+    /// A request that was advised is on its way, and ends by `lost`.
+    pub(super) fn probed(&mut self, lost: Instant) {
         if let Some(away) = &mut self.away {
-            away.is_probed = true;
+            away.probed_until = Some(lost);
         }
     }
 
     /// The request that was advised is dropped: another call may send one.
     pub(super) fn not_probed(&mut self) {
         if let Some(away) = &mut self.away {
-            away.is_probed = false;
+            away.probed_until = None;
         }
     }
 
@@ -89,7 +90,7 @@ impl Health {
         let (first, longest) = PAUSES;
         let backoff = Backoff::exponential(first).max(longest).jitter(Jitter::Equal);
         let until = now + backoff.nth(pauses, Duration::ZERO);
-        self.away.replace(Away { pauses, until, is_probed: false, error }).is_none()
+        self.away.replace(Away { pauses, until, probed_until: None, error }).is_none()
     }
 }
 

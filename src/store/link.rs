@@ -55,7 +55,7 @@ impl Link {
         request: impl Future<Output = Result<T, E>>,
     ) -> Result<T, Arc<str>> {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        let _probe = is_probe.then(|| Probe::new(&self.health));
+        let _probe = is_probe.then(|| Probe::new(&self.health, timeout));
         let error: Arc<str> = match clock::timeout_at(clock::now() + timeout, caught(request)).await {
             Some(Ok(Ok(answer))) => {
                 self.answered(info);
@@ -90,8 +90,8 @@ impl Link {
 struct Probe<'a>(&'a Mutex<Health>);
 
 impl<'a> Probe<'a> {
-    fn new(health: &'a Mutex<Health>) -> Self {
-        health.lock().probed();
+    fn new(health: &'a Mutex<Health>, timeout: Duration) -> Self {
+        health.lock().probed(clock::now() + timeout * 2);
         Self(health)
     }
 }

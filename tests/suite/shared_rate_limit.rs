@@ -29,6 +29,8 @@ use super::{
     rate_limit::{Made, recording},
 };
 
+mod edges;
+
 const MILLI: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -49,6 +51,8 @@ enum Behaviour {
     Hangs,
     /// Grants nothing, as no store may.
     GrantsNothing,
+    /// Denies for this time, as no bucket would.
+    Denies(Duration),
 }
 
 /// A store of the test. Clones are the connections of several processes to one server.
@@ -96,6 +100,7 @@ impl TokenStore for Server {
             Behaviour::Panics => panic!("at the disco"),
             Behaviour::Hangs => pending().await,
             Behaviour::GrantsNothing => return Ok(Taken::Granted { tokens: 0, at: 0 }),
+            Behaviour::Denies(wait) => return Ok(Taken::Denied { wait }),
         }
         let Ok(taken) = self.memory.take(key, tokens, quota).await;
         if let Behaviour::AnswersAfter(time) = behaviour {

@@ -76,14 +76,27 @@ fn a_denial_holds_for_calls_that_lack_as_much_until_its_time_is_over() {
 #[test]
 fn tokens_of_a_call_that_was_not_made_come_back_unless_the_lease_is_over() {
     let (mut lease, now) = (Lease::default(), Instant::now());
-    lease.take_back(now, 1);
+    lease.take_back(now, 1, 0);
     assert_eq!(lease.tokens(now), 0);
     lease.granted(now, 2, 0, TERMS);
     assert!(lease.spend(now, 2));
-    lease.take_back(now, 2);
+    lease.take_back(now, 2, 0);
     assert_eq!(lease.tokens(now), 2);
-    lease.take_back(now + TERMS.keep, 2);
+    lease.take_back(now + TERMS.keep, 2, 0);
     assert_eq!(lease.tokens(now + TERMS.keep), 0);
+}
+
+/// Meanwhile the lease was filled again.
+///
+/// Shows: Q5
+#[test]
+fn tokens_that_come_back_late_do_not_exceed_the_lease_and_keep_their_age() {
+    let (mut lease, now) = (Lease::default(), Instant::now());
+    lease.granted(now, 2, 100, TERMS);
+    assert!(lease.spend(now, 2));
+    lease.granted(now, TERMS.most, 900, TERMS);
+    lease.take_back(now, 2, 100);
+    assert_eq!(lease.end(now), Some((TERMS.most, 100)));
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -112,6 +125,7 @@ proptest! {
         let (mut lease, mut now) = (Lease::default(), Instant::now());
         // The model: a token for each entry, with the time until which it may be spent.
         let (mut held, mut spent): (Vec<Instant>, u32) = (Vec::new(), 0);
+        let mut room = 0;
         for step in steps {
             held.retain(|until| now < *until);
             prop_assert_eq!(lease.tokens(now) as usize, held.len());
@@ -132,14 +146,15 @@ proptest! {
                     prop_assert!(lease.tokens(now) >= cost && lease.tokens(now) <= most.max(cost));
                     // All are kept from now on.
                     held = vec![now + terms.keep; held.len() + granted as usize];
-                    spent = 0;
+                    room = held.len().max(most as usize);
                 }
                 Step::Fetch(..) => {}
                 Step::Return => {
-                    lease.take_back(now, spent);
+                    lease.take_back(now, spent, 0);
                     // They come back to the tokens that they were part of, if any are kept still.
                     let until = lease.held.map(|held| held.until).filter(|until| now < *until);
                     held.extend(until.into_iter().flat_map(|until| vec![until; spent as usize]));
+                    held.truncate(room);
                     spent = 0;
                 }
             }

@@ -29,11 +29,13 @@ fn one_request_at_a_time_probes_a_store_and_any_answer_ends_its_absence() {
     let (mut health, mut now) = (Health::default(), Instant::now());
     assert!(health.failed(now, false, "refused".into()));
     now += SECOND;
-    health.probed();
+    health.probed(now + SECOND);
     assert_eq!(health.advice(now), Advice::Away { wait: Duration::ZERO, error: "refused".into() });
     // An older request fails too: no news.
     assert!(!health.failed(now, false, "broken".into()));
     assert_eq!(health.advice(now), Advice::Away { wait: Duration::ZERO, error: "refused".into() });
+    // One whose task is never driven must not keep the store away for ever.
+    assert_eq!(health.advice(now + SECOND), Advice::Probe { error: "refused".into() });
     assert!(health.answered());
     assert_eq!(health.advice(now), Advice::Ask);
     // A probe that fails later than that is a failure like any other.

@@ -124,10 +124,10 @@ async fn a_failed_response_that_panics_in_its_drop_does_not_cost_the_other_attem
             Ok::<_, Error<&'static str>>(Fragile { fails: is_first == first_fails })
         });
         let layer = HedgeLayer::after(DELAY).classify(fragile);
-        assert!(!layer.layer(service.clone()).oneshot(()).await.unwrap().fails, "{first_fails} {first}");
+        assert!(!layer.layer(service).oneshot(()).await.unwrap().fails, "{first_fails} {first}");
         if first > 50 {
             let layer = HedgeLayer::after(DELAY).classify(asks);
-            assert!(!layer.layer(service.clone()).oneshot(()).await.unwrap().fails, "{first_fails} {first}");
+            assert!(!layer.layer(service).oneshot(()).await.unwrap().fails, "{first_fails} {first}");
         }
     }
 }
@@ -140,12 +140,12 @@ async fn a_failed_response_that_panics_in_its_drop_does_not_cost_what_takes_its_
         Ok::<_, Error<&'static str>>(Fragile { fails })
     });
     let cache = CacheLayer::new(1, SECOND, |(): &()| Some(())).classify(fragile).stale_if_error(10 * SECOND);
-    let cached = cache.layer(service.clone());
+    let cached = cache.layer(service);
     assert!(!cached.clone().oneshot(()).await.unwrap().fails);
     sleep(2 * SECOND).await;
     assert!(!cached.oneshot(()).await.unwrap().fails);
     let fallback = FallbackLayer::value(Fragile { fails: false }).classify(fragile);
-    assert!(!fallback.layer(service.clone()).oneshot(()).await.unwrap().fails);
+    assert!(!fallback.layer(service).oneshot(()).await.unwrap().fails);
     assert_eq!(calls.load(Ordering::SeqCst), 3);
 }
 
