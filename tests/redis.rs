@@ -675,3 +675,86 @@ fn what_is_left_of_a_lease_returns_to_the_server() {
         }
     });
 }
+
+// === Idempotency ===
+
+/// Shows: Y2
+#[test]
+fn two_processes_run_a_handler_once_also_if_the_server_is_paused_meanwhile() {
+    use bytes::Bytes;
+    use http::{Request, Response};
+    use http_body_util::{BodyExt, Full};
+    use tokio::sync::Semaphore;
+    use ziggurat::idempotency::IdempotencyLayer;
+
+    with_server(async |server| {
+        let (runs, finish) = (Arc::new(AtomicU64::new(0)), Arc::new(Semaphore::new(0)));
+        let handler = {
+            let (runs, finish) = (Arc::clone(&runs), Arc::clone(&finish));
+            service_fn(move |_: Request<_>| {
+                let (run, finish) = (runs.fetch_add(1, Ordering::Relaxed) + 1, Arc::clone(&finish));
+                async move {
+                    finish.acquire().await.unwrap().forget();
+                    Ok::<_, Error<String>>(Response::new(Full::<Bytes>::from(format!("run {run}"))))
+                }
+            })
+        };
+        let mut processes = Vec::new();
+        for _ in 0..2 {
+            let caller = |_: &Request<Full<Bytes>>| Some("eve".to_owned());
+            let layer = IdempotencyLayer::new(RedisStore::new(server.connect().await), caller);
+            processes.push(layer.timeout(5 * SECOND).max_wait(LONG).layer(handler.clone()));
+        }
+        // Returns whether the response is a replay, and its text. `None`: the store is away.
+        let call = |process: usize, key: &str| {
+            let request = Request::post("/orders").header("idempotency-key", key).body(Full::from("a book")).unwrap();
+            let call = processes[process].clone().oneshot(request);
+            async move {
+                let response = match call.await {
+                    Ok(response) => response,
+                    Err(Error::Rejected(rejection))
+                        if matches!(rejection.reason(), Reason::StoreUnavailable { .. }) =>
+                    {
+                        return None;
+                    }
+                    Err(error) => panic!("{error}"),
+                };
+                let is_replay = response.headers().contains_key("idempotent-replayed");
+                let text = response.into_body().collect().await.unwrap().to_bytes();
+                Some((is_replay, String::from_utf8(text.into()).unwrap()))
+            }
+        };
+        let count = || runs.load(Ordering::Relaxed);
+
+        // Duplicates at once, in both processes.
+        let calls = Vec::from_iter((0..8).map(|n| tokio::spawn(call(n % 2, "1"))));
+        until("the handler runs", || count() == 1).await;
+        finish.add_permits(1);
+        let mut replays = 0;
+        for call in calls {
+            let (is_replay, text) = call.await.unwrap().unwrap();
+            assert_eq!(text, "run 1");
+            replays += u32::from(is_replay);
+        }
+        assert_eq!(replays, 7);
+
+        // The server pauses while the handler runs.
+        let first = tokio::spawn(call(0, "2"));
+        until("the handler runs", || count() == 2).await;
+        server.signal("STOP");
+        let second = tokio::spawn(call(1, "2"));
+        finish.add_permits(1);
+        assert_eq!(first.await.unwrap(), Some((false, "run 2".to_owned())), "the caller does not wait for the store");
+        let in_the_same_process = call(0, "2").await;
+        assert_eq!(in_the_same_process, Some((true, "run 2".to_owned())));
+        server.signal("CONT");
+        let _may_have_been_rejected = second.await.unwrap();
+        let replays = async {
+            while call(1, "2").await != Some((true, "run 2".to_owned())) {
+                sleep(5 * MILLI).await;
+            }
+        };
+        timeout(LONG, replays).await.unwrap();
+        assert_eq!(count(), 2);
+    });
+}

@@ -10,9 +10,11 @@ use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
-use tokio::sync::mpsc;
 
-use super::flight::Interest;
+use super::{
+    backlog::{Part, Receiver},
+    flight::Interest,
+};
 use crate::body::BoxError;
 
 pin_project! {
@@ -32,22 +34,14 @@ pin_project! {
         Inner { #[pin] body: B },
         Known { data: Bytes, trailers: Option<HeaderMap> },
         // The frames come from the task that runs the handler.
-        Recorded { parts: mpsc::UnboundedReceiver<Part<B>>, left: SizeHint, interest: Interest },
+        Recorded { parts: Receiver<B>, left: SizeHint, interest: Interest },
         // The response is larger than the layer stores, and no longer recorded.
         Rest { body: Pin<Box<B>> },
         Ended,
     }
 }
 
-/// A message of the task that records a response.
-pub(super) enum Part<B> {
-    Frame(Frame<Bytes>),
-    Failed(BoxError),
-    Rest(Pin<Box<B>>),
-    End,
-}
-
-/// The task that recorded a response is gone, because its runtime or its scope has ended.
+/// The task that recorded a response is gone, because its runtime or its scope has ended, or the body has panicked.
 #[derive(Debug)]
 struct Lost;
 
@@ -69,7 +63,7 @@ impl<B> IdempotentBody<B> {
     }
 
     /// The body of the caller that a handler runs for. `left` is the size of the whole.
-    pub(super) fn recorded(parts: mpsc::UnboundedReceiver<Part<B>>, left: SizeHint, interest: Interest) -> Self {
+    pub(super) fn recorded(parts: Receiver<B>, left: SizeHint, interest: Interest) -> Self {
         Self { state: State::Recorded { parts, left, interest } }
     }
 }
@@ -135,7 +129,13 @@ impl<B: Body<Error: Into<BoxError>>> Body for IdempotentBody<B> {
         match &self.state {
             State::Inner { body } => body.size_hint(),
             State::Rest { body } => body.size_hint(),
-            State::Known { data, .. } => SizeHint::with_exact(data.len() as u64),
+            State::Known { data, trailers: None } => SizeHint::with_exact(data.len() as u64),
+            // hyper sends no trailers over HTTP/1 behind a body whose size it knows.
+            State::Known { data, .. } => {
+                let mut hint = SizeHint::new();
+                hint.set_lower(data.len() as u64);
+                hint
+            }
             State::Recorded { left, .. } => *left,
             State::Ended => SizeHint::with_exact(0),
         }

@@ -1,6 +1,9 @@
 //! The requests whose handlers run in this process, and the callers that wait for one.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use hashbrown::{HashMap, hash_map::EntryRef};
 
@@ -12,7 +15,7 @@ use crate::{mutex::Mutex, signal::Signal};
 pub(super) enum Outcome {
     /// The response, and whether it was stored by an earlier run.
     Answer(Arc<Answer>),
-    /// The handler has run, and its response is larger than the layer stores.
+    /// The handler has run, and its response is larger than the layer or the store can keep.
     TooLarge,
     /// The key belongs to another request of the caller.
     Reused,
@@ -32,6 +35,8 @@ pub(super) struct Flight {
     ended: Arc<Signal>,
     /// Each caller that waits holds a clone.
     interest: Interest,
+    /// The number of clones so far.
+    interests: AtomicU64,
 }
 
 /// A caller's interest in a run.
@@ -46,7 +51,13 @@ impl Flight {
     }
 
     pub(super) fn interest(&self) -> Interest {
+        self.interests.fetch_add(1, Relaxed);
         self.interest.clone()
+    }
+
+    /// Returns a number that changes with each caller that comes.
+    pub(super) fn interests(&self) -> u64 {
+        self.interests.load(Relaxed)
     }
 
     /// Returns whether no caller waits.
@@ -82,8 +93,8 @@ impl Flights {
             EntryRef::Occupied(flight) => Place::Join(Arc::clone(flight.get())),
             EntryRef::Vacant(_) if is_full => Place::Full,
             EntryRef::Vacant(vacant) => {
-                let (outcome, ended, interest) = (OnceLock::new(), Arc::default(), Interest::default());
-                let flight = Arc::new(Flight { print, outcome, ended, interest });
+                let (outcome, ended, interest, interests) = Default::default();
+                let flight = Arc::new(Flight { print, outcome, ended, interest, interests });
                 let key: Arc<str> = key.into();
                 vacant.insert_with_key(Arc::clone(&key), Arc::clone(&flight));
                 drop(by_key);

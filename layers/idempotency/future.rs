@@ -149,7 +149,12 @@ impl<St: ValueStore> Settings<St> {
                     match (Run { settings, lead, print }).start(service, request).await {
                         Ok(Reply::Ran(outcome)) => return Ok(*outcome),
                         Ok(Reply::Panicked(panic)) => resume_unwind(panic),
-                        Ok(Reply::Known(outcome)) => outcome,
+                        Ok(Reply::Known(outcome)) => {
+                            if let Outcome::Answer(_) = outcome {
+                                self.info.emit(LayerEvent::Hit);
+                            }
+                            outcome
+                        }
                         // The runtime of the task, or its scope, has ended.
                         Err(_) => return Err(self.info.reject(Reason::Draining { grace: None })),
                     }
@@ -172,7 +177,6 @@ impl<St: ValueStore> Settings<St> {
     fn replay<B>(&self, outcome: Outcome) -> Result<Response<IdempotentBody<B>>, Rejection> {
         let reason = match outcome {
             Outcome::Answer(answer) => {
-                self.info.emit(LayerEvent::Hit);
                 let Answer { status, mut headers, body, trailers } = Answer::clone(&answer);
                 headers.insert(REPLAYED, HeaderValue::from_static("true"));
                 let mut response = Response::new(IdempotentBody::known(body, trailers));

@@ -14,7 +14,8 @@
 //! account. No caller ever gets the response of another one. A request without a caller (`None`) is passed on too.
 //!
 //! The key is also bound to a fingerprint of the request: its method, its path and query, its `Content-Type` and its
-//! body. For the fingerprint, the layer reads the whole body before it runs the handler.
+//! body. For the fingerprint, the layer reads the whole body before it runs the handler. The path is that of the
+//! request as it reaches the layer: inside a nested axum router it has lost its prefix, so put the layer outside.
 //!
 //! | the request | outcome |
 //! |---|---|
@@ -23,7 +24,7 @@
 //! | comes later | gets the stored response |
 //! | has the key of a request with another fingerprint | 422, [`Reason::KeyReused`] |
 //! | comes while another process runs the handler for more than [`max_wait`](IdempotencyLayer::max_wait) | 409, [`Reason::Duplicate`] |
-//! | repeats one whose response was too large to be stored | 409, [`Reason::Duplicate`] |
+//! | repeats one whose response is too large for the layer or for the store | 409, [`Reason::Duplicate`] |
 //! | has a malformed key: empty, longer than 255 bytes, not ASCII, or several | 400, [`Reason::NoKey`] |
 //! | has a body that is larger than [`max_request`](IdempotencyLayer::max_request) | 413, [`Reason::BodyTooLarge`] |
 //! | comes while the store is away or slow | 503, [`Reason::StoreUnavailable`] |
@@ -34,13 +35,15 @@
 //!
 //! Each complete response of the handler, whatever its status: a 500 that follows half of the work must not make the
 //! client do the other half twice. The response is kept for [`keep`](IdempotencyLayer::keep), 24 hours by default, with
-//! its headers, its body and its trailers, but without its extensions. It streams to the first caller while it is
-//! recorded, and reaches those that wait for it when it is complete.
+//! its headers, its body and its trailers, but without its extensions and without the headers of a connection, such as
+//! `Connection`. It streams to the first caller while it is recorded, and reaches those that wait for it when it is
+//! complete.
 //!
 //! Nothing is stored, and the next request with the key runs the handler, if
 //!
 //! - a layer inside rejected the request before it reached the handler
-//!   ([`is_unprocessed`](crate::Rejection::is_unprocessed)), such as a full limit;
+//!   ([`is_unprocessed`](crate::Rejection::is_unprocessed)), such as a full limit. A handler that returns the rejection
+//!   of a client of its own says the same;
 //! - the handler returned an error instead of a response, or panicked, or the body of its response failed;
 //! - the process ended meanwhile: then after up to 30 seconds.
 //!
@@ -49,20 +52,25 @@
 //! The handler runs on a task of its own, in the scope of the request. A caller that leaves, because its connection is
 //! lost or its deadline has passed, does not end it: the next request with the key is to get its response. A handler
 //! whose callers have all left goes on for [`linger`](IdempotencyLayer::linger), a minute by default. Then it is
-//! dropped, and nothing is stored. A [timeout](crate::timeout) *inside* this layer bounds the handler itself. Its
-//! rejection is stored as any response, because the handler has begun.
+//! dropped, and nothing is stored. A request that waits for another process ends with its last caller.
+//!
+//! A [timeout](crate::timeout) *inside* this layer bounds the handler itself. Its rejection is stored as any response,
+//! because the handler has begun. This needs a response: as an error, it ends a run as any other error does. In axum
+//! each rejection is a response, and elsewhere behind a
+//! [`RejectionResponseLayer`](crate::rejection_response::RejectionResponseLayer) between the two.
 //!
 //! # Stores
 //!
 //! A [`MemoryStore`](crate::store::MemoryStore) serves one process, and forgets everything with it. A `RedisStore`
 //! (feature `redis`) serves all processes that share a server, or implement
 //! [`ValueStore`](crate::store::ValueStore) for your database. A process claims the key in the store before it runs the
-//! handler, and renews its claim every 10 seconds. If a claim is lost, because the store forgets it or cannot be
-//! reached for 30 seconds, a second run of the handler is possible.
+//! handler, and renews its claim every 10 seconds. If a claim is lost, a second run of the handler is possible: when
+//! the store forgets it, until the next renewal, and when the store cannot be reached for 20 to 30 seconds.
 //!
 //! No request waits for the store longer than [`timeout`](IdempotencyLayer::timeout) at a time. While the store is
-//! [away](crate::store#while-a-store-is-away), requests with a key are rejected at once, except for one at a time, which
-//! finds out whether it is back. A response that the store does not take is offered again for a minute.
+//! [away](crate::store#while-a-store-is-away), requests with a key are rejected at once, except for one at a time,
+//! which finds out whether it is back. A response that the store does not take is offered again for a minute. Then a
+//! mark takes its place, if the store takes that: the handler does not run again, and repeated requests are rejected.
 //!
 //! Services that share a store also share their keys, unless each has a
 //! [prefix](crate::store#sharing-a-store).
@@ -89,8 +97,9 @@
 //! # Cost
 //!
 //! A request without a key pays for a clone of the service. One with a key pays for a task, two requests to the store,
-//! and copies of its body and of its response. Up to [`max_request`](IdempotencyLayer::max_request) and
-//! [`max_response`](IdempotencyLayer::max_response) bytes of each are in memory while it runs.
+//! and copies of its body and of its response. Each request that sends its body or waits has up to
+//! [`max_request`](IdempotencyLayer::max_request) bytes in memory, and each run up to
+//! [`max_response`](IdempotencyLayer::max_response) bytes of the record, and as many that its caller has yet to read.
 //!
 //! # Examples
 //!
@@ -126,6 +135,7 @@
 //! # }
 //! ```
 
+mod backlog;
 mod body;
 mod flight;
 mod future;
@@ -176,11 +186,13 @@ const MAX_WAIT: Duration = Duration::from_secs(10);
 /// How long a handler goes on without a caller.
 const LINGER: Duration = Duration::from_secs(60);
 
-const HOUR: Duration = Duration::from_secs(60 * 60);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// How long a request waits for the store. As for a shared rate limit.
 const TIMEOUT: Duration = Duration::from_millis(100);
+
+/// The longest time that a request waits for the store: a claim must be renewed in time.
+const MAX_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Runs a handler once for each key: see the [module](self).
 #[must_use]
@@ -219,8 +231,8 @@ impl<St: ValueStore, C> IdempotencyLayer<St, C> {
     /// Creates a layer that keeps responses in `store`.
     ///
     /// `caller` returns whom the key of a request belongs to, such as the name of an account that has been
-    /// authenticated, or `None` if the layer does not apply to the request. It must not be a value that another caller
-    /// can choose. The closure must name the type of its argument: `|request: &Request<_>| ..`.
+    /// authenticated, or `None` if the layer does not apply to the request, whatever its key is. It must not be a value
+    /// that another caller can choose. The closure must name the type of its argument: `|request: &Request<_>| ..`.
     pub fn new<B>(store: St, caller: C) -> Self
     where
         C: Fn(&Request<B>) -> Option<String>,
@@ -274,7 +286,8 @@ impl<St, C> IdempotencyLayer<St, C> {
 
     /// Sets how many handlers run at once for requests with a key. The default is 1,000.
     ///
-    /// Beyond that number, a request is rejected with [`Reason::Overloaded`].
+    /// Beyond that number, a request is rejected with [`Reason::Overloaded`]. A key counts from its first request on,
+    /// also while that asks the store or waits for another process, and until the response is stored.
     ///
     /// # Panics
     ///
@@ -289,7 +302,8 @@ impl<St, C> IdempotencyLayer<St, C> {
     /// Sets how long a request waits while *another process* runs the handler for the same request. The default is
     /// 10 seconds.
     ///
-    /// It looks into the store after 50 ms, and then less and less often, up to once a second.
+    /// It looks into the store after 50 ms, and then less and less often, up to once a second. Requests of this process
+    /// that repeat it wait with it, and no longer.
     pub fn max_wait(mut self, max_wait: Duration) -> Self {
         self.settings.max_wait = max_wait.min(YEAR);
         self
@@ -297,21 +311,22 @@ impl<St, C> IdempotencyLayer<St, C> {
 
     /// Sets how long a handler goes on after its last caller has left. The default is one minute.
     ///
-    /// The time is rounded up to the next 10 seconds.
+    /// The layer looks every 10 seconds whether there is a caller, so a handler may go on for up to 10 seconds more.
     pub fn linger(mut self, linger: Duration) -> Self {
         self.settings.linger = linger;
         self
     }
 
-    /// Sets how long a request waits for each answer of the store. The default is 100 ms. More than an hour is an hour.
+    /// Sets how long a request waits for each answer of the store. The default is 100 ms, and the longest 5 seconds,
+    /// so that a claim can be renewed in time.
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.settings.timeout = timeout.min(HOUR);
+        self.settings.timeout = timeout.min(MAX_TIMEOUT);
         self
     }
 
     layer_setters!(settings.info);
 
-    /// Returns the number of handlers that run for requests with a key, or whose responses are being stored.
+    /// Returns the number of keys that count towards [`max_running`](Self::max_running).
     #[must_use]
     pub fn running(&self) -> usize {
         self.settings.flights.len()
@@ -379,16 +394,10 @@ where
         let settings = &self.settings;
         let is_post = || matches!(*request.method(), Method::POST | Method::PATCH);
         let found = if request.method().is_safe() { Err(NoKey::Absent) } else { client_key(request.headers()) };
-        let key = match found {
-            Ok(key) => key,
-            Err(NoKey::Absent) if !settings.is_required || !is_post() => {
-                return ResponseFuture::passing(self.inner.clone(), request);
-            }
-            Err(_) => return ResponseFuture::rejected(settings.info.reject(Reason::NoKey)),
-        };
-        let Some(caller) = (self.caller)(&request) else {
-            return ResponseFuture::passing(self.inner.clone(), request);
-        };
+        let is_passing = matches!(found, Err(NoKey::Absent)) && !(settings.is_required && is_post());
+        let caller = if is_passing { None } else { (self.caller)(&request) };
+        let Some(caller) = caller else { return ResponseFuture::passing(self.inner.clone(), request) };
+        let Ok(key) = found else { return ResponseFuture::rejected(settings.info.reject(Reason::NoKey)) };
         let key = store_key(&caller, key);
         ResponseFuture::keyed(Box::pin(Arc::clone(settings).call(key, self.inner.clone(), request)))
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use super::key::Fingerprint;
 
@@ -17,7 +17,7 @@ pub(super) enum Record {
     Claim(u128),
     /// The handler's response.
     Answer(Arc<Answer>),
-    /// The handler's response is larger than the layer stores.
+    /// The handler's response is larger than the layer or the store can keep.
     TooLarge,
 }
 
@@ -28,6 +28,30 @@ pub(super) struct Answer {
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
     pub(super) trailers: Option<HeaderMap>,
+}
+
+/// Returns the headers without those of the connection (RFC 9110, 7.6.1): a replay has another one.
+pub(super) fn end_to_end(headers: &HeaderMap) -> HeaderMap {
+    const OF_CONNECTION: [HeaderName; 6] = [
+        header::CONNECTION,
+        header::TE,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+        HeaderName::from_static("keep-alive"),
+        HeaderName::from_static("proxy-connection"),
+    ];
+    let mut kept = headers.clone();
+    for value in headers.get_all(header::CONNECTION) {
+        for name in value.as_bytes().split(|byte| *byte == b',') {
+            if let Ok(name) = HeaderName::from_bytes(name.trim_ascii()) {
+                kept.remove(name);
+            }
+        }
+    }
+    for name in OF_CONNECTION {
+        kept.remove(name);
+    }
+    kept
 }
 
 impl Record {

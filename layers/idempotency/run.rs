@@ -4,30 +4,33 @@
 use std::{
     any::Any,
     future::{Future, poll_fn},
+    mem,
     pin::{Pin, pin},
     sync::Arc,
+    task::Poll,
     time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::{Either, select};
-use http::{HeaderMap, Response, response::Parts};
+use http::{HeaderMap, Response};
 use http_body::Body;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{sync::oneshot, task::consume_budget};
 use tower_service::Service;
 
 use super::{
     Settings,
-    body::{IdempotentBody, Part, poll_frame},
+    backlog::{Part, Sender, backlog},
+    body::{IdempotentBody, poll_frame},
     flight::{Lead, Outcome},
     key::Fingerprint,
-    record::{Answer, Record},
+    record::{Answer, Record, end_to_end},
 };
 use crate::{
     backoff::{Backoff, Jitter},
     body::BoxError,
     call::Call,
-    caught::unwound,
+    caught::{undisturbed, unwound},
     clock,
     outcome::Reject,
     scope::Scope,
@@ -38,10 +41,13 @@ use crate::{
 /// How long a claim lasts without being renewed. After a crash, its key is free after this time.
 const LEASE: Duration = Duration::from_secs(30);
 
-/// How often a claim is renewed. Two requests to the store may fail in a row.
+/// How often a claim is renewed.
 const RENEWAL: Duration = Duration::from_secs(10);
 
-/// How long a response is offered to a store that fails. Until then the claim holds.
+/// How soon it is tried again if the store failed. With the longest timeout too, two requests may fail in a row.
+const RETRY: Duration = Duration::from_secs(3);
+
+/// How long a response is offered to a store that fails. If the store takes the renewals, the claim holds meanwhile.
 const OFFER: Duration = Duration::from_secs(60);
 
 /// The caller that a handler runs for gets its outcome as it is.
@@ -59,6 +65,9 @@ enum Ended {
     /// There is no response that others may have.
     Open,
 }
+
+/// The body of the response failed.
+struct Broken;
 
 pub(super) struct Run<St> {
     pub(super) settings: Arc<Settings<St>>,
@@ -101,11 +110,14 @@ impl<St: ValueStore> Run<St> {
             return;
         }
         let ended = {
-            let (handler, upkeep) = (pin!(self.handle(service, request, reply)), pin!(self.upkeep(&claim)));
-            match select(handler, upkeep).await {
+            let (mut handler, upkeep) = (pin!(Some(self.handle(service, request, reply))), pin!(self.upkeep(&claim)));
+            let handled = poll_fn(|cx| handler.as_mut().as_pin_mut().map_or(Poll::Pending, |handler| handler.poll(cx)));
+            let ended = match select(handled, upkeep).await {
                 Either::Left((ended, _)) => ended,
                 Either::Right(_) => Ended::Open,
-            }
+            };
+            undisturbed(|| handler.set(None));
+            ended
         };
         let record = match ended {
             Ended::Open => {
@@ -146,6 +158,8 @@ impl<St: ValueStore> Run<St> {
                 Some((print, _)) if print != self.print => return Err(Outcome::Reused),
                 Some((_, Record::Answer(answer))) => return Err(Outcome::Answer(answer)),
                 Some((_, Record::TooLarge)) => return Err(Outcome::TooLarge),
+                // The handler has not begun, and no caller waits for it.
+                Some((_, Record::Claim(_))) if self.lead.flight.is_alone() => return Err(Outcome::Open),
                 Some((_, Record::Claim(_))) => {}
             }
             let until = clock::now() + pauses.nth(n, Duration::ZERO);
@@ -179,55 +193,79 @@ impl<St: ValueStore> Run<St> {
             }
         };
         let (parts, body) = response.into_parts();
-        let (to, receiver) = mpsc::unbounded_channel();
-        let outside = IdempotentBody::recorded(receiver, body.size_hint(), self.lead.flight.interest());
-        let (head, inside) = (parts.clone(), Box::pin(body));
+        let (to, receiver) = backlog();
+        let outside = if body.is_end_stream() {
+            IdempotentBody::default()
+        } else {
+            IdempotentBody::recorded(receiver, body.size_hint(), self.lead.flight.interest())
+        };
+        let (status, headers, inside) = (parts.status, end_to_end(&parts.headers), Box::pin(body));
         let _ = reply.send(Reply::Ran(Box::new(Ok(Response::from_parts(parts, outside)))));
-        match unwound(self.record(inside, head, &to)).await {
-            Ok(ended) => ended,
-            Err(_) => Ended::Open,
+        match unwound(self.record(inside, &to)).await {
+            Ok(Ok(Some((body, trailers)))) => Ended::Answer(Arc::new(Answer { status, headers, body, trailers })),
+            Ok(Ok(None)) => Ended::TooLarge,
+            Ok(Err(Broken)) | Err(_) => Ended::Open,
         }
     }
 
-    /// Passes the frames of a body on, and keeps them.
-    async fn record<B>(&self, mut body: Pin<Box<B>>, head: Parts, to: &mpsc::UnboundedSender<Part<B>>) -> Ended
+    /// Passes the frames of a body on, and returns them together, or `None` if they are too large.
+    async fn record<B>(
+        &self,
+        mut body: Pin<Box<B>>,
+        to: &Sender<B>,
+    ) -> Result<Option<(Bytes, Option<HeaderMap>)>, Broken>
     where
         B: Body<Error: Into<BoxError>>,
     {
         let (mut data, mut trailers) = (BytesMut::new(), None::<HeaderMap>);
         loop {
+            // A body that is always ready would keep the thread, and the upkeep waiting.
+            consume_budget().await;
             let frame = match poll_fn(|cx| poll_frame(body.as_mut(), cx)).await {
                 Some(Ok(frame)) => frame,
                 Some(Err(error)) => {
-                    let _ = to.send(Part::Failed(error));
-                    return Ended::Open;
+                    to.send(Part::Failed(error));
+                    return Err(Broken);
                 }
                 None => break,
             };
-            if let Some(part) = frame.data_ref() {
+            let part = frame.data_ref().map_or(&[][..], |part| part);
+            let is_too_large = part.len() > self.settings.max_response - data.len();
+            if !is_too_large {
                 data.extend_from_slice(part);
             }
             if let Some(end) = frame.trailers_ref() {
-                trailers = Some(end.clone());
+                trailers.get_or_insert_default().extend(end.clone());
             }
-            let _ = to.send(Part::Frame(frame));
-            if data.len() > self.settings.max_response {
-                let _ = to.send(Part::Rest(body));
-                return Ended::TooLarge;
+            to.send(Part::Frame(frame));
+            if is_too_large {
+                to.send(Part::Rest(body));
+                return Ok(None);
             }
         }
-        let _ = to.send(Part::End);
-        Ended::Answer(Arc::new(Answer { status: head.status, headers: head.headers, body: data.freeze(), trailers }))
+        to.send(Part::End);
+        Ok(Some((data.freeze(), trailers)))
     }
 
     /// Renews the claim. Ends once no caller has waited for long enough.
     async fn upkeep(&self, claim: &Bytes) {
-        let mut alone = Duration::ZERO;
-        while alone <= self.settings.linger {
-            clock::sleep(RENEWAL).await;
-            alone = if self.lead.flight.is_alone() { alone + RENEWAL } else { Duration::ZERO };
-            let _ = self.replace(claim, Some(claim.clone()), LEASE).await;
+        let (flight, linger) = (&self.lead.flight, self.settings.linger);
+        let (mut pause, mut known, mut alone_since) = (RENEWAL, 0, None);
+        loop {
+            clock::sleep(pause).await;
+            let (now, before) = (clock::now(), mem::replace(&mut known, flight.interests()));
+            // A caller may have come and left since the last look.
+            let since = alone_since.filter(|_| known == before).unwrap_or(now);
+            alone_since = flight.is_alone().then_some(since);
+            if alone_since.is_some_and(|since| now.saturating_duration_since(since) >= linger) {
+                return;
+            }
+            pause = if self.renew(claim).await.is_ok() { RENEWAL } else { RETRY };
         }
+    }
+
+    async fn renew(&self, claim: &Bytes) -> Result<(), Arc<str>> {
+        self.put_in_place(claim, claim, LEASE).await.map(drop)
     }
 
     async fn release(&self, claim: &Bytes) {
@@ -236,25 +274,34 @@ impl<St: ValueStore> Run<St> {
 
     /// Stores the response, however long that takes within bounds: a caller that comes again must not run the handler.
     async fn store(&self, claim: &Bytes, record: Bytes) {
-        let (settings, end) = (&self.settings, clock::now() + OFFER);
+        let (keep, end) = (self.settings.keep, clock::now() + OFFER);
         let pauses = Backoff::exponential(Duration::from_millis(100)).max(Duration::from_secs(5));
         for n in 1.. {
-            let stored = match self.replace(claim, Some(record.clone()), settings.keep).await {
-                // The claim has expired, because the store failed or forgot it. Another process may have its own.
-                Ok(false) => {
-                    let put = async { settings.store.put_new(&self.lead.key, record.clone(), settings.keep).await };
-                    settings.ask(false, put).await.map(drop)
-                }
-                Ok(true) => Ok(()),
-                Err(error) => Err(error),
-            };
-            let pause = pauses.nth(n, Duration::ZERO);
-            match stored {
-                Ok(()) => return settings.info.emit(LayerEvent::Stored),
-                Err(_) if clock::now() + pause > end => return,
-                Err(_) => clock::sleep(pause).await,
+            match self.put_in_place(claim, &record, keep).await {
+                Ok(true) => return self.settings.info.emit(LayerEvent::Stored),
+                Ok(false) => return,
+                Err(_) => {}
             }
+            let pause = pauses.nth(n, Duration::ZERO);
+            if clock::now() + pause > end {
+                break;
+            }
+            let _ = self.renew(claim).await;
+            clock::sleep(pause).await;
         }
+        // The store may refuse a value of this size only.
+        let _ = self.put_in_place(claim, &Record::TooLarge.encode(self.print), keep).await;
+    }
+
+    /// Puts a value in place of the claim, or of nothing if the store has forgotten the claim. Returns whether the key
+    /// has this value: if the claim has expired, another process may have one of its own.
+    async fn put_in_place(&self, claim: &Bytes, new: &Bytes, ttl: Duration) -> Result<bool, Arc<str>> {
+        if self.replace(claim, Some(new.clone()), ttl).await? {
+            return Ok(true);
+        }
+        let put = async { self.settings.store.put_new(&self.lead.key, new.clone(), ttl).await };
+        let found = self.settings.ask(false, put).await?;
+        Ok(found.is_none_or(|found| found == *new))
     }
 
     async fn replace(&self, claim: &Bytes, new: Option<Bytes>, ttl: Duration) -> Result<bool, Arc<str>> {
