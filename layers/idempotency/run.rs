@@ -32,7 +32,7 @@ use crate::{
     call::Call,
     caught::{undisturbed, unwound},
     clock,
-    outcome::Reject,
+    outcome::{Reject, Rejection},
     scope::Scope,
     store::{Advice, ValueStore},
     telemetry::LayerEvent,
@@ -184,7 +184,9 @@ impl<St: ValueStore> Run<St> {
                 return Ended::Open;
             }
         };
-        let is_rejected = S::Error::rejection(&outcome).is_some_and(|rejection| rejection.is_unprocessed());
+        // A layer inside may have turned it into a response, whatever the error type is.
+        let of_response = || outcome.as_ref().ok().and_then(|response| response.extensions().get::<Rejection>());
+        let is_rejected = S::Error::rejection(&outcome).or_else(of_response).is_some_and(Rejection::is_unprocessed);
         let response = match outcome {
             Ok(response) if !is_rejected => response,
             outcome => {

@@ -28,6 +28,7 @@ use ziggurat::{
     context::ContextLayer,
     idempotency::{IdempotencyLayer, IdempotentBody},
     rejection,
+    rejection_response::RejectionResponseLayer,
     store::{MemoryStore, ValueStore},
     timeout::TimeoutLayer,
 };
@@ -318,6 +319,33 @@ async fn a_request_that_is_rejected_before_its_handler_runs_may_come_again() {
     assert_eq!(call(&here, book()).await, (503, false, "overloaded".into()));
     assert_eq!(other.await.unwrap().2, "1: a pen, 1 trailer");
     assert_eq!(call(&here, book()).await.2, "2: a book, 1 trailer");
+}
+
+/// Shows: Y2
+#[tokio::test(start_paused = true)]
+async fn a_rejection_that_a_layer_inside_made_a_response_is_not_stored_either() {
+    let (server, runs) = (Server::new(), Arc::new(AtomicU32::new(0)));
+    let counted = Arc::clone(&runs);
+    let layers = ServiceBuilder::new()
+        .layer(layer(&server))
+        .layer(RejectionResponseLayer::problem_json())
+        .layer(ConcurrencyLimitLayer::new(1).max_waiting(0));
+    let here = layers.service(service_fn(move |_: Request<IdempotentBody<Full<Bytes>>>| {
+        let run = counted.fetch_add(1, SeqCst) + 1;
+        async move {
+            sleep(SECOND).await;
+            Ok::<_, Failed>(Response::new(Full::<Bytes>::from(run.to_string())))
+        }
+    }));
+    let status = |key: &str| {
+        let request = Request::post("/").header("x-account", "eve").header("idempotency-key", key);
+        let call = here.clone().oneshot(request.body(Full::<Bytes>::from("")).unwrap());
+        async { call.await.unwrap().status().as_u16() }
+    };
+    let (first, second) = tokio::join!(status("1"), status("2"));
+    assert_eq!((first, second), (200, 503));
+    assert_eq!(status("2").await, 200);
+    assert_eq!(runs.load(SeqCst), 2);
 }
 
 /// Shows: Y2
