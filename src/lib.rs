@@ -33,6 +33,9 @@ mod mutex;
 mod name;
 mod outcome;
 mod pulse;
+#[cfg(feature = "redis")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+pub mod relay;
 mod run;
 pub mod scope;
 mod setting;

@@ -28,10 +28,12 @@ use tokio::{
 };
 use tower::{Layer, ServiceExt, service_fn};
 use ziggurat::{
-    Error, Reason,
+    Error, LayerEvent, LayerInfo, Reason, Scope,
+    events::Subscription,
+    relay::{RedisRelay, RelayHandle},
     shared_cache::SharedCacheLayer,
     shared_rate_limit::{SharedRateLimitLayer, WhenAway},
-    store::{Quota, RedisStore, Taken, TokenStore, ValueStore},
+    store::{Codec, Quota, RedisStore, Taken, TokenStore, ValueStore},
 };
 
 #[path = "suite/store/laws.rs"]
@@ -545,6 +547,167 @@ fn a_shared_cache_survives_a_server_that_is_paused_killed_and_restarted() {
             is_away(process, false).await;
         }
         assert!(shared().await > before, "the server has lost its data");
+    });
+}
+
+// === Events ===
+
+#[derive(Debug, Clone, PartialEq)]
+struct Event(u64);
+
+/// Zero stays in its process, and the word `bad` is no number.
+fn relay(server: &Server) -> RedisRelay<impl Codec<Event> + Send + Sync + 'static> {
+    let codec = (
+        |Event(number): &Event| (*number > 0).then(|| Bytes::from(number.to_string())),
+        |bytes: Bytes| match std::str::from_utf8(&bytes).map(str::parse) {
+            Ok(Ok(number)) => Ok(Event(number)),
+            _ => Err(format!("no number: {bytes:?}")),
+        },
+    );
+    let client = Client::open(format!("redis://127.0.0.1:{}/", server.port)).unwrap();
+    RedisRelay::new(client, "events", codec)
+}
+
+/// A process: its scope, its relay and a subscriber.
+async fn process(server: &Server) -> (Scope, RelayHandle, Subscription<Event>) {
+    let scope = Scope::root("process");
+    let (events, relay) = (scope.events().subscribe(), relay(server).start(&scope));
+    until("it is connected", || relay.is_connected()).await;
+    (scope, relay, events)
+}
+
+async fn next(events: &mut Subscription<Event>) -> u64 {
+    let Event(number) = timeout(LONG, events.next()).await.expect("no event").unwrap().unwrap();
+    number
+}
+
+/// Shows: M3
+#[test]
+fn an_event_reaches_each_process_once_and_never_comes_back() {
+    with_server(async |server| {
+        let mut processes = Vec::new();
+        for _ in 0..3 {
+            processes.push(process(&server).await);
+        }
+        // A second relay of each process, which must not send the events that the first has received.
+        let client = Client::open(format!("redis://127.0.0.1:{}/", server.port)).unwrap();
+        let codec = (|_: &Event| Some(Bytes::new()), |_: Bytes| Err::<Event, _>("not for events of this process"));
+        let mut others = Vec::new();
+        for (scope, _, _) in &processes {
+            let other = RedisRelay::new(client.clone(), "other", codec).start(scope);
+            until("it is connected", || other.is_connected()).await;
+            others.push(other);
+        }
+        for round in 0..50 {
+            for (number, (scope, _, _)) in processes.iter().enumerate() {
+                scope.events().publish(Event(1 + round * 3 + number as u64));
+            }
+        }
+        for (own, (_, _, events)) in processes.iter_mut().enumerate() {
+            let mut all = Vec::new();
+            while all.len() < 150 {
+                all.push(next(events).await);
+            }
+            // The events of each process are in order.
+            for other in 0..3 {
+                let its = Vec::from_iter(all.iter().copied().filter(|number| (number - 1) % 3 == other));
+                assert_eq!(its, Vec::from_iter((0..50).map(|round| 1 + round * 3 + other)), "{own}");
+            }
+        }
+        // No event came twice, and those that are not encoded stay.
+        processes[0].0.events().publish(Event(0));
+        assert_eq!(next(&mut processes[0].2).await, 0);
+        processes[0].0.events().publish(Event(1000));
+        for (_, _, events) in &mut processes {
+            assert_eq!(next(events).await, 1000);
+        }
+        for (scope, _, _) in &processes {
+            assert!(timeout(LONG, scope.close()).await.unwrap().is_ok());
+        }
+        let counts = processes.iter().map(|(_, relay, _)| (relay.sent(), relay.received(), relay.lost()));
+        assert_eq!(Vec::from_iter(counts), [(51, 100, 0), (50, 101, 0), (50, 101, 0)]);
+        assert_eq!(Vec::from_iter(others.iter().map(RelayHandle::sent)), [52, 50, 50]);
+    });
+}
+
+/// Shows: M3
+#[test]
+fn a_message_that_cannot_be_decoded_is_reported_and_skipped() {
+    with_server(async |server| {
+        let heard = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let observer = {
+            let heard = Arc::clone(&heard);
+            move |_: &LayerInfo, event: &LayerEvent<'_>| {
+                if let LayerEvent::NotDecoded { error } = event {
+                    heard.lock().unwrap().push((*error).to_owned());
+                }
+            }
+        };
+        let scope = Scope::root("process");
+        let mut events = scope.events().subscribe();
+        let relay = relay(&server).observer(observer).start(&scope);
+        until("it is connected", || relay.is_connected()).await;
+        let mut connection = server.connect().await;
+        for message in ["short", "of another relaybad", "of another relay7"] {
+            connection.publish("events", message).await.unwrap();
+        }
+        assert_eq!(next(&mut events).await, 7);
+        assert_eq!(*heard.lock().unwrap(), ["this is not a message of a relay", "no number: b\"bad\""]);
+        assert_eq!(relay.received(), 1);
+    });
+}
+
+/// Shows: M3
+#[test]
+fn relays_survive_a_server_that_is_killed_and_restarted_and_end_with_their_scope() {
+    with_server(async |mut server| {
+        let (first, sends, _) = process(&server).await;
+        let (second, receives, mut events) = process(&server).await;
+        first.events().publish(Event(1));
+        assert_eq!(next(&mut events).await, 1);
+        server.kill();
+        until("it is away", || !receives.is_connected()).await;
+        // Publishing does not wait, and each event is lost or sent.
+        for number in 2..100 {
+            first.events().publish(Event(number));
+        }
+        until("all are lost", || sends.lost() == 98).await;
+        assert!(sends.is_away());
+        server.restart();
+        until("both are connected", || sends.is_connected() && receives.is_connected()).await;
+        let begin = Instant::now();
+        let mut number = 100;
+        while receives.received() == 1 {
+            assert!(begin.elapsed() < LONG);
+            first.events().publish(Event(number));
+            number += 1;
+            sleep(5 * MILLI).await;
+        }
+        assert!(next(&mut events).await >= 100);
+
+        // A server that hangs does not hold up the end of a scope for long.
+        server.signal("STOP");
+        first.events().publish(Event(1000));
+        for scope in [&first, &second] {
+            assert!(timeout(LONG, scope.close()).await.unwrap().is_ok());
+        }
+        assert!(!sends.is_connected() && !receives.is_connected());
+    });
+}
+
+/// Shows: M3
+#[test]
+fn events_that_wait_when_a_scope_closes_are_sent() {
+    with_server(async |server| {
+        let (first, _, _) = process(&server).await;
+        let (_second, _, mut events) = process(&server).await;
+        for number in 1..=100 {
+            first.events().publish(Event(number));
+        }
+        first.close().await.unwrap();
+        for number in 1..=100 {
+            assert_eq!(next(&mut events).await, number);
+        }
     });
 }
 

@@ -11,24 +11,26 @@ pub(super) struct Item<E> {
     pub(super) event: Arc<E>,
     /// Held until the subscriber has handled the event.
     pub(super) receipt: Option<Receipt>,
+    /// Whether it comes from another process. Relays do not send it again.
+    pub(super) is_relayed: bool,
 }
 
 impl<E> Item<E> {
     pub(super) fn new(event: E) -> Self {
-        Self { event: Arc::new(event), receipt: None }
+        Self { event: Arc::new(event), receipt: None, is_relayed: false }
     }
 
     /// Creates an item with a receipt, and the publisher's end, which receives the failures.
     pub(super) fn joined(event: E) -> (Self, Failures) {
         let (tell, told) = unbounded_channel();
-        (Self { event: Arc::new(event), receipt: Some(Receipt(Some(tell))) }, Failures(told))
+        (Self { event: Arc::new(event), receipt: Some(Receipt(Some(tell))), is_relayed: false }, Failures(told))
     }
 }
 
 // Not derived: the event itself need not be `Clone`.
 impl<E> Clone for Item<E> {
     fn clone(&self) -> Self {
-        Self { event: Arc::clone(&self.event), receipt: self.receipt.clone() }
+        Self { event: Arc::clone(&self.event), receipt: self.receipt.clone(), is_relayed: self.is_relayed }
     }
 }
 

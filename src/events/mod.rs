@@ -184,6 +184,25 @@ impl EventBus {
     pub fn subscribe_with<E: Clone + Send + Sync + 'static>(&self, capacity: usize, lag: Lag) -> Subscription<E> {
         refuse_references::<E>();
         assert!(capacity > 0, "capacity must be at least 1, not 0");
+        self.seat(capacity, lag, false)
+    }
+
+    /// Subscribes a relay, which does not receive the events that relays publish.
+    #[cfg(feature = "redis")]
+    pub(crate) fn subscribe_relay<E: Clone + Send + Sync + 'static>(&self, capacity: usize) -> Subscription<E> {
+        self.seat(capacity, Lag::default(), true)
+    }
+
+    /// Publishes an event of another process.
+    #[cfg(feature = "redis")]
+    pub(crate) fn publish_relayed<E: Send + Sync + 'static>(&self, event: E) {
+        let event = Item { is_relayed: true, ..Item::new(event) };
+        if let Some(topic) = self.inner.topic() {
+            topic.publish(event);
+        }
+    }
+
+    fn seat<E: Send + Sync + 'static>(&self, capacity: usize, lag: Lag, is_relay: bool) -> Subscription<E> {
         let mut topics = self.inner.write();
         let is_closed = topics.is_closed;
         let topic = match topics.get::<E>() {
@@ -196,7 +215,7 @@ impl EventBus {
                 topic
             }
         };
-        let seat = Seat::new(capacity, lag, topic.room(), Arc::downgrade(&self.inner));
+        let seat = Seat::new(capacity, lag, topic.room(), Arc::downgrade(&self.inner), is_relay);
         if is_closed {
             seat.line.lock().queue.close();
         } else {
@@ -278,7 +297,7 @@ impl EventBus {
         E: EventType<Form>, // pass the event by value, not a reference
     {
         refuse_references::<E>();
-        self.inner.topic().map_or(0, |topic| topic.publish(event))
+        self.inner.topic().map_or(0, |topic| topic.publish(Item::new(event)))
     }
 
     /// Publishes an event as soon as all subscribers with [`Lag::Block`] have room.

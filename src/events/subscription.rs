@@ -25,6 +25,8 @@ pub(super) struct Seat<E> {
     bus: Weak<Inner>,
     /// Its index in the topic, so that leaving needs no search. Changed under the topic's lock.
     pub(super) place: AtomicUsize,
+    /// Whether it takes no events from other processes.
+    pub(super) is_relay: bool,
 }
 
 pub(super) struct Line<E> {
@@ -33,9 +35,9 @@ pub(super) struct Line<E> {
 }
 
 impl<E> Seat<E> {
-    pub(super) fn new(capacity: usize, lag: Lag, room: Arc<Notify>, bus: Weak<Inner>) -> Arc<Self> {
+    pub(super) fn new(capacity: usize, lag: Lag, room: Arc<Notify>, bus: Weak<Inner>, is_relay: bool) -> Arc<Self> {
         let line = Mutex::new(Line { queue: Queue::new(capacity, lag), waiting: None });
-        Arc::new(Self { line, room, bus, place: AtomicUsize::new(0) })
+        Arc::new(Self { line, room, bus, place: AtomicUsize::new(0), is_relay })
     }
 
     pub(super) fn wake(&self) {
@@ -111,6 +113,14 @@ impl<E: Send + Sync + 'static> Subscription<E> {
     }
 }
 
+#[cfg(feature = "redis")]
+impl<E: Send + Sync + 'static> Subscription<E> {
+    /// Ends the stream after its backlog.
+    pub(crate) fn end(&self) {
+        self.seat.line.lock().queue.close();
+    }
+}
+
 impl<E: Clone + Send + Sync + 'static> Subscription<E> {
     /// Returns the next event, or `None` at the end of the stream. It needs no `StreamExt`.
     ///
@@ -135,7 +145,7 @@ impl<E: Clone + Send + Sync + 'static> Stream for Subscription<E> {
         };
         match next {
             // The subscriber makes the copy, in its own time. The last one gets the event itself.
-            Next::LayerEvent(Item { event, receipt }) => {
+            Next::LayerEvent(Item { event, receipt, .. }) => {
                 self.receipt = receipt;
                 Poll::Ready(Some(Ok(Arc::unwrap_or_clone(event))))
             }

@@ -77,8 +77,8 @@ impl<E> Topic<E> {
     }
 
     /// Gives the event to all subscribers, and returns how many took it.
-    pub(super) fn publish(&self, event: E) -> usize {
-        self.give(Item::new(event), false).unwrap_or_default()
+    pub(super) fn publish(&self, event: Item<E>) -> usize {
+        self.give(event, false).unwrap_or_default()
     }
 
     /// Gives the event to all subscribers as soon as none that blocks is full. If dropped before, no subscriber
@@ -119,6 +119,10 @@ impl<E> Topic<E> {
         }
         let copies = repeat_n(event, seats.len());
         for (seat, event) in seats.iter().zip(copies) {
+            if seat.is_relay && event.is_relayed {
+                refused = Some(event);
+                continue;
+            }
             let Line { queue, waiting } = &mut *seat.line.lock();
             match queue.push(event) {
                 Pushed::Waits { instead_of } => {
