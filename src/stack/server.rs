@@ -330,7 +330,7 @@ impl<C, I, W, T, L, G, R> ServerStack<C, I, W, T, L, G, R> {
     /// let app = Scope::root("app").with(ServerSettings::default().tenant_rate(50)); // requests in a second
     /// let stack = ServerStack::new(&app).with_rate_per(tenant);
     /// ```
-    #[allow(clippy::type_complexity, reason = "the parts of a stack are parameters of its type")]
+    #[expect(clippy::type_complexity, reason = "the parts of a stack are parameters of its type")]
     pub fn with_rate_per<Req, F, Q>(
         self,
         tenant: F,

@@ -188,7 +188,8 @@ fn text_from_elsewhere_is_read_as_a_file_would_be() {
     assert_eq!(error.field(), "max_attempts");
     assert_eq!(
         error.to_string(),
-        "`max_attempts` is not one of the settings, which are timeout, max_in_flight, max_waiting, reclaim_after"
+        "`max_attempts` is not one of the settings, which are timeout, max_in_flight, max_waiting, reclaim_after, \
+         tenant_rate, tenant_period, tenant_burst, max_tenants, drain_grace"
     );
 }
 
