@@ -496,7 +496,12 @@ fn a_shared_cache_survives_a_server_that_is_paused_killed_and_restarted() {
         };
         let mut layers = Vec::new();
         for _ in 0..2 {
-            layers.push(SharedCacheLayer::new(RedisStore::new(server.connect().await), DAY, "key", codec));
+            layers.push(SharedCacheLayer::new(
+                RedisStore::new(server.connect().await),
+                DAY,
+                |(): &()| "key".to_owned(),
+                codec,
+            ));
         }
         let call = async |process: usize| {
             let begin = Instant::now();

@@ -82,8 +82,9 @@ const WITHOUT_A_KEY: [HeaderName; 13] = [
 
 /// The key that [`http_key`] makes from a request.
 ///
-/// Two keys are equal if the scheme, the authority (ignoring case), the path and the query are equal. Keys that differ
-/// in one of them have different texts ([`Display`](fmt::Display)), so a text can be the key in a store.
+/// Two keys are equal if the scheme, the authority (ignoring case), the path and the query are equal. Equal keys have
+/// equal texts ([`Display`](fmt::Display)) and others have not, so a text can be the key in a store. A request that
+/// names no scheme, as on an HTTP/1 server, has a text such as `//shop.test/prices`.
 #[derive(Clone)]
 pub struct HttpKey {
     uri: Uri,
@@ -136,7 +137,8 @@ impl Hash for HttpKey {
 impl fmt::Display for HttpKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = self.scheme().map_or(String::new(), |scheme| format!("{scheme}:"));
-        write!(f, "{scheme}//{}{}", self.authority(), self.path())?;
+        // Equal keys have equal texts.
+        write!(f, "{scheme}//{}{}", self.authority().to_ascii_lowercase(), self.path())?;
         self.query().map_or(Ok(()), |query| write!(f, "?{query}"))
     }
 }

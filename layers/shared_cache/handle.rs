@@ -20,18 +20,20 @@ use crate::{
 
 /// How long a removal may take, and a call that began before it.
 const REMOVAL: Duration = Duration::from_secs(1);
-const LONGEST_CALL: Duration = Duration::from_secs(60);
+pub(super) const LONGEST_CALL: Duration = Duration::from_secs(60);
 
 pub(super) struct Shared<St> {
     pub(super) store: St,
     pub(super) link: Link,
+    /// The requests that put responses. A store that refuses them may still be read.
+    pub(super) puts: Link,
     pub(super) hits: AtomicU64,
     pub(super) misses: AtomicU64,
 }
 
 impl<St> Shared<St> {
     pub(super) fn new(store: St) -> Self {
-        Self { store, link: Link::default(), hits: AtomicU64::new(0), misses: AtomicU64::new(0) }
+        Self { store, link: Link::default(), puts: Link::default(), hits: AtomicU64::new(0), misses: AtomicU64::new(0) }
     }
 }
 
@@ -45,9 +47,9 @@ pub struct SharedCacheHandle<St> {
 impl<St: ValueStore> SharedCacheHandle<St> {
     /// Removes the response of a key, for all processes.
     ///
-    /// Once it has returned, no call gets that response from the store, and no call that began before and takes less
-    /// than a minute stores its response. A first level in front of the store still has the response, in each process:
-    /// invalidate that of this process after the removal.
+    /// Once it has returned, no call that begins gets that response from the store, and no call that began before
+    /// stores its response, if all responses of the key have the same ttl. A first level in front of the store still
+    /// has the response, in each process: invalidate that of this process after the removal.
     ///
     /// # Errors
     ///
@@ -72,7 +74,7 @@ impl<St: ValueStore> SharedCacheHandle<St> {
     /// not count.
     #[must_use]
     pub fn requests(&self) -> u64 {
-        self.shared.link.requests()
+        self.shared.link.requests() + self.shared.puts.requests()
     }
 
     /// Returns the number of calls of this process whose response came from the store.

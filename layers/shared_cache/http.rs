@@ -6,7 +6,10 @@ use std::{
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::{HeaderName, HeaderValue, Response, StatusCode};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
+    header::{CACHE_CONTROL, SET_COOKIE},
+};
 use http_body::Body;
 
 use crate::store::Codec;
@@ -14,7 +17,8 @@ use crate::store::Codec;
 /// Encodes HTTP responses with a body in memory, such as `Full<Bytes>`: the status, the headers and the body.
 ///
 /// Extensions and the version of HTTP are not encoded. A response whose body is not there at once, fails or has
-/// trailers is not stored.
+/// trailers is not stored. Neither is a server error, or a response that is meant for one caller (`Set-Cookie`,
+/// `private`, `no-store`, a header that is marked as sensitive), whatever the classifier says.
 ///
 /// Use it together with `HttpStorable` and `http_key` of the [`cache`](crate::cache):
 ///
@@ -54,6 +58,9 @@ where
 
     fn encode(&self, response: &Response<B>) -> Option<Bytes> {
         let headers = response.headers();
+        if is_personal(headers) || response.status().is_server_error() {
+            return None;
+        }
         let mut bytes = BytesMut::new();
         bytes.put_u16(response.status().as_u16());
         bytes.put_u16(headers.len().try_into().ok()?);
@@ -76,6 +83,17 @@ where
     fn decode(&self, mut bytes: Bytes) -> Result<Response<B>, &'static str> {
         decode(&mut bytes).ok_or("these are not the bytes of an HTTP response")
     }
+}
+
+/// Returns whether a response is meant for its caller alone, or has a value that should be written nowhere.
+fn is_personal(headers: &HeaderMap) -> bool {
+    let forbids = |value: &HeaderValue| {
+        let value = value.as_bytes().to_ascii_lowercase();
+        ["private", "no-store"].iter().any(|word| value.windows(word.len()).any(|part| part == word.as_bytes()))
+    };
+    headers.contains_key(SET_COOKIE)
+        || headers.values().any(HeaderValue::is_sensitive)
+        || headers.get_all(CACHE_CONTROL).iter().any(forbids)
 }
 
 fn decode<B: From<Bytes>>(bytes: &mut Bytes) -> Option<Response<B>> {

@@ -12,12 +12,12 @@ use tokio::sync::oneshot;
 
 use super::{
     entry::{self, Value},
-    handle::Shared,
+    handle::{LONGEST_CALL, Shared},
 };
 use crate::{
     ambient::{self, Unsent},
     caught::contained,
-    clock,
+    clock::{self, Instant},
     debug::impl_debug,
     outcome::{Class, Classify, Reject, judged_as},
     store::{Advice, Awaited, Codec, ValueStore, start},
@@ -29,6 +29,7 @@ pub(super) struct Settings<St, D, C> {
     pub(super) codec: D,
     pub(super) classify: C,
     pub(super) timeout: Duration,
+    pub(super) max_bytes: usize,
     pub(super) info: LayerInfo,
 }
 
@@ -38,6 +39,8 @@ pub(super) struct Place<St, D, C> {
     pub(super) key: Arc<str>,
     /// The time of the response to come.
     pub(super) ttl: Duration,
+    /// When the store was asked.
+    pub(super) since: Option<Instant>,
 }
 
 /// The lookup of a call. It asks and starts its clock at the first poll.
@@ -54,6 +57,8 @@ type Found = Option<Option<Bytes>>;
 pub(super) struct Ticket<St, D, C> {
     place: Place<St, D, C>,
     found: Option<Bytes>,
+    /// When the store was asked for it.
+    since: Instant,
 }
 
 /// The result of a lookup.
@@ -64,7 +69,7 @@ pub(super) enum Looked<R, T> {
 }
 
 impl Lookup {
-    pub(super) fn poll<St, D, C>(&mut self, cx: &mut Context<'_>, place: &Place<St, D, C>) -> Poll<Found>
+    pub(super) fn poll<St, D, C>(&mut self, cx: &mut Context<'_>, place: &mut Place<St, D, C>) -> Poll<Found>
     where
         St: ValueStore,
         Settings<St, D, C>: Send + Sync + 'static,
@@ -110,13 +115,14 @@ where
     Settings<St, D, C>: Send + Sync + 'static,
 {
     /// Asks the store, unless it is away.
-    fn look(&self) -> Option<Awaited<Found>> {
+    fn look(&mut self) -> Option<Awaited<Found>> {
         let (now, link) = (clock::now(), &self.settings.shared.link);
         let is_probe = match link.advice(now) {
             Advice::Ask => false,
             Advice::Probe { .. } => true,
             Advice::Away { .. } => return None,
         };
+        self.since = Some(now);
         let (settings, key, (tell, told)) = (Arc::clone(&self.settings), Arc::clone(&self.key), oneshot::channel());
         start(async move {
             let Settings { shared, timeout, info, .. } = &*settings;
@@ -138,15 +144,17 @@ impl<St, D, C> Place<St, D, C> {
         let Settings { shared, codec, info, .. } = &*self.settings;
         let value = found.as_ref().and_then(Option::as_ref).map(Value::read);
         let error = match value {
-            Some(Value::Response(encoded)) => match contained(|| codec.decode(encoded)) {
-                Some(Ok(response)) => {
-                    shared.hits.fetch_add(1, Relaxed);
-                    info.emit(LayerEvent::Hit);
-                    return Looked::Hit(response);
+            Some(Value::Response(encoded)) => {
+                match contained(|| codec.decode(encoded).map_err(|error| error.to_string())) {
+                    Some(Ok(response)) => {
+                        shared.hits.fetch_add(1, Relaxed);
+                        info.emit(LayerEvent::Hit);
+                        return Looked::Hit(response);
+                    }
+                    Some(Err(error)) => Some(error),
+                    None => Some("the decoder panicked".to_owned()),
                 }
-                Some(Err(error)) => Some(error.to_string()),
-                None => Some("the decoder panicked".to_owned()),
-            },
+            }
             Some(Value::Unknown) => Some("this is not a value of a shared cache".to_owned()),
             Some(Value::Removed) | None => None,
         };
@@ -155,7 +163,7 @@ impl<St, D, C> Place<St, D, C> {
         }
         shared.misses.fetch_add(1, Relaxed);
         info.emit(LayerEvent::Miss);
-        Looked::Miss(found.map(|found| Ticket { place: self, found }))
+        Looked::Miss(found.zip(self.since).map(|(found, since)| Ticket { place: self, found, since }))
     }
 }
 
@@ -171,13 +179,26 @@ where
         C: Classify<R, E>,
         D: Codec<R>,
     {
-        let Self { place: Place { settings, key, ttl }, found } = self;
+        let Self { place: Place { settings, key, ttl, .. }, found, since } = self;
         let Ok(response) = outcome else { return };
         let is_success = Class::of(outcome, &settings.classify) == Class::Success && judged_as(outcome).is_none();
-        if !is_success || ttl.is_zero() || settings.shared.link.is_away() {
+        let now = clock::now();
+        // An empty key may have had the mark of a removal since, and a response in place of the mark, which expires
+        // after a ttl.
+        let last = ttl.min(LONGEST_CALL).saturating_sub(settings.timeout);
+        let is_sure = found.is_some() || now.saturating_duration_since(since) < last;
+        if !is_success || ttl.is_zero() || !is_sure || settings.shared.link.is_away() {
             return;
         }
+        let is_probe = match settings.shared.puts.advice(now) {
+            Advice::Ask => false,
+            Advice::Probe { .. } => true,
+            Advice::Away { .. } => return,
+        };
         let Some(encoded) = contained(|| settings.codec.encode(response)).flatten() else { return };
+        if encoded.len() > settings.max_bytes {
+            return;
+        }
         let value = entry::response(&encoded);
         start(async move {
             let Settings { shared, timeout, info, .. } = &*settings;
@@ -187,7 +208,7 @@ where
                     None => shared.store.put_new(&key, value, ttl).await.map(|present| present.is_none()),
                 }
             };
-            if let Ok(true) = shared.link.ask(info, *timeout, false, put).await {
+            if let Ok(true) = shared.puts.ask(info, *timeout, is_probe, put).await {
                 info.emit(LayerEvent::Stored);
             }
         });
@@ -199,14 +220,15 @@ impl_debug!(Settings<St, D, C> {
     codec: D,
     classify: C,
     timeout,
+    max_bytes,
     info,
 });
 
 // Manual: the store need not be `Clone`.
 impl<St, D: Clone, C: Clone> Clone for Settings<St, D, C> {
     fn clone(&self) -> Self {
-        let Self { shared, codec, classify, timeout, info } = self;
+        let Self { shared, codec, classify, info, .. } = self;
         let (shared, codec, classify) = (Arc::clone(shared), codec.clone(), classify.clone());
-        Self { shared, codec, classify, timeout: *timeout, info: info.clone() }
+        Self { shared, codec, classify, info: info.clone(), ..*self }
     }
 }

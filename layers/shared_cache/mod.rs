@@ -19,15 +19,16 @@
 //! # What is stored
 //!
 //! As in the [`cache`](crate::cache#what-is-stored): the responses that [`classify`](SharedCacheLayer::classify) calls
-//! a success, and never an error. Over HTTP use `http_key` and `HttpStorable`, or a response for one caller is given to
-//! another. [`HttpCodec`] has an example.
+//! a success, and never an error, up to [`max_bytes`](SharedCacheLayer::max_bytes). Over HTTP use `http_key` and
+//! `HttpStorable`, or a response for one caller is given to another. [`HttpCodec`] has an example.
 //!
 //! # While the store is away
 //!
-//! A store that fails, hangs or restarts costs no call, and delays none by more than the
+//! A store that fails, hangs or restarts fails no call, and delays none by more than the
 //! [`timeout`](SharedCacheLayer::timeout) (100 ms by default). Each call is then made, as without this layer. After the
 //! first failure the store counts as [away](crate::store#while-a-store-is-away), and no call waits for it. No call ever
-//! waits until its response is stored.
+//! waits until its response is stored. A store that stores nothing, for example because it is full, is still read:
+//! only further responses are not sent to it, apart from one after each pause.
 //!
 //! So the service has to bear all calls that miss the first level. If it does not, limit them inside, for example with
 //! a [`ConcurrencyLimitLayer`](crate::concurrency_limit::ConcurrencyLimitLayer).
@@ -55,8 +56,8 @@
 //! # Requirements
 //!
 //! The service must be [`Clone`]. This layer is always ready, and makes a clone of the inner service ready when it
-//! makes a call. Requests to the store run as tasks of the current tokio runtime, so a call panics outside of one, or if it
-//! has no clock, unless the store answers at once.
+//! makes a call. Requests to the store run as tasks of the current tokio runtime, so a call panics outside of one, or
+//! if it has no clock, unless the store answers at once.
 //!
 //! # Examples
 //!
@@ -122,6 +123,9 @@ use crate::{
 /// How long a call waits for the store: as long as that of a shared rate limit.
 const TIMEOUT: Duration = Duration::from_millis(100);
 
+/// The size of the largest response that is stored. Memcached's limit for an item.
+const MAX_BYTES: usize = 1024 * 1024;
+
 /// The longest timeout.
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
@@ -137,11 +141,12 @@ pub struct SharedCacheLayer<St, K, D, T = Duration, C = FailOnError> {
     ttl: T,
 }
 
-impl<St: ValueStore, K, D, T> SharedCacheLayer<St, K, D, T> {
+impl<St: ValueStore, F, D, T> SharedCacheLayer<St, F, D, T> {
     /// Creates a cache whose responses are in this store.
     ///
     /// `ttl` is how long a response is in the store: a [`Duration`], or a function of the request. With
-    /// [`Duration::ZERO`] nothing is stored.
+    /// [`Duration::ZERO`] nothing is stored. Neither is a response whose call, with the [`timeout`](Self::timeout) of the
+    /// store, takes longer than the ttl or a minute: its key may have been [removed](SharedCacheHandle::remove) meanwhile.
     ///
     /// `key` is a function of the request that returns a `String`, or an `Option` of one. It must contain everything
     /// that the response depends on, including *whose* response it is: an incomplete key gives one caller the response
@@ -151,10 +156,14 @@ impl<St: ValueStore, K, D, T> SharedCacheLayer<St, K, D, T> {
     ///
     /// Every response that is not an error is stored. Over HTTP, [`classify`](Self::classify) selects those that may
     /// be.
-    pub fn new(store: St, ttl: T, key: K, codec: D) -> Self {
+    pub fn new<YourRequest, O>(store: St, ttl: T, key: F, codec: D) -> Self
+    where
+        F: Fn(&YourRequest) -> O,
+        O: Into<Option<String>>,
+    {
         let shared = Arc::new(Shared::new(store));
-        let info = layer_info!("shared_cache");
-        Self { settings: Settings { shared, codec, classify: FailOnError, timeout: TIMEOUT, info }, key, ttl }
+        let (classify, timeout, max_bytes, info) = (FailOnError, TIMEOUT, MAX_BYTES, layer_info!("shared_cache"));
+        Self { settings: Settings { shared, codec, classify, timeout, max_bytes, info }, key, ttl }
     }
 }
 
@@ -164,8 +173,8 @@ impl<St: ValueStore, K, D, T, C> SharedCacheLayer<St, K, D, T, C> {
     ///
     /// For HTTP, use `HttpStorable` of the [`cache`](crate::cache), or a stricter closure.
     pub fn classify<C2>(self, classify: C2) -> SharedCacheLayer<St, K, D, T, C2> {
-        let Self { settings: Settings { shared, codec, classify: _, timeout, info }, key, ttl } = self;
-        SharedCacheLayer { settings: Settings { shared, codec, classify, timeout, info }, key, ttl }
+        let Self { settings: Settings { shared, codec, classify: _, timeout, max_bytes, info }, key, ttl } = self;
+        SharedCacheLayer { settings: Settings { shared, codec, classify, timeout, max_bytes, info }, key, ttl }
     }
 
     /// Sets how long a call waits for the store, and how long the store may take to put a response. The default is 100
@@ -174,6 +183,14 @@ impl<St: ValueStore, K, D, T, C> SharedCacheLayer<St, K, D, T, C> {
     /// With zero, only a store that answers at once is used, such as a [`MemoryStore`]. More than an hour is an hour.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.settings.timeout = timeout.min(HOUR);
+        self
+    }
+
+    /// Sets the size of the largest response that is stored, in encoded bytes. The default is 1 MiB.
+    ///
+    /// A large one takes a while to send, and other requests over the same connection wait for it.
+    pub fn max_bytes(mut self, max_bytes: usize) -> Self {
+        self.settings.max_bytes = max_bytes;
         self
     }
 
@@ -252,7 +269,7 @@ where
             self.settings.info.emit(LayerEvent::Bypassed);
             return ResponseFuture::calling(self.inner.clone(), request);
         };
-        let place = Place { settings: Arc::clone(&self.settings), key, ttl };
+        let place = Place { settings: Arc::clone(&self.settings), key, ttl, since: None };
         ResponseFuture::looking(place, self.inner.clone(), request)
     }
 }

@@ -87,4 +87,4 @@ pub use ready::ReadyInCall;
 pub use rules::ConfigError;
 pub use server::ServerStack;
 pub use settings::{ClientSettings, ServerSettings};
-pub use tenants::{OneWhileLimited, TenantRate};
+pub use tenants::{LiveRate, TenantRate};

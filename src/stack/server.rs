@@ -315,8 +315,8 @@ impl<C, I, W, T, L, G, R> ServerStack<C, I, W, T, L, G, R> {
     /// Limits the rate of each tenant, between the timeout and the concurrency limit, to the
     /// [`tenant_rate`](ServerSettings::tenant_rate) of the settings. While they have none, no rate is limited.
     ///
-    /// `tenant` returns the key of a request, as in [`PerKeyLayer::borrowed`]. A change of the settings applies to all
-    /// tenants.
+    /// `tenant` returns the key of a request, as in [`PerKeyLayer::borrowed`]. A change of the settings applies to each
+    /// tenant from its next request on.
     ///
     /// ```
     /// use axum::extract::Request;
@@ -358,13 +358,7 @@ impl<C, I, W, T, L, G, R> ServerStack<C, I, W, T, L, G, R> {
         let tenants = limits.handle();
         let stack = self.follow(move |before, now| {
             update(before, now, |it| it.max_tenants, |max| tenants.set_max_keys(max));
-            update(before, now, ServerSettings::rate_of_tenants, |rate| {
-                rates.set(rate);
-                // A tenant that comes in between has the new rate already.
-                let shared = tenants.shared().map(|instance| instance.layer);
-                let each = tenants.instances().into_iter().map(|instance| instance.layer);
-                each.chain(shared).for_each(|layer| rate.apply(&layer));
-            });
+            update(before, now, ServerSettings::rate_of_tenants, |rate| rates.set(rate));
         });
         stack.with_rate_limit(limits)
     }

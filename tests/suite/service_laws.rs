@@ -346,7 +346,7 @@ fn the_call_is_gone_before_its_answer_is_handed_out() {
     check("fallback", FallbackLayer::value(()).layer(holding()), &held);
     check("cache", CacheLayer::new(1, MINUTE, key).layer(holding()), &held);
     let codec = (|(): &()| Some(Bytes::new()), |_: Bytes| Ok::<_, String>(()));
-    let shared = SharedCacheLayer::new(MemoryStore::new(), MINUTE, "key", codec);
+    let shared = SharedCacheLayer::new(MemoryStore::new(), MINUTE, |(): &()| "key".to_owned(), codec);
     check("shared cache", shared.layer(holding()), &held);
 }
 

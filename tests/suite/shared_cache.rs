@@ -319,7 +319,7 @@ async fn no_call_waits_until_its_response_is_stored() {
     assert_eq!(begin.elapsed(), Duration::ZERO);
     advance(TIMEOUT).await;
     yield_now().await;
-    assert!(layer.handle().is_away());
+    assert!(!layer.handle().is_away(), "it can be read");
 }
 
 /// Shows: M2
@@ -376,6 +376,7 @@ async fn no_response_outlives_its_removal_in_random_programs() {
     for seed in 0..50 {
         fastrand::seed(seed);
         let server = Server::new(Behaviour::Delays(20 * MILLI));
+        let ttl = if seed % 2 == 0 { MINUTE } else { 250 * MILLI };
         let (version, removed) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
         let (mut tasks, mut hits) = (JoinSet::new(), Vec::new());
         for _ in 0..3 {
@@ -391,7 +392,7 @@ async fn no_response_outlives_its_removal_in_random_programs() {
                     }
                 })
             };
-            let layer = layer(&server);
+            let layer = SharedCacheLayer::new(server.clone(), ttl, key as Key, codec());
             hits.push(layer.handle());
             for _ in 0..4 {
                 let service = BoxCloneSyncService::new(layer.layer(source.clone()));
@@ -539,4 +540,72 @@ async fn over_http_no_caller_gets_the_response_of_another() {
             assert_eq!(body(get("/private", Some(header.clone()))).await, number.to_string(), "{header:?}");
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_outlasts_the_ttl_stores_nothing_from_before_a_removal() {
+    let server = Server::new(Behaviour::Answers);
+    let short = SharedCacheLayer::new(server.clone(), 5 * SECOND, key as Key, codec());
+    let after = |time, text: &'static str| {
+        short.layer(service_fn(move |_: Word| async move {
+            sleep(time).await;
+            Ok::<_, Failed>(text.to_owned())
+        }))
+    };
+    let slow = tokio::spawn(after(8 * SECOND, "before the removal").oneshot(Word("a")));
+    sleep(SECOND).await;
+    short.handle().remove("a").await.unwrap();
+    // This response takes the place of the removal's mark, and has expired when the slow call ends.
+    assert_eq!(call(&after(Duration::ZERO, "fresh"), "a").await, "fresh");
+    assert_eq!(slow.await.unwrap().unwrap(), "before the removal");
+    yield_now().await;
+    assert_eq!(server.memory.get("a").await.unwrap(), None);
+    assert_eq!(call(&after(Duration::ZERO, "after the removal"), "a").await, "after the removal");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_takes_no_responses_is_still_read() {
+    let server = Server::new(Behaviour::Answers);
+    let (calls, service) = counter();
+    let service = layer(&server).layer(service);
+    assert_eq!(call(&service, "a").await, "a 1");
+    server.becomes(Behaviour::PutsHang);
+    for number in 2..20 {
+        call(&service, "b").await;
+        sleep(2 * TIMEOUT).await;
+        assert_eq!((call(&service, "a").await.as_str(), calls.load(SeqCst)), ("a 1", number));
+    }
+    server.becomes(Behaviour::Answers);
+    sleep(3 * SECOND).await;
+    call(&service, "c").await;
+    assert_eq!(call(&service, "c").await, "c 20");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_response_that_is_too_large_is_not_stored() {
+    let server = Server::new(Behaviour::Answers);
+    let (_, service) = counter();
+    let service = layer(&server).max_bytes(3).layer(service);
+    assert_eq!([call(&service, "a").await, call(&service, "a").await], ["a 1", "a 1"]);
+    assert_eq!([call(&service, "bb").await, call(&service, "bb").await], ["bb 2", "bb 3"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn http_responses_for_one_caller_are_not_encoded_whatever_the_classifier_says() {
+    use ziggurat::store::Codec as _;
+    let response = |status: u16, name: HeaderName, value: HeaderValue| {
+        Response::builder().status(status).header(name, value).body(Full::new(Bytes::from("secret"))).unwrap()
+    };
+    let mut sensitive = HeaderValue::from_static("key");
+    sensitive.set_sensitive(true);
+    for (status, name, value) in [
+        (200, header::SET_COOKIE, "id=7".parse().unwrap()),
+        (200, header::CACHE_CONTROL, "max-age=60, Private".parse().unwrap()),
+        (200, header::CACHE_CONTROL, "no-store".parse().unwrap()),
+        (200, header::ETAG, sensitive),
+        (500, header::ETAG, "a".parse().unwrap()),
+    ] {
+        assert!(HttpCodec.encode(&response(status, name.clone(), value)).is_none(), "{status} {name}");
+    }
+    assert!(HttpCodec.encode(&response(404, header::ETAG, "a".parse().unwrap())).is_some());
 }
