@@ -341,16 +341,28 @@ fn values_and_buckets_of_equal_names_are_apart_and_stores_with_other_prefixes_to
 struct Lossy {
     connection: ConnectionManager,
     loses: Arc<AtomicBool>,
+    /// Whether the server then forgets its scripts, as a replica that takes over does.
+    forgets: bool,
+}
+
+impl Lossy {
+    async fn new(server: &Server, forgets: bool) -> (Self, Arc<AtomicBool>) {
+        let loses = Arc::new(AtomicBool::new(false));
+        (Self { connection: server.connect().await, loses: Arc::clone(&loses), forgets }, loses)
+    }
 }
 
 impl ConnectionLike for Lossy {
     fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
         Box::pin(async {
             let answer = self.connection.req_packed_command(cmd).await;
-            match self.loses.swap(false, Ordering::Relaxed) {
-                true => Err(std::io::Error::from(std::io::ErrorKind::BrokenPipe).into()),
-                false => answer,
+            if !self.loses.swap(false, Ordering::Relaxed) {
+                return answer;
             }
+            if self.forgets {
+                redis::cmd("SCRIPT").arg("FLUSH").query_async::<()>(&mut self.connection).await?;
+            }
+            Err(std::io::Error::from(std::io::ErrorKind::BrokenPipe).into())
         })
     }
 
@@ -367,8 +379,7 @@ impl ConnectionLike for Lossy {
 #[test]
 fn a_request_whose_answer_was_lost_is_repeated_and_recognizes_its_own_value() {
     with_server(async |server| {
-        let loses = Arc::new(AtomicBool::new(false));
-        let connection = Lossy { connection: server.connect().await, loses: Arc::clone(&loses) };
+        let (connection, loses) = Lossy::new(&server, false).await;
         let store = RedisStore::new(connection);
         // The server learns the scripts.
         assert_eq!(store.put_new("known", "1".into(), DAY).await.unwrap(), None);
@@ -396,6 +407,25 @@ fn a_request_whose_answer_was_lost_is_repeated_and_recognizes_its_own_value() {
         lost();
         store.remove("key").await.unwrap();
         assert_eq!(store.get("key").await.unwrap(), None);
+        assert!(!loses.load(Ordering::Relaxed));
+    });
+}
+
+/// Shows: M1
+#[test]
+fn a_repeated_request_recognizes_its_own_value_also_if_the_server_has_forgotten_the_script() {
+    with_server(async |server| {
+        let (connection, loses) = Lossy::new(&server, true).await;
+        let store = RedisStore::new(connection);
+        // The server learns the scripts.
+        assert_eq!(store.put_new("known", "1".into(), DAY).await.unwrap(), None);
+        assert!(store.replace("known", b"1", None, DAY).await.unwrap());
+
+        loses.store(true, Ordering::Relaxed);
+        assert_eq!(store.put_new("key", "1".into(), DAY).await.unwrap(), None);
+        assert!(!store.replace("known", b"1", None, DAY).await.unwrap(), "the server learns it again");
+        loses.store(true, Ordering::Relaxed);
+        assert!(store.replace("key", b"1", Some("2".into()), DAY).await.unwrap());
         assert!(!loses.load(Ordering::Relaxed));
     });
 }
@@ -697,6 +727,24 @@ fn relays_survive_a_server_that_is_killed_and_restarted_and_end_with_their_scope
             assert!(timeout(LONG, scope.close()).await.unwrap().is_ok());
         }
         assert!(!sends.is_connected() && !receives.is_connected());
+    });
+}
+
+/// Shows: M3
+#[test]
+fn a_relay_with_a_long_timeout_waits_for_a_server_that_pauses() {
+    with_server(async |server| {
+        let scope = Scope::root("process");
+        let relay = relay(&server).timeout(Duration::MAX).start(&scope);
+        scope.events().publish(Event(1));
+        until("it has a connection", || relay.sent() == 1).await;
+        server.signal("STOP");
+        scope.events().publish(Event(2));
+        // Longer than the client waits by default.
+        sleep(700 * MILLI).await;
+        server.signal("CONT");
+        until("it has its answer", || relay.sent() + relay.lost() == 2).await;
+        assert_eq!(relay.lost(), 0);
     });
 }
 

@@ -104,7 +104,7 @@ impl<E> Topic<E> {
         // Allocates only if a subscriber lags. All refused items are the same event, so keeping one is enough to drop
         // the others early.
         let mut missed = Vec::new();
-        let mut refused = None;
+        let (mut refused, mut receipt) = (None, None);
         let seated = self.seated.lock();
         if wait && seated.is_left {
             return Err(Refused::Left(event));
@@ -118,10 +118,14 @@ impl<E> Topic<E> {
             return Err(Refused::NoRoom(event));
         }
         let copies = repeat_n(event, seats.len());
-        for (seat, event) in seats.iter().zip(copies) {
-            if seat.is_relay && event.is_relayed {
-                refused = Some(event);
-                continue;
+        for (seat, mut event) in seats.iter().zip(copies) {
+            if seat.is_relay {
+                if event.is_relayed {
+                    refused = Some(event);
+                    continue;
+                }
+                // A publisher that waits for handlers does not wait for another process.
+                receipt = event.receipt.take().or(receipt);
             }
             let Line { queue, waiting } = &mut *seat.line.lock();
             match queue.push(event) {
@@ -137,7 +141,7 @@ impl<E> Topic<E> {
         let told = is_awaited.then(|| Arc::clone(seats));
         drop(seated);
         told.iter().flat_map(|seats| seats.iter()).for_each(|seat| seat.wake());
-        drop((missed, refused));
+        drop((missed, refused, receipt));
         Ok(heard)
     }
 }

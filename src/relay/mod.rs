@@ -16,18 +16,19 @@
 //!
 //! # While the server is away
 //!
-//! Publishing on the bus never waits for the server. Up to [`capacity`](RedisRelay::capacity) events wait to be sent,
-//! and beyond that the relay misses the oldest ([`LayerEvent::HandlerLagged`]). A request to the server ends after
-//! the [`timeout`](RedisRelay::timeout). From the first that fails on, events are lost at once, but for one after a
-//! pause of up to 2 s, which finds out whether the server is back. [`RelayHandle::lost`] counts all events that were
-//! not sent. Failures are [`LayerEvent::StoreFailed`].
+//! Publishing on the bus never waits for the server, and neither does a publisher that
+//! [waits until its event is handled](crate::events::EventBus::publish_and_join). Up to
+//! [`capacity`](RedisRelay::capacity) events wait to be sent, and beyond that the relay misses the oldest
+//! ([`LayerEvent::HandlerLagged`]). A request to the server ends after the [`timeout`](RedisRelay::timeout). After the
+//! first failure, events are dropped at once, except for one probe after each pause of up to 2 s.
+//! [`RelayHandle::lost`] counts all events that were not sent. Failures are [`LayerEvent::StoreFailed`].
 //!
 //! The relay connects again by itself, to receive, with pauses from 100 ms to 2 s. A connection on which nothing has
 //! arrived for 10 s is checked.
 //!
 //! # Scopes
 //!
-//! The relay belongs to a scope, and so do its tasks. When the scope starts to close, the relay stops to receive, and
+//! The relay belongs to a scope, and so do its tasks. When the scope starts to close, the relay stops receiving, and
 //! sends the events that still wait.
 //!
 //! # Slow subscribers
@@ -82,6 +83,7 @@ mod receive;
 mod send;
 
 use crate::{
+    caught::undisturbed,
     debug::impl_debug,
     events::DEFAULT_CAPACITY,
     scope::Scope,
@@ -91,6 +93,9 @@ use crate::{
 
 /// How long a request to the server may take.
 const TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The longest timeout.
+const HOUR: Duration = Duration::from_secs(60 * 60);
 
 /// Carries the events of one type between processes: see the [module](self).
 #[must_use = "a relay does nothing before `start`"]
@@ -125,9 +130,9 @@ impl<D> RedisRelay<D> {
         self
     }
 
-    /// Sets how long the server may take for an event. The default is a second.
+    /// Sets how long the server may take for an event. The default is a second. More than an hour is an hour.
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
+        self.timeout = timeout.min(HOUR);
         self
     }
 
@@ -179,11 +184,16 @@ impl<D> Relay<D> {
     /// Notes that events of a type were lost, because too many waited.
     fn missed<E>(&self, missed: u64) {
         self.counts.lost.fetch_add(missed, Relaxed);
-        self.settings.info.emit(LayerEvent::HandlerLagged { of: type_name::<E>(), missed: Some(missed) });
+        self.tell(LayerEvent::HandlerLagged { of: type_name::<E>(), missed: Some(missed) });
     }
 
     fn not_decoded(&self, error: &str) {
-        self.settings.info.emit(LayerEvent::NotDecoded { error });
+        self.tell(LayerEvent::NotDecoded { error });
+    }
+
+    /// Emits an event. An observer that panics does not end the task.
+    fn tell(&self, event: LayerEvent<'_>) {
+        undisturbed(|| self.settings.info.emit(event));
     }
 }
 
@@ -206,7 +216,7 @@ impl RelayHandle {
         self.counts.link.is_away()
     }
 
-    /// Returns the number of events that were sent. Each may have any number of receivers, and also none.
+    /// Returns the number of events that were sent. Each may have had zero or more receivers.
     #[must_use]
     pub fn sent(&self) -> u64 {
         self.counts.sent.load(Relaxed)
@@ -220,6 +230,8 @@ impl RelayHandle {
 
     /// Returns the number of events that this process has lost: those that were not sent, because the server was away
     /// or too many waited, and those that have arrived and were not published, because too many waited.
+    ///
+    /// This is an upper bound: an event whose answer did not arrive in time counts, and may have been delivered.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.counts.lost.load(Relaxed)
@@ -233,3 +245,6 @@ impl_debug!(RelayHandle {
     received = |this| this.received(),
     lost = |this| this.lost(),
 });
+
+#[cfg(all(test, not(ziggurat_loom)))]
+mod tests;

@@ -13,10 +13,10 @@ use ::redis::RedisResult;
 use bytes::{Buf, Bytes};
 use tokio::task::consume_budget;
 
-use super::{ID, Relay, inbox::Inbox};
+use super::{Counts, ID, Relay, inbox::Inbox};
 use crate::{
     backoff::{Backoff, Jitter},
-    caught::contained,
+    caught::{contained, undisturbed},
     clock,
     events::EventBus,
     store::Codec,
@@ -38,15 +38,22 @@ where
     E: Send + Sync + 'static,
     D: Codec<E>,
 {
-    {
-        let (mut receives, mut cancelled) = (pin!(relay.receive(&bus)), pin!(cancelled));
-        poll_fn(|cx| match cancelled.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(()),
-            Poll::Pending => receives.as_mut().poll(cx),
-        })
-        .await;
+    let _ended = Ended(&relay.counts);
+    let (mut receives, mut cancelled) = (pin!(relay.receive(&bus)), pin!(cancelled));
+    poll_fn(|cx| match cancelled.as_mut().poll(cx) {
+        Poll::Ready(()) => Poll::Ready(()),
+        Poll::Pending => receives.as_mut().poll(cx),
+    })
+    .await;
+}
+
+/// Ends the connection's entry in the handle, however the task ends.
+struct Ended<'a>(&'a Counts);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.is_connected.store(false, Relaxed);
     }
-    relay.counts.is_connected.store(false, Relaxed);
 }
 
 impl<D> Relay<D> {
@@ -63,7 +70,7 @@ impl<D> Relay<D> {
             // A connection that worked for a while begins anew.
             let was_connected = self.counts.is_connected.swap(false, Relaxed);
             failures = if was_connected { 1 } else { failures + 1 };
-            self.settings.info.emit(LayerEvent::StoreFailed { error: &error });
+            self.tell(LayerEvent::StoreFailed { error: &error });
             clock::sleep(backoff.nth(failures, Duration::ZERO)).await;
         }
     }
@@ -94,7 +101,7 @@ impl<D> Relay<D> {
         }
     }
 
-    fn received<E>(&self, mut message: Bytes, bus: &EventBus)
+    pub(super) fn received<E>(&self, mut message: Bytes, bus: &EventBus)
     where
         E: Send + Sync + 'static,
         D: Codec<E>,
@@ -105,12 +112,13 @@ impl<D> Relay<D> {
         if message.get_u128() == self.id {
             return;
         }
-        match contained(|| self.settings.codec.decode(message)) {
+        match contained(|| self.settings.codec.decode(message).map_err(|error| error.to_string())) {
             Some(Ok(event)) => {
                 self.counts.received.fetch_add(1, Relaxed);
-                bus.publish_relayed(event);
+                // It may drop events, which is user code.
+                undisturbed(|| bus.publish_relayed(event));
             }
-            Some(Err(error)) => self.not_decoded(&error.to_string()),
+            Some(Err(error)) => self.not_decoded(&error),
             None => self.not_decoded("the decoder panicked"),
         }
     }

@@ -8,12 +8,12 @@ use std::{
     time::Duration,
 };
 
-use ::redis::{RedisResult, aio::MultiplexedConnection, cmd};
+use ::redis::{AsyncConnectionConfig, RedisResult, aio::MultiplexedConnection, cmd};
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{ID, Relay};
 use crate::{
-    caught::contained,
+    caught::{caught, contained, undisturbed},
     clock::{self, Instant},
     events::{Lagged, Subscription},
     store::{Advice, Codec},
@@ -32,7 +32,8 @@ where
     let (mut connection, mut cancelled, mut is_cancelled) = (Connection(None), pin!(cancelled), false);
     loop {
         let next = {
-            let mut next = pin!(events.next());
+            // It clones the event, which is user code.
+            let mut next = pin!(caught(events.next()));
             poll_fn(|cx| match next.as_mut().poll(cx) {
                 Poll::Ready(next) => Poll::Ready(Some(next)),
                 Poll::Pending if is_cancelled => Poll::Pending,
@@ -41,10 +42,18 @@ where
             .await
         };
         match next {
-            Some(Some(Ok(event))) => relay.send(&event, &mut connection).await,
-            Some(Some(Err(Lagged::Missed(missed)))) => relay.missed::<E>(missed),
-            Some(Some(Err(Lagged::Dropped))) => {}
-            Some(None) => return,
+            Some(Ok(Some(Ok(event)))) => {
+                if caught(relay.send(&event, &mut connection)).await.is_err() {
+                    relay.counts.lost.fetch_add(1, Relaxed);
+                }
+                undisturbed(|| drop(event));
+            }
+            Some(Ok(Some(Err(Lagged::Missed(missed))))) => relay.missed::<E>(missed),
+            Some(Ok(Some(Err(Lagged::Dropped)))) => {}
+            Some(Ok(None)) => return,
+            Some(Err(_panic)) => {
+                relay.counts.lost.fetch_add(1, Relaxed);
+            }
             // The stream now ends after its backlog.
             None => {
                 is_cancelled = true;
@@ -104,6 +113,8 @@ impl Connection {
                 return Ok(connection);
             }
         }
-        client.get_multiplexed_async_connection().await
+        // The relay's timeout bounds the whole request. The client's own limits would make a longer one useless.
+        let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+        client.get_multiplexed_async_connection_with_config(&config).await
     }
 }

@@ -18,6 +18,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 #[derive(Debug, Default)]
 pub(super) struct Health {
     away: Option<Away>,
+    /// When the store came back last.
+    back: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -75,16 +77,22 @@ impl Health {
     }
 
     /// The store has answered. Returns whether it was away.
-    pub(super) fn answered(&mut self) -> bool {
-        self.away.take().is_some()
+    pub(super) fn answered(&mut self, now: Instant) -> bool {
+        let was_away = self.away.take().is_some();
+        if was_away {
+            self.back = Some(now);
+        }
+        was_away
     }
 
-    /// A request has failed. Returns whether the store is away since now.
-    pub(super) fn failed(&mut self, now: Instant, is_probe: bool, error: Arc<str>) -> bool {
+    /// A request that was sent at this time has failed. Returns whether the store is away since now.
+    pub(super) fn failed(&mut self, sent: Instant, now: Instant, is_probe: bool, error: Arc<str>) -> bool {
         let pauses = match &self.away {
             // Sent before the failure that is known: no news.
             Some(_) if !is_probe => return false,
             Some(away) => away.pauses.saturating_add(1),
+            // Lost in an absence that is over.
+            None if self.back.is_some_and(|back| sent < back) => return false,
             None => 1,
         };
         let (first, longest) = PAUSES;

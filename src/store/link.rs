@@ -56,21 +56,26 @@ impl Link {
     ) -> Result<T, Arc<str>> {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let _probe = is_probe.then(|| Probe::new(&self.health, timeout));
-        let error: Arc<str> = match clock::timeout_at(clock::now() + timeout, caught(request)).await {
+        let sent = clock::now();
+        // The text of an error is user code too.
+        let request = caught(async { request.await.map_err(|error| error.to_string()) });
+        let error: Arc<str> = match clock::timeout_at(sent + timeout, request).await {
             Some(Ok(Ok(answer))) => {
                 self.answered(info);
                 return Ok(answer);
             }
-            Some(Ok(Err(error))) => error.to_string().into(),
-            Some(Err(panic)) => panic.into(),
+            Some(Ok(Err(error)) | Err(error)) => error.into(),
             None => format!("no answer within {timeout:?}").into(),
         };
-        self.failed(info, is_probe, &error);
+        self.failed_since(info, sent, is_probe, &error);
         Err(error)
     }
 
     fn answered(&self, info: &LayerInfo) {
-        let was_away = self.health.lock().answered();
+        let was_away = {
+            let mut health = self.health.lock();
+            health.is_away() && health.answered(clock::now())
+        };
         if was_away {
             info.emit(LayerEvent::Transition { from: "away", to: "answering" });
         }
@@ -78,7 +83,11 @@ impl Link {
 
     /// Notes that a request has failed.
     pub(crate) fn failed(&self, info: &LayerInfo, is_probe: bool, error: &Arc<str>) {
-        let is_news = self.health.lock().failed(clock::now(), is_probe, Arc::clone(error));
+        self.failed_since(info, clock::now(), is_probe, error);
+    }
+
+    fn failed_since(&self, info: &LayerInfo, sent: Instant, is_probe: bool, error: &Arc<str>) {
+        let is_news = self.health.lock().failed(sent, clock::now(), is_probe, Arc::clone(error));
         info.emit(LayerEvent::StoreFailed { error });
         if is_news {
             info.emit(LayerEvent::Transition { from: "answering", to: "away" });
@@ -137,3 +146,6 @@ impl<T> Awaited<T> {
         timer.as_mut().poll(cx).map(|()| None)
     }
 }
+
+#[cfg(all(test, not(ziggurat_loom)))]
+mod tests;

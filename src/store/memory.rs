@@ -22,7 +22,7 @@ use expiring::Expiring;
 /// The bound of all values, in bytes.
 const MAX_BYTES: usize = 64 << 20;
 
-/// The number of buckets from which on full ones are forgotten.
+/// From this number of buckets on, full buckets are forgotten.
 const BUCKETS: usize = 1024;
 
 /// A [`TokenStore`] and [`ValueStore`] in the memory of this process: for a single process, and for tests on tokio's

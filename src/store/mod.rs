@@ -10,8 +10,9 @@
 //!
 //! # Sharing a store
 //!
-//! A clone of a store refers to the same data. Buckets and values never meet, but two layers with values in one store
-//! do, if their keys are equal. Give each layer a store with a prefix of its own: `store.clone().prefix("app:cache:")`.
+//! A clone of a store refers to the same data. A bucket never meets a value of the same key, but the values of two
+//! layers in one store meet if their keys are equal. Give each layer a `RedisStore` with a prefix of its own, as in
+//! `store.clone().prefix("app:cache:")`, or a [`MemoryStore`] of its own.
 //!
 //! # While a store is away
 //!

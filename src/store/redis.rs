@@ -11,7 +11,7 @@ use crate::debug::impl_debug;
 mod tokens;
 mod values;
 
-/// Where the keys are, unless [`prefix`](RedisStore::prefix) sets another place.
+/// The prefix of the keys, unless [`prefix`](RedisStore::prefix) sets another one.
 const PREFIX: &str = "ziggurat:";
 
 /// A [`TokenStore`](super::TokenStore) and [`ValueStore`](super::ValueStore) in Redis or Valkey.
@@ -33,6 +33,11 @@ const PREFIX: &str = "ziggurat:";
 /// next use. The server may then see it twice. Tokens that it takes twice are missing until the bucket has gained them
 /// again. For [`put_new`](super::ValueStore::put_new) and [`replace`](super::ValueStore::replace), a repeated request
 /// that finds the key as it should be has succeeded. That is right if no other caller puts an equal value.
+///
+/// # Time limits
+///
+/// The layers bound the time of each request. A `ConnectionManager` has limits of its own, by default 500 ms for a
+/// response and a second for a connection: a layer with a longer timeout needs a manager with longer ones, or none.
 ///
 /// # Data that the server forgets
 ///
@@ -83,7 +88,7 @@ impl<C> RedisStore<C> {
         Self { connection, prefix: PREFIX.into() }
     }
 
-    /// Sets what all keys begin with. The default is `ziggurat:`.
+    /// Sets the prefix of all keys, in place of an earlier one. The default is `ziggurat:`.
     ///
     /// Programs that share a server, but no limits and no values, need different ones.
     #[must_use]
@@ -106,14 +111,14 @@ impl Script {
 }
 
 impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisStore<C> {
-    async fn send<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<Answer<T>> {
+    async fn send<T: FromRedisValue>(&self, command: &Cmd) -> Answer<RedisResult<T>> {
         let mut connection = self.connection.clone();
-        let mut result = command.query_async(&mut connection).await;
-        let is_repeated = result.as_ref().is_err_and(RedisError::is_connection_dropped);
+        let mut it = command.query_async(&mut connection).await;
+        let is_repeated = it.as_ref().is_err_and(RedisError::is_connection_dropped);
         if is_repeated {
-            result = command.query_async(&mut connection).await;
+            it = command.query_async(&mut connection).await;
         }
-        result.map(|it| Answer { it, is_repeated })
+        Answer { it, is_repeated }
     }
 
     async fn run<T: FromRedisValue>(
@@ -127,12 +132,15 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisStore<C> {
             command.arg(script).arg(1).arg(key).arg(arguments);
             command
         };
-        match self.send(&command("EVALSHA", script.hash())).await {
-            // A server that has restarted, or that sees the script for the first time.
-            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                self.send(&command("EVAL", script.text)).await
-            }
-            result => result,
+        let Answer { mut it, mut is_repeated } = self.send(&command("EVALSHA", script.hash())).await;
+        // A server that has restarted, or that sees the script for the first time.
+        let is_unknown = |error: &RedisError| error.kind() == ErrorKind::Server(ServerErrorKind::NoScript);
+        if it.as_ref().is_err_and(is_unknown) {
+            let again = self.send(&command("EVAL", script.text)).await;
+            it = again.it;
+            // The server may have run the script before it forgot it, if `EVALSHA` was sent twice.
+            is_repeated |= again.is_repeated;
         }
+        Ok(Answer { it: it?, is_repeated })
     }
 }

@@ -7,9 +7,9 @@ use bytes::Bytes;
 /// A place where processes share values: a `RedisStore` (feature `redis`), a [`MemoryStore`](super::MemoryStore), or
 /// one of your own.
 ///
-/// Each operation is atomic: no other comes between its look at a key and its change of it. A value expires after its
-/// time, which a store may round up to a whole millisecond. One that is put for [`Duration::ZERO`] has expired at once,
-/// and only removes the one that it takes the place of. With [`Duration::MAX`] it never expires.
+/// Each operation is atomic: no other operation comes between its read and its write of a key. A value expires after
+/// its time, which a store may round up to a whole millisecond. A value that is put for [`Duration::ZERO`] expires at
+/// once, so it only removes the value that it replaces. A value that is put for [`Duration::MAX`] never expires.
 ///
 /// A store may forget a value earlier, because it needs the room or has lost its data.
 ///

@@ -57,7 +57,7 @@ impl Expiring {
         self.values.len()
     }
 
-    /// Sets the bound, and removes what exceeds it.
+    /// Sets the bound, and removes values until the others fit.
     pub(super) fn bound(&mut self, now: Instant, max_bytes: usize) {
         self.max_bytes = max_bytes;
         self.make_room(now, 0);

@@ -57,8 +57,8 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> ValueStore for RedisStor
     type Error = RedisError;
 
     async fn get(&self, key: &str) -> RedisResult<Option<Bytes>> {
-        let answer: Answer<Option<Vec<u8>>> = self.send(cmd("GET").arg(self.value(key))).await?;
-        Ok(answer.it.map(Bytes::from))
+        let found: Option<Vec<u8>> = self.send(cmd("GET").arg(self.value(key))).await.it?;
+        Ok(found.map(Bytes::from))
     }
 
     async fn put(&self, key: &str, value: Bytes, ttl: Duration) -> RedisResult<()> {
@@ -69,7 +69,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> ValueStore for RedisStor
             Some(millis) => put.arg("PX").arg(millis),
             None => &mut put,
         };
-        self.send::<()>(&put).await.map(drop)
+        self.send(&put).await.it
     }
 
     async fn put_new(&self, key: &str, value: Bytes, ttl: Duration) -> RedisResult<Option<Bytes>> {
@@ -88,7 +88,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> ValueStore for RedisStor
     }
 
     async fn remove(&self, key: &str) -> RedisResult<()> {
-        self.send::<()>(cmd("DEL").arg(self.value(key))).await.map(drop)
+        self.send(cmd("DEL").arg(self.value(key))).await.it
     }
 }
 
