@@ -147,7 +147,7 @@ pub fn subjects() -> Vec<Subject> {
             let accept = |rejected: Result<Word, Error<Failed>>| Ok::<_, Error<Failed>>(rejected.unwrap_or(0));
             ServiceBuilder::new().map_result(accept).service(limited)
         }),
-        // What a rejected call would have cost otherwise: it waits until the call before it ends. Both are counted.
+        // The cost of a rejected call if it were admitted: it waits until the call before it ends. Both are counted.
         subject("limit, a call and a waiter", ours, {
             let limited = ConcurrencyLimitLayer::new(1).layer(service());
             tower::service_fn(move |word| {
@@ -190,7 +190,7 @@ pub fn subjects() -> Vec<Subject> {
             };
             ServiceBuilder::new().map_request(check).service(Echo)
         }),
-        // One hot key. What it adds to its layer: the difference to the row of the rate limit.
+        // One hot key. Its cost beside that of its layer: the difference to the row of the rate limit.
         subject("rate limit, per key", ours, {
             let key = |word: &Word| Ok(*word);
             let layer = PerKeyLayer::new(key, |_| RateLimitLayer::new(u32::MAX, SECOND));

@@ -34,7 +34,7 @@
 //!
 //! # Which requests
 //!
-//! Those with the methods `POST` and `PATCH`, which have no key. A request with a key of yours, for example the number
+//! Those with the methods `POST` and `PATCH`, which have no key. A request with its own key, for example the number
 //! of an order, keeps it, and one with another method is safe to repeat without a key.
 //!
 //! Use the layer only for upstreams that honour the key, each of which needs one of its own in front of it: another one

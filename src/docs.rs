@@ -30,6 +30,7 @@
 //! | `recommended_stacks` | `ServerStack` and `ClientStack`, with settings from a file |
 //! | `failure_drill` | injected faults, and the recovery |
 //! | `axum_router`, `hyper_server`, `tonic_server` | servers |
+//! | `rate_limit` | a rate for each API key of an axum router |
 //! | `shared_rate_limit` | two processes that share a rate through Redis |
 //! | `per_host` | a circuit breaker for each host, over one HTTP client |
 //! | `drain` | a server that is shut down gracefully, with an open stream |

@@ -10,7 +10,7 @@
 //! Those with the header `Idempotency-Key`, unless their method is safe, as `GET` is. The layer passes all others on as
 //! they are. With [`required`](IdempotencyLayer::required), it rejects a `POST` or `PATCH` without a key.
 //!
-//! A key is bound to its caller, which a function of yours returns for each request, for example the name of the
+//! A key is bound to its caller, which a function returns for each request, for example the name of the
 //! account. No caller ever gets the response of another one. A request without a caller (`None`) is passed on too.
 //!
 //! The key is also bound to a fingerprint of the request: its method, its path and query, its `Content-Type` and its
@@ -23,7 +23,7 @@
 //! | comes while the handler runs for the same request | waits, and gets the response |
 //! | comes later | gets the stored response |
 //! | has the key of a request with another fingerprint | 422, [`Reason::KeyReused`] |
-//! | comes while another process runs the handler for more than [`max_wait`](IdempotencyLayer::max_wait) | 409, [`Reason::Duplicate`] |
+//! | waits for another process for more than [`max_wait`](IdempotencyLayer::max_wait) | 409, [`Reason::Duplicate`] |
 //! | repeats one whose response is too large for the layer or for the store | 409, [`Reason::Duplicate`] |
 //! | has a malformed key: empty, longer than 255 bytes, not ASCII, or several | 400, [`Reason::NoKey`] |
 //! | has a body that is larger than [`max_request`](IdempotencyLayer::max_request) | 413, [`Reason::BodyTooLarge`] |
@@ -31,7 +31,7 @@
 //!
 //! A response that is replayed has the header `Idempotent-Replayed: true`.
 //!
-//! # What is stored
+//! # Stored responses
 //!
 //! Each complete response of the handler, whatever its status: a 500 that follows half of the work must not make the
 //! client do the other half twice. The response is kept for [`keep`](IdempotencyLayer::keep), 24 hours by default, with

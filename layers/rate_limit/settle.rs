@@ -34,7 +34,7 @@ pub trait Settle<R>: Kind {
 
 /// Sealed, so that methods can be added.
 pub trait Kind: Clone {
-    /// What is kept of a call's tokens until its true cost is known.
+    /// The record of a call's tokens until its true cost is known.
     type Reserved;
 
     fn reserve(&self, handle: &RateLimitHandle, cost: u32) -> Self::Reserved;

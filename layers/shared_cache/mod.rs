@@ -16,7 +16,7 @@
 //! decode count as a miss. An observer receives [`LayerEvent::NotDecoded`], and the response of the call takes their
 //! place.
 //!
-//! # What is stored
+//! # Stored responses
 //!
 //! As in the [`cache`](crate::cache#what-is-stored): the responses that [`classify`](SharedCacheLayer::classify) calls
 //! a success, and never an error, up to [`max_bytes`](SharedCacheLayer::max_bytes). Over HTTP use `http_key` and

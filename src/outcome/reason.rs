@@ -136,8 +136,8 @@ pub enum Reason {
 impl Reason {
     /// The reason as one word, for events, labels and metrics: `"timed_out"`, `"deadline_exceeded"`, `"circuit_open"`,
     /// `"overloaded"`, `"rate_limited"`, `"cost_too_high"`, `"store_unavailable"`, `"no_key"`, `"key_reused"`,
-    /// `"duplicate"`, `"body_too_large"`, `"too_many_keys"`, `"shared"`, `"recursive"`, `"injected"`, `"exhausted"`, `"unavailable"`, `"upload_stalled"`, `"upload_failed"`,
-    /// `"draining"`, or the name of a custom reason.
+    /// `"duplicate"`, `"body_too_large"`, `"too_many_keys"`, `"shared"`, `"recursive"`, `"injected"`, `"exhausted"`,
+    /// `"unavailable"`, `"upload_stalled"`, `"upload_failed"`, `"draining"`, or the name of a custom reason.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {

@@ -2,7 +2,7 @@
 //!
 //! An event that a process publishes on a [bus](crate::events) reaches the subscribers of its own process. A
 //! [`RedisRelay`] carries the events of one type to other processes too: each of them has a relay with the same channel
-//! and type, and publishes what it receives on its own bus. Publishers and subscribers do not change.
+//! and type, and publishes the events that it receives on its own bus. Publishers and subscribers do not change.
 //!
 //! # Delivery
 //!

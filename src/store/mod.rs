@@ -19,7 +19,7 @@
 //! A store can fail, hang or restart. A layer gives each request a bounded time, and takes a panic for a failure, so a
 //! store needs neither. After a failure, the store counts as away: no call waits for it, and a request that no call
 //! waits for finds out whether it is back, after a pause of up to 100 ms, and after longer ones of up to 2 s while it
-//! stays away. Each layer says what happens to calls meanwhile. An observer of the layer receives
+//! stays away. Each layer describes the fate of calls meanwhile. An observer of the layer receives
 //! [`LayerEvent::StoreFailed`](crate::LayerEvent::StoreFailed) for each failure, and a transition between `answering`
 //! and `away`.
 //!

@@ -1,5 +1,5 @@
-//! A service of which a few calls are slow, and one that is slow or overloaded as a whole: what a second attempt gains
-//! there, and what it costs.
+//! A service of which a few calls are slow, and one that is slow or overloaded as a whole: the gain
+//! and the cost of a second attempt.
 
 use std::fmt;
 
@@ -42,7 +42,7 @@ impl Scene {
     fn run(&self, kind: Kind, seed: u64) -> Outcome {
         let Self { workers, work, per_second, weather } = *self;
         let weather = weather.into_iter().map(|weather| (BEGIN..END, weather)).collect();
-        // What a hedge costs most: the service goes on working for the attempt that lost.
+        // The main cost of a hedge: the service goes on working for the attempt that lost.
         let plan = Plan { workers, work, queue: 1_000, notices_callers_leaving: false, weather, seed };
         let load = Load { per_second, arrivals: Arrivals::Poisson, length: seconds(LENGTH), seed };
         let report = simulate(seed, async |watch| {

@@ -38,10 +38,10 @@ fn one_request_at_a_time_probes_a_store_and_any_answer_ends_its_absence() {
     assert_eq!(health.advice(now + SECOND), Advice::Probe { error: "refused".into() });
     assert!(health.answered(now));
     assert_eq!(health.advice(now), Advice::Ask);
-    // What was lost in an absence says nothing once it is over.
+    // A request that was lost in an absence says nothing once it is over.
     assert!(!health.failed(now - SECOND, now, true, "broken".into()));
     assert_eq!(health.advice(now), Advice::Ask);
-    // What is sent since is a failure like any other.
+    // A later request fails as any other.
     assert!(health.failed(now, now, true, "broken".into()));
     assert!(wait(&health, now) <= SECOND / 10);
     assert!(health.answered(now) && !health.answered(now));

@@ -63,7 +63,7 @@ fn a_request_that_was_given_up_does_not_fill_a_lease_twice() {
         sleep(10 * MILLI).await;
     });
     assert!(server.requests() > 0);
-    // Every caller leaves, and what it was granted returns to the lease.
+    // Every caller leaves, and its tokens return to the lease.
     drop(others);
     late.block_on(async { sleep(10 * MILLI).await });
     let leased = driven.block_on(async { layer.handle().leased() });
