@@ -68,6 +68,36 @@ pub(super) fn watching<T: Send + Sync + 'static>(
     Arc::new(look)
 }
 
+/// The settings of a scope, and the parts of a stack that follow them.
+#[derive(Clone)]
+pub(super) struct Live {
+    scope: Scope,
+    look: Look,
+}
+
+impl Live {
+    pub(super) fn new<T: Send + Sync + 'static>(
+        scope: &Scope,
+        apply: impl Fn(Option<&T>, &T) + Send + Sync + 'static,
+    ) -> Self {
+        Self { scope: scope.clone(), look: watching(scope, apply) }
+    }
+
+    /// Adds a part that follows the settings too.
+    pub(super) fn and<T: Send + Sync + 'static>(self, apply: impl Fn(Option<&T>, &T) + Send + Sync + 'static) -> Self {
+        let (before, also) = (self.look, watching(&self.scope, apply));
+        let look = Arc::new(move || {
+            before();
+            also();
+        });
+        Self { scope: self.scope, look }
+    }
+
+    pub(super) fn look(&self) -> Look {
+        Arc::clone(&self.look)
+    }
+}
+
 /// Sets the field's value if it has changed.
 pub(super) fn update<T, V: PartialEq>(before: Option<&T>, now: &T, field: impl Fn(&T) -> V, set: impl FnOnce(V)) {
     let value = field(now);

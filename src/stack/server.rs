@@ -6,7 +6,7 @@ use tower_layer::{Identity, Layer};
 
 use super::{
     ServerSettings,
-    live::{LiveDuration, Look, Tuned, update, watching},
+    live::{Live, LiveDuration, Tuned, update},
     ready::ReadyInCall,
     tenants::{TenantRate, TenantRates},
 };
@@ -63,8 +63,7 @@ pub struct ServerStack<
     concurrency_limit: L,
     drain: G,
     rate_limit: R,
-    app: Scope,
-    look: Look,
+    live: Live,
 }
 
 impl ServerStack {
@@ -82,7 +81,7 @@ impl ServerStack {
             .until_body_end()
             .reclaim_after(settings.reclaim_after);
         let (time, gate) = (timeout.clone(), concurrency_limit.handle());
-        let look = watching(app, move |before, now: &ServerSettings| {
+        let live = Live::new(app, move |before, now: &ServerSettings| {
             update(before, now, |it| it.timeout, |value| time.set(value));
             update(before, now, |it| it.max_in_flight, |value| gate.set_limit(value));
             update(before, now, |it| it.max_waiting, |value| gate.set_max_waiting(value));
@@ -96,8 +95,7 @@ impl ServerStack {
             concurrency_limit,
             drain: Identity::new(),
             rate_limit: Identity::new(),
-            app: app.clone(),
-            look,
+            live,
         }
     }
 }
@@ -106,28 +104,9 @@ impl<C, I, W, T, L, G, R> ServerStack<C, I, W, T, L, G, R> {
     /// Replaces the context with another layer, for example one that adds [state](ContextLayer::state) to each
     /// request's scope.
     pub fn with_context<C2>(self, context: C2) -> ServerStack<C2, I, W, T, L, G, R> {
-        let Self {
-            context: _,
-            request_id,
-            rejection_response,
-            timeout,
-            concurrency_limit,
-            drain,
-            rate_limit,
-            app,
-            look,
-        } = self;
-        ServerStack {
-            context,
-            request_id,
-            rejection_response,
-            timeout,
-            concurrency_limit,
-            drain,
-            rate_limit,
-            app,
-            look,
-        }
+        let Self { context: _, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, live } =
+            self;
+        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, live }
     }
 
     /// Removes the scope of each request.
@@ -137,28 +116,9 @@ impl<C, I, W, T, L, G, R> ServerStack<C, I, W, T, L, G, R> {
 
     /// Replaces the request ids with another layer.
     pub fn with_request_id<I2>(self, request_id: I2) -> ServerStack<C, I2, W, T, L, G, R> {
-        let Self {
-            context,
-            request_id: _,
-            rejection_response,
-            timeout,
-            concurrency_limit,
-            drain,
-            rate_limit,
-            app,
-            look,
-        } = self;
-        ServerStack {
-            context,
-            request_id,
-            rejection_response,
-            timeout,
-            concurrency_limit,
-            drain,
-            rate_limit,
-            app,
-            look,
-        }
+        let Self { context, request_id: _, rejection_response, timeout, concurrency_limit, drain, rate_limit, live } =
+            self;
+        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, live }
     }
 
     /// Removes the ids and traces of requests.
@@ -172,54 +132,16 @@ impl<C, I, W, T, L, G, R> ServerStack<C, I, W, T, L, G, R> {
     /// For several layers, pass a `tower::ServiceBuilder` that contains them. Without this layer, the response to a
     /// rejection is only a status.
     pub fn with_rejection_response<W2>(self, rejection_response: W2) -> ServerStack<C, I, W2, T, L, G, R> {
-        let Self {
-            context,
-            request_id,
-            rejection_response: _,
-            timeout,
-            concurrency_limit,
-            drain,
-            rate_limit,
-            app,
-            look,
-        } = self;
-        ServerStack {
-            context,
-            request_id,
-            rejection_response,
-            timeout,
-            concurrency_limit,
-            drain,
-            rate_limit,
-            app,
-            look,
-        }
+        let Self { context, request_id, rejection_response: _, timeout, concurrency_limit, drain, rate_limit, live } =
+            self;
+        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, live }
     }
 
     /// Replaces the timeout with another layer.
     pub fn with_timeout<T2>(self, timeout: T2) -> ServerStack<C, I, W, T2, L, G, R> {
-        let Self {
-            context,
-            request_id,
-            rejection_response,
-            timeout: _,
-            concurrency_limit,
-            drain,
-            rate_limit,
-            app,
-            look,
-        } = self;
-        ServerStack {
-            context,
-            request_id,
-            rejection_response,
-            timeout,
-            concurrency_limit,
-            drain,
-            rate_limit,
-            app,
-            look,
-        }
+        let Self { context, request_id, rejection_response, timeout: _, concurrency_limit, drain, rate_limit, live } =
+            self;
+        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, live }
     }
 
     /// Removes the time limit of each request.
@@ -229,28 +151,9 @@ impl<C, I, W, T, L, G, R> ServerStack<C, I, W, T, L, G, R> {
 
     /// Replaces the concurrency limit with another layer.
     pub fn with_concurrency_limit<L2>(self, concurrency_limit: L2) -> ServerStack<C, I, W, T, L2, G, R> {
-        let Self {
-            context,
-            request_id,
-            rejection_response,
-            timeout,
-            concurrency_limit: _,
-            drain,
-            rate_limit,
-            app,
-            look,
-        } = self;
-        ServerStack {
-            context,
-            request_id,
-            rejection_response,
-            timeout,
-            concurrency_limit,
-            drain,
-            rate_limit,
-            app,
-            look,
-        }
+        let Self { context, request_id, rejection_response, timeout, concurrency_limit: _, drain, rate_limit, live } =
+            self;
+        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, live }
     }
 
     /// Removes the concurrency limit.
@@ -278,37 +181,14 @@ impl<C, I, W, T, L, G, R> ServerStack<C, I, W, T, L, G, R> {
                 |grace| grace.into_iter().for_each(|grace| handle.set_grace(grace)),
             );
         });
-        let Self {
-            context,
-            request_id,
-            rejection_response,
-            timeout,
-            concurrency_limit,
-            drain: _,
-            rate_limit,
-            app,
-            look,
-        } = stack;
-        ServerStack {
-            context,
-            request_id,
-            rejection_response,
-            timeout,
-            concurrency_limit,
-            drain,
-            rate_limit,
-            app,
-            look,
-        }
+        let Self { context, request_id, rejection_response, timeout, concurrency_limit, drain: _, rate_limit, live } =
+            stack;
+        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, live }
     }
 
     /// Applies the settings of the scope, now and after each change.
     fn follow(mut self, apply: impl Fn(Option<&ServerSettings>, &ServerSettings) + Send + Sync + 'static) -> Self {
-        let (before, also) = (self.look, watching(&self.app, apply));
-        self.look = Arc::new(move || {
-            before();
-            also();
-        });
+        self.live = self.live.and(apply);
         self
     }
 
@@ -367,28 +247,9 @@ impl<C, I, W, T, L, G, R> ServerStack<C, I, W, T, L, G, R> {
     /// [`RateLimitLayer`](crate::rate_limit::RateLimitLayer), or one for each key. For a rate that the settings hold, see
     /// [`with_rate_per`](Self::with_rate_per).
     pub fn with_rate_limit<R2>(self, rate_limit: R2) -> ServerStack<C, I, W, T, L, G, R2> {
-        let Self {
-            context,
-            request_id,
-            rejection_response,
-            timeout,
-            concurrency_limit,
-            drain,
-            rate_limit: _,
-            app,
-            look,
-        } = self;
-        ServerStack {
-            context,
-            request_id,
-            rejection_response,
-            timeout,
-            concurrency_limit,
-            drain,
-            rate_limit,
-            app,
-            look,
-        }
+        let Self { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit: _, live } =
+            self;
+        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, live }
     }
 }
 
@@ -396,20 +257,10 @@ impl<C, I, W, D, L, G, R> ServerStack<C, I, W, TimeoutLayer<D>, L, G, R> {
     /// Extends the timeout to the end of the response's body. By default it ends with the head, because a download
     /// may take as long as its reader needs.
     pub fn until_body_end(self) -> ServerStack<C, I, W, TimeoutLayer<D, BodyEnd>, L, G, R> {
-        let Self { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, app, look } =
+        let Self { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, live } =
             self;
         let timeout = timeout.until_body_end();
-        ServerStack {
-            context,
-            request_id,
-            rejection_response,
-            timeout,
-            concurrency_limit,
-            drain,
-            rate_limit,
-            app,
-            look,
-        }
+        ServerStack { context, request_id, rejection_response, timeout, concurrency_limit, drain, rate_limit, live }
     }
 }
 
@@ -448,7 +299,7 @@ where
         let service = self.concurrency_limit.layer(ReadyInCall::new(service));
         let service = self.timeout.layer(self.rate_limit.layer(service));
         let service = self.rejection_response.layer(self.drain.layer(service));
-        Tuned::new(self.context.layer(self.request_id.layer(service)), Some(self.look.clone()))
+        Tuned::new(self.context.layer(self.request_id.layer(service)), Some(self.live.look()))
     }
 }
 
