@@ -6,7 +6,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
@@ -15,7 +15,7 @@ use super::{
     backlog::{Part, Receiver},
     flight::Interest,
 };
-use crate::body::BoxError;
+use crate::body::{self, BoxError, poll_frame};
 
 pin_project! {
     /// The body of a request inside the layer, and of a response outside of it.
@@ -68,16 +68,6 @@ impl<B> IdempotentBody<B> {
     }
 }
 
-/// Polls a frame of a body of any kind.
-pub(super) fn poll_frame<B>(body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>>
-where
-    B: Body<Error: Into<BoxError>>,
-{
-    let frame = ready!(body.poll_frame(cx));
-    let whole = |frame: Frame<B::Data>| frame.map_data(|mut data| data.copy_to_bytes(data.remaining()));
-    Poll::Ready(frame.map(|frame| frame.map(whole).map_err(Into::into)))
-}
-
 impl<B: Body<Error: Into<BoxError>>> Body for IdempotentBody<B> {
     type Data = Bytes;
     type Error = BoxError;
@@ -98,7 +88,7 @@ impl<B: Body<Error: Into<BoxError>>> Body for IdempotentBody<B> {
                 StateProjection::Recorded { parts, left, .. } => {
                     let part = ready!(parts.poll_recv(cx)).unwrap_or_else(|| Part::Failed(Lost.into()));
                     if let Part::Frame(frame) = &part {
-                        reduce(left, frame.data_ref().map_or(0, Bytes::len));
+                        *left = body::left(*left, frame.data_ref().map_or(0, |data| data.len() as u64));
                     }
                     part
                 }
@@ -139,18 +129,6 @@ impl<B: Body<Error: Into<BoxError>>> Body for IdempotentBody<B> {
             State::Recorded { left, .. } => *left,
             State::Ended => SizeHint::with_exact(0),
         }
-    }
-}
-
-/// Subtracts the bytes that have gone.
-fn reduce(left: &mut SizeHint, gone: usize) {
-    let gone = gone as u64;
-    let upper = left.upper().map(|upper| upper.saturating_sub(gone));
-    let lower = left.lower().saturating_sub(gone);
-    *left = SizeHint::new();
-    left.set_lower(lower);
-    if let Some(upper) = upper {
-        left.set_upper(upper.max(lower));
     }
 }
 

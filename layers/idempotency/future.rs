@@ -17,14 +17,14 @@ use tower_service::Service;
 
 use super::{
     Settings,
-    body::{IdempotentBody, poll_frame},
+    body::IdempotentBody,
     flight::{Outcome, Place},
     key::Fingerprint,
     record::Answer,
     run::{Reply, Run},
 };
 use crate::{
-    body::BoxError,
+    body::{BoxError, poll_frame},
     call::Call,
     outcome::{Ended, Reason, Reject, Rejection},
     store::ValueStore,

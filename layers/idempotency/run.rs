@@ -21,14 +21,14 @@ use tower_service::Service;
 use super::{
     Settings,
     backlog::{Part, Sender, backlog},
-    body::{IdempotentBody, poll_frame},
+    body::IdempotentBody,
     flight::{Lead, Outcome},
     key::Fingerprint,
     record::{Answer, Record, end_to_end},
 };
 use crate::{
     backoff::{Backoff, Jitter},
-    body::BoxError,
+    body::{BoxError, poll_frame},
     call::Call,
     caught::{undisturbed, unwound},
     clock,

@@ -6,10 +6,13 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use super::{BoxError, CopyBody};
+use super::{
+    BoxError, CopyBody,
+    frames::{left, poll_frame},
+};
 use crate::{debug::impl_debug, mutex::Mutex, telemetry::LayerEvent};
 
 mod allowance;
@@ -177,12 +180,7 @@ where
 {
     fn poll_frame(&mut self, place: &Place, cx: &mut Context<'_>) -> Polled {
         let Some(inner) = &mut self.inner else { return Poll::Pending };
-        let polled = inner.as_mut().poll_frame(cx).map(|next| {
-            next.map(|frame| match frame {
-                Ok(frame) => Ok(frame.map_data(|mut data| data.copy_to_bytes(data.remaining()))),
-                Err(error) => Err(error.into()),
-            })
-        });
+        let polled = poll_frame(inner.as_mut(), cx);
         let goes_on = match &polled {
             Poll::Pending => true,
             Poll::Ready(frame) => matches!(frame, Some(Ok(_))) && !inner.is_end_stream(),
@@ -239,12 +237,7 @@ where
 
     fn size_hint(&self) -> SizeHint {
         let Some(shared) = self.shared.as_ref().filter(|_| !self.is_end()) else { return SizeHint::with_exact(0) };
-        let mut left = SizeHint::new();
-        left.set_lower(shared.size.lower().saturating_sub(self.bytes));
-        if let Some(upper) = shared.size.upper() {
-            left.set_upper(upper.saturating_sub(self.bytes));
-        }
-        left
+        left(shared.size, self.bytes)
     }
 }
 
