@@ -175,6 +175,8 @@ mod http;
 mod leads;
 mod policy;
 mod revalidate;
+#[cfg(feature = "http-cache")]
+mod rfc9111;
 mod share;
 mod stale;
 mod store;
