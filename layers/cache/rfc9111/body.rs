@@ -16,9 +16,9 @@ use super::fill::{Content, Reader, Rest};
 use crate::body::{BoxError, poll_frame};
 
 pin_project! {
-    /// The body of a response of an [`HttpCache`](super::HttpCache).
+    /// The body of a response from an HTTP cache.
     ///
-    /// It is that of the inner service as it is, or one that is in memory, or one that arrives and is being stored
+    /// It is the body of the inner service as it is, a body in memory, or one that arrives and is kept in memory
     /// meanwhile. The [`Default`] body is empty.
     pub struct CacheBody<B> {
         #[pin]

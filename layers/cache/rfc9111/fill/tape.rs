@@ -209,8 +209,12 @@ impl Tape {
         self.chunks.len()
     }
 
-    /// The bytes that are held, counted and as they are.
-    pub(super) fn bytes(&self) -> [usize; 2] {
-        [self.held, self.chunks.iter().map(|held| held.chunk.len()).sum()]
+    /// The bytes that are held, after a check that all counts are right.
+    pub(super) fn held(&self) -> usize {
+        let bytes = |from: usize| -> usize { self.chunks.range(from..).map(|held| held.chunk.len()).sum() };
+        let loose = self.chunks.len() - self.loose.chunks;
+        assert_eq!((bytes(0), bytes(loose)), (self.held, self.loose.bytes));
+        assert!(self.chunks.range(loose..).all(|held| held.chunk.len() < SMALL) && self.loose.bytes < SMALL);
+        self.held
     }
 }

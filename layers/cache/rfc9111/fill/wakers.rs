@@ -59,7 +59,7 @@ impl Wakers {
 
 #[cfg(test)]
 impl Wakers {
-    pub(super) fn len(&self) -> usize {
-        self.places.len()
+    pub(super) fn len(&self) -> [usize; 2] {
+        [self.places.len(), self.waiting.len()]
     }
 }

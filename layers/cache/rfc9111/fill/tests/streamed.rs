@@ -152,3 +152,16 @@ fn when_the_fastest_reader_leaves_the_next_one_sets_the_pace() {
     rig.run();
     assert_eq!((slow.read(), slow.got.len()), (Read::Pending, 18));
 }
+
+#[test]
+fn a_task_that_waits_for_upstream_is_not_woken_by_its_readers() {
+    let mut rig = Rig::new(2);
+    let mut readings = [rig.reader(), rig.reader()];
+    for _ in 0..10 {
+        rig.send("one");
+        let before = rig.woken.times();
+        readings.iter_mut().for_each(|reading| assert_eq!(reading.read(), Read::Pending));
+        assert_eq!(rig.woken.times(), before);
+    }
+    assert_eq!(readings[0].text(), "one".repeat(10));
+}
