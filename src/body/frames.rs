@@ -1,4 +1,4 @@
-//! What the bodies of this crate do with the frames of others.
+//! Helpers for bodies that pass on the frames of another body.
 
 use std::{
     pin::Pin,

@@ -63,7 +63,7 @@ enum End {
 
 impl Fill {
     /// `max` is the size of the largest body that is kept, and the number of bytes that a reader may lag behind another
-    /// one once the body is larger. `size` is what the head announced.
+    /// one once the body is larger. `size` is the size that the head announced.
     pub(super) fn new(max: usize, size: SizeHint) -> Arc<Self> {
         let state = State { tape: Tape::new(max), end: End::Open, wakers: Wakers::default(), awaits_reader: false };
         Arc::new(Self { size, state: Mutex::new(state), task: AtomicWaker::new() })
@@ -112,7 +112,7 @@ impl Fill {
 /// The duty of receiving a body. If it is dropped before the end, the readers get an error.
 struct Feeder(Arc<Fill>);
 
-/// What the task finds next.
+/// The result of polling the body.
 enum Arrival {
     Data {
         data: Bytes,

@@ -36,11 +36,11 @@ impl Chunk {
     }
 }
 
-/// What a chunk takes up beside its bytes: its place in a list, the counter that its clones share, and what the
-/// allocator adds to the counter and to the bytes.
+/// The memory that a chunk takes up beside its bytes: its place in a list, the counter that its clones share, and the
+/// rounding of the allocator for both.
 const CHUNK: usize = size_of::<Chunk>() + 64;
 
-/// What a trailer takes up beside its text.
+/// The memory that a trailer takes up beside its text.
 const TRAILER: usize = 128;
 
 impl Content {
@@ -89,7 +89,11 @@ impl Content {
     }
 }
 
-impl_debug!(Content { len = |this| this.len(), chunks = |this| this.0.chunks.len(), trailers = |this| this.trailers() });
+impl_debug!(Content {
+    len = |this| this.len(),
+    chunks = |this| this.0.chunks.len(),
+    trailers = |this| this.trailers(),
+});
 
 /// The part of a body in memory that a caller has yet to read.
 pub(in super::super) struct Rest {

@@ -147,7 +147,7 @@ impl Place {
         match &state.end {
             End::Whole(content) => hint = Rest::new(content.clone(), self.at).size_hint(),
             End::Streamed(None) => hint = SizeHint::with_exact(state.tape.arrived() - self.at),
-            // At least what has arrived.
+            // At least the bytes that have arrived.
             _ if hint.upper().is_none() => hint.set_lower(hint.lower().max(state.tape.arrived() - self.at)),
             _ => {}
         }

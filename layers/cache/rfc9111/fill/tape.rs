@@ -46,7 +46,7 @@ struct Loose {
     bytes: usize,
 }
 
-/// What a reader finds at its position.
+/// The result of looking for the next bytes of a reader.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
     Bytes(Bytes),
@@ -109,7 +109,7 @@ impl Tape {
     }
 
     /// Adds bytes, which are not empty. If the body is streamed, a reader must [be level](Self::has_level) if any is
-    /// left: the others may lose what they have yet to take.
+    /// left: the others may lose bytes that they have yet to take.
     pub(super) fn push(&mut self, data: Bytes) {
         while self.is_streamed && data.len() > self.max.saturating_sub(self.held) {
             let Some(gone) = self.pop() else { break };

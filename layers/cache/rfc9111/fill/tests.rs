@@ -15,7 +15,7 @@ mod kept;
 mod property;
 mod streamed;
 
-/// What an upstream body does next. After the last step it is pending.
+/// A step of an upstream body. After the last step it is pending.
 enum Step {
     Data(Bytes),
     Trailers(HeaderMap),
@@ -36,7 +36,7 @@ struct Script {
     is_dropped: bool,
 }
 
-/// A body that does what a test tells it, also while it is received.
+/// A body that is scripted by a test, also while it is received.
 #[derive(Clone, Default)]
 struct Upstream(Arc<Mutex<Script>>);
 
@@ -215,7 +215,7 @@ impl Reading {
         }
     }
 
-    /// Reads all data that is there, and returns what comes behind it.
+    /// Reads all data that is there, and returns the next result.
     fn read(&mut self) -> Read {
         loop {
             match self.poll() {

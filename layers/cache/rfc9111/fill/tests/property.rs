@@ -57,7 +57,7 @@ impl Model {
         self.readers.iter().filter(|reader| !reader.is_over && reader.at >= self.start).map(|reader| reader.at)
     }
 
-    /// Does what the task does until it waits. Data has this many bytes for each unit.
+    /// Runs the task until it waits. Data has this many bytes for each unit.
     fn run(&mut self, unit: usize) {
         while self.end.is_none() {
             if self.is_streamed && self.live().next().is_none() {
@@ -105,7 +105,7 @@ impl Model {
         !self.is_streamed && self.end == Some(Ended::Whole)
     }
 
-    /// What a reader at this position gets, where data is the end of its frame.
+    /// The result of a poll by a reader at this position, where data is the end of its frame.
     fn read(&self, at: u64) -> Result<u64, Read> {
         let frame = self.ends.iter().find(|end| **end > at);
         match (frame, &self.end) {
@@ -263,10 +263,11 @@ proptest! {
         }
     }
 
-    /// What is joined may go together: a reader can lose its place a little earlier.
+    /// Chunks that were joined are dropped together, so a reader can lose its place a little earlier.
     #[test]
     fn a_reader_that_lags_by_less_than_may_be_kept_loses_nothing(
-        sends in prop::collection::vec(prop_oneof![8 => 1..20_usize, 4 => 1_000..5_000_usize, 1 => Just(10_000)], 1..60),
+        sends in prop::collection::vec(
+            prop_oneof![8 => 1..20_usize, 4 => 1_000..5_000_usize, 1 => Just(10_000)], 1..60),
         polls in prop::collection::vec((0..4_usize, any::<bool>()), 200),
         max in 0..40_000_usize,
     ) {
