@@ -236,7 +236,7 @@ where
             Arrival::Leader(lead) => self.lead(lead),
             Arrival::Waiter(told) => Before::Waiting(self, told),
             Arrival::Found(entry) => {
-                count(&state.counts.found_late);
+                count(&state.counts.hits);
                 self.policy.info.emit(LayerEvent::Hit);
                 match &entry.response {
                     Landed::Answered(response) => Before::Answered(response.clone()),

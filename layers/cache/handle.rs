@@ -34,14 +34,15 @@ pub(super) struct State<K, R> {
 pub(super) struct Counts {
     /// Lookups that found an entry that was no longer fresh.
     pub(super) outdated: AtomicU64,
-    /// Hits that the first lookup missed.
-    pub(super) found_late: AtomicU64,
+    /// Hits that are not among what the store has found.
+    pub(super) hits: AtomicU64,
     pub(super) misses: AtomicU64,
     pub(super) shared: AtomicU64,
     pub(super) stale: AtomicU64,
     pub(super) stale_on_error: AtomicU64,
     pub(super) bypassed: AtomicU64,
     pub(super) refreshes: AtomicU64,
+    pub(super) validated: AtomicU64,
     pub(super) stored: AtomicU64,
     pub(super) evicted: AtomicU64,
 }
@@ -77,6 +78,9 @@ pub struct Stats {
     pub bypassed: u64,
     /// Background calls for a fresh response while a stale one was served.
     pub refreshes: u64,
+    /// Requests whose stale response the service has confirmed with a 304. They are in `misses`. Zero unless the cache is
+    /// a `CacheLayer::http`.
+    pub validated: u64,
     /// Responses that were stored.
     pub stored: u64,
     /// Responses that were evicted to make room for others.
@@ -171,20 +175,29 @@ impl<K: Hash + Eq, R> CacheHandle<K, R> {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let counts = &self.state.counts;
-        let Counts { outdated, found_late, misses, shared, stale, stale_on_error, bypassed, .. } = counts;
-        let Counts { refreshes, stored, evicted, .. } = counts;
         // An outdated entry is found before it is counted. Loading in this order keeps the difference from
         // underflowing.
-        let outdated = outdated.load(Relaxed);
-        let found = self.state.store.times_found();
+        let outdated = counts.outdated.load(Relaxed);
+        let found = self.state.store.times_found().saturating_sub(outdated);
+        let stats = counts.stats();
+        Stats { hits: found + stats.hits, ..stats }
+    }
+}
+
+impl Counts {
+    pub(super) fn stats(&self) -> Stats {
+        let Self {
+            hits, misses, shared, stale, stale_on_error, bypassed, refreshes, validated, stored, evicted, ..
+        } = self;
         Stats {
-            hits: found.saturating_sub(outdated) + found_late.load(Relaxed),
+            hits: hits.load(Relaxed),
             misses: misses.load(Relaxed),
             shared: shared.load(Relaxed),
             stale: stale.load(Relaxed),
             stale_on_error: stale_on_error.load(Relaxed),
             bypassed: bypassed.load(Relaxed),
             refreshes: refreshes.load(Relaxed),
+            validated: validated.load(Relaxed),
             stored: stored.load(Relaxed),
             evicted: evicted.load(Relaxed),
         }

@@ -15,6 +15,9 @@ use http::{
     },
 };
 
+#[cfg(feature = "http-cache")]
+use http::uri::{self, PathAndQuery, Scheme};
+
 use super::Stale;
 use crate::outcome::{Class, Classify, HttpStatus};
 
@@ -54,14 +57,7 @@ pub fn http_key<B>(request: &Request<B>) -> Option<HttpKey> {
     if headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0") {
         return None;
     }
-    let mut hosts = headers.get_all(HOST).iter();
-    let (host, uri) = (hosts.next().cloned(), request.uri().clone());
-    let named = host.as_ref().map_or(Some(""), |host| host.to_str().ok())?;
-    let is_one =
-        uri.authority().is_none_or(|authority| host.is_none() || authority.as_str().eq_ignore_ascii_case(named));
-    let key = HttpKey { uri, host };
-    let is_plain = !key.authority().contains(['@', '/', '\\', '?', '#']);
-    (is_one && hosts.next().is_none() && is_plain).then_some(key)
+    HttpKey::of(request)
 }
 
 const WITHOUT_A_KEY: [HeaderName; 13] = [
@@ -92,6 +88,18 @@ pub struct HttpKey {
 }
 
 impl HttpKey {
+    /// Returns the key of the request's target, or `None` if it is unclear which host it names.
+    pub(super) fn of<B>(request: &Request<B>) -> Option<Self> {
+        let mut hosts = request.headers().get_all(HOST).iter();
+        let (host, uri) = (hosts.next().cloned(), request.uri().clone());
+        let named = host.as_ref().map_or(Some(""), |host| host.to_str().ok())?;
+        let is_one =
+            uri.authority().is_none_or(|authority| host.is_none() || authority.as_str().eq_ignore_ascii_case(named));
+        let key = Self { uri, host };
+        let is_plain = !key.authority().contains(['@', '/', '\\', '?', '#']);
+        (is_one && hosts.next().is_none() && is_plain).then_some(key)
+    }
+
     /// Returns the host and any port, as the request named them. Empty if it named none.
     #[must_use]
     pub fn authority(&self) -> &str {
@@ -113,6 +121,86 @@ impl HttpKey {
 
     fn scheme(&self) -> Option<&str> {
         self.uri.scheme_str()
+    }
+}
+
+/// Resolves the segments `.` and `..` of a path (RFC 3986, section 5.2.4).
+#[cfg(feature = "http-cache")]
+fn without_dots(path: &str) -> String {
+    let (path, query) = path.split_at(path.find('?').unwrap_or(path.len()));
+    let (mut kept, mut segments) = (Vec::new(), path.split('/').skip(1).peekable());
+    while let Some(segment) = segments.next() {
+        match segment {
+            "." | ".." => {
+                if segment == ".." {
+                    kept.pop();
+                }
+                if segments.peek().is_none() {
+                    kept.push("");
+                }
+            }
+            segment => kept.push(segment),
+        }
+    }
+    format!("/{}{query}", kept.join("/"))
+}
+
+#[cfg(feature = "http-cache")]
+impl From<Uri> for HttpKey {
+    fn from(uri: Uri) -> Self {
+        Self { uri, host: None }
+    }
+}
+
+#[cfg(feature = "http-cache")]
+impl HttpKey {
+    /// Returns the key of a resource that a response names by a reference (RFC 3986, section 5.2), if it is on the same
+    /// host.
+    pub(super) fn join(&self, reference: &HeaderValue) -> Option<Self> {
+        let reference = reference.to_str().ok()?.split('#').next()?;
+        let after_scheme = reference.split_once("://").filter(|(scheme, _)| !scheme.contains(['/', '?']));
+        let of_host = after_scheme.map(|(_, rest)| rest).or_else(|| reference.strip_prefix("//"));
+        let path = match of_host {
+            Some(rest) => {
+                let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+                authority
+                    .eq_ignore_ascii_case(self.authority())
+                    .then(|| format!("/{}", path.trim_start_matches('/')))?
+            }
+            None if reference.starts_with('/') => reference.to_owned(),
+            None if reference.is_empty() => self.uri.path_and_query()?.to_string(),
+            None if reference.starts_with('?') => format!("{}{reference}", self.path()),
+            None => {
+                let directory = self.path().rsplit_once('/').map_or("", |(directory, _)| directory);
+                format!("{directory}/{reference}")
+            }
+        };
+        self.with_scheme(self.uri.scheme().cloned(), without_dots(&path).parse().ok()?)
+    }
+
+    /// Returns the keys of the same resource, however a request names its scheme: on an HTTP/1 server it names none.
+    pub(super) fn in_any_scheme(&self) -> impl Iterator<Item = Self> {
+        let path = self.uri.path_and_query();
+        let schemes = [None, Some(Scheme::HTTP), Some(Scheme::HTTPS)];
+        schemes.into_iter().filter_map(move |scheme| self.with_scheme(scheme, path?.clone()))
+    }
+
+    fn with_scheme(&self, scheme: Option<Scheme>, path: PathAndQuery) -> Option<Self> {
+        let mut parts = uri::Parts::default();
+        parts.path_and_query = Some(path);
+        let Some(scheme) = scheme else {
+            let host = HeaderValue::from_str(self.authority()).ok().filter(|host| !host.is_empty());
+            return Some(Self { uri: Uri::from_parts(parts).ok()?, host });
+        };
+        (parts.scheme, parts.authority) = (Some(scheme), Some(self.authority().parse().ok()?));
+        Some(Self { uri: Uri::from_parts(parts).ok()?, host: None })
+    }
+
+    /// Returns a copy in memory of its own: the parts of a request are slices of a larger buffer.
+    pub(super) fn compact(&self) -> Self {
+        let uri = self.uri.to_string().parse().unwrap_or_else(|_| self.uri.clone());
+        let copy = |host: &HeaderValue| HeaderValue::from_bytes(host.as_bytes()).unwrap_or_else(|_| host.clone());
+        Self { uri, host: self.host.as_ref().map(copy) }
     }
 }
 
@@ -207,4 +295,53 @@ fn has_passed(headers: &HeaderMap) -> bool {
     let Some(expires) = headers.get(EXPIRES) else { return false };
     let now = || headers.get(DATE).and_then(date).unwrap_or_else(SystemTime::now);
     date(expires).is_none_or(|expires| expires <= now())
+}
+
+#[cfg(all(test, feature = "http-cache", not(ziggurat_loom)))]
+mod tests {
+    use super::*;
+
+    fn key(uri: &str) -> HttpKey {
+        HttpKey::from(uri.parse::<Uri>().unwrap())
+    }
+
+    #[test]
+    fn a_reference_names_a_resource_of_the_same_host() {
+        let base = key("http://shop.test/a/b?c");
+        for (reference, expected) in [
+            ("x", "/a/x"),
+            ("./x?y", "/a/x?y"),
+            ("../x", "/x"),
+            ("../../..", "/"),
+            ("/x/./y/../z/", "/x/z/"),
+            ("/x/.", "/x/"),
+            ("?d", "/a/b?d"),
+            ("", "/a/b?c"),
+            ("#f", "/a/b?c"),
+            ("//SHOP.test/x", "/x"),
+            ("http://shop.test", "/"),
+            ("https://shop.test?x", "/?x"),
+            ("x://shop.test/x#f", "/x"),
+            ("/x?u=http://other.test/", "/x?u=http://other.test/"),
+        ] {
+            let joined = base.join(&HeaderValue::from_static(reference));
+            assert_eq!(joined, Some(key(&format!("http://shop.test{expected}"))), "{reference}");
+        }
+        for other in ["http://other.test/x", "//other.test", "http://shop.test:81/x", "http://shop.test@other.test/"] {
+            assert_eq!(base.join(&HeaderValue::from_static(other)), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_resource_is_the_same_in_any_scheme() {
+        let names = |key: HttpKey| key.in_any_scheme().map(|key| key.to_string()).collect::<Vec<_>>();
+        let all = ["//shop.test/a?b", "http://shop.test/a?b", "https://shop.test/a?b"];
+        assert_eq!(names(key("https://shop.test/a?b")), all);
+        let request = Request::get("/a?b").header(HOST, "shop.test").body(()).unwrap();
+        let of_server = HttpKey::of(&request).unwrap();
+        assert_eq!(names(of_server.clone()), all);
+        assert!(of_server.in_any_scheme().any(|key| key == of_server));
+        assert_eq!(names(key("/a?b")), ["///a?b"]);
+        assert_eq!(of_server.compact(), of_server);
+    }
 }

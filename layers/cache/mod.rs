@@ -16,7 +16,11 @@
 //!
 //! # HTTP
 //!
-//! For HTTP, use [`CacheLayer::http`], which sets the key and the classifier:
+//! For HTTP, use `CacheLayer::http()` (feature `http-cache`): a cache by RFC 9111, which reads from the headers what may
+//! be stored, for whom and for how long, and streams.
+//!
+//! The rest of this page is about [`CacheLayer::new`], for values of any type. It can also keep HTTP responses for a ttl
+//! of your own, without regard to what their headers say about it:
 //!
 //! - [`http_key`] separates virtual hosts, and gives no key to a request whose response is not the same for all
 //!   callers.
@@ -156,7 +160,6 @@ use std::{
     time::Duration,
 };
 
-use ::http::Request;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -181,6 +184,9 @@ mod share;
 mod stale;
 mod store;
 
+#[cfg(feature = "http-cache")]
+#[cfg_attr(docsrs, doc(cfg(feature = "http-cache")))]
+pub use self::rfc9111::{CacheBody, HttpCache, HttpCacheHandle, HttpCacheLayer, HttpResponseFuture};
 pub use self::{
     future::ResponseFuture,
     handle::{CacheHandle, Stats},
@@ -221,8 +227,8 @@ impl<K: Hash + Eq, R, F, T> CacheLayer<K, R, F, T> {
     /// request with the key `None` bypasses the cache ([`Stats::bypassed`]). The closure must name the type of its
     /// argument, for example `|req: &Request<_>| ..`.
     ///
-    /// Every response that is not an error is stored. For HTTP, use [`http`](CacheLayer::http), which selects the
-    /// responses that may be stored.
+    /// Every response that is not an error is stored. For HTTP, [`HttpStorable`] selects the responses that may be
+    /// stored.
     ///
     /// # Panics
     ///
@@ -245,22 +251,6 @@ impl<K: Hash + Eq, R, F, T> CacheLayer<K, R, F, T> {
             info: layer_info!("cache"),
         };
         Self { key, revalidate: OnDemand, policy }
-    }
-}
-
-impl<R, T, B> CacheLayer<HttpKey, R, fn(&Request<B>) -> Option<HttpKey>, T, HttpStorable> {
-    /// Creates a cache of at most `capacity` HTTP responses, with [`http_key`] as the key and [`HttpStorable`] as the
-    /// classifier.
-    ///
-    /// `ttl` is as in [`new`](CacheLayer::new).
-    ///
-    /// # Panics
-    ///
-    /// If `capacity` is zero.
-    #[track_caller]
-    pub fn http(capacity: usize, ttl: T) -> Self {
-        let key: fn(&Request<B>) -> Option<HttpKey> = http_key;
-        CacheLayer::new(capacity, ttl, key).classify(HttpStorable)
     }
 }
 

@@ -70,7 +70,7 @@ where
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not make a cache key of type `{K}` from a request of type `{Req}`",
     note = "give a closure that names its argument's type: `|req: &{Req}| ..`, returning `Option<{K}>`",
-    note = "`CacheLayer::http` and `http_key` need an `http::Request`"
+    note = "`http_key` needs an `http::Request`"
 )]
 #[doc(hidden)] // `Fn(&Req) -> Option<K>`, with a message of its own in compile errors
 pub trait Key<Req, K> {

@@ -251,6 +251,12 @@ impl<K, R> Store<K, R> {
         len
     }
 
+    /// Returns the weight of all entries.
+    #[cfg(any(test, feature = "http-cache"))]
+    pub(super) fn weight(&self) -> u64 {
+        self.orders.lock().eviction.weight()
+    }
+
     /// Returns how often [`get`](Self::get) has found an entry.
     pub(super) fn times_found(&self) -> u64 {
         self.table.times_found()

@@ -163,7 +163,7 @@ mod tests {
                 &[
                     "`ContextLayer::new` needs a service that takes an `http::Request` and returns an `http::Response`",
                     "such as a `reqwest::Client`, write `ContextLayer::ambient(scope)`",
-                    "`CacheLayer::http` and `http_key` need an `http::Request`",
+                    "`http_key` needs an `http::Request`",
                     "a cache cannot store a response of type `reqwest::Response`",
                 ],
             ),

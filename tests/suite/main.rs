@@ -26,6 +26,7 @@ mod grpc;
 mod handles;
 mod hedge;
 mod http;
+mod http_cache;
 mod idempotency;
 mod idempotency_key;
 mod observe;

@@ -12,7 +12,10 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::task::consume_budget;
 
-use super::fill::{Content, Reader, Rest};
+use super::{
+    fill::{Content, Reader, Rest},
+    interest::Interest,
+};
 use crate::body::{BoxError, poll_frame};
 
 pin_project! {
@@ -31,7 +34,7 @@ pin_project! {
     enum State<B> {
         Inner { #[pin] body: B },
         Stored { rest: Rest },
-        Filling { reader: Reader },
+        Filling { reader: Reader, interest: Interest },
         Empty,
     }
 }
@@ -55,9 +58,9 @@ impl<B> CacheBody<B> {
         Self { state: State::Stored { rest: Rest::part(content, range) } }
     }
 
-    /// A body that arrives.
-    pub(super) fn filling(reader: Reader) -> Self {
-        Self { state: State::Filling { reader } }
+    /// A body that arrives. A caller who reads it is interested in it.
+    pub(super) fn filling(reader: Reader, interest: Interest) -> Self {
+        Self { state: State::Filling { reader, interest } }
     }
 }
 
@@ -76,7 +79,7 @@ impl<B: Body<Error: Into<BoxError>>> Body for CacheBody<B> {
                 }
                 Poll::Ready(rest.next().map(Ok))
             }
-            StateProjection::Filling { reader } => {
+            StateProjection::Filling { reader, .. } => {
                 ready!(spends(cx));
                 reader.poll_frame(cx)
             }
@@ -88,7 +91,7 @@ impl<B: Body<Error: Into<BoxError>>> Body for CacheBody<B> {
         match &self.state {
             State::Inner { body } => body.is_end_stream(),
             State::Stored { rest } => rest.is_end(),
-            State::Filling { reader } => reader.is_end_stream(),
+            State::Filling { reader, .. } => reader.is_end_stream(),
             State::Empty => true,
         }
     }
@@ -97,7 +100,7 @@ impl<B: Body<Error: Into<BoxError>>> Body for CacheBody<B> {
         match &self.state {
             State::Inner { body } => body.size_hint(),
             State::Stored { rest } => rest.size_hint(),
-            State::Filling { reader } => reader.size_hint(),
+            State::Filling { reader, .. } => reader.size_hint(),
             State::Empty => SizeHint::with_exact(0),
         }
     }

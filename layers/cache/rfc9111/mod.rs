@@ -1,5 +1,393 @@
 //! A shared HTTP cache by RFC 9111.
-#![allow(dead_code)]
+
+use std::{
+    fmt,
+    ops::Deref,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::{
+    HeaderName, Method, Request, Response, StatusCode,
+    header::{CONTENT_LENGTH, IF_MATCH, IF_UNMODIFIED_SINCE, TRANSFER_ENCODING, UPGRADE},
+};
+use http_body::Body;
+use tokio::runtime::Handle;
+use tower_layer::Layer;
+use tower_service::Service;
+
+pub use self::{body::CacheBody, future::HttpResponseFuture, handle::HttpCacheHandle};
+use self::{
+    future::{After, Effect, Missing},
+    handle::State,
+    rules::{Asked, Reuse, Rules},
+    status::{Status, Why},
+};
+use super::{CacheLayer, http::HttpKey};
+use crate::{
+    accessors::inner_accessors,
+    body::BoxError,
+    clock,
+    debug::impl_debug,
+    outcome::Reject,
+    telemetry::{LayerEvent, LayerInfo, layer_info, layer_setters},
+};
 
 mod body;
+mod fetch;
 mod fill;
+mod flights;
+mod future;
+mod handle;
+mod interest;
+mod page;
+mod pages;
+mod rules;
+mod status;
+
+/// The total size of the stored responses.
+const CAPACITY: usize = 64 * 1024 * 1024;
+
+/// The size of the largest body that is stored.
+const MAX_BODY: usize = 8 * 1024 * 1024;
+
+/// How long a request goes on after its last caller has left.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+impl CacheLayer<HttpKey, (), ()> {
+    /// Creates a shared HTTP cache by RFC 9111: see [`HttpCacheLayer`].
+    pub fn http() -> HttpCacheLayer {
+        let settings = Settings {
+            state: Arc::new(State::new(CAPACITY)),
+            rules: Rules::default(),
+            max_body: MAX_BODY,
+            patience: PATIENCE,
+            info: layer_info!("cache"),
+        };
+        HttpCacheLayer { settings }
+    }
+}
+
+/// A shared HTTP cache by RFC 9111, for clients, gateways and servers. [`CacheLayer::http`] creates it.
+///
+/// It takes from the headers of requests and responses what may be stored, for whom, and for how long. It needs no key,
+/// no ttl and no classifier.
+///
+/// # What is stored
+///
+/// Responses to `GET` that say how long they are fresh (`s-maxage`, `max-age`, `Expires`), or that have a status such as
+/// 200 or 404 and can be validated (`ETag`, `Last-Modified`). A response that says nothing is stored for the
+/// [`default_ttl`](Self::default_ttl), which is zero unless you set it. The following responses are not stored:
+///
+/// - with `no-store` or `private`, with `Vary: *`, partial ones (206), and [degraded](crate::Degraded) ones
+/// - to requests with `Authorization`, unless `public`, `s-maxage` or `must-revalidate` permits it. Neither do such
+///   requests get a response that does not permit it
+/// - with `Set-Cookie`, unless `public` or `s-maxage` permits it
+/// - to requests with `Cookie`, if their lifetime is a guess
+/// - larger than [`max_body`](Self::max_body), truncated, or with a body that fails
+///
+/// A cookie of the request is ignored otherwise, as RFC 9111 has it: a server whose responses depend on it says `Vary:
+/// Cookie` or `private`.
+///
+/// # What is served
+///
+/// A fresh response, also for `HEAD`, for a single range (206), and for a conditional request (304). A stale one is
+/// validated: a 304 of the service makes it fresh again. It is served as it is if the response or the settings say so:
+///
+/// - `stale-while-revalidate`: at once, while a task fetches a fresh one
+/// - `stale-if-error`: if the service fails. A rejection inside is a failure too, such as one by an open circuit breaker
+/// - `max-stale` of the request
+///
+/// Requests may demand more: `no-cache`, `no-store`, `max-age`, `min-fresh`, `only-if-cached` (504 if nothing is stored).
+///
+/// A successful request with an unsafe method, such as `POST`, removes the responses of its URI, and of those that its
+/// response names in `Location` and `Content-Location` on the same host.
+///
+/// Each response says in `Cache-Status` (RFC 9211) what the cache has done, and a stored one in `Age` how old it is. The
+/// [name](Self::named) of the layer is the name of the cache.
+///
+/// # Concurrent requests
+///
+/// Requests that miss the same response share one request to the service. It runs on a task of its own, with the scope of
+/// its caller, but neither its deadline nor its cancellation. Bytes reach all callers as they arrive. A slow caller holds
+/// up nobody. The request goes on if its caller leaves, and for the time of [`linger`](Self::linger) if all have left:
+/// put limits of time inside.
+///
+/// If the response turns out to be for one caller alone, each of the others makes its own request, and for half a minute
+/// the requests for this URI do not wait for one another.
+///
+/// # Order
+///
+/// Outside the timeout of an attempt, the retry, the circuit breaker and the concurrency limit, so that a hit needs none
+/// of them, and inside the [`ContextLayer`](crate::context::ContextLayer). A layer that compresses can be on either side:
+/// a response with a `Content-Encoding` is only for requests with the same `Accept-Encoding`.
+///
+/// # Cancellation safety
+///
+/// A call can be dropped at any time. An invalidation beats every response that is on its way at that time.
+///
+/// # Cost
+///
+/// A hit costs two lookups, a copy of the headers, and two new header values, and no copy of the body. A miss costs a
+/// task and a copy of the head and the body: a stored response keeps no buffer of a connection alive.
+///
+/// The layer needs `S: Clone` and a tokio runtime. Everything is `Send + 'static`. The service is always ready, and makes
+/// a clone of the inner service ready when it makes a request.
+///
+/// # Examples
+///
+/// ```
+/// use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+/// use bytes::Bytes;
+/// use http::{Request, Response};
+/// use http_body_util::{BodyExt, Full};
+/// use tower::{ServiceBuilder, ServiceExt, service_fn};
+/// use ziggurat::{Error, cache::CacheLayer};
+///
+/// static CALLS: AtomicU64 = AtomicU64::new(0);
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+/// let layer = CacheLayer::http();
+/// let cache = layer.handle();
+/// let service = ServiceBuilder::new().layer(layer).map_err(Error::Service).service(service_fn(
+///     async |_: Request<Full<Bytes>>| {
+///         CALLS.fetch_add(1, Relaxed);
+///         let response = Response::builder().header("cache-control", "max-age=60");
+///         Ok::<_, std::io::Error>(response.body(Full::new(Bytes::from("hello"))).unwrap())
+///     },
+/// ));
+///
+/// let hello = || Request::get("http://shop.test/hello").body(Full::default()).unwrap();
+/// for status in ["ziggurat; fwd=uri-miss; stored", "ziggurat; hit; ttl=60"] {
+///     let response = service.clone().oneshot(hello()).await.unwrap();
+///     assert_eq!(response.headers()["cache-status"], status);
+///     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "hello");
+/// }
+/// assert_eq!(CALLS.load(Relaxed), 1);
+///
+/// cache.invalidate(&"http://shop.test/hello".parse().unwrap());
+/// service.oneshot(hello()).await.unwrap();
+/// assert_eq!(CALLS.load(Relaxed), 2);
+/// # }
+/// ```
+#[derive(Clone)]
+#[must_use]
+pub struct HttpCacheLayer {
+    settings: Settings,
+}
+
+#[derive(Clone)]
+struct Settings {
+    state: Arc<State>,
+    rules: Rules,
+    max_body: usize,
+    patience: Duration,
+    info: LayerInfo,
+}
+
+impl Deref for Settings {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Relaxed);
+}
+
+impl HttpCacheLayer {
+    /// Sets the total size of the stored responses, in bytes. The default is 64 MiB.
+    ///
+    /// The size includes the headers and what the cache itself needs for a response. Responses that are on their way
+    /// are not part of it. The setter makes a new, empty cache: set it before you take the [`handle`](Self::handle).
+    ///
+    /// # Panics
+    ///
+    /// If `bytes` is zero.
+    #[track_caller]
+    pub fn capacity(mut self, bytes: usize) -> Self {
+        assert!(bytes > 0, "capacity must be at least 1, not 0");
+        self.settings.state = Arc::new(State::new(bytes));
+        self
+    }
+
+    /// Sets the size of the largest body that is stored, in bytes. The default is 8 MiB.
+    ///
+    /// A larger body streams through uncached. If its head does not say how large it is, callers may be reading it
+    /// already when that turns out. Then the one that is ahead sets the pace, and the body of a caller who is more than
+    /// this number of bytes behind ends with an error.
+    pub fn max_body(mut self, bytes: usize) -> Self {
+        self.settings.max_body = bytes;
+        self
+    }
+
+    /// Sets how long a response is fresh that does not say so itself, and whose status allows a guess. The default is
+    /// [`Duration::ZERO`].
+    ///
+    /// A response with `Last-Modified` is fresh for a tenth of its age instead, and for a day at most.
+    pub fn default_ttl(mut self, ttl: Duration) -> Self {
+        self.settings.rules.default_ttl = ttl;
+        self
+    }
+
+    /// Serves a stale response in place of a failure, until `window` after it has expired. The default is
+    /// [`Duration::ZERO`].
+    ///
+    /// A failure is an error, a rejection by a layer inside, such as an open circuit breaker, or a response with the
+    /// status 500, 502, 503 or 504 (RFC 5861, section 4). A `stale-if-error` of the response comes first. A response
+    /// that must be revalidated is never served.
+    pub fn stale_if_error(mut self, window: Duration) -> Self {
+        self.settings.rules.stale_if_error = window;
+        self
+    }
+
+    /// Serves a response that expired less than `window` ago at once, and fetches a fresh one on a separate task (RFC
+    /// 5861, section 3). The default is [`Duration::ZERO`].
+    ///
+    /// A `stale-while-revalidate` of the response comes first. A response that must be revalidated is never served.
+    pub fn stale_while_revalidate(mut self, window: Duration) -> Self {
+        self.settings.rules.stale_while_revalidate = window;
+        self
+    }
+
+    /// Obeys this field of a response in place of its `Cache-Control` and `Expires`, such as `cdn-cache-control` (RFC
+    /// 9213).
+    pub fn targeted(mut self, field: HeaderName) -> Self {
+        self.settings.rules.targeted = Some(field);
+        self
+    }
+
+    /// Sets how long a request to the service goes on, and its response is stored, after its last caller has left. The
+    /// default is one minute.
+    pub fn linger(mut self, linger: Duration) -> Self {
+        self.settings.patience = linger;
+        self
+    }
+
+    /// Returns the handle to the live state, to invalidate responses and to read statistics.
+    #[must_use]
+    pub fn handle(&self) -> HttpCacheHandle {
+        HttpCacheHandle { state: Arc::clone(&self.settings.state) }
+    }
+
+    layer_setters!(settings.info);
+}
+
+impl_debug!(Settings { capacity = |this| this.state.capacity, rules, max_body, patience, info });
+impl_debug!(HttpCacheLayer { settings });
+
+impl<S> Layer<S> for HttpCacheLayer {
+    type Service = HttpCache<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        HttpCache { inner, settings: Arc::new(self.settings.clone()) }
+    }
+}
+
+/// The service of [`HttpCacheLayer`].
+#[derive(Clone)]
+pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct HttpCache<S> {
+    inner: S,
+    settings: Arc<Settings>,
+}
+
+impl<S> HttpCache<S> {
+    inner_accessors!();
+}
+
+impl_debug!(HttpCache<S: fmt::Debug> { inner, settings });
+
+impl<S, A, B> Service<Request<A>> for HttpCache<S>
+where
+    S: Service<Request<A>, Response = Response<B>, Error: Reject<Response<B>> + fmt::Display + Send, Future: Send>
+        + Clone
+        + Send
+        + 'static,
+    A: Body + Send + 'static,
+    B: Body<Error: Into<BoxError>> + Send + 'static,
+{
+    type Response = Response<CacheBody<B>>;
+    type Error = S::Error;
+    type Future = HttpResponseFuture<S, A, B>;
+
+    /// Always ready, because the response may be in memory. If not, the response future makes a clone of the inner
+    /// service ready.
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<A>) -> Self::Future {
+        let settings = &self.settings;
+        let pass = |request, why, effect| {
+            count(&settings.counts.bypassed);
+            settings.info.emit(LayerEvent::Bypassed);
+            let after = After { settings: Arc::clone(settings), why, effect };
+            HttpResponseFuture::passing(self.inner.clone(), request, after)
+        };
+        let Some(key) = HttpKey::of(&request) else { return pass(request, Why::Bypass, Effect::None) };
+        let (headers, is_head) = (request.headers(), request.method() == Method::HEAD);
+        if !request.method().is_safe() {
+            return pass(request, Why::Method, Effect::Invalidate(key));
+        }
+        if !is_head && request.method() != Method::GET {
+            return pass(request, Why::Method, Effect::None);
+        }
+        if has_content(&request)
+            || [UPGRADE, IF_MATCH, IF_UNMODIFIED_SINCE].iter().any(|name| headers.contains_key(name))
+        {
+            return pass(request, Why::Bypass, Effect::None);
+        }
+        let asked = Asked::read(headers);
+        if asked.directives.no_store {
+            return pass(request, Why::Request, Effect::None);
+        }
+        let found = settings.pages.find(&key, headers);
+        let missing = |request, found| {
+            let (settings, service) = (Arc::clone(settings), self.inner.clone());
+            Missing { settings, service, request, key: key.clone(), asked: asked.clone(), found }
+        };
+        if let Some(page) = found.page.as_ref().filter(|page| page.head.terms.are_for(&asked)) {
+            let reuse = page.head.terms.reuse(&asked, clock::now());
+            if reuse == Reuse::Fresh || reuse == Reuse::Stale {
+                return HttpResponseFuture::answered(settings.hit(page, &asked, headers, is_head));
+            }
+            if reuse == Reuse::Refresh && (Handle::try_current().is_ok() || asked.directives.only_if_cached) {
+                let response = settings.hit(page, &asked, headers, is_head);
+                if !is_head && !asked.directives.only_if_cached {
+                    missing(request, found).refresh();
+                }
+                return HttpResponseFuture::answered(response);
+            }
+        }
+        if asked.directives.only_if_cached {
+            let mut response = Response::new(CacheBody::empty());
+            *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;
+            settings.note(response.headers_mut(), None, Status::Missing);
+            return HttpResponseFuture::answered(response);
+        }
+        if is_head {
+            let effect = found.page.map(|page| Effect::Compare {
+                lead: settings.flights.alone(&key, headers),
+                sent: clock::now(),
+                asked,
+                page,
+            });
+            return pass(request, Why::Method, effect.unwrap_or(Effect::None));
+        }
+        HttpResponseFuture::missed(Box::pin(missing(request, found).run()))
+    }
+}
+
+/// Returns whether a request has content, which a cache does not know the meaning of.
+fn has_content<A: Body>(request: &Request<A>) -> bool {
+    let headers = request.headers();
+    headers.contains_key(TRANSFER_ENCODING)
+        || headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0")
+        || !request.body().is_end_stream()
+}

@@ -75,7 +75,7 @@ impl<T> Eviction<T> {
         self.len
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "http-cache"))]
     pub(super) fn weight(&self) -> u64 {
         self.probation.weight + self.kept.weight
     }

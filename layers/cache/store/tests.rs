@@ -36,10 +36,6 @@ impl<K: Hash + Eq, R> Store<K, R> {
         self.remove(self.hash(key), key)
     }
 
-    fn weight(&self) -> u64 {
-        self.orders.lock().eviction.weight()
-    }
-
     /// Returns whether the index holds exactly the entries of the table that expire, and the order of eviction has as
     /// many entries as the table.
     fn agrees(&self) -> bool {

@@ -11,7 +11,7 @@ use http::{
 };
 use tokio::task::yield_now;
 use tower::{Layer, util::BoxCloneSyncService};
-use ziggurat::cache::{CacheHandle, CacheLayer, HttpKey, http_key};
+use ziggurat::cache::{CacheHandle, CacheLayer, HttpKey, HttpStorable, http_key};
 
 use super::*;
 
@@ -31,7 +31,7 @@ fn cached(
             Ok::<_, Error<Infallible>>(answer(&request, calls.fetch_add(1, SeqCst) + 1))
         }
     });
-    let layer = CacheLayer::http(100, SECOND);
+    let layer = CacheLayer::new(100, SECOND, http_key).classify(HttpStorable);
     let cache = layer.handle();
     (BoxCloneSyncService::new(layer.layer(service)), cache)
 }

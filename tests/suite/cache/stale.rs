@@ -5,7 +5,7 @@ use tokio::{task::yield_now, time::advance};
 use tower::{Layer, ServiceBuilder};
 use ziggurat::{
     LayerEvent, LayerInfo, Reason, Reject, Scope,
-    cache::{CacheHandle, CacheLayer, Stale},
+    cache::{CacheHandle, CacheLayer, HttpStorable, Stale, http_key},
     context::ContextLayer,
     timeout::TimeoutLayer,
 };
@@ -288,8 +288,8 @@ async fn a_stale_answer_can_be_told_from_a_fresh_one() {
             ready(Ok::<_, Error<&'static str>>(Response::builder().status(status).body("body").unwrap()))
         })
     };
-    let inner = CacheLayer::http(10, SECOND).stale_if_error(9 * SECOND);
-    let outer = CacheLayer::http(10, SECOND);
+    let inner = CacheLayer::new(10, SECOND, http_key::<()>).classify(HttpStorable).stale_if_error(9 * SECOND);
+    let outer = CacheLayer::new(10, SECOND, http_key::<()>).classify(HttpStorable);
     let cache = outer.handle();
     let service = ServiceBuilder::new().layer(outer).layer(inner.mark_stale(Stale::mark)).service(service);
     for (wait, is_down, stale) in [(SECOND, false, None), (2 * SECOND, true, Some(SECOND)), (SECOND, false, None)] {

@@ -4,10 +4,14 @@ use http::{HeaderMap, HeaderValue};
 use proptest::prelude::*;
 
 use super::*;
-use crate::cache::rfc9111::fill::Fill;
+use crate::cache::rfc9111::{fill::Fill, interest::Callers};
 
 /// The body of the inner service in these tests.
 type Inner = http_body_util::Full<Bytes>;
+
+fn interest() -> Interest {
+    Callers::default().interest()
+}
 
 fn poll<B: Body<Error: Into<BoxError>> + Unpin>(body: &mut CacheBody<B>) -> Poll<Option<Frame<Bytes>>> {
     Pin::new(body).poll_frame(&mut Context::from_waker(Waker::noop())).map(|frame| frame.map(|frame| frame.unwrap()))
@@ -107,7 +111,7 @@ fn a_debug_text_shows_no_content() {
     let content = Content::from_bytes("secret".into(), None);
     assert_eq!(format!("{content:?}"), "Content { len: 6, chunks: 1, trailers: None }");
     let reader = || Fill::new(10, SizeHint::new()).reader().unwrap();
-    let bodies = [CacheBody::<Inner>::empty(), CacheBody::stored(content), CacheBody::filling(reader())];
+    let bodies = [CacheBody::<Inner>::empty(), CacheBody::stored(content), CacheBody::filling(reader(), interest())];
     let texts = bodies.map(|body| format!("{body:?}"));
     assert_eq!(texts, ["empty", "stored", "filling"].map(|state| format!("CacheBody {{ state: {state:?} }}")));
 }
@@ -124,7 +128,7 @@ fn a_body_is_all_that_a_client_may_ask_for() {
 async fn a_body_that_is_always_ready_does_not_keep_the_thread() {
     let (content, all) = content(&[5_000; 1_000]);
     let fill = Fill::new(usize::MAX, SizeHint::new());
-    let filling = CacheBody::filling(fill.reader().unwrap());
+    let filling = CacheBody::filling(fill.reader().unwrap(), interest());
     let body = CacheBody::<Inner>::stored(content.clone());
     tokio::task::unconstrained(fill.receive(body)).await.unwrap();
     for body in [CacheBody::<Inner>::stored(content), filling] {

@@ -55,6 +55,7 @@ impl Content {
     }
 
     /// Returns the body in one piece. It is copied unless it is in one piece already.
+    #[cfg(test)]
     pub(in super::super) fn to_bytes(&self) -> Bytes {
         match &*self.0.chunks {
             [] => Bytes::new(),

@@ -1,0 +1,260 @@
+//! The request to the upstream, on a task of its own: it goes on if its caller leaves, because others may wait for the
+//! response, and the cache wants it.
+
+use std::{any::Any, fmt, future::poll_fn, pin::pin, sync::Arc, task::Poll, time::SystemTime};
+
+use bytes::Bytes;
+use futures_util::future::select;
+use http::{Request, Response, StatusCode, header::CONTENT_LENGTH};
+use http_body::{Body, SizeHint};
+use tokio::sync::oneshot;
+use tower_service::Service;
+
+use super::{
+    Settings,
+    body::CacheBody,
+    fill::{Content, Fill},
+    flights::{Landed, Lead},
+    page::{Head, Page, add_date},
+    rules::{Asked, Times, Vary, is_same, remove_not_stored},
+};
+use crate::{
+    body::BoxError,
+    call::Call,
+    caught::{undisturbed, unwound},
+    clock,
+    outcome::{Class, Degraded, HttpStatus, Reject},
+    scope::Scope,
+    telemetry::LayerEvent,
+};
+
+/// A service behind the cache.
+pub(super) trait Upstream<A, B>:
+    Service<Request<A>, Response = Response<B>, Error: Reject<Response<B>> + fmt::Display + Send, Future: Send>
+    + Send
+    + 'static
+{
+}
+
+impl<S, A, B> Upstream<A, B> for S where
+    S: Service<Request<A>, Response = Response<B>, Error: Reject<Response<B>> + fmt::Display + Send, Future: Send>
+        + Send
+        + 'static
+{
+}
+
+/// What the caller gets whose request was sent on.
+pub(super) enum Reply<B, E> {
+    /// The outcome of the inner service. The body may arrive by way of the cache.
+    Ran(Box<Result<Response<CacheBody<B>>, E>>, Stored),
+    /// A stored response: a validated one, or one in place of a failure.
+    Page(Arc<Page>, Instead),
+    Panicked(Box<dyn Any + Send>),
+}
+
+/// Whether a response is being stored.
+pub(super) type Stored = bool;
+
+/// What a stored response stands in for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Instead {
+    NotModified,
+    /// A failure, with the status of the response if there is one.
+    Failure(Option<StatusCode>),
+}
+
+/// A request to the upstream, and what is to be done with the response.
+pub(super) struct Fetch {
+    pub(super) settings: Arc<Settings>,
+    pub(super) lead: Lead,
+    pub(super) asked: Asked,
+    /// The stored response that is stale.
+    pub(super) stale: Option<Arc<Page>>,
+    /// Whether the request asks if the stored response is current.
+    pub(super) validates: bool,
+}
+
+impl Fetch {
+    /// Starts the request. It has the scope of its caller, but neither its deadline nor its cancellation.
+    pub(super) fn start<S, A, B>(self, service: S, request: Request<A>) -> oneshot::Receiver<Reply<B, S::Error>>
+    where
+        S: Upstream<A, B>,
+        A: Send + 'static,
+        B: Body<Error: Into<BoxError>> + Send + 'static,
+    {
+        let (reply, receiver) = oneshot::channel();
+        let run = async move {
+            let (flight, patience) = (Arc::clone(&self.lead.flight), self.settings.patience);
+            let work = self.run(service, request, reply);
+            let (mut work, deserted) = (pin!(Some(work)), pin!(flight.callers.gone_for(patience)));
+            let working = poll_fn(|cx| match work.as_mut().as_pin_mut() {
+                Some(work) => work.poll(cx),
+                None => Poll::Ready(()),
+            });
+            let _ = select(pin!(working), deserted).await;
+            undisturbed(|| work.set(None));
+        };
+        match Scope::current() {
+            Some(scope) => scope.spawn_behind("http_cache", run),
+            None => drop(tokio::spawn(run)),
+        }
+        receiver
+    }
+
+    async fn run<S, A, B>(mut self, service: S, request: Request<A>, reply: oneshot::Sender<Reply<B, S::Error>>)
+    where
+        S: Upstream<A, B>,
+        B: Body<Error: Into<BoxError>> + Send,
+    {
+        let sent = clock::now();
+        let outcome = match unwound(Call::new(service, request)).await {
+            Ok(outcome) => outcome,
+            Err(panic) => return drop(reply.send(Reply::Panicked(panic))),
+        };
+        let times = Times { sent, received: clock::now(), date: SystemTime::now() };
+        let replied = match outcome {
+            Ok(response) if self.validates && response.status() == StatusCode::NOT_MODIFIED => {
+                Reply::from_validation(self.validated(&response, times))
+            }
+            outcome if is_failure(&outcome) => match self.stand_in() {
+                Some(page) => {
+                    let status = outcome.as_ref().ok().map(Response::status);
+                    undisturbed(|| drop(outcome));
+                    Reply::Page(page, Instead::Failure(status))
+                }
+                None => match outcome {
+                    Ok(response) => return self.receive(response, times, reply).await,
+                    Err(error) => {
+                        let outcome = Err(error);
+                        let class = Class::of(&outcome, &HttpStatus);
+                        self.lead.land(Landed::Failed(self.settings.info.shared(&outcome, class)));
+                        Reply::Ran(Box::new(outcome.map(|response: Response<B>| response.map(CacheBody::inner))), false)
+                    }
+                },
+            },
+            Ok(response) => return self.receive(response, times, reply).await,
+            Err(_) => unreachable!("an error is a failure"),
+        };
+        drop(reply.send(replied));
+    }
+
+    /// Returns the stored response that may be used in place of a failure.
+    fn stand_in(&self) -> Option<Arc<Page>> {
+        let page = self.stale.as_ref()?;
+        page.head.terms.replace_failure(&self.asked, clock::now()).then(|| {
+            self.lead.land(Landed::Page(Arc::clone(page)));
+            Arc::clone(page)
+        })
+    }
+
+    /// Updates the stored response by a 304. Returns `None` if the 304 is about another version of it.
+    fn validated<B>(&mut self, response: &Response<B>, times: Times) -> Option<Arc<Page>> {
+        let Self { settings, lead, asked, stale, .. } = self;
+        let page = stale.as_ref()?;
+        if !is_same(&page.head.headers, response.headers()) {
+            settings.invalidate(&lead.key);
+            return None;
+        }
+        let (page, is_stored) = page.updated(response.headers(), &settings.rules, asked, times);
+        let page = Arc::new(page);
+        if is_stored {
+            settings.store(lead, Arc::clone(&page));
+            lead.land(Landed::Page(Arc::clone(&page)));
+        } else {
+            // Confirmed for this caller alone.
+            settings.invalidate(&lead.key);
+        }
+        Some(page)
+    }
+
+    /// Passes a response on to its caller, and stores it if it may be stored.
+    async fn receive<B, E>(mut self, response: Response<B>, times: Times, reply: oneshot::Sender<Reply<B, E>>)
+    where
+        B: Body<Error: Into<BoxError>> + Send,
+    {
+        let Some((head, size)) = self.head(&response, times) else {
+            // Those who wait make their own requests, and those who come next do so at once.
+            if self.lead.is_open() && !response.status().is_server_error() {
+                drop(self.lead.store(|| self.settings.pages.pass(&self.lead.key)));
+            }
+            self.lead.close();
+            self.lead.land(Landed::Alone);
+            return drop(reply.send(Reply::Ran(Box::new(Ok(response.map(CacheBody::inner))), false)));
+        };
+        let (head, (parts, body)) = (Arc::new(head), response.into_parts());
+        if body.is_end_stream() {
+            let page = Arc::new(Page { head: Head::clone(&head), content: Content::from_bytes(Bytes::new(), None) });
+            self.settings.store(&self.lead, Arc::clone(&page));
+            self.lead.land(Landed::Page(page));
+            let response = Response::from_parts(parts, CacheBody::empty());
+            return drop(reply.send(Reply::Ran(Box::new(Ok(response)), true)));
+        }
+        let fill = Fill::new(self.settings.max_body, size);
+        if let Some(reader) = fill.reader() {
+            let body = CacheBody::filling(reader, self.lead.flight.callers.interest());
+            let response = Response::from_parts(parts, body);
+            drop(reply.send(Reply::Ran(Box::new(Ok(response)), true)));
+        }
+        self.lead.land(Landed::Filling(Arc::clone(&head), Arc::clone(&fill)));
+        if let Some(content) = fill.receive(body).await {
+            let page = Arc::new(Page { head: Head::clone(&head), content });
+            self.settings.store(&self.lead, page);
+        }
+    }
+
+    /// Returns the head of a response that may be stored, and the size of its body.
+    fn head<B: Body>(&self, response: &Response<B>, times: Times) -> Option<(Head, SizeHint)> {
+        let mut headers = response.headers().clone();
+        remove_not_stored(&mut headers);
+        let Self { settings, asked, .. } = self;
+        let terms = settings.rules.terms(asked, response.status(), &mut headers, times)?;
+        let vary = Vary::read(&headers)?;
+        if response.extensions().get::<Degraded>().is_some()
+            || response.extensions().get::<super::super::Stale>().is_some()
+        {
+            return None;
+        }
+        let length = headers.get(CONTENT_LENGTH).map(|length| length.to_str().ok()?.parse().ok());
+        let size = match length {
+            // Several lengths, or one that is none.
+            Some(None) => return None,
+            Some(Some(length)) => SizeHint::with_exact(length),
+            None => response.body().size_hint(),
+        };
+        if size.lower() > settings.max_body as u64 {
+            return None;
+        }
+        add_date(&mut headers, times);
+        Some((Head::new(response.status(), &headers, terms, vary), size))
+    }
+}
+
+impl<B, E> Reply<B, E> {
+    /// A caller that asked for the response gets no 304, and no other version with the headers of this one.
+    fn from_validation(validated: Option<Arc<Page>>) -> Self {
+        match validated {
+            Some(page) => Self::Page(page, Instead::NotModified),
+            None => {
+                let mut response = Response::new(CacheBody::empty());
+                *response.status_mut() = StatusCode::BAD_GATEWAY;
+                Self::Ran(Box::new(Ok(response)), false)
+            }
+        }
+    }
+}
+
+/// Returns whether a stale response is better than this outcome (RFC 5861, section 4).
+fn is_failure<B, E>(outcome: &Result<Response<B>, E>) -> bool {
+    outcome.as_ref().map_or(true, |response| matches!(response.status().as_u16(), 500 | 502 | 503 | 504))
+}
+
+impl Settings {
+    /// Stores the response that a flight has brought.
+    pub(super) fn store(&self, lead: &Lead, page: Arc<Page>) {
+        let put = lead.store(|| self.pages.put(&lead.key, lead.asked(), page));
+        if put.is_some_and(|put| put.is_kept) {
+            super::count(&self.counts.stored);
+            self.info.emit(LayerEvent::Stored);
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! A stored response, and the responses that are made from it.
+
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
+    header::{ACCEPT_RANGES, AGE, CONTENT_LENGTH, CONTENT_RANGE, DATE},
+};
+
+use super::{
+    body::CacheBody,
+    fill::Content,
+    rules::{
+        Asked, Part, Rules, Terms, Times, Vary, allows_range, has_validator, is_current, of_not_modified, part, update,
+    },
+    status::CACHE_STATUS,
+};
+use crate::clock::Instant;
+
+/// The head of a response that may be stored.
+#[derive(Debug, Clone)]
+pub(super) struct Head {
+    pub(super) status: StatusCode,
+    /// With a place for `Age` and `Cache-Status`, so that they need no memory when the response is served.
+    pub(super) headers: HeaderMap,
+    /// What other caches have said about the response.
+    pub(super) cache_status: Option<HeaderValue>,
+    pub(super) terms: Terms,
+    pub(super) vary: Vary,
+}
+
+impl Head {
+    /// Makes a head whose values share no memory with anything else: those of a server are slices of a buffer that is
+    /// many times larger.
+    pub(super) fn new(status: StatusCode, headers: &HeaderMap, terms: Terms, vary: Vary) -> Self {
+        let mut values = BytesMut::with_capacity(headers.values().map(HeaderValue::len).sum());
+        headers.values().for_each(|value| values.put_slice(value.as_bytes()));
+        let mut values = values.freeze();
+        let mut compact = HeaderMap::with_capacity(headers.keys_len() + 2);
+        let mut cache_status = None;
+        for (name, value) in headers {
+            let copy = values.split_to(value.len());
+            // The bytes of a value are a value.
+            let mut copy = HeaderValue::from_maybe_shared(copy).unwrap_or_else(|_| value.clone());
+            copy.set_sensitive(value.is_sensitive());
+            if name == CACHE_STATUS {
+                cache_status = Some(join(cache_status, copy));
+            } else if name != AGE {
+                compact.append(copy_name(name), copy);
+            }
+        }
+        compact.insert(AGE, HeaderValue::from_static("0"));
+        compact.insert(CACHE_STATUS, HeaderValue::from_static(""));
+        Self { status, headers: compact, cache_status, terms, vary }
+    }
+
+    /// Returns the bytes that the head takes in memory, about.
+    fn weight(&self) -> usize {
+        let field = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + 96;
+        self.headers.iter().map(field).sum::<usize>() + self.vary.weight() + size_of::<Page>()
+    }
+
+    fn respond<B>(
+        &self,
+        status: StatusCode,
+        headers: HeaderMap,
+        now: Instant,
+        body: CacheBody<B>,
+    ) -> Response<CacheBody<B>> {
+        let mut response = Response::new(body);
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        response.headers_mut().insert(AGE, self.terms.age(now).as_secs().into());
+        response
+    }
+
+    /// Returns whether the response to a request with the headers `from` is for another request too.
+    pub(super) fn is_for(&self, asked: &Asked, from: &HeaderMap, headers: &HeaderMap) -> bool {
+        let is_selected = self.vary.is_empty() || self.vary.select(from) == self.vary.select(headers);
+        is_selected && self.terms.are_for(asked)
+    }
+
+    /// Returns the 304 for a caller that has this response already, which was not asked for conditionally.
+    pub(super) fn not_modified_like<B, T>(response: &Response<T>, asked: &HeaderMap) -> Option<Response<CacheBody<B>>> {
+        is_current(asked, response.headers()).then(|| {
+            let mut not_modified = Response::new(CacheBody::empty());
+            *not_modified.status_mut() = StatusCode::NOT_MODIFIED;
+            *not_modified.headers_mut() = of_not_modified(response.headers());
+            let status = response.headers().get(CACHE_STATUS).map(|status| (CACHE_STATUS, status.clone()));
+            not_modified.headers_mut().extend(status);
+            not_modified
+        })
+    }
+
+    /// Returns the 304 for a caller that has the response already.
+    pub(super) fn not_modified<B>(&self, asked: &HeaderMap, now: Instant) -> Option<Response<CacheBody<B>>> {
+        let is_current = self.status.is_success() && is_current(asked, &self.headers);
+        is_current.then(|| {
+            let headers = of_not_modified(&self.headers);
+            self.respond(StatusCode::NOT_MODIFIED, headers, now, CacheBody::empty())
+        })
+    }
+
+    pub(super) fn whole<B>(&self, now: Instant, body: CacheBody<B>) -> Response<CacheBody<B>> {
+        self.respond(self.status, self.headers.clone(), now, body)
+    }
+}
+
+/// Adds the date of a response that has none (RFC 9110, section 6.6.1).
+pub(super) fn add_date(headers: &mut HeaderMap, times: Times) {
+    if !headers.contains_key(DATE) {
+        let date = httpdate::fmt_http_date(times.date);
+        headers.extend(HeaderValue::from_str(&date).ok().map(|date| (DATE, date)));
+    }
+}
+
+fn join(before: Option<HeaderValue>, more: HeaderValue) -> HeaderValue {
+    let Some(before) = before else { return more };
+    let joined = [before.as_bytes(), b", ", more.as_bytes()].concat();
+    HeaderValue::from_bytes(&joined).unwrap_or(more)
+}
+
+/// A name that is no slice of a buffer.
+fn copy_name(name: &HeaderName) -> HeaderName {
+    HeaderName::from_bytes(name.as_str().as_bytes()).unwrap_or_else(|_| name.clone())
+}
+
+/// A stored response.
+#[derive(Debug, Clone)]
+pub(super) struct Page {
+    pub(super) head: Head,
+    pub(super) content: Content,
+}
+
+impl Page {
+    pub(super) fn weight(&self) -> usize {
+        self.head.weight() + self.content.weight()
+    }
+
+    /// Returns how long the page is worth its memory.
+    pub(super) fn useful(&self) -> Duration {
+        if has_validator(&self.head.headers) { Duration::MAX } else { self.head.terms.useful() }
+    }
+
+    /// Returns the page after a 304 with these headers, which says that its content is current, and whether it may still
+    /// be stored.
+    pub(super) fn updated(&self, not_modified: &HeaderMap, rules: &Rules, asked: &Asked, times: Times) -> (Self, bool) {
+        let (status, before) = (self.head.status, &self.head);
+        let mut headers = before.headers.clone();
+        update(&mut headers, not_modified);
+        if !not_modified.contains_key(AGE) {
+            headers.remove(AGE);
+        }
+        if !not_modified.contains_key(DATE) {
+            headers.remove(DATE);
+        }
+        add_date(&mut headers, times);
+        let terms = rules.terms(asked, status, &mut headers, times);
+        let vary = Vary::read(&headers).filter(|vary| *vary == before.vary);
+        let is_stored = terms.is_some() && vary.is_some();
+        let (terms, vary) = (terms.unwrap_or_else(|| before.terms.clone()), before.vary.clone());
+        let head = Head { cache_status: None, ..Head::new(status, &headers, terms, vary) };
+        let page = Self { head, content: self.content.clone() };
+        (page, is_stored)
+    }
+
+    /// Makes the response to a request with these headers.
+    pub(super) fn respond<B>(&self, asked: &HeaderMap, is_head: bool, now: Instant) -> Response<CacheBody<B>> {
+        let head = &self.head;
+        if let Some(response) = head.not_modified(asked, now) {
+            return response;
+        }
+        if is_head {
+            let length = self.content.len();
+            let mut response = head.whole(now, CacheBody::empty());
+            if head.status != StatusCode::NO_CONTENT {
+                response.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| length.into());
+            }
+            return response;
+        }
+        let wanted = match head.status {
+            StatusCode::OK if allows_range(asked, &head.headers) => part(asked, self.content.len()),
+            _ => Part::Whole,
+        };
+        let length = self.content.len();
+        match wanted {
+            Part::Whole => head.whole(now, CacheBody::stored(self.content.clone())),
+            Part::Bytes(bytes) => {
+                let mut headers = head.headers.clone();
+                let range = format!("bytes {}-{}/{length}", bytes.start, bytes.end - 1);
+                headers.insert(CONTENT_LENGTH, (bytes.end - bytes.start).into());
+                headers.extend(HeaderValue::from_maybe_shared(Bytes::from(range)).map(|range| (CONTENT_RANGE, range)));
+                let body = CacheBody::part(self.content.clone(), bytes);
+                head.respond(StatusCode::PARTIAL_CONTENT, headers, now, body)
+            }
+            Part::Unsatisfiable => {
+                let mut headers = HeaderMap::new();
+                for name in [DATE, ACCEPT_RANGES] {
+                    headers.extend(head.headers.get(&name).map(|value| (name, value.clone())));
+                }
+                let range = format!("bytes */{length}");
+                headers.extend(HeaderValue::from_maybe_shared(Bytes::from(range)).map(|range| (CONTENT_RANGE, range)));
+                head.respond(StatusCode::RANGE_NOT_SATISFIABLE, headers, now, CacheBody::empty())
+            }
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! `Cache-Status`: what the cache has done for a request (RFC 9211).
+
+use std::{borrow::Cow, fmt::Write as _, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+
+/// What the cache has done for a request.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Status {
+    /// It had a response, which stays fresh for this time, or is stale for this time.
+    Hit(Result<Duration, Duration>),
+    /// It has sent the request on.
+    Forward(Forward),
+    /// It neither had a response nor was allowed to send the request on.
+    Missing,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Forward {
+    pub(super) why: Why,
+    /// The status of the response from the upstream, where the caller gets another one.
+    pub(super) status: Option<u16>,
+    pub(super) stored: bool,
+    /// Whether the caller has shared the request of another one.
+    pub(super) collapsed: bool,
+}
+
+/// Why a request was sent on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Why {
+    /// The cache does not apply to such requests.
+    Bypass,
+    Method,
+    UriMiss,
+    VaryMiss,
+    /// The request demands it.
+    Request,
+    Stale,
+}
+
+impl Why {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Bypass => "bypass",
+            Self::Method => "method",
+            Self::UriMiss => "uri-miss",
+            Self::VaryMiss => "vary-miss",
+            Self::Request => "request",
+            Self::Stale => "stale",
+        }
+    }
+}
+
+impl Forward {
+    pub(super) fn new(why: Why) -> Self {
+        Self { why, status: None, stored: false, collapsed: false }
+    }
+}
+
+/// Writes the status, after those of the caches behind this one.
+pub(super) fn write(headers: &mut HeaderMap, cache: Option<&str>, before: Option<&HeaderValue>, status: Status) {
+    let mut text = String::with_capacity(96);
+    if let Some(before) = before.and_then(|before| before.to_str().ok()).filter(|before| !before.is_empty()) {
+        text.push_str(before);
+        text.push_str(", ");
+    }
+    text.push_str(&name(cache));
+    let _ = match status {
+        Status::Hit(Ok(fresh)) => write!(text, "; hit; ttl={}", fresh.as_secs()),
+        Status::Hit(Err(stale)) => write!(text, "; hit; ttl=-{}", stale.as_secs()),
+        Status::Missing => write!(text, "; detail=only-if-cached"),
+        Status::Forward(Forward { why, status, stored, collapsed }) => {
+            let _ = write!(text, "; fwd={}", why.as_str());
+            if let Some(status) = status {
+                let _ = write!(text, "; fwd-status={status}");
+            }
+            text.push_str(if stored { "; stored" } else { "" });
+            text.push_str(if collapsed { "; collapsed" } else { "" });
+            Ok(())
+        }
+    };
+    if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(text)) {
+        headers.insert(CACHE_STATUS, value);
+    }
+}
+
+/// Returns the name of the cache as a token or a quoted string.
+fn name(cache: Option<&str>) -> Cow<'_, str> {
+    let Some(name) = cache else { return Cow::Borrowed("ziggurat") };
+    let is_token = name.starts_with(|first: char| first.is_ascii_alphabetic())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~:/".contains(&byte));
+    if is_token {
+        return Cow::Borrowed(name);
+    }
+    let mut quoted = String::from("\"");
+    for letter in name.chars().filter(|letter| matches!(letter, ' '..='~')) {
+        if let '"' | '\\' = letter {
+            quoted.push('\\');
+        }
+        quoted.push(letter);
+    }
+    Cow::Owned(quoted + "\"")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(cache: Option<&str>, before: &str, status: Status) -> String {
+        let mut headers = HeaderMap::new();
+        write(&mut headers, cache, HeaderValue::from_str(before).ok().as_ref(), status);
+        headers[CACHE_STATUS].to_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn a_status_says_what_happened() {
+        let seconds = Duration::from_secs;
+        assert_eq!(written(None, "", Status::Hit(Ok(seconds(30)))), "ziggurat; hit; ttl=30");
+        assert_eq!(
+            written(Some("edge"), "origin; hit", Status::Hit(Err(seconds(3)))),
+            "origin; hit, edge; hit; ttl=-3"
+        );
+        let forward = Forward { why: Why::Stale, status: Some(304), stored: true, collapsed: true };
+        let expected = "ziggurat; fwd=stale; fwd-status=304; stored; collapsed";
+        assert_eq!(written(None, "", Status::Forward(forward)), expected);
+        assert_eq!(written(Some("a \"b\"\u{e4}"), "", Status::Missing), r#""a \"b\""; detail=only-if-cached"#);
+    }
+}

@@ -1,0 +1,167 @@
+//! Requests that share one to the origin.
+
+use ziggurat::{Reason, rejection};
+
+use super::*;
+
+fn spawned(site: &Site, headers: &'static [&'static str]) -> tokio::task::JoinHandle<Result<Read, String>> {
+    let site = site.clone();
+    tokio::spawn(async move {
+        match site.send(request(Method::GET, "/", headers)).await {
+            Ok(response) => Ok(Read::of(response).await),
+            Err(error) => Err(error.to_string()),
+        }
+    })
+}
+
+/// An origin that answers after a second.
+fn slow(answer: impl Fn(usize, request::Parts) -> Answer + Clone + Send + Sync + 'static) -> Site {
+    Site::new(CacheLayer::http(), move |n, parts| {
+        let answer = answer.clone();
+        async move {
+            tokio::time::sleep(SECOND).await;
+            answer(n, parts)
+        }
+    })
+}
+
+async fn bodies(callers: Vec<tokio::task::JoinHandle<Result<Read, String>>>) -> Vec<String> {
+    let mut bodies = Vec::new();
+    for caller in callers {
+        bodies.push(caller.await.unwrap().unwrap().body);
+    }
+    bodies
+}
+
+#[tokio::test(start_paused = true)]
+async fn concurrent_misses_share_a_request() {
+    let site = slow(|n, _| response(200, &["cache-control: max-age=60"], n.to_string()));
+    let callers: Vec<_> = (0..100).map(|_| spawned(&site, &[])).collect();
+    assert_eq!(bodies(callers).await, ["1"; 100]);
+    let stats = site.handle.stats();
+    assert_eq!((site.calls(), stats.misses, stats.shared), (1, 1, 99));
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_who_want_another_variant_share_another_request() {
+    let site = slow(|_, parts| {
+        let language = parts.headers["accept-language"].to_str().unwrap().to_owned();
+        response(200, &["cache-control: max-age=60", "vary: accept-language"], language)
+    });
+    let (de, fr) = (&["accept-language: de"], &["accept-language: fr"]);
+    let callers: Vec<_> = (0..100).map(|n| if n % 2 == 0 { spawned(&site, de) } else { spawned(&site, fr) }).collect();
+    assert_eq!(bodies(callers).await, ["de", "fr"].repeat(50));
+    assert_eq!(site.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_response_for_one_caller_holds_back_nobody_twice() {
+    let site = slow(|n, _| response(200, &["cache-control: private"], n.to_string()));
+    let begun = tokio::time::Instant::now();
+    let mut all = bodies((0..100).map(|_| spawned(&site, &[])).collect()).await;
+    all.sort_by_key(|body| body.parse::<u32>().unwrap());
+    assert_eq!(all, (1..=100).map(|n| n.to_string()).collect::<Vec<_>>());
+    assert_eq!(begun.elapsed().as_secs(), 2);
+    // It is known now.
+    bodies((0..100).map(|_| spawned(&site, &[])).collect()).await;
+    assert_eq!(begun.elapsed().as_secs(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_is_shared_and_not_stored() {
+    let site = slow(|n, _| if n == 1 { Err(Error::Service("gone")) } else { response(200, &[], n.to_string()) });
+    let callers: Vec<_> = (0..3).map(|_| spawned(&site, &[])).collect();
+    let mut errors = Vec::new();
+    for caller in callers {
+        errors.push(caller.await.unwrap().unwrap_err());
+    }
+    assert_eq!(errors[0], "gone");
+    assert!(errors[1..].iter().all(|error| error.contains("gone") && error != "gone"), "{errors:?}");
+    assert_eq!(spawned(&site, &[]).await.unwrap().unwrap().body, "2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failing_response_makes_each_caller_ask_and_is_forgotten() {
+    let site = slow(|_, _| response(500, &[], "500"));
+    bodies((0..10).map(|_| spawned(&site, &[])).collect()).await;
+    assert_eq!(site.calls(), 10);
+    // The next ones share again: the origin may be back.
+    let begun = tokio::time::Instant::now();
+    bodies((0..10).map(|_| spawned(&site, &[])).collect()).await;
+    assert_eq!(begun.elapsed().as_secs(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_reaches_its_caller_and_another_one_goes_on() {
+    let site = slow(|n, _| {
+        assert!(n > 1, "the first request");
+        response(200, &["cache-control: max-age=60"], n.to_string())
+    });
+    let callers: Vec<_> = (0..3).map(|_| spawned(&site, &[])).collect();
+    let mut outcomes = Vec::new();
+    for caller in callers {
+        outcomes.push(caller.await.ok().map(|read| read.unwrap().body));
+    }
+    assert_eq!(outcomes, [None, Some("2".to_owned()), Some("2".to_owned())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_who_leaves_does_not_stop_the_request() {
+    let site = slow(|n, _| response(200, &["cache-control: max-age=60"], n.to_string()));
+    let first = spawned(&site, &[]);
+    settle().await;
+    let second = spawned(&site, &[]);
+    settle().await;
+    first.abort();
+    assert_eq!(second.await.unwrap().unwrap().body, "1");
+    // Nor do all together.
+    site.handle.clear();
+    let last = spawned(&site, &[]);
+    settle().await;
+    last.abort();
+    tokio::time::sleep(2 * SECOND).await;
+    assert_eq!((&*site.get("/", &[]).await.body, site.calls()), ("2", 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_callers_a_request_ends_in_time() {
+    let (sender, receiver) = tokio::sync::oneshot::channel::<()>();
+    let receiver = std::sync::Arc::new(Mutex::new(Some(receiver)));
+    let answer = move |_, _| {
+        let held = receiver.lock().unwrap().take();
+        async move {
+            let _held = held;
+            std::future::pending::<Answer>().await
+        }
+    };
+    let site = Site::new(CacheLayer::http().linger(5 * SECOND), answer);
+    let first = spawned(&site, &[]);
+    settle().await;
+    tokio::time::sleep(100 * SECOND).await;
+    first.abort();
+    tokio::time::sleep(4 * SECOND).await;
+    let second = spawned(&site, &[]);
+    tokio::time::sleep(100 * SECOND).await;
+    assert!(!sender.is_closed(), "a caller waits");
+    second.abort();
+    tokio::time::sleep(4 * SECOND).await;
+    assert!(!sender.is_closed());
+    tokio::time::sleep(2 * SECOND).await;
+    assert!(sender.is_closed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rejection_inside_reaches_all_who_wait() {
+    let answer = |_, _| async {
+        tokio::time::sleep(SECOND).await;
+        let rejection = ziggurat::LayerInfo::new("test").reject(Reason::Overloaded { limit: 3 });
+        Err(Error::Rejected(rejection))
+    };
+    let site = Site::new(CacheLayer::http(), answer);
+    let send = || site.send(request(Method::GET, "/", &[]));
+    let (one, other) = tokio::join!(send(), send());
+    for outcome in [one, other] {
+        assert!(matches!(rejection(&outcome).unwrap().reason(), Reason::Overloaded { limit: 3 }));
+    }
+    assert_eq!(site.calls(), 1);
+}
