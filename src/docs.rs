@@ -3,6 +3,7 @@
 //! - [`guide`]: each pattern on one page, with its code, its behaviour under failure, and its settings.
 //! - [`how_to`]: short answers with code, from a breaker for each host to a reload of settings.
 //! - [`overload`]: how the layers work together under overload and after an outage, with figures.
+//! - [`http_cache`]: how the HTTP cache does in the conformance suite for caches, beside other caches.
 //! - [`coming_from`]: tower, tower-resilience, seatbelt and reqwest-middleware, line by line.
 //! - [`metrics`]: each metric and event, with its labels, fields and level.
 //! - [`it_does_not_compile`]: the compiler's messages for common mistakes, with their causes and fixes.
@@ -35,7 +36,7 @@
 //! | `per_host` | a circuit breaker for each host, over one HTTP client |
 //! | `drain` | a server that is shut down gracefully, with an open stream |
 //! | `hyper_client`, `hyper_client_h2`, `reqwest_client`, `tonic_client` | clients |
-//! | `reverse_proxy` | a server and a client at once |
+//! | `reverse_proxy` | a server and a client at once, with an HTTP cache between them |
 //! | `plain_function` | a stack around an async function, kept in a struct |
 //! | `tokens_per_minute` | requests and tokens of a language model: reserved by an estimate, and settled at the end |
 //! | `idempotency` | a `POST` that a client sends twice, and an axum server processes once |
@@ -55,6 +56,7 @@ macro_rules! page {
 page!(guide, "guide");
 page!(how_to, "how-to");
 page!(overload, "overload");
+page!(http_cache, "http-cache");
 page!(coming_from, "coming-from");
 page!(metrics, "metrics");
 page!(promises, "promises");

@@ -2,10 +2,10 @@
 
 use std::{ffi::OsString, fmt::Display, ops::RangeInclusive, str::FromStr, time::Duration};
 
-use http::{Uri, uri::Authority};
+use http::{HeaderName, Uri, uri::Authority};
 use tracing_subscriber::filter::Targets;
 
-use super::{limits::Limits, rfc9110};
+use super::{cache::Caching, limits::Limits, rfc9110};
 
 pub(crate) const HELP: &str = "\
 Proxies HTTP/1 and HTTP/2 to one upstream, which speaks HTTP/1.1. Without arguments it runs a demonstration and exits.
@@ -29,6 +29,10 @@ Times are numbers with a unit: 500ms, 10s, 5m or 1h. Defaults are in brackets.
   --in-flight N         maximum number of calls in flight; the limit adapts up to it [256]
   --waiting N           maximum number of waiting calls; further ones get a 503 [256]
   --max-head BYTES      maximum size of a head; a larger request gets a 431, a larger response becomes a 502 [16384]
+  --cache BYTES         memory for stored responses; 0 stores none [0]
+  --stale-if-error TIME for a stored response after its expiry, to be used while the upstream fails [1h]
+  --targeted HEADER     lets the upstream say with this header, such as CDN-Cache-Control, how the proxy caches
+  --bare                makes one attempt, whatever the outcome, and opens no circuit
   --log FILTER          error, warn, info, debug, trace or off, also by target: warn,reverse_proxy=debug [$RUST_LOG or info]
   --help                print this help
 ";
@@ -52,6 +56,7 @@ pub(crate) struct Arguments {
     pub(crate) listen: String,
     pub(crate) upstream: Uri,
     pub(crate) limits: Limits,
+    pub(crate) caching: Caching,
     pub(crate) log: Option<Targets>,
 }
 
@@ -60,7 +65,7 @@ impl Command {
         let mut arguments = arguments.into_iter().map(|argument| {
             argument.into_string().map_err(|argument| format!("not UTF-8: {}", argument.to_string_lossy()))
         });
-        let (mut limits, mut log) = (Limits::default(), None);
+        let (mut limits, mut caching, mut log) = (Limits::default(), Caching::default(), None);
         let (mut places, mut options) = (Vec::new(), Vec::new());
         while let Some(argument) = arguments.next().transpose()? {
             if argument == "--help" || argument == "-h" {
@@ -70,19 +75,23 @@ impl Command {
                 places.push(argument);
                 continue;
             }
-            let (name, value) = match argument.split_once('=') {
+            let (name, given) = match argument.split_once('=') {
                 Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
                 None => (argument, None),
             };
             if options.contains(&name) {
                 return Err(format!("{name} is given twice"));
             }
-            let mut value = || match value.clone() {
+            let mut value = || match given.clone() {
                 Some(value) => Ok(value),
                 None => arguments.next().transpose()?.ok_or_else(|| format!("{name} needs a value")),
             };
             match name.as_str() {
                 "--log" => log = Some(filter(name.as_str(), &value()?)?),
+                "--bare" => limits.bare = switch(&name, given)?,
+                "--cache" => caching.capacity = number(&name, &value()?, 0..=usize::MAX)?,
+                "--stale-if-error" => caching.stale_if_error = time(&name, &value()?)?,
+                "--targeted" => caching.targeted = Some(header(&name, &value()?)?),
                 name => set(&mut limits, name, &mut value)?,
             }
             options.push(name);
@@ -94,7 +103,7 @@ impl Command {
         match <[String; 2]>::try_from(places) {
             Ok([listen, upstream]) => {
                 let upstream = upstream_of(&upstream)?;
-                Ok(Self::Proxy(Box::new(Arguments { listen, upstream, limits, log })))
+                Ok(Self::Proxy(Box::new(Arguments { listen, upstream, limits, caching, log })))
             }
             Err(none) if none.is_empty() && options.is_empty() => Ok(Self::Demo),
             Err(_) => Err("expected LISTEN and UPSTREAM, and no other arguments".into()),
@@ -126,6 +135,14 @@ fn set(limits: &mut Limits, name: &str, value: impl FnOnce() -> Result<String, S
         _ => return Err(format!("unknown option {name}")),
     }
     Ok(())
+}
+
+fn switch(name: &str, value: Option<String>) -> Result<bool, String> {
+    value.map_or(Ok(true), |_| Err(format!("{name} takes no value")))
+}
+
+fn header(name: &str, value: &str) -> Result<HeaderName, String> {
+    value.parse().map_err(|_| format!("{name} needs the name of a header, not {value:?}"))
 }
 
 fn time(name: &str, value: &str) -> Result<Duration, String> {

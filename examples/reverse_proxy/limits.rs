@@ -36,6 +36,8 @@ pub(crate) struct Limits {
     pub(crate) waiting: usize,
     /// The maximum size in bytes of the head of a request or a response.
     pub(crate) head: u32,
+    /// Whether every outcome of the upstream goes to the caller: one attempt, and a circuit that never opens.
+    pub(crate) bare: bool,
 }
 
 impl Default for Limits {
@@ -55,6 +57,7 @@ impl Default for Limits {
             in_flight: 256,
             waiting: 256,
             head: 16 * 1024,
+            bare: false,
         }
     }
 }

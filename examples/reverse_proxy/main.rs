@@ -3,8 +3,8 @@
 //!
 //! `cargo run --release --example reverse_proxy -- 127.0.0.1:8080 http://127.0.0.1:3000`
 //!
-//! `--help` lists its limits. Without arguments it starts a small upstream, sends it a request through the proxy, and
-//! exits.
+//! `--help` lists its limits. With `--cache` it has a shared cache by RFC 9111. Without arguments it starts a small
+//! upstream, sends it a request through the proxy, and exits.
 //!
 //! It has no TLS and no upgrades (so no WebSocket).
 
@@ -27,10 +27,12 @@ use tracing_subscriber::{filter::Targets, fmt, layer::SubscriberExt, util::Subsc
 
 use self::{
     arguments::{Arguments, Command, HELP},
+    cache::Caching,
     limits::Limits,
 };
 
 pub(crate) mod arguments;
+pub(crate) mod cache;
 mod calls;
 mod forwarded;
 pub(crate) mod limits;
@@ -56,7 +58,7 @@ async fn signalled() {
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let command = Command::parse(env::args_os().skip(1)).map_err(|error| format!("{error} (see --help)"))?;
-    let Arguments { listen, upstream, limits, log } = match command {
+    let Arguments { listen, upstream, limits, caching, log } = match command {
         Command::Help => {
             print!("{HELP}");
             return Ok(());
@@ -70,7 +72,7 @@ async fn main() -> Result<(), BoxError> {
     log_to_stderr(log)?;
     let listener = TcpListener::bind(&listen).await.map_err(|error| format!("{listen}: {error}"))?;
     info!(listen = %listener.local_addr()?, %upstream, "proxy");
-    server::serve(listener, upstream, limits, signalled()).await;
+    server::serve(listener, upstream, limits, caching, signalled()).await;
     Ok(())
 }
 
@@ -96,7 +98,8 @@ async fn demo() -> Result<(), BoxError> {
     let (to, at) = (format!("http://{}", upstream.local_addr()?).parse()?, listener.local_addr()?);
     tokio::spawn(async { axum::serve(upstream, axum::Router::new().route("/", axum::routing::put(flaky))).await });
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let proxy = tokio::spawn(server::serve(listener, to, Limits::default(), async { drop(stopped.await) }));
+    let (limits, caching) = (Limits::default(), Caching::default());
+    let proxy = tokio::spawn(server::serve(listener, to, limits, caching, async { drop(stopped.await) }));
 
     let client = Client::builder(TokioExecutor::new()).build_http();
     let response =

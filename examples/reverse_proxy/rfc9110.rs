@@ -1,7 +1,7 @@
 //! The obligations of an HTTP proxy: RFC 9110 defines semantics, RFC 9112 HTTP/1.1, and RFC 9113 HTTP/2.
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header,
     uri::{Authority, Scheme},
 };
 
@@ -24,6 +24,7 @@ pub(crate) fn send_on<B>(request: &mut Request<B>) -> Result<(), StatusCode> {
     join_cookies(headers);
     headers.append(header::VIA, via);
     headers.remove(header::HOST); // the client sets the upstream's
+    name(request, host.as_ref());
     forwarded::tell(request, host);
     Ok(())
 }
@@ -81,6 +82,16 @@ fn host<B>(request: &Request<B>) -> Result<Option<HeaderValue>, StatusCode> {
     }
     let target = target.map(|target| HeaderValue::from_str(target.as_str()));
     Ok(target.transpose().map_err(|_| StatusCode::BAD_REQUEST)?.or_else(|| host.cloned()))
+}
+
+/// Makes the target a whole URI, with the host that the caller addressed (9110, 7.1).
+fn name<B>(request: &mut Request<B>, host: Option<&HeaderValue>) {
+    let mut uri = request.uri().clone().into_parts();
+    uri.authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    uri.scheme = uri.authority.is_some().then_some(Scheme::HTTP);
+    if let Ok(uri) = Uri::from_parts(uri) {
+        *request.uri_mut() = uri;
+    }
 }
 
 /// Compares two authorities by the rules of the scheme (3986, 6.2.3).

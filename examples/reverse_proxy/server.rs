@@ -18,6 +18,7 @@ use tracing::{debug, info, warn};
 use ziggurat::{body::GuardBody, drain::DrainLayer};
 
 use super::{
+    cache::Caching,
     calls::Calls,
     forwarded::Caller,
     limits::Limits,
@@ -29,10 +30,16 @@ use super::{
 const LINGER: Duration = Duration::from_secs(1);
 
 /// Serves until `stop`, and then lets calls in flight end.
-pub(crate) async fn serve(listener: TcpListener, upstream: Uri, limits: Limits, stop: impl Future<Output = ()>) {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    upstream: Uri,
+    limits: Limits,
+    caching: Caching,
+    stop: impl Future<Output = ()>,
+) {
     let drain = DrainLayer::new().grace(limits.grace);
     let calls = drain.handle();
-    let service = stack::proxy(upstream, limits, drain);
+    let service = stack::proxy(upstream, limits, caching, drain);
     let places = Arc::new(Semaphore::new(limits.connections));
     let room = Arc::new(Notify::new());
     let stopping = watch::Sender::new(false);

@@ -1,5 +1,7 @@
 //! Tests of the command line.
 
+use ::hyper::header::HeaderName;
+
 use super::{
     reverse_proxy::arguments::{Arguments, Command, HELP, upstream_of},
     *,
@@ -45,9 +47,9 @@ fn the_help_tells_every_option_with_its_default() {
     }
     let parsed = parse(&format!("{line} here:1 http://there"));
     let (listen, upstream) = ("here:1".to_owned(), "http://there".parse().unwrap());
-    let expected = Arguments { listen, upstream, limits: Limits::default(), log: None };
+    let expected = Arguments { listen, upstream, limits: Limits::default(), caching: Caching::default(), log: None };
     assert_eq!(parsed, Ok(Command::Proxy(Box::new(expected))));
-    assert_eq!(count, 12);
+    assert_eq!(count, 14);
 }
 
 #[test]
@@ -57,6 +59,12 @@ fn options_stand_anywhere_and_take_their_value_in_either_form() {
     let (total, attempt) = (Duration::from_secs(120), Duration::from_millis(500));
     assert_eq!(arguments.limits, Limits { total, attempt, waiting: 0, ..Limits::default() });
     assert_eq!(arguments.log, "warn,reverse_proxy=debug".parse().ok());
+    let parsed = parse("--bare a:1 --cache=4096 --targeted CDN-Cache-Control http://b --stale-if-error 5m");
+    let Ok(Command::Proxy(arguments)) = parsed else { panic!("{parsed:?}") };
+    assert_eq!(arguments.limits, Limits { bare: true, ..Limits::default() });
+    let targeted = Some(HeaderName::from_static("cdn-cache-control"));
+    let caching = Caching { capacity: 4096, stale_if_error: Duration::from_secs(300), targeted };
+    assert_eq!(arguments.caching, caching);
     assert_eq!(parse(""), Ok(Command::Demo));
     assert_eq!(parse("--help"), Ok(Command::Help));
     assert_eq!(
@@ -81,6 +89,9 @@ fn a_wrong_option_is_told_by_name() {
         ("--total 5s", "an attempt of 10s is longer than the total of 5s"),
         ("--connections 0", "--connections needs a number from 1 to 1000000, not \"0\""),
         ("--in-flight many", "--in-flight needs a number"),
+        ("--bare=yes", "--bare takes no value"),
+        ("--targeted a:b", "--targeted needs the name of a header, not \"a:b\""),
+        ("--cache 1MB", "--cache needs a number from 0"),
         ("--max-head 100", "--max-head needs a number from 8192"),
         ("--log reverse_proxy=loud", "--log is not a valid filter"),
     ];

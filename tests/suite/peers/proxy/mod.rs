@@ -8,10 +8,11 @@ use tokio::{
     task::JoinHandle,
 };
 
-use self::reverse_proxy::limits::Limits;
+use self::reverse_proxy::{cache::Caching, limits::Limits};
 use super::{raw::RawServer, *};
 
 mod arguments;
+mod cache;
 mod calls;
 mod connections;
 mod messages;
@@ -46,11 +47,16 @@ fn patient() -> Limits {
 }
 
 async fn proxy_within(upstream: SocketAddr, limits: Limits) -> Proxy {
+    proxy_with(upstream, limits, Caching::default()).await
+}
+
+async fn proxy_with(upstream: SocketAddr, limits: Limits, caching: Caching) -> Proxy {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel();
     let to = format!("http://{upstream}").parse().unwrap();
-    let ended = tokio::spawn(reverse_proxy::server::serve(listener, to, limits, async { drop(stopped.await) }));
+    let ended =
+        tokio::spawn(reverse_proxy::server::serve(listener, to, limits, caching, async { drop(stopped.await) }));
     Proxy { address, stop, ended }
 }
 
