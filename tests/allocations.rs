@@ -15,7 +15,7 @@ use bytes::Bytes;
 use deadpool::managed::{Metrics, Pool, RecycleResult};
 use http::{Request, Response};
 use http_body::{Body, Frame};
-use http_body_util::{Empty, Full};
+use http_body_util::{BodyExt, Empty, Full};
 use tokio_stream::{Stream, StreamExt};
 use tower::{Layer, Service, ServiceBuilder, layer::layer_fn, service_fn, util::BoxService};
 use ziggurat::{
@@ -319,6 +319,51 @@ fn a_retry_that_drains_responses_is_no_larger() {
 fn a_hit_of_a_cache() {
     let layer = CacheLayer::new(10, SECOND, |number: &u64| Some(*number));
     assert_eq!(allocations(layer, 0, || 7_u64), 0);
+}
+
+/// The map of the headers, its entries, and the values of `Age` and `Cache-Status`.
+///
+/// Shows: C8
+#[test]
+fn a_hit_of_an_http_cache() {
+    for vary in [None, Some("accept-language")] {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let inner = service_fn(move |_: Request<Empty<Bytes>>| {
+            let response =
+                Response::builder().header("cache-control", "max-age=60").header("content-type", "text/plain");
+            let response = response.header("etag", "\"a\"").header("server", "test").header("content-length", "1024");
+            let mut response = response.body(Full::new(Bytes::from(vec![b'x'; 1024]))).unwrap();
+            if let Some(vary) = vary {
+                response.headers_mut().insert("vary", vary.parse().unwrap());
+            }
+            ready(Ok::<_, Error<Infallible>>(response))
+        });
+        let mut service = CacheLayer::http().layer(inner);
+        let request = || {
+            let request = Request::get("http://shop.test/prices?page=1").header("accept-language", "de, en");
+            request.body(Empty::<Bytes>::new()).unwrap()
+        };
+        runtime.block_on(async {
+            let response = service.call(request()).await.unwrap();
+            response.into_body().collect().await.unwrap();
+            tokio::task::yield_now().await;
+        });
+        let _runtime = runtime.enter();
+        let mut hit = || {
+            let mut context = Context::from_waker(Waker::noop());
+            let Poll::Ready(Ok(response)) = pin!(service.call(request())).poll(&mut context) else { panic!("no hit") };
+            assert!(response.headers().contains_key("age"));
+            let Poll::Ready(Some(Ok(frame))) = pin!(response.into_body()).poll_frame(&mut context) else {
+                panic!("no body")
+            };
+            assert_eq!(frame.into_data().unwrap().len(), 1024);
+        };
+        (0..3).for_each(|_| hit());
+        let request = allocation_counter::measure(|| drop(request())).count_total;
+        let hits = allocation_counter::measure(hit).count_total - request;
+        let expected = if vary.is_some() { 5 } else { 4 };
+        assert!(hits <= expected, "{hits} allocations, {vary:?}");
+    }
 }
 
 /// Returns the number of allocations of all calls of a full batch, after earlier calls.

@@ -147,6 +147,10 @@ these_keep_to_the_laws! {
     /// Shows: C4
     cache: laws(cached).stateful();
     cache_that_stores_nothing: laws(|| CacheLayer::new(1, Duration::ZERO, key)).stateful();
+    http_cache_that_is_passed_by: laws(CacheLayer::http);
+    // The request is made on a task of its own: it outlives its caller, and reaches the service later than the laws assume.
+    /// Shows: C8
+    http_cache: laws(|| (without_content(), CacheLayer::http(), with_content())).except(Law::Release).except(Law::Wakes);
     cache_that_is_passed_by: laws(|| CacheLayer::new(1, MINUTE, |_: &Request<String>| None::<Uri>));
     cache_that_answers_stale_if_error: laws(|| cached().stale_if_error(DAY)).stateful();
     cache_that_revalidates: laws(|| cached().stale_while_revalidate(DAY)).stateful().except(Law::Release);
@@ -373,6 +377,25 @@ fn idempotent(
     IdempotencyLayer::new(MemoryStore::new(), move |_: &Request<String>| caller.map(str::to_owned))
 }
 
+/// Makes a `GET` of each request, for a resource with the name of its body.
+fn without_content() -> MapRequestLayer<fn(Request<String>) -> Request<String>> {
+    MapRequestLayer::new(|mut request| {
+        let name = std::mem::take(request.body_mut());
+        *request.uri_mut() = format!("/{name}").parse().unwrap();
+        request.headers_mut().insert("x-body", name.parse().unwrap());
+        request
+    })
+}
+
+/// The other way round.
+fn with_content() -> MapRequestLayer<fn(Request<String>) -> Request<String>> {
+    MapRequestLayer::new(|mut request| {
+        let body = request.headers_mut().remove("x-body").unwrap();
+        *request.body_mut() = body.to_str().unwrap().to_owned();
+        request
+    })
+}
+
 /// Makes a `POST` of each request, with its body as the key.
 fn with_key() -> MapRequestLayer<fn(Request<String>) -> Request<String>> {
     MapRequestLayer::new(|mut request| {
@@ -561,6 +584,7 @@ fn every_service_gives_access_to_the_one_inside() {
     let (scope, pool) = (Scope::root("app"), Arc::new(Semaphore::new(1)));
     check! {
         CacheLayer::<_, (), _>::new(1, SECOND, key);
+        CacheLayer::http();
         ChaosLayer::new(Fault::Error);
         CircuitBreakerLayer::http();
         ConcurrencyLimitLayer::new(1);

@@ -189,7 +189,7 @@ impl Fetch {
             let response = Response::from_parts(parts, CacheBody::empty());
             return drop(reply.send(Reply::Ran(Box::new(Ok(response)), true)));
         }
-        let fill = Fill::new(self.settings.max_body, size);
+        let fill = Fill::new(self.settings.max_body, size, &self.settings.room);
         if let Some(reader) = fill.reader() {
             let body = CacheBody::filling(reader, self.lead.flight.callers.interest());
             let response = Response::from_parts(parts, body);

@@ -26,19 +26,22 @@ use crate::{
 mod content;
 mod failure;
 mod reader;
+mod room;
 mod tape;
 mod wakers;
 
 pub(super) use self::{
     content::{Content, Rest},
     reader::Reader,
+    room::Room,
 };
-use self::{failure::Failure, tape::Tape, wakers::Wakers};
+use self::{failure::Failure, room::Share, tape::Tape, wakers::Wakers};
 
 /// A body that many callers read while one task [receives](Fill::receive) it.
 pub(super) struct Fill {
     /// The size that the head announced.
     size: SizeHint,
+    room: Arc<Room>,
     state: Mutex<State>,
     /// The task, once the body is streamed. It waits for a reader that has taken all bytes so far, and ends when no
     /// reader is left.
@@ -63,10 +66,16 @@ enum End {
 
 impl Fill {
     /// `max` is the size of the largest body that is kept, and the number of bytes that a reader may lag behind another
-    /// one once the body is larger. `size` is the size that the head announced.
-    pub(super) fn new(max: usize, size: SizeHint) -> Arc<Self> {
+    /// one once the body is larger. `size` is the size that the head announced. A body for
+    /// which there is no `room` counts as too large.
+    pub(super) fn new(max: usize, size: SizeHint, room: &Arc<Room>) -> Arc<Self> {
         let state = State { tape: Tape::new(max), end: End::Open, wakers: Wakers::default(), awaits_reader: false };
-        Arc::new(Self { size, state: Mutex::new(state), task: AtomicWaker::new() })
+        Arc::new(Self { size, room: Arc::clone(room), state: Mutex::new(state), task: AtomicWaker::new() })
+    }
+
+    #[cfg(test)]
+    pub(super) fn alone(max: usize, size: SizeHint) -> Arc<Self> {
+        Self::new(max, size, &Room::new(usize::MAX))
     }
 
     /// Returns a reader from the first byte, or `None` if that is no longer there: the body turned out to be too large,
@@ -88,7 +97,8 @@ impl Fill {
     where
         B: Body<Error: Into<BoxError>> + Send,
     {
-        let feeder = Feeder(self);
+        let share = Share::of(&self.room);
+        let feeder = Feeder(self, share);
         async move {
             if let Err(panic) = unwound(feeder.feed(body)).await {
                 let _ = text(panic);
@@ -110,7 +120,7 @@ impl Fill {
 }
 
 /// The duty of receiving a body. If it is dropped before the end, the readers get an error.
-struct Feeder(Arc<Fill>);
+struct Feeder(Arc<Fill>, Share);
 
 /// The result of polling the body.
 enum Arrival {
@@ -190,7 +200,7 @@ impl Feeder {
     async fn has_room(&self, bytes: usize) -> bool {
         {
             let tape = &mut self.0.state.lock().tape;
-            if tape.fits(bytes) {
+            if tape.fits(bytes) && self.1.take(bytes) {
                 return true;
             }
             tape.stream();

@@ -9,6 +9,7 @@ use super::{
         handle::{Counts, Stats},
         http::HttpKey,
     },
+    fill::Room,
     flights::Flights,
     pages::Pages,
 };
@@ -25,13 +26,16 @@ pub struct HttpCacheHandle {
 pub(super) struct State {
     pub(super) capacity: usize,
     pub(super) pages: Pages,
+    /// For the bodies that are arriving: as much as for those that are stored.
+    pub(super) room: Arc<Room>,
     pub(super) flights: Arc<Flights>,
     pub(super) counts: Counts,
 }
 
 impl State {
     pub(super) fn new(capacity: usize) -> Self {
-        Self { capacity, pages: Pages::new(capacity), flights: Arc::default(), counts: Counts::default() }
+        let (flights, counts) = Default::default();
+        Self { capacity, pages: Pages::new(capacity), room: Room::new(capacity), flights, counts }
     }
 
     /// Removes the responses of a resource, in whatever scheme requests have named it.

@@ -204,8 +204,8 @@ fn count(counter: &AtomicU64) {
 impl HttpCacheLayer {
     /// Sets the total size of the stored responses, in bytes. The default is 64 MiB.
     ///
-    /// The size includes the headers and what the cache itself needs for a response. Responses that are on their way
-    /// are not part of it. The setter makes a new, empty cache: set it before you take the [`handle`](Self::handle).
+    /// The size includes the headers and what the cache itself needs for a response. Bodies that are arriving may take as
+    /// much again: beyond that they stream through uncached. The setter makes a new, empty cache: set it before you take the [`handle`](Self::handle).
     ///
     /// # Panics
     ///

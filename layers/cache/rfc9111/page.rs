@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, BytesMut};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
     header::{ACCEPT_RANGES, AGE, CONTENT_LENGTH, CONTENT_RANGE, DATE},
@@ -14,7 +14,7 @@ use super::{
     rules::{
         Asked, Part, Rules, Terms, Times, Vary, allows_range, has_validator, is_current, of_not_modified, part, update,
     },
-    status::CACHE_STATUS,
+    status::{CACHE_STATUS, set},
 };
 use crate::clock::Instant;
 
@@ -71,7 +71,7 @@ impl Head {
         let mut response = Response::new(body);
         *response.status_mut() = status;
         *response.headers_mut() = headers;
-        response.headers_mut().insert(AGE, self.terms.age(now).as_secs().into());
+        set(response.headers_mut(), AGE, format_args!("{}", self.terms.age(now).as_secs()));
         response
     }
 
@@ -188,9 +188,8 @@ impl Page {
             Part::Whole => head.whole(now, CacheBody::stored(self.content.clone())),
             Part::Bytes(bytes) => {
                 let mut headers = head.headers.clone();
-                let range = format!("bytes {}-{}/{length}", bytes.start, bytes.end - 1);
+                set(&mut headers, CONTENT_RANGE, format_args!("bytes {}-{}/{length}", bytes.start, bytes.end - 1));
                 headers.insert(CONTENT_LENGTH, (bytes.end - bytes.start).into());
-                headers.extend(HeaderValue::from_maybe_shared(Bytes::from(range)).map(|range| (CONTENT_RANGE, range)));
                 let body = CacheBody::part(self.content.clone(), bytes);
                 head.respond(StatusCode::PARTIAL_CONTENT, headers, now, body)
             }
@@ -199,8 +198,7 @@ impl Page {
                 for name in [DATE, ACCEPT_RANGES] {
                     headers.extend(head.headers.get(&name).map(|value| (name, value.clone())));
                 }
-                let range = format!("bytes */{length}");
-                headers.extend(HeaderValue::from_maybe_shared(Bytes::from(range)).map(|range| (CONTENT_RANGE, range)));
+                set(&mut headers, CONTENT_RANGE, format_args!("bytes */{length}"));
                 head.respond(StatusCode::RANGE_NOT_SATISFIABLE, headers, now, CacheBody::empty())
             }
         }

@@ -33,7 +33,7 @@ enum Place {
     /// The response for all requests, or what the responses depend on.
     Resource(HttpKey),
     /// The response for requests with these values.
-    Variant { family: u64, vary: VaryKey, selected: Box<[u8]> },
+    Variant { family: u64, vary: VaryKey, selected: Vec<u8> },
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -66,7 +66,7 @@ pub(super) struct Resource {
 pub(super) struct Found {
     pub(super) page: Option<Arc<Page>>,
     /// The values of the request that select a response, as far as it is known which do.
-    pub(super) selected: Box<[u8]>,
+    pub(super) selected: Vec<u8>,
     /// Whether there are variants for other requests.
     pub(super) has_others: bool,
     /// Whether requests should not be held back for one another.
@@ -114,7 +114,7 @@ impl Pages {
                 found.selected = selected_of(variant);
                 break;
             }
-            found.selected = [&*found.selected, &*selected_of(variant)].concat().into();
+            found.selected = [found.selected, selected_of(variant)].concat();
         }
         found
     }
@@ -130,7 +130,8 @@ impl Pages {
             Place::Resource(key.clone())
         } else {
             let family = self.learn(&key, &vary, &mut changes);
-            let selected = vary.select(headers);
+            let mut selected = vary.select(headers);
+            selected.shrink_to_fit();
             Place::Variant { family, vary: VaryKey(vary), selected }
         };
         let place = self.hashed(place);
@@ -246,10 +247,10 @@ impl Pages {
     }
 }
 
-fn selected_of(variant: Hashed<Place>) -> Box<[u8]> {
+fn selected_of(variant: Hashed<Place>) -> Vec<u8> {
     match variant.key {
         Place::Variant { selected, .. } => selected,
-        Place::Resource(_) => Box::default(),
+        Place::Resource(_) => Vec::new(),
     }
 }
 

@@ -1,8 +1,7 @@
 //! `Cache-Status`: what the cache has done for a request (RFC 9211).
 
-use std::{borrow::Cow, fmt::Write as _, time::Duration};
+use std::{borrow::Cow, fmt, io::Write as _, time::Duration};
 
-use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -62,28 +61,43 @@ impl Forward {
 
 /// Writes the status, after those of the caches behind this one.
 pub(super) fn write(headers: &mut HeaderMap, cache: Option<&str>, before: Option<&HeaderValue>, status: Status) {
-    let mut text = String::with_capacity(96);
-    if let Some(before) = before.and_then(|before| before.to_str().ok()).filter(|before| !before.is_empty()) {
-        text.push_str(before);
-        text.push_str(", ");
-    }
-    text.push_str(&name(cache));
-    let _ = match status {
-        Status::Hit(Ok(fresh)) => write!(text, "; hit; ttl={}", fresh.as_secs()),
-        Status::Hit(Err(stale)) => write!(text, "; hit; ttl=-{}", stale.as_secs()),
-        Status::Missing => write!(text, "; detail=only-if-cached"),
-        Status::Forward(Forward { why, status, stored, collapsed }) => {
-            let _ = write!(text, "; fwd={}", why.as_str());
-            if let Some(status) = status {
-                let _ = write!(text, "; fwd-status={status}");
-            }
-            text.push_str(if stored { "; stored" } else { "" });
-            text.push_str(if collapsed { "; collapsed" } else { "" });
-            Ok(())
+    let before = before.and_then(|before| before.to_str().ok()).filter(|before| !before.is_empty());
+    let (separator, name) = (before.map_or("", |_| ", "), name(cache));
+    let before = before.unwrap_or_default();
+    set(headers, CACHE_STATUS, format_args!("{before}{separator}{name}{status}"));
+}
+
+/// Sets a field to a text. A short one needs no memory but its own.
+pub(super) fn set(headers: &mut HeaderMap, name: HeaderName, text: fmt::Arguments<'_>) {
+    let mut buffer = [0; 160];
+    let mut rest = &mut buffer[..];
+    let value = match rest.write_fmt(text) {
+        Ok(()) => {
+            let left = rest.len();
+            HeaderValue::from_bytes(&buffer[..buffer.len() - left])
         }
+        Err(_) => HeaderValue::from_str(&text.to_string()),
     };
-    if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(text)) {
-        headers.insert(CACHE_STATUS, value);
+    if let Ok(value) = value {
+        headers.insert(name, value);
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hit(Ok(fresh)) => write!(f, "; hit; ttl={}", fresh.as_secs()),
+            Self::Hit(Err(stale)) => write!(f, "; hit; ttl=-{}", stale.as_secs()),
+            Self::Missing => f.write_str("; detail=only-if-cached"),
+            Self::Forward(Forward { why, status, stored, collapsed }) => {
+                write!(f, "; fwd={}", why.as_str())?;
+                if let Some(status) = status {
+                    write!(f, "; fwd-status={status}")?;
+                }
+                f.write_str(if *stored { "; stored" } else { "" })?;
+                f.write_str(if *collapsed { "; collapsed" } else { "" })
+            }
+        }
     }
 }
 

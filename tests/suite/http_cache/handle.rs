@@ -83,3 +83,35 @@ async fn a_stored_response_keeps_no_buffer_of_a_connection() {
     assert!(path.is_unique());
     assert!(buffer.is_unique());
 }
+
+/// Bodies that never end would take any memory, each one within its limit.
+#[tokio::test(start_paused = true)]
+async fn bodies_that_are_arriving_are_bounded_together() {
+    let senders = Arc::new(Mutex::new(Vec::new()));
+    let sent = Arc::clone(&senders);
+    let answer = move |_, _| {
+        let (sender, body) = streamed();
+        sender.send(data(vec![b'x'; 10_000])).unwrap();
+        sent.lock().unwrap().push(sender);
+        async move { streams(200, &["cache-control: max-age=60"], body) }
+    };
+    let site = Site::new(CacheLayer::http().capacity(100_000), answer);
+    let mut responses = Vec::new();
+    for n in 0..20 {
+        responses.push(site.send(request(Method::GET, &format!("/{n}"), &[])).await.unwrap());
+        settle().await;
+    }
+    senders.lock().unwrap().clear();
+    settle().await;
+    // The first ten were kept, and the others reach their callers all the same.
+    assert_eq!(site.handle.stats().stored, 10);
+    for response in responses {
+        assert_eq!(Read::of(response).await.body.len(), 10_000);
+    }
+    site.send(request(Method::GET, "/new", &[])).await.unwrap();
+    settle().await;
+    assert_eq!(site.handle.stats().stored, 10, "its body has not ended");
+    senders.lock().unwrap().clear();
+    settle().await;
+    assert_eq!(site.handle.stats().stored, 11, "the room is free again");
+}

@@ -44,7 +44,7 @@ fn content(sizes: &[usize]) -> (Content, Vec<u8>) {
     });
     let chunks: Vec<_> = chunks.collect();
     let body = http_body_util::StreamBody::new(futures_util::stream::iter(chunks));
-    let fill = Fill::new(usize::MAX, SizeHint::new());
+    let fill = Fill::alone(usize::MAX, SizeHint::new());
     let content = futures_util::FutureExt::now_or_never(tokio::task::unconstrained(fill.receive(body)));
     (content.unwrap().unwrap(), all)
 }
@@ -110,7 +110,7 @@ fn a_content_weighs_what_it_takes_up() {
 fn a_debug_text_shows_no_content() {
     let content = Content::from_bytes("secret".into(), None);
     assert_eq!(format!("{content:?}"), "Content { len: 6, chunks: 1, trailers: None }");
-    let reader = || Fill::new(10, SizeHint::new()).reader().unwrap();
+    let reader = || Fill::alone(10, SizeHint::new()).reader().unwrap();
     let bodies = [CacheBody::<Inner>::empty(), CacheBody::stored(content), CacheBody::filling(reader(), interest())];
     let texts = bodies.map(|body| format!("{body:?}"));
     assert_eq!(texts, ["empty", "stored", "filling"].map(|state| format!("CacheBody {{ state: {state:?} }}")));
@@ -127,7 +127,7 @@ fn a_body_is_all_that_a_client_may_ask_for() {
 #[tokio::test(start_paused = true)]
 async fn a_body_that_is_always_ready_does_not_keep_the_thread() {
     let (content, all) = content(&[5_000; 1_000]);
-    let fill = Fill::new(usize::MAX, SizeHint::new());
+    let fill = Fill::alone(usize::MAX, SizeHint::new());
     let filling = CacheBody::filling(fill.reader().unwrap(), interest());
     let body = CacheBody::<Inner>::stored(content.clone());
     tokio::task::unconstrained(fill.receive(body)).await.unwrap();

@@ -39,7 +39,7 @@ impl Vary {
     /// Returns the values of a request that select a response. Requests with equal values get the same.
     ///
     /// Spaces around commas and the number of lines do not matter, nor does the case of what has none.
-    pub(crate) fn select(&self, headers: &HeaderMap) -> Box<[u8]> {
+    pub(crate) fn select(&self, headers: &HeaderMap) -> Vec<u8> {
         let mut selected = Vec::with_capacity(64);
         for name in &*self.0 {
             if headers.contains_key(name) {
@@ -57,7 +57,7 @@ impl Vary {
                 selected.push(b'\r');
             }
         }
-        selected.into()
+        selected
     }
 
     /// Returns the size in memory, about.

@@ -295,7 +295,7 @@ fn parts_of_any_type_are_copied_into_memory_of_their_size() {
             Poll::Ready(Some(Ok(Frame::data(Bytes::from("one").chain(io::Cursor::new(b"two".to_vec()))))))
         }
     }
-    let fill = Fill::new(10, SizeHint::new());
+    let fill = Fill::alone(10, SizeHint::new());
     let mut reader = fill.reader().unwrap();
     let mut task = Box::pin(Arc::clone(&fill).receive(Chained));
     let mut cx = Context::from_waker(Waker::noop());
@@ -328,7 +328,7 @@ fn a_reader_is_send_and_sync_and_the_task_is_send_whatever_its_body_is() {
     }
     check::<Reader>();
     check::<Content>();
-    is_send(Fill::new(10, SizeHint::new()).receive(Awkward));
+    is_send(Fill::alone(10, SizeHint::new()).receive(Awkward));
 }
 
 /// A body that is always ready, of this many chunks.
@@ -346,7 +346,7 @@ impl Body for Ready {
 
 #[tokio::test(start_paused = true)]
 async fn a_body_that_is_always_ready_does_not_keep_the_thread() {
-    let fill = Fill::new(1_000_000, SizeHint::new());
+    let fill = Fill::alone(1_000_000, SizeHint::new());
     let task = tokio::spawn(Arc::clone(&fill).receive(Ready(10_000)));
     let mut turns = 0;
     while !task.is_finished() {
@@ -361,7 +361,7 @@ async fn a_body_that_is_always_ready_does_not_keep_the_thread() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn readers_on_many_threads_get_all_or_an_error() {
     for max in [1_000_000, 20_000] {
-        let fill = Fill::new(max, SizeHint::new());
+        let fill = Fill::alone(max, SizeHint::new());
         let readers: Vec<_> = (0..40)
             .map(|number| {
                 let mut reader = fill.reader().unwrap();
