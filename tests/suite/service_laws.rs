@@ -381,7 +381,7 @@ fn idempotent(
 fn without_content() -> MapRequestLayer<fn(Request<String>) -> Request<String>> {
     MapRequestLayer::new(|mut request| {
         let name = std::mem::take(request.body_mut());
-        *request.uri_mut() = format!("/{name}").parse().unwrap();
+        *request.uri_mut() = format!("/{:x?}", name.as_bytes()).replace([' ', '[', ']'], "").parse().unwrap();
         request.headers_mut().insert("x-body", name.parse().unwrap());
         request
     })

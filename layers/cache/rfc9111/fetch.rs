@@ -1,7 +1,15 @@
 //! The request to the upstream, on a task of its own: it goes on if its caller leaves, because others may wait for the
 //! response, and the cache wants it.
 
-use std::{any::Any, fmt, future::poll_fn, pin::pin, sync::Arc, task::Poll, time::SystemTime};
+use std::{
+    any::Any,
+    fmt,
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::Arc,
+    task::Poll,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use futures_util::future::select;
@@ -23,7 +31,7 @@ use crate::{
     call::Call,
     caught::{undisturbed, unwound},
     clock,
-    outcome::{Class, Degraded, HttpStatus, Reject},
+    outcome::{Class, Degraded, HttpStatus, Reject, retry_after},
     scope::Scope,
     telemetry::LayerEvent,
 };
@@ -42,6 +50,9 @@ impl<S, A, B> Upstream<A, B> for S where
         + 'static
 {
 }
+
+/// How long no request is made behind a stale response after one that failed, unless the service says for how long.
+const REFRESH_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the caller gets whose request was sent on.
 pub(super) enum Reply<B, E> {
@@ -72,6 +83,8 @@ pub(super) struct Fetch {
     pub(super) stale: Option<Arc<Page>>,
     /// Whether the request asks if the stored response is current.
     pub(super) validates: bool,
+    /// How long the request goes on without a caller.
+    pub(super) patience: Duration,
 }
 
 impl Fetch {
@@ -83,13 +96,14 @@ impl Fetch {
         B: Body<Error: Into<BoxError>> + Send + 'static,
     {
         let (reply, receiver) = oneshot::channel();
+        let mut leads = self.lead.leads();
         let run = async move {
-            let (flight, patience) = (Arc::clone(&self.lead.flight), self.settings.patience);
-            let work = self.run(service, request, reply);
+            let (flight, patience) = (Arc::clone(&self.lead.flight), self.patience);
+            let work = self.run(service, behind(request), reply);
             let (mut work, deserted) = (pin!(Some(work)), pin!(flight.callers.gone_for(patience)));
-            let working = poll_fn(|cx| match work.as_mut().as_pin_mut() {
-                Some(work) => work.poll(cx),
-                None => Poll::Ready(()),
+            let working = poll_fn(|cx| {
+                let _entered = leads.enter();
+                work.as_mut().as_pin_mut().map_or(Poll::Ready(()), |work| work.poll(cx))
             });
             let _ = select(pin!(working), deserted).await;
             undisturbed(|| work.set(None));
@@ -109,31 +123,33 @@ impl Fetch {
         let sent = clock::now();
         let outcome = match unwound(Call::new(service, request)).await {
             Ok(outcome) => outcome,
-            Err(panic) => return drop(reply.send(Reply::Panicked(panic))),
+            Err(panic) => {
+                self.lead.close();
+                self.lead.land(Landed::Alone);
+                return drop(reply.send(Reply::Panicked(panic)));
+            }
         };
         let times = Times { sent, received: clock::now(), date: SystemTime::now() };
+        if is_failure(&outcome) {
+            self.pause(&outcome);
+            if let Some(page) = self.stand_in() {
+                let status = outcome.as_ref().ok().map(Response::status);
+                undisturbed(|| drop(outcome));
+                return drop(reply.send(Reply::Page(page, Instead::Failure(status))));
+            }
+        }
         let replied = match outcome {
             Ok(response) if self.validates && response.status() == StatusCode::NOT_MODIFIED => {
                 Reply::from_validation(self.validated(&response, times))
             }
-            outcome if is_failure(&outcome) => match self.stand_in() {
-                Some(page) => {
-                    let status = outcome.as_ref().ok().map(Response::status);
-                    undisturbed(|| drop(outcome));
-                    Reply::Page(page, Instead::Failure(status))
-                }
-                None => match outcome {
-                    Ok(response) => return self.receive(response, times, reply).await,
-                    Err(error) => {
-                        let outcome = Err(error);
-                        let class = Class::of(&outcome, &HttpStatus);
-                        self.lead.land(Landed::Failed(self.settings.info.shared(&outcome, class)));
-                        Reply::Ran(Box::new(outcome.map(|response: Response<B>| response.map(CacheBody::inner))), false)
-                    }
-                },
-            },
             Ok(response) => return self.receive(response, times, reply).await,
-            Err(_) => unreachable!("an error is a failure"),
+            Err(error) => {
+                let outcome = Err(error);
+                let class = Class::of(&outcome, &HttpStatus);
+                self.lead.close();
+                self.lead.land(Landed::Failed(self.settings.info.shared(&outcome, class)));
+                Reply::Ran(Box::new(outcome.map(|response: Response<B>| response.map(CacheBody::inner))), false)
+            }
         };
         drop(reply.send(replied));
     }
@@ -141,10 +157,20 @@ impl Fetch {
     /// Returns the stored response that may be used in place of a failure.
     fn stand_in(&self) -> Option<Arc<Page>> {
         let page = self.stale.as_ref()?;
+        // Not one that was invalidated in the meantime.
+        self.lead.store(|| ())?;
         page.head.terms.replace_failure(&self.asked, clock::now()).then(|| {
-            self.lead.land(Landed::Page(Arc::clone(page)));
+            self.lead.land(Landed::StandIn(Arc::clone(page)));
             Arc::clone(page)
         })
+    }
+
+    /// Suspends requests behind a stale response after one that failed.
+    fn pause<B, E>(&self, outcome: &Result<Response<B>, E>) {
+        if let Some(page) = &self.stale {
+            let wait = outcome.as_ref().ok().and_then(|response| retry_after(response.headers()));
+            page.pause(wait.unwrap_or(REFRESH_PAUSE));
+        }
     }
 
     /// Updates the stored response by a 304. Returns `None` if the 304 is about another version of it.
@@ -152,7 +178,9 @@ impl Fetch {
         let Self { settings, lead, asked, stale, .. } = self;
         let page = stale.as_ref()?;
         if !is_same(&page.head.headers, response.headers()) {
-            settings.invalidate(&lead.key);
+            drop(lead.store(|| settings.pages.remove(&lead.key)));
+            lead.close();
+            lead.land(Landed::Alone);
             return None;
         }
         let (page, is_stored) = page.updated(response.headers(), &settings.rules, asked, times);
@@ -162,7 +190,9 @@ impl Fetch {
             lead.land(Landed::Page(Arc::clone(&page)));
         } else {
             // Confirmed for this caller alone.
-            settings.invalidate(&lead.key);
+            drop(lead.store(|| settings.pages.remove(&lead.key)));
+            lead.close();
+            lead.land(Landed::Alone);
         }
         Some(page)
     }
@@ -173,8 +203,14 @@ impl Fetch {
         B: Body<Error: Into<BoxError>> + Send,
     {
         let Some((head, size)) = self.head(&response, times) else {
+            let status = response.status();
+            let has_identity = self.asked.has_authorization || self.asked.has_cookie;
+            if self.stale.is_some() && !status.is_server_error() && !has_identity {
+                // This answer has superseded the stored one (RFC 9111, section 4.3.3).
+                drop(self.lead.store(|| self.settings.pages.remove(&self.lead.key)));
+            }
             // Those who wait make their own requests, and those who come next do so at once.
-            if self.lead.is_open() && !response.status().is_server_error() {
+            if self.lead.is_open() && (status.is_success() || status.is_redirection()) && !has_identity {
                 drop(self.lead.store(|| self.settings.pages.pass(&self.lead.key)));
             }
             self.lead.close();
@@ -182,22 +218,23 @@ impl Fetch {
             return drop(reply.send(Reply::Ran(Box::new(Ok(response.map(CacheBody::inner))), false)));
         };
         let (head, (parts, body)) = (Arc::new(head), response.into_parts());
-        if body.is_end_stream() {
-            let page = Arc::new(Page { head: Head::clone(&head), content: Content::from_bytes(Bytes::new(), None) });
+        let is_stored = head.terms.is_worth_storing;
+        if body.is_end_stream() && size.lower() == 0 {
+            let page = Arc::new(Page::new(Head::clone(&head), Content::from_bytes(Bytes::new(), None)));
             self.settings.store(&self.lead, Arc::clone(&page));
             self.lead.land(Landed::Page(page));
             let response = Response::from_parts(parts, CacheBody::empty());
-            return drop(reply.send(Reply::Ran(Box::new(Ok(response)), true)));
+            return drop(reply.send(Reply::Ran(Box::new(Ok(response)), is_stored)));
         }
         let fill = Fill::new(self.settings.max_body, size, &self.settings.room);
         if let Some(reader) = fill.reader() {
             let body = CacheBody::filling(reader, self.lead.flight.callers.interest());
             let response = Response::from_parts(parts, body);
-            drop(reply.send(Reply::Ran(Box::new(Ok(response)), true)));
+            drop(reply.send(Reply::Ran(Box::new(Ok(response)), is_stored)));
         }
         self.lead.land(Landed::Filling(Arc::clone(&head), Arc::clone(&fill)));
         if let Some(content) = fill.receive(body).await {
-            let page = Arc::new(Page { head: Head::clone(&head), content });
+            let page = Arc::new(Page::new(Head::clone(&head), content));
             self.settings.store(&self.lead, page);
         }
     }
@@ -205,18 +242,23 @@ impl Fetch {
     /// Returns the head of a response that may be stored, and the size of its body.
     fn head<B: Body>(&self, response: &Response<B>, times: Times) -> Option<(Head, SizeHint)> {
         let mut headers = response.headers().clone();
-        remove_not_stored(&mut headers);
         let Self { settings, asked, .. } = self;
-        let terms = settings.rules.terms(asked, response.status(), &mut headers, times)?;
+        // Before any field is removed that they are about.
         let vary = Vary::read(&headers)?;
+        let terms = settings.rules.terms(asked, response.status(), &mut headers, times)?;
+        remove_not_stored(&mut headers);
         if response.extensions().get::<Degraded>().is_some()
             || response.extensions().get::<super::super::Stale>().is_some()
         {
             return None;
         }
-        let length = headers.get(CONTENT_LENGTH).map(|length| length.to_str().ok()?.parse().ok());
+        let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+        let length = lengths.next().map(|length| length.to_str().ok()?.parse().ok());
+        if lengths.next().is_some() {
+            return None;
+        }
         let size = match length {
-            // Several lengths, or one that is none.
+            // One that is none.
             Some(None) => return None,
             Some(Some(length)) => SizeHint::with_exact(length),
             None => response.body().size_hint(),
@@ -243,6 +285,16 @@ impl<B, E> Reply<B, E> {
     }
 }
 
+/// Puts the scope of the task in place of the caller's, which ends with the caller.
+fn behind<A>(mut request: Request<A>) -> Request<A> {
+    if let Some(scope) = Scope::current()
+        && let Some(of_caller) = request.extensions_mut().get_mut::<Scope>()
+    {
+        *of_caller = scope;
+    }
+    request
+}
+
 /// Returns whether a stale response is better than this outcome (RFC 5861, section 4).
 fn is_failure<B, E>(outcome: &Result<Response<B>, E>) -> bool {
     outcome.as_ref().map_or(true, |response| matches!(response.status().as_u16(), 500 | 502 | 503 | 504))
@@ -251,6 +303,9 @@ fn is_failure<B, E>(outcome: &Result<Response<B>, E>) -> bool {
 impl Settings {
     /// Stores the response that a flight has brought.
     pub(super) fn store(&self, lead: &Lead, page: Arc<Page>) {
+        if !page.head.terms.is_worth_storing {
+            return;
+        }
         let put = lead.store(|| self.pages.put(&lead.key, lead.asked(), page));
         if put.is_some_and(|put| put.is_kept) {
             super::count(&self.counts.stored);

@@ -1,19 +1,26 @@
 //! The requests to the upstream that are under way, so that callers who want the same response share one (*single
 //! flight*).
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use http::HeaderMap;
 use tokio::sync::watch;
 
 use super::{
-    super::http::HttpKey,
+    super::{http::HttpKey, leads::Leads},
     fill::Fill,
     interest::{Callers, Interest},
     page::{Head, Page},
     pages::Found,
 };
-use crate::{mutex::Mutex, outcome::Rejection};
+use crate::{
+    clock::{self, Instant},
+    mutex::Mutex,
+    outcome::Rejection,
+};
+
+/// How long requests join another one whose response has not begun.
+const JOINED: Duration = Duration::from_secs(10);
 
 #[derive(Default)]
 pub(super) struct Flights {
@@ -37,6 +44,7 @@ struct Resource {
 /// A request that is under way.
 pub(super) struct Flight {
     number: u64,
+    begun: Instant,
     /// The headers of the request.
     asked: HeaderMap,
     landed: watch::Sender<Option<Landed>>,
@@ -48,8 +56,10 @@ pub(super) struct Flight {
 pub(super) enum Landed {
     /// The response is arriving.
     Filling(Arc<Head>, Arc<Fill>),
-    /// A stored response that was validated, or that stands in for a failure, or that has no content.
+    /// A stored response that was validated, or one that has no content.
     Page(Arc<Page>),
+    /// A stale response in place of a failure.
+    StandIn(Arc<Page>),
     /// The response is for one caller alone.
     Alone,
     Failed(Rejection),
@@ -70,16 +80,21 @@ pub(super) enum Arrival {
 impl Flights {
     /// Joins the flight for these selecting values of a resource, or starts one.
     ///
-    /// `find` looks into the store again, at a moment when no flight can end.
+    /// A flight whose response is arriving is joined only if that `may_be_reused`, and one without a response only for a
+    /// while: it may hang. `find` looks into the store again, at a moment when no flight can end.
     pub(super) fn arrive(
         self: &Arc<Self>,
         key: &HttpKey,
         selected: &[u8],
         asked: &HeaderMap,
+        may_be_reused: impl FnOnce(&Head) -> bool,
         find: impl FnOnce() -> Option<Found>,
     ) -> Arrival {
         let mut table = self.table.lock();
-        if let Some(flight) = table.resources.get(key).and_then(|resource| resource.open.get(selected)) {
+        let open = table.resources.get(key).and_then(|resource| resource.open.get(selected));
+        if let Some(flight) = open
+            && flight.is_joined(may_be_reused)
+        {
             return Arrival::Join(Joined::new(flight));
         }
         if let Some(found) = find() {
@@ -102,6 +117,15 @@ impl Flights {
             resource.open.insert(selected.into(), Arc::clone(&flight));
         }
         Lead { flights: Arc::clone(self), key: key.clone(), selected: selected.map(Box::from), flight }
+    }
+
+    fn address(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+
+    /// Returns whether the request is made from inside that flight, which would then wait for itself.
+    pub(super) fn is_inside(&self, joined: &Joined) -> bool {
+        Leads::current().include(self.address(), joined.flight.number)
     }
 
     /// Returns the resources that have flights.
@@ -134,8 +158,17 @@ impl Flights {
 }
 
 impl Flight {
+    fn is_joined(&self, may_be_reused: impl FnOnce(&Head) -> bool) -> bool {
+        match &*self.landed.borrow() {
+            None => clock::now().saturating_duration_since(self.begun) < JOINED,
+            Some(Landed::Filling(head, _)) => may_be_reused(head),
+            Some(Landed::Page(page) | Landed::StandIn(page)) => may_be_reused(&page.head),
+            Some(Landed::Alone | Landed::Failed(_) | Landed::Lost) => false,
+        }
+    }
+
     fn new(number: u64, asked: HeaderMap) -> Self {
-        Self { number, asked, landed: watch::Sender::new(None), callers: Callers::default() }
+        Self { number, begun: clock::now(), asked, landed: watch::Sender::new(None), callers: Callers::default() }
     }
 }
 
@@ -157,6 +190,11 @@ impl Lead {
     /// Returns the headers of the request.
     pub(super) fn asked(&self) -> &HeaderMap {
         &self.flight.asked
+    }
+
+    /// Returns the calls that surround the request, with itself.
+    pub(super) fn leads(&self) -> Leads {
+        Leads::current().and((self.flights.address(), self.flight.number))
     }
 
     /// Tells those who wait. Later requests join until the lead is closed.

@@ -7,6 +7,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::SystemTime,
 };
 
 use http::{
@@ -18,14 +19,14 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::{
-    Settings,
+    PATIENCE, Settings,
     body::CacheBody,
     count,
     fetch::{Fetch, Instead, Reply, Upstream},
     flights::{Arrival, Landed, Lead},
     page::{Head, Page},
     pages::Found,
-    rules::{Asked, Reuse, Times, has_validator, is_same, validate},
+    rules::{Asked, Reuse, Terms, Times, compare, has_validator, validate},
     status::{CACHE_STATUS, Forward, Status, Why, write},
 };
 use crate::{
@@ -128,7 +129,7 @@ where
 }
 
 impl After {
-    fn apply<B>(self, mut response: Response<CacheBody<B>>) -> Response<CacheBody<B>> {
+    fn apply<B>(mut self, mut response: Response<CacheBody<B>>) -> Response<CacheBody<B>> {
         let (settings, status) = (&self.settings, response.status());
         match &self.effect {
             Effect::Invalidate(key) if status.is_success() || status.is_redirection() => {
@@ -139,19 +140,35 @@ impl After {
                 }
             }
             Effect::Compare { lead, asked, page, sent } if status == StatusCode::OK => {
-                let times = Times { sent: *sent, received: clock::now(), date: std::time::SystemTime::now() };
-                let length = |headers: &HeaderMap| headers.get(CONTENT_LENGTH).cloned();
-                let is_same = is_same(&page.head.headers, response.headers())
-                    && length(response.headers()).is_none_or(|length| length == HeaderValue::from(page.content.len()));
-                match page.updated(response.headers(), &settings.rules, asked, times) {
-                    (page, true) if is_same => settings.store(lead, Arc::new(page)),
-                    _ => settings.invalidate(&lead.key),
+                let times = Times { sent: *sent, received: clock::now(), date: SystemTime::now() };
+                let length = response.headers().get(CONTENT_LENGTH);
+                let has_length = length.is_none_or(|length| *length == HeaderValue::from(page.content.len()));
+                // Without a common validator there is no proof that the stored response is current.
+                match compare(&page.head.headers, response.headers()) {
+                    Some(true) if has_length => {
+                        let (page, is_stored) = page.updated(response.headers(), &settings.rules, asked, times);
+                        if is_stored {
+                            settings.store(lead, Arc::new(page));
+                        }
+                    }
+                    None if has_length => {}
+                    _ => settings.store(lead, Arc::new(page.expired(times))),
                 }
             }
             _ => {}
         }
         settings.note(response.headers_mut(), None, Status::Forward(Forward::new(self.why)));
+        self.effect = Effect::None;
         response
+    }
+}
+
+impl Drop for After {
+    fn drop(&mut self) {
+        // Its caller has left, or it has failed: the service may have done it all the same.
+        if let Effect::Invalidate(key) = &self.effect {
+            self.settings.invalidate(key);
+        }
     }
 }
 
@@ -191,7 +208,9 @@ impl<S, A> Missing<S, A> {
         let is_part = stale.is_none() && self.request.headers().contains_key(RANGE);
         // The stored response is for others, so that of another caller would be too.
         let is_for_others = stale.is_none() && self.found.page.is_some();
-        !(has_demands || is_part || is_for_others || self.found.pass)
+        // Most responses to a request with credentials are for one caller alone.
+        let is_private = self.asked.has_authorization;
+        !(has_demands || is_part || is_for_others || is_private || self.found.pass)
     }
 
     pub(super) async fn run<B>(mut self) -> Result<Response<CacheBody<B>>, S::Error>
@@ -201,7 +220,7 @@ impl<S, A> Missing<S, A> {
         B: Body<Error: Into<BoxError>> + Send + 'static,
     {
         let settings = Arc::clone(&self.settings);
-        let mut may_share = true;
+        let (mut may_share, mut failed) = (true, 0);
         loop {
             let (why, stale) = (self.why(), self.stale());
             if !(may_share && self.may_share(stale.as_ref())) {
@@ -210,7 +229,9 @@ impl<S, A> Missing<S, A> {
             }
             let headers = self.request.headers();
             let find = || Some(settings.pages.find(&self.key, headers)).filter(|found| self.is_fresh(found));
-            let arrival = settings.flights.arrive(&self.key, &self.found.selected, headers, find);
+            let selected = self.selected();
+            let arrival =
+                settings.flights.arrive(&self.key, &selected, headers, |head| self.is_fresh_for(&head.terms), find);
             let (mut joined, forward) = match arrival {
                 Arrival::Lead(lead) => return self.lead(lead, why, stale).await,
                 Arrival::Found(found) => {
@@ -221,6 +242,10 @@ impl<S, A> Missing<S, A> {
                 }
                 Arrival::Join(joined) => (joined, Forward { collapsed: true, ..Forward::new(why) }),
             };
+            if settings.flights.is_inside(&joined) {
+                let rejection = settings.info.reject(Reason::Recursive);
+                return S::Error::reject(rejection).map(|response| response.map(CacheBody::inner));
+            }
             let landed = joined.landed().await;
             let vary = match &landed {
                 Landed::Page(page) if page.head.is_for(&self.asked, joined.asked(), headers) => {
@@ -239,14 +264,30 @@ impl<S, A> Missing<S, A> {
                     }
                     None
                 }
+                Landed::StandIn(page)
+                    if page.head.is_for(&self.asked, joined.asked(), headers)
+                        && page.head.terms.replace_failure(&self.asked, clock::now()) =>
+                {
+                    settings.shared();
+                    return Ok(settings.answer(page, headers, Status::Forward(forward)));
+                }
                 Landed::Page(page) => Some(&page.head.vary),
                 Landed::Filling(head, _) => Some(&head.vary),
-                Landed::Failed(rejection) => {
+                // A second failure is not the fault of the request that has failed.
+                Landed::Failed(rejection) if failed > 0 => {
                     settings.shared();
                     return S::Error::reject(rejection.clone()).map(|response| response.map(CacheBody::inner));
                 }
-                Landed::Alone => None,
-                Landed::Lost => continue,
+                Landed::Failed(_) | Landed::Lost if failed == 0 => {
+                    failed += 1;
+                    self.found = settings.pages.find(&self.key, headers);
+                    continue;
+                }
+                Landed::StandIn(_) | Landed::Alone | Landed::Failed(_) | Landed::Lost => {
+                    self.found = settings.pages.find(&self.key, headers);
+                    may_share = false;
+                    continue;
+                }
             };
             // The response was for other requests, but may have said what tells them apart from this one.
             let selected = vary.map(|vary| vary.select(headers)).unwrap_or_default();
@@ -256,11 +297,17 @@ impl<S, A> Missing<S, A> {
     }
 
     fn is_fresh(&self, found: &Found) -> bool {
-        let is_fresh = |page: &Arc<Page>| {
-            let terms = &page.head.terms;
-            terms.are_for(&self.asked) && terms.reuse(&self.asked, clock::now()) == Reuse::Fresh
-        };
-        found.page.as_ref().is_some_and(is_fresh)
+        found.page.as_ref().is_some_and(|page| self.is_fresh_for(&page.head.terms))
+    }
+
+    fn is_fresh_for(&self, terms: &Terms) -> bool {
+        terms.are_for(&self.asked) && terms.reuse(&self.asked, clock::now()) == Reuse::Fresh
+    }
+
+    /// What a request must have in common with another one to share it.
+    fn selected(&self) -> Vec<u8> {
+        // Most responses to a request with a cookie are for it alone, and nobody else should wait for them.
+        [&[u8::from(self.asked.has_cookie)], &*self.found.selected].concat()
     }
 
     /// Makes the request to the upstream.
@@ -282,7 +329,8 @@ impl<S, A> Missing<S, A> {
         let (is_open, interest) = (lead.is_open(), lead.flight.callers.interest());
         let validates = self.prepare(stale.as_deref(), is_open);
         let Self { service, request, asked: wanted, .. } = self;
-        let fetch = Fetch { settings: Arc::clone(&settings), lead, asked: wanted, stale, validates };
+        let patience = settings.patience;
+        let fetch = Fetch { settings: Arc::clone(&settings), lead, asked: wanted, stale, validates, patience };
         let reply = fetch.start(service, request).await;
         drop(interest);
         let mut forward = Forward::new(why);
@@ -294,7 +342,8 @@ impl<S, A> Missing<S, A> {
                     let before = response.headers_mut().remove(CACHE_STATUS);
                     settings.note(response.headers_mut(), before.as_ref(), Status::Forward(forward));
                     let is_asked_whole = is_open || validates;
-                    if is_asked_whole
+                    if stored
+                        && is_asked_whole
                         && response.status() == StatusCode::OK
                         && let Some(not_modified) = Head::not_modified_like(response, &asked)
                     {
@@ -358,13 +407,17 @@ impl<S, A> Missing<S, A> {
         let settings = Arc::clone(&self.settings);
         let headers = self.request.headers();
         let find = || Some(settings.pages.find(&self.key, headers)).filter(|found| self.is_fresh(found));
-        let arrival = settings.flights.arrive(&self.key, &self.found.selected, headers, find);
+        let selected = self.selected();
+        let arrival =
+            settings.flights.arrive(&self.key, &selected, headers, |head| self.is_fresh_for(&head.terms), find);
         let Arrival::Lead(lead) = arrival else { return };
         count(&settings.counts.refreshes);
         let stale = self.stale();
         let validates = self.prepare(stale.as_deref(), true);
         let Self { service, request, asked, .. } = self;
-        drop(Fetch { settings, lead, asked, stale, validates }.start(service, request));
+        // Nobody waits for it.
+        let patience = settings.patience.max(PATIENCE);
+        drop(Fetch { settings, lead, patience, asked, stale, validates }.start(service, request));
     }
 }
 

@@ -359,7 +359,7 @@ where
             }
             if reuse == Reuse::Refresh && (Handle::try_current().is_ok() || asked.directives.only_if_cached) {
                 let response = settings.hit(page, &asked, headers, is_head);
-                if !is_head && !asked.directives.only_if_cached {
+                if !is_head && !asked.directives.only_if_cached && !page.is_paused(clock::now()) {
                     missing(request, found).refresh();
                 }
                 return HttpResponseFuture::answered(response);

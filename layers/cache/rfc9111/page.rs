@@ -16,7 +16,10 @@ use super::{
     },
     status::{CACHE_STATUS, set},
 };
-use crate::clock::Instant;
+use crate::{
+    clock::{self, Instant},
+    mutex::Mutex,
+};
 
 /// The head of a response that may be stored.
 #[derive(Debug, Clone)]
@@ -127,13 +130,35 @@ fn copy_name(name: &HeaderName) -> HeaderName {
 }
 
 /// A stored response.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Page {
     pub(super) head: Head,
     pub(super) content: Content,
+    /// When the next request behind a stale response may start.
+    paused_until: Mutex<Option<Instant>>,
 }
 
 impl Page {
+    pub(super) fn new(head: Head, content: Content) -> Self {
+        Self { head, content, paused_until: Mutex::default() }
+    }
+
+    /// Suspends requests behind this response.
+    pub(super) fn pause(&self, pause: Duration) {
+        *self.paused_until.lock() = clock::now().checked_add(pause);
+    }
+
+    pub(super) fn is_paused(&self, now: Instant) -> bool {
+        self.paused_until.lock().is_some_and(|until| now < until)
+    }
+
+    /// Returns the page as a stale one, which an answer to a request of that time says that it is.
+    pub(super) fn expired(&self, times: Times) -> Self {
+        let mut head = self.head.clone();
+        head.terms.expire(times);
+        Self::new(head, self.content.clone())
+    }
+
     pub(super) fn weight(&self) -> usize {
         self.head.weight() + self.content.weight()
     }
@@ -158,11 +183,10 @@ impl Page {
         add_date(&mut headers, times);
         let terms = rules.terms(asked, status, &mut headers, times);
         let vary = Vary::read(&headers).filter(|vary| *vary == before.vary);
-        let is_stored = terms.is_some() && vary.is_some();
+        let is_stored = terms.as_ref().is_some_and(|terms| terms.is_worth_storing) && vary.is_some();
         let (terms, vary) = (terms.unwrap_or_else(|| before.terms.clone()), before.vary.clone());
         let head = Head { cache_status: None, ..Head::new(status, &headers, terms, vary) };
-        let page = Self { head, content: self.content.clone() };
-        (page, is_stored)
+        (Self::new(head, self.content.clone()), is_stored)
     }
 
     /// Makes the response to a request with these headers.

@@ -69,15 +69,18 @@ async fn a_response_for_one_caller_holds_back_nobody_twice() {
 
 #[tokio::test(start_paused = true)]
 async fn a_failure_is_shared_and_not_stored() {
-    let site = slow(|n, _| if n == 1 { Err(Error::Service("gone")) } else { response(200, &[], n.to_string()) });
-    let callers: Vec<_> = (0..3).map(|_| spawned(&site, &[])).collect();
+    let site = slow(|n, _| if n <= 2 { Err(Error::Service("gone")) } else { response(200, &[], n.to_string()) });
+    let callers: Vec<_> = (0..10).map(|_| spawned(&site, &[])).collect();
     let mut errors = Vec::new();
     for caller in callers {
         errors.push(caller.await.unwrap().unwrap_err());
     }
-    assert_eq!(errors[0], "gone");
-    assert!(errors[1..].iter().all(|error| error.contains("gone") && error != "gone"), "{errors:?}");
-    assert_eq!(spawned(&site, &[]).await.unwrap().unwrap().body, "2");
+    assert_eq!(site.calls(), 2);
+    // The first may have failed by its own fault, so another one tries.
+    let (own, shared): (Vec<_>, Vec<_>) = errors.iter().partition(|error| *error == "gone");
+    assert_eq!((own.len(), shared.len()), (2, 8));
+    assert!(shared.iter().all(|error| error.contains("gone")), "{shared:?}");
+    assert_eq!(spawned(&site, &[]).await.unwrap().unwrap().body, "3");
 }
 
 #[tokio::test(start_paused = true)]
@@ -92,7 +95,7 @@ async fn a_failing_response_makes_each_caller_ask_and_is_forgotten() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_panic_reaches_its_caller_and_another_one_goes_on() {
+async fn a_panic_reaches_its_caller_and_the_others_go_on() {
     let site = slow(|n, _| {
         assert!(n > 1, "the first request");
         response(200, &["cache-control: max-age=60"], n.to_string())
@@ -102,7 +105,8 @@ async fn a_panic_reaches_its_caller_and_another_one_goes_on() {
     for caller in callers {
         outcomes.push(caller.await.ok().map(|read| read.unwrap().body));
     }
-    assert_eq!(outcomes, [None, Some("2".to_owned()), Some("2".to_owned())]);
+    outcomes.sort();
+    assert_eq!(outcomes, [None, Some("2".to_owned()), Some("3".to_owned())]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -137,7 +141,7 @@ async fn without_callers_a_request_ends_in_time() {
     let site = Site::new(CacheLayer::http().linger(5 * SECOND), answer);
     let first = spawned(&site, &[]);
     settle().await;
-    tokio::time::sleep(100 * SECOND).await;
+    tokio::time::sleep(5 * SECOND).await;
     first.abort();
     tokio::time::sleep(4 * SECOND).await;
     let second = spawned(&site, &[]);
@@ -159,9 +163,9 @@ async fn a_rejection_inside_reaches_all_who_wait() {
     };
     let site = Site::new(CacheLayer::http(), answer);
     let send = || site.send(request(Method::GET, "/", &[]));
-    let (one, other) = tokio::join!(send(), send());
-    for outcome in [one, other] {
+    let (one, other, third) = tokio::join!(send(), send(), send());
+    for outcome in [one, other, third] {
         assert!(matches!(rejection(&outcome).unwrap().reason(), Reason::Overloaded { limit: 3 }));
     }
-    assert_eq!(site.calls(), 1);
+    assert_eq!(site.calls(), 2);
 }

@@ -18,6 +18,7 @@ use ziggurat::{
     cache::{CacheBody, CacheLayer, HttpCacheHandle, HttpCacheLayer},
 };
 
+mod attacks;
 mod flights;
 mod handle;
 mod requests;

@@ -80,6 +80,7 @@ async fn the_answer_to_a_head_says_whether_the_stored_response_is_current() {
     for (etag, body) in [("a", "1"), ("b", "3")] {
         let answer = move |n: usize, parts: request::Parts| async move {
             let etag = if parts.method == Method::HEAD { etag } else { "a" };
+            assert!(n < 3 || parts.headers.contains_key("if-none-match"), "it is stale, and not gone");
             response(200, &["cache-control: max-age=10", &format!("etag: \"{etag}\"")], n.to_string())
         };
         let site = Site::new(CacheLayer::http(), answer);

@@ -29,15 +29,15 @@ pub(crate) fn validate(request: &mut HeaderMap, stored: &HeaderMap) {
 
 /// Returns whether a 304 is about the stored response, and not about another version of it (RFC 9111, section 4.3.4).
 pub(crate) fn is_same(stored: &HeaderMap, not_modified: &HeaderMap) -> bool {
-    match (not_modified.get(ETAG), stored.get(ETAG)) {
-        (Some(one), Some(other)) => opaque(one.as_bytes()) == opaque(other.as_bytes()),
-        (Some(_), None) => false,
-        (None, _) => match not_modified.get(LAST_MODIFIED) {
-            Some(modified) => stored.get(LAST_MODIFIED).is_some_and(|other| other == modified),
-            // It answers a request with the validators of the stored response.
-            None => true,
-        },
-    }
+    // Without a validator it answers a request with those of the stored response.
+    compare(stored, not_modified).unwrap_or(!not_modified.contains_key(ETAG))
+}
+
+/// Compares the validators of two responses. Returns `None` if they have none in common.
+pub(crate) fn compare(one: &HeaderMap, other: &HeaderMap) -> Option<bool> {
+    let both = |name| Some((one.get(&name)?, other.get(&name)?));
+    let etags = both(ETAG).map(|(one, other)| opaque(one.as_bytes()) == opaque(other.as_bytes()));
+    etags.or_else(|| both(LAST_MODIFIED).map(|(one, other)| one == other))
 }
 
 /// Returns whether the caller already has the stored response (RFC 9110, sections 13.1.2 and 13.1.3).

@@ -11,7 +11,7 @@ mod terms;
 mod vary;
 
 pub(super) use self::{
-    conditions::{allows_range, has_validator, is_current, is_same, validate},
+    conditions::{allows_range, compare, has_validator, is_current, is_same, validate},
     fields::{of_not_modified, remove_not_stored, update},
     range::{Part, part},
     terms::{Asked, Reuse, Rules, Terms, Times},

@@ -68,6 +68,8 @@ pub(crate) struct Terms {
     is_guess: bool,
     /// Whether it says that it may be used for requests with credentials.
     for_authorized: bool,
+    /// Whether it can be used again.
+    pub(crate) is_worth_storing: bool,
     /// Whether each use needs a validation.
     no_cache: bool,
     /// Whether it must not be used when it is stale.
@@ -88,7 +90,7 @@ pub(crate) enum Reuse {
 }
 
 impl Rules {
-    /// Returns the terms of a response to a GET, or `None` if it must not be stored or never be used.
+    /// Returns the terms of a response to a GET, or `None` if it is for its caller alone.
     ///
     /// `headers` loses the fields that must not be stored along with it.
     pub(crate) fn terms(
@@ -102,7 +104,8 @@ impl Rules {
         let is_targeted = targeted.is_some();
         let said = targeted.unwrap_or_else(|| ResponseDirectives::read(headers));
         let is_forbidden = asked.directives.no_store
-            || matches!(status.as_u16(), 0..200 | 206 | 304)
+            // The last ones are about the range or the condition of one request.
+            || matches!(status.as_u16(), 0..200 | 206 | 304 | 412 | 416 | 417)
             || if said.must_understand { !is_understood(status) } else { said.no_store }
             || said.private == Some(Fields::All);
         // For all callers, and not only by a lifetime, which many frameworks add to everything.
@@ -137,6 +140,7 @@ impl Rules {
             lifetime,
             is_guess,
             for_authorized,
+            is_worth_storing: true,
             no_cache: said.no_cache == Some(Fields::All),
             must_revalidate,
             stale_while_revalidate: window(said.stale_while_revalidate, self.stale_while_revalidate),
@@ -144,7 +148,9 @@ impl Rules {
         };
         // By its status, or because it says so (section 3).
         let is_cacheable = said_lifetime.is_some() || said.public || is_default(status);
-        let is_of_use = is_cacheable && (has_validator(headers) || !terms.useful().is_zero());
+        let is_worth_storing = is_cacheable && (has_validator(headers) || !terms.useful().is_zero());
+        // One that is stale on arrival, because the service is slow, is still for all who have waited for it.
+        let is_for_many = said_lifetime.is_some() && !lifetime.is_zero() && !terms.no_cache;
         for fields in [said.no_cache, said.private].into_iter().flatten() {
             if let Fields::Named(names) = fields {
                 for name in names {
@@ -152,7 +158,7 @@ impl Rules {
                 }
             }
         }
-        is_of_use.then_some(terms)
+        (is_worth_storing || is_for_many).then_some(Terms { is_worth_storing, ..terms })
     }
 }
 
@@ -205,6 +211,13 @@ impl Terms {
         let window = self.stale_if_error.max(wants.stale_if_error.unwrap_or_default());
         let is_recent = self.freshness(now).err().is_none_or(|stale| stale < window);
         !(self.no_cache || self.must_revalidate || wants.no_cache) && is_recent
+    }
+
+    /// Makes the response stale, as an answer to a request of that time says that it is.
+    pub(crate) fn expire(&mut self, times: Times) {
+        self.sent = times.sent;
+        self.lifetime = Duration::ZERO;
+        (self.stale_while_revalidate, self.stale_if_error) = (Duration::ZERO, Duration::ZERO);
     }
 
     /// Returns how long the response is of use from its arrival on if it cannot be validated.
