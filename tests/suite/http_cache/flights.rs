@@ -33,6 +33,7 @@ async fn bodies(callers: Vec<tokio::task::JoinHandle<Result<Read, String>>>) -> 
     bodies
 }
 
+/// Shows: W3
 #[tokio::test(start_paused = true)]
 async fn concurrent_misses_share_a_request() {
     let site = slow(|n, _| response(200, &["cache-control: max-age=60"], n.to_string()));
@@ -109,6 +110,7 @@ async fn a_panic_reaches_its_caller_and_the_others_go_on() {
     assert_eq!(outcomes, [None, Some("2".to_owned()), Some("3".to_owned())]);
 }
 
+/// Shows: W3
 #[tokio::test(start_paused = true)]
 async fn a_caller_who_leaves_does_not_stop_the_request() {
     let site = slow(|n, _| response(200, &["cache-control: max-age=60"], n.to_string()));
@@ -127,6 +129,7 @@ async fn a_caller_who_leaves_does_not_stop_the_request() {
     assert_eq!((&*site.get("/", &[]).await.body, site.calls()), ("2", 2));
 }
 
+/// Shows: W3
 #[tokio::test(start_paused = true)]
 async fn without_callers_a_request_ends_in_time() {
     let (sender, receiver) = tokio::sync::oneshot::channel::<()>();

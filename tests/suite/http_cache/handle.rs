@@ -2,6 +2,7 @@
 
 use super::*;
 
+/// Shows: W4
 #[tokio::test(start_paused = true)]
 async fn an_invalidation_beats_a_response_that_is_on_its_way() {
     type Invalidate = fn(&HttpCacheHandle);
@@ -29,6 +30,7 @@ async fn an_invalidation_beats_a_response_that_is_on_its_way() {
     }
 }
 
+/// Shows: W4
 #[tokio::test(start_paused = true)]
 async fn a_predicate_picks_resources_with_all_their_variants() {
     let site = Site::numbered(&["cache-control: max-age=60", "vary: x"]);
@@ -42,6 +44,7 @@ async fn a_predicate_picks_resources_with_all_their_variants() {
     assert!(!site.handle.is_empty());
 }
 
+/// Shows: W2
 #[tokio::test(start_paused = true)]
 async fn memory_is_bounded_by_bytes() {
     let answer = |_, _| async { response(200, &["cache-control: max-age=60"], vec![b'x'; 10_000]) };

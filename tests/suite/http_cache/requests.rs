@@ -6,6 +6,7 @@ use super::*;
 
 const FRESH: &[&str] = &["cache-control: max-age=60", "etag: \"a\"", "content-type: text/plain"];
 
+/// Shows: W2
 #[tokio::test(start_paused = true)]
 async fn a_caller_who_has_the_response_gets_a_304() {
     let site = Site::numbered(FRESH);
@@ -34,6 +35,7 @@ async fn the_condition_of_a_caller_is_judged_after_a_validation() {
     assert_eq!((site.calls(), &site.asked()[1].headers["if-none-match"]), (2, &"\"a\"".parse().unwrap()));
 }
 
+/// Shows: W2
 #[tokio::test(start_paused = true)]
 async fn ranges_are_parts_of_the_stored_response() {
     let answer = |n: usize, parts: request::Parts| async move {
@@ -64,6 +66,7 @@ async fn ranges_are_parts_of_the_stored_response() {
     assert_eq!(site.calls(), 2);
 }
 
+/// Shows: W2
 #[tokio::test(start_paused = true)]
 async fn a_head_is_answered_from_a_get_and_never_the_other_way() {
     let site = Site::numbered(FRESH);
@@ -91,6 +94,7 @@ async fn the_answer_to_a_head_says_whether_the_stored_response_is_current() {
     }
 }
 
+/// Shows: C8, W1
 #[tokio::test(start_paused = true)]
 async fn a_request_that_changes_something_invalidates_what_it_names() {
     let answer = |n: usize, parts: request::Parts| async move {
@@ -120,6 +124,7 @@ async fn a_request_that_changes_something_invalidates_what_it_names() {
     assert_eq!(bodies().await, ["12", "13", "14", "4", "5"]);
 }
 
+/// Shows: W1
 #[tokio::test(start_paused = true)]
 async fn a_request_may_forbid_the_use_or_the_storage() {
     let site = Site::numbered(&["cache-control: max-age=60"]);

@@ -4,6 +4,7 @@ use tokio::time::advance;
 
 use super::*;
 
+/// Shows: C8, W1, W4
 #[tokio::test(start_paused = true)]
 async fn a_fresh_response_is_served_with_its_age() {
     let site = Site::numbered(&["cache-control: max-age=10", "x: 1"]);
@@ -32,6 +33,7 @@ async fn hosts_paths_and_queries_are_different_resources() {
     assert_eq!(site.get("/a", &[]).await.body, "7");
 }
 
+/// Shows: C8, W1
 #[tokio::test(start_paused = true)]
 async fn tenants_with_credentials_never_see_each_others_responses() {
     let answer = |_, parts: request::Parts| async move {
@@ -55,6 +57,7 @@ async fn tenants_with_credentials_never_see_each_others_responses() {
     assert_eq!(site.get("/public", other).await.body, "one");
 }
 
+/// Shows: C8
 #[tokio::test(start_paused = true)]
 async fn a_response_that_sets_a_cookie_is_for_one_caller() {
     let site = Site::numbered(&["cache-control: max-age=60", "set-cookie: a=b"]);
@@ -68,6 +71,7 @@ async fn a_response_that_sets_a_cookie_is_for_one_caller() {
     }
 }
 
+/// Shows: W1
 #[tokio::test(start_paused = true)]
 async fn variants_are_stored_side_by_side() {
     let answer = |n: usize, parts: request::Parts| async move {
@@ -87,6 +91,7 @@ async fn variants_are_stored_side_by_side() {
     assert_eq!(site.get("/", &[]).await.body, "none 5");
 }
 
+/// Shows: W1
 #[tokio::test(start_paused = true)]
 async fn a_compressed_response_is_for_those_who_asked_for_it() {
     let answer = |_, parts: request::Parts| async move {
@@ -100,6 +105,7 @@ async fn a_compressed_response_is_for_those_who_asked_for_it() {
     assert_eq!(site.get("/", &[]).await.body, "plain");
 }
 
+/// Shows: W1
 #[tokio::test(start_paused = true)]
 async fn a_304_refreshes_the_response() {
     let answer = |n: usize, parts: request::Parts| async move {
@@ -129,6 +135,7 @@ async fn a_304_refreshes_the_response() {
     assert_eq!(site.calls(), 2);
 }
 
+/// Shows: W1
 #[tokio::test(start_paused = true)]
 async fn a_304_about_another_version_reaches_nobody() {
     let answer = |n: usize, _| async move {
@@ -183,6 +190,7 @@ async fn an_older_response_does_not_replace_a_newer_one() {
     assert_eq!(site.get("/", &[]).await.body, "2");
 }
 
+/// Shows: W1
 #[tokio::test(start_paused = true)]
 async fn a_default_ttl_is_for_responses_that_say_nothing() {
     let layer = CacheLayer::http().default_ttl(5 * SECOND);

@@ -8,6 +8,7 @@ use ziggurat::circuit_breaker::CircuitBreakerLayer;
 
 use super::*;
 
+/// Shows: W3
 #[tokio::test(start_paused = true)]
 async fn one_request_refreshes_while_a_stale_response_is_served() {
     let answer = |n: usize, _| async move {
@@ -30,6 +31,7 @@ async fn one_request_refreshes_while_a_stale_response_is_served() {
     assert_eq!(site.get("/", &[]).await.body, "3");
 }
 
+/// Shows: W3
 #[tokio::test(start_paused = true)]
 async fn a_stale_response_replaces_a_failure() {
     for failure in [|| Err(Error::Service("gone")), || response(503, &[], "sorry")] {
@@ -48,6 +50,7 @@ async fn a_stale_response_replaces_a_failure() {
     }
 }
 
+/// Shows: W3
 #[tokio::test(start_paused = true)]
 async fn an_open_circuit_is_a_failure_too() {
     let calls = std::sync::Arc::new(AtomicU32::new(0));
@@ -69,6 +72,7 @@ async fn an_open_circuit_is_a_failure_too() {
     assert_eq!(calls.load(SeqCst), 4);
 }
 
+/// Shows: W1
 #[tokio::test(start_paused = true)]
 async fn a_response_that_must_be_revalidated_is_never_stale() {
     for control in

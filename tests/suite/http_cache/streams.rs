@@ -30,6 +30,7 @@ fn ask() -> Request<Empty<Bytes>> {
     request(Method::GET, "/", &[])
 }
 
+/// Shows: W3
 #[tokio::test(start_paused = true)]
 async fn everybody_gets_bytes_as_they_come_and_nobody_waits_for_others() {
     const CHUNK: usize = 16 * 1024;
@@ -70,6 +71,7 @@ async fn everybody_gets_bytes_as_they_come_and_nobody_waits_for_others() {
     assert_eq!((site.calls(), site.handle.stats().shared), (1, 999));
 }
 
+/// Shows: C8, W2
 #[tokio::test(start_paused = true)]
 async fn a_truncated_body_is_not_stored() {
     for (headers, last) in [
@@ -97,6 +99,7 @@ async fn a_truncated_body_is_not_stored() {
     }
 }
 
+/// Shows: W2
 #[tokio::test(start_paused = true)]
 async fn a_head_that_says_too_much_shares_nothing() {
     let (sender, body) = streamed();
@@ -110,6 +113,7 @@ async fn a_head_that_says_too_much_shares_nothing() {
     assert_eq!((site.calls(), site.handle.len()), (2, 0));
 }
 
+/// Shows: W2
 #[tokio::test(start_paused = true)]
 async fn a_body_that_turns_out_too_large_streams_on() {
     let (sender, body) = streamed();
