@@ -23,6 +23,7 @@ mod flights;
 mod handle;
 mod requests;
 mod rules;
+mod stacks;
 mod stale;
 mod streams;
 
