@@ -145,6 +145,27 @@ fn without_dots(path: &str) -> String {
     format!("/{}{query}", kept.join("/"))
 }
 
+/// Returns the ports that need not be named. A request that names no scheme may have come by either.
+#[cfg(feature = "http-cache")]
+fn default_ports(scheme: Option<&str>) -> &'static [&'static str] {
+    match scheme {
+        None => &[":80", ":443"],
+        Some(scheme) if scheme.eq_ignore_ascii_case("http") => &[":80"],
+        Some(scheme) if scheme.eq_ignore_ascii_case("https") => &[":443"],
+        Some(_) => &[],
+    }
+}
+
+#[cfg(feature = "http-cache")]
+fn without_default_port<'a>(authority: &'a str, scheme: Option<&str>) -> &'a str {
+    default_ports(scheme).iter().find_map(|port| authority.strip_suffix(port)).unwrap_or(authority)
+}
+
+#[cfg(feature = "http-cache")]
+fn has_port(authority: &str) -> bool {
+    authority.rsplit_once(':').is_some_and(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 #[cfg(feature = "http-cache")]
 impl From<Uri> for HttpKey {
     fn from(uri: Uri) -> Self {
@@ -163,8 +184,9 @@ impl HttpKey {
         let path = match of_host {
             Some(rest) => {
                 let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-                authority
-                    .eq_ignore_ascii_case(self.authority())
+                let scheme = after_scheme.map(|(scheme, _)| scheme).or(self.scheme());
+                without_default_port(authority, scheme)
+                    .eq_ignore_ascii_case(without_default_port(self.authority(), self.scheme()))
                     .then(|| format!("/{}", path.trim_start_matches('/')))?
             }
             None if reference.starts_with('/') => reference.to_owned(),
@@ -175,24 +197,37 @@ impl HttpKey {
                 format!("{directory}/{reference}")
             }
         };
-        self.with_scheme(self.uri.scheme().cloned(), without_dots(&path).parse().ok()?)
+        Self::named(self.uri.scheme().cloned(), self.authority(), without_dots(&path).parse().ok()?)
     }
 
-    /// Returns the keys of the same resource, however a request names its scheme: on an HTTP/1 server it names none.
-    pub(super) fn in_any_scheme(&self) -> impl Iterator<Item = Self> {
-        let path = self.uri.path_and_query();
-        let schemes = [None, Some(Scheme::HTTP), Some(Scheme::HTTPS)];
-        schemes.into_iter().filter_map(move |scheme| self.with_scheme(scheme, path?.clone()))
+    /// Returns the keys of the same resource, however a request names its scheme and the default port: on an HTTP/1 server
+    /// it names no scheme.
+    pub(super) fn in_any_scheme(&self) -> Vec<Self> {
+        let Some(path) = self.uri.path_and_query() else { return Vec::new() };
+        let own = self.uri.scheme().filter(|scheme| ![Scheme::HTTP, Scheme::HTTPS].contains(scheme)).cloned();
+        let schemes = [None, Some(Scheme::HTTP), Some(Scheme::HTTPS)].into_iter().chain(own.map(Some));
+        let host = without_default_port(self.authority(), self.scheme());
+        let mut keys = Vec::new();
+        for scheme in schemes {
+            keys.extend(Self::named(scheme.clone(), host, path.clone()));
+            if host.is_empty() || has_port(host) {
+                continue;
+            }
+            for port in default_ports(scheme.as_ref().map(Scheme::as_str)) {
+                keys.extend(Self::named(scheme.clone(), &format!("{host}{port}"), path.clone()));
+            }
+        }
+        keys
     }
 
-    fn with_scheme(&self, scheme: Option<Scheme>, path: PathAndQuery) -> Option<Self> {
+    fn named(scheme: Option<Scheme>, authority: &str, path: PathAndQuery) -> Option<Self> {
         let mut parts = uri::Parts::default();
         parts.path_and_query = Some(path);
         let Some(scheme) = scheme else {
-            let host = HeaderValue::from_str(self.authority()).ok().filter(|host| !host.is_empty());
+            let host = HeaderValue::from_str(authority).ok().filter(|host| !host.is_empty());
             return Some(Self { uri: Uri::from_parts(parts).ok()?, host });
         };
-        (parts.scheme, parts.authority) = (Some(scheme), Some(self.authority().parse().ok()?));
+        (parts.scheme, parts.authority) = (Some(scheme), Some(authority.parse().ok()?));
         Some(Self { uri: Uri::from_parts(parts).ok()?, host: None })
     }
 
@@ -321,27 +356,51 @@ mod tests {
             ("//SHOP.test/x", "/x"),
             ("http://shop.test", "/"),
             ("https://shop.test?x", "/?x"),
+            ("http://shop.test:80/x", "/x"),
+            ("https://shop.test:443/x", "/x"),
             ("x://shop.test/x#f", "/x"),
             ("/x?u=http://other.test/", "/x?u=http://other.test/"),
         ] {
             let joined = base.join(&HeaderValue::from_static(reference));
             assert_eq!(joined, Some(key(&format!("http://shop.test{expected}"))), "{reference}");
         }
-        for other in ["http://other.test/x", "//other.test", "http://shop.test:81/x", "http://shop.test@other.test/"] {
+        for other in [
+            "http://other.test/x",
+            "//other.test",
+            "http://shop.test:81/x",
+            "http://shop.test:443/x",
+            "http://shop.test@other.test/",
+        ] {
             assert_eq!(base.join(&HeaderValue::from_static(other)), None, "{other}");
         }
     }
 
     #[test]
     fn a_resource_is_the_same_in_any_scheme() {
-        let names = |key: HttpKey| key.in_any_scheme().map(|key| key.to_string()).collect::<Vec<_>>();
-        let all = ["//shop.test/a?b", "http://shop.test/a?b", "https://shop.test/a?b"];
-        assert_eq!(names(key("https://shop.test/a?b")), all);
+        let names = |key: HttpKey| key.in_any_scheme().iter().map(HttpKey::to_string).collect::<Vec<_>>();
+        let all = [
+            "//shop.test/a?b",
+            "//shop.test:80/a?b",
+            "//shop.test:443/a?b",
+            "http://shop.test/a?b",
+            "http://shop.test:80/a?b",
+            "https://shop.test/a?b",
+            "https://shop.test:443/a?b",
+        ];
+        for name in &all[3..] {
+            assert_eq!(names(key(name)), all, "{name}");
+        }
         let request = Request::get("/a?b").header(HOST, "shop.test").body(()).unwrap();
         let of_server = HttpKey::of(&request).unwrap();
         assert_eq!(names(of_server.clone()), all);
-        assert!(of_server.in_any_scheme().any(|key| key == of_server));
+        assert!(of_server.in_any_scheme().contains(&of_server));
         assert_eq!(names(key("/a?b")), ["///a?b"]);
+        for port in ["http://shop.test:443/", "http://shop.test:8080/", "http://[::1]:8080/"] {
+            let same = ["", "http:", "https:"].map(|scheme| port.replacen("http:", scheme, 1));
+            assert_eq!(names(key(port)), same);
+        }
+        assert_eq!(names(key("http://[::1]:80/"))[..2], ["//[::1]/", "//[::1]:80/"]);
+        assert_eq!(names(key("unix://a.test/"))[7..], ["unix://a.test/"]);
         assert_eq!(of_server.compact(), of_server);
     }
 }

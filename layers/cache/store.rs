@@ -110,7 +110,8 @@ pub(super) struct Change<K, R> {
     pub(super) kept: bool,
     /// The number of other entries that were evicted for it.
     pub(super) evicted: u64,
-    _removed: Vec<Arc<Entry<K, R>>>,
+    #[cfg_attr(not(feature = "http-cache"), expect(dead_code, reason = "held until no lock is"))]
+    removed: Vec<Arc<Entry<K, R>>>,
     _refused: Option<New<R>>,
 }
 
@@ -127,6 +128,19 @@ struct Orders<K, R> {
     expiry: BTreeMap<Due, Arc<Entry<K, R>>>,
     eviction: Eviction<Arc<Entry<K, R>>>,
     stamps: u64,
+}
+
+impl<K, R> Change<K, R> {
+    /// Returns the entries that were evicted.
+    #[cfg(feature = "http-cache")]
+    pub(super) fn evicted_entries(&self) -> &[Arc<Entry<K, R>>] {
+        &self.removed[self.removed.len().saturating_sub(self.evicted as usize)..]
+    }
+
+    #[cfg(feature = "http-cache")]
+    pub(super) fn removed_entries(&self) -> &[Arc<Entry<K, R>>] {
+        &self.removed
+    }
 }
 
 impl<K, R> Store<K, R> {
@@ -177,7 +191,7 @@ impl<K, R> Store<K, R> {
         // An entry without weight would never be evicted.
         let weight = new.weight.max(1);
         if !orders.eviction.has_room_for(weight) {
-            return Change { kept: false, evicted: 0, _removed: removed, _refused: Some(new) };
+            return Change { kept: false, evicted: 0, removed, _refused: Some(new) };
         }
         let Orders { expiry, eviction, stamps } = &mut *orders;
         let others = removed.len();
@@ -206,7 +220,7 @@ impl<K, R> Store<K, R> {
         self.table.insert(Arc::clone(entry));
         drop(orders);
         let evicted = (removed.len() - others) as u64;
-        Change { kept: true, evicted, _removed: removed, _refused: None }
+        Change { kept: true, evicted, removed, _refused: None }
     }
 
     pub(super) fn remove(&self, hash: u64, key: &K) -> Change<K, R>
@@ -216,7 +230,7 @@ impl<K, R> Store<K, R> {
         let mut orders = self.orders.lock();
         let found = self.table.peek(hash, key);
         let removed = found.and_then(|entry| self.take(&mut orders, &entry));
-        Change { kept: false, evicted: 0, _removed: removed.into_iter().collect(), _refused: None }
+        Change { kept: false, evicted: 0, removed: removed.into_iter().collect(), _refused: None }
     }
 
     /// Removes exactly this entry. Returns whether it was there.
@@ -238,7 +252,7 @@ impl<K, R> Store<K, R> {
         // All of these references are to entries in `removed`.
         expiry.clear();
         drop(std::mem::replace(eviction, emptied));
-        Change { kept: false, evicted: 0, _removed: removed, _refused: None }
+        Change { kept: false, evicted: 0, removed, _refused: None }
     }
 
     /// Returns the number of entries that are still of use, and removes all others.

@@ -211,7 +211,7 @@ impl Fetch {
             }
             // Those who wait make their own requests, and those who come next do so at once.
             if self.lead.is_open() && (status.is_success() || status.is_redirection()) && !has_identity {
-                drop(self.lead.store(|| self.settings.pages.pass(&self.lead.key)));
+                self.lead.store(|| self.settings.pages.pass(&self.lead.key));
             }
             self.lead.close();
             self.lead.land(Landed::Alone);

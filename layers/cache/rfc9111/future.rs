@@ -27,7 +27,7 @@ use super::{
     page::{Head, Page},
     pages::Found,
     rules::{Asked, Reuse, Terms, Times, compare, has_validator, validate},
-    status::{CACHE_STATUS, Forward, Status, Why, write},
+    status::{CACHE_STATUS, Forward, Status, Why, append, write},
 };
 use crate::{
     body::BoxError,
@@ -157,7 +157,7 @@ impl After {
             }
             _ => {}
         }
-        settings.note(response.headers_mut(), None, Status::Forward(Forward::new(self.why)));
+        append(response.headers_mut(), settings.info.name(), Status::Forward(Forward::new(self.why)));
         self.effect = Effect::None;
         response
     }

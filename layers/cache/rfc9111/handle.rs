@@ -38,9 +38,9 @@ impl State {
         Self { capacity, pages: Pages::new(capacity), room: Room::new(capacity), flights, counts }
     }
 
-    /// Removes the responses of a resource, in whatever scheme requests have named it.
+    /// Removes the responses of a resource, however requests have named its scheme and port.
     pub(super) fn invalidate(&self, key: &HttpKey) {
-        let keys: Vec<_> = key.in_any_scheme().collect();
+        let keys = key.in_any_scheme();
         drop(self.flights.detach(&keys, || keys.iter().map(|key| self.pages.remove(key)).collect::<Vec<_>>()));
     }
 }
@@ -51,7 +51,8 @@ impl HttpCacheHandle {
     /// A request in flight for the resource does not bring them back: its callers get the response, but it is not
     /// stored, and later requests start their own.
     ///
-    /// The URI names the host that requests name, such as `http://shop.test/prices?page=1`. Its scheme does not matter.
+    /// The URI names the host that requests name, such as `http://shop.test/prices?page=1`. Its scheme does not matter, nor
+    /// does the port that is the default.
     /// A URI without a host is that of requests without one.
     pub fn invalidate(&self, uri: &Uri) {
         self.state.invalidate(&HttpKey::from(uri.clone()));

@@ -23,7 +23,12 @@ impl Callers {
         // The sender is alive.
         while count.wait_for(|count| *count == 0).await.is_ok() {
             let back = async { count.wait_for(|count| *count > 0).await.is_ok() };
-            if clock::timeout_at(clock::now() + time, back).await.is_none() {
+            let is_over = match clock::now().checked_add(time) {
+                Some(end) => clock::within(end, back).await.is_none(),
+                // It never is. The sender is alive.
+                None => !back.await,
+            };
+            if is_over {
                 return;
             }
         }

@@ -46,6 +46,7 @@ mod handle;
 mod interest;
 mod page;
 mod pages;
+mod passes;
 mod rules;
 mod status;
 
@@ -217,7 +218,8 @@ impl HttpCacheLayer {
         self
     }
 
-    /// Sets the size of the largest body that is stored, in bytes. The default is 8 MiB.
+    /// Sets the size of the largest body that is stored, in bytes. The default is 8 MiB. The
+    /// [`capacity`](Self::capacity) bounds it.
     ///
     /// A larger body streams through uncached. If its head does not say how large it is, callers may be reading it
     /// already when that turns out. Then the one that is ahead sets the pace, and the body of a caller who is more than
@@ -286,7 +288,9 @@ impl<S> Layer<S> for HttpCacheLayer {
     type Service = HttpCache<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        HttpCache { inner, settings: Arc::new(self.settings.clone()) }
+        let mut settings = self.settings.clone();
+        settings.max_body = settings.max_body.min(settings.capacity);
+        HttpCache { inner, settings: Arc::new(settings) }
     }
 }
 
@@ -338,13 +342,23 @@ where
         if !is_head && request.method() != Method::GET {
             return pass(request, Why::Method, Effect::None);
         }
+        let asked = Asked::read(headers);
+        let nothing_stored = || {
+            let mut response = Response::new(CacheBody::empty());
+            *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;
+            settings.note(response.headers_mut(), None, Status::Missing);
+            HttpResponseFuture::answered(response)
+        };
         if has_content(&request)
             || [UPGRADE, IF_MATCH, IF_UNMODIFIED_SINCE].iter().any(|name| headers.contains_key(name))
         {
-            return pass(request, Why::Bypass, Effect::None);
+            return match asked.directives.only_if_cached {
+                true => nothing_stored(),
+                false => pass(request, Why::Bypass, Effect::None),
+            };
         }
-        let asked = Asked::read(headers);
-        if asked.directives.no_store {
+        // A stored response may be served all the same, and nothing is stored if no request is made.
+        if asked.directives.no_store && !asked.directives.only_if_cached {
             return pass(request, Why::Request, Effect::None);
         }
         let found = settings.pages.find(&key, headers);
@@ -366,10 +380,7 @@ where
             }
         }
         if asked.directives.only_if_cached {
-            let mut response = Response::new(CacheBody::empty());
-            *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;
-            settings.note(response.headers_mut(), None, Status::Missing);
-            return HttpResponseFuture::answered(response);
+            return nothing_stored();
         }
         if is_head {
             let effect = found.page.map(|page| Effect::Compare {

@@ -61,7 +61,8 @@ impl Head {
     /// Returns the bytes that the head takes in memory, about.
     fn weight(&self) -> usize {
         let field = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + 96;
-        self.headers.iter().map(field).sum::<usize>() + self.vary.weight() + size_of::<Page>()
+        let others = self.cache_status.as_ref().map_or(0, HeaderValue::len);
+        self.headers.iter().map(field).sum::<usize>() + others + self.vary.weight() + size_of::<Page>()
     }
 
     fn respond<B>(

@@ -1,9 +1,11 @@
 //! The stored responses of a cache, by the requests that they are for.
 
 use std::{
+    collections::VecDeque,
     hash::{Hash, Hasher},
+    mem,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -14,18 +16,19 @@ use http::HeaderMap;
 use super::{
     super::{
         http::HttpKey,
-        store::{Change, Hashed, New, Store},
+        store::{Change, Entry, Hashed, New, Store},
     },
-    page::Page,
-    rules::Vary,
+    page::{Head, Page},
+    passes::Passes,
+    rules::{Terms, Vary},
 };
-use crate::clock::{self, Instant};
+use crate::{clock, mutex::Mutex};
 
 /// How many different `Vary` fields of one resource are known at a time. Most resources have one.
 const MOST_VARY: usize = 4;
 
-/// How long requests for a resource are not held back for one another, after a response that was for one caller alone.
-const PASS: Duration = Duration::from_secs(30);
+/// How many variants of a resource are removed together with it. Further ones are never found again, and evicted first.
+const MOST_PLACES: usize = 64;
 
 /// A place in the store.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -51,14 +54,19 @@ enum Slot {
     Resource(Arc<Resource>),
 }
 
-/// What is known of a resource that has no response for all requests.
-#[derive(Debug, Clone)]
-pub(super) struct Resource {
+/// What is known of a resource whose responses depend on more than its key.
+#[derive(Debug)]
+struct Resource {
+    /// A copy in memory of its own, which the entries of its variants share.
+    key: HttpKey,
     /// The family of its variants. After an invalidation it has another one.
     family: u64,
     /// The most recent is the first.
     vary: Vec<Vary>,
-    pass_until: Option<Instant>,
+    /// The terms of the response whose request was sent last.
+    newest: Mutex<Terms>,
+    /// The oldest is the first.
+    places: Mutex<VecDeque<Weak<Hashed<Place>>>>,
 }
 
 /// What the store has for a request.
@@ -75,34 +83,47 @@ pub(super) struct Found {
 
 /// The entries that a change has removed. Dropped without a lock, because they may be large.
 #[must_use = "drop it without holding a lock"]
+#[derive(Default)]
 pub(super) struct Removed {
     pub(super) is_kept: bool,
-    _changes: Vec<Change<Place, Slot>>,
+    changes: Vec<Change<Place, Slot>>,
 }
 
 pub(super) struct Pages {
     store: Store<Place, Slot>,
     families: AtomicU64,
+    passes: Passes,
     pub(super) evicted: AtomicU64,
 }
 
 impl Pages {
     /// Creates a store for this many bytes.
     pub(super) fn new(capacity: usize) -> Self {
-        Self { store: Store::new(capacity), families: AtomicU64::new(0), evicted: AtomicU64::new(0) }
+        let (families, passes, evicted) = Default::default();
+        Self { store: Store::new(capacity), families, passes, evicted }
     }
 
     pub(super) fn find(&self, key: &HttpKey, headers: &HeaderMap) -> Found {
-        let Some(resource) = self.store.get(&self.resource(key)) else { return Found::default() };
+        let place = self.resource(key);
+        let mut found = self.find_page(&place, headers);
+        // A hit does not need to know.
+        let is_fresh = |page: &Arc<Page>| page.head.terms.are_fresh(clock::now());
+        found.pass =
+            self.passes.has_some() && !found.page.as_ref().is_some_and(is_fresh) && self.passes.contains(place.hash);
+        found
+    }
+
+    fn find_page(&self, place: &Hashed<Place>, headers: &HeaderMap) -> Found {
+        let mut found = Found::default();
+        let Some(resource) = self.store.get(place) else { return found };
         let resource = match &resource.response {
-            Slot::Page(_, page) => return Found { page: Some(Arc::clone(page)), ..Found::default() },
+            Slot::Page(_, page) => {
+                found.page = Some(Arc::clone(page));
+                return found;
+            }
             Slot::Resource(resource) => resource,
         };
-        let mut found = Found {
-            has_others: !resource.vary.is_empty(),
-            pass: resource.pass_until.is_some_and(|until| clock::now() < until),
-            ..Found::default()
-        };
+        found.has_others = true;
         for vary in &resource.vary {
             let selected = vary.select(headers);
             let variant =
@@ -122,116 +143,210 @@ impl Pages {
     /// Stores a response to a request with these headers, unless there is the response to a later request. Locked by the
     /// flights, so that nothing comes between.
     pub(super) fn put(&self, key: &HttpKey, headers: &HeaderMap, page: Arc<Page>) -> Removed {
-        let key = key.compact();
+        let mut removed = Removed::default();
+        let at = self.resource(key);
+        self.passes.remove(at.hash);
         let vary = page.head.vary.clone();
-        let (weight, useful) = (page.weight() as u64, page.useful());
-        let mut changes = Vec::new();
-        let place = if vary.is_empty() {
-            Place::Resource(key.clone())
-        } else {
-            let family = self.learn(&key, &vary, &mut changes);
-            let mut selected = vary.select(headers);
-            selected.shrink_to_fit();
-            Place::Variant { family, vary: VaryKey(vary), selected }
+        let known = self.store.peek(&at);
+        let known = known.as_ref().map(|entry| &entry.response);
+        let is_late = match known {
+            Some(Slot::Page(_, before)) => before.head.terms.are_newer_than(&page.head.terms),
+            // A response for the same requests is compared with its own variant alone.
+            Some(Slot::Resource(known)) if known.vary.first() == Some(&vary) => false,
+            Some(Slot::Resource(known)) => known.newest.lock().are_newer_than(&page.head.terms),
+            None => false,
         };
-        let place = self.hashed(place);
-        let before = self.store.peek(&place);
-        let is_late = before.as_ref().is_some_and(|before| match &before.response {
-            Slot::Page(_, before) => before.head.terms.are_newer_than(&page.head.terms),
-            Slot::Resource(_) => false,
-        });
         if is_late {
-            return Removed { is_kept: false, _changes: changes };
+            return removed;
         }
-        let change = self.insert(place, Slot::Page(key, page), weight, useful);
-        let is_kept = change.kept;
-        changes.push(change);
-        Removed { is_kept, _changes: changes }
-    }
-
-    /// Notes what responses of the resource depend on. Returns the family of its variants.
-    fn learn(&self, key: &HttpKey, vary: &Vary, changes: &mut Vec<Change<Place, Slot>>) -> u64 {
-        let known = self.known(key);
-        if let Some(known) = &known
-            && known.vary.first() == Some(vary)
-        {
-            return known.family;
-        }
-        let mut resource = known.map_or_else(|| self.new_family(), |known| Resource::clone(&known));
-        resource.vary.retain(|other| other != vary);
-        resource.vary.insert(0, vary.clone());
-        resource.vary.truncate(MOST_VARY);
-        let family = resource.family;
-        changes.push(self.put_resource(key, resource));
-        family
-    }
-
-    /// Notes that a response was for one caller alone. A response for all requests stays.
-    pub(super) fn pass(&self, key: &HttpKey) -> Removed {
-        let known = self.store.peek(&self.resource(key));
-        let known = match known.as_ref().map(|entry| &entry.response) {
-            Some(Slot::Page(..)) => return Removed { is_kept: false, _changes: Vec::new() },
+        let before = match known {
             Some(Slot::Resource(known)) => Some(known),
-            None => None,
+            Some(Slot::Page(..)) | None => None,
         };
-        let mut resource = known.map_or_else(|| self.new_family(), |known| Resource::clone(known));
-        resource.pass_until = clock::now().checked_add(PASS);
-        let change = self.put_resource(&key.compact(), resource);
-        Removed { is_kept: change.kept, _changes: vec![change] }
-    }
-
-    fn known(&self, key: &HttpKey) -> Option<Arc<Resource>> {
-        match &self.store.peek(&self.resource(key))?.response {
-            Slot::Resource(resource) => Some(Arc::clone(resource)),
-            Slot::Page(..) => None,
+        let (weight, useful) = (page.weight() as u64, page.useful());
+        if vary.is_empty() {
+            let key = key.compact();
+            let place = Arc::new(self.hashed(Place::Resource(key.clone())));
+            if let Some(before) = before {
+                self.remove_variants(before, |_| false, &mut removed);
+            }
+            removed.is_kept = self.insert(place, Slot::Page(key, page), weight, useful, &mut removed);
+            return removed;
         }
+        let Some(resource) = self.learn(key, before, &page, &mut removed) else { return removed };
+        let mut selected = vary.select(headers);
+        selected.shrink_to_fit();
+        let place = self.hashed(Place::Variant { family: resource.family, vary: VaryKey(vary), selected });
+        let before = self.store.peek(&place);
+        if let Some(Slot::Page(_, before)) = before.as_ref().map(|entry| &entry.response)
+            && before.head.terms.are_newer_than(&page.head.terms)
+        {
+            return removed;
+        }
+        let (place, key) = (Arc::new(place), resource.key.clone());
+        // If the resource is evicted for its variant, so is the variant.
+        resource.add(&place);
+        let weight = weight + size_of_key(&key);
+        removed.is_kept = self.insert(place, Slot::Page(key, page), weight, useful, &mut removed);
+        removed
     }
 
-    fn new_family(&self) -> Resource {
-        Resource { family: self.families.fetch_add(1, Relaxed), vary: Vec::new(), pass_until: None }
+    /// Notes what responses of the resource depend on. Returns `None` if there is no room for that.
+    fn learn(
+        &self,
+        key: &HttpKey,
+        known: Option<&Arc<Resource>>,
+        page: &Page,
+        removed: &mut Removed,
+    ) -> Option<Arc<Resource>> {
+        let Head { terms, vary, .. } = &page.head;
+        if let Some(known) = known.filter(|known| known.vary.first() == Some(vary)) {
+            let mut newest = known.newest.lock();
+            if !newest.are_newer_than(terms) {
+                *newest = terms.clone();
+            }
+            return Some(Arc::clone(known));
+        }
+        let mut all = vec![vary.clone()];
+        let others = known.iter().flat_map(|known| &known.vary).filter(|other| *other != vary);
+        all.extend(others.take(MOST_VARY - 1).cloned());
+        if let Some(known) = known {
+            // Nothing finds the others any more.
+            self.remove_variants(known, |vary| all.contains(vary), removed);
+        }
+        let resource = Arc::new(Resource {
+            key: known.map_or_else(|| key.compact(), |known| known.key.clone()),
+            family: known.map_or_else(|| self.families.fetch_add(1, Relaxed), |known| known.family),
+            vary: all,
+            newest: Mutex::new(terms.clone()),
+            places: Mutex::new(known.map(|known| mem::take(&mut *known.places.lock())).unwrap_or_default()),
+        });
+        let weight = (size_of::<Resource>() + MOST_PLACES * size_of::<Weak<Hashed<Place>>>()) as u64;
+        let weight = weight + resource.vary.iter().map(Vary::weight).sum::<usize>() as u64;
+        let place = Arc::new(self.resource(&resource.key));
+        let slot = Slot::Resource(Arc::clone(&resource));
+        if self.insert(place, slot, weight, Duration::MAX, removed) {
+            return Some(resource);
+        }
+        self.remove_variants(&resource, |_| false, removed);
+        None
     }
 
-    fn put_resource(&self, key: &HttpKey, resource: Resource) -> Change<Place, Slot> {
-        let weight = 512 + resource.vary.iter().map(Vary::weight).sum::<usize>() as u64;
-        let useful = if resource.vary.is_empty() { PASS } else { Duration::MAX };
-        self.insert(self.resource(key), Slot::Resource(Arc::new(resource)), weight, useful)
+    /// Removes the variants of a resource, apart from those with a `Vary` to keep.
+    fn remove_variants(&self, resource: &Resource, keep: impl Fn(&Vary) -> bool, removed: &mut Removed) -> u64 {
+        let mut places = resource.places.lock();
+        let mut count = 0;
+        places.retain(|place| {
+            let Some(place) = place.upgrade() else { return false };
+            let is_kept = matches!(&place.key, Place::Variant { vary, .. } if keep(&vary.0));
+            if !is_kept {
+                let change = self.store.remove(place.hash, &place.key);
+                count += change.removed_entries().len() as u64;
+                removed.changes.push(change);
+            }
+            is_kept
+        });
+        count
     }
 
-    fn insert(&self, place: Hashed<Place>, slot: Slot, weight: u64, ttl: Duration) -> Change<Place, Slot> {
+    /// Removes what is known of a resource after its last variant, unless it was inserted just now. It would only take
+    /// room from responses.
+    fn remove_if_empty(&self, key: &HttpKey, family: u64, inserted: Option<&HttpKey>) -> Option<Change<Place, Slot>> {
+        let place = self.resource(key);
+        let entry = self.store.peek(&place)?;
+        let Slot::Resource(resource) = &entry.response else { return None };
+        let is_stored = |place: &Weak<Hashed<Place>>| place.upgrade().is_some_and(|at| self.store.peek(&at).is_some());
+        let is_empty = || !resource.places.lock().iter().any(is_stored);
+        let is_over = resource.family == family && inserted != Some(key) && is_empty();
+        is_over.then(|| self.store.remove(place.hash, &place.key))
+    }
+
+    /// Notes that a response was for one caller alone. It is forgotten when one is stored.
+    pub(super) fn pass(&self, key: &HttpKey) {
+        self.passes.add(self.resource(key).hash);
+    }
+
+    /// Stores an entry. Returns whether it was stored.
+    fn insert(&self, place: Arc<Hashed<Place>>, slot: Slot, weight: u64, ttl: Duration, removed: &mut Removed) -> bool {
         let weight = weight + place.key.weight();
         let new = New { response: slot, now: clock::now(), ttl, stale: Duration::ZERO, weight };
-        let change = self.store.insert(Arc::new(place), new);
-        self.evicted.fetch_add(change.evicted, Relaxed);
-        change
+        let change = self.store.insert(Arc::clone(&place), new);
+        let inserted = match &place.key {
+            Place::Resource(key) => Some(key),
+            Place::Variant { .. } => None,
+        };
+        let resources = change.evicted_entries().iter().filter_map(|entry| match &entry.response {
+            Slot::Resource(resource) => Some(resource),
+            Slot::Page(..) => None,
+        });
+        let resources: Vec<_> = resources.collect();
+        let was_found = |entry: &&Arc<Entry<Place, Slot>>| match entry.key() {
+            Place::Variant { family, .. } if resources.iter().any(|resource| resource.family == *family) => true,
+            _ => self.is_found(entry),
+        };
+        let mut evicted = change.evicted_entries().iter().filter(was_found).count() as u64;
+        for resource in &resources {
+            // Nothing would find its variants.
+            evicted += self.remove_variants(resource, |_| false, removed);
+        }
+        self.evicted.fetch_add(evicted, Relaxed);
+        for entry in change.removed_entries() {
+            if let (Slot::Page(key, _), Place::Variant { family, .. }) = (&entry.response, entry.key()) {
+                removed.changes.extend(self.remove_if_empty(key, *family, inserted));
+            }
+        }
+        let is_kept = change.kept;
+        removed.changes.push(change);
+        is_kept
     }
 
     /// Removes all responses of a resource.
     pub(super) fn remove(&self, key: &HttpKey) -> Removed {
-        // Its variants are never found again, and evicted first.
-        let resource = self.resource(key);
-        let change = self.store.remove(resource.hash, &resource.key);
-        Removed { is_kept: false, _changes: vec![change] }
+        let mut removed = Removed::default();
+        let place = self.resource(key);
+        self.passes.remove(place.hash);
+        if let Some(Slot::Resource(resource)) = self.store.peek(&place).as_ref().map(|entry| &entry.response) {
+            self.remove_variants(resource, |_| false, &mut removed);
+        }
+        removed.changes.push(self.store.remove(place.hash, &place.key));
+        removed
     }
 
     /// Removes the responses of all resources that match. Returns their number.
     pub(super) fn remove_if(&self, predicate: impl Fn(&HttpKey) -> bool) -> usize {
-        let matching = |slot: &Slot, place: &Place| match (slot, place) {
-            (Slot::Page(key, _), _) | (_, Place::Resource(key)) => predicate(key),
-            (Slot::Resource(_), Place::Variant { .. }) => false,
+        let matching = |entry: &Entry<Place, Slot>| match &entry.response {
+            Slot::Page(key, _) => predicate(key),
+            Slot::Resource(resource) => predicate(&resource.key),
         };
-        let entries = self.store.parts().flatten().filter(|entry| matching(&entry.response, entry.key()));
-        let removed = entries.filter(|entry| self.store.remove_this(entry));
-        removed.filter(|entry| matches!(entry.response, Slot::Page(..))).count()
+        let entries = self.store.parts().flatten().filter(|entry| matching(entry));
+        let entries: Vec<_> = entries.map(|entry| (self.is_found(&entry), entry)).collect();
+        entries.into_iter().filter(|(is_found, entry)| self.store.remove_this(entry) && *is_found).count()
     }
 
     pub(super) fn clear(&self) -> Removed {
-        Removed { is_kept: false, _changes: vec![self.store.clear()] }
+        self.passes.clear();
+        Removed { is_kept: false, changes: vec![self.store.clear()] }
     }
 
     /// Returns the number of responses that are of use.
     pub(super) fn len(&self) -> usize {
         let _ = self.store.len(clock::now());
-        self.store.parts().flatten().filter(|entry| matches!(entry.response, Slot::Page(..))).count()
+        self.store.parts().flatten().filter(|entry| self.is_found(entry)).count()
+    }
+
+    /// Returns whether an entry is a response that requests may get.
+    fn is_found(&self, entry: &Entry<Place, Slot>) -> bool {
+        match (&entry.response, entry.key()) {
+            (Slot::Resource(_), _) => false,
+            (Slot::Page(..), Place::Resource(_)) => true,
+            (Slot::Page(key, _), Place::Variant { family, vary, .. }) => {
+                let resource = self.store.peek(&self.resource(key));
+                matches!(
+                    resource.as_ref().map(|entry| &entry.response),
+                    Some(Slot::Resource(known)) if known.family == *family && known.vary.contains(&vary.0)
+                )
+            }
+        }
     }
 
     pub(super) fn weight(&self) -> u64 {
@@ -247,6 +362,22 @@ impl Pages {
     }
 }
 
+impl Resource {
+    /// Notes a variant that goes with the resource.
+    fn add(&self, place: &Arc<Hashed<Place>>) {
+        let mut places = self.places.lock();
+        places.retain(|known| known.upgrade().is_some_and(|known| known.key != place.key));
+        if places.len() >= MOST_PLACES {
+            places.pop_front();
+        }
+        places.push_back(Arc::downgrade(place));
+    }
+}
+
+fn size_of_key(key: &HttpKey) -> u64 {
+    (key.authority().len() + key.path().len() + key.query().map_or(0, str::len)) as u64
+}
+
 fn selected_of(variant: Hashed<Place>) -> Vec<u8> {
     match variant.key {
         Place::Variant { selected, .. } => selected,
@@ -257,10 +388,10 @@ fn selected_of(variant: Hashed<Place>) -> Vec<u8> {
 impl Place {
     fn weight(&self) -> u64 {
         let size = match self {
-            Self::Resource(key) => key.authority().len() + key.path().len() + key.query().map_or(0, str::len),
-            Self::Variant { vary, selected, .. } => vary.0.weight() + selected.len(),
+            Self::Resource(key) => size_of_key(key),
+            Self::Variant { selected, .. } => selected.len() as u64,
         };
         // With what the store needs for an entry.
-        size as u64 + 256
+        size + 256
     }
 }

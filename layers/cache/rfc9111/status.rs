@@ -67,8 +67,23 @@ pub(super) fn write(headers: &mut HeaderMap, cache: Option<&str>, before: Option
     set(headers, CACHE_STATUS, format_args!("{before}{separator}{name}{status}"));
 }
 
-/// Sets a field to a text. A short one needs no memory but its own.
+/// Adds the status after all others that a response has.
+pub(super) fn append(headers: &mut HeaderMap, cache: Option<&str>, status: Status) {
+    if let Some(value) = value(format_args!("{}{status}", name(cache))) {
+        // A response with more fields than a map can hold goes without.
+        let _ = headers.try_append(CACHE_STATUS, value);
+    }
+}
+
+/// Sets a field to a text.
 pub(super) fn set(headers: &mut HeaderMap, name: HeaderName, text: fmt::Arguments<'_>) {
+    if let Some(value) = value(text) {
+        let _ = headers.try_insert(name, value);
+    }
+}
+
+/// Makes a value of a text. A short one needs no memory but its own.
+fn value(text: fmt::Arguments<'_>) -> Option<HeaderValue> {
     let mut buffer = [0; 160];
     let mut rest = &mut buffer[..];
     let value = match rest.write_fmt(text) {
@@ -78,16 +93,19 @@ pub(super) fn set(headers: &mut HeaderMap, name: HeaderName, text: fmt::Argument
         }
         Err(_) => HeaderValue::from_str(&text.to_string()),
     };
-    if let Ok(value) = value {
-        headers.insert(name, value);
-    }
+    value.ok()
+}
+
+/// An integer of a structured field has at most 15 digits (RFC 9651, section 3.3.1).
+fn seconds(time: &Duration) -> u64 {
+    time.as_secs().min(999_999_999_999_999)
 }
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Hit(Ok(fresh)) => write!(f, "; hit; ttl={}", fresh.as_secs()),
-            Self::Hit(Err(stale)) => write!(f, "; hit; ttl=-{}", stale.as_secs()),
+            Self::Hit(Ok(fresh)) => write!(f, "; hit; ttl={}", seconds(fresh)),
+            Self::Hit(Err(stale)) => write!(f, "; hit; ttl=-{}", seconds(stale)),
             Self::Missing => f.write_str("; detail=only-if-cached"),
             Self::Forward(Forward { why, status, stored, collapsed }) => {
                 write!(f, "; fwd={}", why.as_str())?;
@@ -140,6 +158,8 @@ mod tests {
         let forward = Forward { why: Why::Stale, status: Some(304), stored: true, collapsed: true };
         let expected = "ziggurat; fwd=stale; fwd-status=304; stored; collapsed";
         assert_eq!(written(None, "", Status::Forward(forward)), expected);
+        assert_eq!(written(None, "", Status::Hit(Ok(Duration::MAX))), "ziggurat; hit; ttl=999999999999999");
+        assert_eq!(written(None, "", Status::Hit(Err(Duration::MAX))), "ziggurat; hit; ttl=-999999999999999");
         assert_eq!(written(Some("a \"b\"\u{e4}"), "", Status::Missing), r#""a \"b\""; detail=only-if-cached"#);
     }
 }

@@ -22,6 +22,7 @@ mod attacks;
 mod flights;
 mod handle;
 mod requests;
+mod resources;
 mod rules;
 mod stacks;
 mod stale;

@@ -4,7 +4,8 @@ use http::{
     HeaderMap, HeaderName,
     header::{
         CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_RANGE, DATE, ETAG,
-        EXPIRES, LAST_MODIFIED, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE, VARY,
+        EXPIRES, LAST_MODIFIED, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE,
+        VARY,
     },
 };
 
@@ -40,8 +41,9 @@ pub(crate) fn remove_not_stored(headers: &mut HeaderMap) {
 pub(crate) fn update(stored: &mut HeaderMap, not_modified: &HeaderMap) {
     let mut news = not_modified.clone();
     remove_not_stored(&mut news);
-    // The content stays as it is, and so do its length and the fields that say how to read it.
-    for name in [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_RANGE, HeaderName::from_static("content-md5")] {
+    // The content stays as it is, and so do its length and the fields that say how to read it. A cookie is for the caller
+    // whose request was validated, not for all those that get the response later.
+    for name in [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_RANGE, SET_COOKIE, HeaderName::from_static("content-md5")] {
         news.remove(name);
     }
     for name in news.keys() {
@@ -90,7 +92,9 @@ mod tests {
         let mut stored =
             headers(&[("a", "1"), ("a", "2"), ("b", "1"), ("content-length", "7"), ("content-encoding", "br")]);
         let news = [("a", "3"), ("content-length", "0"), ("content-encoding", "gzip"), ("connection", "x"), ("x", "1")];
-        update(&mut stored, &headers(&news));
+        let mut news = headers(&news);
+        news.extend(headers(&[("set-cookie", "sid=1")]));
+        update(&mut stored, &news);
         let expected = [("a", "3"), ("b", "1"), ("content-length", "7"), ("content-encoding", "br")];
         assert_eq!(stored, headers(&expected));
     }

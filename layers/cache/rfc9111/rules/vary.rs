@@ -4,10 +4,13 @@ use std::sync::Arc;
 
 use http::{
     HeaderMap, HeaderName,
-    header::{ACCEPT_ENCODING, ACCEPT_LANGUAGE, CONTENT_ENCODING, VARY},
+    header::{ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, CONTENT_ENCODING, VARY},
 };
 
 use super::list::{Backslash, elements};
+
+/// Fields that are lists by their definition. A value of any other field may mean what its text alone tells.
+const LISTS: [HeaderName; 4] = [ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE];
 
 /// The fields of a request that a response depends on, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,23 +41,29 @@ impl Vary {
 
     /// Returns the values of a request that select a response. Requests with equal values get the same.
     ///
-    /// Spaces around commas and the number of lines do not matter, nor does the case of what has none.
+    /// Spaces around commas and the number of lines do not matter. In fields that negotiate, neither do empty elements,
+    /// nor does the case of what has none.
     pub(crate) fn select(&self, headers: &HeaderMap) -> Vec<u8> {
         let mut selected = Vec::with_capacity(64);
         for name in &*self.0 {
-            if headers.contains_key(name) {
-                // No value contains these bytes.
-                selected.push(b'\n');
-                let start = selected.len();
-                for element in elements(headers, name, Backslash::Escapes) {
-                    selected.extend_from_slice(element);
-                    selected.push(b',');
-                }
-                if *name == ACCEPT_LANGUAGE || *name == ACCEPT_ENCODING {
-                    selected[start..].make_ascii_lowercase();
-                }
-            } else {
+            // No value contains these bytes.
+            if !headers.contains_key(name) {
                 selected.push(b'\r');
+                continue;
+            }
+            selected.push(b'\n');
+            let start = selected.len();
+            if !LISTS.contains(name) {
+                push_lines(&mut selected, headers, name);
+                continue;
+            }
+            for element in elements(headers, name, Backslash::Escapes) {
+                selected.extend_from_slice(element);
+                selected.push(b',');
+            }
+            // A parameter of a media type may depend on its case.
+            if *name != ACCEPT {
+                selected[start..].make_ascii_lowercase();
             }
         }
         selected
@@ -63,6 +72,38 @@ impl Vary {
     /// Returns the size in memory, about.
     pub(crate) fn weight(&self) -> usize {
         self.0.iter().map(|name| size_of::<HeaderName>() + name.as_str().len()).sum()
+    }
+}
+
+/// Adds the lines of a field, joined by commas, without the spaces around commas outside of quotes. It drops nothing
+/// else: for a server that does not read the field as a list, `,a,` is another value than `a`.
+fn push_lines(selected: &mut Vec<u8>, headers: &HeaderMap, name: &HeaderName) {
+    let start = selected.len();
+    for (n, line) in headers.get_all(name).iter().enumerate() {
+        if n > 0 {
+            selected.push(b',');
+        }
+        let (mut rest, mut is_quoted) = (line.as_bytes().trim_ascii(), false);
+        while let Some((byte, after)) = rest.split_first() {
+            rest = after;
+            match byte {
+                b'"' => is_quoted = !is_quoted,
+                b'\\' if is_quoted => {
+                    selected.push(*byte);
+                    let Some((escaped, after)) = rest.split_first() else { break };
+                    selected.push(*escaped);
+                    rest = after;
+                    continue;
+                }
+                b',' if !is_quoted => {
+                    let spaces = selected[start..].iter().rev().take_while(|byte| byte.is_ascii_whitespace()).count();
+                    selected.truncate(selected.len() - spaces);
+                    rest = rest.trim_ascii_start();
+                }
+                _ => {}
+            }
+            selected.push(*byte);
+        }
     }
 }
 
@@ -107,18 +148,35 @@ mod tests {
     }
 
     #[test]
-    fn values_are_compared_as_lists() {
+    fn fields_that_negotiate_are_compared_as_lists() {
+        let select = |name: &str, value: &str| vary(&[name]).unwrap().select(&headers(&[(name, value)]));
+        for name in ["accept", "accept-charset", "accept-encoding", "accept-language"] {
+            assert_eq!(select(name, "x , ,y,"), select(name, "x,y"), "{name}");
+            assert_ne!(select(name, "x, y"), select(name, "y, x"), "{name}");
+            assert_eq!(select(name, "x") == select(name, "X"), name != "accept", "{name}");
+        }
+    }
+
+    #[test]
+    fn other_values_are_compared_as_texts() {
         let vary = vary(&["a, b"]).unwrap();
         let select = |lines: &[(&str, &str)]| vary.select(&headers(lines));
         assert_eq!(select(&[("a", "1,2")]), select(&[("a", " 1 ,  2 "), ("c", "x")]));
         assert_eq!(select(&[("a", "1"), ("a", "2")]), select(&[("a", "1, 2")]));
+        assert_eq!(select(&[("a", "\" \" ,2 "), ("a", "")]), select(&[("a", "\" \", 2,")]));
         for (one, other) in [
             (&[("a", "1")][..], &[("a", "2")][..]),
             (&[("a", "x")], &[("a", "X")]),
             (&[("a", "1")], &[("b", "1")]),
             (&[("a", "")], &[]),
             (&[("a", "1, 2")], &[("a", "2, 1")]),
+            (&[("a", "1 2")], &[("a", "1  2")]),
+            (&[("a", ",1,")], &[("a", "1")]),
+            (&[("a", "1,,2")], &[("a", "1,2")]),
+            (&[("a", "1"), ("a", "")], &[("a", "1")]),
             (&[("a", "\"1,2\"")], &[("a", "\"1, 2\"")]),
+            (&[("a", "\"1\\\" ,2\"")], &[("a", "\"1\\\",2\"")]),
+            (&[("a", "\"1 ,2")], &[("a", "\"1,2")]),
         ] {
             assert_ne!(select(one), select(other), "{one:?} {other:?}");
         }
