@@ -205,13 +205,14 @@ impl Fetch {
         let Some((head, size)) = self.head(&response, times) else {
             let status = response.status();
             let has_identity = self.asked.has_authorization || self.asked.has_cookie;
+            let (asked, key) = (self.lead.asked(), &self.lead.key);
             if self.stale.is_some() && !status.is_server_error() && !has_identity {
                 // This answer has superseded the stored one (RFC 9111, section 4.3.3).
                 drop(self.lead.store(|| self.settings.pages.remove(&self.lead.key)));
             }
             // Those who wait make their own requests, and those who come next do so at once.
-            if self.lead.is_open() && (status.is_success() || status.is_redirection()) && !has_identity {
-                self.lead.store(|| self.settings.pages.pass(&self.lead.key));
+            if self.lead.is_open() && (status.is_success() || status.is_redirection()) {
+                self.lead.store(|| self.settings.pages.pass(key, asked));
             }
             self.lead.close();
             self.lead.land(Landed::Alone);

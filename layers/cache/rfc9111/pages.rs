@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use http::HeaderMap;
+use http::{HeaderMap, header::COOKIE};
 
 use super::{
     super::{
@@ -108,8 +108,9 @@ impl Pages {
         let mut found = self.find_page(&place, headers);
         // A hit does not need to know.
         let is_fresh = |page: &Arc<Page>| page.head.terms.are_fresh(clock::now());
-        found.pass =
-            self.passes.has_some() && !found.page.as_ref().is_some_and(is_fresh) && self.passes.contains(place.hash);
+        found.pass = self.passes.has_some()
+            && !found.page.as_ref().is_some_and(is_fresh)
+            && self.passes.contains(of_kind(place.hash, headers));
         found
     }
 
@@ -145,7 +146,7 @@ impl Pages {
     pub(super) fn put(&self, key: &HttpKey, headers: &HeaderMap, page: Arc<Page>) -> Removed {
         let mut removed = Removed::default();
         let at = self.resource(key);
-        self.passes.remove(at.hash);
+        self.passes.remove(of_kind(at.hash, headers));
         let vary = page.head.vary.clone();
         let known = self.store.peek(&at);
         let known = known.as_ref().map(|entry| &entry.response);
@@ -262,8 +263,10 @@ impl Pages {
     }
 
     /// Notes that a response was for one caller alone. It is forgotten when one is stored.
-    pub(super) fn pass(&self, key: &HttpKey) {
-        self.passes.add(self.resource(key).hash);
+    ///
+    /// It says nothing about requests of the other kind: those with a cookie, or those without one.
+    pub(super) fn pass(&self, key: &HttpKey, headers: &HeaderMap) {
+        self.passes.add(of_kind(self.resource(key).hash, headers));
     }
 
     /// Stores an entry. Returns whether it was stored.
@@ -304,7 +307,9 @@ impl Pages {
     pub(super) fn remove(&self, key: &HttpKey) -> Removed {
         let mut removed = Removed::default();
         let place = self.resource(key);
-        self.passes.remove(place.hash);
+        for kind in KINDS {
+            self.passes.remove(place.hash ^ kind);
+        }
         if let Some(Slot::Resource(resource)) = self.store.peek(&place).as_ref().map(|entry| &entry.response) {
             self.remove_variants(resource, |_| false, &mut removed);
         }
@@ -376,6 +381,13 @@ impl Resource {
 
 fn size_of_key(key: &HttpKey) -> u64 {
     (key.authority().len() + key.path().len() + key.query().map_or(0, str::len)) as u64
+}
+
+/// Told apart in the hash of a resource: requests without a cookie, and those with one.
+const KINDS: [u64; 2] = [0, 1];
+
+fn of_kind(resource: u64, headers: &HeaderMap) -> u64 {
+    resource ^ KINDS[usize::from(headers.contains_key(COOKIE))]
 }
 
 fn selected_of(variant: Hashed<Place>) -> Vec<u8> {

@@ -182,6 +182,23 @@ async fn one_caller_does_not_end_the_sharing_of_others() {
     }
 }
 
+/// Pages of callers who are logged in.
+#[tokio::test(start_paused = true)]
+async fn callers_with_a_cookie_wait_for_one_another_once() {
+    let answer = |_, parts: request::Parts| async move {
+        sleep(SECOND).await;
+        let cookie = parts.headers.get("cookie").map_or("none", |cookie| cookie.to_str().unwrap()).to_owned();
+        response(200, &["cache-control: private"], cookie)
+    };
+    let site = Site::new(CacheLayer::http(), answer);
+    let begun = tokio::time::Instant::now();
+    for seconds in [2, 3, 4] {
+        let (one, other) = tokio::join!(site.get("/", &["cookie: a=1"]), site.get("/", &["cookie: a=2"]));
+        assert_eq!([one.body, other.body], ["a=1", "a=2"]);
+        assert_eq!(begun.elapsed().as_secs(), seconds);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_stale_response_in_place_of_a_failure_is_for_those_who_may_have_it() {
     let answer = |n: usize, _| async move {
