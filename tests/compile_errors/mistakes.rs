@@ -316,7 +316,10 @@ async fn mistake() {
 
     let service = ServiceBuilder::new()
         .layer(ContextLayer::new(Scope::root("app")))
-        .layer(CacheLayer::new(10_000, Duration::from_secs(30), http_key::<String>).classify(HttpStorable))
+        .layer(
+            CacheLayer::new(10_000, Duration::from_secs(30), ziggurat::cache::http_key::<String>)
+                .classify(ziggurat::cache::HttpStorable),
+        )
         .layer(TimeoutLayer::new(Duration::from_secs(10)).named("total"))
         .layer(RetryLayer::http().max_attempts(3).backoff(Backoff::exponential(Duration::from_millis(100))))
         .layer(CircuitBreakerLayer::http().open_for(Duration::from_secs(5)))
