@@ -27,7 +27,7 @@ use super::{
     page::{Head, Page},
     pages::Found,
     rules::{Asked, Reuse, Terms, Times, compare, has_validator, validate},
-    status::{CACHE_STATUS, Forward, Status, Why, append, write},
+    status::{Forward, Status, Why, append, take, write},
 };
 use crate::{
     body::BoxError,
@@ -339,7 +339,7 @@ impl<S, A> Missing<S, A> {
                 let mut outcome = *outcome;
                 if let Ok(response) = &mut outcome {
                     forward.stored = stored;
-                    let before = response.headers_mut().remove(CACHE_STATUS);
+                    let before = take(response.headers_mut());
                     settings.note(response.headers_mut(), before.as_ref(), Status::Forward(forward));
                     let is_asked_whole = is_open || validates;
                     if stored

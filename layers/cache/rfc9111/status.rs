@@ -75,6 +75,14 @@ pub(super) fn append(headers: &mut HeaderMap, cache: Option<&str>, status: Statu
     }
 }
 
+/// Removes what other caches have said of a response, and returns it as one line.
+pub(super) fn take(headers: &mut HeaderMap) -> Option<HeaderValue> {
+    let lines: Vec<_> = headers.get_all(CACHE_STATUS).iter().map(HeaderValue::as_bytes).collect();
+    let joined = (lines.len() > 1).then(|| HeaderValue::from_bytes(&lines.join(&b", "[..])).ok());
+    let first = headers.remove(CACHE_STATUS);
+    joined.flatten().or(first)
+}
+
 /// Sets a field to a text.
 pub(super) fn set(headers: &mut HeaderMap, name: HeaderName, text: fmt::Arguments<'_>) {
     if let Some(value) = value(text) {

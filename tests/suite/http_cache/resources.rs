@@ -307,6 +307,10 @@ async fn a_status_comes_after_all_those_of_a_response_that_passes() {
     let passed = site.ask(Method::POST, "/", &[]).await;
     let lines: Vec<_> = passed.headers.get_all("cache-status").iter().collect();
     assert_eq!(lines, ["origin; hit", "middle; hit", "ziggurat; fwd=method"]);
+    for headers in [&[][..], &["if-none-match: *"]] {
+        let missed = site.get("/", headers).await;
+        assert_eq!(missed.header("cache-status"), "origin; hit, middle; hit, ziggurat; fwd=uri-miss", "{headers:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
