@@ -20,13 +20,14 @@ use tokio::runtime::Handle;
 use tower_layer::Layer;
 use tower_service::Service;
 
-pub use self::{body::CacheBody, future::HttpResponseFuture, handle::HttpCacheHandle};
 use self::{
-    future::{After, Effect, Missing},
+    after::{After, Effect},
     handle::State,
+    missing::Missing,
     rules::{Asked, Reuse, Rules},
     status::{Status, Why},
 };
+pub use self::{body::CacheBody, future::HttpResponseFuture, handle::HttpCacheHandle};
 use super::{CacheLayer, http::HttpKey};
 use crate::{
     accessors::inner_accessors,
@@ -37,6 +38,7 @@ use crate::{
     telemetry::{LayerEvent, LayerInfo, layer_info, layer_setters},
 };
 
+mod after;
 mod body;
 mod fetch;
 mod fill;
@@ -44,6 +46,7 @@ mod flights;
 mod future;
 mod handle;
 mod interest;
+mod missing;
 mod page;
 mod pages;
 mod passes;

@@ -243,8 +243,11 @@ fn a_targeted_field_counts_alone() {
 fn only_what_can_be_used_again_is_stored() {
     assert_eq!(terms(&[("cache-control", "no-cache")]), None);
     assert!(terms(&[("cache-control", "no-cache"), ("etag", "\"a\"")]).is_some());
-    assert_eq!(terms(&[("cache-control", "max-age=60"), ("age", "60")]), None);
-    assert!(terms(&[("cache-control", "max-age=60"), ("age", "60"), ("etag", "\"a\"")]).is_some());
+    // It is still for the callers who have waited for it.
+    let stale = terms(&[("cache-control", "max-age=60"), ("age", "60")]).unwrap();
+    assert!(!stale.is_worth_storing);
+    let validated = terms(&[("cache-control", "max-age=60"), ("age", "60"), ("etag", "\"a\"")]).unwrap();
+    assert!(validated.is_worth_storing);
     assert!(terms(&[("cache-control", "max-age=0, stale-if-error=60")]).is_some());
     assert_eq!(terms(&[("cache-control", "max-age=0, stale-if-error=60, must-revalidate")]), None);
     assert_eq!(terms_of(&Rules::default(), &Asked::default(), 202, &[("etag", "\"a\"")]), None);

@@ -1,0 +1,84 @@
+//! The effects on the cache of a request that it passes on.
+
+use std::{sync::Arc, time::SystemTime};
+
+use http::{
+    HeaderValue, Response, StatusCode,
+    header::{CONTENT_LENGTH, CONTENT_LOCATION, LOCATION},
+};
+
+use super::{
+    super::http::HttpKey,
+    Settings,
+    body::CacheBody,
+    flights::Lead,
+    page::Page,
+    rules::{Asked, Times, compare},
+    status::{Forward, Status, Why, append},
+};
+use crate::clock;
+
+/// What is to be done with the response of a request that was passed on.
+pub(super) struct After {
+    pub(super) settings: Arc<Settings>,
+    pub(super) why: Why,
+    pub(super) effect: Effect,
+}
+
+/// What a response may change in the cache.
+pub(super) enum Effect {
+    None,
+    /// The request may have changed the resource.
+    Invalidate(HttpKey),
+    /// The response to a HEAD says whether the stored one is current.
+    Compare {
+        lead: Lead,
+        asked: Asked,
+        page: Arc<Page>,
+        sent: clock::Instant,
+    },
+}
+
+impl After {
+    pub(super) fn apply<B>(mut self, mut response: Response<CacheBody<B>>) -> Response<CacheBody<B>> {
+        let (settings, status) = (&self.settings, response.status());
+        match &self.effect {
+            Effect::Invalidate(key) if status.is_success() || status.is_redirection() => {
+                let named = [LOCATION, CONTENT_LOCATION];
+                let named = named.iter().filter_map(|name| key.join(response.headers().get(name)?));
+                for key in named.chain([key.clone()]) {
+                    settings.invalidate(&key);
+                }
+            }
+            Effect::Compare { lead, asked, page, sent } if status == StatusCode::OK => {
+                let times = Times { sent: *sent, received: clock::now(), date: SystemTime::now() };
+                let length = response.headers().get(CONTENT_LENGTH);
+                let has_length = length.is_none_or(|length| *length == HeaderValue::from(page.content.len()));
+                // Without a common validator there is no proof that the stored response is current.
+                match compare(&page.head.headers, response.headers()) {
+                    Some(true) if has_length => {
+                        let (page, is_stored) = page.updated(response.headers(), &settings.rules, asked, times);
+                        if is_stored {
+                            settings.store(lead, Arc::new(page));
+                        }
+                    }
+                    None if has_length => {}
+                    _ => settings.store(lead, Arc::new(page.expired(times))),
+                }
+            }
+            _ => {}
+        }
+        append(response.headers_mut(), settings.info.name(), Status::Forward(Forward::new(self.why)));
+        self.effect = Effect::None;
+        response
+    }
+}
+
+impl Drop for After {
+    fn drop(&mut self) {
+        // Its caller has left, or it has failed: the service may have done it all the same.
+        if let Effect::Invalidate(key) = &self.effect {
+            self.settings.invalidate(key);
+        }
+    }
+}
