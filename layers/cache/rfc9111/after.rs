@@ -18,14 +18,14 @@ use super::{
 };
 use crate::clock;
 
-/// What is to be done with the response of a request that was passed on.
+/// The use of the response to a request that was passed on.
 pub(super) struct After {
     pub(super) settings: Arc<Settings>,
     pub(super) why: Why,
     pub(super) effect: Effect,
 }
 
-/// What a response may change in the cache.
+/// The change that a response may make in the cache.
 pub(super) enum Effect {
     None,
     /// The request may have changed the resource.

@@ -54,7 +54,7 @@ impl<S, A, B> Upstream<A, B> for S where
 /// How long no request is made behind a stale response after one that failed, unless the service says for how long.
 const REFRESH_PAUSE: Duration = Duration::from_secs(1);
 
-/// What the caller gets whose request was sent on.
+/// The reply to the caller whose request was sent on.
 pub(super) enum Reply<B, E> {
     /// The outcome of the inner service. The body may arrive by way of the cache.
     Ran(Box<Result<Response<CacheBody<B>>, E>>, Stored),
@@ -66,7 +66,7 @@ pub(super) enum Reply<B, E> {
 /// Whether a response is being stored.
 pub(super) type Stored = bool;
 
-/// What a stored response stands in for.
+/// The response that a stored one replaces.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Instead {
     NotModified,
@@ -74,7 +74,7 @@ pub(super) enum Instead {
     Failure(Option<StatusCode>),
 }
 
-/// A request to the upstream, and what is to be done with the response.
+/// A request to the upstream, and the use of its response.
 pub(super) struct Fetch {
     pub(super) settings: Arc<Settings>,
     pub(super) lead: Lead,

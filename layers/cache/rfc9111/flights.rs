@@ -51,7 +51,7 @@ pub(super) struct Flight {
     pub(super) callers: Callers,
 }
 
-/// What has come of a flight, for those who did not make the request.
+/// The outcome of a flight, for the callers that did not make the request.
 #[derive(Clone)]
 pub(super) enum Landed {
     /// The response is arriving.

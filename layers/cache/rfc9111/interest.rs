@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 use crate::clock;
 
-/// Counts the callers who are interested in a response.
+/// Counts the callers that are interested in a response.
 #[derive(Default)]
 pub(super) struct Callers(Arc<watch::Sender<usize>>);
 

@@ -144,7 +144,7 @@ impl<S, A> Missing<S, A> {
                     continue;
                 }
             };
-            // The response was for other requests, but may have said what tells them apart from this one.
+            // The response was for other requests, but its `Vary` may distinguish them from this one.
             let selected = vary.map(|vary| vary.select(headers)).unwrap_or_default();
             may_share = !selected.is_empty() && selected != self.found.selected;
             (self.found.selected, self.found.has_others) = (selected, true);
@@ -159,9 +159,9 @@ impl<S, A> Missing<S, A> {
         terms.are_for(&self.asked) && terms.reuse(&self.asked, clock::now()) == Reuse::Fresh
     }
 
-    /// What a request must have in common with another one to share it.
+    /// The values that a request must have in common with another one to share it.
     fn selected(&self) -> Vec<u8> {
-        // Most responses to a request with a cookie are for it alone, and nobody else should wait for them.
+        // Most responses to a request with a cookie are for it alone, and no other caller should wait for them.
         [&[u8::from(self.asked.has_cookie)], &*self.found.selected].concat()
     }
 
@@ -270,7 +270,7 @@ impl<S, A> Missing<S, A> {
         let stale = self.stale();
         let validates = self.prepare(stale.as_deref(), true);
         let Self { service, request, asked, .. } = self;
-        // Nobody waits for it.
+        // No caller waits for it.
         let patience = settings.patience.max(PATIENCE);
         drop(Fetch { settings, lead, patience, asked, stale, validates }.start(service, request));
     }

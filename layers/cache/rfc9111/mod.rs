@@ -111,14 +111,14 @@ impl CacheLayer<HttpKey, (), ()> {
 /// A successful request with an unsafe method, such as `POST`, removes the responses of its URI, and of those that its
 /// response names in `Location` and `Content-Location` on the same host.
 ///
-/// Each response says in `Cache-Status` (RFC 9211) what the cache has done, and a stored one in `Age` how old it is. The
+/// Each response says in `Cache-Status` (RFC 9211) the action of the cache, and a stored one in `Age` how old it is. The
 /// [name](Self::named) of the layer is the name of the cache.
 ///
 /// # Concurrent requests
 ///
 /// Requests that miss the same response share one request to the service. It runs on a task of its own, with the scope of
 /// its caller, but neither its deadline nor its cancellation. Bytes reach all callers as they arrive. A slow caller holds
-/// up nobody. The request goes on if its caller leaves, and for the time of [`linger`](Self::linger) if all have left:
+/// up no other. The request goes on if its caller leaves, and for the time of [`linger`](Self::linger) if all have left:
 /// put limits of time inside.
 ///
 /// If the response turns out to be for one caller alone, each of the others makes its own request, and for half a minute
@@ -208,7 +208,7 @@ fn count(counter: &AtomicU64) {
 impl HttpCacheLayer {
     /// Sets the total size of the stored responses, in bytes. The default is 64 MiB.
     ///
-    /// The size includes the headers and what the cache itself needs for a response. Bodies that are arriving may take as
+    /// The size includes the headers and the overhead of each response. Bodies that are arriving may take as
     /// much again: beyond that they stream through uncached. The setter makes a new, empty cache: set it before you take the [`handle`](Self::handle).
     ///
     /// # Panics

@@ -27,7 +27,7 @@ pub(super) struct Head {
     pub(super) status: StatusCode,
     /// With a place for `Age` and `Cache-Status`, so that they need no memory when the response is served.
     pub(super) headers: HeaderMap,
-    /// What other caches have said about the response.
+    /// The `Cache-Status` of the caches behind this one.
     pub(super) cache_status: Option<HeaderValue>,
     pub(super) terms: Terms,
     pub(super) vary: Vary,

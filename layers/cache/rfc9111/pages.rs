@@ -33,7 +33,7 @@ const MOST_PLACES: usize = 64;
 /// A place in the store.
 #[derive(Debug, PartialEq, Eq, Hash)]
 enum Place {
-    /// The response for all requests, or what the responses depend on.
+    /// The response for all requests, or the fields that its responses depend on.
     Resource(HttpKey),
     /// The response for requests with these values.
     Variant { family: u64, vary: VaryKey, selected: Vec<u8> },
@@ -44,7 +44,7 @@ struct VaryKey(Vary);
 
 impl Hash for VaryKey {
     fn hash<H: Hasher>(&self, _: &mut H) {
-        // The values tell them apart.
+        // The values distinguish them.
     }
 }
 
@@ -54,7 +54,7 @@ enum Slot {
     Resource(Arc<Resource>),
 }
 
-/// What is known of a resource whose responses depend on more than its key.
+/// A resource whose responses depend on more than its key.
 #[derive(Debug)]
 struct Resource {
     /// A copy in memory of its own, which the entries of its variants share.
@@ -69,7 +69,7 @@ struct Resource {
     places: Mutex<VecDeque<Weak<Hashed<Place>>>>,
 }
 
-/// What the store has for a request.
+/// The result of a lookup.
 #[derive(Debug, Default)]
 pub(super) struct Found {
     pub(super) page: Option<Arc<Page>>,
@@ -250,7 +250,7 @@ impl Pages {
         count
     }
 
-    /// Removes what is known of a resource after its last variant, unless it was inserted just now. It would only take
+    /// Removes the entry of a resource after its last variant, unless it was inserted just now. It would only take
     /// room from responses.
     fn remove_if_empty(&self, key: &HttpKey, family: u64, inserted: Option<&HttpKey>) -> Option<Change<Place, Slot>> {
         let place = self.resource(key);
@@ -403,7 +403,7 @@ impl Place {
             Self::Resource(key) => size_of_key(key),
             Self::Variant { selected, .. } => selected.len() as u64,
         };
-        // With what the store needs for an entry.
+        // With the overhead of an entry.
         size + 256
     }
 }

@@ -1,4 +1,4 @@
-//! `Cache-Status`: what the cache has done for a request (RFC 9211).
+//! `Cache-Status`: how the cache has handled a request (RFC 9211).
 
 use std::{borrow::Cow, fmt, io::Write as _, time::Duration};
 
@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
-/// What the cache has done for a request.
+/// How the cache has handled a request.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Status {
     /// It had a response, which stays fresh for this time, or is stale for this time.

@@ -92,7 +92,7 @@ struct Site {
 }
 
 impl Site {
-    /// The origin answers the n-th request, counted from 1, by `answer`.
+    /// The origin responds to the n-th request, counted from 1, with the result of `answer`.
     fn new<Fut>(
         layer: HttpCacheLayer,
         answer: impl Fn(usize, request::Parts) -> Fut + Clone + Send + Sync + 'static,
@@ -114,7 +114,7 @@ impl Site {
         Self { client: BoxCloneSyncService::new(layer.layer(origin)), handle, asked }
     }
 
-    /// The origin answers the same each time, with its number as the body.
+    /// The origin returns the same response each time, with its number as the body.
     fn numbered(headers: &'static [&'static str]) -> Self {
         Self::new(CacheLayer::http(), move |n, _| async move { response(200, headers, n.to_string()) })
     }

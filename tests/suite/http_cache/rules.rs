@@ -1,4 +1,4 @@
-//! What is stored, and for whom.
+//! The responses that are stored, and their callers.
 
 use tokio::time::advance;
 
@@ -168,7 +168,7 @@ async fn a_304_that_forbids_storage_is_obeyed() {
     assert_eq!(site.handle.len(), 0);
 }
 
-/// The origin answers the first request late: its response is the older one.
+/// The origin responds to the first request late: its response is the older one.
 #[tokio::test(start_paused = true)]
 async fn an_older_response_does_not_replace_a_newer_one() {
     let answer = |n: usize, _| async move {

@@ -17,7 +17,7 @@ impl Room {
     }
 }
 
-/// What one body has taken. Dropped, it gives that back.
+/// The bytes that one body has taken. Dropped, it releases them.
 pub(super) struct Share {
     room: Arc<Room>,
     taken: AtomicUsize,

@@ -17,7 +17,7 @@ pub(crate) fn has_validator(headers: &HeaderMap) -> bool {
     headers.contains_key(ETAG) || headers.contains_key(LAST_MODIFIED)
 }
 
-/// Makes a request ask whether a stored response is still current, in place of what it asked itself.
+/// Makes a request ask whether a stored response is still current, in place of its own condition.
 pub(crate) fn validate(request: &mut HeaderMap, stored: &HeaderMap) {
     for (condition, validator) in [(IF_NONE_MATCH, ETAG), (IF_MODIFIED_SINCE, LAST_MODIFIED)] {
         match stored.get(validator) {
@@ -29,7 +29,7 @@ pub(crate) fn validate(request: &mut HeaderMap, stored: &HeaderMap) {
 
 /// Returns whether a 304 is about the stored response, and not about another version of it (RFC 9111, section 4.3.4).
 pub(crate) fn is_same(stored: &HeaderMap, not_modified: &HeaderMap) -> bool {
-    // Without a validator it answers a request with those of the stored response.
+    // Without a validator it belongs to the request, which had those of the stored response.
     compare(stored, not_modified).unwrap_or(!not_modified.contains_key(ETAG))
 }
 

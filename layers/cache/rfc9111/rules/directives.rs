@@ -86,7 +86,7 @@ impl Fields {
     }
 }
 
-/// What a response allows a cache.
+/// The directives of a response.
 ///
 /// Of a directive that is there twice, the stricter one counts. A number that is none counts as 0: the response is
 /// stale (RFC 9111, section 4.2.1).
@@ -146,7 +146,7 @@ impl<'a> FromIterator<Directive<'a>> for ResponseDirectives {
     }
 }
 
-/// What a request demands of a cache.
+/// The directives of a request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct RequestDirectives {
     pub(crate) no_store: bool,
@@ -295,7 +295,7 @@ mod tests {
             let _ = (ResponseDirectives::read(&headers), RequestDirectives::read(&headers));
         }
 
-        /// What a line says does not depend on the order of its directives, or on their lines.
+        /// The meaning of a line does not depend on the order of its directives, or on their lines.
         #[test]
         fn the_order_and_the_lines_do_not_matter(
             mut directives in proptest::collection::vec(

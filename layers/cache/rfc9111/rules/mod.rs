@@ -1,4 +1,4 @@
-//! The rules of RFC 9111 and its relatives, without state: what headers say, and what follows from it.
+//! The rules of RFC 9111 and its relatives, as functions of headers and times, without state.
 
 mod conditions;
 mod date;

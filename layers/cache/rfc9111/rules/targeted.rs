@@ -19,7 +19,7 @@ pub(crate) fn read(headers: &HeaderMap, name: &HeaderName) -> Option<ResponseDir
     (!directives.is_empty()).then(|| directives.into_iter().collect())
 }
 
-/// The bytes that are left. Each method takes what it reads, or returns `None` if it is not there.
+/// The bytes that are left. Each method removes the bytes that it reads, or returns `None` if it is not there.
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {

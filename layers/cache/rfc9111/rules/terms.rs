@@ -29,7 +29,7 @@ pub(crate) struct Rules {
     pub(crate) targeted: Option<HeaderName>,
 }
 
-/// What the cache must know of a request.
+/// The properties of a request that the rules depend on.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Asked {
     pub(crate) directives: RequestDirectives,
@@ -129,7 +129,7 @@ impl Rules {
             return None;
         }
         let must_revalidate = said.must_revalidate || said.proxy_revalidate || said.s_maxage.is_some();
-        // What a response does not say itself applies only to one that may be reused at all.
+        // The defaults apply only to a response that may be reused at all.
         let may_be_stale = said_lifetime.is_some() || !lifetime.is_zero();
         let window =
             |said: Option<Duration>, default| said.unwrap_or(if may_be_stale { default } else { Duration::ZERO });
