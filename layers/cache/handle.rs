@@ -78,8 +78,8 @@ pub struct Stats {
     pub bypassed: u64,
     /// Background calls for a fresh response while a stale one was served.
     pub refreshes: u64,
-    /// Requests whose stale response the service has confirmed with a 304. They are in `misses`. Zero unless the cache is
-    /// a `CacheLayer::http`.
+    /// Requests whose stale response the service has confirmed with a 304. They are in `misses`. Zero unless the cache
+    /// is a `CacheLayer::http`.
     pub validated: u64,
     /// Responses that were stored.
     pub stored: u64,

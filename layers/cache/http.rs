@@ -200,8 +200,8 @@ impl HttpKey {
         Self::named(self.uri.scheme().cloned(), self.authority(), without_dots(&path).parse().ok()?)
     }
 
-    /// Returns the keys of the same resource, however a request names its scheme and the default port: on an HTTP/1 server
-    /// it names no scheme.
+    /// Returns the keys of the same resource, however a request names its scheme and the default port: on an HTTP/1
+    /// server it names no scheme.
     pub(super) fn in_any_scheme(&self) -> Vec<Self> {
         let Some(path) = self.uri.path_and_query() else { return Vec::new() };
         let own = self.uri.scheme().filter(|scheme| ![Scheme::HTTP, Scheme::HTTPS].contains(scheme)).cloned();

@@ -16,11 +16,11 @@
 //!
 //! # HTTP
 //!
-//! For HTTP, use `CacheLayer::http()` (feature `http-cache`): a cache by RFC 9111, which reads from the headers what may
-//! be stored, for whom and for how long, and streams.
+//! For HTTP, use `CacheLayer::http()` (feature `http-cache`): a cache by RFC 9111, which reads from the headers what
+//! may be stored, for whom and for how long, and streams.
 //!
-//! The rest of this page is about [`CacheLayer::new`], for values of any type. It can also keep HTTP responses for a ttl
-//! of your own, without regard to what their headers say about it:
+//! The rest of this page is about [`CacheLayer::new`], for values of any type. It can also keep HTTP responses for a
+//! ttl of your own, without regard to what their headers say about it:
 //!
 //! - [`http_key`] separates virtual hosts, and gives no key to a request whose response is not the same for all
 //!   callers.

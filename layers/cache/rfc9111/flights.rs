@@ -80,8 +80,8 @@ pub(super) enum Arrival {
 impl Flights {
     /// Joins the flight for these selecting values of a resource, or starts one.
     ///
-    /// A flight whose response is arriving is joined only if that `may_be_reused`, and one without a response only for a
-    /// while: it may hang. `find` looks into the store again, at a moment when no flight can end.
+    /// A flight whose response is arriving is joined only if that `may_be_reused`, and one without a response only for
+    /// a while: it may hang. `find` looks into the store again, at a moment when no flight can end.
     pub(super) fn arrive(
         self: &Arc<Self>,
         key: &HttpKey,
@@ -133,8 +133,8 @@ impl Flights {
         self.table.lock().resources.keys().cloned().collect()
     }
 
-    /// Detaches the flights for these resources: those who wait get their outcomes, but nothing is stored, and no request
-    /// joins them.
+    /// Detaches the flights for these resources: those who wait get their outcomes, but nothing is stored, and no
+    /// request joins them.
     ///
     /// `remove` runs before any other flight for them can start or store something.
     pub(super) fn detach<T>(&self, keys: &[HttpKey], remove: impl FnOnce() -> T) -> T {

@@ -51,8 +51,8 @@ impl HttpCacheHandle {
     /// A request in flight for the resource does not bring them back: its callers get the response, but it is not
     /// stored, and later requests start their own.
     ///
-    /// The URI names the host that requests name, such as `http://shop.test/prices?page=1`. Its scheme does not matter, nor
-    /// does the port that is the default.
+    /// The URI names the host that requests name, such as `http://shop.test/prices?page=1`. Its scheme does not matter,
+    /// nor does the port that is the default.
     /// A URI without a host is that of requests without one.
     pub fn invalidate(&self, uri: &Uri) {
         self.state.invalidate(&HttpKey::from(uri.clone()));

@@ -83,8 +83,8 @@ impl CacheLayer<HttpKey, (), ()> {
 ///
 /// # What is stored
 ///
-/// Responses to `GET` that say how long they are fresh (`s-maxage`, `max-age`, `Expires`), or that have a status such as
-/// 200 or 404 and can be validated (`ETag`, `Last-Modified`). A response that says nothing is stored for the
+/// Responses to `GET` that say how long they are fresh (`s-maxage`, `max-age`, `Expires`), or that have a status such
+/// as 200 or 404 and can be validated (`ETag`, `Last-Modified`). A response that says nothing is stored for the
 /// [`default_ttl`](Self::default_ttl), which is zero unless you set it. The following responses are not stored:
 ///
 /// - with `no-store` or `private`, with `Vary: *`, partial ones (206), and [degraded](crate::Degraded) ones
@@ -106,29 +106,37 @@ impl CacheLayer<HttpKey, (), ()> {
 /// - `stale-if-error`: if the service fails. A rejection inside is a failure too, such as one by an open circuit breaker
 /// - `max-stale` of the request
 ///
-/// Requests may demand more: `no-cache`, `no-store`, `max-age`, `min-fresh`, `only-if-cached` (504 if nothing is stored).
+/// Requests may demand more: `no-cache`, `no-store`, `max-age`, `min-fresh`, `only-if-cached` (504 if nothing is
+/// stored).
 ///
 /// A successful request with an unsafe method, such as `POST`, removes the responses of its URI, and of those that its
-/// response names in `Location` and `Content-Location` on the same host.
+/// response names in `Location` and `Content-Location` on the same host. A request without an outcome, because it was
+/// dropped or failed with an error, removes those of its URI.
 ///
-/// Each response says in `Cache-Status` (RFC 9211) the action of the cache, and a stored one in `Age` how old it is. The
-/// [name](Self::named) of the layer is the name of the cache.
+/// Each response says in `Cache-Status` (RFC 9211) the action of the cache, and a stored one in `Age` how old it is.
+/// The [name](Self::named) of the layer is the name of the cache.
 ///
 /// # Concurrent requests
 ///
-/// Requests that miss the same response share one request to the service. It runs on a task of its own, with the scope of
-/// its caller, but neither its deadline nor its cancellation. Bytes reach all callers as they arrive. A slow caller holds
-/// up no other. The request goes on if its caller leaves, and for the time of [`linger`](Self::linger) if all have left:
-/// put limits of time inside.
+/// Requests that miss the same response share one request to the service. It runs on a task of its own, with the scope
+/// of its caller, but neither its deadline nor its cancellation. Bytes reach all callers as they arrive. A slow caller
+/// holds up no other. The request goes on if its caller leaves, and for the time of [`linger`](Self::linger) if all
+/// have left: put limits of time inside.
 ///
-/// If the response turns out to be for one caller alone, each of the others makes its own request, and for half a minute
-/// the requests for this URI do not wait for one another.
+/// If the response turns out to be for one caller alone, each of the others makes its own request, and for half a
+/// minute the requests for this URI do not wait for one another. Requests with `Authorization` never do, and those with
+/// a cookie wait only for one another. A response that is arriving is shared while it may be reused, and a request that
+/// has had no response for ten seconds is no longer joined. An error is shared once a second request has failed too: the
+/// first may have failed by its own fault.
+///
+/// A call that asks for its own resource, from inside the request that the cache makes for it, gets
+/// [`Reason::Recursive`](crate::Reason::Recursive). Spawned tasks are not detected.
 ///
 /// # Order
 ///
-/// Outside the timeout of an attempt, the retry, the circuit breaker and the concurrency limit, so that a hit needs none
-/// of them, and inside the [`ContextLayer`](crate::context::ContextLayer). A layer that compresses can be on either side:
-/// a response with a `Content-Encoding` is only for requests with the same `Accept-Encoding`.
+/// Outside the timeout of an attempt, the retry, the circuit breaker and the concurrency limit, so that a hit needs
+/// none of them, and inside the [`ContextLayer`](crate::context::ContextLayer). A layer that compresses can be on
+/// either side: a response with a `Content-Encoding` is only for requests with the same `Accept-Encoding`.
 ///
 /// # Cancellation safety
 ///
@@ -139,8 +147,8 @@ impl CacheLayer<HttpKey, (), ()> {
 /// A hit costs two lookups, a copy of the headers, and two new header values, and no copy of the body. A miss costs a
 /// task and a copy of the head and the body: a stored response keeps no buffer of a connection alive.
 ///
-/// The layer needs `S: Clone` and a tokio runtime. Everything is `Send + 'static`. The service is always ready, and makes
-/// a clone of the inner service ready when it makes a request.
+/// The layer needs `S: Clone` and a tokio runtime. Everything is `Send + 'static`. The service is always ready, and
+/// makes a clone of the inner service ready when it makes a request.
 ///
 /// # Examples
 ///
@@ -209,7 +217,8 @@ impl HttpCacheLayer {
     /// Sets the total size of the stored responses, in bytes. The default is 64 MiB.
     ///
     /// The size includes the headers and the overhead of each response. Bodies that are arriving may take as
-    /// much again: beyond that they stream through uncached. The setter makes a new, empty cache: set it before you take the [`handle`](Self::handle).
+    /// much again: beyond that they stream through uncached. The setter makes a new, empty cache: set it before you
+    /// take the [`handle`](Self::handle).
     ///
     /// # Panics
     ///

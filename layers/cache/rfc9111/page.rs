@@ -169,8 +169,8 @@ impl Page {
         if has_validator(&self.head.headers) { Duration::MAX } else { self.head.terms.useful() }
     }
 
-    /// Returns the page after a 304 with these headers, which says that its content is current, and whether it may still
-    /// be stored.
+    /// Returns the page after a 304 with these headers, which says that its content is current, and whether it may
+    /// still be stored.
     pub(super) fn updated(&self, not_modified: &HeaderMap, rules: &Rules, asked: &Asked, times: Times) -> (Self, bool) {
         let (status, before) = (self.head.status, &self.head);
         let mut headers = before.headers.clone();

@@ -141,8 +141,8 @@ impl Pages {
         found
     }
 
-    /// Stores a response to a request with these headers, unless there is the response to a later request. Locked by the
-    /// flights, so that nothing comes between.
+    /// Stores a response to a request with these headers, unless there is the response to a later request. Locked by
+    /// the flights, so that nothing comes between.
     pub(super) fn put(&self, key: &HttpKey, headers: &HeaderMap, page: Arc<Page>) -> Removed {
         let mut removed = Removed::default();
         let at = self.resource(key);

@@ -41,8 +41,8 @@ pub(crate) fn remove_not_stored(headers: &mut HeaderMap) {
 pub(crate) fn update(stored: &mut HeaderMap, not_modified: &HeaderMap) {
     let mut news = not_modified.clone();
     remove_not_stored(&mut news);
-    // The content stays as it is, and so do its length and the fields that say how to read it. A cookie is for the caller
-    // whose request was validated, not for all those that get the response later.
+    // The content stays as it is, and so do its length and the fields that say how to read it. A cookie is for the
+    // caller whose request was validated, not for all those that get the response later.
     for name in [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_RANGE, SET_COOKIE, HeaderName::from_static("content-md5")] {
         news.remove(name);
     }
