@@ -131,7 +131,7 @@ impl Fetch {
         };
         let times = Times { sent, received: clock::now(), date: SystemTime::now() };
         if is_failure(&outcome) {
-            self.pause(&outcome);
+            self.pause(outcome.as_ref().ok().and_then(|response| retry_after(response.headers())));
             if let Some(page) = self.stand_in() {
                 let status = outcome.as_ref().ok().map(Response::status);
                 undisturbed(|| drop(outcome));
@@ -165,32 +165,31 @@ impl Fetch {
         })
     }
 
-    /// Suspends requests behind a stale response after one that failed.
-    fn pause<B, E>(&self, outcome: &Result<Response<B>, E>) {
+    /// Suspends requests behind a stale response after one that has brought nothing.
+    fn pause(&self, retry_after: Option<Duration>) {
         if let Some(page) = &self.stale {
-            let wait = outcome.as_ref().ok().and_then(|response| retry_after(response.headers()));
-            page.pause(wait.unwrap_or(REFRESH_PAUSE));
+            page.pause(retry_after.map_or(REFRESH_PAUSE, |wait| wait.max(REFRESH_PAUSE)));
         }
     }
 
     /// Updates the stored response by a 304. Returns `None` if the 304 is about another version of it.
     fn validated<B>(&mut self, response: &Response<B>, times: Times) -> Option<Arc<Page>> {
         let Self { settings, lead, asked, stale, .. } = self;
-        let page = stale.as_ref()?;
-        if !is_same(&page.head.headers, response.headers()) {
-            drop(lead.store(|| settings.pages.remove(&lead.key)));
+        let before = stale.as_ref()?;
+        if !is_same(&before.head.headers, response.headers()) {
+            drop(lead.store(|| settings.pages.remove_page(&lead.key, lead.asked(), before)));
             lead.close();
             lead.land(Landed::Alone);
             return None;
         }
-        let (page, is_stored) = page.updated(response.headers(), &settings.rules, asked, times);
+        let (page, is_stored) = before.updated(response.headers(), &settings.rules, asked, times);
         let page = Arc::new(page);
         if is_stored {
             settings.store(lead, Arc::clone(&page));
             lead.land(Landed::Page(Arc::clone(&page)));
         } else {
             // Confirmed for this caller alone.
-            drop(lead.store(|| settings.pages.remove(&lead.key)));
+            drop(lead.store(|| settings.pages.remove_page(&lead.key, lead.asked(), before)));
             lead.close();
             lead.land(Landed::Alone);
         }
@@ -206,10 +205,15 @@ impl Fetch {
             let status = response.status();
             let has_identity = self.asked.has_authorization || self.asked.has_cookie;
             let (asked, key) = (self.lead.asked(), &self.lead.key);
-            if self.stale.is_some() && !status.is_server_error() && !has_identity {
+            // Others, such as 429, are about this request.
+            let is_final = status.is_success() || status.is_redirection() || matches!(status.as_u16(), 404 | 410);
+            if let Some(page) = self.stale.as_ref().filter(|_| is_final && !has_identity)
+                && !page.head.terms.are_fresh(clock::now())
+            {
                 // This answer has superseded the stored one (RFC 9111, section 4.3.3).
-                drop(self.lead.store(|| self.settings.pages.remove(&self.lead.key)));
+                drop(self.lead.store(|| self.settings.pages.remove_page(key, asked, page)));
             }
+            self.pause(retry_after(response.headers()));
             // Those who wait make their own requests, and those who come next do so at once.
             if self.lead.is_open() && (status.is_success() || status.is_redirection()) {
                 self.lead.store(|| self.settings.pages.pass(key, asked));
@@ -233,10 +237,16 @@ impl Fetch {
             let response = Response::from_parts(parts, body);
             drop(reply.send(Reply::Ran(Box::new(Ok(response)), is_stored)));
         }
-        self.lead.land(Landed::Filling(Arc::clone(&head), Arc::clone(&fill)));
-        if let Some(content) = fill.receive(body).await {
-            let page = Arc::new(Page::new(Head::clone(&head), content));
-            self.settings.store(&self.lead, page);
+        if head.terms.are_for_many() {
+            self.lead.land(Landed::Filling(Arc::clone(&head), Arc::clone(&fill)));
+        } else {
+            // Each of the others needs a validation of its own.
+            self.lead.close();
+            self.lead.land(Landed::Alone);
+        }
+        match fill.receive(body).await {
+            Some(content) => self.settings.store(&self.lead, Arc::new(Page::new(Head::clone(&head), content))),
+            None => self.pause(None),
         }
     }
 

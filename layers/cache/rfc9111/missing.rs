@@ -1,6 +1,6 @@
 //! The path of a request for which the cache has no response that it may use.
 
-use std::{panic::resume_unwind, sync::Arc};
+use std::{panic::resume_unwind, sync::Arc, time::Duration};
 
 use http::{
     HeaderMap, HeaderValue, Request, Response, StatusCode,
@@ -26,6 +26,9 @@ use crate::{
     outcome::{Reason, Reject},
     telemetry::LayerEvent,
 };
+
+/// How long no other request is made behind a stale response beside one that is not shared.
+const ALONE: Duration = Duration::from_secs(10);
 
 /// A request that found nothing that it may use.
 pub(super) struct Missing<S, A> {
@@ -65,7 +68,9 @@ impl<S, A> Missing<S, A> {
         let is_for_others = stale.is_none() && self.found.page.is_some();
         // Most responses to a request with credentials are for one caller alone.
         let is_private = self.asked.has_authorization;
-        !(has_demands || is_part || is_for_others || is_private || self.found.pass)
+        // One that needs a validation for each request.
+        let is_validated = stale.is_some_and(|page| !page.head.terms.are_for_many());
+        !(has_demands || is_part || is_for_others || is_private || is_validated || self.found.pass)
     }
 
     pub(super) async fn run<B>(mut self) -> Result<Response<CacheBody<B>>, S::Error>
@@ -261,13 +266,22 @@ impl<S, A> Missing<S, A> {
     {
         let settings = Arc::clone(&self.settings);
         let headers = self.request.headers();
-        let find = || Some(settings.pages.find(&self.key, headers)).filter(|found| self.is_fresh(found));
-        let selected = self.selected();
-        let arrival =
-            settings.flights.arrive(&self.key, &selected, headers, |head| self.is_fresh_for(&head.terms), find);
-        let Arrival::Lead(lead) = arrival else { return };
-        count(&settings.counts.refreshes);
         let stale = self.stale();
+        let lead = if self.may_share(stale.as_ref()) {
+            let find = || Some(settings.pages.find(&self.key, headers)).filter(|found| self.is_fresh(found));
+            let (selected, may_be_reused) = (self.selected(), |head: &Head| self.is_fresh_for(&head.terms));
+            match settings.flights.arrive(&self.key, &selected, headers, may_be_reused, find) {
+                Arrival::Lead(lead) => lead,
+                Arrival::Join(_) | Arrival::Found(_) => return,
+            }
+        } else {
+            // No other request finds out that this one is under way.
+            if let Some(page) = &stale {
+                page.pause(ALONE);
+            }
+            settings.flights.alone(&self.key, headers)
+        };
+        count(&settings.counts.refreshes);
         let validates = self.prepare(stale.as_deref(), true);
         let Self { service, request, asked, .. } = self;
         // No caller waits for it.

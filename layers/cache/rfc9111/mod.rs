@@ -395,7 +395,8 @@ where
             return nothing_stored();
         }
         if is_head {
-            let effect = found.page.map(|page| Effect::Compare {
+            let page = found.page.filter(|page| page.head.terms.are_for(&asked));
+            let effect = page.map(|page| Effect::Compare {
                 lead: settings.flights.alone(&key, headers),
                 sent: clock::now(),
                 asked,

@@ -82,7 +82,7 @@ impl Head {
     /// Returns whether the response to a request with the headers `from` is for another request too.
     pub(super) fn is_for(&self, asked: &Asked, from: &HeaderMap, headers: &HeaderMap) -> bool {
         let is_selected = self.vary.is_empty() || self.vary.select(from) == self.vary.select(headers);
-        is_selected && self.terms.are_for(asked)
+        is_selected && self.terms.are_for(asked) && self.terms.are_for_many()
     }
 
     /// Returns the 304 for a caller that has this response already, which was not asked for conditionally.

@@ -303,6 +303,26 @@ impl Pages {
         is_kept
     }
 
+    /// Removes exactly this response to a request with these headers, unless another one has replaced it.
+    pub(super) fn remove_page(&self, key: &HttpKey, headers: &HeaderMap, page: &Arc<Page>) -> Removed {
+        let mut removed = Removed::default();
+        let mut place = self.resource(key);
+        if let Some(Slot::Resource(resource)) = self.store.peek(&place).as_ref().map(|entry| &entry.response) {
+            let vary = page.head.vary.clone();
+            let selected = vary.select(headers);
+            place = self.hashed(Place::Variant { family: resource.family, vary: VaryKey(vary), selected });
+        }
+        let stored = self.store.peek(&place);
+        let is_this = matches!(
+            stored.as_ref().map(|entry| &entry.response),
+            Some(Slot::Page(_, stored)) if Arc::ptr_eq(stored, page)
+        );
+        if is_this {
+            removed.changes.push(self.store.remove(place.hash, &place.key));
+        }
+        removed
+    }
+
     /// Removes all responses of a resource.
     pub(super) fn remove(&self, key: &HttpKey) -> Removed {
         let mut removed = Removed::default();

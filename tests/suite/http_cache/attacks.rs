@@ -40,11 +40,57 @@ async fn a_head_without_validators_proves_nothing() {
     site.ask(Method::HEAD, "/", &["cache-control: no-cache"]).await;
     advance(2 * SECOND).await;
     assert_eq!(site.get("/", &[]).await.body, "3");
-    // Nor do those of a stranger remove anything.
-    for stranger in ["authorization: x", "cookie: a=b", "cache-control: no-cache"] {
-        site.ask(Method::HEAD, "/", &[stranger]).await;
+}
+
+/// The origin tells its callers apart by a header of its own, and says nothing about it.
+#[tokio::test(start_paused = true)]
+async fn what_needs_a_validation_is_shared_with_no_caller_who_waits() {
+    for control in ["x: y", "cache-control: no-cache", "cache-control: max-age=0"] {
+        let answer = move |_, parts: request::Parts| async move {
+            sleep(SECOND).await;
+            let key = parts.headers["x-api-key"].to_str().unwrap().to_owned();
+            if parts.headers.get("if-none-match").is_some_and(|etag| etag.to_str().unwrap() == format!("\"{key}\"")) {
+                return response(304, &[&format!("etag: \"{key}\""), control], "");
+            }
+            response(200, &[&format!("etag: \"{key}\""), control], key)
+        };
+        let site = Site::new(CacheLayer::http(), answer);
+        for n in 0..3 {
+            let begun = tokio::time::Instant::now();
+            let (one, other) = tokio::join!(site.get("/", &["x-api-key: one"]), site.get("/", &["x-api-key: other"]));
+            assert_eq!([&*one.body, &*other.body], ["one", "other"], "{control}");
+            assert_eq!(begun.elapsed().as_secs(), if n == 0 { 2 } else { 1 }, "{control}");
+        }
     }
-    assert_eq!(site.get("/", &[]).await.body, "3");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stranger_makes_no_response_stale() {
+    let answer = |n: usize, parts: request::Parts| async move {
+        let etag = if parts.headers.contains_key("authorization") { "etag: \"b\"" } else { "etag: \"a\"" };
+        response(200, &["cache-control: max-age=60", etag], n.to_string())
+    };
+    let site = Site::new(CacheLayer::http(), answer);
+    site.get("/", &[]).await;
+    settle().await;
+    site.ask(Method::HEAD, "/", &["authorization: x", "cache-control: no-cache"]).await;
+    assert_eq!((site.get("/", &[]).await.body, site.calls()), ("1".to_owned(), 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_about_one_request_supersedes_nothing() {
+    let answer = |n: usize, _| async move {
+        match n {
+            1 => response(200, &["cache-control: max-age=1, stale-if-error=1000"], "old"),
+            2 => response(429, &[], "too many"),
+            _ => Err(Error::Service("gone")),
+        }
+    };
+    let site = Site::new(CacheLayer::http(), answer);
+    site.get("/", &[]).await;
+    advance(2 * SECOND).await;
+    assert_eq!(site.get("/", &[]).await.status, 429);
+    assert_eq!(site.get("/", &[]).await.body, "old");
 }
 
 /// Those who wait go on together, and not one after the other.

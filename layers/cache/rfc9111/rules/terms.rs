@@ -150,7 +150,7 @@ impl Rules {
         let is_cacheable = said_lifetime.is_some() || said.public || is_default(status);
         let is_worth_storing = is_cacheable && (has_validator(headers) || !terms.useful().is_zero());
         // One that is stale on arrival, because the service is slow, is still for all who have waited for it.
-        let is_for_many = said_lifetime.is_some() && !lifetime.is_zero() && !terms.no_cache;
+        let is_for_many = said_lifetime.is_some() && terms.are_for_many();
         for fields in [said.no_cache, said.private].into_iter().flatten() {
             if let Fields::Named(names) = fields {
                 for name in names {
@@ -178,6 +178,11 @@ impl Terms {
         if age < self.lifetime { Ok(self.lifetime - age) } else { Err(age - self.lifetime) }
     }
 
+    /// Returns whether those who have waited for the response may have it without a validation of their own.
+    pub(crate) fn are_for_many(&self) -> bool {
+        !self.no_cache && !self.lifetime.is_zero()
+    }
+
     /// Returns whether the response needs no validation unless a request asks for one.
     pub(crate) fn are_fresh(&self, now: Instant) -> bool {
         !self.no_cache && self.freshness(now).is_ok()
@@ -197,7 +202,8 @@ impl Terms {
         match self.freshness(now) {
             Ok(left) if wants.min_fresh.is_none_or(|least| left >= least) => Reuse::Fresh,
             Err(stale) if !self.must_revalidate && wants.min_fresh.is_none() => match () {
-                () if stale < self.stale_while_revalidate => Reuse::Refresh,
+                // A request that says how old a response may be says by `max-stale` how stale.
+                () if stale < self.stale_while_revalidate && wants.max_age.is_none() => Reuse::Refresh,
                 () if wants.max_stale.is_some_and(|most| stale <= most) => Reuse::Stale,
                 () => Reuse::Validate,
             },

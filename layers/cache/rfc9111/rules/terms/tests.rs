@@ -210,6 +210,7 @@ fn a_stale_response_is_used_only_where_that_is_allowed() {
         let terms = terms_of(&rules, &Asked::default(), 200, lines).unwrap();
         // Ten seconds after its end.
         let now = terms.received + Duration::from_secs(20);
+        assert_eq!(terms.reuse(&asked(&[("cache-control", "max-age=100")]), now), Reuse::Validate, "{control}");
         assert_eq!(terms.reuse(&Asked::default(), now) == Reuse::Refresh, refresh, "{control}");
         assert_eq!(terms.replace_failure(&Asked::default(), now), failure, "{control}");
         assert!(!terms.replace_failure(&Asked::default(), now + Duration::from_secs(1000)), "{control}");
