@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The pause after a failed background fetch for a key, unless the service asks for a longer one.
-const REFRESH_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const REFRESH_PAUSE: Duration = Duration::from_secs(1);
 
 /// Decides how long a response stays fresh: a [`Duration`], or a function of the key and the response.
 ///

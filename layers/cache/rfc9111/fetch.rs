@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 use tower_service::Service;
 
 use super::{
+    super::policy::REFRESH_PAUSE,
     Settings,
     body::CacheBody,
     fill::{Content, Fill},
@@ -50,9 +51,6 @@ impl<S, A, B> Upstream<A, B> for S where
         + 'static
 {
 }
-
-/// How long no request is made behind a stale response after one that failed, unless the service says for how long.
-const REFRESH_PAUSE: Duration = Duration::from_secs(1);
 
 /// The reply to the caller whose request was sent on.
 pub(super) enum Reply<B, E> {

@@ -3,10 +3,7 @@
 use std::{
     fmt,
     ops::Deref,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -28,7 +25,7 @@ use self::{
     status::{Status, Why},
 };
 pub use self::{body::CacheBody, future::HttpResponseFuture, handle::HttpCacheHandle};
-use super::{CacheLayer, http::HttpKey};
+use super::{CacheLayer, handle::count, http::HttpKey};
 use crate::{
     accessors::inner_accessors,
     body::BoxError,
@@ -103,7 +100,7 @@ impl CacheLayer<HttpKey, (), ()> {
 /// validated: a 304 of the service makes it fresh again. It is served as it is if the response or the settings say so:
 ///
 /// - `stale-while-revalidate`: at once, while a task fetches a fresh one
-/// - `stale-if-error`: if the service fails. A rejection inside is a failure too, such as one by an open circuit breaker
+/// - `stale-if-error`: if the service fails. A rejection inside is a failure too, such as that of an open circuit
 /// - `max-stale` of the request
 ///
 /// Requests may demand more: `no-cache`, `no-store`, `max-age`, `min-fresh`, `only-if-cached` (504 if nothing is
@@ -126,8 +123,8 @@ impl CacheLayer<HttpKey, (), ()> {
 /// If the response turns out to be for one caller alone, each of the others makes its own request, and for half a
 /// minute the requests for this URI do not wait for one another. Requests with `Authorization` never do, and those with
 /// a cookie wait only for one another. A response that is arriving is shared while it may be reused, and a request that
-/// has had no response for ten seconds is no longer joined. An error is shared once a second request has failed too: the
-/// first may have failed by its own fault.
+/// has had no response for ten seconds is no longer joined. An error is shared once a second request has failed too:
+/// the first may have failed by its own fault.
 ///
 /// A call that asks for its own resource, from inside the request that the cache makes for it, gets
 /// [`Reason::Recursive`](crate::Reason::Recursive). Spawned tasks are not detected.
@@ -207,10 +204,6 @@ impl Deref for Settings {
     fn deref(&self) -> &State {
         &self.state
     }
-}
-
-fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Relaxed);
 }
 
 impl HttpCacheLayer {

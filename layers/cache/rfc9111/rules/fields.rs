@@ -67,16 +67,7 @@ pub(crate) fn of_not_modified(stored: &HeaderMap) -> HeaderMap {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
-    use super::*;
-
-    fn headers(lines: &[(&str, &str)]) -> HeaderMap {
-        let line = |(name, value): &(&str, &str)| {
-            (HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap())
-        };
-        lines.iter().map(line).collect()
-    }
+    use super::{super::headers, *};
 
     #[test]
     fn fields_of_a_connection_are_not_stored() {

@@ -17,3 +17,12 @@ pub(super) use self::{
     terms::{Asked, Reuse, Rules, Terms, Times},
     vary::Vary,
 };
+
+/// The headers of these lines, for tests.
+#[cfg(test)]
+fn headers(lines: &[(&str, &str)]) -> http::HeaderMap {
+    let line = |(name, value): &(&str, &str)| {
+        (name.parse().unwrap(), http::HeaderValue::from_bytes(value.as_bytes()).unwrap())
+    };
+    lines.iter().map(line).collect()
+}

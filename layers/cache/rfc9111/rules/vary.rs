@@ -109,16 +109,7 @@ fn push_lines(selected: &mut Vec<u8>, headers: &HeaderMap, name: &HeaderName) {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
-    use super::*;
-
-    fn headers(lines: &[(&str, &str)]) -> HeaderMap {
-        let line = |(name, value): &(&str, &str)| {
-            (HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap())
-        };
-        lines.iter().map(line).collect()
-    }
+    use super::{super::headers, *};
 
     fn vary(values: &[&str]) -> Option<Vary> {
         Vary::read(&headers(&values.iter().map(|value| ("vary", *value)).collect::<Vec<_>>()))

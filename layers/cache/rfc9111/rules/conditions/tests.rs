@@ -1,13 +1,6 @@
-use http::{HeaderName, HeaderValue, header::RANGE};
+use http::header::RANGE;
 
-use super::*;
-
-fn headers(lines: &[(&str, &str)]) -> HeaderMap {
-    let line = |(name, value): &(&str, &str)| {
-        (HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_bytes(value.as_bytes()).unwrap())
-    };
-    lines.iter().map(line).collect()
-}
+use super::{super::headers, *};
 
 const MONDAY: &str = "Mon, 05 Jan 2026 10:00:00 GMT";
 const TUESDAY: &str = "Tue, 06 Jan 2026 10:00:00 GMT";

@@ -1,20 +1,12 @@
-use http::HeaderValue;
 use proptest::prelude::*;
 
-use super::*;
+use super::{super::headers, *};
 
 /// Mon, 05 Jan 2026 10:00:00 GMT
 const NOW: u64 = 1_767_607_200;
 
 fn date_at(seconds: i64) -> String {
     httpdate::fmt_http_date(SystemTime::UNIX_EPOCH + Duration::from_secs(NOW.checked_add_signed(seconds).unwrap()))
-}
-
-fn headers(lines: &[(&str, &str)]) -> HeaderMap {
-    let line = |(name, value): &(&str, &str)| {
-        (HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_bytes(value.as_bytes()).unwrap())
-    };
-    lines.iter().map(line).collect()
 }
 
 fn times() -> Times {
