@@ -44,6 +44,12 @@ impl<S: Service<Req>, Req> Call<S, Req> {
     pub(crate) fn new(service: S, request: Req) -> Self {
         Self { state: State::Readying { service, request: Some(request) } }
     }
+
+    /// Returns whether the service was called.
+    #[cfg(feature = "http-cache")]
+    pub(crate) fn has_begun(&self) -> bool {
+        matches!(self.state, State::Calling { .. })
+    }
 }
 
 impl<S: Service<Req>, Req> Future for Call<S, Req> {

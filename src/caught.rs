@@ -47,13 +47,12 @@ pub(crate) fn undisturbed(f: impl FnOnce()) {
 
 /// Returns the result of user code, or `None` if it panicked. The panic hook has reported it.
 pub(crate) fn contained<T>(f: impl FnOnce() -> T) -> Option<T> {
-    match catch_unwind(AssertUnwindSafe(f)) {
-        Ok(given) => Some(given),
-        Err(panic) => {
-            let _ = text(panic);
-            None
-        }
-    }
+    tried(f).map_err(text).ok()
+}
+
+/// Returns the result of user code, or the payload of its panic.
+pub(crate) fn tried<T>(f: impl FnOnce() -> T) -> Result<T, Box<dyn Any + Send>> {
+    catch_unwind(AssertUnwindSafe(f))
 }
 
 /// Returns the message of a panic, if the payload is a string.

@@ -13,7 +13,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::{Either, select};
-use http::{HeaderMap, Response};
+use http::{HeaderMap, Request, Response};
 use http_body::Body;
 use tokio::{sync::oneshot, task::consume_budget};
 use tower_service::Service;
@@ -33,7 +33,7 @@ use crate::{
     caught::{undisturbed, unwound},
     clock,
     outcome::{Reject, Rejection},
-    scope::Scope,
+    scope::{Scope, behind},
     store::{Advice, ValueStore},
     telemetry::LayerEvent,
 };
@@ -79,14 +79,16 @@ impl<St: ValueStore> Run<St> {
     /// Runs the handler on a task, unless the store has the response.
     ///
     /// The task has the scope of the request, but neither its deadline nor its cancellation.
-    pub(super) fn start<S, Req, B>(self, service: S, request: Req) -> oneshot::Receiver<Reply<B, S::Error>>
+    pub(super) fn start<S, A, B>(self, service: S, request: Request<A>) -> oneshot::Receiver<Reply<B, S::Error>>
     where
-        S: Service<Req, Response = Response<B>, Error: Reject<Response<B>> + Send, Future: Send> + Send + 'static,
-        Req: Send + 'static,
+        S: Service<Request<A>, Response = Response<B>, Error: Reject<Response<B>> + Send, Future: Send>
+            + Send
+            + 'static,
+        A: Send + 'static,
         B: Body<Error: Into<BoxError>> + Send + 'static,
     {
         let (reply, receiver) = oneshot::channel();
-        let run = self.run(service, request, reply);
+        let run = async move { self.run(service, behind(request), reply).await };
         match Scope::current() {
             Some(scope) => scope.spawn_behind("idempotency", run),
             None => drop(tokio::spawn(run)),

@@ -2,6 +2,8 @@
 
 use std::{borrow::Cow, future::Future, sync::atomic::Ordering};
 
+use http::Request;
+
 use super::Scope;
 
 impl Scope {
@@ -30,4 +32,15 @@ impl Scope {
         }
         drop(outlives.start(behind.within(future), None));
     }
+}
+
+/// Puts the current scope in place of the one in the extensions of a request, which ends with the request's caller. A
+/// task that [goes on behind](Scope::spawn_behind) the caller needs this, because handlers look there.
+pub(crate) fn behind<A>(mut request: Request<A>) -> Request<A> {
+    if let Some(scope) = Scope::current()
+        && let Some(of_caller) = request.extensions_mut().get_mut::<Scope>()
+    {
+        *of_caller = scope;
+    }
+    request
 }

@@ -115,6 +115,7 @@ mod task;
 mod tear_down;
 mod watch;
 
+pub(crate) use background::behind;
 pub use ending::{Ending, Work};
 pub use error::{Panic, ScopeError, ScopeFailure, ScopeFailureKind};
 pub use group::{Group, GroupError, GroupTask};

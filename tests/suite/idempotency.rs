@@ -18,7 +18,7 @@ use http::{Method, Request, Response, StatusCode};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full, StreamBody};
 use tokio::{
-    sync::{Notify, mpsc},
+    sync::mpsc,
     time::{Instant, advance, sleep},
 };
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn, util::BoxCloneService};
@@ -667,14 +667,15 @@ async fn a_value_of_another_program_runs_no_handler() {
 /// The scope of a request ends with its caller, and its values reach the handler all the same.
 #[tokio::test(start_paused = true)]
 async fn the_handler_has_the_scope_of_its_request() {
-    let (server, seen) = (Server::new(), Arc::new(Notify::new()));
-    let notify = Arc::clone(&seen);
-    let handler = service_fn(move |_: Request<Inside>| {
-        let notify = Arc::clone(&notify);
+    let (server, (sender, mut seen)) = (Server::new(), mpsc::unbounded_channel());
+    let handler = service_fn(move |request: Request<Inside>| {
+        let sender = sender.clone();
         async move {
             sleep(SECOND).await;
-            assert_eq!(Scope::current().unwrap().get::<u32>().as_deref(), Some(&7));
-            notify.notify_one();
+            let of_request = request.extensions().get::<Scope>().cloned().unwrap();
+            for scope in [Scope::current().unwrap(), of_request] {
+                sender.send((scope.get::<u32>().map(|value| *value), scope.is_cancelled())).unwrap();
+            }
             Ok::<_, Failed>(Response::new(whole("done")))
         }
     });
@@ -686,7 +687,9 @@ async fn the_handler_has_the_scope_of_its_request() {
     let call = tokio::spawn(here.oneshot(book()));
     sleep(MILLI).await;
     call.abort();
-    seen.notified().await;
+    for _ in 0..2 {
+        assert_eq!(seen.recv().await, Some((Some(7), false)));
+    }
     app.close().await.unwrap();
 }
 

@@ -40,10 +40,11 @@ pub(super) enum Effect {
 }
 
 impl After {
-    pub(super) fn apply<B>(mut self, mut response: Response<CacheBody<B>>) -> Response<CacheBody<B>> {
+    /// `is_unsent` says that a layer inside has responded in place of the service.
+    pub(super) fn apply<B>(mut self, mut response: Response<CacheBody<B>>, is_unsent: bool) -> Response<CacheBody<B>> {
         let (settings, status) = (&self.settings, response.status());
         match &self.effect {
-            Effect::Invalidate(key) if status.is_success() || status.is_redirection() => {
+            Effect::Invalidate(key) if !is_unsent && (status.is_success() || status.is_redirection()) => {
                 let named = [LOCATION, CONTENT_LOCATION];
                 let named = named.iter().filter_map(|name| key.join(response.headers().get(name)?));
                 for key in named.chain([key.clone()]) {
@@ -71,6 +72,11 @@ impl After {
         append(response.headers_mut(), settings.info.name(), Status::Forward(Forward::new(self.why)));
         self.effect = Effect::None;
         response
+    }
+
+    /// The request has not reached the service, so it has changed nothing.
+    pub(super) fn was_unsent(mut self) {
+        self.effect = Effect::None;
     }
 }
 

@@ -12,28 +12,28 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::future::select;
+use futures_util::future::{Either, select};
 use http::{Request, Response, StatusCode, header::CONTENT_LENGTH};
 use http_body::{Body, SizeHint};
 use tokio::sync::oneshot;
 use tower_service::Service;
 
 use super::{
-    super::policy::REFRESH_PAUSE,
+    super::{leads::Leads, policy::REFRESH_PAUSE},
     Settings,
     body::CacheBody,
     fill::{Content, Fill},
-    flights::{Landed, Lead},
+    flights::{Flight, Landed, Lead},
     page::{Head, Page, add_date},
     rules::{Asked, Times, Vary, is_same, remove_not_stored},
 };
 use crate::{
     body::BoxError,
     call::Call,
-    caught::{undisturbed, unwound},
+    caught::{tried, undisturbed, unwound},
     clock,
     outcome::{Class, Degraded, HttpStatus, Reject, retry_after},
-    scope::Scope,
+    scope::{Scope, behind},
     telemetry::LayerEvent,
 };
 
@@ -87,6 +87,9 @@ pub(super) struct Fetch {
 
 impl Fetch {
     /// Starts the request. It has the scope of its caller, but neither its deadline nor its cancellation.
+    ///
+    /// That scope may end before those of other callers. It waits for the response, which may need its values, but not
+    /// for the body: its end cuts off no caller who reads it.
     pub(super) fn start<S, A, B>(self, service: S, request: Request<A>) -> oneshot::Receiver<Reply<B, S::Error>>
     where
         S: Upstream<A, B>,
@@ -94,17 +97,16 @@ impl Fetch {
         B: Body<Error: Into<BoxError>> + Send + 'static,
     {
         let (reply, receiver) = oneshot::channel();
-        let mut leads = self.lead.leads();
+        let (leads, patience) = (self.lead.leads(), self.patience);
         let run = async move {
-            let (flight, patience) = (Arc::clone(&self.lead.flight), self.patience);
+            let flight = Arc::clone(&self.lead.flight);
             let work = self.run(service, behind(request), reply);
-            let (mut work, deserted) = (pin!(Some(work)), pin!(flight.callers.gone_for(patience)));
-            let working = poll_fn(|cx| {
-                let _entered = leads.enter();
-                work.as_mut().as_pin_mut().map_or(Poll::Ready(()), |work| work.poll(cx))
-            });
-            let _ = select(pin!(working), deserted).await;
-            undisturbed(|| work.set(None));
+            let Some(Some(arriving)) = attended(work, &flight, patience, leads.clone()).await else { return };
+            let rest = async move { attended(arriving.receive(), &flight, patience, leads).await.unwrap_or_default() };
+            match Scope::current() {
+                Some(scope) => drop(tokio::spawn(scope.within(rest))),
+                None => rest.await,
+            }
         };
         match Scope::current() {
             Some(scope) => scope.spawn_behind("http_cache", run),
@@ -113,19 +115,21 @@ impl Fetch {
         receiver
     }
 
-    async fn run<S, A, B>(mut self, service: S, request: Request<A>, reply: oneshot::Sender<Reply<B, S::Error>>)
+    /// Returns the body if it is to be received.
+    async fn run<S, A, B>(
+        mut self,
+        service: S,
+        request: Request<A>,
+        reply: oneshot::Sender<Reply<B, S::Error>>,
+    ) -> Option<Arriving<B>>
     where
         S: Upstream<A, B>,
-        B: Body<Error: Into<BoxError>> + Send,
+        B: Body<Error: Into<BoxError>>,
     {
         let sent = clock::now();
         let outcome = match unwound(Call::new(service, request)).await {
             Ok(outcome) => outcome,
-            Err(panic) => {
-                self.lead.close();
-                self.lead.land(Landed::Alone);
-                return drop(reply.send(Reply::Panicked(panic)));
-            }
+            Err(panic) => return self.panicked(panic, reply),
         };
         let times = Times { sent, received: clock::now(), date: SystemTime::now() };
         if is_failure(&outcome) {
@@ -133,23 +137,40 @@ impl Fetch {
             if let Some(page) = self.stand_in() {
                 let status = outcome.as_ref().ok().map(Response::status);
                 undisturbed(|| drop(outcome));
-                return drop(reply.send(Reply::Page(page, Instead::Failure(status))));
+                let _ = reply.send(Reply::Page(page, Instead::Failure(status)));
+                return None;
             }
         }
         let replied = match outcome {
             Ok(response) if self.validates && response.status() == StatusCode::NOT_MODIFIED => {
                 Reply::from_validation(self.validated(&response, times))
             }
-            Ok(response) => return self.receive(response, times, reply).await,
+            Ok(response) => return self.receive(response, times, reply),
             Err(error) => {
                 let outcome = Err(error);
-                let class = Class::of(&outcome, &HttpStatus);
+                let described = tried(|| self.settings.info.shared(&outcome, Class::of(&outcome, &HttpStatus)));
+                let rejection = match described {
+                    Ok(rejection) => rejection,
+                    Err(panic) => {
+                        undisturbed(|| drop(outcome));
+                        return self.panicked(panic, reply);
+                    }
+                };
                 self.lead.close();
-                self.lead.land(Landed::Failed(self.settings.info.shared(&outcome, class)));
+                self.lead.land(Landed::Failed(rejection));
                 Reply::Ran(Box::new(outcome.map(|response: Response<B>| response.map(CacheBody::inner))), false)
             }
         };
-        drop(reply.send(replied));
+        let _ = reply.send(replied);
+        None
+    }
+
+    /// Passes a panic of user code on to the caller. Those who wait make their own requests.
+    fn panicked<T, B, E>(mut self, panic: Box<dyn Any + Send>, reply: oneshot::Sender<Reply<B, E>>) -> Option<T> {
+        self.lead.close();
+        self.lead.land(Landed::Alone);
+        let _ = reply.send(Reply::Panicked(panic));
+        None
     }
 
     /// Returns the stored response that may be used in place of a failure.
@@ -194,12 +215,26 @@ impl Fetch {
         Some(page)
     }
 
-    /// Passes a response on to its caller, and stores it if it may be stored.
-    async fn receive<B, E>(mut self, response: Response<B>, times: Times, reply: oneshot::Sender<Reply<B, E>>)
+    /// Passes a response on to its caller, and stores it if it may be stored. Returns its body if that is to be
+    /// received.
+    fn receive<B, E>(
+        mut self,
+        response: Response<B>,
+        times: Times,
+        reply: oneshot::Sender<Reply<B, E>>,
+    ) -> Option<Arriving<B>>
     where
-        B: Body<Error: Into<BoxError>> + Send,
+        B: Body<Error: Into<BoxError>>,
     {
-        let Some((head, size)) = self.head(&response, times) else {
+        let judged = tried(|| (self.head(&response, times), response.body().is_end_stream()));
+        let (head, is_end) = match judged {
+            Ok(judged) => judged,
+            Err(panic) => {
+                undisturbed(|| drop(response));
+                return self.panicked(panic, reply);
+            }
+        };
+        let Some((head, size)) = head else {
             let status = response.status();
             let has_identity = self.asked.has_authorization || self.asked.has_cookie;
             let (asked, key) = (self.lead.asked(), &self.lead.key);
@@ -218,16 +253,18 @@ impl Fetch {
             }
             self.lead.close();
             self.lead.land(Landed::Alone);
-            return drop(reply.send(Reply::Ran(Box::new(Ok(response.map(CacheBody::inner))), false)));
+            let _ = reply.send(Reply::Ran(Box::new(Ok(response.map(CacheBody::inner))), false));
+            return None;
         };
         let (head, (parts, body)) = (Arc::new(head), response.into_parts());
         let is_stored = head.terms.is_worth_storing;
-        if body.is_end_stream() && size.lower() == 0 {
+        if is_end && size.lower() == 0 {
             let page = Arc::new(Page::new(Head::clone(&head), Content::from_bytes(Bytes::new(), None)));
             self.settings.store(&self.lead, Arc::clone(&page));
             self.lead.land(Landed::Page(page));
             let response = Response::from_parts(parts, CacheBody::empty());
-            return drop(reply.send(Reply::Ran(Box::new(Ok(response)), is_stored)));
+            let _ = reply.send(Reply::Ran(Box::new(Ok(response)), is_stored));
+            return None;
         }
         let fill = Fill::new(self.settings.max_body, size, &self.settings.room);
         if let Some(reader) = fill.reader() {
@@ -242,10 +279,7 @@ impl Fetch {
             self.lead.close();
             self.lead.land(Landed::Alone);
         }
-        match fill.receive(body).await {
-            Some(content) => self.settings.store(&self.lead, Arc::new(Page::new(Head::clone(&head), content))),
-            None => self.pause(None),
-        }
+        Some(Arriving { fetch: self, head, fill, body })
     }
 
     /// Returns the head of a response that may be stored, and the size of its body.
@@ -280,6 +314,48 @@ impl Fetch {
     }
 }
 
+/// A response whose body is arriving.
+struct Arriving<B> {
+    fetch: Fetch,
+    head: Arc<Head>,
+    fill: Arc<Fill>,
+    body: B,
+}
+
+impl<B> Arriving<B>
+where
+    B: Body<Error: Into<BoxError>> + Send,
+{
+    /// Receives the body, and stores the response.
+    async fn receive(self) {
+        let Self { fetch, head, fill, body } = self;
+        match fill.receive(body).await {
+            Some(content) => fetch.settings.store(&fetch.lead, Arc::new(Page::new(Head::clone(&head), content))),
+            None => fetch.pause(None),
+        }
+    }
+}
+
+/// Runs `work` for a flight until it has had no caller for the time of `patience`.
+async fn attended<T>(
+    work: impl Future<Output = T>,
+    flight: &Flight,
+    patience: Duration,
+    mut leads: Leads,
+) -> Option<T> {
+    let (mut work, deserted) = (pin!(Some(work)), pin!(flight.callers.gone_for(patience)));
+    let working = poll_fn(|cx| {
+        let _entered = leads.enter();
+        work.as_mut().as_pin_mut().map_or(Poll::Pending, |work| work.poll(cx))
+    });
+    let done = match select(pin!(working), deserted).await {
+        Either::Left((done, _)) => Some(done),
+        Either::Right(_) => None,
+    };
+    undisturbed(|| work.set(None));
+    done
+}
+
 impl<B, E> Reply<B, E> {
     /// A caller that asked for the response gets no 304, and no other version with the headers of this one.
     fn from_validation(validated: Option<Arc<Page>>) -> Self {
@@ -292,16 +368,6 @@ impl<B, E> Reply<B, E> {
             }
         }
     }
-}
-
-/// Puts the scope of the task in place of the caller's, which ends with the caller.
-fn behind<A>(mut request: Request<A>) -> Request<A> {
-    if let Some(scope) = Scope::current()
-        && let Some(of_caller) = request.extensions_mut().get_mut::<Scope>()
-    {
-        *of_caller = scope;
-    }
-    request
 }
 
 /// Returns whether a stale response is better than this outcome (RFC 5861, section 4).

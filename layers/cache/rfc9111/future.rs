@@ -12,7 +12,11 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::{after::After, body::CacheBody};
-use crate::call::Call;
+use crate::{
+    ambient::{self, Unsent},
+    call::Call,
+    outcome::{Reject, was_unprocessed},
+};
 
 type Missed<B, E> = Pin<Box<dyn Future<Output = Result<Response<CacheBody<B>>, E>> + Send>>;
 
@@ -25,6 +29,23 @@ pin_project! {
     {
         #[pin]
         state: State<S, A, B>,
+    }
+
+    impl<S, A, B> PinnedDrop for HttpResponseFuture<S, A, B>
+    where
+        S: Service<Request<A>>,
+    {
+        fn drop(this: Pin<&mut Self>) {
+            let mut state = this.project().state;
+            let StateProjection::Passing { call, after } = state.as_mut().project() else { return };
+            let (has_begun, after) = (call.has_begun(), after.take());
+            ambient::set(Unsent(false));
+            state.set(State::Answered { response: None });
+            let is_unsent = !has_begun || ambient::get::<Unsent>().0;
+            if let Some(after) = after.filter(|_| is_unsent) {
+                after.was_unsent();
+            }
+        }
     }
 }
 
@@ -57,7 +78,7 @@ impl<S: Service<Request<A>>, A, B> HttpResponseFuture<S, A, B> {
 
 impl<S, A, B> Future for HttpResponseFuture<S, A, B>
 where
-    S: Service<Request<A>, Response = Response<B>>,
+    S: Service<Request<A>, Response = Response<B>, Error: Reject<Response<B>>>,
 {
     type Output = Result<Response<CacheBody<B>>, S::Error>;
 
@@ -68,11 +89,16 @@ where
                 Some(response) => Ok(response),
                 None => panic!("cache::HttpResponseFuture polled after it was ready"),
             },
-            StateProjection::Passing { call, after } => {
-                let outcome = ready!(call.poll(cx)).map(|response| response.map(CacheBody::inner));
-                match after.take() {
-                    Some(after) => outcome.map(|response| after.apply(response)),
-                    None => outcome,
+            StateProjection::Passing { mut call, after } => {
+                let outcome = ready!(call.as_mut().poll(cx));
+                let is_unsent = !call.has_begun() || was_unprocessed(&outcome);
+                match (outcome, after.take()) {
+                    (Ok(response), Some(after)) => Ok(after.apply(response.map(CacheBody::inner), is_unsent)),
+                    (Err(error), Some(after)) if is_unsent => {
+                        after.was_unsent();
+                        Err(error)
+                    }
+                    (outcome, _) => outcome.map(|response| response.map(CacheBody::inner)),
                 }
             }
             StateProjection::Missed { missed } => ready!(missed.as_mut().poll(cx)),

@@ -1,7 +1,6 @@
 //! What callers, services and time may do to the cache, and to each other through it.
 
 use tokio::time::{advance, sleep};
-use ziggurat::{Scope, context::ContextLayer};
 
 use super::*;
 
@@ -267,51 +266,6 @@ async fn a_stale_response_in_place_of_a_failure_is_for_those_who_may_have_it() {
     settle().await;
     site.handle.clear();
     assert_eq!(waits.await.unwrap().status, 503);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_change_whose_outcome_is_unknown_invalidates() {
-    let answer = |n: usize, parts: request::Parts| async move {
-        match parts.method {
-            Method::GET => response(200, &["cache-control: max-age=60"], n.to_string()),
-            Method::PUT => Err(Error::Service("no answer in time")),
-            _ => std::future::pending().await,
-        }
-    };
-    let site = Site::new(CacheLayer::http(), answer);
-    assert_eq!(site.get("/", &[]).await.body, "1");
-    let post = site.send(request(Method::POST, "/", &[]));
-    assert!(tokio::time::timeout(SECOND, post).await.is_err());
-    assert_eq!(site.get("/", &[]).await.body, "3");
-    settle().await;
-    assert!(site.send(request(Method::PUT, "/", &[])).await.is_err());
-    assert_eq!(site.get("/", &[]).await.body, "5");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_caller_who_leaves_does_not_cancel_the_scope_of_the_request() {
-    let origin = service_fn(|request: Request<Empty<Bytes>>| async move {
-        let scope = request.extensions().get::<Scope>().cloned().unwrap();
-        tokio::select! {
-            () = scope.cancelled() => Err(Failed::Service("cancelled")),
-            () = sleep(SECOND) => response(200, &["cache-control: max-age=60"], "done"),
-        }
-    });
-    let service = tower::ServiceBuilder::new()
-        .layer(ContextLayer::new(Scope::root("app")))
-        .layer(CacheLayer::http())
-        .service(origin);
-    let service: BoxCloneSyncService<_, _, Failed> = BoxCloneSyncService::new(service);
-    let ask = || {
-        let call = service.clone().oneshot(request(Method::GET, "/", &[]));
-        tokio::spawn(async move { call.await.map(|response| response.status().as_u16()) })
-    };
-    let first = ask();
-    settle().await;
-    let second = ask();
-    settle().await;
-    first.abort();
-    assert_eq!(second.await.unwrap().unwrap(), 200);
 }
 
 #[tokio::test(start_paused = true)]

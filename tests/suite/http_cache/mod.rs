@@ -19,11 +19,14 @@ use ziggurat::{
 };
 
 mod attacks;
+mod changes;
 mod flights;
 mod handle;
+mod panics;
 mod requests;
 mod resources;
 mod rules;
+mod scopes;
 mod stacks;
 mod stale;
 mod streams;
