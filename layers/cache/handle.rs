@@ -53,43 +53,48 @@ pub(super) fn count(counter: &AtomicU64) {
 
 /// Statistics of a cache since its start, over all services of the layer and all tenants.
 ///
-/// A request with a key is in one of `hits`, `misses`, `shared` and `stale`, or in both `misses` and `stale` if it is
-/// in `stale_on_error`. It is in none of them if it would wait for itself
-/// ([`Reason::Recursive`](crate::Reason::Recursive)), or if it is dropped before it makes a call or gets an outcome.
+/// A request that the cache handles is in one of `hits`, `misses`, `shared` and `stale`, or in both `misses` and `stale`
+/// if it is in `stale_on_error`. It is in none of them if it would wait for itself
+/// ([`Reason::Recursive`](crate::Reason::Recursive)), if it is dropped before it makes a call or gets an outcome, or if
+/// it wants a stored response only (`only-if-cached`) and there is none.
+///
+/// `CacheLayer::http` handles the requests with `GET`, and those with `HEAD` that a stored response answers.
+/// [`CacheLayer::new`](super::CacheLayer::new) handles those with a key.
 ///
 /// The numbers are read one after another while the cache is in use, so they may be slightly inconsistent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Requests that were served a fresh response from memory.
+    /// Requests that were served a fresh response from memory, or a part of it, or a 304 for it.
     pub hits: u64,
     /// Requests that made a call, and waited for it, because there was no fresh response. This includes those in
     /// `stale_on_error`.
     pub misses: u64,
-    /// Requests that got the outcome, good or bad, of a call by another request that had missed the same key.
+    /// Requests that got the outcome, good or bad, of a call by another request that had missed the same response.
     pub shared: u64,
     /// Requests that were served an expired response from memory: at once, while a fresh one was fetched, or in place
-    /// of a failure. The latter are in `stale_on_error` too.
+    /// of a failure, or because they allow that (`max-stale`). Those in place of a failure are in `stale_on_error` too.
     pub stale: u64,
     /// Requests whose call failed, and that were served an expired response in its place. They are in `misses` and in
     /// `stale`.
     pub stale_on_error: u64,
-    /// Requests without a key. They made their own call, and are in no other number.
+    /// Requests that the cache passed on, such as those without a key or with an unsafe method. They made their own
+    /// call, and are in no other number.
     pub bypassed: u64,
     /// Background calls for a fresh response while a stale one was served.
     pub refreshes: u64,
     /// Requests whose stale response the service has confirmed with a 304. They are in `misses`. Zero unless the cache
     /// is a `CacheLayer::http`.
     pub validated: u64,
-    /// Responses that were stored.
+    /// Responses that were stored, and stored ones that a 304 has made fresh.
     pub stored: u64,
     /// Responses that were evicted to make room for others.
     pub evicted: u64,
 }
 
 impl Stats {
-    /// Returns the fraction of requests with a key that were served from memory, fresh or stale, from 0 to 1. Returns
-    /// `None` before the first request with a key.
+    /// Returns the fraction of the handled requests that were served from memory, fresh or stale, from 0 to 1. Returns
+    /// `None` before the first of them.
     ///
     /// A request that shared the call of another one was not served from memory: it waited as long as a miss.
     #[must_use]

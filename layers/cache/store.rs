@@ -195,11 +195,7 @@ impl<K, R> Store<K, R> {
         }
         let Orders { expiry, eviction, stamps } = &mut *orders;
         let others = removed.len();
-        eviction.make_room(weight, |entry| entry.is_used.swap(false, Relaxed), |entry| removed.push(entry));
-        for evicted in &removed[others..] {
-            drop(self.table.remove(evicted));
-            drop(evicted.due().and_then(|due| expiry.remove(&due)));
-        }
+        self.make_room(expiry, eviction, weight, &mut removed);
         *stamps += 1;
         let fresh_until = new.now.checked_add(new.ttl);
         let entry = eviction.insert(key.hash, weight, |place| {
@@ -221,6 +217,40 @@ impl<K, R> Store<K, R> {
         drop(orders);
         let evicted = (removed.len() - others) as u64;
         Change { kept: true, evicted, removed, _refused: None }
+    }
+
+    /// Evicts entries until there is room for `weight`.
+    fn make_room(
+        &self,
+        expiry: &mut BTreeMap<Due, Arc<Entry<K, R>>>,
+        eviction: &mut Eviction<Arc<Entry<K, R>>>,
+        weight: u64,
+        removed: &mut Vec<Arc<Entry<K, R>>>,
+    ) {
+        let others = removed.len();
+        eviction.make_room(weight, |entry| entry.is_used.swap(false, Relaxed), |entry| removed.push(entry));
+        for evicted in &removed[others..] {
+            drop(self.table.remove(evicted));
+            drop(evicted.due().and_then(|due| expiry.remove(&due)));
+        }
+    }
+
+    /// Sets the total weight, and evicts the entries that have no place any more.
+    #[cfg(feature = "http-cache")]
+    pub(super) fn resize(&self, capacity: usize) -> Change<K, R> {
+        let (mut orders, mut removed) = (self.orders.lock(), Vec::new());
+        let Orders { expiry, eviction, .. } = &mut *orders;
+        eviction.set_capacity(capacity as u64);
+        self.make_room(expiry, eviction, 0, &mut removed);
+        drop(orders);
+        Change { kept: false, evicted: removed.len() as u64, removed, _refused: None }
+    }
+
+    /// Removes all entries that are of no use any more.
+    #[cfg(feature = "http-cache")]
+    pub(super) fn remove_expired(&self, now: Instant) -> Change<K, R> {
+        let removed = self.sweep(&mut self.orders.lock(), now, usize::MAX);
+        Change { kept: false, evicted: 0, removed, _refused: None }
     }
 
     pub(super) fn remove(&self, hash: u64, key: &K) -> Change<K, R>

@@ -119,6 +119,11 @@ fn the_handles_of_the_other_layers_lead_to_the_state_of_the_layer_however_it_is_
     drop(drain.drain());
     assert!(layer.handle().is_draining());
 
+    let layer = CacheLayer::http();
+    let cache = layer.handle();
+    let layer = layer.capacity(1000).named("pages");
+    assert_eq!(format!("{:?}", layer.handle()), format!("{cache:?}"));
+
     let layer: CacheLayer<u8, u8, _> = CacheLayer::new(10, SECOND, |key: &u8| Some(*key));
     let cache = layer.handle();
     let layer = layer.failure_ttl(SECOND).named("prices");

@@ -32,7 +32,7 @@ use crate::{
     call::Call,
     caught::{tried, undisturbed, unwound},
     clock,
-    outcome::{Class, Degraded, HttpStatus, Reject, retry_after},
+    outcome::{Class, Degraded, HttpStatus, Reject, reason_of, retry_after},
     scope::{Scope, behind},
     telemetry::LayerEvent,
 };
@@ -81,6 +81,8 @@ pub(super) struct Fetch {
     pub(super) stale: Option<Arc<Page>>,
     /// Whether the request asks if the stored response is current.
     pub(super) validates: bool,
+    /// Whether it runs while its caller has a stale response.
+    pub(super) is_behind: bool,
     /// How long the request goes on without a caller.
     pub(super) patience: Duration,
 }
@@ -135,6 +137,7 @@ impl Fetch {
         if is_failure(&outcome) {
             self.pause(outcome.as_ref().ok().and_then(|response| retry_after(response.headers())));
             if let Some(page) = self.stand_in() {
+                self.note_failed_refresh(&outcome);
                 let status = outcome.as_ref().ok().map(Response::status);
                 undisturbed(|| drop(outcome));
                 let _ = reply.send(Reply::Page(page, Instead::Failure(status)));
@@ -143,7 +146,11 @@ impl Fetch {
         }
         let replied = match outcome {
             Ok(response) if self.validates && response.status() == StatusCode::NOT_MODIFIED => {
-                Reply::from_validation(self.validated(&response, times))
+                let (validated, is_stored) = self.validated(&response, times);
+                if !is_stored {
+                    self.note_failed_refresh(&Ok::<_, S::Error>(response));
+                }
+                Reply::from_validation(validated)
             }
             Ok(response) => return self.receive(response, times, reply),
             Err(error) => {
@@ -156,6 +163,7 @@ impl Fetch {
                         return self.panicked(panic, reply);
                     }
                 };
+                self.note_failed_refresh(&outcome);
                 self.lead.close();
                 self.lead.land(Landed::Failed(rejection));
                 Reply::Ran(Box::new(outcome.map(|response: Response<B>| response.map(CacheBody::inner))), false)
@@ -184,6 +192,25 @@ impl Fetch {
         })
     }
 
+    /// Reports a request behind a stale response that has brought nothing to store.
+    fn note_failed_refresh<B, E>(&self, outcome: &Result<Response<B>, E>)
+    where
+        E: Reject<Response<B>> + fmt::Display,
+    {
+        // User code that panics has no part in the request.
+        undisturbed(|| match outcome {
+            _ if !self.is_behind => {}
+            Ok(_) => self.refresh_failed(reason_of(outcome), format_args!("the response may not be stored")),
+            Err(error) => self.refresh_failed(reason_of(outcome), format_args!("{error}")),
+        });
+    }
+
+    fn refresh_failed(&self, reason: &'static str, error: fmt::Arguments<'_>) {
+        if self.is_behind {
+            self.settings.info.emit(LayerEvent::RefreshFailed { reason, error });
+        }
+    }
+
     /// Suspends requests behind a stale response after one that has brought nothing.
     fn pause(&self, retry_after: Option<Duration>) {
         if let Some(page) = &self.stale {
@@ -191,15 +218,16 @@ impl Fetch {
         }
     }
 
-    /// Updates the stored response by a 304. Returns `None` if the 304 is about another version of it.
-    fn validated<B>(&mut self, response: &Response<B>, times: Times) -> Option<Arc<Page>> {
+    /// Updates the stored response by a 304. Returns it, or `None` if the 304 is about another version of it, and
+    /// whether it is stored.
+    fn validated<B>(&mut self, response: &Response<B>, times: Times) -> (Option<Arc<Page>>, Stored) {
         let Self { settings, lead, asked, stale, .. } = self;
-        let before = stale.as_ref()?;
+        let Some(before) = stale.as_ref() else { return (None, false) };
         if !is_same(&before.head.headers, response.headers()) {
             drop(lead.store(|| settings.pages.remove_page(&lead.key, lead.asked(), before)));
             lead.close();
             lead.land(Landed::Alone);
-            return None;
+            return (None, false);
         }
         let (page, is_stored) = before.updated(response.headers(), &settings.rules, asked, times);
         let page = Arc::new(page);
@@ -212,7 +240,7 @@ impl Fetch {
             lead.close();
             lead.land(Landed::Alone);
         }
-        Some(page)
+        (Some(page), is_stored)
     }
 
     /// Passes a response on to its caller, and stores it if it may be stored. Returns its body if that is to be
@@ -225,6 +253,7 @@ impl Fetch {
     ) -> Option<Arriving<B>>
     where
         B: Body<Error: Into<BoxError>>,
+        E: Reject<Response<B>> + fmt::Display,
     {
         let judged = tried(|| (self.head(&response, times), response.body().is_end_stream()));
         let (head, is_end) = match judged {
@@ -247,13 +276,15 @@ impl Fetch {
                 drop(self.lead.store(|| self.settings.pages.remove_page(key, asked, page)));
             }
             self.pause(retry_after(response.headers()));
+            let outcome = Ok(response);
+            self.note_failed_refresh::<_, E>(&outcome);
             // Those who wait make their own requests, and those who come next do so at once.
             if self.lead.is_open() && (status.is_success() || status.is_redirection()) {
                 self.lead.store(|| self.settings.pages.pass(key, asked));
             }
             self.lead.close();
             self.lead.land(Landed::Alone);
-            let _ = reply.send(Reply::Ran(Box::new(Ok(response.map(CacheBody::inner))), false));
+            let _ = reply.send(Reply::Ran(Box::new(outcome.map(|response| response.map(CacheBody::inner))), false));
             return None;
         };
         let (head, (parts, body)) = (Arc::new(head), response.into_parts());
@@ -331,7 +362,10 @@ where
         let Self { fetch, head, fill, body } = self;
         match fill.receive(body).await {
             Some(content) => fetch.settings.store(&fetch.lead, Arc::new(Page::new(Head::clone(&head), content))),
-            None => fetch.pause(None),
+            None => {
+                fetch.pause(None);
+                fetch.refresh_failed("response", format_args!("the body did not arrive whole, or is too large"));
+            }
         }
     }
 }

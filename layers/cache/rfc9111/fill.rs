@@ -41,7 +41,6 @@ use self::{failure::Failure, room::Share, tape::Tape, wakers::Wakers};
 pub(super) struct Fill {
     /// The size that the head announced.
     size: SizeHint,
-    room: Arc<Room>,
     state: Mutex<State>,
     /// The task, once the body is streamed. It waits for a reader that has taken all bytes so far, and ends when no
     /// reader is left.
@@ -51,6 +50,7 @@ pub(super) struct Fill {
 /// No user code runs while this is locked.
 struct State {
     tape: Tape,
+    share: Share,
     end: End,
     wakers: Wakers,
     /// The task has bytes that it must not add yet.
@@ -69,8 +69,9 @@ impl Fill {
     /// one once the body is larger. `size` is the size that the head announced. A body for
     /// which there is no `room` counts as too large.
     pub(super) fn new(max: usize, size: SizeHint, room: &Arc<Room>) -> Arc<Self> {
-        let state = State { tape: Tape::new(max), end: End::Open, wakers: Wakers::default(), awaits_reader: false };
-        Arc::new(Self { size, room: Arc::clone(room), state: Mutex::new(state), task: AtomicWaker::new() })
+        let (tape, share, wakers) = (Tape::new(max), Share::of(room), Wakers::default());
+        let state = State { tape, share, end: End::Open, wakers, awaits_reader: false };
+        Arc::new(Self { size, state: Mutex::new(state), task: AtomicWaker::new() })
     }
 
     #[cfg(test)]
@@ -97,8 +98,7 @@ impl Fill {
     where
         B: Body<Error: Into<BoxError>> + Send,
     {
-        let share = Share::of(&self.room);
-        let feeder = Feeder(self, share);
+        let feeder = Feeder(self);
         async move {
             if let Err(panic) = unwound(feeder.feed(body)).await {
                 let _ = text(panic);
@@ -120,7 +120,7 @@ impl Fill {
 }
 
 /// The duty of receiving a body. If it is dropped before the end, the readers get an error.
-struct Feeder(Arc<Fill>, Share);
+struct Feeder(Arc<Fill>);
 
 /// The result of polling the body.
 enum Arrival {
@@ -170,9 +170,9 @@ impl Feeder {
         if let Some(size) = self.0.size.exact().filter(|size| arrived < *size) {
             return self.end(|_| End::Failed(Failure::Short { arrived, size }));
         }
-        self.end(|tape| match tape.is_streamed() {
+        self.end(|State { tape, share, .. }| match tape.is_streamed() {
             true => End::Streamed(trailers.filter(|trailers| !trailers.is_empty()).map(Arc::new)),
-            false => End::Whole(tape.finish(trailers)),
+            false => End::Whole(tape.finish(trailers, share.give())),
         });
     }
 
@@ -199,8 +199,8 @@ impl Feeder {
     /// Waits until bytes may be added, which is at once while the body is kept. Returns whether they are still needed.
     async fn has_room(&self, bytes: usize) -> bool {
         {
-            let tape = &mut self.0.state.lock().tape;
-            if tape.fits(bytes) && self.1.take(bytes) {
+            let State { tape, share, .. } = &mut *self.0.state.lock();
+            if tape.fits(bytes) && share.take(bytes) {
                 return true;
             }
             tape.stream();
@@ -218,7 +218,8 @@ impl Feeder {
     /// Adds bytes. If they are the last ones, the readers are woken with the end, once.
     fn push(&self, data: Bytes, is_last: bool, woken: &mut Vec<Waker>) {
         let mut state = self.0.state.lock();
-        state.tape.push(data);
+        let State { tape, share, .. } = &mut *state;
+        tape.push(data, share);
         if !is_last {
             state.wakers.drain(woken);
         }
@@ -227,11 +228,11 @@ impl Feeder {
     }
 
     /// Ends the body for its readers, unless it has ended.
-    fn end(&self, end: impl FnOnce(&mut Tape) -> End) {
+    fn end(&self, end: impl FnOnce(&mut State) -> End) {
         let mut woken = Vec::new();
         let mut state = self.0.state.lock();
         if let End::Open = state.end {
-            state.end = end(&mut state.tape);
+            state.end = end(&mut state);
             state.wakers.drain(&mut woken);
         }
         drop(state);

@@ -1,6 +1,9 @@
 //! The handle to the live state of an HTTP cache.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
 use http::Uri;
 
@@ -24,9 +27,9 @@ pub struct HttpCacheHandle {
 }
 
 pub(super) struct State {
-    pub(super) capacity: usize,
+    capacity: AtomicUsize,
     pub(super) pages: Pages,
-    /// For the bodies that are arriving: as much as for those that are stored.
+    /// For all bodies in memory: twice the capacity, so that others than the stored ones have a place too.
     pub(super) room: Arc<Room>,
     pub(super) flights: Arc<Flights>,
     pub(super) counts: Counts,
@@ -35,7 +38,23 @@ pub(super) struct State {
 impl State {
     pub(super) fn new(capacity: usize) -> Self {
         let (flights, counts) = Default::default();
-        Self { capacity, pages: Pages::new(capacity), room: Room::new(capacity), flights, counts }
+        let (pages, room) = (Pages::new(capacity), Room::new(capacity.saturating_mul(2)));
+        Self { capacity: capacity.into(), pages, room, flights, counts }
+    }
+
+    pub(super) fn capacity(&self) -> usize {
+        self.capacity.load(Relaxed)
+    }
+
+    pub(super) fn set_capacity(&self, capacity: usize) {
+        self.capacity.store(capacity, Relaxed);
+        self.room.set_limit(capacity.saturating_mul(2));
+        drop(self.flights.detach(&[], || self.pages.resize(capacity)));
+    }
+
+    /// Removes what has expired.
+    fn sweep(&self) {
+        drop(self.flights.detach(&[], || self.pages.sweep()));
     }
 
     /// Removes the responses of a resource, however requests have named its scheme and port.
@@ -83,9 +102,11 @@ impl HttpCacheHandle {
         drop(self.state.flights.detach_all(|| self.state.pages.clear()));
     }
 
-    /// Returns the number of stored responses. The cost is proportional to that number.
+    /// Returns the number of stored responses, and removes those that have expired. The cost is proportional to that
+    /// number.
     #[must_use]
     pub fn len(&self) -> usize {
+        self.state.sweep();
         self.state.pages.len()
     }
 
@@ -95,9 +116,10 @@ impl HttpCacheHandle {
         self.len() == 0
     }
 
-    /// Returns the number of bytes that the stored responses take in memory, about.
+    /// Returns the number of bytes that the stored responses take in memory, about. Removes those that have expired.
     #[must_use]
     pub fn bytes(&self) -> u64 {
+        self.state.sweep();
         self.state.pages.weight()
     }
 
@@ -110,4 +132,4 @@ impl HttpCacheHandle {
     }
 }
 
-impl_debug!(HttpCacheHandle { capacity = |this| this.state.capacity, .. });
+impl_debug!(HttpCacheHandle { capacity = |this| this.state.capacity(), .. });

@@ -188,9 +188,9 @@ impl<S, A> Missing<S, A> {
         let asked = self.request.headers().clone();
         let (is_open, interest) = (lead.is_open(), lead.flight.callers.interest());
         let validates = self.prepare(stale.as_deref(), is_open);
-        let Self { service, request, asked: wanted, .. } = self;
-        let patience = settings.patience;
-        let fetch = Fetch { settings: Arc::clone(&settings), lead, asked: wanted, stale, validates, patience };
+        let Self { settings: own, service, request, asked: wanted, .. } = self;
+        let (patience, is_behind) = (own.patience, false);
+        let fetch = Fetch { settings: own, lead, asked: wanted, stale, validates, is_behind, patience };
         let reply = fetch.start(service, request).await;
         drop(interest);
         let mut forward = Forward::new(why);
@@ -286,7 +286,8 @@ impl<S, A> Missing<S, A> {
         let Self { service, request, asked, .. } = self;
         // No caller waits for it.
         let patience = settings.patience.max(PATIENCE);
-        drop(Fetch { settings, lead, patience, asked, stale, validates }.start(service, request));
+        let fetch = Fetch { settings, lead, asked, stale, validates, is_behind: true, patience };
+        drop(fetch.start(service, request));
     }
 }
 

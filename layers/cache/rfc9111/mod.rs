@@ -209,17 +209,20 @@ impl Deref for Settings {
 impl HttpCacheLayer {
     /// Sets the total size of the stored responses, in bytes. The default is 64 MiB.
     ///
-    /// The size includes the headers and the overhead of each response. Bodies that are arriving may take as
-    /// much again: beyond that they stream through uncached. The setter makes a new, empty cache: set it before you
-    /// take the [`handle`](Self::handle).
+    /// The size includes the headers and the overhead of each response. All bodies together take at most twice this in
+    /// memory: those that are stored, that are arriving, and that are evicted while callers still read them. Beyond
+    /// that, bodies stream through uncached, and each of them takes at most 64 KiB: a caller who is further behind
+    /// another one gets an error. A single frame of the service may be larger.
+    ///
+    /// If responses are stored already, and take more than this, the excess is evicted.
     ///
     /// # Panics
     ///
     /// If `bytes` is zero.
     #[track_caller]
-    pub fn capacity(mut self, bytes: usize) -> Self {
+    pub fn capacity(self, bytes: usize) -> Self {
         assert!(bytes > 0, "capacity must be at least 1, not 0");
-        self.settings.state = Arc::new(State::new(bytes));
+        self.settings.set_capacity(bytes);
         self
     }
 
@@ -286,7 +289,7 @@ impl HttpCacheLayer {
     layer_setters!(settings.info);
 }
 
-impl_debug!(Settings { capacity = |this| this.state.capacity, rules, max_body, patience, info });
+impl_debug!(Settings { capacity = |this| this.state.capacity(), rules, max_body, patience, info });
 impl_debug!(HttpCacheLayer { settings });
 
 impl<S> Layer<S> for HttpCacheLayer {
@@ -294,7 +297,7 @@ impl<S> Layer<S> for HttpCacheLayer {
 
     fn layer(&self, inner: S) -> Self::Service {
         let mut settings = self.settings.clone();
-        settings.max_body = settings.max_body.min(settings.capacity);
+        settings.max_body = settings.max_body.min(settings.capacity());
         HttpCache { inner, settings: Arc::new(settings) }
     }
 }

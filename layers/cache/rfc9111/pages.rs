@@ -278,6 +278,13 @@ impl Pages {
             Place::Resource(key) => Some(key),
             Place::Variant { .. } => None,
         };
+        let is_kept = change.kept;
+        self.follow(change, inserted, removed);
+        is_kept
+    }
+
+    /// Removes what is of no use without the entries that a change has removed.
+    fn follow(&self, change: Change<Place, Slot>, inserted: Option<&HttpKey>, removed: &mut Removed) {
         let resources = change.evicted_entries().iter().filter_map(|entry| match &entry.response {
             Slot::Resource(resource) => Some(resource),
             Slot::Page(..) => None,
@@ -298,9 +305,21 @@ impl Pages {
                 removed.changes.extend(self.remove_if_empty(key, *family, inserted));
             }
         }
-        let is_kept = change.kept;
         removed.changes.push(change);
-        is_kept
+    }
+
+    /// Sets the number of bytes. Locked by the flights.
+    pub(super) fn resize(&self, capacity: usize) -> Removed {
+        let mut removed = Removed::default();
+        self.follow(self.store.resize(capacity), None, &mut removed);
+        removed
+    }
+
+    /// Removes what has expired. Locked by the flights.
+    pub(super) fn sweep(&self) -> Removed {
+        let mut removed = Removed::default();
+        self.follow(self.store.remove_expired(clock::now()), None, &mut removed);
+        removed
     }
 
     /// Removes exactly this response to a request with these headers, unless another one has replaced it.
@@ -318,7 +337,7 @@ impl Pages {
             Some(Slot::Page(_, stored)) if Arc::ptr_eq(stored, page)
         );
         if is_this {
-            removed.changes.push(self.store.remove(place.hash, &place.key));
+            self.follow(self.store.remove(place.hash, &place.key), None, &mut removed);
         }
         removed
     }
@@ -353,10 +372,17 @@ impl Pages {
         Removed { is_kept: false, changes: vec![self.store.clear()] }
     }
 
-    /// Returns the number of responses that are of use.
+    /// Returns the number of responses that are of use, and removes the variants that nothing finds.
     pub(super) fn len(&self) -> usize {
-        let _ = self.store.len(clock::now());
-        self.store.parts().flatten().filter(|entry| self.is_found(entry)).count()
+        let is_of_use = |entry: &Arc<Entry<Place, Slot>>| match entry.response {
+            Slot::Page(..) if self.is_found(entry) => true,
+            Slot::Page(..) => {
+                self.store.remove_this(entry);
+                false
+            }
+            Slot::Resource(_) => false,
+        };
+        self.store.parts().flatten().filter(is_of_use).count()
     }
 
     /// Returns whether an entry is a response that requests may get.

@@ -80,6 +80,11 @@ impl<T> Eviction<T> {
         self.probation.weight + self.kept.weight
     }
 
+    #[cfg(feature = "http-cache")]
+    pub(super) fn set_capacity(&mut self, capacity: u64) {
+        self.capacity = capacity;
+    }
+
     /// Returns an empty one of the same capacity.
     pub(super) fn emptied(&self) -> Self {
         Self::new(self.capacity)

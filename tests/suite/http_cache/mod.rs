@@ -22,6 +22,7 @@ mod attacks;
 mod changes;
 mod flights;
 mod handle;
+mod memory;
 mod panics;
 mod requests;
 mod resources;

@@ -101,31 +101,6 @@ async fn no_caller_gets_the_cookie_that_a_304_sets_for_another() {
     }
 }
 
-/// A name may be as long as the body.
-#[tokio::test(start_paused = true)]
-async fn long_names_count() {
-    let site = Site::numbered(&[FRESH, "vary: x", "cache-status: a; detail=1"]);
-    let path = format!("/{}", "y".repeat(50_000));
-    for n in 1..=20 {
-        site.get(&path, &[&format!("x: {n}")]).await;
-        settle().await;
-        assert!(site.handle.bytes() > n * 50_000, "{n}: {}", site.handle.bytes());
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_other_caches_have_said_counts() {
-    let said = format!("cache-status: a; detail={}", "x".repeat(50_000));
-    let answer = move |_, _| {
-        let said = said.clone();
-        async move { response(200, &[FRESH, &said], "") }
-    };
-    let site = Site::new(CacheLayer::http(), answer);
-    site.get("/", &[]).await;
-    settle().await;
-    assert!(site.handle.bytes() > 50_000);
-}
-
 #[tokio::test(start_paused = true)]
 async fn responses_for_one_caller_alone_push_none_out() {
     let answer = |_, parts: request::Parts| async move {
@@ -206,8 +181,7 @@ async fn many_variants_stay_and_go_with_their_resource() {
     }
     assert_eq!((site.handle.len(), &*site.get("/", &["x: 0"]).await.body), (100, "1"));
     site.handle.invalidate(&"http://shop.test/".parse().unwrap());
-    assert_eq!(site.handle.len(), 0);
-    assert!(site.handle.bytes() < 36 * 2000, "{}", site.handle.bytes());
+    assert_eq!((site.handle.len(), site.handle.bytes()), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]

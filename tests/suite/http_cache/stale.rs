@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use tokio::time::{advance, sleep};
 use tower::ServiceBuilder;
-use ziggurat::circuit_breaker::CircuitBreakerLayer;
+use ziggurat::{LayerEvent, LayerInfo, Reason, circuit_breaker::CircuitBreakerLayer};
 
 use super::*;
 
@@ -90,3 +90,54 @@ async fn a_response_that_must_be_revalidated_is_never_stale() {
         assert!(site.send(request(Method::GET, "/", &[])).await.is_err(), "{control}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_brings_nothing_is_reported() {
+    type Refresh = fn() -> Answer;
+    let failing = || {
+        let (sender, body) = streamed();
+        sender.send(Err("reset".into())).unwrap();
+        streams(200, FRESH, body)
+    };
+    let refreshes: [(Refresh, Option<&str>); 7] = [
+        (|| Err(Error::Service("gone")), Some("error: gone")),
+        (|| Err(Error::Rejected(LayerInfo::new("test").reject(Reason::CircuitOpen))), Some("circuit_open: ")),
+        (|| response(503, &[], ""), Some("response: the response may not be stored")),
+        (|| response(200, &["cache-control: no-store"], ""), Some("response: the response may not be stored")),
+        (|| response(304, &["etag: \"b\""], ""), Some("response: the response may not be stored")),
+        (failing, Some("response: the body did not arrive whole, or is too large")),
+        (|| response(304, &["etag: \"a\""], ""), None),
+    ];
+    for stale_if_error in [0, 1000] {
+        for (number, (refresh, expected)) in refreshes.into_iter().enumerate() {
+            let told = Arc::new(Mutex::new(Vec::new()));
+            let observer = {
+                let told = Arc::clone(&told);
+                move |_: &LayerInfo, event: &LayerEvent<'_>| {
+                    if let LayerEvent::RefreshFailed { reason, error } = event {
+                        told.lock().unwrap().push(format!("{reason}: {error}"));
+                    }
+                }
+            };
+            let layer = CacheLayer::http()
+                .stale_while_revalidate(100 * SECOND)
+                .stale_if_error(stale_if_error * SECOND)
+                .observer(observer);
+            let answer = move |n: usize, _| async move { if n == 1 { response(200, FRESH, "old") } else { refresh() } };
+            let site = Site::new(layer, answer);
+            site.get("/", &[]).await;
+            advance(10 * SECOND).await;
+            assert_eq!(site.get("/", &[]).await.body, "old");
+            settle().await;
+            assert_eq!(site.calls(), 2);
+            let told = told.lock().unwrap();
+            let is_right = match expected {
+                Some(expected) => told.len() == 1 && told[0].starts_with(expected),
+                None => told.is_empty(),
+            };
+            assert!(is_right, "{number}: {told:?}");
+        }
+    }
+}
+
+const FRESH: &[&str] = &["cache-control: max-age=10", "etag: \"a\""];

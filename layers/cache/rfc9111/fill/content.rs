@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 
+use super::room::Share;
 use crate::debug::impl_debug;
 
 /// A body in memory, whole. A clone shares the memory.
@@ -15,6 +16,8 @@ pub(in super::super) struct Content(Arc<Whole>);
 struct Whole {
     chunks: Box<[Chunk]>,
     trailers: Option<HeaderMap>,
+    /// Its part of the room, until the last caller has read it.
+    _share: Option<Share>,
 }
 
 /// A part of a body, which is never empty.
@@ -44,14 +47,16 @@ const CHUNK: usize = size_of::<Chunk>() + 64;
 const TRAILER: usize = 128;
 
 impl Content {
-    pub(super) fn new(chunks: Box<[Chunk]>, trailers: Option<HeaderMap>) -> Self {
-        Self(Arc::new(Whole { chunks, trailers: trailers.filter(|trailers| !trailers.is_empty()) }))
+    pub(super) fn new(chunks: Box<[Chunk]>, trailers: Option<HeaderMap>, share: Option<Share>) -> Self {
+        let trailers = trailers.filter(|trailers| !trailers.is_empty());
+        Self(Arc::new(Whole { chunks, trailers, _share: share }))
     }
 
-    /// Makes a body of `bytes`, which are not copied: a slice of a larger buffer keeps all of it.
+    /// Makes a body of `bytes`, which are not copied: a slice of a larger buffer keeps all of it. It
+    /// takes no part of the room.
     pub(in super::super) fn from_bytes(data: Bytes, trailers: Option<HeaderMap>) -> Self {
         let chunk = Chunk { end: data.len() as u64, data };
-        Self::new(Some(chunk).into_iter().filter(|chunk| chunk.len() > 0).collect(), trailers)
+        Self::new(Some(chunk).into_iter().filter(|chunk| chunk.len() > 0).collect(), trailers, None)
     }
 
     /// Returns the body in one piece. It is copied unless it is in one piece already.

@@ -7,7 +7,10 @@ use std::{collections::VecDeque, mem};
 use bytes::Bytes;
 use http::HeaderMap;
 
-use super::content::{Chunk, Content};
+use super::{
+    content::{Chunk, Content},
+    room::Share,
+};
 
 /// The size from which on a chunk has an allocation of its own. Smaller ones are joined, because each one takes up more
 /// than its bytes.
@@ -16,10 +19,15 @@ pub(super) const SMALL: usize = 4 * 1024;
 /// The largest body that is kept in one piece, however large the chunks are that it arrived in.
 const ONE_PIECE: u64 = 64 * 1024;
 
+/// The bytes that a streamed body may hold where there is no more room.
+const WINDOW: usize = 64 * 1024;
+
 /// The bytes of a body, which are all kept until they are more than `max`. From then on the body is *streamed*: a chunk
 /// is dropped once every reader has passed it, or if it would be too many bytes with those that arrive.
 pub(super) struct Tape {
     max: usize,
+    /// The most that is held once the body is streamed.
+    window: usize,
     chunks: VecDeque<Held>,
     /// The bytes of these chunks.
     held: usize,
@@ -59,7 +67,7 @@ pub(super) enum Found {
 impl Tape {
     pub(super) fn new(max: usize) -> Self {
         let (chunks, loose) = Default::default();
-        Self { max, chunks, held: 0, arrived: 0, loose, readers: 0, level: 0, is_streamed: false }
+        Self { max, window: max, chunks, held: 0, arrived: 0, loose, readers: 0, level: 0, is_streamed: false }
     }
 
     /// Adds a reader at the first byte. Returns whether that is possible.
@@ -110,8 +118,14 @@ impl Tape {
 
     /// Adds bytes, which are not empty. If the body is streamed, a reader must [be level](Self::has_level) if any is
     /// left: the others may lose bytes that they have yet to take.
-    pub(super) fn push(&mut self, data: Bytes) {
-        while self.is_streamed && data.len() > self.max.saturating_sub(self.held) {
+    ///
+    /// The bytes of a streamed body take as much of the room as its `share` can get, or a little.
+    pub(super) fn push(&mut self, data: Bytes, share: &mut Share) {
+        if self.is_streamed {
+            let wanted = self.held.saturating_add(data.len()).min(self.max);
+            self.window = share.adjust(wanted).max(WINDOW.min(self.max));
+        }
+        while self.is_streamed && data.len() > self.window.saturating_sub(self.held) {
             let Some(gone) = self.pop() else { break };
             self.readers -= gone.readers;
         }
@@ -128,16 +142,20 @@ impl Tape {
         self.arrived += len as u64;
         let chunk = Chunk { end: self.arrived, data };
         self.chunks.push_back(Held { chunk, readers: mem::take(&mut self.level) });
+        if self.is_streamed {
+            share.adjust(self.held);
+        }
     }
 
     /// Returns the whole body, which must not be streamed, and keeps nothing.
-    pub(super) fn finish(&mut self, trailers: Option<HeaderMap>) -> Content {
+    pub(super) fn finish(&mut self, trailers: Option<HeaderMap>, share: Share) -> Content {
         if self.arrived <= ONE_PIECE {
             self.loose = Loose { chunks: self.chunks.len(), bytes: self.held };
         }
         self.join_loose();
         self.held = 0;
-        Content::new(mem::take(&mut self.chunks).into_iter().map(|held| held.chunk).collect(), trailers)
+        let chunks = mem::take(&mut self.chunks).into_iter().map(|held| held.chunk).collect();
+        Content::new(chunks, trailers, Some(share))
     }
 
     pub(super) fn arrived(&self) -> u64 {

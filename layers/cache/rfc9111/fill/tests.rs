@@ -133,7 +133,11 @@ impl Rig {
     }
 
     fn sized(max: usize, size: SizeHint) -> Self {
-        let (fill, upstream) = (Fill::alone(max, size), Upstream::default());
+        Self::of(Fill::alone(max, size))
+    }
+
+    fn of(fill: Arc<Fill>) -> Self {
+        let upstream = Upstream::default();
         let task = Arc::clone(&fill).receive(UpstreamBody(upstream.clone()));
         Self { fill, upstream, task: Some(Box::pin(task)), woken: Arc::default(), seen: 0, content: None }
     }

@@ -165,3 +165,62 @@ fn a_task_that_waits_for_upstream_is_not_woken_by_its_readers() {
     }
     assert_eq!(readings[0].text(), "one".repeat(10));
 }
+
+#[test]
+fn a_window_takes_no_more_room_than_there_is() {
+    let room = Room::new(300_000);
+    let rig = || {
+        let rig = Rig::of(Fill::new(200_000, SizeHint::new(), &room));
+        let readers = [rig.reader(), rig.reader()];
+        (rig, readers)
+    };
+    // The second reader has taken nothing yet.
+    let send = |(rig, [leads, _]): &mut (Rig, [Reading; 2]), chunks| {
+        for number in 0..chunks {
+            rig.send(chunk(number, 10_000));
+            leads.read();
+            rig.run();
+        }
+        (held(rig), room.taken())
+    };
+    let (mut one, mut other, mut third) = (rig(), rig(), rig());
+    assert_eq!(send(&mut one, 20), (200_000, 200_000));
+    assert_eq!(send(&mut other, 10), (100_000, 300_000));
+    assert_eq!(send(&mut third, 6), (60_000, 300_000), "a little in any case");
+    assert_eq!(send(&mut third, 1), (0, 300_000));
+    assert_eq!(third.1[1].read(), failed(LAGGING));
+    // A window that is no longer needed makes room for others.
+    assert_eq!(send(&mut other, 1), (0, 210_000));
+    assert_eq!(send(&mut one, 1), (0, 20_000));
+    let mut fourth = rig();
+    assert_eq!(send(&mut fourth, 21), (0, 30_000));
+    let mut fifth = rig();
+    assert_eq!(send(&mut fifth, 19), (190_000, 220_000));
+    // Also after its end, until its callers have read it.
+    assert!(fifth.0.end().is_some());
+    drop((one, other, third, fourth));
+    let (fifth, readers) = fifth;
+    drop(fifth);
+    assert_eq!(room.taken(), 190_000);
+    drop(readers);
+    assert_eq!(room.taken(), 0);
+}
+
+#[test]
+fn a_body_in_memory_takes_room_until_nobody_needs_it() {
+    let room = Room::new(100);
+    let mut rig = Rig::of(Fill::new(100, SizeHint::new(), &room));
+    let reading = rig.reader();
+    rig.send(chunk(0, 70));
+    rig.end();
+    let content = rig.content.take();
+    drop(rig);
+    assert_eq!(room.taken(), 70);
+    drop(reading);
+    assert_eq!(room.taken(), 70);
+    let copy = content.clone();
+    drop(content);
+    assert_eq!(room.taken(), 70);
+    drop(copy);
+    assert_eq!(room.taken(), 0);
+}
