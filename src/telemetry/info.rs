@@ -196,8 +196,12 @@ impl LayerInfo {
         if let Some(rejection) = E::rejection(outcome) {
             return rejection.clone();
         }
-        let message = outcome.as_ref().err().map(E::to_string).unwrap_or_default().into();
-        Rejection::new(self.layer, self.given.name(), Reason::Shared { message, class })
+        self.shared_as(outcome.as_ref().err().map(E::to_string).unwrap_or_default(), class)
+    }
+
+    /// Returns the rejection for callers that shared a call which failed with this message.
+    pub(crate) fn shared_as(&self, message: String, class: Class) -> Rejection {
+        Rejection::new(self.layer, self.given.name(), Reason::Shared { message: message.into(), class })
     }
 
     #[cfg(feature = "metrics")]

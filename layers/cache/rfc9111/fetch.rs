@@ -13,7 +13,10 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::{Either, select};
-use http::{Request, Response, StatusCode, header::CONTENT_LENGTH};
+use http::{
+    HeaderValue, Request, Response, StatusCode,
+    header::{CONTENT_LENGTH, SET_COOKIE},
+};
 use http_body::{Body, SizeHint};
 use tokio::sync::oneshot;
 use tower_service::Service;
@@ -26,6 +29,7 @@ use super::{
     flights::{Flight, Landed, Lead},
     page::{Head, Page, add_date},
     rules::{Asked, Times, Vary, is_same, remove_not_stored},
+    status::take,
 };
 use crate::{
     body::BoxError,
@@ -65,10 +69,11 @@ pub(super) enum Reply<B, E> {
 pub(super) type Stored = bool;
 
 /// The response that a stored one replaces.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) enum Instead {
-    NotModified,
-    /// A failure, with the status of the response if there is one.
+    /// A 304, with its fields that are for the caller alone.
+    NotModified { cookies: Vec<HeaderValue>, cache_status: Option<HeaderValue> },
+    /// A failure, or a 304 about another version, with the status of the response if there is one.
     Failure(Option<StatusCode>),
 }
 
@@ -145,12 +150,12 @@ impl Fetch {
             }
         }
         let replied = match outcome {
-            Ok(response) if self.validates && response.status() == StatusCode::NOT_MODIFIED => {
-                let (validated, is_stored) = self.validated(&response, times);
+            Ok(mut response) if self.validates && response.status() == StatusCode::NOT_MODIFIED => {
+                let (reply, is_stored) = self.validated(&mut response, times);
                 if !is_stored {
                     self.note_failed_refresh(&Ok::<_, S::Error>(response));
                 }
-                Reply::from_validation(validated)
+                reply
             }
             Ok(response) => return self.receive(response, times, reply),
             Err(error) => {
@@ -218,17 +223,11 @@ impl Fetch {
         }
     }
 
-    /// Updates the stored response by a 304. Returns it, or `None` if the 304 is about another version of it, and
-    /// whether it is stored.
-    fn validated<B>(&mut self, response: &Response<B>, times: Times) -> (Option<Arc<Page>>, Stored) {
-        let Self { settings, lead, asked, stale, .. } = self;
-        let Some(before) = stale.as_ref() else { return (None, false) };
-        if !is_same(&before.head.headers, response.headers()) {
-            drop(lead.store(|| settings.pages.remove_page(&lead.key, lead.asked(), before)));
-            lead.close();
-            lead.land(Landed::Alone);
-            return (None, false);
-        }
+    /// Updates the stored response by a 304. Returns the reply, and whether the response is stored.
+    fn validated<B, E>(&mut self, response: &mut Response<B>, times: Times) -> (Reply<B, E>, Stored) {
+        let is_same = |before: &&Arc<Page>| is_same(&before.head.headers, response.headers());
+        let Some(before) = self.stale.as_ref().filter(is_same) else { return (self.contradicted(), false) };
+        let Self { settings, lead, asked, .. } = self;
         let (page, is_stored) = before.updated(response.headers(), &settings.rules, asked, times);
         let page = Arc::new(page);
         if is_stored {
@@ -240,7 +239,30 @@ impl Fetch {
             lead.close();
             lead.land(Landed::Alone);
         }
-        (Some(page), is_stored)
+        let cookies = response.headers().get_all(SET_COOKIE).iter().cloned().collect();
+        let instead = Instead::NotModified { cookies, cache_status: take(response.headers_mut()) };
+        (Reply::Page(page, instead), is_stored)
+    }
+
+    /// Returns the reply to a caller that asked for the whole response, if a 304 is about another version than the
+    /// stored one. The next request asks for the new version.
+    fn contradicted<B, E>(&mut self) -> Reply<B, E> {
+        // Without it, the response is a 502, which it may replace (RFC 5861, section 4).
+        let stand_in = self.stand_in();
+        let Self { settings, lead, stale, .. } = self;
+        if let Some(page) = stale {
+            drop(lead.store(|| settings.pages.remove_page(&lead.key, lead.asked(), page)));
+        }
+        lead.close();
+        match stand_in {
+            Some(page) => Reply::Page(page, Instead::Failure(Some(StatusCode::NOT_MODIFIED))),
+            None => {
+                lead.land(Landed::Alone);
+                let mut response = Response::new(CacheBody::empty());
+                *response.status_mut() = StatusCode::BAD_GATEWAY;
+                Reply::Ran(Box::new(Ok(response)), false)
+            }
+        }
     }
 
     /// Passes a response on to its caller, and stores it if it may be stored. Returns its body if that is to be
@@ -278,12 +300,13 @@ impl Fetch {
             self.pause(retry_after(response.headers()));
             let outcome = Ok(response);
             self.note_failed_refresh::<_, E>(&outcome);
-            // Those who wait make their own requests, and those who come next do so at once.
+            // Those who wait make their own requests, and those who come next do so at once. If the service fails, they
+            // make one together, as after an error.
             if self.lead.is_open() && (status.is_success() || status.is_redirection()) {
                 self.lead.store(|| self.settings.pages.pass(key, asked));
             }
             self.lead.close();
-            self.lead.land(Landed::Alone);
+            self.lead.land(self.landed(&outcome, status));
             let _ = reply.send(Reply::Ran(Box::new(outcome.map(|response| response.map(CacheBody::inner))), false));
             return None;
         };
@@ -311,6 +334,19 @@ impl Fetch {
             self.lead.land(Landed::Alone);
         }
         Some(Arriving { fetch: self, head, fill, body })
+    }
+
+    /// Returns what those who wait learn of a response that may not be stored.
+    fn landed<B, E: Reject<Response<B>>>(&self, outcome: &Result<Response<B>, E>, status: StatusCode) -> Landed {
+        if !status.is_server_error() && status != StatusCode::TOO_MANY_REQUESTS {
+            return Landed::Alone;
+        }
+        let message = || format!("the service responded with {status}");
+        let class = || Class::of(outcome, &HttpStatus);
+        Landed::Failed(match E::rejection(outcome) {
+            Some(rejection) => rejection.clone(),
+            None => self.settings.info.shared_as(message(), class()),
+        })
     }
 
     /// Returns the head of a response that may be stored, and the size of its body.
@@ -388,20 +424,6 @@ async fn attended<T>(
     };
     undisturbed(|| work.set(None));
     done
-}
-
-impl<B, E> Reply<B, E> {
-    /// A caller that asked for the response gets no 304, and no other version with the headers of this one.
-    fn from_validation(validated: Option<Arc<Page>>) -> Self {
-        match validated {
-            Some(page) => Self::Page(page, Instead::NotModified),
-            None => {
-                let mut response = Response::new(CacheBody::empty());
-                *response.status_mut() = StatusCode::BAD_GATEWAY;
-                Self::Ran(Box::new(Ok(response)), false)
-            }
-        }
-    }
 }
 
 /// Returns whether a stale response is better than this outcome (RFC 5861, section 4).

@@ -4,7 +4,7 @@ use std::{panic::resume_unwind, sync::Arc, time::Duration};
 
 use http::{
     HeaderMap, HeaderValue, Request, Response, StatusCode,
-    header::{IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, RANGE},
+    header::{IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, RANGE, SET_COOKIE},
 };
 use http_body::Body;
 
@@ -213,18 +213,27 @@ impl<S, A> Missing<S, A> {
                 outcome
             }
             Ok(Reply::Page(page, instead)) => {
-                forward.status = match instead {
-                    Instead::NotModified => {
+                let mut response = page.respond(&asked, false, clock::now());
+                let headers = response.headers_mut();
+                let before = match instead {
+                    Instead::NotModified { cookies, cache_status } => {
                         count(&settings.counts.validated);
-                        Some(304)
+                        forward.status = Some(304);
+                        for cookie in cookies {
+                            // One that is too many is left out.
+                            let _ = headers.try_append(SET_COOKIE, cookie);
+                        }
+                        cache_status
                     }
                     Instead::Failure(status) => {
                         count(&settings.counts.stale_on_error);
                         settings.stale("error");
-                        status.map(|status| status.as_u16())
+                        forward.status = status.map(|status| status.as_u16());
+                        page.head.cache_status.clone()
                     }
                 };
-                Ok(settings.answer(&page, &asked, Status::Forward(forward)))
+                settings.note(headers, before.as_ref(), Status::Forward(forward));
+                Ok(response)
             }
             Ok(Reply::Panicked(panic)) => resume_unwind(panic),
             // The runtime of the task, or its scope, has ended.

@@ -249,8 +249,9 @@ impl HttpCacheLayer {
     /// Serves a stale response in place of a failure, until `window` after it has expired. The default is
     /// [`Duration::ZERO`].
     ///
-    /// A failure is an error, a rejection by a layer inside, such as an open circuit breaker, or a response with the
-    /// status 500, 502, 503 or 504 (RFC 5861, section 4). A `stale-if-error` of the response comes first. A response
+    /// A failure is an error, a rejection by a layer inside, such as an open circuit breaker, a response with the
+    /// status 500, 502, 503 or 504 (RFC 5861, section 4), or a 304 about another version than the stored one: the
+    /// caller gets a 502 for it otherwise, and the next request asks for the whole response. A `stale-if-error` of the response comes first. A response
     /// that must be revalidated is never served.
     pub fn stale_if_error(mut self, window: Duration) -> Self {
         self.settings.rules.stale_if_error = window;

@@ -84,15 +84,34 @@ async fn a_failure_is_shared_and_not_stored() {
     assert_eq!(spawned(&site, &[]).await.unwrap().unwrap().body, "3");
 }
 
+/// Each caller would ask at once otherwise, of a service that has too much to do.
 #[tokio::test(start_paused = true)]
-async fn a_failing_response_makes_each_caller_ask_and_is_forgotten() {
-    let site = slow(|_, _| response(500, &[], "500"));
-    bodies((0..10).map(|_| spawned(&site, &[])).collect()).await;
-    assert_eq!(site.calls(), 10);
-    // The next ones share again: the origin may be back.
-    let begun = tokio::time::Instant::now();
-    bodies((0..10).map(|_| spawned(&site, &[])).collect()).await;
-    assert_eq!(begun.elapsed().as_secs(), 2);
+async fn those_who_wait_for_a_failing_response_ask_once_more_together() {
+    for status in [500, 503, 429] {
+        let site = slow(move |_, _| response(status, &["retry-after: 7"], "sorry"));
+        for round in 1..3 {
+            let callers: Vec<_> = (0..10).map(|_| spawned(&site, &[])).collect();
+            let (mut own, mut shared) = (0, 0);
+            for caller in callers {
+                match caller.await.unwrap() {
+                    Ok(read) => own += u32::from(read.status_and_body() == (status, "sorry")),
+                    Err(error) => shared += u32::from(error.contains(&status.to_string())),
+                }
+            }
+            // The next ones share again: the service may be back.
+            assert_eq!((own, shared, site.calls()), (2, 8, 2 * round), "{status}");
+        }
+        let send = || site.send(request(Method::GET, "/", &[]));
+        let (_, _, outcome) = tokio::join!(send(), send(), send());
+        let rejection = rejection(&outcome).unwrap();
+        assert_eq!((rejection.status().as_u16(), rejection.retry_after()), (502, Some(7 * SECOND)), "{status}");
+    }
+    let site = slow(|n, _| match n {
+        1 => response(503, &[], "sorry"),
+        _ => response(200, &["cache-control: max-age=60"], n.to_string()),
+    });
+    let all = bodies((0..10).map(|_| spawned(&site, &[])).collect()).await;
+    assert_eq!((site.calls(), all.iter().filter(|body| *body == "2").count()), (2, 9));
 }
 
 #[tokio::test(start_paused = true)]
