@@ -113,18 +113,37 @@ impl CacheLayer<HttpKey, (), ()> {
 /// Each response says in `Cache-Status` (RFC 9211) the action of the cache, and a stored one in `Age` how old it is.
 /// The [name](Self::named) of the layer is the name of the cache.
 ///
+/// # What passes
+///
+/// The following requests go to the service as they are, and their responses are not stored:
+///
+/// - with a method other than `GET`, and `HEAD` if no stored response answers it
+/// - with content, `Upgrade`, `If-Match`, `If-Unmodified-Since`, or `no-store`
+/// - with several `Host` fields, with one that is unreadable or differs from the URI's, or with a user name in it
+///
 /// # Concurrent requests
 ///
 /// Requests that miss the same response share one request to the service. It runs on a task of its own, with the scope
 /// of its caller, but neither its deadline nor its cancellation. Bytes reach all callers as they arrive. A slow caller
 /// holds up no other. The request goes on if its caller leaves, and for the time of [`linger`](Self::linger) if all
-/// have left: put limits of time inside.
+/// have left: put limits of time inside. The caller's scope waits for the response, but not for its body.
 ///
-/// If the response turns out to be for one caller alone, each of the others makes its own request, and for half a
-/// minute the requests for this URI do not wait for one another. Requests with `Authorization` never do, and those with
-/// a cookie wait only for one another. A response that is arriving is shared while it may be reused, and a request that
-/// has had no response for ten seconds is no longer joined. An error is shared once a second request has failed too:
-/// the first may have failed by its own fault.
+/// The following requests share none, and each of them makes its own. Their responses may be stored:
+///
+/// - with `Authorization`, also if they only validate a stored response
+/// - with `no-cache`, `max-age` or `min-fresh`
+/// - with `Range`, if no response is stored
+/// - if the stored response needs a validation for each request (`no-cache`, `max-age=0`), or is for other callers
+/// - for half a minute, if a response for the same URI turned out to be for one caller alone. Those that have waited
+///   for it do not wait again
+///
+/// Requests with a cookie share only with one another, and requests with different values of the fields that `Vary` has
+/// named do not share. A response that is arriving is shared while it may be reused, and a request that has had no
+/// response for ten seconds is no longer joined.
+///
+/// After an error, or a 429 or 5xx that is not stored, the requests that have waited share one more: the first may have
+/// failed by its own fault. If that fails too, they get the rejection inside, or
+/// [`Reason::Shared`](crate::Reason::Shared) with its message and its `Retry-After`.
 ///
 /// A call that asks for its own resource, from inside the request that the cache makes for it, gets
 /// [`Reason::Recursive`](crate::Reason::Recursive). Spawned tasks are not detected.
@@ -249,10 +268,11 @@ impl HttpCacheLayer {
     /// Serves a stale response in place of a failure, until `window` after it has expired. The default is
     /// [`Duration::ZERO`].
     ///
-    /// A failure is an error, a rejection by a layer inside, such as an open circuit breaker, a response with the
-    /// status 500, 502, 503 or 504 (RFC 5861, section 4), or a 304 about another version than the stored one: the
-    /// caller gets a 502 for it otherwise, and the next request asks for the whole response. A `stale-if-error` of the response comes first. A response
-    /// that must be revalidated is never served.
+    /// A failure is an error, a rejection by a layer inside, such as an open circuit breaker, a response with the status
+    /// 500, 502, 503 or 504 (RFC 5861, section 4), or a 304 about another version than the stored one. Without a stale
+    /// response, the caller gets a 502 for such a 304, and the next request asks for the whole response.
+    ///
+    /// A `stale-if-error` of the response comes first. A response that must be revalidated is never served.
     pub fn stale_if_error(mut self, window: Duration) -> Self {
         self.settings.rules.stale_if_error = window;
         self

@@ -187,7 +187,6 @@ impl Pages {
         let (place, key) = (Arc::new(place), resource.key.clone());
         // If the resource is evicted for its variant, so is the variant.
         resource.add(&place);
-        let weight = weight + size_of_key(&key);
         removed.is_kept = self.insert(place, Slot::Page(key, page), weight, useful, &mut removed);
         removed
     }

@@ -1,8 +1,12 @@
 //! Requests that share one to the origin.
 
+use http_body_util::Full;
+use tokio::time::{Instant, sleep};
 use ziggurat::{Reason, rejection};
 
 use super::*;
+
+const FRESH: &[&str] = &["cache-control: max-age=100"];
 
 fn spawned(site: &Site, headers: &'static [&'static str]) -> tokio::task::JoinHandle<Result<Read, String>> {
     let site = site.clone();
@@ -19,7 +23,7 @@ fn slow(answer: impl Fn(usize, request::Parts) -> Answer + Clone + Send + Sync +
     Site::new(CacheLayer::http(), move |n, parts| {
         let answer = answer.clone();
         async move {
-            tokio::time::sleep(SECOND).await;
+            sleep(SECOND).await;
             answer(n, parts)
         }
     })
@@ -31,6 +35,13 @@ async fn bodies(callers: Vec<tokio::task::JoinHandle<Result<Read, String>>>) -> 
         bodies.push(caller.await.unwrap().unwrap().body);
     }
     bodies
+}
+
+/// Sends GETs at the same time, and returns how long they take together.
+async fn together(site: &Site, requests: usize) -> Duration {
+    let begun = Instant::now();
+    bodies((0..requests).map(|_| spawned(site, &[])).collect()).await;
+    begun.elapsed()
 }
 
 /// Shows: W3
@@ -58,7 +69,7 @@ async fn those_who_want_another_variant_share_another_request() {
 #[tokio::test(start_paused = true)]
 async fn a_response_for_one_caller_holds_back_nobody_twice() {
     let site = slow(|n, _| response(200, &["cache-control: private"], n.to_string()));
-    let begun = tokio::time::Instant::now();
+    let begun = Instant::now();
     let mut all = bodies((0..100).map(|_| spawned(&site, &[])).collect()).await;
     all.sort_by_key(|body| body.parse::<u32>().unwrap());
     assert_eq!(all, (1..=100).map(|n| n.to_string()).collect::<Vec<_>>());
@@ -144,7 +155,7 @@ async fn a_caller_who_leaves_does_not_stop_the_request() {
     let last = spawned(&site, &[]);
     settle().await;
     last.abort();
-    tokio::time::sleep(2 * SECOND).await;
+    sleep(2 * SECOND).await;
     assert_eq!((&*site.get("/", &[]).await.body, site.calls()), ("2", 2));
 }
 
@@ -163,23 +174,23 @@ async fn without_callers_a_request_ends_in_time() {
     let site = Site::new(CacheLayer::http().linger(5 * SECOND), answer);
     let first = spawned(&site, &[]);
     settle().await;
-    tokio::time::sleep(5 * SECOND).await;
+    sleep(5 * SECOND).await;
     first.abort();
-    tokio::time::sleep(4 * SECOND).await;
+    sleep(4 * SECOND).await;
     let second = spawned(&site, &[]);
-    tokio::time::sleep(100 * SECOND).await;
+    sleep(100 * SECOND).await;
     assert!(!sender.is_closed(), "a caller waits");
     second.abort();
-    tokio::time::sleep(4 * SECOND).await;
+    sleep(4 * SECOND).await;
     assert!(!sender.is_closed());
-    tokio::time::sleep(2 * SECOND).await;
+    sleep(2 * SECOND).await;
     assert!(sender.is_closed());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_rejection_inside_reaches_all_who_wait() {
     let answer = |_, _| async {
-        tokio::time::sleep(SECOND).await;
+        sleep(SECOND).await;
         let rejection = ziggurat::LayerInfo::new("test").reject(Reason::Overloaded { limit: 3 });
         Err(Error::Rejected(rejection))
     };
@@ -190,4 +201,75 @@ async fn a_rejection_inside_reaches_all_who_wait() {
         assert!(matches!(rejection(&outcome).unwrap().reason(), Reason::Overloaded { limit: 3 }));
     }
     assert_eq!(site.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_wait_for_one_another_again_once_a_response_is_for_all() {
+    let answer = |_, parts: request::Parts| async move {
+        sleep(SECOND).await;
+        let control = if parts.headers.contains_key("cookie") { "private" } else { "max-age=3" };
+        response(200, &[&format!("cache-control: {control}"), "vary: cookie"], "")
+    };
+    let site = Site::new(CacheLayer::http(), answer);
+    site.get("/", &["cookie: a"]).await;
+    together(&site, 1).await;
+    let before = site.calls();
+    sleep(5 * SECOND).await;
+    together(&site, 20).await;
+    assert_eq!(site.calls() - before, 1);
+}
+
+/// A stale response that stays in the store must not make private requests wait in line.
+#[tokio::test(start_paused = true)]
+async fn requests_do_not_wait_for_one_another_where_a_response_has_become_private() {
+    let answer = |n: usize, _| async move {
+        sleep(SECOND).await;
+        let headers =
+            if n == 1 { ["cache-control: max-age=10", "etag: \"a\""] } else { ["cache-control: private", "x: y"] };
+        response(200, &headers, "")
+    };
+    let site = Site::new(CacheLayer::http(), answer);
+    site.get("/", &[]).await;
+    sleep(20 * SECOND).await;
+    assert_eq!(together(&site, 10).await, 2 * SECOND);
+    assert_eq!(together(&site, 10).await, SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_may_go_on_forever_after_its_caller() {
+    let answer = |n: usize, _| async move {
+        sleep(SECOND).await;
+        response(200, FRESH, n.to_string())
+    };
+    let site = Site::new(CacheLayer::http().linger(Duration::MAX), answer);
+    assert!(tokio::time::timeout(SECOND / 2, site.get("/", &[])).await.is_err());
+    sleep(5 * SECOND).await;
+    assert_eq!((site.handle.len(), site.calls()), (1, 1));
+}
+
+/// A runtime without a clock has no timers.
+#[test]
+fn a_request_goes_on_after_its_caller_on_a_runtime_without_a_clock() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let (ready, answered) = tokio::sync::oneshot::channel::<()>();
+        let answered = Arc::new(Mutex::new(Some(answered)));
+        let origin = service_fn(move |_: Request<Empty<Bytes>>| {
+            let answered = answered.lock().unwrap().take().unwrap();
+            async move {
+                answered.await.unwrap();
+                let response = Response::builder().header("cache-control", "max-age=60");
+                Ok::<_, Failed>(response.body(Full::new(Bytes::from("1"))).unwrap())
+            }
+        });
+        let layer = CacheLayer::http();
+        let (handle, client) = (layer.handle(), layer.layer(origin));
+        let caller = tokio::spawn(client.oneshot(request(Method::GET, "/", &[])));
+        settle().await;
+        caller.abort();
+        settle().await;
+        ready.send(()).unwrap();
+        settle().await;
+        assert_eq!(handle.len(), 1);
+    });
 }

@@ -20,6 +20,7 @@ use ziggurat::{
 
 mod attacks;
 mod changes;
+mod conformance;
 mod flights;
 mod handle;
 mod memory;
@@ -30,7 +31,9 @@ mod rules;
 mod scopes;
 mod stacks;
 mod stale;
+mod status;
 mod streams;
+mod validation;
 
 pub(super) const SECOND: Duration = Duration::from_secs(1);
 

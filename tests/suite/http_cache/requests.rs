@@ -125,3 +125,21 @@ async fn what_the_cache_does_not_understand_passes() {
     }
     assert_eq!((site.handle.stats().bypassed, site.handle.len()), (4, 0));
 }
+
+#[tokio::test(start_paused = true)]
+async fn only_if_cached_never_goes_upstream() {
+    let site = Site::numbered(FRESH);
+    let ask = async |more: &str| site.get("/", &["cache-control: only-if-cached", more]).await;
+    let demands = ["cache-control: no-store", "if-match: \"x\"", "if-unmodified-since: Mon, 05 Jan 2026 10:00:00 GMT"];
+    for more in demands {
+        let missing = ask(more).await;
+        assert_eq!(missing.status.as_u16(), 504, "{more}");
+        assert_eq!(missing.header("cache-status"), "ziggurat; detail=only-if-cached", "{more}");
+    }
+    assert_eq!(site.calls(), 0);
+    site.get("/", &[]).await;
+    settle().await;
+    // Nothing is stored for it.
+    assert_eq!(ask(demands[0]).await.body, "1");
+    assert_eq!((ask(demands[1]).await.status.as_u16(), site.calls()), (504, 1));
+}

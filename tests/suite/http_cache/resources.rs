@@ -1,26 +1,10 @@
 //! The responses of one resource: which of them is for whom, which is the newest, and what an invalidation reaches.
 
-use std::ops::RangeInclusive;
-
-use http_body_util::Full;
-use tokio::time::{Instant, advance, sleep};
+use tokio::time::{advance, sleep};
 
 use super::*;
 
 const FRESH: &str = "cache-control: max-age=100";
-
-/// Sends GETs at the same time, and returns how long they take together.
-async fn together(site: &Site, requests: RangeInclusive<usize>) -> Duration {
-    let begun = Instant::now();
-    let one = |_| {
-        let site = site.clone();
-        tokio::spawn(async move { site.get("/", &[]).await })
-    };
-    for caller in requests.map(one).collect::<Vec<_>>() {
-        caller.await.unwrap();
-    }
-    begun.elapsed()
-}
 
 #[tokio::test(start_paused = true)]
 async fn a_value_that_only_looks_like_a_list_selects_its_own_response() {
@@ -84,75 +68,6 @@ async fn a_late_response_for_other_callers_is_stored() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_caller_gets_the_cookie_that_a_304_sets_for_another() {
-    let answer = |n: usize, parts: request::Parts| async move {
-        let status = if n == 1 || parts.method == Method::HEAD { 200 } else { 304 };
-        let cookie = ["set-cookie: sid=1", "x: y"][usize::from(n == 1)];
-        response(status, &["cache-control: public, max-age=10", "etag: \"a\"", cookie], if n == 1 { "1" } else { "" })
-    };
-    let site = Site::new(CacheLayer::http(), answer);
-    for method in [Method::HEAD, Method::GET] {
-        site.get("/", &[]).await;
-        settle().await;
-        site.ask(method.clone(), "/", &["cache-control: no-cache"]).await;
-        settle().await;
-        let stored = site.get("/", &[]).await;
-        assert_eq!((stored.header("set-cookie"), &*stored.body), ("", "1"), "{method}");
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn responses_for_one_caller_alone_push_none_out() {
-    let answer = |_, parts: request::Parts| async move {
-        let is_good = parts.uri.path().starts_with("/good");
-        if is_good { response(200, &[FRESH], vec![b'x'; 1000]) } else { response(404, &["cache-control: private"], "") }
-    };
-    let site = Site::new(CacheLayer::http().capacity(100_000), answer);
-    for n in 0..30 {
-        site.get(&format!("/good{n}"), &[]).await;
-        settle().await;
-    }
-    let bytes = site.handle.bytes();
-    for n in 0..2000 {
-        site.get(&format!("/scan{n}"), &[]).await;
-    }
-    settle().await;
-    assert_eq!((site.handle.len(), site.handle.bytes(), site.handle.stats().evicted), (30, bytes, 0));
-}
-
-#[tokio::test(start_paused = true)]
-async fn requests_wait_for_one_another_again_once_a_response_is_for_all() {
-    let answer = |_, parts: request::Parts| async move {
-        sleep(SECOND).await;
-        let control = if parts.headers.contains_key("cookie") { "private" } else { "max-age=3" };
-        response(200, &[&format!("cache-control: {control}"), "vary: cookie"], "")
-    };
-    let site = Site::new(CacheLayer::http(), answer);
-    site.get("/", &["cookie: a"]).await;
-    together(&site, 1..=1).await;
-    let before = site.calls();
-    sleep(5 * SECOND).await;
-    together(&site, 1..=20).await;
-    assert_eq!(site.calls() - before, 1);
-}
-
-/// A stale response that stays in the store must not make private requests wait in line.
-#[tokio::test(start_paused = true)]
-async fn requests_do_not_wait_for_one_another_where_a_response_has_become_private() {
-    let answer = |n: usize, _| async move {
-        sleep(SECOND).await;
-        let headers =
-            if n == 1 { ["cache-control: max-age=10", "etag: \"a\""] } else { ["cache-control: private", "x: y"] };
-        response(200, &headers, "")
-    };
-    let site = Site::new(CacheLayer::http(), answer);
-    site.get("/", &[]).await;
-    sleep(20 * SECOND).await;
-    assert_eq!(together(&site, 1..=10).await, 2 * SECOND);
-    assert_eq!(together(&site, 1..=10).await, SECOND);
-}
-
-#[tokio::test(start_paused = true)]
 async fn variants_that_nothing_finds_are_not_counted() {
     type Change = fn(&HttpCacheHandle);
     let changes: [(&str, Change); 3] = [
@@ -211,92 +126,4 @@ async fn statistics_agree_if_resources_are_evicted_with_their_variants() {
         assert_eq!(stats.stored - stats.evicted, site.handle.len() as u64, "{n}");
     }
     assert!((10..50).contains(&site.handle.len()), "{}", site.handle.len());
-}
-
-#[tokio::test(start_paused = true)]
-async fn only_if_cached_never_goes_upstream() {
-    let site = Site::numbered(&[FRESH]);
-    let ask = async |more: &str| site.get("/", &["cache-control: only-if-cached", more]).await;
-    let demands = ["cache-control: no-store", "if-match: \"x\"", "if-unmodified-since: Mon, 05 Jan 2026 10:00:00 GMT"];
-    for more in demands {
-        let missing = ask(more).await;
-        assert_eq!(missing.status.as_u16(), 504, "{more}");
-        assert_eq!(missing.header("cache-status"), "ziggurat; detail=only-if-cached", "{more}");
-    }
-    assert_eq!(site.calls(), 0);
-    site.get("/", &[]).await;
-    settle().await;
-    // Nothing is stored for it.
-    assert_eq!(ask(demands[0]).await.body, "1");
-    assert_eq!((ask(demands[1]).await.status.as_u16(), site.calls()), (504, 1));
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_is_larger_than_the_cache_is_not_called_stored() {
-    let layer = CacheLayer::http().capacity(10_000);
-    let site =
-        Site::new(layer, |_, _| async { response(200, &[FRESH, "content-length: 100000"], vec![b'x'; 100_000]) });
-    assert_eq!(site.get("/", &[]).await.header("cache-status"), "ziggurat; fwd=uri-miss");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_ttl_without_end_is_written_as_an_integer_that_parsers_read() {
-    let layer = CacheLayer::http().default_ttl(Duration::MAX);
-    let site = Site::new(layer, |_, _| async { response(200, &[], "") });
-    site.get("/", &[]).await;
-    settle().await;
-    assert_eq!(site.get("/", &[]).await.header("cache-status"), "ziggurat; hit; ttl=999999999999999");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_status_comes_after_all_those_of_a_response_that_passes() {
-    let site = Site::new(CacheLayer::http(), |_, _| async {
-        response(200, &["cache-status: origin; hit", "cache-status: middle; hit"], "")
-    });
-    let passed = site.ask(Method::POST, "/", &[]).await;
-    let lines: Vec<_> = passed.headers.get_all("cache-status").iter().collect();
-    assert_eq!(lines, ["origin; hit", "middle; hit", "ziggurat; fwd=method"]);
-    for headers in [&[][..], &["if-none-match: *"]] {
-        let missed = site.get("/", headers).await;
-        assert_eq!(missed.header("cache-status"), "origin; hit, middle; hit, ziggurat; fwd=uri-miss", "{headers:?}");
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_request_may_go_on_forever_after_its_caller() {
-    let answer = |n: usize, _| async move {
-        sleep(SECOND).await;
-        response(200, &[FRESH], n.to_string())
-    };
-    let site = Site::new(CacheLayer::http().linger(Duration::MAX), answer);
-    assert!(tokio::time::timeout(SECOND / 2, site.get("/", &[])).await.is_err());
-    sleep(5 * SECOND).await;
-    assert_eq!((site.handle.len(), site.calls()), (1, 1));
-}
-
-/// A runtime without a clock has no timers.
-#[test]
-fn a_request_goes_on_after_its_caller_on_a_runtime_without_a_clock() {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    runtime.block_on(async {
-        let (ready, answered) = tokio::sync::oneshot::channel::<()>();
-        let answered = Arc::new(Mutex::new(Some(answered)));
-        let origin = service_fn(move |_: Request<Empty<Bytes>>| {
-            let answered = answered.lock().unwrap().take().unwrap();
-            async move {
-                answered.await.unwrap();
-                let response = Response::builder().header("cache-control", "max-age=60");
-                Ok::<_, Failed>(response.body(Full::new(Bytes::from("1"))).unwrap())
-            }
-        });
-        let layer = CacheLayer::http();
-        let (handle, client) = (layer.handle(), layer.layer(origin));
-        let caller = tokio::spawn(client.oneshot(request(Method::GET, "/", &[])));
-        settle().await;
-        caller.abort();
-        settle().await;
-        ready.send(()).unwrap();
-        settle().await;
-        assert_eq!(handle.len(), 1);
-    });
 }

@@ -35,6 +35,14 @@ fn ask() -> Request<Empty<Bytes>> {
 async fn everybody_gets_bytes_as_they_come_and_nobody_waits_for_others() {
     const CHUNK: usize = 16 * 1024;
     const CHUNKS: usize = 640;
+    let byte = |n: usize| b'0' + (n % 10) as u8;
+    // Returns the number of chunks, which follow the first `read` ones.
+    let chunks = |read: usize, bytes: &Bytes| {
+        for (n, chunk) in (read..).zip(bytes.chunks(CHUNK)) {
+            assert_eq!((chunk.len(), chunk[0], chunk[CHUNK - 1]), (CHUNK, byte(n), byte(n)));
+        }
+        bytes.len() / CHUNK
+    };
     let (sender, body) = streamed();
     let site = site(CacheLayer::http().max_body(16 << 20), FRESH, body);
     let mut callers = Vec::new();
@@ -42,30 +50,28 @@ async fn everybody_gets_bytes_as_they_come_and_nobody_waits_for_others() {
         callers.push(site.send(ask()).await.unwrap());
     }
     assert_eq!(site.calls(), 1);
-    // The first caller is forgotten, the second reads nothing yet, the third leaves.
+    // Of the last three, two read nothing yet, and one leaves.
     let mut idle = callers.split_off(997);
     drop(idle.pop());
+    let mut read = vec![0; callers.len()];
     for n in 0..CHUNKS {
-        sender.send(data(vec![b'0' + (n % 10) as u8; CHUNK])).unwrap();
+        sender.send(data(vec![byte(n); CHUNK])).unwrap();
         if n % 64 == 0 {
-            for caller in &mut callers {
-                let mut left = if n == 0 { 1 } else { 64 };
-                while left > 0 {
-                    let bytes = frame(caller).await.unwrap().unwrap();
-                    assert_eq!(bytes.len() % CHUNK, 0);
-                    left -= bytes.len() / CHUNK;
+            for (caller, read) in callers.iter_mut().zip(&mut read) {
+                while *read <= n {
+                    *read += chunks(*read, &frame(caller).await.unwrap().unwrap());
                 }
             }
         }
         settle().await;
     }
     drop(sender);
-    for caller in callers.iter_mut().chain(&mut idle) {
-        let mut length = 0;
+    read.extend(idle.iter().map(|_| 0));
+    for (caller, mut read) in callers.iter_mut().chain(&mut idle).zip(read) {
         while let Some(bytes) = frame(caller).await {
-            length += bytes.unwrap().len();
+            read += chunks(read, &bytes.unwrap());
         }
-        assert!(length % CHUNK == 0 && length > 0);
+        assert_eq!(read, CHUNKS);
     }
     assert_eq!(site.get("/", &[]).await.body.len(), CHUNK * CHUNKS);
     assert_eq!((site.calls(), site.handle.stats().shared), (1, 999));
