@@ -36,6 +36,7 @@ pub(super) struct Counts {
     pub(super) outdated: AtomicU64,
     /// Hits that are not among what the store has found.
     pub(super) hits: AtomicU64,
+    pub(super) second_level: AtomicU64,
     pub(super) misses: AtomicU64,
     pub(super) shared: AtomicU64,
     pub(super) stale: AtomicU64,
@@ -53,8 +54,8 @@ pub(super) fn count(counter: &AtomicU64) {
 
 /// Statistics of a cache since its start, over all services of the layer and all tenants.
 ///
-/// A request that the cache handles is in one of `hits`, `misses`, `shared` and `stale`, or in both `misses` and `stale`
-/// if it is in `stale_on_error`. It is in none of them if it would wait for itself
+/// A request that the cache handles is in one of `hits`, `second_level`, `misses`, `shared` and `stale`, or in both
+/// `misses` and `stale` if it is in `stale_on_error`. It is in none of them if it would wait for itself
 /// ([`Reason::Recursive`](crate::Reason::Recursive)), if it is dropped before it makes a call or gets an outcome, or if
 /// it wants a stored response only (`only-if-cached`) and there is none.
 ///
@@ -67,6 +68,8 @@ pub(super) fn count(counter: &AtomicU64) {
 pub struct Stats {
     /// Requests that were served a fresh response from memory, or a part of it, or a 304 for it.
     pub hits: u64,
+    /// Requests that were served a fresh response from the second level of a `CacheLayer::http`, which had to be asked.
+    pub second_level: u64,
     /// Requests that made a call, and waited for it, because there was no fresh response. This includes those in
     /// `stale_on_error`.
     pub misses: u64,
@@ -102,7 +105,7 @@ impl Stats {
         let served = self.hits.saturating_add(self.stale);
         // The requests that are in both `misses` and `stale` count once.
         let stale_only = self.stale.saturating_sub(self.stale_on_error);
-        let all = [self.hits, self.misses, self.shared, stale_only].into_iter().fold(0, u64::saturating_add);
+        let all = [self.hits, self.second_level, self.misses, self.shared, stale_only].into_iter().fold(0, u64::saturating_add);
         // At least `served`: a request that is in several numbers may have been counted while they were read.
         let all = all.max(served);
         (all > 0).then(|| served as f64 / all as f64)
@@ -192,10 +195,22 @@ impl<K: Hash + Eq, R> CacheHandle<K, R> {
 impl Counts {
     pub(super) fn stats(&self) -> Stats {
         let Self {
-            hits, misses, shared, stale, stale_on_error, bypassed, refreshes, validated, stored, evicted, ..
+            hits,
+            second_level,
+            misses,
+            shared,
+            stale,
+            stale_on_error,
+            bypassed,
+            refreshes,
+            validated,
+            stored,
+            evicted,
+            ..
         } = self;
         Stats {
             hits: hits.load(Relaxed),
+            second_level: second_level.load(Relaxed),
             misses: misses.load(Relaxed),
             shared: shared.load(Relaxed),
             stale: stale.load(Relaxed),

@@ -220,6 +220,14 @@ impl HttpKey {
         keys
     }
 
+    /// Returns the name of the resource, which is the same for all keys of [`in_any_scheme`](Self::in_any_scheme).
+    pub(super) fn resource(&self) -> String {
+        let host = self.authority().to_ascii_lowercase();
+        let host = [":80", ":443"].iter().find_map(|port| host.strip_suffix(port)).unwrap_or(&host);
+        let (mark, query) = self.query().map_or(("", ""), |query| ("?", query));
+        format!("//{host}{}{mark}{query}", self.path())
+    }
+
     fn named(scheme: Option<Scheme>, authority: &str, path: PathAndQuery) -> Option<Self> {
         let mut parts = uri::Parts::default();
         parts.path_and_query = Some(path);

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, StatusCode, header};
 
 use super::key::Fingerprint;
+use crate::store::{put_headers, take_headers};
 
 /// The version of the format. A process that does not know it runs no handler.
 const VERSION: u8 = 1;
@@ -90,8 +91,8 @@ impl Record {
             0 => Self::Claim(from.try_get_u128().ok()?),
             kind @ (1 | 2) => {
                 let status = StatusCode::from_u16(from.try_get_u16().ok()?).ok()?;
-                let headers = get_headers(from)?;
-                let trailers = if kind == 2 { Some(get_headers(from)?) } else { None };
+                let headers = take_headers(from)?;
+                let trailers = if kind == 2 { Some(take_headers(from)?) } else { None };
                 let body = from.split_off(0);
                 Self::Answer(Arc::new(Answer { status, headers, body, trailers }))
             }
@@ -100,31 +101,6 @@ impl Record {
         };
         from.is_empty().then_some((print, record))
     }
-}
-
-fn put_headers(to: &mut BytesMut, headers: &HeaderMap) {
-    to.put_u32(headers.len() as u32);
-    for (name, value) in headers {
-        for text in [name.as_str().as_bytes(), value.as_bytes()] {
-            to.put_u32(text.len() as u32);
-            to.put_slice(text);
-        }
-    }
-}
-
-fn get_headers(from: &mut Bytes) -> Option<HeaderMap> {
-    let mut headers = HeaderMap::new();
-    for _ in 0..from.try_get_u32().ok()? {
-        let name = HeaderName::from_bytes(&get_text(from)?).ok()?;
-        let value = HeaderValue::from_maybe_shared(get_text(from)?).ok()?;
-        headers.try_append(name, value).ok()?;
-    }
-    Some(headers)
-}
-
-fn get_text(from: &mut Bytes) -> Option<Bytes> {
-    let len = from.try_get_u32().ok()? as usize;
-    (len <= from.len()).then(|| from.split_to(len))
 }
 
 #[cfg(all(test, not(ziggurat_loom)))]

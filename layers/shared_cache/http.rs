@@ -5,14 +5,14 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
+    HeaderMap, HeaderValue, Response, StatusCode,
     header::{CACHE_CONTROL, SET_COOKIE},
 };
 use http_body::Body;
 
-use crate::store::Codec;
+use crate::store::{Codec, put_headers, take_headers};
 
 /// Encodes HTTP responses with a body in memory, such as `Full<Bytes>`: the status, the headers and the body.
 ///
@@ -63,13 +63,7 @@ where
         }
         let mut bytes = BytesMut::new();
         bytes.put_u16(response.status().as_u16());
-        bytes.put_u16(headers.len().try_into().ok()?);
-        for (name, value) in headers {
-            bytes.put_u16(name.as_str().len().try_into().ok()?);
-            bytes.put(name.as_str().as_bytes());
-            bytes.put_u32(value.len().try_into().ok()?);
-            bytes.put(value.as_bytes());
-        }
+        put_headers(&mut bytes, headers);
         let mut body = pin!(response.body().clone());
         loop {
             match body.as_mut().poll_frame(&mut Context::from_waker(Waker::noop())) {
@@ -98,25 +92,9 @@ fn is_personal(headers: &HeaderMap) -> bool {
 
 fn decode<B: From<Bytes>>(bytes: &mut Bytes) -> Option<Response<B>> {
     let mut response = Response::new(());
-    *response.status_mut() = StatusCode::from_u16(number(bytes, 2)?.try_into().ok()?).ok()?;
-    for _ in 0..number(bytes, 2)? {
-        let length = number(bytes, 2)?;
-        let name = HeaderName::from_bytes(&part(bytes, length)?).ok()?;
-        let length = number(bytes, 4)?;
-        let value = HeaderValue::from_maybe_shared(part(bytes, length)?).ok()?;
-        response.headers_mut().append(name, value);
-    }
+    *response.status_mut() = StatusCode::from_u16(bytes.try_get_u16().ok()?).ok()?;
+    *response.headers_mut() = take_headers(bytes)?;
     Some(response.map(|()| std::mem::take(bytes).into()))
-}
-
-/// Takes the first bytes, if there are as many.
-fn part(bytes: &mut Bytes, length: usize) -> Option<Bytes> {
-    (length <= bytes.len()).then(|| bytes.split_to(length))
-}
-
-/// Takes a number of this size.
-fn number(bytes: &mut Bytes, size: usize) -> Option<usize> {
-    Some(part(bytes, size)?.iter().fold(0, |number, byte| number << 8 | usize::from(*byte)))
 }
 
 #[cfg(all(test, not(ziggurat_loom)))]

@@ -45,6 +45,7 @@
 //! ```
 
 mod codec;
+mod headers;
 mod health;
 mod key;
 mod link;
@@ -66,7 +67,10 @@ pub use self::{
     tokens::{Taken, TokenStore, amounts},
     values::ValueStore,
 };
+#[cfg(feature = "http-cache")]
+pub(crate) use self::headers::{put_text, take_text};
 pub(crate) use self::{
+    headers::{put_headers, take_headers},
     health::Advice,
     link::{Awaited, Link, start},
 };

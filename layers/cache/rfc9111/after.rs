@@ -1,6 +1,6 @@
 //! The effects on the cache of a request that it passes on.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{slice, sync::Arc, time::SystemTime};
 
 use http::{
     HeaderValue, Response, StatusCode,
@@ -16,7 +16,7 @@ use super::{
     rules::{Asked, Times, compare},
     status::{Forward, Status, Why, append},
 };
-use crate::clock;
+use crate::{clock, store::Awaited};
 
 /// The use of the response to a request that was passed on.
 pub(super) struct After {
@@ -40,16 +40,22 @@ pub(super) enum Effect {
 }
 
 impl After {
+    /// Applies a response. Returns what the caller waits for before it gets the response.
+    ///
     /// `is_unsent` says that a layer inside has responded in place of the service.
-    pub(super) fn apply<B>(mut self, mut response: Response<CacheBody<B>>, is_unsent: bool) -> Response<CacheBody<B>> {
+    pub(super) fn apply<B>(
+        mut self,
+        mut response: Response<CacheBody<B>>,
+        is_unsent: bool,
+    ) -> (Response<CacheBody<B>>, Option<Awaited<()>>) {
+        let mut removal = None;
         let (settings, status) = (&self.settings, response.status());
         match &self.effect {
             Effect::Invalidate(key) if !is_unsent && (status.is_success() || status.is_redirection()) => {
                 let named = [LOCATION, CONTENT_LOCATION];
                 let named = named.iter().filter_map(|name| key.join(response.headers().get(name)?));
-                for key in named.chain([key.clone()]) {
-                    settings.invalidate(&key);
-                }
+                let keys: Vec<_> = [key.clone()].into_iter().chain(named).collect();
+                removal = settings.invalidate(&keys);
             }
             Effect::Compare { lead, asked, page, sent } if status == StatusCode::OK => {
                 let times = Times { sent: *sent, received: clock::now(), date: SystemTime::now() };
@@ -64,14 +70,17 @@ impl After {
                         }
                     }
                     None if has_length => {}
-                    _ => settings.store(lead, Arc::new(page.expired(times))),
+                    _ => {
+                        settings.forget(slice::from_ref(&lead.key));
+                        settings.store(lead, Arc::new(page.expired(times)));
+                    }
                 }
             }
             _ => {}
         }
         append(response.headers_mut(), settings.info.name(), Status::Forward(Forward::new(self.why)));
         self.effect = Effect::None;
-        response
+        (response, removal)
     }
 
     /// The request has not reached the service, so it has changed nothing.
@@ -84,7 +93,7 @@ impl Drop for After {
     fn drop(&mut self) {
         // Its caller has left, or it has failed: the service may have done it all the same.
         if let Effect::Invalidate(key) = &self.effect {
-            self.settings.invalidate(key);
+            self.settings.invalidate(slice::from_ref(key));
         }
     }
 }

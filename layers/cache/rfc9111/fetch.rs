@@ -14,8 +14,8 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::{Either, select};
 use http::{
-    HeaderValue, Request, Response, StatusCode,
-    header::{CONTENT_LENGTH, SET_COOKIE},
+    HeaderMap, HeaderValue, Request, Response, StatusCode,
+    header::{CONTENT_LENGTH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, RANGE, SET_COOKIE},
 };
 use http_body::{Body, SizeHint};
 use tokio::sync::oneshot;
@@ -25,10 +25,12 @@ use super::{
     super::{leads::Leads, policy::REFRESH_PAUSE},
     Settings,
     body::CacheBody,
+    count,
     fill::{Content, Fill},
     flights::{Flight, Landed, Lead},
     page::{Head, Page, add_date},
-    rules::{Asked, Times, Vary, is_same, remove_not_stored},
+    rules::{Asked, Reuse, Times, Vary, has_validator, is_same, remove_not_stored, validate},
+    second::{Looked, Ticket},
     status::take,
 };
 use crate::{
@@ -60,13 +62,21 @@ impl<S, A, B> Upstream<A, B> for S where
 pub(super) enum Reply<B, E> {
     /// The outcome of the inner service. The body may arrive by way of the cache.
     Ran(Box<Result<Response<CacheBody<B>>, E>>, Stored),
+    /// A fresh response of the second level.
+    Hit(Arc<Page>),
     /// A stored response: a validated one, or one in place of a failure.
     Page(Arc<Page>, Instead),
     Panicked(Box<dyn Any + Send>),
 }
 
-/// Whether a response is being stored.
-pub(super) type Stored = bool;
+/// The use of a response in the cache.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Stored {
+    /// Whether it is being stored.
+    pub(super) is_stored: bool,
+    /// Whether it is the whole response, whatever its caller has asked for.
+    pub(super) is_whole: bool,
+}
 
 /// The response that a stored one replaces.
 #[derive(Debug)]
@@ -77,17 +87,19 @@ pub(super) enum Instead {
     Failure(Option<StatusCode>),
 }
 
-/// A request to the upstream, and the use of its response.
+/// A request to the second level and to the upstream, and the use of its response.
 pub(super) struct Fetch {
     pub(super) settings: Arc<Settings>,
     pub(super) lead: Lead,
     pub(super) asked: Asked,
     /// The stored response that is stale.
     pub(super) stale: Option<Arc<Page>>,
-    /// Whether the request asks if the stored response is current.
-    pub(super) validates: bool,
     /// Whether it runs while its caller has a stale response.
     pub(super) is_behind: bool,
+    /// Whether the second level may have a response.
+    pub(super) looks: bool,
+    /// `None` before the lookup, or if there was none.
+    pub(super) ticket: Option<Ticket>,
     /// How long the request goes on without a caller.
     pub(super) patience: Duration,
 }
@@ -126,13 +138,23 @@ impl Fetch {
     async fn run<S, A, B>(
         mut self,
         service: S,
-        request: Request<A>,
+        mut request: Request<A>,
         reply: oneshot::Sender<Reply<B, S::Error>>,
     ) -> Option<Arriving<B>>
     where
         S: Upstream<A, B>,
         B: Body<Error: Into<BoxError>>,
     {
+        if let Some(page) = self.look().await {
+            let _ = reply.send(Reply::Hit(page));
+            return None;
+        }
+        if !self.is_behind {
+            count(&self.settings.counts.misses);
+            self.settings.info.emit(LayerEvent::Miss);
+        }
+        let validates = self.prepare(request.headers_mut());
+        let is_whole = validates || self.lead.is_open();
         let sent = clock::now();
         let outcome = match unwound(Call::new(service, request)).await {
             Ok(outcome) => outcome,
@@ -150,14 +172,14 @@ impl Fetch {
             }
         }
         let replied = match outcome {
-            Ok(mut response) if self.validates && response.status() == StatusCode::NOT_MODIFIED => {
+            Ok(mut response) if validates && response.status() == StatusCode::NOT_MODIFIED => {
                 let (reply, is_stored) = self.validated(&mut response, times);
                 if !is_stored {
                     self.note_failed_refresh(&Ok::<_, S::Error>(response));
                 }
                 reply
             }
-            Ok(response) => return self.receive(response, times, reply),
+            Ok(response) => return self.receive(response, times, is_whole, reply),
             Err(error) => {
                 let outcome = Err(error);
                 let described = tried(|| self.settings.info.shared(&outcome, Class::of(&outcome, &HttpStatus)));
@@ -171,7 +193,8 @@ impl Fetch {
                 self.note_failed_refresh(&outcome);
                 self.lead.close();
                 self.lead.land(Landed::Failed(rejection));
-                Reply::Ran(Box::new(outcome.map(|response: Response<B>| response.map(CacheBody::inner))), false)
+                let outcome = outcome.map(|response: Response<B>| response.map(CacheBody::inner));
+                Reply::Ran(Box::new(outcome), Stored::default())
             }
         };
         let _ = reply.send(replied);
@@ -184,6 +207,66 @@ impl Fetch {
         self.lead.land(Landed::Alone);
         let _ = reply.send(Reply::Panicked(panic));
         None
+    }
+
+    /// Looks the response up in the second level. Returns it if it is fresh. A stale one is validated.
+    async fn look(&mut self) -> Option<Arc<Page>> {
+        let Self { settings, lead, asked, .. } = self;
+        let second = settings.second.get().filter(|_| self.looks)?;
+        let Looked { page, ticket } = second.look(&lead.key, lead.asked(), (&settings.rules, asked)).await;
+        self.ticket = ticket;
+        let page = Arc::new(page?);
+        let terms = &page.head.terms;
+        if terms.reuse(asked, clock::now()) == Reuse::Fresh {
+            count(&settings.counts.second_level);
+            settings.info.emit(LayerEvent::Hit);
+            settings.store(lead, Arc::clone(&page));
+            lead.land(Landed::Hit(Arc::clone(&page)));
+            return Some(page);
+        }
+        if self.stale.as_ref().is_none_or(|known| terms.are_newer_than(&known.head.terms)) {
+            self.stale = Some(page);
+        }
+        None
+    }
+
+    /// Changes the request into one for the whole response, or into the question whether the stored one is current.
+    /// Returns whether it is that question.
+    fn prepare(&self, headers: &mut HeaderMap) -> bool {
+        match self.stale.as_ref().filter(|page| has_validator(&page.head.headers)) {
+            Some(page) => {
+                validate(headers, &page.head.headers);
+                headers.remove(RANGE);
+                headers.remove(IF_RANGE);
+                true
+            }
+            None => {
+                if self.lead.is_open() || self.is_behind {
+                    for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_RANGE, RANGE] {
+                        headers.remove(name);
+                    }
+                }
+                false
+            }
+        }
+    }
+
+    /// Stores the response in both levels, unless an invalidation has overtaken the request.
+    fn store(&self, page: &Arc<Page>) {
+        let Self { settings, lead, ticket, .. } = self;
+        let is_stored = settings.store(lead, Arc::clone(page));
+        if let (true, Some(second), Some(ticket)) = (is_stored, settings.second.get(), ticket) {
+            second.put(ticket, &lead.key, lead.asked(), page);
+        }
+    }
+
+    /// Removes the response that an answer has superseded.
+    fn remove(&self, page: &Arc<Page>) {
+        let Self { settings, lead, ticket, .. } = self;
+        if ticket.as_ref().is_some_and(Ticket::has_others) {
+            settings.forget(&[lead.key.clone()]);
+        }
+        drop(lead.store(|| settings.pages.remove_page(&lead.key, lead.asked(), page)));
     }
 
     /// Returns the stored response that may be used in place of a failure.
@@ -224,20 +307,19 @@ impl Fetch {
     }
 
     /// Updates the stored response by a 304. Returns the reply, and whether the response is stored.
-    fn validated<B, E>(&mut self, response: &mut Response<B>, times: Times) -> (Reply<B, E>, Stored) {
-        let is_same = |before: &&Arc<Page>| is_same(&before.head.headers, response.headers());
-        let Some(before) = self.stale.as_ref().filter(is_same) else { return (self.contradicted(), false) };
-        let Self { settings, lead, asked, .. } = self;
-        let (page, is_stored) = before.updated(response.headers(), &settings.rules, asked, times);
+    fn validated<B, E>(&mut self, response: &mut Response<B>, times: Times) -> (Reply<B, E>, bool) {
+        let is_same = |before: &Arc<Page>| is_same(&before.head.headers, response.headers());
+        let Some(before) = self.stale.clone().filter(is_same) else { return (self.contradicted(), false) };
+        let (page, is_stored) = before.updated(response.headers(), &self.settings.rules, &self.asked, times);
         let page = Arc::new(page);
         if is_stored {
-            settings.store(lead, Arc::clone(&page));
-            lead.land(Landed::Page(Arc::clone(&page)));
+            self.store(&page);
+            self.lead.land(Landed::Page(Arc::clone(&page)));
         } else {
             // Confirmed for this caller alone.
-            drop(lead.store(|| settings.pages.remove_page(&lead.key, lead.asked(), before)));
-            lead.close();
-            lead.land(Landed::Alone);
+            self.remove(&before);
+            self.lead.close();
+            self.lead.land(Landed::Alone);
         }
         let cookies = response.headers().get_all(SET_COOKIE).iter().cloned().collect();
         let instead = Instead::NotModified { cookies, cache_status: take(response.headers_mut()) };
@@ -249,18 +331,17 @@ impl Fetch {
     fn contradicted<B, E>(&mut self) -> Reply<B, E> {
         // Without it, the response is a 502, which it may replace (RFC 5861, section 4).
         let stand_in = self.stand_in();
-        let Self { settings, lead, stale, .. } = self;
-        if let Some(page) = stale {
-            drop(lead.store(|| settings.pages.remove_page(&lead.key, lead.asked(), page)));
+        if let Some(page) = &self.stale {
+            self.remove(page);
         }
-        lead.close();
+        self.lead.close();
         match stand_in {
             Some(page) => Reply::Page(page, Instead::Failure(Some(StatusCode::NOT_MODIFIED))),
             None => {
-                lead.land(Landed::Alone);
+                self.lead.land(Landed::Alone);
                 let mut response = Response::new(CacheBody::empty());
                 *response.status_mut() = StatusCode::BAD_GATEWAY;
-                Reply::Ran(Box::new(Ok(response)), false)
+                Reply::Ran(Box::new(Ok(response)), Stored::default())
             }
         }
     }
@@ -271,6 +352,7 @@ impl Fetch {
         mut self,
         response: Response<B>,
         times: Times,
+        is_whole: bool,
         reply: oneshot::Sender<Reply<B, E>>,
     ) -> Option<Arriving<B>>
     where
@@ -295,7 +377,7 @@ impl Fetch {
                 && !page.head.terms.are_fresh(clock::now())
             {
                 // This answer has superseded the stored one (RFC 9111, section 4.3.3).
-                drop(self.lead.store(|| self.settings.pages.remove_page(key, asked, page)));
+                self.remove(page);
             }
             self.pause(retry_after(response.headers()));
             let outcome = Ok(response);
@@ -307,24 +389,25 @@ impl Fetch {
             }
             self.lead.close();
             self.lead.land(self.landed(&outcome, status));
-            let _ = reply.send(Reply::Ran(Box::new(outcome.map(|response| response.map(CacheBody::inner))), false));
+            let outcome = outcome.map(|response| response.map(CacheBody::inner));
+            let _ = reply.send(Reply::Ran(Box::new(outcome), Stored::default()));
             return None;
         };
         let (head, (parts, body)) = (Arc::new(head), response.into_parts());
-        let is_stored = head.terms.is_worth_storing;
+        let stored = Stored { is_stored: head.terms.is_worth_storing, is_whole };
         if is_end && size.lower() == 0 {
             let page = Arc::new(Page::new(Head::clone(&head), Content::from_bytes(Bytes::new(), None)));
-            self.settings.store(&self.lead, Arc::clone(&page));
+            self.store(&page);
             self.lead.land(Landed::Page(page));
             let response = Response::from_parts(parts, CacheBody::empty());
-            let _ = reply.send(Reply::Ran(Box::new(Ok(response)), is_stored));
+            let _ = reply.send(Reply::Ran(Box::new(Ok(response)), stored));
             return None;
         }
         let fill = Fill::new(self.settings.max_body, size, &self.settings.room);
         if let Some(reader) = fill.reader() {
             let body = CacheBody::filling(reader, self.lead.flight.callers.interest());
             let response = Response::from_parts(parts, body);
-            drop(reply.send(Reply::Ran(Box::new(Ok(response)), is_stored)));
+            drop(reply.send(Reply::Ran(Box::new(Ok(response)), stored)));
         }
         if head.terms.are_for_many() {
             self.lead.land(Landed::Filling(Arc::clone(&head), Arc::clone(&fill)));
@@ -432,15 +515,17 @@ fn is_failure<B, E>(outcome: &Result<Response<B>, E>) -> bool {
 }
 
 impl Settings {
-    /// Stores the response that a flight has brought.
-    pub(super) fn store(&self, lead: &Lead, page: Arc<Page>) {
+    /// Stores the response that a flight has brought. Returns whether it was stored.
+    pub(super) fn store(&self, lead: &Lead, page: Arc<Page>) -> bool {
         if !page.head.terms.is_worth_storing {
-            return;
+            return false;
         }
         let put = lead.store(|| self.pages.put(&lead.key, lead.asked(), page));
-        if put.is_some_and(|put| put.is_kept) {
-            super::count(&self.counts.stored);
+        let is_kept = put.is_some_and(|put| put.is_kept);
+        if is_kept {
+            count(&self.counts.stored);
             self.info.emit(LayerEvent::Stored);
         }
+        is_kept
     }
 }

@@ -58,6 +58,8 @@ pub(super) enum Landed {
     Filling(Arc<Head>, Arc<Fill>),
     /// A stored response that was validated, or one that has no content.
     Page(Arc<Page>),
+    /// A fresh response of the second level.
+    Hit(Arc<Page>),
     /// A stale response in place of a failure.
     StandIn(Arc<Page>),
     /// The response is for one caller alone.
@@ -162,7 +164,7 @@ impl Flight {
         match &*self.landed.borrow() {
             None => clock::now().saturating_duration_since(self.begun) < JOINED,
             Some(Landed::Filling(head, _)) => may_be_reused(head),
-            Some(Landed::Page(page) | Landed::StandIn(page)) => may_be_reused(&page.head),
+            Some(Landed::Page(page) | Landed::Hit(page) | Landed::StandIn(page)) => may_be_reused(&page.head),
             Some(Landed::Alone | Landed::Failed(_) | Landed::Lost) => false,
         }
     }

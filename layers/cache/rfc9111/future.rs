@@ -16,6 +16,7 @@ use crate::{
     ambient::{self, Unsent},
     call::Call,
     outcome::{Reject, was_unprocessed},
+    store::Awaited,
 };
 
 type Missed<B, E> = Pin<Box<dyn Future<Output = Result<Response<CacheBody<B>>, E>> + Send>>;
@@ -58,6 +59,8 @@ pin_project! {
         // `None` after the end.
         Answered { response: Option<Response<CacheBody<B>>> },
         Passing { #[pin] call: Call<S, Request<A>>, after: Option<After> },
+        // The response is there, but the second level may still have those that it has outdated.
+        Removing { response: Option<Response<CacheBody<B>>>, removal: Awaited<()> },
         Missed { missed: Missed<B, S::Error> },
     }
 }
@@ -84,27 +87,43 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut state = self.project().state;
-        let outcome = match state.as_mut().project() {
-            StateProjection::Answered { response } => match response.take() {
-                Some(response) => Ok(response),
-                None => panic!("cache::HttpResponseFuture polled after it was ready"),
-            },
-            StateProjection::Passing { mut call, after } => {
-                let outcome = ready!(call.as_mut().poll(cx));
-                let is_unsent = !call.has_begun() || was_unprocessed(&outcome);
-                match (outcome, after.take()) {
-                    (Ok(response), Some(after)) => Ok(after.apply(response.map(CacheBody::inner), is_unsent)),
-                    (Err(error), Some(after)) if is_unsent => {
-                        after.was_unsent();
-                        Err(error)
+        loop {
+            let outcome = match state.as_mut().project() {
+                StateProjection::Answered { response } => match response.take() {
+                    Some(response) => Ok(response),
+                    None => panic!("cache::HttpResponseFuture polled after it was ready"),
+                },
+                StateProjection::Passing { mut call, after } => {
+                    let outcome = ready!(call.as_mut().poll(cx));
+                    let is_unsent = !call.has_begun() || was_unprocessed(&outcome);
+                    match (outcome, after.take()) {
+                        (Ok(response), Some(after)) => {
+                            let (response, removal) = after.apply(response.map(CacheBody::inner), is_unsent);
+                            if let Some(removal) = removal {
+                                state.set(State::Removing { response: Some(response), removal });
+                                continue;
+                            }
+                            Ok(response)
+                        }
+                        (Err(error), Some(after)) if is_unsent => {
+                            after.was_unsent();
+                            Err(error)
+                        }
+                        (outcome, None) => outcome.map(|response| response.map(CacheBody::inner)),
+                        (Err(error), Some(_)) => Err(error),
                     }
-                    (outcome, _) => outcome.map(|response| response.map(CacheBody::inner)),
                 }
-            }
-            StateProjection::Missed { missed } => ready!(missed.as_mut().poll(cx)),
-        };
-        state.set(State::Answered { response: None });
-        Poll::Ready(outcome)
+                StateProjection::Removing { response, removal } => {
+                    ready!(removal.poll(cx));
+                    let response = response.take();
+                    state.set(State::Answered { response });
+                    continue;
+                }
+                StateProjection::Missed { missed } => ready!(missed.as_mut().poll(cx)),
+            };
+            state.set(State::Answered { response: None });
+            return Poll::Ready(outcome);
+        }
     }
 }
 
@@ -114,6 +133,7 @@ impl<S: Service<Request<A>>, A, B> fmt::Debug for HttpResponseFuture<S, A, B> {
             State::Answered { response: Some(_) } => "answered",
             State::Answered { response: None } => "done",
             State::Passing { .. } => "passing",
+            State::Removing { .. } => "removing",
             State::Missed { .. } => "missed",
         };
         f.debug_struct("cache::HttpResponseFuture").field("state", &state).finish()

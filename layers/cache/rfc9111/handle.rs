@@ -1,7 +1,7 @@
 //! The handle to the live state of an HTTP cache.
 
 use std::sync::{
-    Arc,
+    Arc, OnceLock,
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
@@ -15,8 +15,9 @@ use super::{
     fill::Room,
     flights::Flights,
     pages::Pages,
+    second::Second,
 };
-use crate::debug::impl_debug;
+use crate::{debug::impl_debug, store::Awaited};
 
 /// The live state of a [`CacheLayer::http`](super::super::CacheLayer::http), which all its services share.
 ///
@@ -33,13 +34,14 @@ pub(super) struct State {
     pub(super) room: Arc<Room>,
     pub(super) flights: Arc<Flights>,
     pub(super) counts: Counts,
+    pub(super) second: OnceLock<Arc<Second>>,
 }
 
 impl State {
     pub(super) fn new(capacity: usize) -> Self {
-        let (flights, counts) = Default::default();
+        let (flights, counts, second) = Default::default();
         let (pages, room) = (Pages::new(capacity), Room::new(capacity.saturating_mul(2)));
-        Self { capacity: capacity.into(), pages, room, flights, counts }
+        Self { capacity: capacity.into(), pages, room, flights, counts, second }
     }
 
     pub(super) fn capacity(&self) -> usize {
@@ -57,10 +59,26 @@ impl State {
         drop(self.flights.detach(&[], || self.pages.sweep()));
     }
 
-    /// Removes the responses of a resource, however requests have named its scheme and port.
-    pub(super) fn invalidate(&self, key: &HttpKey) {
-        let keys = key.in_any_scheme();
+    /// Removes the responses of resources, however requests have named their scheme and port. Returns what tells that
+    /// the second level has none any more, unless that takes long.
+    pub(super) fn invalidate(&self, keys: &[HttpKey]) -> Option<Awaited<()>> {
+        // From now on, no request takes one from there.
+        let removal = self.forget(keys);
+        let keys: Vec<_> = keys.iter().flat_map(HttpKey::in_any_scheme).collect();
         drop(self.flights.detach(&keys, || keys.iter().map(|key| self.pages.remove(key)).collect::<Vec<_>>()));
+        removal
+    }
+
+    /// Removes the responses of resources from the second level.
+    pub(super) fn forget(&self, keys: &[HttpKey]) -> Option<Awaited<()>> {
+        let names = || keys.iter().map(HttpKey::resource).collect();
+        self.second.get().and_then(|second| second.remove(names()))
+    }
+
+    fn forget_all(&self) {
+        if let Some(second) = self.second.get() {
+            second.ignore_all();
+        }
     }
 }
 
@@ -73,14 +91,21 @@ impl HttpCacheHandle {
     /// The URI names the host that requests name, such as `http://shop.test/prices?page=1`. Its scheme does not matter,
     /// nor does the port that is the default.
     /// A URI without a host is that of requests without one.
+    ///
+    /// In a [second level](super::HttpCacheLayer::second_level), the responses are removed for all processes. This does
+    /// not wait for that, but no request to this process gets one of them from now on, and a removal that fails is
+    /// repeated until the store is back. The memory of other processes is not touched.
     pub fn invalidate(&self, uri: &Uri) {
-        self.state.invalidate(&HttpKey::from(uri.clone()));
+        drop(self.state.invalidate(&[HttpKey::from(uri.clone())]));
     }
 
     /// Removes the responses of all resources that match `predicate`, such as those below a path. Returns the number of
     /// responses.
     ///
     /// As with [`invalidate`](Self::invalidate), requests in flight for such resources do not bring them back.
+    ///
+    /// From a [second level](super::HttpCacheLayer::second_level), nothing is removed, because nobody can list it. This
+    /// process uses no response that is there now.
     ///
     /// `predicate` may run several times for a resource. No lock is held while it runs. The cost is proportional to the
     /// number of responses.
@@ -92,13 +117,18 @@ impl HttpCacheHandle {
     /// ```
     pub fn invalidate_if(&self, predicate: impl Fn(&HttpKey) -> bool) -> usize {
         let State { pages, flights, .. } = &*self.state;
+        self.state.forget_all();
         let keys: Vec<_> = flights.keys().into_iter().filter(&predicate).collect();
         flights.detach(&keys, || {});
         pages.remove_if(predicate)
     }
 
     /// Removes all responses. As with [`invalidate`](Self::invalidate), requests in flight do not bring any back.
+    ///
+    /// From a [second level](super::HttpCacheLayer::second_level), nothing is removed, but this process uses no response
+    /// that is there now. Processes with other memories do: change the prefix of the store to forget all.
     pub fn clear(&self) {
+        self.state.forget_all();
         drop(self.state.flights.detach_all(|| self.state.pages.clear()));
     }
 

@@ -4,9 +4,10 @@ use std::{panic::resume_unwind, sync::Arc, time::Duration};
 
 use http::{
     HeaderMap, HeaderValue, Request, Response, StatusCode,
-    header::{IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, RANGE, SET_COOKIE},
+    header::{RANGE, SET_COOKIE},
 };
 use http_body::Body;
+use tokio::sync::oneshot;
 
 use super::{
     super::http::HttpKey,
@@ -17,7 +18,7 @@ use super::{
     flights::{Arrival, Landed, Lead},
     page::{Head, Page},
     pages::Found,
-    rules::{Asked, Reuse, Terms, has_validator, validate},
+    rules::{Asked, Reuse, Terms},
     status::{Forward, Status, Why, take, write},
 };
 use crate::{
@@ -124,6 +125,11 @@ impl<S, A> Missing<S, A> {
                     }
                     None
                 }
+                Landed::Hit(page) if page.head.is_for(&self.asked, joined.asked(), headers) => {
+                    settings.shared();
+                    let freshness = page.head.terms.freshness(clock::now());
+                    return Ok(settings.answer(page, headers, Status::Hit(freshness)));
+                }
                 Landed::StandIn(page)
                     if page.head.is_for(&self.asked, joined.asked(), headers)
                         && page.head.terms.replace_failure(&self.asked, clock::now()) =>
@@ -131,7 +137,7 @@ impl<S, A> Missing<S, A> {
                     settings.shared();
                     return Ok(settings.answer(page, headers, Status::Forward(forward)));
                 }
-                Landed::Page(page) => Some(&page.head.vary),
+                Landed::Page(page) | Landed::Hit(page) => Some(&page.head.vary),
                 Landed::Filling(head, _) => Some(&head.vary),
                 // A second failure is not the fault of the request that has failed.
                 Landed::Failed(rejection) if failed > 0 => {
@@ -172,7 +178,7 @@ impl<S, A> Missing<S, A> {
 
     /// Makes the request to the upstream.
     async fn lead<B>(
-        mut self,
+        self,
         lead: Lead,
         why: Why,
         stale: Option<Arc<Page>>,
@@ -183,27 +189,19 @@ impl<S, A> Missing<S, A> {
         B: Body<Error: Into<BoxError>> + Send + 'static,
     {
         let settings = Arc::clone(&self.settings);
-        count(&settings.counts.misses);
-        settings.info.emit(LayerEvent::Miss);
-        let asked = self.request.headers().clone();
-        let (is_open, interest) = (lead.is_open(), lead.flight.callers.interest());
-        let validates = self.prepare(stale.as_deref(), is_open);
-        let Self { settings: own, service, request, asked: wanted, .. } = self;
-        let (patience, is_behind) = (own.patience, false);
-        let fetch = Fetch { settings: own, lead, asked: wanted, stale, validates, is_behind, patience };
-        let reply = fetch.start(service, request).await;
+        let (asked, interest) = (self.request.headers().clone(), lead.flight.callers.interest());
+        let reply = self.fetch(lead, stale, false).await;
         drop(interest);
         let mut forward = Forward::new(why);
         match reply {
             Ok(Reply::Ran(outcome, stored)) => {
                 let mut outcome = *outcome;
                 if let Ok(response) = &mut outcome {
-                    forward.stored = stored;
+                    forward.stored = stored.is_stored;
                     let before = take(response.headers_mut());
                     settings.note(response.headers_mut(), before.as_ref(), Status::Forward(forward));
-                    let is_asked_whole = is_open || validates;
-                    if stored
-                        && is_asked_whole
+                    if stored.is_stored
+                        && stored.is_whole
                         && response.status() == StatusCode::OK
                         && let Some(not_modified) = Head::not_modified_like(response, &asked)
                     {
@@ -212,11 +210,19 @@ impl<S, A> Missing<S, A> {
                 }
                 outcome
             }
+            Ok(Reply::Hit(page)) => {
+                let freshness = page.head.terms.freshness(clock::now());
+                Ok(settings.answer(&page, &asked, Status::Hit(freshness)))
+            }
             Ok(Reply::Page(page, instead)) => {
                 let mut response = page.respond(&asked, false, clock::now());
                 let headers = response.headers_mut();
                 let before = match instead {
                     Instead::NotModified { cookies, cache_status } => {
+                        // Of the second level, if there was none in memory.
+                        if let Why::UriMiss | Why::VaryMiss = why {
+                            forward.why = Why::Stale;
+                        }
                         count(&settings.counts.validated);
                         forward.status = Some(304);
                         for cookie in cookies {
@@ -244,30 +250,22 @@ impl<S, A> Missing<S, A> {
         }
     }
 
-    /// Changes the request into one for the whole response, or into the question whether the stored one is current.
-    /// Returns whether it is that question.
-    fn prepare(&mut self, stale: Option<&Page>, is_open: bool) -> bool {
-        let headers = self.request.headers_mut();
-        match stale.filter(|page| has_validator(&page.head.headers)) {
-            Some(page) => {
-                validate(headers, &page.head.headers);
-                headers.remove(RANGE);
-                headers.remove(IF_RANGE);
-                true
-            }
-            None => {
-                if is_open {
-                    for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_RANGE, RANGE] {
-                        headers.remove(name);
-                    }
-                }
-                false
-            }
-        }
+    /// Starts the request of a caller who waits for it, or has a stale response.
+    fn fetch<B>(self, lead: Lead, stale: Option<Arc<Page>>, is_behind: bool) -> oneshot::Receiver<Reply<B, S::Error>>
+    where
+        S: Upstream<A, B>,
+        A: Send + 'static,
+        B: Body<Error: Into<BoxError>> + Send + 'static,
+    {
+        let Self { settings, service, request, asked, found, .. } = self;
+        // No caller waits for one behind a stale response.
+        let patience = if is_behind { settings.patience.max(PATIENCE) } else { settings.patience };
+        let looks = !found.pass;
+        Fetch { settings, lead, asked, stale, is_behind, looks, ticket: None, patience }.start(service, request)
     }
 
     /// Fetches a fresh response while a stale one is served.
-    pub(super) fn refresh<B>(mut self)
+    pub(super) fn refresh<B>(self)
     where
         S: Upstream<A, B>,
         A: Send + 'static,
@@ -291,12 +289,7 @@ impl<S, A> Missing<S, A> {
             settings.flights.alone(&self.key, headers)
         };
         count(&settings.counts.refreshes);
-        let validates = self.prepare(stale.as_deref(), true);
-        let Self { service, request, asked, .. } = self;
-        // No caller waits for it.
-        let patience = settings.patience.max(PATIENCE);
-        let fetch = Fetch { settings, lead, asked, stale, validates, is_behind: true, patience };
-        drop(fetch.start(service, request));
+        drop(self.fetch(lead, stale, true));
     }
 }
 

@@ -22,6 +22,7 @@ use self::{
     handle::State,
     missing::Missing,
     rules::{Asked, Reuse, Rules},
+    second::Second,
     status::{Status, Why},
 };
 pub use self::{body::CacheBody, future::HttpResponseFuture, handle::HttpCacheHandle};
@@ -32,6 +33,7 @@ use crate::{
     clock,
     debug::impl_debug,
     outcome::Reject,
+    store::ValueStore,
     telemetry::{LayerEvent, LayerInfo, layer_info, layer_setters},
 };
 
@@ -48,6 +50,7 @@ mod page;
 mod pages;
 mod passes;
 mod rules;
+mod second;
 mod status;
 
 /// The total size of the stored responses.
@@ -301,6 +304,41 @@ impl HttpCacheLayer {
         self
     }
 
+    /// Keeps the responses in this store too, so that processes share them, and a process that starts finds them there:
+    /// a `RedisStore` (feature `redis`), a [`MemoryStore`](crate::store::MemoryStore), or a [`ValueStore`] of your own.
+    ///
+    /// A request that finds nothing fresh in memory looks there before it goes to the service, and a stale response of
+    /// either level is validated. The store has responses with a body of 1 MiB at most, for a week at most.
+    ///
+    /// An invalidation, also by an unsafe method, removes the responses from the store before its caller gets an answer,
+    /// if the store answers within 100 ms, and as soon as it does otherwise. The memory of other processes keeps what it
+    /// has until that is no longer fresh.
+    ///
+    /// A store that fails or takes longer than 100 ms counts as [away](crate::store#while-a-store-is-away): requests then
+    /// go on as if it were empty. A lookup costs two requests to the store, one after the other. Nobody waits for a
+    /// response to be stored.
+    ///
+    /// Give each cache with other settings a store with a prefix of its own. The clocks of the processes should agree to
+    /// a second: how old a response is follows from them.
+    ///
+    /// # Panics
+    ///
+    /// If the cache has a second level.
+    ///
+    /// ```
+    /// use ziggurat::{cache::CacheLayer, store::MemoryStore};
+    ///
+    /// let store = MemoryStore::new();
+    /// let (one, other) = (CacheLayer::http().second_level(store.clone()), CacheLayer::http().second_level(store));
+    /// # let _ = (one, other);
+    /// ```
+    #[track_caller]
+    pub fn second_level(self, store: impl ValueStore) -> Self {
+        let is_first = self.settings.second.set(Arc::new(Second::new(store))).is_ok();
+        assert!(is_first, "this cache has a second level already");
+        self
+    }
+
     /// Returns the handle to the live state, to invalidate responses and to read statistics.
     #[must_use]
     pub fn handle(&self) -> HttpCacheHandle {
@@ -319,6 +357,9 @@ impl<S> Layer<S> for HttpCacheLayer {
     fn layer(&self, inner: S) -> Self::Service {
         let mut settings = self.settings.clone();
         settings.max_body = settings.max_body.min(settings.capacity());
+        if let Some(second) = settings.second.get() {
+            second.belongs_to(&settings.info);
+        }
         HttpCache { inner, settings: Arc::new(settings) }
     }
 }

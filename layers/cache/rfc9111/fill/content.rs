@@ -59,6 +59,11 @@ impl Content {
         Self::new(Some(chunk).into_iter().filter(|chunk| chunk.len() > 0).collect(), trailers, None)
     }
 
+    /// Returns the body, piece by piece.
+    pub(in super::super) fn chunks(&self) -> impl Iterator<Item = &Bytes> {
+        self.0.chunks.iter().map(|chunk| &chunk.data)
+    }
+
     /// Returns the body in one piece. It is copied unless it is in one piece already.
     #[cfg(test)]
     pub(in super::super) fn to_bytes(&self) -> Bytes {

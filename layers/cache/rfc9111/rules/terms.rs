@@ -167,6 +167,16 @@ impl Terms {
         self.age + now.saturating_duration_since(self.received)
     }
 
+    /// Returns how long ago the request was sent.
+    pub(crate) fn since_sent(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.sent)
+    }
+
+    /// Notes that the request was sent so long ago, by another process.
+    pub(crate) fn was_sent(&mut self, ago: Duration, now: Instant) {
+        self.sent = now.checked_sub(ago).unwrap_or(now);
+    }
+
     /// Returns whether the response is the answer to a later request than the other one.
     pub(crate) fn are_newer_than(&self, other: &Self) -> bool {
         self.sent > other.sent

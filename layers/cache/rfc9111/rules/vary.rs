@@ -1,9 +1,9 @@
 //! Which requests a response is for (RFC 9111, section 4.1).
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use http::{
-    HeaderMap, HeaderName,
+    HeaderMap, HeaderName, HeaderValue,
     header::{ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, CONTENT_ENCODING, VARY},
 };
 
@@ -32,6 +32,12 @@ impl Vary {
         names.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
         names.dedup();
         Some(Self(names.into()))
+    }
+
+    /// Reads what [`Display`](fmt::Display) has written.
+    pub(crate) fn parse(names: &[u8]) -> Option<Self> {
+        let value = HeaderValue::from_bytes(names).ok()?;
+        Self::read(&HeaderMap::from_iter([(VARY, value)]))
     }
 
     /// Returns whether the response is for all requests.
@@ -72,6 +78,12 @@ impl Vary {
     /// Returns the size in memory, about.
     pub(crate) fn weight(&self) -> usize {
         self.0.iter().map(|name| size_of::<HeaderName>() + name.as_str().len()).sum()
+    }
+}
+
+impl fmt::Display for Vary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|name| write!(f, "{name},"))
     }
 }
 

@@ -1,0 +1,274 @@
+//! The second level: a store that many processes share, behind the memory of each.
+
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use tokio::{runtime::Handle, sync::oneshot};
+
+use self::{
+    copy::{Decoded, Now},
+    record::{Record, identity, millis},
+    removals::{Removal, Removals},
+    store::AnyStore,
+};
+use super::{
+    super::http::HttpKey,
+    page::Page,
+    rules::{Asked, Rules, has_validator},
+};
+use crate::{
+    clock,
+    store::{Advice, Awaited, Link, ValueStore, start},
+    telemetry::{LayerEvent, LayerInfo, layer_info},
+};
+
+mod copy;
+mod record;
+mod removals;
+mod store;
+
+/// How long a request waits for an answer of the store, as in a shared cache.
+const TIMEOUT: Duration = Duration::from_millis(100);
+
+/// The size of the largest body that is in the store: Memcached's limit for an item. A larger one takes a while to send,
+/// and other requests over the same connection wait for it.
+const MAX_BODY: u64 = 1024 * 1024;
+
+/// How long the record of an invalidated resource is in the store. It must outlast each call that began before: the
+/// response of a longer one is not stored.
+const LONGEST_CALL: Duration = Duration::from_secs(60);
+
+/// How long a response is in the store that can be validated, after its other use.
+const VALIDATED: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How long a response is in the store at most.
+const LONGEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// How much longer the record of a resource is there than its responses, so that it need not be written for each.
+const SPARE: Duration = Duration::from_secs(60 * 60);
+
+/// When a removal that waits is taken for one that nobody makes.
+const LOST: Duration = Duration::from_secs(5);
+
+/// The shortest pause between two attempts at a removal.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
+
+pub(super) struct Second {
+    store: Box<dyn AnyStore>,
+    reads: Link,
+    /// A store that refuses writes may still be read.
+    writes: Link,
+    removals: Removals,
+    /// Copies from before this time, in milliseconds since 1970, are not used.
+    not_before: AtomicU64,
+    info: OnceLock<LayerInfo>,
+}
+
+/// The result of a lookup.
+#[derive(Default)]
+pub(super) struct Looked {
+    pub(super) page: Option<Page>,
+    pub(super) ticket: Option<Ticket>,
+}
+
+/// The right to store the response of a request, unless the resource has been invalidated since the lookup.
+pub(super) struct Ticket {
+    name: String,
+    /// The record of the resource, with its bytes.
+    found: Option<(Bytes, Record)>,
+    since: clock::Instant,
+}
+
+impl Ticket {
+    /// Returns whether the store may have responses of the resource.
+    pub(super) fn has_others(&self) -> bool {
+        self.found.is_some()
+    }
+}
+
+impl Second {
+    pub(super) fn new(store: impl ValueStore) -> Self {
+        let (reads, writes, removals, not_before, info) = Default::default();
+        Self { store: Box::new(store), reads, writes, removals, not_before, info }
+    }
+
+    /// Sets what the events say of the layer.
+    pub(super) fn belongs_to(&self, info: &LayerInfo) {
+        let _ = self.info.set(info.clone());
+    }
+
+    fn info(&self) -> &LayerInfo {
+        self.info.get_or_init(|| layer_info!("cache"))
+    }
+
+    async fn get(&self, name: &str, is_probe: bool) -> Option<Option<Bytes>> {
+        self.reads.ask(self.info(), TIMEOUT, is_probe, self.store.get(name)).await.ok()
+    }
+
+    /// Looks a response to this request up. Asks nothing while the store is away.
+    pub(super) async fn look(
+        self: &Arc<Self>,
+        key: &HttpKey,
+        headers: &HeaderMap,
+        rules: (&Rules, &Asked),
+    ) -> Looked {
+        let (name, since) = (key.resource(), clock::now());
+        // What is there is about to be removed.
+        if let Some(waits_since) = self.removals.since(&name) {
+            // The task that should do it is lost, or there was no runtime for one.
+            if since.saturating_duration_since(waits_since) > LOST {
+                self.repeat_removals();
+            }
+            return Looked::default();
+        }
+        match self.reads.advice(since) {
+            Advice::Ask => {}
+            Advice::Away { .. } => return Looked::default(),
+            Advice::Probe { .. } => {
+                let this = Arc::clone(self);
+                start(async move { drop(this.get(&name, true).await) });
+                return Looked::default();
+            }
+        }
+        let Some(bytes) = self.get(&name, false).await else { return Looked::default() };
+        let found = bytes.map(|bytes| {
+            let record = Record::decode(bytes.clone()).unwrap_or_else(|| {
+                self.info().emit(LayerEvent::NotDecoded { error: "this is not the record of an HTTP cache" });
+                Record::empty()
+            });
+            (bytes, record)
+        });
+        let text = key.to_string();
+        let mut page = None;
+        for vary in found.iter().flat_map(|(_, record)| &record.vary) {
+            let identity = identity(&text, vary, headers);
+            let Some((_, record)) = &found else { break };
+            let Some(bytes) = self.get(&record.name_of(&identity), false).await else { return Looked::default() };
+            let Some(bytes) = bytes else { continue };
+            let now = Now { instant: clock::now(), date: SystemTime::now() };
+            let not_before = UNIX_EPOCH + Duration::from_millis(self.not_before.load(Relaxed));
+            match copy::decode(bytes, &identity, rules, not_before, now) {
+                Decoded::Page(found) => {
+                    page = Some(found);
+                    break;
+                }
+                Decoded::Other => {}
+                Decoded::Unknown => {
+                    self.info().emit(LayerEvent::NotDecoded { error: "this is not a response of an HTTP cache" });
+                }
+            }
+        }
+        Looked { page, ticket: Some(Ticket { name, found, since }) }
+    }
+
+    /// Stores a response to a request with these headers. Nobody waits for that.
+    pub(super) fn put(self: &Arc<Self>, ticket: &Ticket, key: &HttpKey, headers: &HeaderMap, page: &Page) {
+        let (terms, now) = (&page.head.terms, Now { instant: clock::now(), date: SystemTime::now() });
+        let validated = if has_validator(&page.head.headers) { VALIDATED } else { Duration::ZERO };
+        let ttl = terms.useful().saturating_add(validated).min(LONGEST);
+        // An empty place may have had the record of an invalidation since, which has expired.
+        let took = now.instant.saturating_duration_since(ticket.since);
+        let is_sure = ticket.found.is_some() || took < LONGEST_CALL - 2 * TIMEOUT;
+        if page.content.len() > MAX_BODY || ttl.is_zero() || !is_sure || self.removals.since(&ticket.name).is_some() {
+            return;
+        }
+        let is_probe = match self.writes.advice(now.instant) {
+            Advice::Ask => false,
+            Advice::Probe { .. } => true,
+            Advice::Away { .. } => return,
+        };
+        let known = ticket.found.as_ref().map(|(bytes, record)| (bytes.clone(), record));
+        let before = known.as_ref().map_or_else(Record::empty, |(_, record)| (*record).clone());
+        let is_known = before.knows(&page.head.vary, now.date + ttl);
+        let changed = (!is_known).then(|| before.with(&page.head.vary, now.date + ttl + SPARE));
+        let identity = identity(&key.to_string(), &page.head.vary, headers);
+        let copy_name = changed.as_ref().unwrap_or(&before).name_of(&identity);
+        let Some(copy) = copy::encode(page, &identity, now) else { return };
+        let (this, name, bytes) = (Arc::clone(self), ticket.name.clone(), known.map(|(bytes, _)| bytes));
+        start(async move {
+            let write = async {
+                if let Some(record) = changed {
+                    let (ttl, new) = (record.ttl(now.date), record.encode());
+                    let is_written = match bytes {
+                        Some(bytes) => this.store.replace(&name, &bytes, new, ttl).await?,
+                        None => this.store.put_new(&name, new, ttl).await?.is_none(),
+                    };
+                    if !is_written {
+                        return Ok(());
+                    }
+                }
+                this.store.put(&copy_name, copy, ttl).await
+            };
+            let _ = this.writes.ask(this.info(), TIMEOUT, is_probe, write).await;
+        });
+    }
+
+    /// Removes all responses of these resources, for all processes. This one uses none of them from now on. Returns what
+    /// tells that the store has none any more, or `None` if it is away: then they are removed once it is back.
+    pub(super) fn remove(self: &Arc<Self>, names: Vec<String>) -> Option<Awaited<()>> {
+        let Some(removals) = self.removals.add(names) else {
+            self.ignore_all();
+            return None;
+        };
+        // Those that cannot be made now are made at the next opportunity.
+        if Handle::try_current().is_err() {
+            return None;
+        }
+        let now = clock::now();
+        if self.writes.advice(now) != Advice::Ask {
+            self.repeat_removals();
+            return None;
+        }
+        let (this, (tell, told)) = (Arc::clone(self), oneshot::channel());
+        start(async move {
+            for removal in removals {
+                if !this.remove_one(&removal, false).await {
+                    this.repeat_removals();
+                    break;
+                }
+            }
+            let _ = tell.send(());
+        });
+        Some(Awaited::new(told, now + TIMEOUT))
+    }
+
+    /// Makes a removal. Returns whether the store has done it.
+    async fn remove_one(&self, removal: &Removal, is_probe: bool) -> bool {
+        let put = self.store.put(&removal.name, Record::empty().encode(), LONGEST_CALL);
+        let is_done = self.writes.ask(self.info(), TIMEOUT, is_probe, put).await.is_ok();
+        if is_done {
+            self.removals.done(removal);
+        }
+        is_done
+    }
+
+    /// Makes the removals that have failed, on a task, until none is left.
+    fn repeat_removals(self: &Arc<Self>) {
+        let Some(mut turn) = self.removals.turn() else { return };
+        let this = Arc::clone(self);
+        tokio::spawn(async move {
+            while let Some(removal) = turn.next() {
+                let wait = match this.writes.advice(clock::now()) {
+                    Advice::Away { wait, .. } => wait.max(SHORTEST_PAUSE),
+                    advice if this.remove_one(&removal, advice != Advice::Ask).await => Duration::ZERO,
+                    _ => SHORTEST_PAUSE,
+                };
+                if !wait.is_zero() {
+                    clock::sleep(wait).await;
+                }
+            }
+        });
+    }
+
+    /// Uses no copy any more that is in the store now.
+    pub(super) fn ignore_all(&self) {
+        self.not_before.fetch_max(millis(SystemTime::now()) + 1, Relaxed);
+    }
+}

@@ -1,0 +1,123 @@
+//! A stored response as bytes: the copy that other processes read.
+//!
+//! It says how old the response was when the copy was written, and when that was. A process that reads it takes it for a
+//! response with that `Age`, and decides by its own settings what the response may be used for.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, StatusCode, header::AGE};
+
+use super::{
+    super::{
+        fill::Content,
+        page::{Head, Page},
+        rules::{Asked, Rules, Times, Vary},
+        status::CACHE_STATUS,
+    },
+    record::millis,
+};
+use crate::{
+    clock::Instant,
+    store::{put_headers, put_text, take_headers, take_text},
+};
+
+/// The version of the format.
+const VERSION: u8 = 1;
+
+/// The time on both clocks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Now {
+    pub(super) instant: Instant,
+    pub(super) date: SystemTime,
+}
+
+/// Returns the bytes of a response, or `None` if it has a value that is to be written nowhere.
+pub(super) fn encode(page: &Page, identity: &[u8], now: Now) -> Option<Bytes> {
+    let Head { status, headers, cache_status, terms, .. } = &page.head;
+    let mut headers = headers.clone();
+    headers.remove(AGE);
+    headers.remove(CACHE_STATUS);
+    headers.extend(cache_status.clone().map(|status| (CACHE_STATUS, status)));
+    let trailers = page.content.trailers().cloned().unwrap_or_default();
+    if headers.values().chain(trailers.values()).any(HeaderValue::is_sensitive) {
+        return None;
+    }
+    let mut to = BytesMut::with_capacity(identity.len() + page.weight());
+    to.put_u8(VERSION);
+    put_text(&mut to, identity);
+    to.put_u64(millis(now.date));
+    to.put_u64(terms.age(now.instant).as_millis() as u64);
+    to.put_u64(terms.since_sent(now.instant).as_millis() as u64);
+    to.put_u16(status.as_u16());
+    put_headers(&mut to, &headers);
+    put_headers(&mut to, &trailers);
+    to.put_u32(page.content.len() as u32);
+    page.content.chunks().for_each(|chunk| to.put_slice(chunk));
+    Some(to.freeze())
+}
+
+/// What the bytes of a copy are.
+#[derive(Debug)]
+pub(super) enum Decoded {
+    Page(Page),
+    /// It is no response for this request: another one has the same name, or the settings do not permit it.
+    Other,
+    /// These are not the bytes of a copy, or those of another version.
+    Unknown,
+}
+
+/// Reads the response with this identity for a request.
+pub(super) fn decode(
+    from: Bytes,
+    identity: &[u8],
+    (rules, asked): (&Rules, &Asked),
+    not_before: SystemTime,
+    now: Now,
+) -> Decoded {
+    let Some(read) = Read::take(from) else { return Decoded::Unknown };
+    let Read { written, age, since_sent, status, mut headers, trailers, body, .. } = read;
+    if read.identity != identity || written < not_before {
+        return Decoded::Other;
+    }
+    // A clock that is ahead of this one makes a copy of the future, which is new.
+    let elapsed = now.date.duration_since(written).unwrap_or_default();
+    let whole = age.saturating_add(elapsed).as_millis().div_ceil(1000);
+    headers.insert(AGE, HeaderValue::from(u64::try_from(whole).unwrap_or(u64::MAX)));
+    let times = Times { sent: now.instant, received: now.instant, date: now.date };
+    let vary = Vary::read(&headers);
+    let (Some(vary), Some(mut terms)) = (vary, rules.terms(asked, status, &mut headers, times)) else {
+        return Decoded::Other;
+    };
+    terms.was_sent(since_sent.saturating_add(elapsed), now.instant);
+    let trailers = Some(trailers).filter(|trailers| !trailers.is_empty());
+    // The bytes are a slice of the copy.
+    let content = Content::from_bytes(Bytes::copy_from_slice(&body), trailers);
+    Decoded::Page(Page::new(Head::new(status, &headers, terms, vary), content))
+}
+
+struct Read {
+    identity: Bytes,
+    written: SystemTime,
+    age: Duration,
+    since_sent: Duration,
+    status: StatusCode,
+    headers: HeaderMap,
+    trailers: HeaderMap,
+    body: Bytes,
+}
+
+impl Read {
+    fn take(mut from: Bytes) -> Option<Self> {
+        if from.try_get_u8().ok()? != VERSION {
+            return None;
+        }
+        let identity = take_text(&mut from)?;
+        let mut millis = || from.try_get_u64().ok().map(Duration::from_millis);
+        let (written, age, since_sent) = (UNIX_EPOCH.checked_add(millis()?)?, millis()?, millis()?);
+        let status = StatusCode::from_u16(from.try_get_u16().ok()?).ok()?;
+        let (headers, trailers) = (take_headers(&mut from)?, take_headers(&mut from)?);
+        let body = take_text(&mut from)?;
+        from.is_empty().then_some(Self { identity, written, age, since_sent, status, headers, trailers, body })
+    }
+}

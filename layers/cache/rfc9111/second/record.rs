@@ -1,0 +1,157 @@
+//! The record of a resource in the store: what its responses depend on, and the name under which they are found.
+//!
+//! A response is stored under the number of its record. An invalidation replaces the record by one with another number,
+//! which is one write for all variants, and nothing finds a response any more that is stored under the old number, even
+//! later.
+
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http::HeaderMap;
+
+use super::super::rules::Vary;
+use crate::store::{put_text, take_text};
+
+/// The version of the format. A process that does not know it replaces the record.
+const VERSION: u8 = 1;
+
+/// How many different `Vary` fields of one resource are known at a time.
+const MOST_VARY: usize = 4;
+
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Record {
+    /// No other record has it.
+    number: u128,
+    /// When it expires, in milliseconds since 1970.
+    until: u64,
+    /// The most recent is the first. None after an invalidation.
+    pub(super) vary: Vec<Vary>,
+}
+
+impl Record {
+    /// Makes the record of a resource that has no responses.
+    pub(super) fn empty() -> Self {
+        Self { number: fastrand::u128(..), until: 0, vary: Vec::new() }
+    }
+
+    /// Returns whether responses with this `Vary` are found until this time.
+    pub(super) fn knows(&self, vary: &Vary, until: SystemTime) -> bool {
+        self.vary.contains(vary) && self.until >= millis(until)
+    }
+
+    /// Returns the record after a response with this `Vary`, until this time at least.
+    pub(super) fn with(&self, vary: &Vary, until: SystemTime) -> Self {
+        let others = self.vary.iter().filter(|other| *other != vary).take(MOST_VARY - 1);
+        let vary = [vary].into_iter().chain(others).cloned().collect();
+        Self { number: self.number, until: millis(until).max(self.until), vary }
+    }
+
+    /// Returns how long the record is in the store.
+    pub(super) fn ttl(&self, now: SystemTime) -> Duration {
+        Duration::from_millis(self.until.saturating_sub(millis(now)))
+    }
+
+    /// Returns the name in the store of the response with this identity. Another one may have the same name.
+    pub(super) fn name_of(&self, identity: &[u8]) -> String {
+        let mut hasher = DefaultHasher::new();
+        // Nobody knows the number beforehand, so nobody can choose requests with the same name.
+        (self.number, identity).hash(&mut hasher);
+        format!("{:032x}:{:016x}", self.number, hasher.finish())
+    }
+
+    pub(super) fn encode(&self) -> Bytes {
+        let mut to = BytesMut::new();
+        to.put_u8(VERSION);
+        to.put_u128(self.number);
+        to.put_u64(self.until);
+        for vary in &self.vary {
+            put_text(&mut to, vary.to_string().as_bytes());
+        }
+        to.freeze()
+    }
+
+    /// Returns `None` if the bytes are no record, or that of another version.
+    pub(super) fn decode(mut from: Bytes) -> Option<Self> {
+        if from.try_get_u8().ok()? != VERSION {
+            return None;
+        }
+        let (number, until) = (from.try_get_u128().ok()?, from.try_get_u64().ok()?);
+        let mut vary = Vec::new();
+        while !from.is_empty() {
+            vary.push(Vary::parse(&take_text(&mut from)?)?);
+        }
+        (vary.len() <= MOST_VARY).then_some(Self { number, until, vary })
+    }
+}
+
+/// Returns what a response is for: the request's URI, and its values of the fields that the response depends on.
+pub(super) fn identity(key: &str, vary: &Vary, headers: &HeaderMap) -> Vec<u8> {
+    let mut identity = BytesMut::new();
+    put_text(&mut identity, key.as_bytes());
+    put_text(&mut identity, vary.to_string().as_bytes());
+    identity.put_slice(&vary.select(headers));
+    identity.into()
+}
+
+pub(super) fn millis(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::{super::super::rules::headers, *};
+
+    fn vary(names: &str) -> Vary {
+        Vary::read(&headers(&[("vary", names)])).unwrap()
+    }
+
+    fn at(millis: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn a_record_knows_the_most_recent_of_each_vary() {
+        let empty = Record::empty();
+        assert_ne!(empty.number, Record::empty().number);
+        let first = empty.with(&vary("a"), at(5));
+        assert_eq!((first.number, first.until, first.vary.len()), (empty.number, 5, 1));
+        assert!(first.knows(&vary("A"), at(5)) && !first.knows(&vary("a"), at(6)) && !first.knows(&vary("b"), at(5)));
+        let second = first.with(&vary("b, c"), at(1));
+        assert_eq!((second.until, &second.vary[..]), (5, &[vary("b, c"), vary("a")][..]));
+        assert_eq!(second.with(&vary("a"), at(6)).vary, [vary("a"), vary("b, c")]);
+        let many = ["d", "e", "f"].iter().fold(second, |record, name| record.with(&vary(name), at(5)));
+        assert_eq!(many.vary, ["f", "e", "d", "b, c"].map(vary));
+        assert_eq!((many.ttl(at(3)), many.ttl(at(9))), (Duration::from_millis(2), Duration::ZERO));
+    }
+
+    #[test]
+    fn requests_that_a_response_distinguishes_have_other_identities() {
+        let asked = headers(&[("a", "1"), ("b", "2")]);
+        let of = |key, names: &str| identity(key, &vary(names), &asked);
+        let all = [of("//x/", ""), of("//x/", "a"), of("//x/", "b"), of("//x/", "a, b"), of("//y/", "a"), of("//x/", "c")];
+        for (n, one) in all.iter().enumerate() {
+            assert!(!all[n + 1..].contains(one), "{n}");
+        }
+        assert_eq!(of("//x/", "a"), identity("//x/", &vary("a"), &headers(&[("a", "1"), ("b", "3")])));
+    }
+
+    proptest! {
+        #[test]
+        fn a_record_is_read_as_it_was_written(number in any::<u128>(), until in any::<u64>(), names in vec("[a-c]{0,2}", 0..=4)) {
+            let record = Record { number, until, vary: names.iter().map(|names| vary(names)).collect() };
+            prop_assert_eq!(Record::decode(record.encode()), Some(record));
+        }
+
+        #[test]
+        fn other_bytes_are_read_without_a_panic(cut in 0..99_usize, noise in vec(any::<u8>(), 0..99)) {
+            let whole = Record { number: 7, until: 7, vary: vec![vary("a"), vary("b")] }.encode();
+            let _ = Record::decode([&whole[..cut.min(whole.len())], &noise].concat().into());
+            let _ = Record::decode(noise.into());
+        }
+    }
+}
