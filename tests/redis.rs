@@ -18,6 +18,8 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
 use redis::{
     AsyncTypedCommands, Client, Cmd, Pipeline, RedisFuture, Value,
     aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig},
@@ -29,6 +31,7 @@ use tokio::{
 use tower::{Layer, ServiceExt, service_fn};
 use ziggurat::{
     Error, LayerEvent, LayerInfo, Reason, Scope,
+    cache::{CacheLayer, HttpCache},
     events::Subscription,
     relay::{RedisRelay, RelayHandle},
     shared_cache::SharedCacheLayer,
@@ -582,6 +585,64 @@ fn a_shared_cache_survives_a_server_that_is_paused_killed_and_restarted() {
             is_away(process, false).await;
         }
         assert!(shared().await > before, "the server has lost its data");
+    });
+}
+
+// === The second level of an HTTP cache ===
+
+/// Shows: C8
+#[test]
+fn http_caches_share_their_responses_through_a_server() {
+    with_server(async |server| {
+        let calls = Arc::new(AtomicU64::new(0));
+        let origin = {
+            let calls = Arc::clone(&calls);
+            service_fn(move |_: Request<Full<Bytes>>| {
+                let call = calls.fetch_add(1, Ordering::Relaxed) + 1;
+                let response = Response::builder().header("cache-control", "max-age=3600").header("vary", "x-a");
+                let response = response.body(Full::new(Bytes::from(call.to_string()))).unwrap();
+                async move { Ok::<_, Error<String>>(response) }
+            })
+        };
+        let store = RedisStore::new(server.connect().await).prefix("pages:");
+        // A process that has just started.
+        let process = || CacheLayer::http().second_level(store.clone()).layer(origin.clone());
+        let call = async |service: HttpCache<_>, method: &str| {
+            let begin = Instant::now();
+            let request = Request::builder().method(method).uri("http://shop.test/a?b").header("x-a", "1");
+            let response = service.oneshot(request.body(Full::default()).unwrap()).await.unwrap();
+            let body = response.into_body().collect().await.unwrap().to_bytes();
+            assert!(begin.elapsed() < 5 * SECOND, "a call took {:?}", begin.elapsed());
+            body
+        };
+        // A task stores it.
+        let shared = async || {
+            let begin = Instant::now();
+            loop {
+                let (first, second) = (call(process(), "GET").await, call(process(), "GET").await);
+                if first == second {
+                    return first;
+                }
+                assert!(begin.elapsed() < LONG);
+                sleep(5 * MILLI).await;
+            }
+        };
+        let first = shared().await;
+        call(process(), "POST").await;
+        let second = shared().await;
+        assert_ne!(second, first);
+
+        // An invalidation while the server is away is made up for.
+        let changing = process();
+        server.signal("STOP");
+        call(changing.clone(), "POST").await;
+        assert_ne!(call(changing.clone(), "GET").await, second);
+        server.signal("CONT");
+        let begin = Instant::now();
+        while shared().await == second {
+            assert!(begin.elapsed() < LONG);
+            sleep(5 * MILLI).await;
+        }
     });
 }
 

@@ -105,7 +105,9 @@ impl Stats {
         let served = self.hits.saturating_add(self.stale);
         // The requests that are in both `misses` and `stale` count once.
         let stale_only = self.stale.saturating_sub(self.stale_on_error);
-        let all = [self.hits, self.second_level, self.misses, self.shared, stale_only].into_iter().fold(0, u64::saturating_add);
+        let all = [self.hits, self.second_level, self.misses, self.shared, stale_only]
+            .into_iter()
+            .fold(0, u64::saturating_add);
         // At least `served`: a request that is in several numbers may have been counted while they were read.
         let all = all.max(served);
         (all > 0).then(|| served as f64 / all as f64)

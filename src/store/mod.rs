@@ -56,6 +56,8 @@ mod redis;
 mod tokens;
 mod values;
 
+#[cfg(feature = "http-cache")]
+pub(crate) use self::headers::{put_text, take_text};
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use self::redis::RedisStore;
@@ -67,8 +69,6 @@ pub use self::{
     tokens::{Taken, TokenStore, amounts},
     values::ValueStore,
 };
-#[cfg(feature = "http-cache")]
-pub(crate) use self::headers::{put_text, take_text};
 pub(crate) use self::{
     headers::{put_headers, take_headers},
     health::Advice,

@@ -480,7 +480,7 @@ where
     async fn receive(self) {
         let Self { fetch, head, fill, body } = self;
         match fill.receive(body).await {
-            Some(content) => fetch.settings.store(&fetch.lead, Arc::new(Page::new(Head::clone(&head), content))),
+            Some(content) => fetch.store(&Arc::new(Page::new(Head::clone(&head), content))),
             None => {
                 fetch.pause(None);
                 fetch.refresh_failed("response", format_args!("the body did not arrive whole, or is too large"));

@@ -153,6 +153,13 @@ impl HttpCacheHandle {
         self.state.pages.weight()
     }
 
+    /// Returns whether the store of the [second level](super::HttpCacheLayer::second_level) is away, so that only the
+    /// responses in memory are used. `false` without a second level.
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        self.state.second.get().is_some_and(|second| second.is_away())
+    }
+
     /// Returns the statistics of this cache.
     #[must_use]
     pub fn stats(&self) -> Stats {

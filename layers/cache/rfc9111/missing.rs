@@ -177,12 +177,7 @@ impl<S, A> Missing<S, A> {
     }
 
     /// Makes the request to the upstream.
-    async fn lead<B>(
-        self,
-        lead: Lead,
-        why: Why,
-        stale: Option<Arc<Page>>,
-    ) -> Result<Response<CacheBody<B>>, S::Error>
+    async fn lead<B>(self, lead: Lead, why: Why, stale: Option<Arc<Page>>) -> Result<Response<CacheBody<B>>, S::Error>
     where
         S: Upstream<A, B>,
         A: Send + 'static,

@@ -104,6 +104,10 @@ impl Second {
         let _ = self.info.set(info.clone());
     }
 
+    pub(super) fn is_away(&self) -> bool {
+        self.reads.is_away()
+    }
+
     fn info(&self) -> &LayerInfo {
         self.info.get_or_init(|| layer_info!("cache"))
     }
@@ -113,12 +117,7 @@ impl Second {
     }
 
     /// Looks a response to this request up. Asks nothing while the store is away.
-    pub(super) async fn look(
-        self: &Arc<Self>,
-        key: &HttpKey,
-        headers: &HeaderMap,
-        rules: (&Rules, &Asked),
-    ) -> Looked {
+    pub(super) async fn look(self: &Arc<Self>, key: &HttpKey, headers: &HeaderMap, rules: (&Rules, &Asked)) -> Looked {
         let (name, since) = (key.resource(), clock::now());
         // What is there is about to be removed.
         if let Some(waits_since) = self.removals.since(&name) {

@@ -29,6 +29,7 @@ mod requests;
 mod resources;
 mod rules;
 mod scopes;
+mod second_level;
 mod stacks;
 mod stale;
 mod status;

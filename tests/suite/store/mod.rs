@@ -6,6 +6,7 @@ use tokio::{runtime::Builder, time::advance};
 use ziggurat::store::{MemoryStore, Quota, Taken, TokenStore, ValueStore};
 
 pub(crate) mod laws;
+pub(crate) mod server;
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -20,7 +20,7 @@ pub(super) use self::{
 
 /// The headers of these lines, for tests.
 #[cfg(test)]
-fn headers(lines: &[(&str, &str)]) -> http::HeaderMap {
+pub(super) fn headers(lines: &[(&str, &str)]) -> http::HeaderMap {
     let line = |(name, value): &(&str, &str)| {
         (name.parse().unwrap(), http::HeaderValue::from_bytes(value.as_bytes()).unwrap())
     };

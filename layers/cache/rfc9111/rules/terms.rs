@@ -172,9 +172,12 @@ impl Terms {
         now.saturating_duration_since(self.sent)
     }
 
-    /// Notes that the request was sent so long ago, by another process.
-    pub(crate) fn was_sent(&mut self, ago: Duration, now: Instant) {
-        self.sent = now.checked_sub(ago).unwrap_or(now);
+    /// Notes how old the copy of a response is by its own account, and how long ago its request was sent.
+    ///
+    /// Its `Date` shows if that account is wrong, because a clock is. A date has whole seconds.
+    pub(crate) fn copied(&mut self, age: Duration, since_sent: Duration, now: Instant) {
+        self.age = self.age.saturating_sub(Duration::from_secs(1)).max(age);
+        self.sent = now.checked_sub(since_sent).unwrap_or(now);
     }
 
     /// Returns whether the response is the answer to a later request than the other one.

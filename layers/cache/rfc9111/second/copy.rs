@@ -82,16 +82,16 @@ pub(super) fn decode(
     }
     // A clock that is ahead of this one makes a copy of the future, which is new.
     let elapsed = now.date.duration_since(written).unwrap_or_default();
-    let whole = age.saturating_add(elapsed).as_millis().div_ceil(1000);
-    headers.insert(AGE, HeaderValue::from(u64::try_from(whole).unwrap_or(u64::MAX)));
+    let age = age.saturating_add(elapsed);
+    headers.insert(AGE, HeaderValue::from(age.as_secs()));
     let times = Times { sent: now.instant, received: now.instant, date: now.date };
     let vary = Vary::read(&headers);
     let (Some(vary), Some(mut terms)) = (vary, rules.terms(asked, status, &mut headers, times)) else {
         return Decoded::Other;
     };
-    terms.was_sent(since_sent.saturating_add(elapsed), now.instant);
+    terms.copied(age, since_sent.saturating_add(elapsed), now.instant);
     let trailers = Some(trailers).filter(|trailers| !trailers.is_empty());
-    // The bytes are a slice of the copy.
+    // A slice would keep the whole copy.
     let content = Content::from_bytes(Bytes::copy_from_slice(&body), trailers);
     Decoded::Page(Page::new(Head::new(status, &headers, terms, vary), content))
 }
@@ -121,3 +121,6 @@ impl Read {
         from.is_empty().then_some(Self { identity, written, age, since_sent, status, headers, trailers, body })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -133,7 +133,8 @@ mod tests {
     fn requests_that_a_response_distinguishes_have_other_identities() {
         let asked = headers(&[("a", "1"), ("b", "2")]);
         let of = |key, names: &str| identity(key, &vary(names), &asked);
-        let all = [of("//x/", ""), of("//x/", "a"), of("//x/", "b"), of("//x/", "a, b"), of("//y/", "a"), of("//x/", "c")];
+        let all =
+            [of("//x/", ""), of("//x/", "a"), of("//x/", "b"), of("//x/", "a, b"), of("//y/", "a"), of("//x/", "c")];
         for (n, one) in all.iter().enumerate() {
             assert!(!all[n + 1..].contains(one), "{n}");
         }
