@@ -1,28 +1,23 @@
-//! HTTP: which requests have a key, and which responses may be stored and served to several callers.
+//! HTTP: which requests have a key.
 
 use std::{
     fmt,
     hash::{Hash, Hasher},
-    time::SystemTime,
 };
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri,
+    HeaderName, HeaderValue, Method, Request, Uri,
     header::{
-        AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, COOKIE, DATE, EXPIRES, HOST, IF_MATCH,
-        IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, PRAGMA, PROXY_AUTHORIZATION, RANGE,
-        SET_COOKIE, TRANSFER_ENCODING, UPGRADE, VARY,
+        AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, COOKIE, HOST, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH,
+        IF_RANGE, IF_UNMODIFIED_SINCE, PRAGMA, PROXY_AUTHORIZATION, RANGE, TRANSFER_ENCODING, UPGRADE,
     },
 };
 
 #[cfg(feature = "http-cache")]
 use http::uri::{self, PathAndQuery, Scheme};
 
-use super::Stale;
-use crate::outcome::{Class, Classify, HttpStatus};
-
 /// Makes the key of a GET request whose response is the same for all callers. Use it with
-/// [`CacheLayer::new`](super::CacheLayer::new), together with [`HttpStorable`].
+/// [`CacheLayer::new`](super::CacheLayer::new), together with [`HttpStorable`](super::HttpStorable).
 ///
 /// The key consists of the scheme, the authority, and the path with the query. The authority is that of the URI or, if
 /// the URI has none, as on an HTTP/1 server, the `Host` header. Two virtual hosts therefore share nothing.
@@ -39,7 +34,8 @@ use crate::outcome::{Class, Classify, HttpStatus};
 /// - requests with several `Host` headers, with a `Host` that is unreadable or differs from the authority of the URI,
 ///   or with a user name or a separator (`/`, `?`, `#`, `\`) in the authority
 ///
-/// A key is cheap: it refers to the parts of the request and does not allocate. If responses depend on more than the
+/// A key is cheap: it refers to the parts of the request and does not allocate. A stored key therefore keeps the buffer
+/// of a connection alive, unless it is [`compact`](HttpKey::compact). If responses depend on more than the
 /// key, such as a header for which the service sends no `Vary`, combine it with your own key:
 ///
 /// ```
@@ -117,6 +113,29 @@ impl HttpKey {
     #[must_use]
     pub fn query(&self) -> Option<&str> {
         self.uri.query()
+    }
+
+    /// Returns a copy in memory of its own: the parts of a request are often slices of a larger buffer, which the key
+    /// keeps alive otherwise. The copy costs two allocations.
+    ///
+    /// `CacheLayer::http` (feature `http-cache`) stores such copies. The keys of
+    /// [`CacheLayer::new`](super::CacheLayer::new) are yours, and stored as they are:
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use http::{Request, Response};
+    /// use ziggurat::cache::{CacheLayer, HttpStorable, http_key};
+    ///
+    /// // For many entries behind a server whose connections have large buffers.
+    /// let key = |req: &Request<()>| Some(http_key(req)?.compact());
+    /// let layer = CacheLayer::<_, Response<String>, _>::new(100_000, Duration::from_secs(60), key);
+    /// # drop(layer.classify(HttpStorable));
+    /// ```
+    #[must_use]
+    pub fn compact(&self) -> Self {
+        let uri = self.uri.to_string().parse().unwrap_or_else(|_| self.uri.clone());
+        let copy = |host: &HeaderValue| HeaderValue::from_bytes(host.as_bytes()).unwrap_or_else(|_| host.clone());
+        Self { uri, host: self.host.as_ref().map(copy) }
     }
 
     fn scheme(&self) -> Option<&str> {
@@ -238,13 +257,6 @@ impl HttpKey {
         (parts.scheme, parts.authority) = (Some(scheme), Some(authority.parse().ok()?));
         Some(Self { uri: Uri::from_parts(parts).ok()?, host: None })
     }
-
-    /// Returns a copy in memory of its own: the parts of a request are slices of a larger buffer.
-    pub(super) fn compact(&self) -> Self {
-        let uri = self.uri.to_string().parse().unwrap_or_else(|_| self.uri.clone());
-        let copy = |host: &HeaderValue| HeaderValue::from_bytes(host.as_bytes()).unwrap_or_else(|_| host.clone());
-        Self { uri, host: self.host.as_ref().map(copy) }
-    }
 }
 
 impl PartialEq for HttpKey {
@@ -278,66 +290,6 @@ impl fmt::Debug for HttpKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "HttpKey({self})")
     }
-}
-
-/// Classifies HTTP responses by whether a cache may store them and serve them to several callers. Use it with
-/// [`CacheLayer::classify`](super::CacheLayer::classify), together with [`http_key`].
-///
-/// Failures are those of [`HttpStatus`]. A response is a success under the following conditions:
-///
-/// - Its status is cacheable without further conditions: 200, 203, 204, 300, 301, 308, 404, 405, 410 or 414 (RFC 9110,
-///   section 15.1).
-/// - It has no `Set-Cookie`, `Vary` or `Content-Range`.
-/// - It is not [`Degraded`](crate::Degraded).
-/// - No `Cache-Control` (`no-store`, `no-cache`, `private`, a `max-age` or `s-maxage` of zero), no `Pragma` and no
-///   `Expires` in the past forbids storing it.
-///
-/// Every other response is ignored: the cache neither stores it nor gives it to another caller.
-///
-/// A layer that compresses responses sends `Vary: accept-encoding`, so nothing inside it is stored. Put such a layer
-/// outside the cache.
-///
-/// Apart from zero, a `max-age` is not read: the layer's ttl applies.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct HttpStorable;
-
-impl<B, E> Classify<Response<B>, E> for HttpStorable {
-    fn classify(&self, outcome: Result<&Response<B>, &E>) -> Class {
-        match (HttpStatus.classify(outcome), outcome) {
-            (Class::Success, Ok(response)) if !is_storable(response) => Class::Ignored,
-            (class, _) => class,
-        }
-    }
-}
-
-fn is_storable<B>(response: &Response<B>) -> bool {
-    let headers = response.headers();
-    matches!(response.status().as_u16(), 200 | 203 | 204 | 300 | 301 | 308 | 404 | 405 | 410 | 414)
-        && ![SET_COOKIE, VARY, CONTENT_RANGE].iter().any(|name| headers.contains_key(name))
-        && response.extensions().get::<Stale>().is_none()
-        && !headers.get_all(CACHE_CONTROL).iter().any(forbids)
-        && !headers.get_all(PRAGMA).iter().any(forbids)
-        && !has_passed(headers)
-}
-
-/// Returns whether a `Cache-Control` forbids storing or sharing its response. An unreadable value may do so.
-fn forbids(value: &HeaderValue) -> bool {
-    let Ok(text) = value.to_str() else { return true };
-    text.split(',').any(|directive| {
-        let (name, value) = directive.split_once('=').unwrap_or((directive, ""));
-        let is = |other: &str| name.trim().eq_ignore_ascii_case(other);
-        let is_zero = || value.trim().trim_matches('"').bytes().all(|digit| digit == b'0');
-        is("no-store") || is("no-cache") || is("private") || ((is("max-age") || is("s-maxage")) && is_zero())
-    })
-}
-
-/// Returns whether its `Expires` has passed, by its own `Date`. An invalid date such as `0` has (RFC 9111, section
-/// 5.3).
-fn has_passed(headers: &HeaderMap) -> bool {
-    let date = |value: &HeaderValue| httpdate::parse_http_date(value.to_str().ok()?).ok();
-    let Some(expires) = headers.get(EXPIRES) else { return false };
-    let now = || headers.get(DATE).and_then(date).unwrap_or_else(SystemTime::now);
-    date(expires).is_none_or(|expires| expires <= now())
 }
 
 #[cfg(all(test, feature = "http-cache", not(ziggurat_loom)))]

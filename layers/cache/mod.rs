@@ -175,6 +175,7 @@ mod flight;
 mod future;
 mod handle;
 mod http;
+mod http_storable;
 mod leads;
 mod policy;
 mod revalidate;
@@ -190,7 +191,8 @@ pub use self::rfc9111::{CacheBody, HttpCache, HttpCacheHandle, HttpCacheLayer, H
 pub use self::{
     future::ResponseFuture,
     handle::{CacheHandle, Stats},
-    http::{HttpKey, HttpStorable, http_key},
+    http::{HttpKey, http_key},
+    http_storable::HttpStorable,
     policy::{Key, Storable, Ttl, scoped_key},
     revalidate::{InBackground, OnDemand, Revalidate},
     share::{CloneErrors, DescribeErrors, Outcomes, ShareErrors},

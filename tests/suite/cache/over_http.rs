@@ -177,3 +177,25 @@ async fn those_who_waited_for_an_answer_of_anothers_call_at_once() {
     assert_eq!(backend.calls(), 4);
     assert_eq!((cache.stats().misses, cache.stats().shared), (4, 0));
 }
+
+/// The parts of a request are slices of the buffer of a connection.
+#[tokio::test(start_paused = true)]
+async fn a_compact_key_keeps_no_buffer_of_a_connection() {
+    let buffer = bytes::Bytes::from([&b"/prices?page=1shop.test"[..], &[b'x'; 100_000]].concat());
+    let request = |buffer: &bytes::Bytes| {
+        let uri = http::Uri::from_maybe_shared(buffer.slice(..14)).unwrap();
+        let host = HeaderValue::from_maybe_shared(buffer.slice(14..23)).unwrap();
+        Request::get(uri).header(HOST, host).body(()).unwrap()
+    };
+    let key = |request: &Request<()>| Some(http_key(request)?.compact());
+    let layer = CacheLayer::new(100, SECOND, key).classify(HttpStorable);
+    let cache = layer.handle();
+    let hello = service_fn(async |_| Ok::<_, Error<Infallible>>(Response::new("hello".to_owned())));
+    layer.layer(hello).oneshot(request(&buffer)).await.unwrap();
+    assert!(cache.len() == 1 && buffer.is_unique());
+    let key = http_key(&request(&buffer)).unwrap();
+    assert_eq!((key.compact(), key.compact().to_string().as_str()), (key.clone(), "//shop.test/prices?page=1"));
+    drop(key);
+    cache.invalidate(&http_key(&request(&buffer)).unwrap());
+    assert!(cache.is_empty());
+}
