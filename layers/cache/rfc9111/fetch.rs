@@ -140,10 +140,10 @@ impl Fetch {
         service: S,
         mut request: Request<A>,
         reply: oneshot::Sender<Reply<B, S::Error>>,
-    ) -> Option<Arriving<B>>
+    ) -> Option<Arriving<impl Future<Output = Option<Content>> + Send>>
     where
         S: Upstream<A, B>,
-        B: Body<Error: Into<BoxError>>,
+        B: Body<Error: Into<BoxError>> + Send,
     {
         if let Some(page) = self.look().await {
             let _ = reply.send(Reply::Hit(page));
@@ -215,7 +215,8 @@ impl Fetch {
         let second = settings.second.get().filter(|_| self.looks)?;
         let Looked { page, ticket } = second.look(&lead.key, lead.asked(), (&settings.rules, asked)).await;
         self.ticket = ticket;
-        let page = Arc::new(page?);
+        let Page { head, content, .. } = page?;
+        let page = Arc::new(Page::new(head, content.counted(&settings.room)?));
         let terms = &page.head.terms;
         if terms.reuse(asked, clock::now()) == Reuse::Fresh {
             count(&settings.counts.second_level);
@@ -354,9 +355,9 @@ impl Fetch {
         times: Times,
         is_whole: bool,
         reply: oneshot::Sender<Reply<B, E>>,
-    ) -> Option<Arriving<B>>
+    ) -> Option<Arriving<impl Future<Output = Option<Content>> + Send>>
     where
-        B: Body<Error: Into<BoxError>>,
+        B: Body<Error: Into<BoxError>> + Send,
         E: Reject<Response<B>> + fmt::Display,
     {
         let judged = tried(|| (self.head(&response, times), response.body().is_end_stream()));
@@ -416,7 +417,7 @@ impl Fetch {
             self.lead.close();
             self.lead.land(Landed::Alone);
         }
-        Some(Arriving { fetch: self, head, fill, body })
+        Some(Arriving { fetch: self, head, content: fill.receive(body) })
     }
 
     /// Returns what those who wait learn of a response that may not be stored.
@@ -464,22 +465,18 @@ impl Fetch {
     }
 }
 
-/// A response whose body is arriving.
-struct Arriving<B> {
+/// A response whose body is arriving. If it is dropped, its readers get an error.
+struct Arriving<F> {
     fetch: Fetch,
     head: Arc<Head>,
-    fill: Arc<Fill>,
-    body: B,
+    content: F,
 }
 
-impl<B> Arriving<B>
-where
-    B: Body<Error: Into<BoxError>> + Send,
-{
+impl<F: Future<Output = Option<Content>>> Arriving<F> {
     /// Receives the body, and stores the response.
     async fn receive(self) {
-        let Self { fetch, head, fill, body } = self;
-        match fill.receive(body).await {
+        let Self { fetch, head, content } = self;
+        match content.await {
             Some(content) => fetch.store(&Arc::new(Page::new(Head::clone(&head), content))),
             None => {
                 fetch.pause(None);

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 
-use super::room::Share;
+use super::room::{Room, Share};
 use crate::debug::impl_debug;
 
 /// A body in memory, whole. A clone shares the memory.
@@ -57,6 +57,14 @@ impl Content {
     pub(in super::super) fn from_bytes(data: Bytes, trailers: Option<HeaderMap>) -> Self {
         let chunk = Chunk { end: data.len() as u64, data };
         Self::new(Some(chunk).into_iter().filter(|chunk| chunk.len() > 0).collect(), trailers, None)
+    }
+
+    /// Takes its part of the room. Returns `None` if there is too little.
+    pub(in super::super) fn counted(self, room: &Arc<Room>) -> Option<Self> {
+        let mut share = Share::of(room);
+        let is_taken = share.take(usize::try_from(self.len()).ok()?);
+        let Whole { chunks, trailers, .. } = Arc::into_inner(self.0).filter(|_| is_taken)?;
+        Some(Self::new(chunks, trailers, Some(share)))
     }
 
     /// Returns the body, piece by piece.

@@ -223,4 +223,7 @@ fn a_body_in_memory_takes_room_until_nobody_needs_it() {
     assert_eq!(room.taken(), 70);
     drop(copy);
     assert_eq!(room.taken(), 0);
+    // Nor may one that did not arrive here take more than there is.
+    let [one, other] = [0, 1].map(|number| Content::from_bytes(chunk(number, 70), None).counted(&room));
+    assert_eq!((one.is_some(), other.is_some(), room.taken()), (true, false, 70));
 }
