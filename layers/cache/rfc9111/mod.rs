@@ -49,6 +49,7 @@ mod missing;
 mod page;
 mod pages;
 mod passes;
+mod received;
 mod rules;
 mod second;
 mod status;

@@ -155,7 +155,7 @@ impl Second {
             let not_before = UNIX_EPOCH + Duration::from_millis(self.not_before.load(Relaxed));
             match copy::decode(bytes, &identity, rules, not_before, now) {
                 Decoded::Page(found) => {
-                    page = Some(found);
+                    page = Some(*found);
                     break;
                 }
                 Decoded::Other => {}

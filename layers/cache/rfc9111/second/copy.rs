@@ -60,7 +60,7 @@ pub(super) fn encode(page: &Page, identity: &[u8], now: Now) -> Option<Bytes> {
 /// What the bytes of a copy are.
 #[derive(Debug)]
 pub(super) enum Decoded {
-    Page(Page),
+    Page(Box<Page>),
     /// It is no response for this request: another one has the same name, or the settings do not permit it.
     Other,
     /// These are not the bytes of a copy, or those of another version.
@@ -93,7 +93,7 @@ pub(super) fn decode(
     let trailers = Some(trailers).filter(|trailers| !trailers.is_empty());
     // A slice would keep the whole copy.
     let content = Content::from_bytes(Bytes::copy_from_slice(&body), trailers);
-    Decoded::Page(Page::new(Head::new(status, &headers, terms, vary), content))
+    Decoded::Page(Box::new(Page::new(Head::new(status, &headers, terms, vary), content)))
 }
 
 struct Read {

@@ -32,7 +32,7 @@ fn page(lines: &[(&str, &str)], at: Now) -> Page {
 
 fn read(bytes: &Bytes, at: Now) -> Option<Page> {
     match decode(bytes.clone(), b"id", (&Rules::default(), &Asked::default()), UNIX_EPOCH, at) {
-        Decoded::Page(page) => Some(page),
+        Decoded::Page(page) => Some(*page),
         Decoded::Other => None,
         Decoded::Unknown => panic!("unknown"),
     }
