@@ -21,6 +21,7 @@ use http_body::Body;
 use tokio::sync::oneshot;
 use tower_service::Service;
 
+use self::received::Arriving;
 use super::{
     super::{leads::Leads, policy::REFRESH_PAUSE},
     Settings,
@@ -29,7 +30,6 @@ use super::{
     fill::Content,
     flights::{Flight, Landed, Lead},
     page::Page,
-    received::Arriving,
     rules::{Asked, Reuse, Times, has_validator, validate},
     second::{Looked, Ticket},
 };
@@ -42,6 +42,8 @@ use crate::{
     scope::{Scope, behind},
     telemetry::LayerEvent,
 };
+
+mod received;
 
 /// A service behind the cache.
 pub(super) trait Upstream<A, B>:

@@ -49,7 +49,6 @@ mod missing;
 mod page;
 mod pages;
 mod passes;
-mod received;
 mod rules;
 mod second;
 mod status;

@@ -11,13 +11,15 @@ use http_body::{Body, SizeHint};
 use tokio::sync::oneshot;
 
 use super::{
-    body::CacheBody,
-    fetch::{Fetch, Instead, Reply, Stored},
-    fill::{Content, Fill},
-    flights::Landed,
-    page::{Head, Page, add_date},
-    rules::{Times, Vary, is_same, remove_not_stored},
-    status::take,
+    super::{
+        body::CacheBody,
+        fill::{Content, Fill},
+        flights::Landed,
+        page::{Head, Page, add_date},
+        rules::{Times, Vary, is_same, remove_not_stored},
+        status::take,
+    },
+    Fetch, Instead, Reply, Stored,
 };
 use crate::{
     body::BoxError,
@@ -162,7 +164,7 @@ impl Fetch {
         let terms = settings.rules.terms(asked, response.status(), &mut headers, times)?;
         remove_not_stored(&mut headers);
         if response.extensions().get::<Degraded>().is_some()
-            || response.extensions().get::<super::super::Stale>().is_some()
+            || response.extensions().get::<super::super::super::Stale>().is_some()
         {
             return None;
         }
