@@ -224,16 +224,20 @@ impl Fetch {
         let Page { head, content, .. } = page?;
         let page = Arc::new(Page::new(head, content.counted(&settings.room)?));
         let terms = &page.head.terms;
+        // A copy may be older than the response in memory, and fresh for longer.
+        if self.stale.as_ref().is_some_and(|known| !terms.are_newer_than(&known.head.terms)) {
+            return None;
+        }
         if terms.reuse(asked, clock::now()) == Reuse::Fresh {
-            count(&settings.counts.second_level);
-            settings.info.emit(LayerEvent::Hit);
+            if !self.is_behind {
+                count(&settings.counts.second_level);
+                settings.info.emit(LayerEvent::Hit);
+            }
             settings.store(lead, Arc::clone(&page));
             lead.land(Landed::Hit(Arc::clone(&page)));
             return Some(page);
         }
-        if self.stale.as_ref().is_none_or(|known| terms.are_newer_than(&known.head.terms)) {
-            self.stale = Some(page);
-        }
+        self.stale = Some(page);
         None
     }
 

@@ -314,16 +314,19 @@ impl HttpCacheLayer {
     /// if the store answers within 100 ms, and as soon as it does otherwise. The memory of other processes keeps what it
     /// has until that is no longer fresh.
     ///
-    /// A store that fails or takes longer than 100 ms counts as [away](crate::store#while-a-store-is-away): requests then
-    /// go on as if it were empty. A lookup costs two requests to the store, one after the other. Nobody waits for a
-    /// response to be stored.
+    /// A store that fails or takes longer than 100 ms counts as [away](crate::store#while-a-store-is-away): requests
+    /// then go on as if it were empty. A lookup costs two requests to the store, one after the other, and up to five if
+    /// responses of the resource had different `Vary` fields. A caller never waits until a response is stored. `HEAD` and
+    /// `only-if-cached` use the memory alone.
     ///
-    /// Give each cache with other settings a store with a prefix of its own. The clocks of the processes should agree to
-    /// a second: how old a response is follows from them.
+    /// Share a store only between caches with the same settings in front of the same service, and give it a prefix of
+    /// its own. URIs are part of the keys. A response with `Vary: Cookie` or `Vary: Authorization` stays in memory,
+    /// because the store would have the credentials. The clocks of the processes should agree to a second: how old a
+    /// response is follows from them.
     ///
     /// # Panics
     ///
-    /// If the cache has a second level.
+    /// If the cache already has a second level.
     ///
     /// ```
     /// use ziggurat::{cache::CacheLayer, store::MemoryStore};

@@ -84,6 +84,8 @@ pub(super) struct Ticket {
     /// The record of the resource, with its bytes.
     found: Option<(Bytes, Record)>,
     since: clock::Instant,
+    /// From before which time copies were not used.
+    not_before: u64,
 }
 
 impl Ticket {
@@ -108,17 +110,18 @@ impl Second {
         self.reads.is_away()
     }
 
-    fn info(&self) -> &LayerInfo {
-        self.info.get_or_init(|| layer_info!("cache"))
+    fn info(&self) -> LayerInfo {
+        // Before the first service there is no name and no observer.
+        self.info.get().cloned().unwrap_or_else(|| layer_info!("cache"))
     }
 
     async fn get(&self, name: &str, is_probe: bool) -> Option<Option<Bytes>> {
-        self.reads.ask(self.info(), TIMEOUT, is_probe, self.store.get(name)).await.ok()
+        self.reads.ask(&self.info(), TIMEOUT, is_probe, self.store.get(name)).await.ok()
     }
 
     /// Looks a response to this request up. Asks nothing while the store is away.
     pub(super) async fn look(self: &Arc<Self>, key: &HttpKey, headers: &HeaderMap, rules: (&Rules, &Asked)) -> Looked {
-        let (name, since) = (key.resource(), clock::now());
+        let (name, since, oldest) = (key.resource(), clock::now(), self.not_before.load(Relaxed));
         // What is there is about to be removed.
         if let Some(waits_since) = self.removals.since(&name) {
             // The task that should do it is lost, or there was no runtime for one.
@@ -152,7 +155,7 @@ impl Second {
             let Some(bytes) = self.get(&record.name_of(&identity), false).await else { return Looked::default() };
             let Some(bytes) = bytes else { continue };
             let now = Now { instant: clock::now(), date: SystemTime::now() };
-            let not_before = UNIX_EPOCH + Duration::from_millis(self.not_before.load(Relaxed));
+            let not_before = UNIX_EPOCH + Duration::from_millis(self.not_before.load(Relaxed).max(oldest));
             match copy::decode(bytes, &identity, rules, not_before, now) {
                 Decoded::Page(found) => {
                     page = Some(*found);
@@ -164,7 +167,7 @@ impl Second {
                 }
             }
         }
-        Looked { page, ticket: Some(Ticket { name, found, since }) }
+        Looked { page, ticket: Some(Ticket { name, found, since, not_before: oldest }) }
     }
 
     /// Stores a response to a request with these headers. Nobody waits for that.
@@ -175,7 +178,16 @@ impl Second {
         // An empty place may have had the record of an invalidation since, which has expired.
         let took = now.instant.saturating_duration_since(ticket.since);
         let is_sure = ticket.found.is_some() || took < LONGEST_CALL - 2 * TIMEOUT;
-        if page.content.len() > MAX_BODY || ttl.is_zero() || !is_sure || self.removals.since(&ticket.name).is_some() {
+        // The time is read before, so that a copy from before a change of it is not used after the change.
+        let is_current = self.not_before.load(Relaxed) == ticket.not_before;
+        let is_secret = page.head.vary.names_credentials();
+        if is_secret
+            || page.content.len() > MAX_BODY
+            || ttl.is_zero()
+            || !is_sure
+            || !is_current
+            || self.removals.since(&ticket.name).is_some()
+        {
             return;
         }
         let is_probe = match self.writes.advice(now.instant) {
@@ -205,7 +217,7 @@ impl Second {
                 }
                 this.store.put(&copy_name, copy, ttl).await
             };
-            let _ = this.writes.ask(this.info(), TIMEOUT, is_probe, write).await;
+            let _ = this.writes.ask(&this.info(), TIMEOUT, is_probe, write).await;
         });
     }
 
@@ -241,7 +253,7 @@ impl Second {
     /// Makes a removal. Returns whether the store has done it.
     async fn remove_one(&self, removal: &Removal, is_probe: bool) -> bool {
         let put = self.store.put(&removal.name, Record::empty().encode(), LONGEST_CALL);
-        let is_done = self.writes.ask(self.info(), TIMEOUT, is_probe, put).await.is_ok();
+        let is_done = self.writes.ask(&self.info(), TIMEOUT, is_probe, put).await.is_ok();
         if is_done {
             self.removals.done(removal);
         }

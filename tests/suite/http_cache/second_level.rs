@@ -411,6 +411,56 @@ async fn what_was_cleared_does_not_come_back_from_the_store() {
 
 /// Shows: C8
 #[tokio::test(start_paused = true)]
+async fn a_request_that_is_under_way_brings_nothing_back_after_a_clear() {
+    let server = Server::new(Behaviour::Answers);
+    let slow = Site::new(layer(&server), |_, _| async {
+        sleep(SECOND).await;
+        response(200, &["cache-control: max-age=60"], "old")
+    });
+    let call = sent(&slow, "/", &[]).await;
+    // The predicate sees no flight, so the request goes on, and its response is in memory when it ends.
+    slow.handle.invalidate_if(|_| false);
+    assert_eq!(call.await.unwrap().body, "old");
+    let [other] = processes(&server, &["cache-control: max-age=60"]);
+    assert_eq!((other.get("/", &[]).await.body, other.calls()), ("1".into(), 1), "no copy was written");
+}
+
+/// Shows: C8
+#[tokio::test(start_paused = true)]
+async fn an_older_copy_that_is_fresh_for_longer_replaces_no_newer_response() {
+    let server = Server::new(Behaviour::Answers);
+    let origin = |n, _| async move {
+        match n {
+            1 => response(200, &["cache-control: max-age=3600"], "first"),
+            // Too large for the store.
+            _ => response(200, &["cache-control: max-age=0", "etag: \"v\""], "a".repeat((1 << 20) + 1)),
+        }
+    };
+    let site = Site::new(layer(&server), origin);
+    site.get("/", &[]).await;
+    assert_ne!(site.get("/", &["cache-control: no-cache"]).await.body, "first");
+    assert_ne!(site.get("/", &[]).await.body, "first");
+    assert_eq!(site.calls(), 3);
+}
+
+/// Shows: C8, W1
+#[tokio::test(start_paused = true)]
+async fn credentials_are_not_written_to_the_store() {
+    let server = Server::new(Behaviour::Answers);
+    for name in ["cookie", "authorization"] {
+        let site = Site::new(layer(&server), move |_, _| async move {
+            response(200, &["cache-control: public, max-age=60", &format!("vary: {name}")], "a")
+        });
+        let before = server.memory.bytes();
+        for _ in 0..2 {
+            site.get(&format!("/{name}"), &[&format!("{name}: secret")]).await;
+        }
+        assert_eq!((site.calls(), server.memory.bytes()), (1, before), "{name}");
+    }
+}
+
+/// Shows: C8
+#[tokio::test(start_paused = true)]
 async fn a_head_that_shows_another_version_removes_the_copy() {
     let server = Server::new(Behaviour::Answers);
     let origin = |_, asked: request::Parts| async move {

@@ -4,7 +4,10 @@ use std::{fmt, sync::Arc};
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
-    header::{ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, CONTENT_ENCODING, VARY},
+    header::{
+        ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_ENCODING, COOKIE,
+        PROXY_AUTHORIZATION, VARY,
+    },
 };
 
 use super::list::{Backslash, elements};
@@ -38,6 +41,11 @@ impl Vary {
     pub(crate) fn parse(names: &[u8]) -> Option<Self> {
         let value = HeaderValue::from_bytes(names).ok()?;
         Self::read(&HeaderMap::from_iter([(VARY, value)]))
+    }
+
+    /// Returns whether the values that select the response are those of a login.
+    pub(crate) fn names_credentials(&self) -> bool {
+        self.0.iter().any(|name| [AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION].contains(name))
     }
 
     /// Returns whether the response is for all requests.

@@ -37,9 +37,9 @@ impl Record {
         Self { number: fastrand::u128(..), until: 0, vary: Vec::new() }
     }
 
-    /// Returns whether responses with this `Vary` are found until this time.
+    /// Returns whether responses with this `Vary` are found until this time, and before those with another one.
     pub(super) fn knows(&self, vary: &Vary, until: SystemTime) -> bool {
-        self.vary.contains(vary) && self.until >= millis(until)
+        self.vary.first() == Some(vary) && self.until >= millis(until)
     }
 
     /// Returns the record after a response with this `Vary`, until this time at least.
@@ -123,6 +123,7 @@ mod tests {
         assert!(first.knows(&vary("A"), at(5)) && !first.knows(&vary("a"), at(6)) && !first.knows(&vary("b"), at(5)));
         let second = first.with(&vary("b, c"), at(1));
         assert_eq!((second.until, &second.vary[..]), (5, &[vary("b, c"), vary("a")][..]));
+        assert!(second.knows(&vary("c, b"), at(5)) && !second.knows(&vary("a"), at(5)));
         assert_eq!(second.with(&vary("a"), at(6)).vary, [vary("a"), vary("b, c")]);
         let many = ["d", "e", "f"].iter().fold(second, |record, name| record.with(&vary(name), at(5)));
         assert_eq!(many.vary, ["f", "e", "d", "b, c"].map(vary));
