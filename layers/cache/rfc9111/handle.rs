@@ -54,13 +54,13 @@ impl State {
         drop(self.flights.detach(&[], || self.pages.resize(capacity)));
     }
 
-    /// Removes what has expired.
+    /// Removes expired responses.
     fn sweep(&self) {
         drop(self.flights.detach(&[], || self.pages.sweep()));
     }
 
-    /// Removes the responses of resources, however requests have named their scheme and port. Returns what tells that
-    /// the second level has none any more, unless that takes long.
+    /// Removes the responses of resources, however requests have named their scheme and port. Returns the wait for the
+    /// second level, or `None` if there is nothing to wait for.
     pub(super) fn invalidate(&self, keys: &[HttpKey]) -> Option<Awaited<()>> {
         // From now on, no request takes one from there.
         let removal = self.forget(keys);
@@ -104,8 +104,8 @@ impl HttpCacheHandle {
     ///
     /// As with [`invalidate`](Self::invalidate), requests in flight for such resources do not bring them back.
     ///
-    /// From a [second level](super::HttpCacheLayer::second_level), nothing is removed, because nobody can list it. This
-    /// process uses no response that is there now.
+    /// From a [second level](super::HttpCacheLayer::second_level), nothing is removed, because a store cannot list its
+    /// responses. This process ignores all that are there now.
     ///
     /// `predicate` may run several times for a resource. No lock is held while it runs. The cost is proportional to the
     /// number of responses.

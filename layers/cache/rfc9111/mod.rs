@@ -311,8 +311,8 @@ impl HttpCacheLayer {
     /// either level is validated. The store has responses with a body of 1 MiB at most, for a week at most.
     ///
     /// An invalidation, also by an unsafe method, removes the responses from the store before its caller gets an answer,
-    /// if the store answers within 100 ms, and as soon as it does otherwise. The memory of other processes keeps what it
-    /// has until that is no longer fresh.
+    /// if the store answers within 100 ms. If not, the removal is repeated, at the latest when the store is back. The
+    /// memory of other processes keeps its responses until they are no longer fresh.
     ///
     /// A store that fails or takes longer than 100 ms counts as [away](crate::store#while-a-store-is-away): requests
     /// then go on as if it were empty. A lookup costs two requests to the store, one after the other, and up to five if

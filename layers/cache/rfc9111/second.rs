@@ -54,7 +54,7 @@ const LONGEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// How much longer the record of a resource is there than its responses, so that it need not be written for each.
 const SPARE: Duration = Duration::from_secs(60 * 60);
 
-/// When a removal that waits is taken for one that nobody makes.
+/// When a removal that still waits counts as lost.
 const LOST: Duration = Duration::from_secs(5);
 
 /// The shortest pause between two attempts at a removal.
@@ -101,7 +101,7 @@ impl Second {
         Self { store: Box::new(store), reads, writes, removals, not_before, info }
     }
 
-    /// Sets what the events say of the layer.
+    /// Sets the layer in whose name events are emitted.
     pub(super) fn belongs_to(&self, info: &LayerInfo) {
         let _ = self.info.set(info.clone());
     }
@@ -122,7 +122,7 @@ impl Second {
     /// Looks a response to this request up. Asks nothing while the store is away.
     pub(super) async fn look(self: &Arc<Self>, key: &HttpKey, headers: &HeaderMap, rules: (&Rules, &Asked)) -> Looked {
         let (name, since, oldest) = (key.resource(), clock::now(), self.not_before.load(Relaxed));
-        // What is there is about to be removed.
+        // The copies are about to be removed.
         if let Some(waits_since) = self.removals.since(&name) {
             // The task that should do it is lost, or there was no runtime for one.
             if since.saturating_duration_since(waits_since) > LOST {
@@ -170,7 +170,7 @@ impl Second {
         Looked { page, ticket: Some(Ticket { name, found, since, not_before: oldest }) }
     }
 
-    /// Stores a response to a request with these headers. Nobody waits for that.
+    /// Stores a response to a request with these headers, in the background.
     pub(super) fn put(self: &Arc<Self>, ticket: &Ticket, key: &HttpKey, headers: &HeaderMap, page: &Page) {
         let (terms, now) = (&page.head.terms, Now { instant: clock::now(), date: SystemTime::now() });
         let validated = if has_validator(&page.head.headers) { VALIDATED } else { Duration::ZERO };
@@ -221,8 +221,9 @@ impl Second {
         });
     }
 
-    /// Removes all responses of these resources, for all processes. This one uses none of them from now on. Returns what
-    /// tells that the store has none any more, or `None` if it is away: then they are removed once it is back.
+    /// Removes all responses of these resources, for all processes. This one uses none of them from now on.
+    ///
+    /// Returns the wait for the store, or `None` if it is away. The removal is then made once it is back.
     pub(super) fn remove(self: &Arc<Self>, names: Vec<String>) -> Option<Awaited<()>> {
         let Some(removals) = self.removals.add(names) else {
             self.ignore_all();

@@ -217,7 +217,7 @@ async fn a_removal_waits_for_the_store_and_no_longer() {
         let begin = Instant::now();
         first.ask(Method::POST, "/", &[]).await;
         assert!(begin.elapsed() <= at_most, "{behaviour:?}");
-        // Back, but the removal has not been repeated yet: this process does not use what is there.
+        // Back, but the removal has not been repeated yet: this process does not use the copy.
         server.becomes(Behaviour::Answers);
         let calls = first.calls();
         first.get("/", &[]).await;
@@ -249,7 +249,7 @@ async fn an_invalidation_by_hand_reaches_the_store_even_without_a_runtime() {
     first.handle.invalidate(&"https://shop.test/".parse().unwrap());
     assert_eq!((second.get("/", &[]).await.body, second.calls()), ("1".into(), 1), "its own");
 
-    // One that nobody has repeated is made some time after.
+    // A removal that was never sent is made after a while.
     let [third] = processes(&server, &["cache-control: max-age=60"]);
     let handle = second.handle.clone();
     std::thread::spawn(move || handle.invalidate(&"https://shop.test/".parse().unwrap())).join().unwrap();

@@ -1,4 +1,4 @@
-//! The use of a response of the upstream: what is stored of it, and what those get who wait for it.
+//! The use of a response of the upstream: for its caller, for the cache, and for the other callers who wait.
 
 use std::{fmt, future::Future, sync::Arc};
 

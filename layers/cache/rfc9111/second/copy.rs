@@ -1,7 +1,7 @@
 //! A stored response as bytes: the copy that other processes read.
 //!
-//! It says how old the response was when the copy was written, and when that was. A process that reads it takes it for a
-//! response with that `Age`, and decides by its own settings what the response may be used for.
+//! It says how old the response was when the copy was written, and when that was. A process that reads it treats it as a
+//! response with that `Age`, by its own settings.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -57,7 +57,7 @@ pub(super) fn encode(page: &Page, identity: &[u8], now: Now) -> Option<Bytes> {
     Some(to.freeze())
 }
 
-/// What the bytes of a copy are.
+/// The result of reading a copy.
 #[derive(Debug)]
 pub(super) enum Decoded {
     Page(Box<Page>),

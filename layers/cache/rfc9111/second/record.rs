@@ -57,7 +57,7 @@ impl Record {
     /// Returns the name in the store of the response with this identity. Another one may have the same name.
     pub(super) fn name_of(&self, identity: &[u8]) -> String {
         let mut hasher = DefaultHasher::new();
-        // Nobody knows the number beforehand, so nobody can choose requests with the same name.
+        // The number differs for each record, so a caller cannot look for requests with the same name beforehand.
         (self.number, identity).hash(&mut hasher);
         format!("{:032x}:{:016x}", self.number, hasher.finish())
     }
@@ -87,7 +87,7 @@ impl Record {
     }
 }
 
-/// Returns what a response is for: the request's URI, and its values of the fields that the response depends on.
+/// Returns the identity of a response: the URI of its request, and the values of the fields that `vary` names.
 pub(super) fn identity(key: &str, vary: &Vary, headers: &HeaderMap) -> Vec<u8> {
     let mut identity = BytesMut::new();
     put_text(&mut identity, key.as_bytes());
