@@ -14,7 +14,7 @@ use tokio::{runtime::Handle, sync::oneshot};
 
 use self::{
     copy::{Decoded, Now},
-    record::{Record, identity, millis},
+    record::{Record, identity, millis, name_of},
     removals::{Removal, Removals},
     store::AnyStore,
 };
@@ -41,8 +41,8 @@ const TIMEOUT: Duration = Duration::from_millis(100);
 /// and other requests over the same connection wait for it.
 const MAX_BODY: u64 = 1024 * 1024;
 
-/// How long the record of an invalidated resource is in the store. It must outlast each call that began before: the
-/// response of a longer one is not stored.
+/// How long a record without responses is in the store: that of a lookup, or of an invalidation. The response of a longer
+/// call is not stored.
 const LONGEST_CALL: Duration = Duration::from_secs(60);
 
 /// How long a response is in the store that can be validated, after its other use.
@@ -54,17 +54,16 @@ const LONGEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// How much longer the record of a resource is there than its responses, so that it need not be written for each.
 const SPARE: Duration = Duration::from_secs(60 * 60);
 
-/// When a removal that still waits counts as lost.
-const LOST: Duration = Duration::from_secs(5);
-
 /// The shortest pause between two attempts at a removal.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 
 pub(super) struct Second {
     store: Box<dyn AnyStore>,
     reads: Link,
-    /// A store that refuses writes may still be read.
+    /// Records. A store that refuses writes may still be read.
     writes: Link,
+    /// Copies. One that is slow, because it is large, holds up no removal.
+    copies: Link,
     removals: Removals,
     /// Copies from before this time, in milliseconds since 1970, are not used.
     not_before: AtomicU64,
@@ -81,9 +80,9 @@ pub(super) struct Looked {
 /// The right to store the response of a request, unless the resource has been invalidated since the lookup.
 pub(super) struct Ticket {
     name: String,
-    /// The record of the resource, with its bytes.
-    found: Option<(Bytes, Record)>,
-    since: clock::Instant,
+    /// The record of the resource, with its bytes. If another one is there when the response comes, it is not stored.
+    bytes: Bytes,
+    record: Record,
     /// From before which time copies were not used.
     not_before: u64,
 }
@@ -91,14 +90,14 @@ pub(super) struct Ticket {
 impl Ticket {
     /// Returns whether the store may have responses of the resource.
     pub(super) fn has_others(&self) -> bool {
-        self.found.is_some()
+        !self.record.vary.is_empty()
     }
 }
 
 impl Second {
     pub(super) fn new(store: impl ValueStore) -> Self {
-        let (reads, writes, removals, not_before, info) = Default::default();
-        Self { store: Box::new(store), reads, writes, removals, not_before, info }
+        let (reads, writes, copies, removals, not_before, info) = Default::default();
+        Self { store: Box::new(store), reads, writes, copies, removals, not_before, info }
     }
 
     /// Sets the layer in whose name events are emitted.
@@ -107,7 +106,7 @@ impl Second {
     }
 
     pub(super) fn is_away(&self) -> bool {
-        self.reads.is_away()
+        self.reads.is_away() || self.writes.is_away()
     }
 
     fn info(&self) -> LayerInfo {
@@ -122,12 +121,11 @@ impl Second {
     /// Looks a response to this request up. Asks nothing while the store is away.
     pub(super) async fn look(self: &Arc<Self>, key: &HttpKey, headers: &HeaderMap, rules: (&Rules, &Asked)) -> Looked {
         let (name, since, oldest) = (key.resource(), clock::now(), self.not_before.load(Relaxed));
+        if self.removals.are_stalled() {
+            self.repeat_removals();
+        }
         // The copies are about to be removed.
-        if let Some(waits_since) = self.removals.since(&name) {
-            // The task that should do it is lost, or there was no runtime for one.
-            if since.saturating_duration_since(waits_since) > LOST {
-                self.repeat_removals();
-            }
+        if self.removals.include(&name) {
             return Looked::default();
         }
         match self.reads.advice(since) {
@@ -139,24 +137,17 @@ impl Second {
                 return Looked::default();
             }
         }
-        let Some(bytes) = self.get(&name, false).await else { return Looked::default() };
-        let found = bytes.map(|bytes| {
-            let record = Record::decode(bytes.clone()).unwrap_or_else(|| {
-                self.info().emit(LayerEvent::NotDecoded { error: "this is not the record of an HTTP cache" });
-                Record::empty()
-            });
-            (bytes, record)
-        });
+        let Some(found) = self.get(&name, false).await else { return Looked::default() };
+        let Some((bytes, record)) = self.record(&name, found).await else { return Looked::default() };
         let text = key.to_string();
         let mut page = None;
-        for vary in found.iter().flat_map(|(_, record)| &record.vary) {
+        for vary in &record.vary {
             let identity = identity(&text, vary, headers);
-            let Some((_, record)) = &found else { break };
-            let Some(bytes) = self.get(&record.name_of(&identity), false).await else { return Looked::default() };
-            let Some(bytes) = bytes else { continue };
+            let Some(copy) = self.get(&name_of(&identity), false).await else { return Looked::default() };
+            let Some(copy) = copy else { continue };
             let now = Now { instant: clock::now(), date: SystemTime::now() };
             let not_before = UNIX_EPOCH + Duration::from_millis(self.not_before.load(Relaxed).max(oldest));
-            match copy::decode(bytes, &identity, rules, not_before, now) {
+            match copy::decode(copy, (record.number, &identity), rules, not_before, now) {
                 Decoded::Page(found) => {
                     page = Some(*found);
                     break;
@@ -167,7 +158,35 @@ impl Second {
                 }
             }
         }
-        Looked { page, ticket: Some(Ticket { name, found, since, not_before: oldest }) }
+        Looked { page, ticket: Some(Ticket { name, bytes, record, not_before: oldest }) }
+    }
+
+    /// Returns the record of a resource, with its bytes. Makes one if there is none: a response replaces the record of
+    /// its lookup, so that one from before an invalidation is not stored, even if the store has lost the invalidation.
+    async fn record(self: &Arc<Self>, name: &str, found: Option<Bytes>) -> Option<(Bytes, Record)> {
+        let bytes = match (found, self.writes.advice(clock::now())) {
+            (Some(bytes), _) => bytes,
+            (None, Advice::Ask) => self.put_record(name, false).await?,
+            (None, Advice::Away { .. }) => return None,
+            (None, Advice::Probe { .. }) => {
+                let (this, name) = (Arc::clone(self), name.to_owned());
+                start(async move { drop(this.put_record(&name, true).await) });
+                return None;
+            }
+        };
+        let record = Record::decode(bytes.clone()).unwrap_or_else(|| {
+            self.info().emit(LayerEvent::NotDecoded { error: "this is not the record of an HTTP cache" });
+            Record::empty()
+        });
+        Some((bytes, record))
+    }
+
+    /// Puts a record without responses. Returns the one that is there then.
+    async fn put_record(&self, name: &str, is_probe: bool) -> Option<Bytes> {
+        let new = Record::empty().encode();
+        let put = self.store.put_new(name, new.clone(), LONGEST_CALL);
+        let present = self.writes.ask(&self.info(), TIMEOUT, is_probe, put).await.ok()?;
+        Some(present.unwrap_or(new))
     }
 
     /// Stores a response to a request with these headers, in the background.
@@ -175,49 +194,39 @@ impl Second {
         let (terms, now) = (&page.head.terms, Now { instant: clock::now(), date: SystemTime::now() });
         let validated = if has_validator(&page.head.headers) { VALIDATED } else { Duration::ZERO };
         let ttl = terms.useful().saturating_add(validated).min(LONGEST);
-        // An empty place may have had the record of an invalidation since, which has expired.
-        let took = now.instant.saturating_duration_since(ticket.since);
-        let is_sure = ticket.found.is_some() || took < LONGEST_CALL - 2 * TIMEOUT;
         // The time is read before, so that a copy from before a change of it is not used after the change.
         let is_current = self.not_before.load(Relaxed) == ticket.not_before;
         let is_secret = page.head.vary.names_credentials();
         if is_secret
             || page.content.len() > MAX_BODY
             || ttl.is_zero()
-            || !is_sure
             || !is_current
-            || self.removals.since(&ticket.name).is_some()
+            || self.removals.include(&ticket.name)
         {
             return;
         }
-        let is_probe = match self.writes.advice(now.instant) {
+        let is_probe = match self.copies.advice(now.instant) {
             Advice::Ask => false,
             Advice::Probe { .. } => true,
             Advice::Away { .. } => return,
         };
-        let known = ticket.found.as_ref().map(|(bytes, record)| (bytes.clone(), record));
-        let before = known.as_ref().map_or_else(Record::empty, |(_, record)| (*record).clone());
-        let is_known = before.knows(&page.head.vary, now.date + ttl);
-        let changed = (!is_known).then(|| before.with(&page.head.vary, now.date + ttl + SPARE));
+        let Ticket { name, bytes, record, .. } = ticket;
+        let is_known = record.knows(&page.head.vary, now.date + ttl);
+        let changed = (!is_known).then(|| record.with(&page.head.vary, now.date + ttl + SPARE));
         let identity = identity(&key.to_string(), &page.head.vary, headers);
-        let copy_name = changed.as_ref().unwrap_or(&before).name_of(&identity);
-        let Some(copy) = copy::encode(page, &identity, now) else { return };
-        let (this, name, bytes) = (Arc::clone(self), ticket.name.clone(), known.map(|(bytes, _)| bytes));
+        let Some(copy) = copy::encode(page, record.number, &identity, now) else { return };
+        let (this, name, bytes, copy_name) = (Arc::clone(self), name.clone(), bytes.clone(), name_of(&identity));
         start(async move {
             let write = async {
                 if let Some(record) = changed {
-                    let (ttl, new) = (record.ttl(now.date), record.encode());
-                    let is_written = match bytes {
-                        Some(bytes) => this.store.replace(&name, &bytes, new, ttl).await?,
-                        None => this.store.put_new(&name, new, ttl).await?.is_none(),
-                    };
-                    if !is_written {
+                    let (new, ttl) = (record.encode(), record.ttl(now.date));
+                    if !this.store.replace(&name, &bytes, new, ttl).await? {
                         return Ok(());
                     }
                 }
                 this.store.put(&copy_name, copy, ttl).await
             };
-            let _ = this.writes.ask(&this.info(), TIMEOUT, is_probe, write).await;
+            let _ = this.copies.ask(&this.info(), TIMEOUT, is_probe, write).await;
         });
     }
 
@@ -229,8 +238,8 @@ impl Second {
             self.ignore_all();
             return None;
         };
-        // Those that cannot be made now are made at the next opportunity.
         if Handle::try_current().is_err() {
+            self.removals.stall();
             return None;
         }
         let now = clock::now();

@@ -33,7 +33,7 @@ pub(super) struct Now {
 }
 
 /// Returns the bytes of a response, or `None` if it has a value that is to be written nowhere.
-pub(super) fn encode(page: &Page, identity: &[u8], now: Now) -> Option<Bytes> {
+pub(super) fn encode(page: &Page, number: u128, identity: &[u8], now: Now) -> Option<Bytes> {
     let Head { status, headers, cache_status, terms, .. } = &page.head;
     let mut headers = headers.clone();
     headers.remove(AGE);
@@ -45,6 +45,7 @@ pub(super) fn encode(page: &Page, identity: &[u8], now: Now) -> Option<Bytes> {
     }
     let mut to = BytesMut::with_capacity(identity.len() + page.weight());
     to.put_u8(VERSION);
+    to.put_u128(number);
     put_text(&mut to, identity);
     to.put_u64(millis(now.date));
     to.put_u64(terms.age(now.instant).as_millis() as u64);
@@ -61,23 +62,24 @@ pub(super) fn encode(page: &Page, identity: &[u8], now: Now) -> Option<Bytes> {
 #[derive(Debug)]
 pub(super) enum Decoded {
     Page(Box<Page>),
-    /// It is no response for this request: another one has the same name, or the settings do not permit it.
+    /// It is no response for this request: it is from before an invalidation, another one has the same name, or the
+    /// settings do not permit it.
     Other,
     /// These are not the bytes of a copy, or those of another version.
     Unknown,
 }
 
-/// Reads the response with this identity for a request.
+/// Reads the response with this identity and number of a record for a request.
 pub(super) fn decode(
     from: Bytes,
-    identity: &[u8],
+    (number, identity): (u128, &[u8]),
     (rules, asked): (&Rules, &Asked),
     not_before: SystemTime,
     now: Now,
 ) -> Decoded {
     let Some(read) = Read::take(from) else { return Decoded::Unknown };
     let Read { written, age, since_sent, status, mut headers, trailers, body, .. } = read;
-    if read.identity != identity || written < not_before {
+    if read.number != number || read.identity != identity || written < not_before {
         return Decoded::Other;
     }
     // A clock that is ahead of this one makes a copy of the future, which is new.
@@ -97,6 +99,7 @@ pub(super) fn decode(
 }
 
 struct Read {
+    number: u128,
     identity: Bytes,
     written: SystemTime,
     age: Duration,
@@ -112,13 +115,13 @@ impl Read {
         if from.try_get_u8().ok()? != VERSION {
             return None;
         }
-        let identity = take_text(&mut from)?;
+        let (number, identity) = (from.try_get_u128().ok()?, take_text(&mut from)?);
         let mut millis = || from.try_get_u64().ok().map(Duration::from_millis);
         let (written, age, since_sent) = (UNIX_EPOCH.checked_add(millis()?)?, millis()?, millis()?);
         let status = StatusCode::from_u16(from.try_get_u16().ok()?).ok()?;
         let (headers, trailers) = (take_headers(&mut from)?, take_headers(&mut from)?);
         let body = take_text(&mut from)?;
-        from.is_empty().then_some(Self { identity, written, age, since_sent, status, headers, trailers, body })
+        from.is_empty().then_some(Self { number, identity, written, age, since_sent, status, headers, trailers, body })
     }
 }
 

@@ -1,11 +1,10 @@
 //! The record of a resource in the store: what its responses depend on, and the name under which they are found.
 //!
-//! A response is stored under the number of its record. An invalidation replaces the record by one with another number,
-//! which is one write for all variants, and nothing finds a response any more that is stored under the old number, even
-//! later.
+//! A copy of a response has the number of the record. An invalidation replaces the record by one with another number,
+//! which is one write for all variants, and no copy with the old number is served any more, even one written later.
 
 use std::{
-    hash::{DefaultHasher, Hash, Hasher},
+    hash::{BuildHasher, RandomState},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -23,8 +22,8 @@ const MOST_VARY: usize = 4;
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Record {
-    /// No other record has it.
-    number: u128,
+    /// No other record has it, and only copies with it are served.
+    pub(super) number: u128,
     /// When it expires, in milliseconds since 1970.
     until: u64,
     /// The most recent is the first. None after an invalidation.
@@ -34,7 +33,9 @@ pub(super) struct Record {
 impl Record {
     /// Makes the record of a resource that has no responses.
     pub(super) fn empty() -> Self {
-        Self { number: fastrand::u128(..), until: 0, vary: Vec::new() }
+        // Not from a generator that the program can seed: an invalidation must have another number.
+        let half = || u128::from(RandomState::new().hash_one(0));
+        Self { number: half() << 64 | half(), until: 0, vary: Vec::new() }
     }
 
     /// Returns whether responses with this `Vary` are found until this time, and before those with another one.
@@ -52,14 +53,6 @@ impl Record {
     /// Returns how long the record is in the store.
     pub(super) fn ttl(&self, now: SystemTime) -> Duration {
         Duration::from_millis(self.until.saturating_sub(millis(now)))
-    }
-
-    /// Returns the name in the store of the response with this identity. Another one may have the same name.
-    pub(super) fn name_of(&self, identity: &[u8]) -> String {
-        let mut hasher = DefaultHasher::new();
-        // The number differs for each record, so a caller cannot look for requests with the same name beforehand.
-        (self.number, identity).hash(&mut hasher);
-        format!("{:032x}:{:016x}", self.number, hasher.finish())
     }
 
     pub(super) fn encode(&self) -> Bytes {
@@ -94,6 +87,18 @@ pub(super) fn identity(key: &str, vary: &Vary, headers: &HeaderMap) -> Vec<u8> {
     put_text(&mut identity, vary.to_string().as_bytes());
     identity.put_slice(&vary.select(headers));
     identity.into()
+}
+
+/// Returns the name in the store of the response with this identity. Another one may have the same name.
+///
+/// All processes have to agree on it, and so the hash has no secret: whoever finds another identity with the same name
+/// can replace the copy, but not be served it.
+pub(super) fn name_of(identity: &[u8]) -> String {
+    // FNV-1a, of 128 bits.
+    const OFFSET: u128 = 0x6c62272e07bb014262b821756295c58d;
+    const PRIME: u128 = 0x0000000001000000000000000000013b;
+    let hash = identity.iter().fold(OFFSET, |hash, byte| (hash ^ u128::from(*byte)).wrapping_mul(PRIME));
+    format!("{hash:032x}")
 }
 
 pub(super) fn millis(time: SystemTime) -> u64 {

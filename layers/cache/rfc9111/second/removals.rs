@@ -2,10 +2,7 @@
 
 use std::{collections::HashMap, mem, sync::Arc};
 
-use crate::{
-    clock::{self, Instant},
-    mutex::Mutex,
-};
+use crate::mutex::Mutex;
 
 /// How many resources can wait for their removal.
 const MOST: usize = 10_000;
@@ -18,15 +15,12 @@ pub(super) struct Removals {
 #[derive(Default)]
 struct Table {
     /// The last removal of each resource.
-    pending: HashMap<String, Pending, ahash::RandomState>,
+    pending: HashMap<String, u64, ahash::RandomState>,
     numbers: u64,
     /// Whether a task repeats those that have failed.
     is_taken: bool,
-}
-
-struct Pending {
-    number: u64,
-    since: Instant,
+    /// Whether there are some that no task makes.
+    is_stalled: bool,
 }
 
 /// A removal that is to be made.
@@ -44,27 +38,38 @@ impl Removals {
             return None;
         }
         table.numbers += 1;
-        let (number, since) = (table.numbers, clock::now());
-        table.pending.extend(names.iter().map(|name| (name.clone(), Pending { number, since })));
+        let number = table.numbers;
+        table.pending.extend(names.iter().map(|name| (name.clone(), number)));
         Some(names.into_iter().map(|name| Removal { name, number }).collect())
     }
 
-    /// Returns since when the removal of a resource waits, if it does.
-    pub(super) fn since(&self, name: &str) -> Option<Instant> {
-        self.table.lock().pending.get(name).map(|pending| pending.since)
+    pub(super) fn include(&self, name: &str) -> bool {
+        self.table.lock().pending.contains_key(name)
+    }
+
+    /// Notes that there was no runtime to make a removal on.
+    pub(super) fn stall(&self) {
+        self.table.lock().is_stalled = true;
+    }
+
+    pub(super) fn are_stalled(&self) -> bool {
+        self.table.lock().is_stalled
     }
 
     /// Notes that a removal is done. A later one of the same resource is not.
     pub(super) fn done(&self, Removal { name, number }: &Removal) {
         let mut table = self.table.lock();
-        if table.pending.get(name).is_some_and(|pending| pending.number == *number) {
+        if table.pending.get(name) == Some(number) {
             table.pending.remove(name);
         }
     }
 
     /// Returns the turn to repeat removals, unless another task has it.
     pub(super) fn turn(&self) -> Option<Turn> {
-        let is_taken = mem::replace(&mut self.table.lock().is_taken, true);
+        let mut table = self.table.lock();
+        table.is_stalled = false;
+        let is_taken = mem::replace(&mut table.is_taken, true);
+        drop(table);
         (!is_taken).then(|| Turn(Some(Arc::clone(&self.table))))
     }
 }
@@ -73,11 +78,11 @@ impl Removals {
 pub(super) struct Turn(Option<Arc<Mutex<Table>>>);
 
 impl Turn {
-    /// Returns any removal that is not done.
+    /// Returns a removal that is not done, at random: one that the store always refuses holds up no other.
     pub(super) fn next(&mut self) -> Option<Removal> {
         let mut table = self.0.as_ref()?.lock();
-        let next = table.pending.iter().next();
-        let next = next.map(|(name, pending)| Removal { name: name.clone(), number: pending.number });
+        let nth = fastrand::usize(..table.pending.len().max(1));
+        let next = table.pending.iter().nth(nth).map(|(name, number)| Removal { name: name.clone(), number: *number });
         table.is_taken = next.is_some();
         drop(table);
         if next.is_none() {
@@ -90,7 +95,8 @@ impl Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         if let Some(table) = &self.0 {
-            table.lock().is_taken = false;
+            let mut table = table.lock();
+            (table.is_taken, table.is_stalled) = (false, true);
         }
     }
 }
