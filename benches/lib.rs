@@ -10,8 +10,12 @@ use std::{
 use tower::Service;
 
 mod belt;
+pub mod count;
+#[path = "http_cache_subjects.rs"]
+pub mod http_cache;
 pub mod subject;
 pub mod subjects;
+pub mod turns;
 
 /// The request and the response: one word, so that a copy costs nothing.
 pub type Word = u64;

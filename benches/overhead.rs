@@ -6,10 +6,8 @@
 //! ziggurat's. For that table all subjects take turns in short rounds, and the fastest round of each counts: noise on a
 //! shared machine only ever adds.
 
-use std::time::{Duration, Instant};
-
 use criterion::Criterion;
-use ziggurat_benches::{subject::Subject, subjects::subjects};
+use ziggurat_benches::{subject::Subject, subjects::subjects, turns::nanos};
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
@@ -27,18 +25,8 @@ fn main() {
 
 /// Nanoseconds of one call, from the fastest of many rounds in which all subjects take turns.
 fn table() {
-    const ROUNDS: u32 = 400;
-    const CALLS: u32 = 2_000;
     let mut subjects = subjects();
-    let mut quickest = vec![Duration::MAX; subjects.len()];
-    for _ in 0..ROUNDS {
-        for (subject, quickest) in subjects.iter_mut().zip(&mut quickest) {
-            let start = Instant::now();
-            (subject.run)(CALLS);
-            *quickest = start.elapsed().min(*quickest);
-        }
-    }
-    let nanos: Vec<_> = quickest.iter().map(|time| time.as_nanos() as f64 / f64::from(CALLS)).collect();
+    let nanos = nanos(&mut subjects, 400, 2_000);
     println!("\n{:<24}{:<18}{:>8}{:>12}", "", "", "net ns", "to ours");
     let mut ours = f64::NAN;
     for (subject, nanos_of_one) in subjects.iter().zip(&nanos).skip(1) {
