@@ -11,7 +11,7 @@ use std::{
 
 use crate::subject::Subject;
 
-const CALLS: u32 = 200;
+const CALLS: u32 = 500;
 
 /// The argument with which a benchmark starts itself under valgrind.
 const COUNTED: &str = "--counted";
@@ -42,7 +42,7 @@ pub fn is_counted() -> bool {
 }
 
 /// Makes the calls that are counted. The calls before them fill buffers and lists that later calls use again.
-pub fn run(subjects: Vec<Subject>) {
+pub fn run(subjects: impl IntoIterator<Item = Subject>) {
     for mut subject in subjects {
         (subject.run)(CALLS);
         the_counted_part(&mut subject);

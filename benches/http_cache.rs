@@ -6,7 +6,7 @@
 
 use ziggurat_benches::{
     count::{self, Count},
-    http_cache::{among_many, hits},
+    subjects::http_cache::{among_many, hits},
     turns::nanos,
 };
 

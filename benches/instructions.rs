@@ -1,67 +1,57 @@
-//! Counts the instructions of one call on the happy path with callgrind: the same on every run of one binary. `cargo
-//! bench -p ziggurat-benches --bench instructions` (needs valgrind; a word after `--` selects the subjects that contain
-//! it)
+//! Counts the instructions and the allocations of one call on the happy path, of a hit of the HTTP cache, and of a
+//! round trip over HTTP, with callgrind: the same on every run of one binary. `cargo bench -p ziggurat-benches --bench
+//! instructions` (needs valgrind; a word after `--` selects the subjects that contain it)
+//!
+//! `--check` compares our own with `benches/figures.tsv`, as CI does, and `--write` writes that file. Both are run
+//! without other crates: `--no-default-features`.
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
-use ziggurat_benches::{subject::Subject, subjects::subjects};
+use ziggurat_benches::{
+    count,
+    figures::{self, Figure},
+    subject::Subject,
+    subjects::{http_cache, round_trip, subjects},
+};
 
-const CALLS: u32 = 1_000;
+/// The subjects, by situation. The first of each situation is bare.
+fn situations() -> [(&'static str, Vec<Subject>); 3] {
+    let round_trips = round_trip::in_memory().into_iter().map(|trip| trip.subject);
+    [("call", subjects()), ("HTTP cache", http_cache::hits()), ("round trip", round_trips.collect())]
+}
 
 fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     let _entered = runtime.enter();
-    let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
-    match (arguments.next().as_deref(), arguments.next(), arguments.next()) {
-        (Some("--run"), Some(index), Some(calls)) => {
-            run(index.parse().expect("an index"), calls.parse().expect("a number"));
-            ExitCode::SUCCESS
-        }
-        (Some("--test"), ..) => ExitCode::SUCCESS,
-        (word, ..) => table(word.unwrap_or_default()),
+    let word = std::env::args().skip(1).find(|argument| argument != "--bench").unwrap_or_default();
+    if count::is_counted() {
+        count::run(situations().into_iter().flat_map(|(_, subjects)| subjects));
+        return ExitCode::SUCCESS;
     }
-}
-
-fn run(index: usize, calls: u32) {
-    let mut subject = subjects().swap_remove(index);
-    the_counted_part(&mut subject, calls);
-}
-
-/// Callgrind counts what this function does, and not how the subjects are made: governor's clock calibrates itself,
-/// which takes a different number of instructions each time.
-#[inline(never)]
-fn the_counted_part(subject: &mut Subject, calls: u32) {
-    (subject.run)(calls);
-}
-
-/// Subtracts a run of `CALLS` calls from one of twice as many, so that one-time costs cancel out.
-fn table(word: &str) -> ExitCode {
-    let Some(bare) = per_call(0) else {
-        eprintln!("valgrind is missing, or cannot count instructions here");
-        return ExitCode::FAILURE;
+    if word == "--test" {
+        return ExitCode::SUCCESS;
+    }
+    let mut counts = match count::counts() {
+        Ok(counts) => counts.into_iter(),
+        Err(error) => {
+            eprintln!("valgrind is missing, or cannot count here: {error}");
+            return ExitCode::FAILURE;
+        }
     };
-    println!("{:<24}{:<18}{:>12}", "", "", "instructions");
-    for (index, subject) in subjects().iter().enumerate().skip(1) {
-        if format!("{}/{}", subject.what, subject.whose).contains(word) {
-            let net = per_call(index).map_or(f64::NAN, |count| count - bare);
-            println!("{:<24}{:<18}{net:>12.0}", subject.what, subject.whose);
+    let mut figures = Vec::new();
+    for (situation, subjects) in situations() {
+        let mut bare = None;
+        for (subject, count) in subjects.iter().zip(counts.by_ref()) {
+            // Another bare subject of the same situation counts the same.
+            if bare.is_none() || !subject.whose.is_empty() {
+                figures.push(Figure::new(situation, subject, count, bare));
+            }
+            bare.get_or_insert(count);
         }
     }
-    ExitCode::SUCCESS
-}
-
-fn per_call(index: usize) -> Option<f64> {
-    let [once, twice] = [CALLS, 2 * CALLS].map(|calls| counted(index, calls));
-    Some((twice? - once?) as f64 / f64::from(CALLS))
-}
-
-fn counted(index: usize, calls: u32) -> Option<u64> {
-    let output = Command::new("valgrind")
-        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "--toggle-collect=*the_counted_part*"])
-        .arg(std::env::current_exe().ok()?)
-        .args(["--run", &index.to_string(), &calls.to_string()])
-        .output()
-        .ok()?;
-    let report = String::from_utf8(output.stderr).ok()?;
-    report.lines().find_map(|line| line.split_once("Collected :")?.1.trim().parse().ok())
+    match word.as_str() {
+        "--check" => figures::check(&figures),
+        "--write" => figures::write(&figures),
+        _ => figures::print(figures.iter().filter(|figure| figure.name().contains(&word))),
+    }
 }

@@ -9,10 +9,8 @@ use std::{
 
 use tower::Service;
 
-mod belt;
 pub mod count;
-#[path = "http_cache_subjects.rs"]
-pub mod http_cache;
+pub mod figures;
 pub mod subject;
 pub mod subjects;
 pub mod turns;

@@ -1,7 +1,6 @@
 //! One subject of the benchmarks, and how its calls are made.
 
 use std::{
-    future::Future,
     hint::black_box,
     pin::pin,
     task::{Context, Poll, Waker},
@@ -10,10 +9,13 @@ use std::{
 use bytes::Bytes;
 use http::Response;
 use http_body::Body;
+#[cfg(feature = "peers")]
 use layered::Service as LayeredService;
 use tower::Service;
 
-use crate::{Failed, Word, call};
+#[cfg(feature = "peers")]
+use crate::Failed;
+use crate::{Word, call};
 
 /// One service, reused for all of its calls.
 pub struct Subject {
@@ -39,6 +41,7 @@ where
 }
 
 /// Measures a service of seatbelt's own kind, without its tower integration, which boxes the future of every layer.
+#[cfg(feature = "peers")]
 pub fn layered_subject(
     what: &'static str,
     service: impl LayeredService<Word, Out = Result<Word, Failed>> + 'static,

@@ -15,11 +15,14 @@ use bytes::Bytes;
 use http::{Request, Response, Uri};
 use http_body::Body;
 use http_body_util::Full;
-use http_cache::{MokaCache, MokaManager};
-use http_cache_tower::HttpCacheLayer;
 use tokio::runtime::{Builder, Runtime};
 use tower::{Service, ServiceBuilder};
 use ziggurat::{Error, cache::CacheLayer};
+#[cfg(feature = "peers")]
+use {
+    http_cache::{MokaCache, MokaManager},
+    http_cache_tower::HttpCacheLayer,
+};
 
 use crate::{Failed, subject::Subject};
 
@@ -43,7 +46,7 @@ fn all(kinds: [(&'static str, u64, Option<&'static str>); 2]) -> Vec<Subject> {
     kinds.into_iter().flat_map(|(what, responses, vary)| of_a_kind(&runtime, what, responses, vary)).collect()
 }
 
-fn of_a_kind(runtime: &Rc<Runtime>, what: &'static str, responses: u64, vary: Option<&'static str>) -> [Subject; 3] {
+fn of_a_kind(runtime: &Rc<Runtime>, what: &'static str, responses: u64, vary: Option<&'static str>) -> Vec<Subject> {
     let service = move || {
         let asked = Arc::new(AtomicU64::new(0));
         move |_: Asked| {
@@ -51,24 +54,16 @@ fn of_a_kind(runtime: &Rc<Runtime>, what: &'static str, responses: u64, vary: Op
             answer(vary)
         }
     };
+    let bare = tower::service_fn(|_| ready(Ok::<_, Failed>(Response::new(Full::<Bytes>::default()))));
     let ours = ServiceBuilder::new().layer(CacheLayer::http().capacity(GIBIBYTE)).map_err(Error::Service);
-    let theirs = HttpCacheLayer::new(MokaManager::new(MokaCache::new(1_000_000)));
-    [
-        subject(
-            runtime,
-            what,
-            "",
-            responses,
-            tower::service_fn(|_| ready(Ok::<_, Failed>(Response::new(Full::<Bytes>::default())))),
-        ),
+    vec![
+        subject(runtime, what, "", responses, bare),
         subject(runtime, what, "ziggurat", responses, ours.service_fn(service())),
-        subject(
-            runtime,
-            what,
-            "http-cache-tower",
-            responses,
-            ServiceBuilder::new().layer(theirs).service_fn(service()),
-        ),
+        #[cfg(feature = "peers")]
+        subject(runtime, what, "http-cache-tower", responses, {
+            let layer = HttpCacheLayer::new(MokaManager::new(MokaCache::new(1_000_000)));
+            ServiceBuilder::new().layer(layer).service_fn(service())
+        }),
     ]
 }
 

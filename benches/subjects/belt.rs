@@ -19,20 +19,20 @@ use crate::{Failed, Word};
 type Outcome = Result<Word, Failed>;
 
 /// Builds the layers. They share a clock that the tokio runtime drives, and report no telemetry.
-pub(crate) struct Belt(ResilienceContext<Word, Outcome>);
+pub(super) struct Belt(ResilienceContext<Word, Outcome>);
 
 impl Belt {
     /// Needs a tokio runtime.
-    pub(crate) fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(ResilienceContext::new(Clock::new_tokio()))
     }
 
-    pub(crate) fn timeout(&self, limit: Duration) -> TimeoutLayer<Word, Outcome> {
+    pub(super) fn timeout(&self, limit: Duration) -> TimeoutLayer<Word, Outcome> {
         Timeout::layer("timeout", &self.0).timeout(limit).timeout_error(|_| Failed)
     }
 
     /// Three attempts in all.
-    pub(crate) fn retry(&self, wait: Duration) -> RetryLayer<Word, Outcome> {
+    pub(super) fn retry(&self, wait: Duration) -> RetryLayer<Word, Outcome> {
         Retry::layer("retry", &self.0)
             .max_retry_attempts(2)
             .backoff(Backoff::Constant)
@@ -42,7 +42,7 @@ impl Belt {
     }
 
     /// Opens at half of at least 20 calls in 30 s, as ours does. It has no window of a number of calls.
-    pub(crate) fn breaker(&self) -> BreakerLayer<Word, Outcome> {
+    pub(super) fn breaker(&self) -> BreakerLayer<Word, Outcome> {
         Breaker::layer("breaker", &self.0)
             .failure_threshold(0.5)
             .min_throughput(20)
@@ -60,6 +60,6 @@ fn recovery(outcome: &Outcome) -> RecoveryInfo {
 }
 
 /// The bare service of a stack of `layered`: a call of it costs as much as one of `Echo`.
-pub(crate) fn echo() -> Execute<impl Fn(Word) -> Ready<Outcome>> {
+pub(super) fn echo() -> Execute<impl Fn(Word) -> Ready<Outcome>> {
     Execute::new(|word| ready(Ok(word)))
 }

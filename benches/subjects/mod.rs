@@ -3,25 +3,16 @@
 use std::{
     future::{poll_fn, ready},
     hint::black_box,
-    num::NonZero,
     pin::pin,
-    sync::Arc,
     task::Poll,
     time::Duration,
 };
 
 use bytes::Bytes;
-use governor::{Quota, RateLimiter};
 use http::{Request, Response};
 use http_body::Body;
 use http_body_util::Full;
-use layered::Stack;
 use tower::{Layer, Service, ServiceBuilder};
-use tower_resilience::{
-    bulkhead::BulkheadLayer, cache::CacheLayer as PeerCacheLayer,
-    circuitbreaker::CircuitBreakerLayer as PeerBreakerLayer, retry::RetryLayer as PeerRetryLayer,
-    timelimiter::TimeLimiterLayer,
-};
 use ziggurat::{
     Error, LayerEvent, LayerInfo, Scope,
     cache::CacheLayer,
@@ -47,9 +38,15 @@ use ziggurat::{
 
 use crate::{
     Echo, Failed, Word,
-    belt::{Belt, echo},
-    subject::{Subject, http_subject, layered_subject, subject},
+    subject::{Subject, http_subject, subject},
 };
+
+#[cfg(feature = "peers")]
+mod belt;
+pub mod http_cache;
+#[cfg(feature = "peers")]
+mod peers;
+pub mod round_trip;
 
 const LIMIT: Duration = Duration::from_secs(30);
 const SECOND: Duration = Duration::from_secs(1);
@@ -66,43 +63,24 @@ async fn reads<B: Body<Data = Bytes>>(request: Request<B>) -> Result<Response<Fu
     Ok(Response::new(Full::new(Bytes::from_static(SMALL))))
 }
 
-/// tower leaves the policy to its users, so this is the same rule as ours.
-#[derive(Debug, Clone)]
-struct ThreeTimes(u32);
-
-impl<E> tower::retry::Policy<Word, Word, E> for ThreeTimes {
-    type Future = std::future::Ready<()>;
-
-    fn retry(&mut self, _: &mut Word, outcome: &mut Result<Word, E>) -> Option<Self::Future> {
-        self.0 -= 1;
-        (outcome.is_err() && self.0 > 0).then(|| std::future::ready(()))
+/// All subjects. The first is the bare service. Those of other crates follow ours of the same policy.
+pub fn subjects() -> Vec<Subject> {
+    #[cfg(not(feature = "peers"))]
+    let mut peers = Vec::<Subject>::new();
+    #[cfg(feature = "peers")]
+    let mut peers = peers::subjects();
+    let mut all = Vec::new();
+    for ours in ours() {
+        let what = ours.what;
+        all.push(ours);
+        all.extend(peers.extract_if(.., |peer| peer.what == what));
     }
-
-    fn clone_request(&mut self, request: &Word) -> Option<Word> {
-        Some(*request)
-    }
+    all
 }
 
-/// All subjects. The first is the bare service.
-pub fn subjects() -> Vec<Subject> {
+/// The subjects of this crate, and the bare service.
+fn ours() -> Vec<Subject> {
     let ours = "ziggurat";
-    let tower = "tower";
-    let peer = "tower-resilience";
-    let seatbelt = "seatbelt";
-    let belt = Belt::new();
-    let peer_retry = || PeerRetryLayer::<Word, Word, Failed>::builder().max_attempts(3).fixed_backoff(LIMIT).build();
-    let peer_limit = || BulkheadLayer::builder().max_concurrent_calls(PERMITS).build().expect("a limit");
-    let peer_breaker =
-        || PeerBreakerLayer::builder().failure_rate_threshold(0.5).sliding_window_size(100).build().expect("a breaker");
-    let peer_cache = || {
-        PeerCacheLayer::builder()
-            .max_size(1_000)
-            .ttl(LIMIT)
-            .key_extractor(|word: &Word| *word)
-            .build()
-            .expect("a cache")
-    };
-    let peer_timeout = || TimeLimiterLayer::builder().timeout_duration(LIMIT).build();
     let retry = || RetryLayer::new().backoff(LIMIT).budget(None);
     let breaker = || CircuitBreakerLayer::failure_rate(0.5).over_calls(100);
     let service = || ServiceBuilder::new().map_err(Error::Service).service(Echo);
@@ -114,15 +92,7 @@ pub fn subjects() -> Vec<Subject> {
     vec![
         subject("bare", "", Echo),
         subject("timeout", ours, ServiceBuilder::new().layer(TimeoutLayer::new(LIMIT)).service(service())),
-        subject("timeout", tower, ServiceBuilder::new().timeout(LIMIT).service(Echo)),
-        subject("timeout", peer, ServiceBuilder::new().layer(peer_timeout()).service(Echo)),
-        subject("timeout", seatbelt, ServiceBuilder::new().layer(belt.timeout(LIMIT)).service(Echo)),
-        layered_subject("timeout", (belt.timeout(LIMIT), echo()).into_service()),
         subject("retry", ours, ServiceBuilder::new().layer(retry()).service(service())),
-        subject("retry", tower, ServiceBuilder::new().retry(ThreeTimes(3)).service(Echo)),
-        subject("retry", peer, ServiceBuilder::new().layer(peer_retry()).service(Echo)),
-        subject("retry", seatbelt, ServiceBuilder::new().layer(belt.retry(LIMIT)).service(Echo)),
-        layered_subject("retry", (belt.retry(LIMIT), echo()).into_service()),
         subject(
             "retry with its budget",
             ours,
@@ -168,8 +138,6 @@ pub fn subjects() -> Vec<Subject> {
         subject("limit, adaptive", ours, {
             ServiceBuilder::new().layer(ConcurrencyLimitLayer::adaptive(Adaptive::gradient())).service(service())
         }),
-        subject("limit", tower, ServiceBuilder::new().concurrency_limit(PERMITS).service(Echo)),
-        subject("limit", peer, ServiceBuilder::new().layer(peer_limit()).service(Echo)),
         subject("rate limit", ours, {
             ServiceBuilder::new().layer(RateLimitLayer::new(u32::MAX, SECOND)).service(service())
         }),
@@ -180,29 +148,11 @@ pub fn subjects() -> Vec<Subject> {
             let accept = |rejected: Result<Word, Error<Failed>>| Ok::<_, Error<Failed>>(rejected.unwrap_or(0));
             ServiceBuilder::new().map_result(accept).service(limited)
         }),
-        subject("rate limit", tower, ServiceBuilder::new().rate_limit(u64::MAX, SECOND).service(Echo)),
-        // It is no layer: the check alone, before a call.
-        subject("rate limit", "governor", {
-            let limiter = Arc::new(RateLimiter::direct(Quota::per_second(NonZero::<u32>::MAX)));
-            let check = move |word: Word| {
-                limiter.check().expect("a token");
-                word
-            };
-            ServiceBuilder::new().map_request(check).service(Echo)
-        }),
         // One hot key. Its cost beside that of its layer: the difference to the row of the rate limit.
         subject("rate limit, per key", ours, {
             let key = |word: &Word| Ok(*word);
             let layer = PerKeyLayer::new(key, |_| RateLimitLayer::new(u32::MAX, SECOND));
             ServiceBuilder::new().layer(layer).service(service())
-        }),
-        subject("rate limit, per key", "governor", {
-            let limiter = Arc::new(RateLimiter::keyed(Quota::per_second(NonZero::<u32>::MAX)));
-            let check = move |word: Word| {
-                limiter.check_key(&word).expect("a token");
-                word
-            };
-            ServiceBuilder::new().map_request(check).service(Echo)
         }),
         // With a lease that lasts: no request to the store.
         subject("shared rate limit, of a lease", ours, {
@@ -215,7 +165,6 @@ pub fn subjects() -> Vec<Subject> {
             ServiceBuilder::new().layer(layer).service(service())
         }),
         subject("breaker, of 100 calls", ours, ServiceBuilder::new().layer(breaker()).service(service())),
-        subject("breaker, of 100 calls", peer, ServiceBuilder::new().layer(peer_breaker()).service(Echo)),
         subject(
             "breaker, consecutive",
             ours,
@@ -226,14 +175,11 @@ pub fn subjects() -> Vec<Subject> {
             ours,
             ServiceBuilder::new().layer(CircuitBreakerLayer::failure_rate(0.5)).service(service()),
         ),
-        subject("breaker, of 30 s", seatbelt, ServiceBuilder::new().layer(belt.breaker()).service(Echo)),
-        layered_subject("breaker, of 30 s", (belt.breaker(), echo()).into_service()),
         subject(
             "cache, a hit",
             ours,
             ServiceBuilder::new().layer(CacheLayer::new(1_000, LIMIT, |word: &Word| Some(*word))).service(service()),
         ),
-        subject("cache, a hit", peer, ServiceBuilder::new().layer(peer_cache()).service(Echo)),
         subject("fallback, a value", ours, ServiceBuilder::new().layer(FallbackLayer::value(7)).service(service())),
         subject(
             "fallback, a service",
@@ -264,19 +210,6 @@ pub fn subjects() -> Vec<Subject> {
                 .service(service()),
         ),
         subject(
-            "stack of three",
-            seatbelt,
-            ServiceBuilder::new()
-                .layer(belt.timeout(LIMIT))
-                .layer(belt.retry(LIMIT))
-                .layer(belt.breaker())
-                .service(Echo),
-        ),
-        layered_subject(
-            "stack of three",
-            (belt.timeout(LIMIT), belt.retry(LIMIT), belt.breaker(), echo()).into_service(),
-        ),
-        subject(
             "stack of the four",
             ours,
             ServiceBuilder::new()
@@ -285,22 +218,6 @@ pub fn subjects() -> Vec<Subject> {
                 .layer(breaker())
                 .layer(ConcurrencyLimitLayer::new(PERMITS))
                 .service(service()),
-        ),
-        subject(
-            "stack of the four",
-            tower,
-            ServiceBuilder::new().timeout(LIMIT).retry(ThreeTimes(3)).concurrency_limit(PERMITS).service(Echo),
-        ),
-        subject(
-            "stack of the four",
-            peer,
-            ServiceBuilder::new()
-                .layer(peer_timeout())
-                .layer(peer_retry())
-                .map_err(|_| Failed)
-                .layer(peer_breaker())
-                .layer(peer_limit())
-                .service(Echo),
         ),
         subject("recommended client", ours, ServiceBuilder::new().layer(ClientStack::new("bench")).service(service())),
         subject(
