@@ -12,7 +12,7 @@ use ziggurat_benches::{
 
 fn main() {
     if count::is_counted() {
-        return count::run(hits());
+        return count::run(hits().into_iter().chain(among_many()));
     }
     let counts = count::counts().unwrap_or_else(|error| {
         println!("not counted: {error}");
