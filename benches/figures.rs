@@ -12,8 +12,8 @@ use crate::{count::Count, subject::Subject};
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/figures.tsv");
 const WRITE: &str = "cargo bench -p ziggurat-benches --no-default-features --bench instructions -- --write";
 
-/// How much more than the figure in the file fails. Another compiler, C library or valgrind counts other instructions
-/// for the same code.
+/// How much more than the figure in the file fails. Another compiler, C library, valgrind or processor counts other
+/// instructions for the same code.
 const MORE: f64 = 0.03;
 const MORE_WITH_OTHER_TOOLS: f64 = 0.15;
 
@@ -132,5 +132,12 @@ fn tools() -> String {
         let text = output.and_then(|output| String::from_utf8(output.stdout).ok()).unwrap_or_default();
         text.lines().next().unwrap_or_default().to_owned()
     };
-    ["rustc", "valgrind", "ldd"].map(|command| first_line(command, "--version")).join(", ")
+    // The C library copies with the instructions that the processor has.
+    let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let processor = ["vendor_id", "cpu family", "model"].map(|field| {
+        let line = processor.lines().find(|line| line.split(':').next().is_some_and(|name| name.trim() == field));
+        line.and_then(|line| line.split(':').nth(1)).unwrap_or_default().trim().to_owned()
+    });
+    let tools = ["rustc", "valgrind", "ldd"].map(|command| first_line(command, "--version"));
+    format!("{}, {}", tools.join(", "), processor.join(" "))
 }
