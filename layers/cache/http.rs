@@ -242,7 +242,7 @@ impl HttpKey {
     /// Returns the name of the resource, which is the same for all keys of [`in_any_scheme`](Self::in_any_scheme).
     pub(super) fn resource(&self) -> String {
         let host = self.authority().to_ascii_lowercase();
-        let host = [":80", ":443"].iter().find_map(|port| host.strip_suffix(port)).unwrap_or(&host);
+        let host = without_default_port(&host, None);
         let (mark, query) = self.query().map_or(("", ""), |query| ("?", query));
         format!("//{host}{}{mark}{query}", self.path())
     }

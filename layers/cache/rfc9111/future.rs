@@ -109,8 +109,7 @@ where
                             after.was_unsent();
                             Err(error)
                         }
-                        (outcome, None) => outcome.map(|response| response.map(CacheBody::inner)),
-                        (Err(error), Some(_)) => Err(error),
+                        (outcome, _) => outcome.map(|response| response.map(CacheBody::inner)),
                     }
                 }
                 StateProjection::Removing { response, removal } => {

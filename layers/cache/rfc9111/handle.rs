@@ -125,8 +125,8 @@ impl HttpCacheHandle {
 
     /// Removes all responses. As with [`invalidate`](Self::invalidate), requests in flight do not bring any back.
     ///
-    /// From a [second level](super::HttpCacheLayer::second_level), nothing is removed, but this process uses no response
-    /// that is there now. Processes with other memories do: change the prefix of the store to forget all.
+    /// From a [second level](super::HttpCacheLayer::second_level), nothing is removed, but this process uses no
+    /// response that is there now. Other processes do: change the prefix of the store to forget all.
     pub fn clear(&self) {
         self.state.forget_all();
         drop(self.state.flights.detach_all(|| self.state.pages.clear()));

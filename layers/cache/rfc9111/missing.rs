@@ -127,8 +127,7 @@ impl<S, A> Missing<S, A> {
                 }
                 Landed::Hit(page) if page.head.is_for(&self.asked, joined.asked(), headers) => {
                     settings.shared();
-                    let freshness = page.head.terms.freshness(clock::now());
-                    return Ok(settings.answer(page, headers, Status::Hit(freshness)));
+                    return Ok(settings.second_hit(page, headers));
                 }
                 Landed::StandIn(page)
                     if page.head.is_for(&self.asked, joined.asked(), headers)
@@ -205,10 +204,7 @@ impl<S, A> Missing<S, A> {
                 }
                 outcome
             }
-            Ok(Reply::Hit(page)) => {
-                let freshness = page.head.terms.freshness(clock::now());
-                Ok(settings.answer(&page, &asked, Status::Hit(freshness)))
-            }
+            Ok(Reply::Hit(page)) => Ok(settings.second_hit(&page, &asked)),
             Ok(Reply::Page(page, instead)) => {
                 let mut response = page.respond(&asked, false, clock::now());
                 let headers = response.headers_mut();
@@ -310,6 +306,11 @@ impl Settings {
         let mut response = page.respond(headers, is_head, now);
         self.note(response.headers_mut(), page.head.cache_status.as_ref(), Status::Hit(freshness));
         response
+    }
+
+    /// Serves a fresh response of the second level.
+    fn second_hit<B>(&self, page: &Page, asked: &HeaderMap) -> Response<CacheBody<B>> {
+        self.answer(page, asked, Status::Hit(page.head.terms.freshness(clock::now())))
     }
 
     fn answer<B>(&self, page: &Page, asked: &HeaderMap, status: Status) -> Response<CacheBody<B>> {

@@ -271,9 +271,9 @@ impl HttpCacheLayer {
     /// Serves a stale response in place of a failure, until `window` after it has expired. The default is
     /// [`Duration::ZERO`].
     ///
-    /// A failure is an error, a rejection by a layer inside, such as an open circuit breaker, a response with the status
-    /// 500, 502, 503 or 504 (RFC 5861, section 4), or a 304 about another version than the stored one. Without a stale
-    /// response, the caller gets a 502 for such a 304, and the next request asks for the whole response.
+    /// A failure is an error, a rejection by a layer inside, such as an open circuit breaker, a response with the
+    /// status 500, 502, 503 or 504 (RFC 5861, section 4), or a 304 about another version than the stored one. Without a
+    /// stale response, the caller gets a 502 for such a 304, and the next request asks for the whole response.
     ///
     /// A `stale-if-error` of the response comes first. A response that must be revalidated is never served.
     pub fn stale_if_error(mut self, window: Duration) -> Self {
@@ -310,14 +310,14 @@ impl HttpCacheLayer {
     /// A request that finds nothing fresh in memory looks there before it goes to the service, and a stale response of
     /// either level is validated. The store has responses with a body of 1 MiB at most, for a week at most.
     ///
-    /// An invalidation, also by an unsafe method, removes the responses from the store before its caller gets an answer,
-    /// if the store answers within 100 ms. If not, the removal is repeated, at the latest when the store is back. The
-    /// memory of other processes keeps its responses until they are no longer fresh.
+    /// An unsafe method removes the responses from the store before its caller gets the response, if the store answers
+    /// within 100 ms. If not, the removal is repeated, at the latest when the store is back. The memory of other
+    /// processes keeps its responses until they are no longer fresh.
     ///
     /// A store that fails or takes longer than 100 ms counts as [away](crate::store#while-a-store-is-away): requests
     /// then go on as if it were empty. A lookup costs two requests to the store, one after the other, and up to five if
-    /// responses of the resource had different `Vary` fields. A caller never waits until a response is stored. `HEAD` and
-    /// `only-if-cached` use the memory alone.
+    /// responses of the resource had different `Vary` fields. A caller never waits until a response is stored. `HEAD`
+    /// and `only-if-cached` use the memory alone.
     ///
     /// Share a store only between caches with the same settings in front of the same service, and give it a prefix of
     /// its own. URIs are part of the keys. A response with `Vary: Cookie` or `Vary: Authorization` stays in memory,

@@ -2,7 +2,6 @@
 
 use std::{
     collections::VecDeque,
-    hash::{Hash, Hasher},
     mem,
     sync::{
         Arc, Weak,
@@ -13,6 +12,7 @@ use std::{
 
 use http::{HeaderMap, header::COOKIE};
 
+use self::place::{Place, VaryKey};
 use super::{
     super::{
         http::HttpKey,
@@ -24,29 +24,10 @@ use super::{
 };
 use crate::{clock, mutex::Mutex};
 
-/// How many different `Vary` fields of one resource are known at a time. Most resources have one.
-const MOST_VARY: usize = 4;
+mod place;
 
 /// How many variants of a resource are removed together with it. Further ones are never found again, and evicted first.
 const MOST_PLACES: usize = 64;
-
-/// A place in the store.
-#[derive(Debug, PartialEq, Eq, Hash)]
-enum Place {
-    /// The response for all requests, or the fields that its responses depend on.
-    Resource(HttpKey),
-    /// The response for requests with these values.
-    Variant { family: u64, vary: VaryKey, selected: Vec<u8> },
-}
-
-#[derive(Debug, PartialEq, Eq)]
-struct VaryKey(Vary);
-
-impl Hash for VaryKey {
-    fn hash<H: Hasher>(&self, _: &mut H) {
-        // The values distinguish them.
-    }
-}
 
 #[derive(Debug, Clone)]
 enum Slot {
@@ -133,10 +114,10 @@ impl Pages {
                 && let Slot::Page(_, page) = &entry.response
             {
                 found.page = Some(Arc::clone(page));
-                found.selected = selected_of(variant);
+                found.selected = variant.key.into_selected();
                 break;
             }
-            found.selected = [found.selected, selected_of(variant)].concat();
+            found.selected = [found.selected, variant.key.into_selected()].concat();
         }
         found
     }
@@ -207,9 +188,7 @@ impl Pages {
             }
             return Some(Arc::clone(known));
         }
-        let mut all = vec![vary.clone()];
-        let others = known.iter().flat_map(|known| &known.vary).filter(|other| *other != vary);
-        all.extend(others.take(MOST_VARY - 1).cloned());
+        let all = vary.before(known.map_or(&[], |known| &known.vary));
         if let Some(known) = known {
             // Nothing finds the others any more.
             self.remove_variants(known, |vary| all.contains(vary), removed);
@@ -424,31 +403,9 @@ impl Resource {
     }
 }
 
-fn size_of_key(key: &HttpKey) -> u64 {
-    (key.authority().len() + key.path().len() + key.query().map_or(0, str::len)) as u64
-}
-
 /// Told apart in the hash of a resource: requests without a cookie, and those with one.
 const KINDS: [u64; 2] = [0, 1];
 
 fn of_kind(resource: u64, headers: &HeaderMap) -> u64 {
     resource ^ KINDS[usize::from(headers.contains_key(COOKIE))]
-}
-
-fn selected_of(variant: Hashed<Place>) -> Vec<u8> {
-    match variant.key {
-        Place::Variant { selected, .. } => selected,
-        Place::Resource(_) => Vec::new(),
-    }
-}
-
-impl Place {
-    fn weight(&self) -> u64 {
-        let size = match self {
-            Self::Resource(key) => size_of_key(key),
-            Self::Variant { selected, .. } => selected.len() as u64,
-        };
-        // With the overhead of an entry.
-        size + 256
-    }
 }

@@ -37,12 +37,12 @@ mod store;
 /// How long a request waits for an answer of the store, as in a shared cache.
 const TIMEOUT: Duration = Duration::from_millis(100);
 
-/// The size of the largest body that is in the store: Memcached's limit for an item. A larger one takes a while to send,
-/// and other requests over the same connection wait for it.
+/// The size of the largest body that is in the store: Memcached's limit for an item. A larger one takes a while to
+/// send, and other requests over the same connection wait for it.
 const MAX_BODY: u64 = 1024 * 1024;
 
-/// How long a record without responses is in the store: that of a lookup, or of an invalidation. The response of a longer
-/// call is not stored.
+/// How long a record without responses is in the store: that of a lookup, or of an invalidation. The response of a
+/// longer call is not stored.
 const LONGEST_CALL: Duration = Duration::from_secs(60);
 
 /// How long a response is in the store that can be validated, after its other use.
@@ -146,7 +146,7 @@ impl Second {
             let Some(copy) = self.get(&name_of(&identity), false).await else { return Looked::default() };
             let Some(copy) = copy else { continue };
             let now = Now { instant: clock::now(), date: SystemTime::now() };
-            let not_before = UNIX_EPOCH + Duration::from_millis(self.not_before.load(Relaxed).max(oldest));
+            let not_before = UNIX_EPOCH + Duration::from_millis(self.not_before.load(Relaxed));
             match copy::decode(copy, (record.number, &identity), rules, not_before, now) {
                 Decoded::Page(found) => {
                     page = Some(*found);
@@ -211,9 +211,9 @@ impl Second {
             Advice::Away { .. } => return,
         };
         let Ticket { name, bytes, record, .. } = ticket;
-        let is_known = record.knows(&page.head.vary, now.date + ttl);
-        let changed = (!is_known).then(|| record.with(&page.head.vary, now.date + ttl + SPARE));
-        let identity = identity(&key.to_string(), &page.head.vary, headers);
+        let vary = &page.head.vary;
+        let changed = (!record.knows(vary, now.date + ttl)).then(|| record.with(vary, now.date + ttl + SPARE));
+        let identity = identity(&key.to_string(), vary, headers);
         let Some(copy) = copy::encode(page, record.number, &identity, now) else { return };
         let (this, name, bytes, copy_name) = (Arc::clone(self), name.clone(), bytes.clone(), name_of(&identity));
         start(async move {

@@ -14,7 +14,7 @@ use std::{
 use tokio::sync::oneshot;
 use tower::{Service, ServiceExt, service_fn};
 use ziggurat::{
-    Error,
+    Error, LayerEvent, LayerInfo, Observer,
     testing::{Strict, TestTask},
 };
 
@@ -29,6 +29,18 @@ const SECOND: Duration = Duration::from_secs(1);
 const INSTANT: Duration = Duration::from_nanos(1);
 
 type Outcome = Result<String, Error<&'static str>>;
+
+/// Returns an observer of failed refreshes, and their reasons and errors.
+pub(super) fn failed_refreshes() -> (Arc<Mutex<Vec<String>>>, impl Observer) {
+    let failures = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&failures);
+    let observer = move |_: &LayerInfo, event: &LayerEvent<'_>| {
+        if let LayerEvent::RefreshFailed { reason, error } = event {
+            log.lock().unwrap().push(format!("{reason}: {error}"));
+        }
+    };
+    (failures, observer)
+}
 
 type BoxFuture = Pin<Box<dyn Future<Output = Outcome> + Send>>;
 

@@ -4,7 +4,7 @@ use http::{Request, Response};
 use tokio::{task::yield_now, time::advance};
 use tower::{Layer, ServiceBuilder};
 use ziggurat::{
-    LayerEvent, LayerInfo, Reason, Reject, Scope,
+    Reason, Reject, Scope,
     cache::{CacheHandle, CacheLayer, HttpStorable, Stale, http_key},
     context::ContextLayer,
     timeout::TimeoutLayer,
@@ -174,15 +174,7 @@ async fn past_its_window_a_stale_answer_is_given_to_nobody() {
 #[tokio::test(start_paused = true)]
 async fn a_fetch_that_fails_is_told_and_leaves_the_stale_answer_and_the_next_one_waits_a_second() {
     let (backend, strict) = backend();
-    let told = Arc::new(Mutex::new(Vec::new()));
-    let observer = {
-        let told = Arc::clone(&told);
-        move |_: &LayerInfo, event: &LayerEvent<'_>| {
-            if let LayerEvent::RefreshFailed { reason, error } = event {
-                told.lock().unwrap().push(format!("{reason}: {error}"));
-            }
-        }
-    };
+    let (failures, observer) = failed_refreshes();
     let layer = CacheLayer::new(10, SECOND, itself).stale_while_revalidate(20 * SECOND).observer(observer);
     let (cache, service) = (layer.handle(), layer.layer(strict));
     fetch(&service, &backend, 0, ok("first")).unwrap();
@@ -201,7 +193,7 @@ async fn a_fetch_that_fails_is_told_and_leaves_the_stale_answer_and_the_next_one
     }
     let stats = cache.stats();
     assert_eq!((stats.stale, stats.refreshes), (6, 3), "a fetch is neither a hit nor a miss");
-    assert_eq!(*told.lock().unwrap(), ["error: down"; 3]);
+    assert_eq!(*failures.lock().unwrap(), ["error: down"; 3]);
 }
 
 /// Shows: C6, F3
@@ -481,7 +473,7 @@ async fn the_statistics_count_each_request_for_what_it_got() {
     let heard = Arc::new(Mutex::new(Vec::new()));
     let observer = {
         let heard = Arc::clone(&heard);
-        move |info: &LayerInfo, event: &ziggurat::LayerEvent<'_>| {
+        move |info: &LayerInfo, event: &LayerEvent<'_>| {
             assert_eq!(info.name(), Some("users"));
             heard.lock().unwrap().push(format!("{event:?}"));
         }

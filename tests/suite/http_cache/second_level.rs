@@ -25,6 +25,14 @@ fn processes<const N: usize>(server: &Server, headers: &'static [&'static str]) 
     std::array::from_fn(|_| Site::new(layer(server), move |n, _| async move { response(200, headers, n.to_string()) }))
 }
 
+/// A process whose origin takes a second for a response.
+fn slow_process(server: &Server) -> Site {
+    Site::new(layer(server), |_, _| async {
+        sleep(SECOND).await;
+        response(200, &["cache-control: max-age=60"], "old")
+    })
+}
+
 /// Starts a GET, and lets it come as far as it can.
 async fn sent(site: &Site, path: &str, headers: &'static [&'static str]) -> JoinHandle<Read> {
     let (site, path) = (site.clone(), path.to_owned());
@@ -228,10 +236,7 @@ async fn the_caller_of_an_unsafe_method_waits_until_the_store_has_removed_the_re
 async fn a_store_that_forgets_an_invalidation_lets_nothing_from_before_in() {
     let server = Server::new(Behaviour::Answers);
     let [first, cold] = processes(&server, &["cache-control: max-age=60"]);
-    let slow = Site::new(layer(&server), |_, _| async {
-        sleep(SECOND).await;
-        response(200, &["cache-control: max-age=60"], "old")
-    });
+    let slow = slow_process(&server);
     let call = sent(&slow, "/", &[]).await;
     first.ask(Method::POST, "/", &[]).await;
     server.memory.remove("//shop.test/").await.unwrap();
@@ -259,11 +264,15 @@ async fn invalidations_leave_no_copies_behind() {
 #[tokio::test(start_paused = true)]
 async fn a_removal_waits_for_the_store_and_no_longer() {
     let server = Server::new(Behaviour::Answers);
-    let [first, second] = processes(&server, &["cache-control: max-age=60"]);
-    first.get("/", &[]).await;
+    let headers = &["cache-control: max-age=60"];
+    let [first] = processes(&server, headers);
     for (behaviour, at_most) in
         [(Behaviour::Hangs, TIMEOUT), (Behaviour::Fails, Duration::ZERO), (Behaviour::Panics, Duration::ZERO)]
     {
+        first.get("/", &[]).await;
+        let [before, after] = processes(&server, headers);
+        before.get("/", &[]).await;
+        assert_eq!(before.calls(), 0, "the copy is there");
         server.becomes(behaviour);
         let begin = Instant::now();
         first.ask(Method::POST, "/", &[]).await;
@@ -275,15 +284,7 @@ async fn a_removal_waits_for_the_store_and_no_longer() {
         assert_eq!(first.calls(), calls + 1, "{behaviour:?}");
         sleep(5 * SECOND).await;
         // Repeated: no process gets it.
-        assert_eq!(
-            second.get("/", &[]).await.header("cache-status"),
-            "ziggurat; fwd=uri-miss; stored",
-            "{behaviour:?}"
-        );
-        second.handle.clear();
-        first.handle.clear();
-        sleep(SECOND).await;
-        first.get("/", &[]).await;
+        assert_eq!(after.get("/", &[]).await.header("cache-status"), "ziggurat; fwd=uri-miss; stored", "{behaviour:?}");
     }
 }
 
@@ -319,10 +320,7 @@ async fn a_response_from_before_an_invalidation_is_not_stored() {
         if known {
             first.get(&path, &[]).await;
         }
-        let slow = Site::new(layer(&server), |_, _| async {
-            sleep(SECOND).await;
-            response(200, &["cache-control: max-age=60"], "old")
-        });
+        let slow = slow_process(&server);
         // Its own request: the response that is stored does not do.
         let call = sent(&slow, &path, &["cache-control: no-cache"]).await;
         first.ask(Method::POST, &path, &[]).await;
@@ -463,10 +461,7 @@ async fn what_was_cleared_does_not_come_back_from_the_store() {
 #[tokio::test(start_paused = true)]
 async fn a_request_that_is_under_way_brings_nothing_back_after_a_clear() {
     let server = Server::new(Behaviour::Answers);
-    let slow = Site::new(layer(&server), |_, _| async {
-        sleep(SECOND).await;
-        response(200, &["cache-control: max-age=60"], "old")
-    });
+    let slow = slow_process(&server);
     let call = sent(&slow, "/", &[]).await;
     // The predicate sees no flight, so the request goes on, and its response is in memory when it ends.
     slow.handle.invalidate_if(|_| false);

@@ -4,9 +4,10 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use tokio::time::{advance, sleep};
 use tower::ServiceBuilder;
-use ziggurat::{LayerEvent, LayerInfo, Reason, circuit_breaker::CircuitBreakerLayer};
+use ziggurat::{LayerInfo, Reason, circuit_breaker::CircuitBreakerLayer};
 
 use super::*;
+use crate::cache::failed_refreshes;
 
 /// Shows: W3
 #[tokio::test(start_paused = true)]
@@ -110,15 +111,7 @@ async fn a_refresh_that_brings_nothing_is_reported() {
     ];
     for stale_if_error in [0, 1000] {
         for (number, (refresh, expected)) in refreshes.into_iter().enumerate() {
-            let told = Arc::new(Mutex::new(Vec::new()));
-            let observer = {
-                let told = Arc::clone(&told);
-                move |_: &LayerInfo, event: &LayerEvent<'_>| {
-                    if let LayerEvent::RefreshFailed { reason, error } = event {
-                        told.lock().unwrap().push(format!("{reason}: {error}"));
-                    }
-                }
-            };
+            let (failures, observer) = failed_refreshes();
             let layer = CacheLayer::http()
                 .stale_while_revalidate(100 * SECOND)
                 .stale_if_error(stale_if_error * SECOND)
@@ -130,12 +123,12 @@ async fn a_refresh_that_brings_nothing_is_reported() {
             assert_eq!(site.get("/", &[]).await.body, "old");
             settle().await;
             assert_eq!(site.calls(), 2);
-            let told = told.lock().unwrap();
+            let failures = failures.lock().unwrap();
             let is_right = match expected {
-                Some(expected) => told.len() == 1 && told[0].starts_with(expected),
-                None => told.is_empty(),
+                Some(expected) => failures.len() == 1 && failures[0].starts_with(expected),
+                None => failures.is_empty(),
             };
-            assert!(is_right, "{number}: {told:?}");
+            assert!(is_right, "{number}: {failures:?}");
         }
     }
 }

@@ -15,7 +15,7 @@ pub(super) use self::{
     fields::{of_not_modified, remove_not_stored, update},
     range::{Part, part},
     terms::{Asked, Reuse, Rules, Terms, Times},
-    vary::Vary,
+    vary::{MOST as MOST_VARY, Vary},
 };
 
 /// The headers of these lines, for tests.

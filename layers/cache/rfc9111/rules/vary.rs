@@ -15,6 +15,9 @@ use super::list::{Backslash, elements};
 /// Fields that are lists by their definition. A value of any other field may mean what its text alone tells.
 const LISTS: [HeaderName; 4] = [ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE];
 
+/// How many different `Vary` fields of one resource are known at a time. Most resources have one.
+pub(crate) const MOST: usize = 4;
+
 /// The fields of a request that a response depends on, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Vary(Arc<[HeaderName]>);
@@ -37,7 +40,13 @@ impl Vary {
         Some(Self(names.into()))
     }
 
-    /// Reads what [`Display`](fmt::Display) has written.
+    /// Returns the most recent `Vary` fields of a resource with this one as the first.
+    pub(crate) fn before(&self, others: &[Self]) -> Vec<Self> {
+        let others = others.iter().filter(|other| *other != self).take(MOST - 1);
+        [self].into_iter().chain(others).cloned().collect()
+    }
+
+    /// Reads the output of [`Display`](fmt::Display).
     pub(crate) fn parse(names: &[u8]) -> Option<Self> {
         let value = HeaderValue::from_bytes(names).ok()?;
         Self::read(&HeaderMap::from_iter([(VARY, value)]))

@@ -1,7 +1,7 @@
 //! A stored response as bytes: the copy that other processes read.
 //!
-//! It says how old the response was when the copy was written, and when that was. A process that reads it treats it as a
-//! response with that `Age`, by its own settings.
+//! It says how old the response was when the copy was written, and when that was. A process that reads it treats it as
+//! a response with that `Age`, by its own settings.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -11,14 +11,11 @@ use std::{
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::HeaderMap;
 
-use super::super::rules::Vary;
+use super::super::rules::{MOST_VARY, Vary};
 use crate::store::{put_text, take_text};
 
 /// The version of the format. A process that does not know it replaces the record.
 const VERSION: u8 = 1;
-
-/// How many different `Vary` fields of one resource are known at a time.
-const MOST_VARY: usize = 4;
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Record {
@@ -45,9 +42,7 @@ impl Record {
 
     /// Returns the record after a response with this `Vary`, until this time at least.
     pub(super) fn with(&self, vary: &Vary, until: SystemTime) -> Self {
-        let others = self.vary.iter().filter(|other| *other != vary).take(MOST_VARY - 1);
-        let vary = [vary].into_iter().chain(others).cloned().collect();
-        Self { number: self.number, until: millis(until).max(self.until), vary }
+        Self { number: self.number, until: millis(until).max(self.until), vary: vary.before(&self.vary) }
     }
 
     /// Returns how long the record is in the store.
