@@ -121,6 +121,7 @@ pub trait EndsWith<R>: Copy {
 }
 
 impl<B, R: Body> Mode<Request<B>, Response<R>> for Http {
+    #[inline]
     fn announce(request: &mut Request<B>, scope: &Scope) {
         request.extensions_mut().insert(scope.clone());
     }
@@ -129,18 +130,21 @@ impl<B, R: Body> Mode<Request<B>, Response<R>> for Http {
 impl<R: Body> EndsWith<Response<R>> for Http {
     type Output = Response<ScopeBody<R>>;
 
+    #[inline]
     fn answer(response: Response<R>, in_scope: Option<InScope>) -> Self::Output {
         response.map(|body| GuardBody::new(body, in_scope))
     }
 }
 
 impl<Req, R> Mode<Req, R> for Ambient {
+    #[inline]
     fn announce(_: &mut Req, _: &Scope) {}
 }
 
 impl<R> EndsWith<R> for Ambient {
     type Output = R;
 
+    #[inline]
     fn answer(response: R, in_scope: Option<InScope>) -> R {
         drop(in_scope);
         response
@@ -280,10 +284,12 @@ where
     type Error = S::Error;
     type Future = ResponseFuture<S::Future, M>;
 
+    #[inline]
     fn poll_ready(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
+    #[inline]
     fn call(&mut self, mut request: Req) -> Self::Future {
         let scope = self.layer.open(&request);
         M::announce(&mut request, &scope);
@@ -305,6 +311,7 @@ pin_project! {
 }
 
 impl<F, M> ResponseFuture<F, M> {
+    #[inline]
     fn start(scope: Scope, mode: M, call: impl FnOnce() -> F) -> Self {
         let in_scope = Some(InScope { scope: Some(scope.clone()), ending: None });
         Self { response: WithScope::start(scope, call), in_scope, mode }
@@ -318,6 +325,7 @@ where
 {
     type Output = Result<M::Output, E>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let response = ready!(this.response.poll(cx));
@@ -359,6 +367,7 @@ impl Drop for InScope {
 impl<B: Body> Guard<B> for InScope {
     type Error = B::Error;
 
+    #[inline]
     fn poll_frame(&mut self, body: Pin<&mut B>, cx: &mut TaskContext<'_>) -> PollFrame<B::Data, B::Error> {
         let _entered = scope::enter(&mut self.scope);
         let frame = body.poll_frame(cx);
@@ -368,6 +377,7 @@ impl<B: Body> Guard<B> for InScope {
         frame
     }
 
+    #[inline]
     fn drop_body(&mut self, drop: impl FnOnce()) {
         let _entered = scope::enter(&mut self.scope);
         drop();

@@ -167,6 +167,7 @@ where
     type Error = S::Error;
     type Future = ResponseFuture<S::Future, C, U>;
 
+    #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         let Err(error) = ready!(self.inner.poll_ready(cx)) else { return Poll::Ready(Ok(())) };
         // The call ends here, before it was made.
@@ -178,6 +179,7 @@ where
         Poll::Ready(outcome.map(drop))
     }
 
+    #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
         let call = self.calls.are_heard().then(|| Call::start(&self.calls));
         let response = Some(self.inner.call(request));
@@ -244,6 +246,7 @@ where
 {
     type Output = Result<U::Response, E>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         let Some(response) = this.response.as_mut().as_pin_mut() else {
@@ -290,6 +293,7 @@ where
 {
     type Error = Box<dyn StdError + Send + Sync>;
 
+    #[inline]
     fn poll_frame(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> PollFrame<B::Data, Self::Error> {
         self.verdict.poll_frame(body, cx)
     }

@@ -68,12 +68,7 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::{
-    accessors::inner_accessors,
-    debug::impl_debug,
-    headers::{RequestIdHeader, RequestIds},
-    scope::Scope,
-};
+use crate::{accessors::inner_accessors, debug::impl_debug, headers::RequestIds, scope::Scope};
 
 /// Assigns an id to every request: see the [module](self).
 #[derive(Debug, Clone)]
@@ -145,13 +140,15 @@ where
     type Error = S::Error;
     type Future = ResponseFuture<S::Future>;
 
+    #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
+    #[inline]
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let id = self.layer.identify(&mut request).into_request_id();
-        ResponseFuture { response: Some(self.inner.call(request)), id }
+        let ids = self.layer.identify(&mut request);
+        ResponseFuture { response: Some(self.inner.call(request)), ids }
     }
 }
 
@@ -162,7 +159,7 @@ pin_project! {
         // None: the outcome was returned.
         #[pin]
         response: Option<F>,
-        id: RequestIdHeader,
+        ids: RequestIds,
     }
 }
 
@@ -172,16 +169,17 @@ where
 {
     type Output = F::Output;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let mut this = self.project();
         let Some(response) = this.response.as_mut().as_pin_mut() else { return Poll::Pending };
         let mut outcome = ready!(response.poll(cx));
         this.response.set(None);
         if let Ok(response) = &mut outcome {
-            this.id.write(response.headers_mut());
+            this.ids.request_id().write(response.headers_mut());
         }
         Poll::Ready(outcome)
     }
 }
 
-impl_debug!(ResponseFuture<F> in request_id { response: F, id = |this| this.id.as_str() });
+impl_debug!(ResponseFuture<F> in request_id { response: F, id = |this| this.ids.request_id().as_str() });

@@ -57,6 +57,7 @@ pub trait CopyRequest<Req> {
 pub struct Cloned;
 
 impl<Req: Clone> CopyRequest<Req> for Cloned {
+    #[inline]
     fn copy(&self, request: &Req) -> Option<Req> {
         Some(request.clone())
     }
@@ -78,6 +79,7 @@ impl<Req: Clone> CopyRequest<Req> for Cloned {
 pub struct Idempotent;
 
 impl<B: CopyBody> CopyRequest<Request<B>> for Idempotent {
+    #[inline]
     fn copy(&self, request: &Request<B>) -> Option<Request<B>> {
         if may_be_repeated(request.method(), request.headers()) { copy_http(request, B::copy_body) } else { None }
     }
@@ -113,6 +115,7 @@ where
     B: CopyBody,
     F: Fn(&Request<B>) -> bool,
 {
+    #[inline]
     fn copy(&self, request: &Request<B>) -> Option<Request<B>> {
         if (self.0)(request) { copy_http(request, B::copy_body) } else { None }
     }
@@ -132,10 +135,12 @@ where
 
 impl_debug!(CopyIf<F>(F));
 
+#[inline]
 fn copy_http<B>(request: &Request<B>, copy_body: impl FnOnce(&B) -> Option<B>) -> Option<Request<B>> {
     Some(copy_head(request, copy_body(request.body())?))
 }
 
+#[inline]
 pub(crate) fn copy_head<T, B>(request: &Request<T>, body: B) -> Request<B> {
     let mut copy = Request::new(body);
     *copy.method_mut() = request.method().clone();
@@ -149,6 +154,7 @@ pub(crate) fn copy_head<T, B>(request: &Request<T>, body: B) -> Request<B> {
 #[cfg(feature = "reqwest")]
 #[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))]
 impl CopyRequest<reqwest::Request> for Idempotent {
+    #[inline]
     fn copy(&self, request: &reqwest::Request) -> Option<reqwest::Request> {
         if may_be_repeated(request.method(), request.headers()) { request.try_clone() } else { None }
     }
@@ -167,6 +173,7 @@ impl<Req, F> CopyRequest<Req> for F
 where
     F: Fn(&Req) -> Option<Req>,
 {
+    #[inline]
     fn copy(&self, request: &Req) -> Option<Req> {
         self(request)
     }
@@ -179,6 +186,7 @@ impl<Req, F> CopyRequest<Req> for F
 where
     [Req]: Sized,
 {
+    #[inline]
     fn copy(&self, _: &Req) -> Option<Req> {
         None
     }

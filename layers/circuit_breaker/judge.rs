@@ -21,6 +21,7 @@ pub struct Judge<C> {
 }
 
 impl<C> Judge<C> {
+    #[inline]
     pub(super) fn new(mut call: Call, verdict: Verdict<C>) -> Self {
         call.answered();
         Self { call, verdict, had_its_time: HadItsTime(false) }
@@ -34,6 +35,7 @@ where
 {
     type Error = Box<dyn StdError + Send + Sync>;
 
+    #[inline]
     fn poll_frame(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> PollFrame<B::Data, Self::Error> {
         self.verdict.poll_frame(body, cx)
     }
@@ -43,6 +45,7 @@ where
         drop();
     }
 
+    #[inline]
     fn ended(mut self, end: End) {
         match self.verdict.at(end) {
             Said::Class(class) => self.call.body_ended(class),

@@ -485,6 +485,7 @@ fn part_of_one(name: &str, rate: f64) -> f64 {
 
 // By hand, here and for the service: a derive would require `U: Clone`.
 impl<C: Clone, U> Clone for CircuitBreakerLayer<C, U> {
+    #[inline]
     fn clone(&self) -> Self {
         Self { slot: Arc::clone(&self.slot), classify: self.classify.clone(), until: PhantomData }
     }
@@ -528,6 +529,7 @@ impl<S, C, U> CircuitBreaker<S, C, U> {
 }
 
 impl<S: Clone, C: Clone, U> Clone for CircuitBreaker<S, C, U> {
+    #[inline]
     fn clone(&self) -> Self {
         Self {
             inner: self.inner.clone(),
@@ -563,6 +565,7 @@ where
     type Error = S::Error;
     type Future = ResponseFuture<S::Future, C, U>;
 
+    #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.ready = false;
         if self.circuit.check().is_err() {
@@ -583,6 +586,7 @@ where
         Poll::Ready(outcome.map(drop))
     }
 
+    #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
         // The circuit was open when this service was polled, even if it no longer is.
         if !self.ready {
@@ -700,6 +704,7 @@ where
 {
     type Output = Result<U::Response, E>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         let unsent;

@@ -300,10 +300,12 @@ where
     type Error = S::Error;
     type Future = MeasuredFuture<S::Future, C>;
 
+    #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
+    #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
         let call = (!self.pilot.gate.take_exempt()).then(|| Call::begin(&self.pilot)).flatten();
         let response = self.inner.call(request);
@@ -376,6 +378,7 @@ where
 {
     type Output = Result<R, E>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let outcome = ready!(this.response.poll(cx));

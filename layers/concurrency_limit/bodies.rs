@@ -56,6 +56,7 @@ pub struct BodyPermit {
 }
 
 impl BodyPermit {
+    #[inline]
     pub(super) fn new(permit: Permit) -> Self {
         let gate = permit.into_gate();
         // Before it has a seat, because that may be reclaimed at once.
@@ -87,6 +88,7 @@ impl BodyPermit {
 impl<B: Body> Guard<B> for BodyPermit {
     type Error = B::Error;
 
+    #[inline]
     fn poll_frame(&mut self, mut body: Pin<&mut B>, cx: &mut Context<'_>) -> PollFrame<B::Data, B::Error> {
         // A reclaimed permit is no longer held here, although the body learns of that only with its next frame.
         let is_held = |gate: &&ConcurrencyLimitHandle| self.seat.as_ref().is_none_or(|seat| gate.seats().is_held(seat));

@@ -50,8 +50,16 @@ impl<S: Service<Req>, Req, U> ResponseFuture<S, Req, U> {
     }
 
     pub(super) fn waiting(turn: Turn, service: S, request: Req) -> Self {
-        Self { state: State::Waiting { turn, service, request: Some(request) }, permit: None, until: PhantomData }
+        let waiting = Box::new(Waiting { turn, service, request: Some(request) });
+        Self { state: State::Waiting { waiting }, permit: None, until: PhantomData }
     }
+}
+
+/// A call that waits for a permit, or, with a permit, for its own clone of the service to become ready.
+struct Waiting<S, Req> {
+    turn: Turn,
+    service: S,
+    request: Option<Req>,
 }
 
 pin_project! {
@@ -62,12 +70,8 @@ pin_project! {
     {
         // Neither a permit nor a place in the queue was free.
         Refused { settings: Arc<Settings>, rank: Rank },
-        // Waiting for a permit, or, with a permit, for its own clone of the service to become ready.
-        Waiting {
-            turn: Turn,
-            service: S,
-            request: Option<Req>,
-        },
+        // Boxed, so that a call that is admitted at once does not move the space for a request and a service.
+        Waiting { waiting: Box<Waiting<S, Req>> },
         // The call is in flight.
         Running {
             #[pin]
@@ -86,6 +90,7 @@ where
 {
     type Output = Result<U::Response, S::Error>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         let ended = ready!(this.state.as_mut().poll(this.permit, cx));
@@ -106,6 +111,7 @@ impl<S, Req> State<S, Req>
 where
     S: Service<Req>,
 {
+    #[inline]
     fn poll(
         mut self: Pin<&mut Self>,
         permit: &mut Option<Permit>,
@@ -120,7 +126,8 @@ where
                 StateProjection::Refused { settings, rank } => {
                     return Poll::Ready(Err(settings.reject(*rank)));
                 }
-                StateProjection::Waiting { turn, service, request } => {
+                StateProjection::Waiting { waiting } => {
+                    let Waiting { turn, service, request } = &mut **waiting;
                     if permit.is_none() {
                         match ready!(turn.poll(cx)) {
                             Ok(admitted) => *permit = Some(admitted),

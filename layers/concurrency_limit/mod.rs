@@ -125,7 +125,7 @@
 //! # Cost
 //!
 //! A call that is admitted at once clones and allocates nothing, takes no lock, and reads no clock. A call that finds
-//! no permit free reads the clock once or twice.
+//! no permit free reads the clock once or twice, and allocates if it waits.
 //!
 //! # Examples
 //!
@@ -395,6 +395,7 @@ impl Settings {
 
 // Manual impls, here and for the service: `U` need not be `Clone` or `Debug`.
 impl<U, A: Clone, P: Clone> Clone for ConcurrencyLimitLayer<U, A, P> {
+    #[inline]
     fn clone(&self) -> Self {
         let Self { settings, steered, priority, until } = self;
         Self { settings: settings.clone(), steered: steered.clone(), priority: priority.clone(), until: *until }
@@ -469,6 +470,7 @@ impl<S, U, P> ConcurrencyLimit<S, U, P> {
 }
 
 impl<S: Clone, U, P: Clone> Clone for ConcurrencyLimit<S, U, P> {
+    #[inline]
     fn clone(&self) -> Self {
         let Self { inner, settings, priority, until } = self;
         Self { inner: inner.clone(), settings: Arc::clone(settings), priority: priority.clone(), until: *until }
@@ -492,10 +494,12 @@ where
     type Error = S::Error;
     type Future = ResponseFuture<S, Req, U>;
 
+    #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
+    #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
         let (gate, priority) = (&self.settings.gate, self.priority.priority(&request));
         if priority == Priority::Exempt {

@@ -134,6 +134,24 @@ impl<C, P, B, D> RetryLayer<C, P, B, D> {
     }
 }
 
+/// The earlier attempts of a request.
+pub(super) struct Earlier<E> {
+    /// The last wait that the backoff computed.
+    pub(super) last_wait: Duration,
+    /// The longest wait that the service has asked for.
+    pub(super) asked: Duration,
+    /// The next attempt's share of the budget, until the request is sent.
+    pub(super) granted: Option<Withdrawal>,
+    /// How an earlier attempt failed, for the case that the last outcome does not show it.
+    pub(super) previous: Previous<E>,
+}
+
+impl<E> Default for Earlier<E> {
+    fn default() -> Self {
+        Self { last_wait: Duration::ZERO, asked: Duration::ZERO, granted: None, previous: Previous::default() }
+    }
+}
+
 /// How an earlier attempt failed, if any did.
 pub(super) struct Previous<E> {
     failure: Option<Failure<E>>,

@@ -100,7 +100,7 @@ use crate::{
     accessors::inner_accessors,
     ambient::{self, Attempt},
     backoff::{Backoff, Jitter},
-    budget::{Budget, Counted, Withdrawal},
+    budget::{Budget, Counted},
     caught::{contained, undisturbed},
     clock::{self, Sleep},
     debug::impl_debug,
@@ -113,7 +113,7 @@ mod discard;
 mod handle;
 mod wait;
 
-use again::{Over, Previous};
+use again::{Earlier, Over};
 pub use discard::{Discard, Drained, Dropped};
 pub use handle::RetryHandle;
 pub use wait::Wait;
@@ -283,22 +283,21 @@ where
     type Error = S::Error;
     type Future = ResponseFuture<S, Req, C, P, B, D>;
 
+    #[inline]
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         Poll::Ready(Ok(()))
     }
 
+    #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
         ResponseFuture {
             counted: self.layer.retries.held_budget().map(Budget::count).unwrap_or_default(),
             service: self.inner.clone(),
             layer: Arc::clone(&self.layer),
             attempt: Attempt(1),
-            last_wait: Duration::ZERO,
-            asked: Duration::ZERO,
-            granted: None,
             request: Some(request),
             may_repeat: true,
-            previous: Previous::default(),
+            earlier: None,
             state: State::Readying,
         }
     }
@@ -316,18 +315,12 @@ pin_project! {
         layer: Arc<RetryLayer<C, P, B, D>>,
         counted: Counted,
         attempt: Attempt,
-        // The last wait that the backoff computed.
-        last_wait: Duration,
-        // The longest wait that the service has asked for.
-        asked: Duration,
-        // The next attempt's share of the budget, until the request is sent.
-        granted: Option<Withdrawal>,
         // The next request to send. While a call is running, the copy for a retry.
         request: Option<Req>,
         // Whether that copy may be sent even if the request was processed.
         may_repeat: bool,
-        // How an earlier attempt failed, for the case that the last outcome does not show it.
-        previous: Previous<S::Error>,
+        // Boxed, because few calls need the space. None: no attempt has failed.
+        earlier: Option<Box<Earlier<S::Error>>>,
         #[pin]
         state: State<S::Future, D::Rest>,
     }
@@ -365,6 +358,7 @@ where
 {
     type Output = Result<S::Response, S::Error>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         let mut unbroken = 0;
@@ -380,13 +374,15 @@ where
                             // Unreachable: a next attempt always has a request.
                             return Poll::Pending;
                         };
-                        if let Some(granted) = this.granted.take() {
+                        if let Some(granted) = this.earlier.as_mut().and_then(|earlier| earlier.granted.take()) {
                             granted.spend();
                         }
                         if this.attempt.0 < this.layer.retries.max_attempts() {
-                            let copy = this.layer.copy.copy(&request);
-                            *this.may_repeat = copy.is_some();
-                            *this.request = copy.or_else(|| this.layer.copy.copy_unprocessed(&request));
+                            *this.request = this.layer.copy.copy(&request);
+                            *this.may_repeat = this.request.is_some();
+                            if !*this.may_repeat {
+                                *this.request = this.layer.copy.copy_unprocessed(&request);
+                            }
                         }
                         let response = this.service.call(request);
                         this.state.set(State::Calling { response });
@@ -437,20 +433,20 @@ where
                 }
                 return Poll::Ready(outcome);
             }
-            let over = Over {
-                attempt,
-                class,
-                last_wait: *this.last_wait,
-                asked_before: *this.asked,
-                may_repeat: *this.may_repeat || !sent,
-            };
+            let (last_wait, asked_before) =
+                this.earlier.as_ref().map(|earlier| (earlier.last_wait, earlier.asked)).unwrap_or_default();
+            let over = Over { attempt, class, last_wait, asked_before, may_repeat: *this.may_repeat || !sent };
             let Some(granted) = this.layer.try_again(&over, this.request.as_ref(), &outcome) else {
-                return Poll::Ready(this.previous.last(outcome, sent));
+                return Poll::Ready(match this.earlier {
+                    Some(earlier) => earlier.previous.last(outcome, sent),
+                    None => outcome,
+                });
             };
-            *this.last_wait = granted.own_wait;
-            *this.asked = (*this.asked).max(class.retry_after().unwrap_or_default());
-            *this.granted = granted.withdrawal;
-            let rest = this
+            let earlier = this.earlier.get_or_insert_default();
+            earlier.last_wait = granted.own_wait;
+            earlier.asked = earlier.asked.max(class.retry_after().unwrap_or_default());
+            earlier.granted = granted.withdrawal;
+            let rest = earlier
                 .previous
                 .record(outcome, &this.layer.classify, sent)
                 .and_then(|response| contained(|| this.layer.discard.discard(response, granted.linger)).flatten());

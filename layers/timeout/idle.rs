@@ -25,6 +25,7 @@ impl Idle {
         Self { limit, end: Limit::NONE, reader: None }
     }
 
+    #[inline]
     pub(super) fn poll_frame<B: Body>(
         &mut self,
         mut body: Pin<&mut B>,

@@ -45,6 +45,7 @@ pub struct InTime {
 }
 
 impl InTime {
+    #[inline]
     pub(super) fn new(body: BodyLimits, clock: Clock, info: LayerInfo) -> Self {
         let mut clock = if body.covered { clock } else { Clock::new(Limit::NONE, Limit::NONE) };
         if clock.own.is_unstarted() {
@@ -97,6 +98,7 @@ where
 {
     type Error = Box<dyn StdError + Send + Sync>;
 
+    #[inline]
     fn poll_frame(&mut self, mut body: Pin<&mut B>, cx: &mut Context<'_>) -> PollFrame<B::Data, Self::Error> {
         self.clock.adopt_told(ambient::get());
         let (mut own, mut inside) = (self.clock.own, Limit::NONE);
@@ -114,6 +116,7 @@ where
         Poll::Ready(Reject::<()>::reject(rejection).err().map(Err))
     }
 
+    #[inline]
     fn drop_body(&mut self, drop: impl FnOnce()) {
         // Cleanup code can see whether its deadline has passed.
         let mut inside = Limit::NONE;

@@ -212,10 +212,12 @@ where
     type Error = S::Error;
     type Future = ResponseFuture<S::Future, U>;
 
+    #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
+    #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
         let limit = self.layer.limit.get(&request).map_or(Limit::NONE, Limit::after);
         let (mut own, mut inside) = (limit, Limit::NONE);
@@ -268,6 +270,7 @@ where
 {
     type Output = Result<U::Response, E>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         Poll::Ready(match ready!(this.response.as_mut().poll(cx)) {

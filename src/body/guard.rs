@@ -106,6 +106,7 @@ pin_project! {
 
 impl<B: Body, G: Guard<B>> GuardBody<B, G> {
     /// Holds `guard` until `body` has ended. Without a guard, only wraps `body`.
+    #[inline]
     pub fn new(body: B, guard: impl Into<Option<G>>) -> Self {
         let mut guard = guard.into();
         // A body without frames may never be polled.
@@ -117,6 +118,7 @@ impl<B: Body, G: Guard<B>> GuardBody<B, G> {
         Self { body: Some(body), guard, waiting: false, panicked: false }
     }
 
+    #[inline]
     fn end(self: Pin<&mut Self>, end: End) {
         let mut this = self.project();
         let panicked = mem::replace(this.panicked, true);
@@ -152,6 +154,7 @@ where
     type Data = B::Data;
     type Error = G::Error;
 
+    #[inline]
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> PollFrame<B::Data, Self::Error> {
         let mut this = self.as_mut().project();
         let Some(mut body) = this.body.as_mut().as_pin_mut() else { return Poll::Ready(None) };
@@ -172,10 +175,12 @@ where
         Poll::Ready(frame)
     }
 
+    #[inline]
     fn is_end_stream(&self) -> bool {
         self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 
+    #[inline]
     fn size_hint(&self) -> SizeHint {
         self.body.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint)
     }

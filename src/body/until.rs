@@ -59,6 +59,7 @@ impl<B: Body, G: Guard<B>> Until<Response<B>, G> for BodyEnd {
 
     const WITH_BODY: bool = true;
 
+    #[inline]
     fn answer(response: Response<B>, guard: impl FnOnce() -> Option<G>) -> Self::Response {
         // A body without frames may never be polled.
         response
@@ -79,6 +80,7 @@ where
 
     const WITH_BODY: bool = true;
 
+    #[inline]
     fn answer(response: reqwest::Response, guard: impl FnOnce() -> Option<G>) -> reqwest::Response {
         let url = reqwest::ResponseBuilderExt::url(http::response::Builder::new(), response.url().clone());
         let mut response = Response::<reqwest::Body>::from(response);

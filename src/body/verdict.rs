@@ -51,6 +51,7 @@ pub(crate) struct Verdict<C> {
 
 impl<C> Verdict<C> {
     /// `without_trailers` comes from [`Classify::classify_without_trailers`].
+    #[inline]
     pub(crate) fn new<R, E>(classify: C, without_trailers: Class) -> Self
     where
         C: Classify<R, E>,
@@ -60,6 +61,7 @@ impl<C> Verdict<C> {
     }
 
     /// Polls the body's next frame and inspects it.
+    #[inline]
     pub(crate) fn poll_frame<B>(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> PollFrame<B::Data, BoxError>
     where
         B: Body<Error: Into<BoxError>>,
@@ -90,6 +92,7 @@ impl<C> Verdict<C> {
     ///
     /// A body that was dropped while its reader was not waiting had delivered everything that it was asked for. Whether
     /// the reader had enough, is slow, or has disconnected, the service has done its part.
+    #[inline]
     pub(crate) fn at(&self, end: End) -> Said {
         match (end, self.said) {
             (_, Some(said)) if said != Class::Success => Said::Class(said),

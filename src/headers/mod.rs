@@ -9,7 +9,11 @@
 //!
 //! Headers are untrusted input: a malformed header counts as absent, and nothing here panics or fails.
 
-use http::{HeaderMap, HeaderName, HeaderValue, header::Entry};
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::debug::impl_debug;
 
 mod request_id;
 mod timeout;
@@ -33,8 +37,15 @@ pub use trace::Traceparent;
 /// }
 /// # assert_eq!(request_id(), None);
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct RequestIds {
+    // Shared: a request has them in its extensions, in its scope and in the future of its response, and a retry copies
+    // the extensions.
+    ids: Arc<Ids>,
+}
+
+#[derive(PartialEq, Eq)]
+struct Ids {
     request_id: RequestIdHeader,
     trace: Option<Traceparent>,
 }
@@ -59,42 +70,38 @@ impl RequestIds {
         let trace = Traceparent::read(headers);
         let request_id =
             RequestIdHeader::read(headers, &request_id).unwrap_or_else(|| RequestIdHeader::random(request_id));
-        Self { request_id, trace }
+        Self { ids: Arc::new(Ids { request_id, trace }) }
     }
 
     /// Returns the request's id, with the name of its header.
     #[must_use]
     pub fn request_id(&self) -> &RequestIdHeader {
-        &self.request_id
-    }
-
-    pub(crate) fn into_request_id(self) -> RequestIdHeader {
-        self.request_id
+        &self.ids.request_id
     }
 
     /// Returns the trace that the request belongs to, if the caller sent one.
     #[must_use]
     pub fn trace(&self) -> Option<&Traceparent> {
-        self.trace.as_ref()
+        self.ids.trace.as_ref()
     }
 
     /// Writes the identity into headers without overwriting: an existing id stays, and so does an existing
     /// `traceparent` together with its `tracestate`.
     pub fn write(&self, headers: &mut HeaderMap) {
-        self.request_id.write(headers);
-        if let Some(trace) = &self.trace {
+        self.ids.request_id.write(headers);
+        if let Some(trace) = &self.ids.trace {
             trace.write(headers);
         }
     }
 }
 
+impl_debug!(RequestIds { request_id = |this| &this.ids.request_id, trace = |this| &this.ids.trace });
+
 /// Inserts a header unless its name is present. Returns whether it was inserted.
-fn insert_absent(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) -> bool {
-    match headers.entry(name) {
-        Entry::Occupied(_) => false,
-        Entry::Vacant(absent) => {
-            absent.insert(value.clone());
-            true
-        }
+fn insert_absent(headers: &mut HeaderMap, name: &HeaderName, value: &HeaderValue) -> bool {
+    let is_absent = !headers.contains_key(name);
+    if is_absent {
+        headers.insert(name.clone(), value.clone());
     }
+    is_absent
 }

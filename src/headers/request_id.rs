@@ -2,12 +2,15 @@
 
 use std::fmt;
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::insert_absent;
 
 /// The longest valid id: three times a UUID, and still short enough for a line in a log.
 const LONGEST: usize = 128;
+
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
 /// The id of a request, and the name of its header.
 ///
@@ -35,9 +38,12 @@ impl RequestIdHeader {
     /// once.
     #[must_use]
     pub fn random(name: HeaderName) -> Self {
-        let random = fastrand::u128(..);
+        let mut digits = [0; 32];
+        for (pair, byte) in digits.chunks_exact_mut(2).zip(fastrand::u128(..).to_be_bytes()) {
+            pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+        }
         // Digits are always a valid header value. The fallback is never used, and would be a valid id too.
-        let value = HeaderValue::try_from(format!("{random:032x}"));
+        let value = HeaderValue::from_maybe_shared(Bytes::from_owner(digits));
         Self { name, value: value.unwrap_or_else(|_| HeaderValue::from(fastrand::u64(..))) }
     }
 
@@ -61,7 +67,7 @@ impl RequestIdHeader {
 
     /// Writes the id into headers, unless there already is a header of that name.
     pub fn write(&self, headers: &mut HeaderMap) {
-        insert_absent(headers, self.name.clone(), &self.value);
+        insert_absent(headers, &self.name, &self.value);
     }
 }
 

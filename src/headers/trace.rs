@@ -97,7 +97,7 @@ impl Traceparent {
     /// Writes both headers, unless there already is a `traceparent`. A `tracestate` without one is meaningless, and is
     /// replaced.
     pub fn write(&self, headers: &mut HeaderMap) {
-        if insert_absent(headers, TRACEPARENT, &self.header) {
+        if insert_absent(headers, &TRACEPARENT, &self.header) {
             match &self.state {
                 Some(state) => headers.insert(TRACESTATE, state.clone()),
                 None => headers.remove(TRACESTATE),

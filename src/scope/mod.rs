@@ -282,6 +282,7 @@ impl Scope {
     }
 
     /// Calls `f` in this scope.
+    #[inline]
     pub fn enter<R>(&self, f: impl FnOnce() -> R) -> R {
         let mut scope = Some(self.clone());
         let _entered = enter(&mut scope);
@@ -359,6 +360,7 @@ impl Drop for Inner {
 impl_debug!(Scope { path = |this| this.path(), id = |this| this.inner.id, state = |this| &this.inner.state });
 
 /// Makes the scope in `scope`, and its span, current for as long as the guard lives.
+#[inline]
 pub(crate) fn enter(scope: &mut Option<Scope>) -> Entered<'_> {
     let span = scope.as_ref().map(|scope| scope.inner.span.enter());
     Entered { _span: span, _task: ambient::enter_task(), _ambient: ambient::enter(scope) }
@@ -410,6 +412,7 @@ pin_project! {
 
 impl<F> WithScope<F> {
     /// Creates the future within the scope that it will run in.
+    #[inline]
     pub(crate) fn start(scope: Scope, make: impl FnOnce() -> F) -> Self {
         let mut scope = Some(scope);
         let future = {

@@ -128,10 +128,12 @@ impl<S: Service<Req>, Req> Service<Req> for Tuned<S> {
     type Error = S::Error;
     type Future = S::Future;
 
+    #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
+    #[inline]
     fn call(&mut self, request: Req) -> S::Future {
         if let Some(look) = &self.look {
             look();

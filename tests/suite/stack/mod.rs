@@ -2,4 +2,5 @@
 
 mod client;
 mod live;
+mod ready;
 mod server;
