@@ -89,7 +89,7 @@ pub struct Stats {
     /// Requests whose stale response the service has confirmed with a 304. They are in `misses`. Zero unless the cache
     /// is a `CacheLayer::http`.
     pub validated: u64,
-    /// Responses that were stored, and stored ones that a 304 has made fresh.
+    /// Responses that were stored in memory: new ones, those of a second level, and those that a 304 has made fresh.
     pub stored: u64,
     /// Responses that were evicted to make room for others.
     pub evicted: u64,

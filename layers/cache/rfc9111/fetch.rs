@@ -32,6 +32,7 @@ use super::{
     page::Page,
     rules::{Asked, Reuse, Times, has_validator, validate},
     second::{Looked, Ticket},
+    status::Why,
 };
 use crate::{
     body::BoxError,
@@ -71,6 +72,11 @@ pub(super) enum Reply<B, E> {
     Panicked(Box<dyn Any + Send>),
 }
 
+/// A reply, and why a response of the second level did not do, if there was one.
+pub(super) type Replied<B, E> = (Reply<B, E>, Option<Why>);
+
+type ReplyTo<B, E> = oneshot::Sender<Replied<B, E>>;
+
 /// The use of a response in the cache.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Stored {
@@ -102,6 +108,8 @@ pub(super) struct Fetch {
     pub(super) looks: bool,
     /// `None` before the lookup, or if there was none.
     pub(super) ticket: Option<Ticket>,
+    /// Why a response of the second level did not do, if there was one.
+    pub(super) why: Option<Why>,
     /// How long the request goes on without a caller.
     pub(super) patience: Duration,
 }
@@ -111,7 +119,7 @@ impl Fetch {
     ///
     /// That scope may end before those of other callers. It waits for the response, which may need its values, but not
     /// for the body: its end cuts off no caller who reads it.
-    pub(super) fn start<S, A, B>(self, service: S, request: Request<A>) -> oneshot::Receiver<Reply<B, S::Error>>
+    pub(super) fn start<S, A, B>(self, service: S, request: Request<A>) -> oneshot::Receiver<Replied<B, S::Error>>
     where
         S: Upstream<A, B>,
         A: Send + 'static,
@@ -141,14 +149,14 @@ impl Fetch {
         mut self,
         service: S,
         mut request: Request<A>,
-        reply: oneshot::Sender<Reply<B, S::Error>>,
+        reply: ReplyTo<B, S::Error>,
     ) -> Option<Arriving<impl Future<Output = Option<Content>> + Send>>
     where
         S: Upstream<A, B>,
         B: Body<Error: Into<BoxError>> + Send,
     {
         if let Some(page) = self.look().await {
-            let _ = reply.send(Reply::Hit(page));
+            self.reply(reply, Reply::Hit(page));
             return None;
         }
         if !self.is_behind {
@@ -169,7 +177,7 @@ impl Fetch {
                 self.note_failed_refresh(&outcome);
                 let status = outcome.as_ref().ok().map(Response::status);
                 undisturbed(|| drop(outcome));
-                let _ = reply.send(Reply::Page(page, Instead::Failure(status)));
+                self.reply(reply, Reply::Page(page, Instead::Failure(status)));
                 return None;
             }
         }
@@ -199,19 +207,19 @@ impl Fetch {
                 Reply::Ran(Box::new(outcome), Stored::default())
             }
         };
-        let _ = reply.send(replied);
+        self.reply(reply, replied);
         None
     }
 
+    pub(super) fn reply<B, E>(&self, to: ReplyTo<B, E>, reply: Reply<B, E>) {
+        let _ = to.send((reply, self.why));
+    }
+
     /// Passes a panic of user code on to the caller. Those who wait make their own requests.
-    pub(super) fn panicked<T, B, E>(
-        mut self,
-        panic: Box<dyn Any + Send>,
-        reply: oneshot::Sender<Reply<B, E>>,
-    ) -> Option<T> {
+    pub(super) fn panicked<T, B, E>(mut self, panic: Box<dyn Any + Send>, reply: ReplyTo<B, E>) -> Option<T> {
         self.lead.close();
         self.lead.land(Landed::Alone);
-        let _ = reply.send(Reply::Panicked(panic));
+        self.reply(reply, Reply::Panicked(panic));
         None
     }
 
@@ -237,6 +245,7 @@ impl Fetch {
             lead.land(Landed::Hit(Arc::clone(&page)));
             return Some(page);
         }
+        self.why = Some(if terms.are_fresh(clock::now()) { Why::Request } else { Why::Stale });
         self.stale = Some(page);
         None
     }

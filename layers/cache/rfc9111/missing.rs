@@ -14,7 +14,7 @@ use super::{
     PATIENCE, Settings,
     body::CacheBody,
     count,
-    fetch::{Fetch, Instead, Reply, Upstream},
+    fetch::{Fetch, Instead, Replied, Reply, Upstream},
     flights::{Arrival, Landed, Lead},
     page::{Head, Page},
     pages::Found,
@@ -186,9 +186,17 @@ impl<S, A> Missing<S, A> {
         let (asked, interest) = (self.request.headers().clone(), lead.flight.callers.interest());
         let reply = self.fetch(lead, stale, false).await;
         drop(interest);
-        let mut forward = Forward::new(why);
+        let Ok((reply, found)) = reply else {
+            // The runtime of the task, or its scope, has ended.
+            let rejection = settings.info.reject(Reason::Draining { grace: None });
+            return S::Error::reject(rejection).map(|response| response.map(CacheBody::inner));
+        };
+        let mut forward = Forward::new(match (why, found) {
+            (Why::UriMiss | Why::VaryMiss, Some(found)) => found,
+            _ => why,
+        });
         match reply {
-            Ok(Reply::Ran(outcome, stored)) => {
+            Reply::Ran(outcome, stored) => {
                 let mut outcome = *outcome;
                 if let Ok(response) = &mut outcome {
                     forward.stored = stored.is_stored;
@@ -204,16 +212,12 @@ impl<S, A> Missing<S, A> {
                 }
                 outcome
             }
-            Ok(Reply::Hit(page)) => Ok(settings.second_hit(&page, &asked)),
-            Ok(Reply::Page(page, instead)) => {
+            Reply::Hit(page) => Ok(settings.second_hit(&page, &asked)),
+            Reply::Page(page, instead) => {
                 let mut response = page.respond(&asked, false, clock::now());
                 let headers = response.headers_mut();
                 let before = match instead {
                     Instead::NotModified { cookies, cache_status } => {
-                        // Of the second level, if there was none in memory.
-                        if let Why::UriMiss | Why::VaryMiss = why {
-                            forward.why = Why::Stale;
-                        }
                         count(&settings.counts.validated);
                         forward.status = Some(304);
                         for cookie in cookies {
@@ -232,17 +236,12 @@ impl<S, A> Missing<S, A> {
                 settings.note(headers, before.as_ref(), Status::Forward(forward));
                 Ok(response)
             }
-            Ok(Reply::Panicked(panic)) => resume_unwind(panic),
-            // The runtime of the task, or its scope, has ended.
-            Err(_) => {
-                let rejection = settings.info.reject(Reason::Draining { grace: None });
-                S::Error::reject(rejection).map(|response| response.map(CacheBody::inner))
-            }
+            Reply::Panicked(panic) => resume_unwind(panic),
         }
     }
 
     /// Starts the request of a caller who waits for it, or has a stale response.
-    fn fetch<B>(self, lead: Lead, stale: Option<Arc<Page>>, is_behind: bool) -> oneshot::Receiver<Reply<B, S::Error>>
+    fn fetch<B>(self, lead: Lead, stale: Option<Arc<Page>>, is_behind: bool) -> oneshot::Receiver<Replied<B, S::Error>>
     where
         S: Upstream<A, B>,
         A: Send + 'static,
@@ -252,7 +251,8 @@ impl<S, A> Missing<S, A> {
         // No caller waits for one behind a stale response.
         let patience = if is_behind { settings.patience.max(PATIENCE) } else { settings.patience };
         let looks = !found.pass;
-        Fetch { settings, lead, asked, stale, is_behind, looks, ticket: None, patience }.start(service, request)
+        Fetch { settings, lead, asked, stale, is_behind, looks, ticket: None, why: None, patience }
+            .start(service, request)
     }
 
     /// Fetches a fresh response while a stale one is served.

@@ -311,13 +311,16 @@ impl HttpCacheLayer {
     /// either level is validated. The store has responses with a body of 1 MiB at most, for a week at most.
     ///
     /// An unsafe method removes the responses from the store before its caller gets the response, if the store answers
-    /// within 100 ms. If not, the removal is repeated, at the latest when the store is back. The memory of other
-    /// processes keeps its responses until they are no longer fresh.
+    /// within 100 ms. If not, the removal is repeated, at the latest when the store is back, and until then this
+    /// process uses no response of the resource from there. If 10,000 removals wait, they are given up: this process
+    /// then uses nothing that was stored before, but others do. The memory of other processes keeps its responses until
+    /// they are no longer fresh.
     ///
-    /// A store that fails or takes longer than 100 ms counts as [away](crate::store#while-a-store-is-away): requests
-    /// then go on as if it were empty. A lookup costs two requests to the store, one after the other, and up to five if
-    /// responses of the resource had different `Vary` fields. A caller never waits until a response is stored. `HEAD`
-    /// and `only-if-cached` use the memory alone.
+    /// A store that fails or takes longer than 100 ms for a lookup counts as
+    /// [away](crate::store#while-a-store-is-away): requests then go on as if it were empty. A lookup costs two requests
+    /// to the store, one after the other, up to five if responses of the resource had different `Vary` fields, and one
+    /// more for the first of a resource. A caller never waits until a response is stored. `HEAD` and `only-if-cached`
+    /// use the memory alone. The observer of the first service that the layer makes receives the events of the store.
     ///
     /// Share a store only between caches with the same settings in front of the same service, and give it a prefix of
     /// its own. URIs are part of the keys. A response with `Vary: Cookie` or `Vary: Authorization` stays in memory,

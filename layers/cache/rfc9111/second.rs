@@ -24,7 +24,7 @@ use super::{
     rules::{Asked, Rules, has_validator},
 };
 use crate::{
-    clock,
+    clock::{self, Instant},
     store::{Advice, Awaited, Link, ValueStore, start},
     telemetry::{LayerEvent, LayerInfo, layer_info},
 };
@@ -85,6 +85,8 @@ pub(super) struct Ticket {
     record: Record,
     /// From before which time copies were not used.
     not_before: u64,
+    /// Whether the lookup found a copy.
+    has_copy: bool,
 }
 
 impl Ticket {
@@ -114,13 +116,15 @@ impl Second {
         self.info.get().cloned().unwrap_or_else(|| layer_info!("cache"))
     }
 
-    async fn get(&self, name: &str, is_probe: bool) -> Option<Option<Bytes>> {
-        self.reads.ask(&self.info(), TIMEOUT, is_probe, self.store.get(name)).await.ok()
+    async fn get(&self, name: &str, is_probe: bool, end: Instant) -> Option<Option<Bytes>> {
+        let timeout = end.saturating_duration_since(clock::now());
+        self.reads.ask(&self.info(), timeout, is_probe, self.store.get(name)).await.ok()
     }
 
     /// Looks a response to this request up. Asks nothing while the store is away.
     pub(super) async fn look(self: &Arc<Self>, key: &HttpKey, headers: &HeaderMap, rules: (&Rules, &Asked)) -> Looked {
         let (name, since, oldest) = (key.resource(), clock::now(), self.not_before.load(Relaxed));
+        let end = since + TIMEOUT;
         if self.removals.are_stalled() {
             self.repeat_removals();
         }
@@ -133,17 +137,17 @@ impl Second {
             Advice::Away { .. } => return Looked::default(),
             Advice::Probe { .. } => {
                 let this = Arc::clone(self);
-                start(async move { drop(this.get(&name, true).await) });
+                start(async move { drop(this.get(&name, true, end).await) });
                 return Looked::default();
             }
         }
-        let Some(found) = self.get(&name, false).await else { return Looked::default() };
-        let Some((bytes, record)) = self.record(&name, found).await else { return Looked::default() };
+        let Some(found) = self.get(&name, false, end).await else { return Looked::default() };
+        let Some((bytes, record)) = self.record(&name, found, end).await else { return Looked::default() };
         let text = key.to_string();
         let mut page = None;
         for vary in &record.vary {
             let identity = identity(&text, vary, headers);
-            let Some(copy) = self.get(&name_of(&identity), false).await else { return Looked::default() };
+            let Some(copy) = self.get(&name_of(&identity), false, end).await else { return Looked::default() };
             let Some(copy) = copy else { continue };
             let now = Now { instant: clock::now(), date: SystemTime::now() };
             let not_before = UNIX_EPOCH + Duration::from_millis(self.not_before.load(Relaxed));
@@ -158,19 +162,20 @@ impl Second {
                 }
             }
         }
-        Looked { page, ticket: Some(Ticket { name, bytes, record, not_before: oldest }) }
+        let has_copy = page.is_some();
+        Looked { page, ticket: Some(Ticket { name, bytes, record, not_before: oldest, has_copy }) }
     }
 
     /// Returns the record of a resource, with its bytes. Makes one if there is none: a response replaces the record of
     /// its lookup, so that one from before an invalidation is not stored, even if the store has lost the invalidation.
-    async fn record(self: &Arc<Self>, name: &str, found: Option<Bytes>) -> Option<(Bytes, Record)> {
+    async fn record(self: &Arc<Self>, name: &str, found: Option<Bytes>, end: Instant) -> Option<(Bytes, Record)> {
         let bytes = match (found, self.writes.advice(clock::now())) {
             (Some(bytes), _) => bytes,
-            (None, Advice::Ask) => self.put_record(name, false).await?,
+            (None, Advice::Ask) => self.put_record(name, false, end).await?,
             (None, Advice::Away { .. }) => return None,
             (None, Advice::Probe { .. }) => {
                 let (this, name) = (Arc::clone(self), name.to_owned());
-                start(async move { drop(this.put_record(&name, true).await) });
+                start(async move { drop(this.put_record(&name, true, end).await) });
                 return None;
             }
         };
@@ -182,10 +187,10 @@ impl Second {
     }
 
     /// Puts a record without responses. Returns the one that is there then.
-    async fn put_record(&self, name: &str, is_probe: bool) -> Option<Bytes> {
-        let new = Record::empty().encode();
+    async fn put_record(&self, name: &str, is_probe: bool, end: Instant) -> Option<Bytes> {
+        let (new, timeout) = (Record::empty().encode(), end.saturating_duration_since(clock::now()));
         let put = self.store.put_new(name, new.clone(), LONGEST_CALL);
-        let present = self.writes.ask(&self.info(), TIMEOUT, is_probe, put).await.ok()?;
+        let present = self.writes.ask(&self.info(), timeout, is_probe, put).await.ok()?;
         Some(present.unwrap_or(new))
     }
 
@@ -194,28 +199,30 @@ impl Second {
         let (terms, now) = (&page.head.terms, Now { instant: clock::now(), date: SystemTime::now() });
         let validated = if has_validator(&page.head.headers) { VALIDATED } else { Duration::ZERO };
         let ttl = terms.useful().saturating_add(validated).min(LONGEST);
+        let Ticket { name, bytes, record, not_before, has_copy } = ticket;
         // The time is read before, so that a copy from before a change of it is not used after the change.
-        let is_current = self.not_before.load(Relaxed) == ticket.not_before;
-        let is_secret = page.head.vary.names_credentials();
-        if is_secret
-            || page.content.len() > MAX_BODY
-            || ttl.is_zero()
-            || !is_current
-            || self.removals.include(&ticket.name)
-        {
+        let is_current = self.not_before.load(Relaxed) == *not_before;
+        if ttl.is_zero() || !is_current || self.removals.include(name) {
             return;
         }
+        let vary = &page.head.vary;
+        let identity = identity(&key.to_string(), vary, headers);
+        let may_be_written = !vary.names_credentials() && page.content.len() <= MAX_BODY;
+        let Some(copy) = may_be_written.then(|| copy::encode(page, record.number, &identity, now)).flatten() else {
+            if *has_copy {
+                // This response has superseded it.
+                drop(self.remove(vec![name.clone()]));
+            }
+            return;
+        };
         let is_probe = match self.copies.advice(now.instant) {
             Advice::Ask => false,
             Advice::Probe { .. } => true,
             Advice::Away { .. } => return,
         };
-        let Ticket { name, bytes, record, .. } = ticket;
-        let vary = &page.head.vary;
         let changed = (!record.knows(vary, now.date + ttl)).then(|| record.with(vary, now.date + ttl + SPARE));
-        let identity = identity(&key.to_string(), vary, headers);
-        let Some(copy) = copy::encode(page, record.number, &identity, now) else { return };
         let (this, name, bytes, copy_name) = (Arc::clone(self), name.clone(), bytes.clone(), name_of(&identity));
+        let (number, sent) = (record.number, copy::sent(page, now));
         start(async move {
             let write = async {
                 if let Some(record) = changed {
@@ -224,7 +231,12 @@ impl Second {
                         return Ok(());
                     }
                 }
-                this.store.put(&copy_name, copy, ttl).await
+                let present = this.store.put_new(&copy_name, copy.clone(), ttl).await?;
+                // The response to a later request comes first, though it has come earlier.
+                match present.map(|present| copy::is_newer(present, (number, &identity), sent)) {
+                    Some(false) => this.store.put(&copy_name, copy, ttl).await,
+                    Some(true) | None => Ok(()),
+                }
             };
             let _ = this.copies.ask(&this.info(), TIMEOUT, is_probe, write).await;
         });
@@ -234,30 +246,27 @@ impl Second {
     ///
     /// Returns the wait for the store, or `None` if it is away. The removal is then made once it is back.
     pub(super) fn remove(self: &Arc<Self>, names: Vec<String>) -> Option<Awaited<()>> {
-        let Some(removals) = self.removals.add(names) else {
+        let Some(attempt) = self.removals.add(names) else {
             self.ignore_all();
             return None;
         };
-        if Handle::try_current().is_err() {
-            self.removals.stall();
-            return None;
-        }
+        Handle::try_current().ok()?;
         let now = clock::now();
         if self.writes.advice(now) != Advice::Ask {
             self.repeat_removals();
             return None;
         }
-        let (this, (tell, told)) = (Arc::clone(self), oneshot::channel());
+        let (this, (done, is_done)) = (Arc::clone(self), oneshot::channel());
         start(async move {
-            for removal in removals {
-                if !this.remove_one(&removal, false).await {
+            for removal in attempt.removals() {
+                if !this.remove_one(removal, false).await {
                     this.repeat_removals();
                     break;
                 }
             }
-            let _ = tell.send(());
+            let _ = done.send(());
         });
-        Some(Awaited::new(told, now + TIMEOUT))
+        Some(Awaited::new(is_done, now + TIMEOUT))
     }
 
     /// Makes a removal. Returns whether the store has done it.

@@ -12,6 +12,8 @@ use ziggurat::{LayerEvent, LayerInfo, store::ValueStore};
 use super::*;
 use crate::store::server::{Behaviour, Server};
 
+mod removals;
+
 const MILLI: Duration = Duration::from_millis(1);
 /// How long a request waits for the store.
 const TIMEOUT: Duration = Duration::from_millis(100);
@@ -188,204 +190,6 @@ async fn requests_at_the_same_time_ask_the_store_once() {
     assert_eq!((stats.second_level, stats.shared, stats.misses), (1, 99, 0));
 }
 
-/// Shows: C8, W3
-#[tokio::test(start_paused = true)]
-async fn an_unsafe_method_removes_the_responses_for_all_processes() {
-    let server = Server::new(Behaviour::Delays(20 * MILLI));
-    let headers = &["cache-control: max-age=60", "location: /b"];
-    let [first, second, third] = processes(&server, headers);
-    for path in ["/a", "/b", "/c"] {
-        first.get(path, &[]).await;
-        sleep(TIMEOUT).await;
-    }
-    // A request that names the scheme.
-    first.ask(Method::POST, "http://SHOP.test/a", &[]).await;
-    for path in ["/a", "/b", "/c"] {
-        second.get(path, &[]).await;
-    }
-    assert_eq!(second.calls(), 2);
-    sleep(TIMEOUT).await;
-    for path in ["/a", "/b", "/c"] {
-        third.get(path, &[]).await;
-        first.get(path, &[]).await;
-    }
-    assert_eq!((third.calls(), first.calls()), (0, 4), "those of the second process, or its own");
-}
-
-/// Shows: C8
-#[tokio::test(start_paused = true)]
-async fn the_caller_of_an_unsafe_method_waits_until_the_store_has_removed_the_responses() {
-    let server = Server::new(Behaviour::Answers);
-    let [first] = processes(&server, &["cache-control: max-age=60"]);
-    first.get("/", &[]).await;
-    for seed in 0..20 {
-        fastrand::seed(seed);
-        server.becomes(Behaviour::Delays(40 * MILLI));
-        first.ask(Method::POST, "/", &[]).await;
-        // A process that starts now, and a store that answers at once.
-        server.becomes(Behaviour::Answers);
-        let [cold] = processes(&server, &["cache-control: max-age=60"]);
-        cold.get("/", &[]).await;
-        assert_eq!(cold.calls(), 1, "seed {seed}");
-        settle().await;
-    }
-}
-
-/// Shows: C8
-#[tokio::test(start_paused = true)]
-async fn a_store_that_forgets_an_invalidation_lets_nothing_from_before_in() {
-    let server = Server::new(Behaviour::Answers);
-    let [first, cold] = processes(&server, &["cache-control: max-age=60"]);
-    let slow = slow_process(&server);
-    let call = sent(&slow, "/", &[]).await;
-    first.ask(Method::POST, "/", &[]).await;
-    server.memory.remove("//shop.test/").await.unwrap();
-    assert_eq!(call.await.unwrap().body, "old");
-    settle().await;
-    assert_eq!((cold.get("/", &[]).await.body, cold.calls()), ("1".into(), 1));
-}
-
-/// Shows: C8
-#[tokio::test(start_paused = true)]
-async fn invalidations_leave_no_copies_behind() {
-    let server = Server::new(Behaviour::Answers);
-    let [site] = processes(&server, &["cache-control: max-age=60", "etag: \"v\""]);
-    let mut sizes = Vec::new();
-    for _ in 0..100 {
-        site.get("/", &[]).await;
-        settle().await;
-        sizes.push(server.memory.bytes());
-        site.ask(Method::POST, "/", &[]).await;
-    }
-    assert!(sizes[99] <= sizes[0] + 10, "{sizes:?}");
-}
-
-/// Shows: C8
-#[tokio::test(start_paused = true)]
-async fn a_removal_waits_for_the_store_and_no_longer() {
-    let server = Server::new(Behaviour::Answers);
-    let headers = &["cache-control: max-age=60"];
-    let [first] = processes(&server, headers);
-    for (behaviour, at_most) in
-        [(Behaviour::Hangs, TIMEOUT), (Behaviour::Fails, Duration::ZERO), (Behaviour::Panics, Duration::ZERO)]
-    {
-        first.get("/", &[]).await;
-        let [before, after] = processes(&server, headers);
-        before.get("/", &[]).await;
-        assert_eq!(before.calls(), 0, "the copy is there");
-        server.becomes(behaviour);
-        let begin = Instant::now();
-        first.ask(Method::POST, "/", &[]).await;
-        assert!(begin.elapsed() <= at_most, "{behaviour:?}");
-        // Back, but the removal has not been repeated yet: this process does not use the copy.
-        server.becomes(Behaviour::Answers);
-        let calls = first.calls();
-        first.get("/", &[]).await;
-        assert_eq!(first.calls(), calls + 1, "{behaviour:?}");
-        sleep(5 * SECOND).await;
-        // Repeated: no process gets it.
-        assert_eq!(after.get("/", &[]).await.header("cache-status"), "ziggurat; fwd=uri-miss; stored", "{behaviour:?}");
-    }
-}
-
-/// Shows: C8
-#[tokio::test(start_paused = true)]
-async fn an_invalidation_by_hand_reaches_the_store_even_without_a_runtime() {
-    let server = Server::new(Behaviour::Answers);
-    let [first, second] = processes(&server, &["cache-control: max-age=60"]);
-    first.get("/", &[]).await;
-    let handle = first.handle.clone();
-    std::thread::spawn(move || handle.invalidate(&"https://shop.test/".parse().unwrap())).join().unwrap();
-    first.get("/", &[]).await;
-    assert_eq!(first.calls(), 2, "this process");
-    first.handle.invalidate(&"https://shop.test/".parse().unwrap());
-    assert_eq!((second.get("/", &[]).await.body, second.calls()), ("1".into(), 1), "its own");
-
-    // A removal that was never sent is made after a while.
-    let [third] = processes(&server, &["cache-control: max-age=60"]);
-    let handle = second.handle.clone();
-    std::thread::spawn(move || handle.invalidate(&"https://shop.test/".parse().unwrap())).join().unwrap();
-    second.get("/other", &[]).await;
-    settle().await;
-    assert_eq!((third.get("/", &[]).await.body, third.calls()), ("1".into(), 1));
-}
-
-/// Shows: C8
-#[tokio::test(start_paused = true)]
-async fn a_response_from_before_an_invalidation_is_not_stored() {
-    let server = Server::new(Behaviour::Answers);
-    for known in [false, true] {
-        let [first, cold] = processes(&server, &["cache-control: max-age=60"]);
-        let path = format!("/{known}");
-        if known {
-            first.get(&path, &[]).await;
-        }
-        let slow = slow_process(&server);
-        // Its own request: the response that is stored does not do.
-        let call = sent(&slow, &path, &["cache-control: no-cache"]).await;
-        first.ask(Method::POST, &path, &[]).await;
-        assert_eq!(call.await.unwrap().body, "old");
-        settle().await;
-        assert_eq!((cold.get(&path, &[]).await.body, cold.calls()), ("1".into(), 1), "{known}");
-    }
-}
-
-/// Shows: C8
-#[tokio::test(start_paused = true)]
-async fn whatever_the_store_does_no_response_outlives_an_invalidation() {
-    for seed in 0..100 {
-        fastrand::seed(seed);
-        let server = Server::new(Behaviour::Delays(20 * MILLI));
-        let (version, removed) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
-        let process = {
-            let (server, version) = (server.clone(), Arc::clone(&version));
-            move || {
-                let version = Arc::clone(&version);
-                Site::new(layer(&server), move |_, asked| {
-                    let version = Arc::clone(&version);
-                    async move {
-                        sleep(MILLI * fastrand::u32(0..50)).await;
-                        let change = u32::from(asked.method == Method::POST);
-                        let read = version.fetch_add(change, SeqCst) + change;
-                        sleep(MILLI * fastrand::u32(0..50)).await;
-                        let headers: &[_] = if fastrand::bool() {
-                            &["cache-control: max-age=60"]
-                        } else {
-                            &["cache-control: max-age=60", "vary: x-a"]
-                        };
-                        response(200, headers, read.to_string())
-                    }
-                })
-            }
-        };
-        let mut tasks = tokio::task::JoinSet::new();
-        for _ in 0..10 {
-            let (process, removed) = (process.clone(), Arc::clone(&removed));
-            tasks.spawn(async move {
-                for _ in 0..10 {
-                    sleep(MILLI * fastrand::u32(0..200)).await;
-                    // A new process has nothing in memory.
-                    let (site, at_least) = (process(), removed.load(SeqCst));
-                    let read: u32 =
-                        site.get("/", &[["x-a: 1", "x-a: 2"][fastrand::usize(0..2)]]).await.body.parse().unwrap();
-                    assert!(read >= at_least, "{read} after {at_least}");
-                }
-            });
-        }
-        let (process, removed) = (process.clone(), Arc::clone(&removed));
-        tasks.spawn(async move {
-            for _ in 0..5 {
-                sleep(MILLI * fastrand::u32(0..300)).await;
-                let written = process().ask(Method::POST, "/", &[]).await.body.parse().unwrap();
-                removed.store(written, SeqCst);
-            }
-        });
-        while let Some(task) = tasks.join_next().await {
-            task.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
-        }
-    }
-}
-
 /// Shows: C8
 #[tokio::test(start_paused = true)]
 async fn requests_go_on_while_the_store_is_away() {
@@ -441,37 +245,6 @@ async fn a_caller_who_leaves_during_the_lookup_holds_up_nobody() {
 
 /// Shows: C8
 #[tokio::test(start_paused = true)]
-async fn what_was_cleared_does_not_come_back_from_the_store() {
-    let server = Server::new(Behaviour::Answers);
-    let [site] = processes(&server, &["cache-control: max-age=60"]);
-    for (n, clear) in [(|handle| HttpCacheHandle::clear(handle)) as fn(&HttpCacheHandle), |handle| {
-        handle.invalidate_if(|_| true);
-    }]
-    .into_iter()
-    .enumerate()
-    {
-        site.get("/", &[]).await;
-        clear(&site.handle);
-        site.get("/", &[]).await;
-        assert_eq!(site.calls(), n + 2);
-    }
-}
-
-/// Shows: C8
-#[tokio::test(start_paused = true)]
-async fn a_request_that_is_under_way_brings_nothing_back_after_a_clear() {
-    let server = Server::new(Behaviour::Answers);
-    let slow = slow_process(&server);
-    let call = sent(&slow, "/", &[]).await;
-    // The predicate sees no flight, so the request goes on, and its response is in memory when it ends.
-    slow.handle.invalidate_if(|_| false);
-    assert_eq!(call.await.unwrap().body, "old");
-    let [other] = processes(&server, &["cache-control: max-age=60"]);
-    assert_eq!((other.get("/", &[]).await.body, other.calls()), ("1".into(), 1), "no copy was written");
-}
-
-/// Shows: C8
-#[tokio::test(start_paused = true)]
 async fn an_older_copy_that_is_fresh_for_longer_replaces_no_newer_response() {
     let server = Server::new(Behaviour::Answers);
     let origin = |n, _| async move {
@@ -503,24 +276,6 @@ async fn credentials_are_not_written_to_the_store() {
         }
         assert_eq!((first.calls(), second.calls()), (1, 1), "{name}");
     }
-}
-
-/// Shows: C8
-#[tokio::test(start_paused = true)]
-async fn a_head_that_shows_another_version_removes_the_copy() {
-    let server = Server::new(Behaviour::Answers);
-    let origin = |_, asked: request::Parts| async move {
-        match asked.method {
-            Method::HEAD => response(200, &["cache-control: max-age=60", "etag: \"new\""], ""),
-            _ => response(200, &["cache-control: max-age=60", "etag: \"old\""], "old"),
-        }
-    };
-    let [first, second] = std::array::from_fn(|_| Site::new(layer(&server), origin));
-    first.get("/", &[]).await;
-    first.ask(Method::HEAD, "/", &["cache-control: no-cache"]).await;
-    settle().await;
-    second.get("/", &[]).await;
-    assert_eq!(second.calls(), 1);
 }
 
 /// Shows: C8
@@ -574,4 +329,69 @@ async fn responses_do_not_stay_in_the_store_for_ever() {
 fn there_is_one_second_level() {
     let server = Server::new(Behaviour::Answers);
     let _ = layer(&server).second_level(server);
+}
+
+/// Shows: C8
+#[tokio::test(start_paused = true)]
+async fn the_response_to_an_older_request_replaces_no_newer_one() {
+    for headers in [&["cache-control: max-age=60"][..], &["cache-control: max-age=60", "vary: x-a"]] {
+        let server = Server::new(Behaviour::Answers);
+        let [first, cold] = processes(&server, headers);
+        let slow = Site::new(layer(&server), move |_, _| async move {
+            sleep(SECOND).await;
+            response(200, headers, "old")
+        });
+        assert_eq!(first.get("/", &[]).await.body, "1");
+        let call = sent(&slow, "/", &["cache-control: no-cache"]).await;
+        // A newer one replaces the first.
+        assert_eq!(first.get("/", &["cache-control: no-cache"]).await.body, "2");
+        assert_eq!(call.await.unwrap().body, "old");
+        settle().await;
+        assert_eq!((cold.get("/", &[]).await.body, cold.calls()), ("2".into(), 0), "{headers:?}");
+    }
+}
+
+/// Shows: C8
+#[tokio::test(start_paused = true)]
+async fn a_lookup_waits_for_the_store_once() {
+    let server = Server::new(Behaviour::Answers);
+    let [first, second] = processes(&server, &["cache-control: max-age=60"]);
+    first.get("/", &[]).await;
+    server.becomes(Behaviour::Takes(60 * MILLI));
+    let begin = Instant::now();
+    second.get("/", &[]).await;
+    assert_eq!((second.calls(), begin.elapsed()), (1, TIMEOUT));
+}
+
+/// Shows: C8, W4
+#[tokio::test(start_paused = true)]
+async fn the_status_says_that_a_stale_response_of_the_store_was_replaced() {
+    let server = Server::new(Behaviour::Answers);
+    let [first, second] = processes(&server, &["cache-control: max-age=0, stale-if-error=60", "etag: \"v\""]);
+    first.get("/", &[]).await;
+    assert_eq!(second.get("/", &[]).await.header("cache-status"), "ziggurat; fwd=stale; stored");
+    let failing = Site::new(layer(&server), |_, _| async { response(503, &[], "") });
+    assert_eq!(failing.get("/", &[]).await.header("cache-status"), "ziggurat; fwd=stale; fwd-status=503");
+}
+
+/// Shows: C8
+#[tokio::test(start_paused = true)]
+async fn responses_of_the_store_count_as_memory_while_they_are_read() {
+    let server = Server::new(Behaviour::Answers);
+    let origin = |_, _| async { response(200, &["cache-control: max-age=60"], "a".repeat(100_000)) };
+    let paths: [_; 10] = std::array::from_fn(|n| format!("/{n}"));
+    let first = Site::new(layer(&server), origin);
+    for path in &paths {
+        first.get(path, &[]).await;
+    }
+    let second = Site::new(layer(&server).capacity(150_000), origin);
+    let mut unread = Vec::new();
+    for path in &paths {
+        unread.push(second.send(request(Method::GET, path, &[])).await.unwrap());
+    }
+    assert_eq!((second.calls(), second.handle.stats().second_level), (7, 3), "twice the capacity");
+    drop(unread);
+    assert!(second.handle.bytes() <= 150_000);
+    second.get("/9", &[]).await;
+    assert_eq!(second.calls(), 7, "there is room again");
 }

@@ -21,6 +21,8 @@ pub(crate) enum Behaviour {
     Answers,
     /// Each operation happens after a random time of at most this, and is answered after another one.
     Delays(Duration),
+    /// Each operation takes this time.
+    Takes(Duration),
     PutsHang,
     Fails,
     Panics,
@@ -47,10 +49,10 @@ impl Server {
     async fn run<T>(&self, is_put: bool, operation: impl Future<Output = T>) -> Result<T, &'static str> {
         self.requests.fetch_add(1, SeqCst);
         let behaviour = *self.behaviour.lock().unwrap();
-        let delay = async || {
-            if let Behaviour::Delays(most) = behaviour {
-                sleep(MILLI * fastrand::u32(0..=most.as_millis() as u32)).await;
-            }
+        let delay = async || match behaviour {
+            Behaviour::Delays(most) => sleep(MILLI * fastrand::u32(0..=most.as_millis() as u32)).await,
+            Behaviour::Takes(time) => sleep(time / 2).await,
+            _ => {}
         };
         match behaviour {
             Behaviour::Fails => return Err("refused"),

@@ -8,7 +8,6 @@ use http::{
     header::{CONTENT_LENGTH, SET_COOKIE},
 };
 use http_body::{Body, SizeHint};
-use tokio::sync::oneshot;
 
 use super::{
     super::{
@@ -19,7 +18,7 @@ use super::{
         rules::{Times, Vary, is_same, remove_not_stored},
         status::take,
     },
-    Fetch, Instead, Reply, Stored,
+    Fetch, Instead, Reply, ReplyTo, Stored,
 };
 use crate::{
     body::BoxError,
@@ -76,7 +75,7 @@ impl Fetch {
         response: Response<B>,
         times: Times,
         is_whole: bool,
-        reply: oneshot::Sender<Reply<B, E>>,
+        reply: ReplyTo<B, E>,
     ) -> Option<Arriving<impl Future<Output = Option<Content>> + Send>>
     where
         B: Body<Error: Into<BoxError>> + Send,
@@ -113,7 +112,7 @@ impl Fetch {
             self.lead.close();
             self.lead.land(self.landed(&outcome, status));
             let outcome = outcome.map(|response| response.map(CacheBody::inner));
-            let _ = reply.send(Reply::Ran(Box::new(outcome), Stored::default()));
+            self.reply(reply, Reply::Ran(Box::new(outcome), Stored::default()));
             return None;
         };
         let (head, (parts, body)) = (Arc::new(head), response.into_parts());
@@ -123,14 +122,14 @@ impl Fetch {
             self.store(&page);
             self.lead.land(Landed::Page(page));
             let response = Response::from_parts(parts, CacheBody::empty());
-            let _ = reply.send(Reply::Ran(Box::new(Ok(response)), stored));
+            self.reply(reply, Reply::Ran(Box::new(Ok(response)), stored));
             return None;
         }
         let fill = Fill::new(self.settings.max_body, size, &self.settings.room);
         if let Some(reader) = fill.reader() {
             let body = CacheBody::filling(reader, self.lead.flight.callers.interest());
             let response = Response::from_parts(parts, body);
-            drop(reply.send(Reply::Ran(Box::new(Ok(response)), stored)));
+            self.reply(reply, Reply::Ran(Box::new(Ok(response)), stored));
         }
         if head.terms.are_for_many() {
             self.lead.land(Landed::Filling(Arc::clone(&head), Arc::clone(&fill)));

@@ -58,6 +58,16 @@ pub(super) fn encode(page: &Page, number: u128, identity: &[u8], now: Now) -> Op
     Some(to.freeze())
 }
 
+/// Returns when the request of a response was sent.
+pub(super) fn sent(page: &Page, now: Now) -> SystemTime {
+    now.date.checked_sub(page.head.terms.since_sent(now.instant)).unwrap_or(UNIX_EPOCH)
+}
+
+/// Returns whether a copy is that of this identity and number, and answers a request that was sent after this time.
+pub(super) fn is_newer(copy: Bytes, (number, identity): (u128, &[u8]), than: SystemTime) -> bool {
+    Read::take(copy).is_some_and(|read| read.is(number, identity) && read.sent() > than)
+}
+
 /// The result of reading a copy.
 #[derive(Debug)]
 pub(super) enum Decoded {
@@ -78,10 +88,10 @@ pub(super) fn decode(
     now: Now,
 ) -> Decoded {
     let Some(read) = Read::take(from) else { return Decoded::Unknown };
-    let Read { written, age, since_sent, status, mut headers, trailers, body, .. } = read;
-    if read.number != number || read.identity != identity || written < not_before {
+    if !read.is(number, identity) || read.written < not_before {
         return Decoded::Other;
     }
+    let Read { written, age, since_sent, status, mut headers, trailers, body, .. } = read;
     // A clock that is ahead of this one makes a copy of the future, which is new.
     let elapsed = now.date.duration_since(written).unwrap_or_default();
     let age = age.saturating_add(elapsed);
@@ -111,6 +121,15 @@ struct Read {
 }
 
 impl Read {
+    fn is(&self, number: u128, identity: &[u8]) -> bool {
+        self.number == number && self.identity == identity
+    }
+
+    /// When the request was sent.
+    fn sent(&self) -> SystemTime {
+        self.written.checked_sub(self.since_sent).unwrap_or(UNIX_EPOCH)
+    }
+
     fn take(mut from: Bytes) -> Option<Self> {
         if from.try_get_u8().ok()? != VERSION {
             return None;

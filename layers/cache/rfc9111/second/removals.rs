@@ -23,6 +23,13 @@ struct Table {
     is_stalled: bool,
 }
 
+impl Table {
+    /// Returns whether the last removal of this resource is not done, and has this number.
+    fn has(&self, name: &str, number: u64) -> bool {
+        self.pending.get(name) == Some(&number)
+    }
+}
+
 /// A removal that is to be made.
 pub(super) struct Removal {
     pub(super) name: String,
@@ -30,8 +37,9 @@ pub(super) struct Removal {
 }
 
 impl Removals {
-    /// Adds removals of these resources. Returns `None` if too many wait: then all are forgotten.
-    pub(super) fn add(&self, names: Vec<String>) -> Option<Vec<Removal>> {
+    /// Adds removals of these resources, for a first attempt at them. Returns `None` if too many wait: then all are
+    /// forgotten.
+    pub(super) fn add(&self, names: Vec<String>) -> Option<Attempt> {
         let mut table = self.table.lock();
         if table.pending.len() + names.len() > MOST {
             table.pending = HashMap::default();
@@ -40,16 +48,12 @@ impl Removals {
         table.numbers += 1;
         let number = table.numbers;
         table.pending.extend(names.iter().map(|name| (name.clone(), number)));
-        Some(names.into_iter().map(|name| Removal { name, number }).collect())
+        let removals = names.into_iter().map(|name| Removal { name, number }).collect();
+        Some(Attempt { table: Arc::clone(&self.table), removals })
     }
 
     pub(super) fn include(&self, name: &str) -> bool {
         self.table.lock().pending.contains_key(name)
-    }
-
-    /// Notes that there was no runtime to make a removal on.
-    pub(super) fn stall(&self) {
-        self.table.lock().is_stalled = true;
     }
 
     pub(super) fn are_stalled(&self) -> bool {
@@ -59,7 +63,7 @@ impl Removals {
     /// Notes that a removal is done. A later one of the same resource is not.
     pub(super) fn done(&self, Removal { name, number }: &Removal) {
         let mut table = self.table.lock();
-        if table.pending.get(name) == Some(number) {
+        if table.has(name, *number) {
             table.pending.remove(name);
         }
     }
@@ -71,6 +75,27 @@ impl Removals {
         let is_taken = mem::replace(&mut table.is_taken, true);
         drop(table);
         (!is_taken).then(|| Turn(Some(Arc::clone(&self.table))))
+    }
+}
+
+/// The first attempt at removals. Those that are not done when it is dropped, for want of a runtime or along with it,
+/// wait for the next turn.
+pub(super) struct Attempt {
+    table: Arc<Mutex<Table>>,
+    removals: Vec<Removal>,
+}
+
+impl Attempt {
+    pub(super) fn removals(&self) -> &[Removal] {
+        &self.removals
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        let mut table = self.table.lock();
+        let is_left = self.removals.iter().any(|Removal { name, number }| table.has(name, *number));
+        table.is_stalled |= is_left && !table.is_taken;
     }
 }
 
