@@ -10,10 +10,25 @@ use std::{
 use tower::Service;
 
 pub mod count;
+#[cfg(feature = "peers")]
+pub mod crowd;
 pub mod figures;
+#[cfg(feature = "peers")]
+pub mod page;
+#[cfg(feature = "peers")]
+pub mod picture;
+#[cfg(feature = "peers")]
+pub mod situations;
 pub mod subject;
 pub mod subjects;
+#[cfg(feature = "peers")]
+pub mod table;
 pub mod turns;
+
+/// Whether to measure a few rounds alone, which shows that a benchmark runs. Its figures mean nothing.
+pub fn quick() -> bool {
+    std::env::args().any(|argument| ["--quick", "--test"].contains(&&*argument))
+}
 
 /// The request and the response: one word, so that a copy costs nothing.
 pub type Word = u64;

@@ -1,6 +1,7 @@
 //! One subject of the benchmarks, and how its calls are made.
 
 use std::{
+    fmt::Debug,
     hint::black_box,
     pin::pin,
     task::{Context, Poll, Waker},
@@ -13,9 +14,7 @@ use http_body::Body;
 use layered::Service as LayeredService;
 use tower::Service;
 
-#[cfg(feature = "peers")]
-use crate::Failed;
-use crate::{Word, call};
+use crate::{Failed, Word, call};
 
 /// One service, reused for all of its calls.
 pub struct Subject {
@@ -26,6 +25,28 @@ pub struct Subject {
     /// Makes the given number of calls.
     pub run: Box<dyn FnMut(u32)>,
 }
+
+/// Takes services of different types, which are the same policies around another service or in another situation.
+pub trait Collect {
+    fn add<S>(&mut self, what: &'static str, whose: &'static str, service: S)
+    where
+        S: Service<Word, Response = Word, Error: Debug, Future: Send> + Clone + Send + 'static;
+}
+
+impl Collect for Vec<Subject> {
+    fn add<S>(&mut self, what: &'static str, whose: &'static str, service: S)
+    where
+        S: Service<Word, Response = Word, Error: Debug, Future: Send> + Clone + Send + 'static,
+    {
+        self.push(subject(what, whose, service));
+    }
+}
+
+/// The service inside the policies.
+pub trait Inner: Service<Word, Response = Word, Error = Failed, Future: Send> + Clone + Send + Sync + 'static {}
+
+impl<S> Inner for S where S: Service<Word, Response = Word, Error = Failed, Future: Send> + Clone + Send + Sync + 'static
+{}
 
 /// Measures a service whose responses are words.
 pub fn subject<S>(what: &'static str, whose: &'static str, mut service: S) -> Subject
@@ -59,7 +80,7 @@ pub fn layered_subject(
 }
 
 /// Measures a service with a small response, whose body is read to its end.
-pub fn http_subject<S, B>(what: &'static str, mut service: S) -> Subject
+pub fn http_subject<S, B>(what: &'static str, whose: &'static str, mut service: S) -> Subject
 where
     S: Service<Word, Response = Response<B>> + 'static,
     B: Body<Data = Bytes>,
@@ -73,5 +94,5 @@ where
             }
         }
     });
-    Subject { what, whose: "ziggurat", run }
+    Subject { what, whose, run }
 }

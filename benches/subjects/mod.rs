@@ -19,13 +19,13 @@ use ziggurat::{
     chaos::{ChaosLayer, Fault},
     circuit_breaker::CircuitBreakerLayer,
     concurrency_limit::{Adaptive, ConcurrencyLimitLayer, Priority},
+    context::ContextLayer,
     drain::DrainLayer,
     fallback::FallbackLayer,
     hedge::HedgeLayer,
     idempotency::IdempotencyLayer,
     observe::ObserveLayer,
     per_key::PerKeyLayer,
-    rate_limit::RateLimitLayer,
     rejection_response::RejectionResponseLayer,
     resource::ResourceLayer,
     retry::RetryLayer,
@@ -36,6 +36,8 @@ use ziggurat::{
     upload::UploadLayer,
 };
 
+#[cfg(feature = "peers")]
+use crate::subject::{Collect, Inner};
 use crate::{
     Echo, Failed, Word,
     subject::{Subject, http_subject, subject},
@@ -43,10 +45,19 @@ use crate::{
 
 #[cfg(feature = "peers")]
 mod belt;
+#[cfg(feature = "peers")]
+pub mod growth;
 pub mod http_cache;
+mod link;
 #[cfg(feature = "peers")]
 mod peers;
+#[cfg(feature = "peers")]
+pub mod pending;
+mod policies;
+mod rejections;
 pub mod round_trip;
+#[cfg(feature = "peers")]
+mod stores;
 
 const LIMIT: Duration = Duration::from_secs(30);
 const SECOND: Duration = Duration::from_secs(1);
@@ -65,21 +76,84 @@ async fn reads<B: Body<Data = Bytes>>(request: Request<B>) -> Result<Response<Fu
 
 /// All subjects. The first is the bare service. Those of other crates follow ours of the same policy.
 pub fn subjects() -> Vec<Subject> {
+    let mut ours = vec![subject("bare", "", Echo)];
+    policies::collect(&Echo, &mut ours);
+    ours.extend(more_of_ours());
     #[cfg(not(feature = "peers"))]
-    let mut peers = Vec::<Subject>::new();
+    let peers = Vec::new();
     #[cfg(feature = "peers")]
-    let mut peers = peers::subjects();
-    let mut all = Vec::new();
-    for ours in ours() {
-        let what = ours.what;
+    let peers = peers::subjects().into_iter().chain(rejections::peers());
+    ours.extend(rejections::ours());
+    beside(ours, peers, |subject| subject.what)
+}
+
+/// Collects each policy around this service: ours, followed by the same ones of other crates. Their services are clones
+/// that share the policy's state.
+#[cfg(feature = "peers")]
+pub fn policies<C: Collect + Default + IntoIterator<Item = T>, T>(
+    inner: &impl Inner,
+    what: fn(&T) -> &'static str,
+) -> Vec<T> {
+    let (mut ours, mut theirs) = (C::default(), C::default());
+    policies::collect(inner, &mut ours);
+    peers::collect(inner, &mut theirs);
+    beside(ours, theirs, what)
+}
+
+/// Puts the subjects of other crates behind ours of the same policy.
+fn beside<T>(
+    ours: impl IntoIterator<Item = T>,
+    theirs: impl IntoIterator<Item = T>,
+    what: fn(&T) -> &'static str,
+) -> Vec<T> {
+    let (mut all, mut theirs) = (Vec::new(), theirs.into_iter().collect::<Vec<_>>());
+    for ours in ours {
+        let policy = what(&ours);
         all.push(ours);
-        all.extend(peers.extract_if(.., |peer| peer.what == what));
+        all.extend(theirs.extract_if(.., |peer| what(peer) == policy));
     }
+    assert!(theirs.is_empty(), "of other crates alone: {:?}", theirs.iter().map(what).collect::<Vec<_>>());
     all
 }
 
-/// The subjects of this crate, and the bare service.
-fn ours() -> Vec<Subject> {
+/// A request's context, beside an insert into its extensions. The first subject is the bare request.
+pub fn requests() -> Vec<Subject> {
+    let small = |_: Request<Word>| ready(Ok::<_, Failed>(Response::new(Full::new(Bytes::from_static(SMALL)))));
+    let context = ContextLayer::new(Scope::root("app"));
+    let insert = |mut request: Request<Word>| {
+        request.extensions_mut().insert(7_u64);
+        request
+    };
+    vec![
+        http_subject("a request", "", ServiceBuilder::new().map_request(Request::new).service_fn(small)),
+        http_subject("context of a request", "ziggurat", {
+            let layers = ServiceBuilder::new().map_request(Request::new).layer(context);
+            layers.map_err(Error::Service).service_fn(small)
+        }),
+        http_subject("context of a request", "http, a first insert", {
+            ServiceBuilder::new().map_request(Request::new).map_request(insert).service_fn(small)
+        }),
+    ]
+}
+
+/// Each call has another key than those before it, so that a store of 1,000 evicts one. Calls that fill it come first.
+fn misses<S>(whose: &'static str, service: S) -> Subject
+where
+    S: Service<Word, Response = Word> + 'static,
+{
+    let mut key = 0;
+    let fresh = move |_: Word| {
+        key += 1;
+        key
+    };
+    let mut subject =
+        subject("cache, a miss that evicts", whose, ServiceBuilder::new().map_request(fresh).service(service));
+    (subject.run)(5_000);
+    subject
+}
+
+/// The subjects of this crate that no other crate has, or that make sense with this service alone.
+fn more_of_ours() -> Vec<Subject> {
     let ours = "ziggurat";
     let retry = || RetryLayer::new().backoff(LIMIT).budget(None);
     let breaker = || CircuitBreakerLayer::failure_rate(0.5).over_calls(100);
@@ -90,14 +164,6 @@ fn ours() -> Vec<Subject> {
     let uploaded = |_| Request::new(Full::new(Bytes::from_static(b"a small request")));
     let app = Scope::root("app").with(ClientSettings::default());
     vec![
-        subject("bare", "", Echo),
-        subject("timeout", ours, ServiceBuilder::new().layer(TimeoutLayer::new(LIMIT)).service(service())),
-        subject("retry", ours, ServiceBuilder::new().layer(retry()).service(service())),
-        subject(
-            "retry with its budget",
-            ours,
-            ServiceBuilder::new().layer(RetryLayer::new().backoff(LIMIT)).service(service()),
-        ),
         // Not fired: the response is ready at once.
         subject(
             "hedge, after a delay",
@@ -109,14 +175,6 @@ fn ours() -> Vec<Subject> {
             ours,
             ServiceBuilder::new().layer(HedgeLayer::at_percentile(0.95).budget(None)).service(service()),
         ),
-        subject("limit", ours, ServiceBuilder::new().layer(ConcurrencyLimitLayer::new(PERMITS)).service(service())),
-        // Its only permit is taken for good. The rejections become responses.
-        subject("limit, a rejection", ours, {
-            let mut limited = ConcurrencyLimitLayer::new(1).max_waiting(0).layer(service());
-            std::mem::forget(limited.call(0));
-            let accept = |rejected: Result<Word, Error<Failed>>| Ok::<_, Error<Failed>>(rejected.unwrap_or(0));
-            ServiceBuilder::new().map_result(accept).service(limited)
-        }),
         // The cost of a rejected call if it were admitted: it waits until the call before it ends. Both are counted.
         subject("limit, a call and a waiter", ours, {
             let limited = ConcurrencyLimitLayer::new(1).layer(service());
@@ -138,22 +196,6 @@ fn ours() -> Vec<Subject> {
         subject("limit, adaptive", ours, {
             ServiceBuilder::new().layer(ConcurrencyLimitLayer::adaptive(Adaptive::gradient())).service(service())
         }),
-        subject("rate limit", ours, {
-            ServiceBuilder::new().layer(RateLimitLayer::new(u32::MAX, SECOND)).service(service())
-        }),
-        // Its only token is taken for good. The rejections become responses.
-        subject("rate limit, a rejection", ours, {
-            let mut limited = RateLimitLayer::new(1, LIMIT * 10_000).layer(service());
-            drop(limited.call(0));
-            let accept = |rejected: Result<Word, Error<Failed>>| Ok::<_, Error<Failed>>(rejected.unwrap_or(0));
-            ServiceBuilder::new().map_result(accept).service(limited)
-        }),
-        // One hot key. Its cost beside that of its layer: the difference to the row of the rate limit.
-        subject("rate limit, per key", ours, {
-            let key = |word: &Word| Ok(*word);
-            let layer = PerKeyLayer::new(key, |_| RateLimitLayer::new(u32::MAX, SECOND));
-            ServiceBuilder::new().layer(layer).service(service())
-        }),
         // With a lease that lasts: no request to the store.
         subject("shared rate limit, of a lease", ours, {
             let quota = SharedQuota::new(u32::MAX, SECOND);
@@ -164,19 +206,12 @@ fn ours() -> Vec<Subject> {
             let layer = PerKeyLayer::borrowed(|_: &Word| Ok("a key"), |_| TimeoutLayer::new(LIMIT));
             ServiceBuilder::new().layer(layer).service(service())
         }),
-        subject("breaker, of 100 calls", ours, ServiceBuilder::new().layer(breaker()).service(service())),
         subject(
             "breaker, consecutive",
             ours,
             ServiceBuilder::new().layer(CircuitBreakerLayer::consecutive(5)).service(service()),
         ),
-        subject(
-            "breaker, of 30 s",
-            ours,
-            ServiceBuilder::new().layer(CircuitBreakerLayer::failure_rate(0.5)).service(service()),
-        ),
-        subject(
-            "cache, a hit",
+        misses(
             ours,
             ServiceBuilder::new().layer(CacheLayer::new(1_000, LIMIT, |word: &Word| Some(*word))).service(service()),
         ),
@@ -201,34 +236,15 @@ fn ours() -> Vec<Subject> {
             ServiceBuilder::new().layer(ResourceLayer::new(|| ready(Ok::<Word, Failed>(7)))).service(service()),
         ),
         subject(
-            "stack of three",
-            ours,
-            ServiceBuilder::new()
-                .layer(TimeoutLayer::new(LIMIT))
-                .layer(retry())
-                .layer(CircuitBreakerLayer::failure_rate(0.5))
-                .service(service()),
-        ),
-        subject(
-            "stack of the four",
-            ours,
-            ServiceBuilder::new()
-                .layer(TimeoutLayer::new(LIMIT))
-                .layer(retry())
-                .layer(breaker())
-                .layer(ConcurrencyLimitLayer::new(PERMITS))
-                .service(service()),
-        ),
-        subject("recommended client", ours, ServiceBuilder::new().layer(ClientStack::new("bench")).service(service())),
-        subject(
             "recommended client, settings of a scope",
             ours,
             ServiceBuilder::new().layer(ClientStack::new("bench").settings_from(&app)).service(service()),
         ),
-        http_subject("http, bare", http()),
-        http_subject("http, a request", ServiceBuilder::new().map_request(Request::new).service(asked())),
+        http_subject("http, bare", ours, http()),
+        http_subject("http, a request", ours, ServiceBuilder::new().map_request(Request::new).service(asked())),
         http_subject(
             "http, answer",
+            ours,
             ServiceBuilder::new()
                 .map_request(Request::new)
                 .layer(RejectionResponseLayer::problem_json())
@@ -236,14 +252,17 @@ fn ours() -> Vec<Subject> {
         ),
         http_subject(
             "http, drain",
+            ours,
             ServiceBuilder::new().map_request(Request::new).layer(DrainLayer::new()).service(asked()),
         ),
         http_subject(
             "http, an upload",
+            ours,
             ServiceBuilder::new().map_request(uploaded).map_err(Error::Service).service_fn(reads),
         ),
         http_subject(
             "http, an upload, idempotency without a key",
+            ours,
             ServiceBuilder::new()
                 .map_request(uploaded)
                 .layer(IdempotencyLayer::new(MemoryStore::new(), |_: &Request<Full<Bytes>>| None))
@@ -252,6 +271,7 @@ fn ours() -> Vec<Subject> {
         ),
         http_subject(
             "http, upload",
+            ours,
             ServiceBuilder::new()
                 .map_request(uploaded)
                 .layer(UploadLayer::new(LIMIT))
@@ -260,6 +280,7 @@ fn ours() -> Vec<Subject> {
         ),
         http_subject(
             "http, the four",
+            ours,
             ServiceBuilder::new()
                 .layer(TimeoutLayer::new(LIMIT))
                 .layer(retry())
@@ -269,6 +290,7 @@ fn ours() -> Vec<Subject> {
         ),
         http_subject(
             "http, to the body's end",
+            ours,
             ServiceBuilder::new()
                 .layer(TimeoutLayer::new(LIMIT).until_body_end())
                 .layer(retry())

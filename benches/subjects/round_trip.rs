@@ -4,40 +4,28 @@ use std::{
     convert::Infallible,
     error::Error as StdError,
     fmt::Debug,
-    future::{Ready, poll_fn, ready},
+    future::{Future, Ready, pending, poll_fn, ready},
     hint::black_box,
-    io::{self, IoSlice},
     marker::PhantomData,
-    pin::{Pin, pin},
-    sync::{Arc, Mutex},
-    task::{Context, Poll},
+    mem::forget,
+    pin::pin,
+    task::{Context, Waker},
 };
 
 #[cfg(feature = "peers")]
 use crate::Failed;
 use crate::subject::Subject;
 use bytes::Bytes;
-use http::{Request, Response, Uri};
+use http::{Request, Response, StatusCode, Uri};
 use http_body::Body;
 use http_body_util::Full;
-use hyper::{
-    body::Incoming,
-    rt::{Read, ReadBufCursor, Write},
-    server::conn::http1::Builder as Server,
-};
+use hyper::{body::Incoming, server::conn::http1::Builder as Server};
 use hyper_util::{
-    client::legacy::{
-        Client,
-        connect::{Connected, Connection},
-    },
+    client::legacy::Client,
     rt::{TokioExecutor, TokioIo},
     service::TowerToHyperService,
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite, DuplexStream, duplex},
-    net::TcpStream,
-    runtime::Builder,
-};
+use tokio::{io::DuplexStream, net::TcpStream, runtime::Builder};
 use tower::{Layer, Service, ServiceBuilder};
 #[cfg(feature = "peers")]
 use tower_resilience::{
@@ -57,7 +45,10 @@ use ziggurat::{
     timeout::TimeoutLayer,
 };
 
-use super::{LIMIT, PERMITS};
+use super::{
+    LIMIT, PERMITS,
+    link::{Link, Pipes},
+};
 
 type Sent = Request<Full<Bytes>>;
 
@@ -75,38 +66,6 @@ pub fn in_memory() -> Vec<RoundTrip> {
 /// The connection is one of TCP, on loopback.
 pub fn on_loopback() -> Vec<RoundTrip> {
     Connections::<TcpStream>::subjects()
-}
-
-/// A kind of connections.
-trait Link: AsyncRead + AsyncWrite + Unpin + Send + Sized + 'static {
-    /// Whether the runtime polls the kernel.
-    const OF_THE_KERNEL: bool;
-
-    /// Returns both ends of a connection.
-    fn pair() -> io::Result<(Self, Self)>;
-}
-
-impl Link for DuplexStream {
-    const OF_THE_KERNEL: bool = false;
-
-    fn pair() -> io::Result<(Self, Self)> {
-        Ok(duplex(64 * 1024))
-    }
-}
-
-impl Link for TcpStream {
-    const OF_THE_KERNEL: bool = true;
-
-    fn pair() -> io::Result<(Self, Self)> {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
-        let near = std::net::TcpStream::connect(listener.local_addr()?)?;
-        let (far, _) = listener.accept()?;
-        for stream in [&near, &far] {
-            stream.set_nodelay(true)?;
-            stream.set_nonblocking(true)?;
-        }
-        Ok((Self::from_std(near)?, Self::from_std(far)?))
-    }
 }
 
 struct Connections<T>(PhantomData<T>);
@@ -127,8 +86,20 @@ impl<T: Link> Connections<T> {
         #[cfg(feature = "peers")]
         let peer_limit = BulkheadLayer::builder().max_concurrent_calls(PERMITS).build().expect("a limit");
         let app = Scope::root("app");
+        let runtime = Builder::new_current_thread().enable_time().build().expect("a runtime");
+        // The full server's first request has a timer.
+        let _entered = runtime.enter();
         vec![
             Self::client("bare", "", ServiceBuilder::new()),
+            Self::client(
+                "timeout, retry, limit",
+                "ziggurat",
+                ServiceBuilder::new()
+                    .layer(TimeoutLayer::new(LIMIT))
+                    .layer(retry())
+                    .layer(ConcurrencyLimitLayer::new(PERMITS))
+                    .map_err(Error::Service),
+            ),
             Self::client(
                 "timeout, retry, limit",
                 "tower",
@@ -195,6 +166,22 @@ impl<T: Link> Connections<T> {
                 ServiceBuilder::new(),
                 ServiceBuilder::new().layer(ServerStack::new(&app)).service_fn(answer),
             ),
+            Self::pair("a full server", "ziggurat", ServiceBuilder::new(), {
+                let stack = ServerStack::new(&app);
+                stack.gate().set_limit(1);
+                // The only permit is taken for good, by a request of the same stack.
+                let endless = |_: Request<()>| pending::<Result<Response<Full<Bytes>>, Infallible>>();
+                let mut first = Box::pin(stack.layer(tower::service_fn(endless)).call(Request::new(())));
+                assert!(first.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+                forget(first);
+                stack.layer(tower::service_fn(answer))
+            }),
+            Self::pair(
+                "a full server",
+                "a handler that answers 503",
+                ServiceBuilder::new(),
+                tower::service_fn(unavailable),
+            ),
         ]
     }
 
@@ -225,7 +212,7 @@ impl<T: Link> Connections<T> {
         let entered = runtime.enter();
         let (near, far) = T::pair().expect("a connection");
         runtime.spawn(Server::new().serve_connection(TokioIo::new(far), TowerToHyperService::new(server)));
-        let client = Client::builder(TokioExecutor::new()).build(Pipes(Arc::new(Mutex::new(Some(near)))));
+        let client = Client::builder(TokioExecutor::new()).build(Pipes::new(near));
         let mut service = layers.layer(client);
         drop(entered);
         let run = move |calls| runtime.block_on(round_trips(&mut service, calls));
@@ -258,28 +245,10 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Inf
     Ok(Response::new(Full::new(Bytes::from_static(b"ok"))))
 }
 
-/// Connects once, to the client's end of a pipe, and is the connection.
-struct Pipes<T>(Arc<Mutex<Option<T>>>);
-
-impl<T> Clone for Pipes<T> {
-    fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
-    }
-}
-
-impl<T: Link> Service<Uri> for Pipes<T> {
-    type Response = Pipe<T>;
-    type Error = io::Error;
-    type Future = Ready<io::Result<Pipe<T>>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _: Uri) -> Self::Future {
-        let pipe = self.0.lock().ok().and_then(|mut pipe| pipe.take());
-        ready(pipe.map(|pipe| Pipe(TokioIo::new(pipe))).ok_or_else(|| io::ErrorKind::NotConnected.into()))
-    }
+async fn unavailable(_: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let mut response = Response::new(Full::default());
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    Ok(response)
 }
 
 /// tower leaves the policy to its users, so this is what most of them write. Ours asks more of a request.
@@ -296,45 +265,5 @@ impl<B, E> tower::retry::Policy<Sent, Response<B>, E> for ThreeTimes {
 
     fn clone_request(&mut self, request: &Sent) -> Option<Sent> {
         Some(request.clone())
-    }
-}
-
-struct Pipe<T>(TokioIo<T>);
-
-impl<T: Link> Connection for Pipe<T> {
-    fn connected(&self) -> Connected {
-        Connected::new()
-    }
-}
-
-impl<T: Link> Read for Pipe<T> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl<T: Link> Write for Pipe<T> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }
