@@ -2,14 +2,64 @@
 
 use std::{
     future::Future,
+    mem,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use crate::debug::impl_debug;
+use crate::{caught::undisturbed, debug::impl_debug};
+
+/// A service whose readiness is asked for within `call`, where no task can be woken. If it is pending, the service that
+/// was asked waits on, and is asked again with the waker of the task.
+///
+/// A clone takes the place of a service that waits, fails or panics: what stays behind holds no reservation, and is not
+/// broken.
+pub(crate) struct Asked<'a, S: Clone>(&'a mut S);
+
+impl<'a, S: Clone> Asked<'a, S> {
+    #[inline]
+    pub(crate) fn new(service: &'a mut S) -> Self {
+        Self(service)
+    }
+
+    #[inline]
+    pub(crate) fn poll_ready<Req>(&mut self) -> Poll<Result<(), S::Error>>
+    where
+        S: Service<Req>,
+    {
+        self.0.poll_ready(&mut Context::from_waker(Waker::noop()))
+    }
+
+    /// Calls the service, which has to be ready.
+    #[inline]
+    pub(crate) fn call<Req>(self, request: Req) -> S::Future
+    where
+        S: Service<Req>,
+    {
+        let response = self.0.call(request);
+        mem::forget(self);
+        response
+    }
+
+    /// Returns the service, which may have a place in a queue.
+    #[cold]
+    pub(crate) fn take(self) -> S {
+        let unpolled = self.0.clone();
+        let polled = mem::replace(self.0, unpolled);
+        mem::forget(self);
+        polled
+    }
+}
+
+impl<S: Clone> Drop for Asked<'_, S> {
+    #[cold]
+    fn drop(&mut self) {
+        undisturbed(|| *self.0 = self.0.clone());
+    }
+}
 
 pin_project! {
     /// Waits until the service is ready, then calls it. An error of `poll_ready` is the call's error.

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use super::{RetryLayer, Wait};
 use crate::{
-    ambient::Deadline,
+    ambient::{Attempt, Deadline},
     budget::Withdrawal,
     caught::contained,
     clock,
@@ -44,6 +44,22 @@ pub(super) struct Granted {
 }
 
 impl<C, P, B, D> RetryLayer<C, P, B, D> {
+    /// Returns a copy of a request that is about to be sent, if there is an attempt left for it, and whether the copy
+    /// may be sent even if the request was processed.
+    #[inline]
+    pub(super) fn copy_of<Req>(&self, attempt: Attempt, request: &Req) -> (Option<Req>, bool)
+    where
+        P: CopyRequest<Req>,
+    {
+        if attempt.0 >= self.retries.max_attempts() {
+            return (None, false);
+        }
+        match self.copy.copy(request) {
+            None => (self.copy.copy_unprocessed(request), false),
+            copy => (copy, true),
+        }
+    }
+
     /// Decides whether to retry with this copy of the request, and after which wait.
     #[cold]
     pub(super) fn try_again<Req, R, E>(

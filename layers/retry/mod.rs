@@ -50,12 +50,13 @@
 //! # Requirements
 //!
 //! The service must be `Clone`, and its error must be [`Display`](std::fmt::Display), because the events contain its
-//! message. The retry service is always ready: each attempt waits until its own clone of the inner service is ready.
+//! message. The retry service is always ready: each attempt waits for the inner service's readiness anew. The first
+//! attempt uses the inner service itself, and each later one a clone.
 //!
 //! # Cost
 //!
 //! Timers run during pauses only. Calls that succeed read the clock for the budget, about eight times a second in
-//! total.
+//! total. A call that is not retried, and whose service is ready at once, clones no service.
 //!
 //! # Examples
 //!
@@ -97,10 +98,10 @@ use tower_service::Service;
 #[doc(no_inline)]
 pub use crate::copy::{Cloned, CopyIf, CopyRequest, Idempotent};
 use crate::{
-    accessors::inner_accessors,
     ambient::{self, Attempt},
     backoff::{Backoff, Jitter},
     budget::{Budget, Counted},
+    call::Asked,
     caught::{contained, undisturbed},
     clock::{self, Sleep},
     debug::impl_debug,
@@ -111,11 +112,13 @@ use crate::{
 mod again;
 mod discard;
 mod handle;
+mod shared;
 mod wait;
 
 use again::{Earlier, Over};
 pub use discard::{Discard, Drained, Dropped};
 pub use handle::RetryHandle;
+use shared::Shared;
 pub use wait::Wait;
 
 /// The maximum number of attempts without a pause in one poll. After that, the future yields to the executor.
@@ -246,7 +249,7 @@ where
     type Service = Retry<S, C, P, B, D>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Retry { inner, layer: Arc::new(self.clone()) }
+        Retry { inner, shared: Shared::new(Arc::new(self.clone())) }
     }
 }
 
@@ -262,12 +265,28 @@ pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct Retry<
     D = Dropped,
 > {
     inner: S,
-    // Shared with the response futures: a reference count is cheaper than a copy of the layer.
-    layer: Arc<RetryLayer<C, P, B, D>>,
+    shared: Arc<Shared<S, RetryLayer<C, P, B, D>>>,
 }
 
 impl<S, C, P, B, D> Retry<S, C, P, B, D> {
-    inner_accessors!();
+    /// Returns a reference to the inner service.
+    #[must_use]
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// Returns a mutable reference to the inner service. Calls in flight do not see its changes.
+    #[must_use]
+    pub fn get_mut(&mut self) -> &mut S {
+        self.shared = Shared::new(Arc::clone(&self.shared.layer));
+        &mut self.inner
+    }
+
+    /// Returns the inner service. Calls in flight continue.
+    #[must_use]
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
 }
 
 impl<S, C, P, B, D, Req> Service<Req> for Retry<S, C, P, B, D>
@@ -290,16 +309,25 @@ where
 
     #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
-        ResponseFuture {
-            counted: self.layer.retries.held_budget().map(Budget::count).unwrap_or_default(),
-            service: self.inner.clone(),
-            layer: Arc::clone(&self.layer),
-            attempt: Attempt(1),
-            request: Some(request),
-            may_repeat: true,
-            earlier: None,
-            state: State::Readying,
-        }
+        let shared = Arc::clone(&self.shared);
+        shared.keep(&self.inner);
+        let mut counted = shared.layer.retries.held_budget().map(Budget::count).unwrap_or_default();
+        let first = Attempt(1);
+        let (request, may_repeat, state) = {
+            let _counted = counted.enter();
+            let mut attempt = first;
+            let _entered = (first != ambient::get()).then(|| ambient::enter(&mut attempt));
+            let mut inner = Asked::new(&mut self.inner);
+            match inner.poll_ready() {
+                Poll::Ready(Ok(())) => {
+                    let (copy, may_repeat) = shared.layer.copy_of(first, &request);
+                    (copy, may_repeat, State::Calling { response: inner.call(request) })
+                }
+                Poll::Ready(Err(error)) => (Some(request), true, State::Unsent { error: Some(Box::new(error)) }),
+                Poll::Pending => (Some(request), true, State::Readying { service: Some(Box::new(inner.take())) }),
+            }
+        };
+        ResponseFuture { shared, counted, attempt: first, request, may_repeat, earlier: None, state }
     }
 }
 
@@ -311,8 +339,7 @@ pin_project! {
         S: Service<Req>,
         D: Discard<S::Response>,
     {
-        service: S,
-        layer: Arc<RetryLayer<C, P, B, D>>,
+        shared: Arc<Shared<S, RetryLayer<C, P, B, D>>>,
         counted: Counted,
         attempt: Attempt,
         // The next request to send. While a call is running, the copy for a retry.
@@ -322,15 +349,18 @@ pin_project! {
         // Boxed, because few calls need the space. None: no attempt has failed.
         earlier: Option<Box<Earlier<S::Error>>>,
         #[pin]
-        state: State<S::Future, D::Rest>,
+        state: State<S, S::Future, S::Error, D::Rest>,
     }
 }
 
 pin_project! {
     #[project = StateProj]
-    enum State<F, R> {
-        // Waiting for the service of this attempt to become ready.
-        Readying,
+    enum State<S, F, E, R> {
+        // Waiting for the service of this attempt to become ready. Boxed, because few calls need the space.
+        // None: a clone is still to be made.
+        Readying { service: Option<Box<S>> },
+        // The service failed before it was ready for the first attempt.
+        Unsent { error: Option<Box<E>> },
         Calling {
             #[pin]
             response: F,
@@ -361,6 +391,7 @@ where
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
+        let layer = &*this.shared.layer;
         let mut unbroken = 0;
         let _counted = this.counted.enter();
         loop {
@@ -368,7 +399,16 @@ where
             let mut attempt = *this.attempt;
             let _entered = (attempt != ambient::get()).then(|| ambient::enter(&mut attempt));
             let (outcome, sent) = match this.state.as_mut().project() {
-                StateProj::Readying => match ready!(this.service.poll_ready(cx)) {
+                StateProj::Readying { service: service @ None } => {
+                    *service = this.shared.another().map(Box::new);
+                    if service.is_none() {
+                        // Another thread is making its clone.
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                    continue;
+                }
+                StateProj::Readying { service: Some(service) } => match ready!(service.poll_ready(cx)) {
                     Ok(()) => {
                         let Some(request) = this.request.take() else {
                             // Unreachable: a next attempt always has a request.
@@ -377,22 +417,17 @@ where
                         if let Some(granted) = this.earlier.as_mut().and_then(|earlier| earlier.granted.take()) {
                             granted.spend();
                         }
-                        if this.attempt.0 < this.layer.retries.max_attempts() {
-                            *this.request = this.layer.copy.copy(&request);
-                            *this.may_repeat = this.request.is_some();
-                            if !*this.may_repeat {
-                                *this.request = this.layer.copy.copy_unprocessed(&request);
-                            }
-                        }
-                        let response = this.service.call(request);
+                        (*this.request, *this.may_repeat) = layer.copy_of(*this.attempt, &request);
+                        let response = service.call(request);
                         this.state.set(State::Calling { response });
                         continue;
                     }
-                    // The request was not sent, so the next attempt uses it, on a fresh clone of the service.
-                    Err(error) => {
-                        *this.service = this.service.clone();
-                        (Err(error), false)
-                    }
+                    // The request was not sent, so the next attempt uses it.
+                    Err(error) => (Err(error), false),
+                },
+                StateProj::Unsent { error } => match error.take() {
+                    Some(error) => (Err(*error), false),
+                    None => return Poll::Pending, // Unreachable: the state changes below.
                 },
                 StateProj::Calling { response } => (ready!(response.poll(cx)), true),
                 StateProj::Pausing { pause, rest } => {
@@ -418,25 +453,25 @@ where
                         }
                     }
                     this.attempt.0 = this.attempt.0.saturating_add(1);
-                    this.state.set(State::Readying);
+                    this.state.set(State::Readying { service: None });
                     continue;
                 }
                 StateProj::Done => panic!("retry::ResponseFuture polled after it was ready"),
             };
             // Drop the call before its outcome is reported, so that the pause holds nothing of it.
             this.state.set(State::Done);
-            let class = Class::of(&outcome, &this.layer.classify);
+            let class = Class::of(&outcome, &layer.classify);
             let attempt = this.attempt.0;
             if class == Class::Success {
                 if attempt > 1 && judged_as(&outcome).is_none() {
-                    this.layer.info.emit(LayerEvent::Recovered { attempt });
+                    layer.info.emit(LayerEvent::Recovered { attempt });
                 }
                 return Poll::Ready(outcome);
             }
             let (last_wait, asked_before) =
                 this.earlier.as_ref().map(|earlier| (earlier.last_wait, earlier.asked)).unwrap_or_default();
             let over = Over { attempt, class, last_wait, asked_before, may_repeat: *this.may_repeat || !sent };
-            let Some(granted) = this.layer.try_again(&over, this.request.as_ref(), &outcome) else {
+            let Some(granted) = layer.try_again(&over, this.request.as_ref(), &outcome) else {
                 return Poll::Ready(match this.earlier {
                     Some(earlier) => earlier.previous.last(outcome, sent),
                     None => outcome,
@@ -448,8 +483,8 @@ where
             earlier.granted = granted.withdrawal;
             let rest = earlier
                 .previous
-                .record(outcome, &this.layer.classify, sent)
-                .and_then(|response| contained(|| this.layer.discard.discard(response, granted.linger)).flatten());
+                .record(outcome, &layer.classify, sent)
+                .and_then(|response| contained(|| layer.discard.discard(response, granted.linger)).flatten());
             let pause = (!granted.wait.is_zero()).then(|| clock::sleep(granted.wait));
             this.state.set(State::Pausing { pause, rest });
         }
@@ -459,7 +494,7 @@ where
 impl_debug!(ResponseFuture<S: Service<Req>, Req, C, P, B, D: Discard<S::Response>> in retry {
     attempt = |this| this.attempt.0,
     state = |this| match &this.state {
-        State::Readying => "readying",
+        State::Readying { .. } | State::Unsent { .. } => "readying",
         State::Calling { .. } => "calling",
         State::Pausing { .. } => "pausing",
         State::Done => "done",

@@ -2,15 +2,18 @@
 
 use std::{
     future::Future,
-    mem,
     pin::Pin,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
 };
 
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use crate::{accessors::inner_accessors, call::Call, caught::undisturbed, debug::impl_debug};
+use crate::{
+    accessors::inner_accessors,
+    call::{Asked, Call},
+    debug::impl_debug,
+};
 
 /// The innermost service of a recommended stack. It is always ready, and waits for its inner service's readiness in
 /// each call.
@@ -47,46 +50,14 @@ where
 
     #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
-        let polled = Polled(&mut self.inner);
-        // Most services are ready at once. One that is pending is polled again, with the waker of the task, before the
-        // response is.
-        let state = match polled.0.poll_ready(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok(())) => State::Calling { response: polled.call(request) },
-            Poll::Pending => State::Readying { call: Box::pin(Call::new(polled.take(), request)) },
+        let mut inner = Asked::new(&mut self.inner);
+        // Most services are ready at once.
+        let state = match inner.poll_ready() {
+            Poll::Ready(Ok(())) => State::Calling { response: inner.call(request) },
+            Poll::Pending => State::Readying { call: Box::pin(Call::new(inner.take(), request)) },
             Poll::Ready(Err(error)) => State::Failed { error: Some(Box::new(error)) },
         };
         InCall { state }
-    }
-}
-
-/// A service that was polled. If it fails or panics, a clone takes its place.
-struct Polled<'a, S: Clone>(&'a mut S);
-
-impl<S: Clone> Polled<'_, S> {
-    #[inline]
-    fn call<Req>(self, request: Req) -> S::Future
-    where
-        S: Service<Req>,
-    {
-        let response = self.0.call(request);
-        mem::forget(self);
-        response
-    }
-
-    /// Returns the service, which may have a place in a queue, and leaves a clone.
-    #[cold]
-    fn take(self) -> S {
-        let unpolled = self.0.clone();
-        let polled = mem::replace(self.0, unpolled);
-        mem::forget(self);
-        polled
-    }
-}
-
-impl<S: Clone> Drop for Polled<'_, S> {
-    #[cold]
-    fn drop(&mut self) {
-        undisturbed(|| *self.0 = self.0.clone());
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    panic::AssertUnwindSafe,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering},
@@ -9,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use http::{Request, Response, StatusCode};
 use http_body::Body;
 use tokio::time::{Instant, sleep};
@@ -1017,4 +1019,130 @@ async fn a_layer_that_is_set_up_further_leaves_its_clones_alone() {
         zero.unwrap_err().downcast_ref::<&str>(),
         Some(&"attempts must be at least 1: the first attempt counts")
     );
+}
+
+/// Fails while `failures` are left, and counts its clones. The clone with the number `panics` panics.
+#[derive(Debug)]
+struct CountsClones {
+    clones: Arc<AtomicU32>,
+    panics: u32,
+    failures: Arc<AtomicU32>,
+    answer: &'static str,
+}
+
+impl CountsClones {
+    fn new(panics: u32) -> Self {
+        Self { clones: Arc::default(), panics, failures: Arc::default(), answer: "first" }
+    }
+}
+
+impl Clone for CountsClones {
+    fn clone(&self) -> Self {
+        assert_ne!(self.clones.fetch_add(1, Ordering::SeqCst) + 1, self.panics, "on purpose");
+        let (clones, failures) = (Arc::clone(&self.clones), Arc::clone(&self.failures));
+        Self { clones, panics: self.panics, failures, answer: self.answer }
+    }
+}
+
+impl Service<()> for CountsClones {
+    type Response = &'static str;
+    type Error = Failed;
+    type Future = std::future::Ready<Result<&'static str, Failed>>;
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Failed>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+    fn call(&mut self, (): ()) -> Self::Future {
+        let failed = self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+        std::future::ready(if failed { failing(1) } else { Ok(self.answer) })
+    }
+}
+
+/// Shows: R1
+#[tokio::test(start_paused = true)]
+async fn a_clone_of_the_service_is_made_for_a_later_attempt_only() {
+    let service = CountsClones::new(0);
+    let (clones, failures) = (Arc::clone(&service.clones), Arc::clone(&service.failures));
+    let mut retry = RetryLayer::new().backoff(Duration::ZERO).layer(service);
+    assert_eq!(retry.call(()).await.unwrap(), "first");
+    let once = clones.load(Ordering::SeqCst);
+    for _ in 0..10 {
+        retry.call(()).await.unwrap();
+    }
+    assert_eq!(clones.load(Ordering::SeqCst), once);
+    failures.store(2, Ordering::SeqCst);
+    retry.call(()).await.unwrap();
+    assert_eq!(clones.load(Ordering::SeqCst), once + 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn later_attempts_use_the_service_as_it_was_changed() {
+    let service = CountsClones::new(0);
+    let failures = Arc::clone(&service.failures);
+    let mut retry = RetryLayer::new().backoff(Duration::ZERO).layer(service);
+    retry.call(()).await.unwrap();
+    let mut unchanged = retry.clone();
+    retry.get_mut().answer = "changed";
+    for (retry, answer) in [(&mut retry, "changed"), (&mut unchanged, "first")] {
+        failures.store(1, Ordering::SeqCst);
+        assert_eq!(retry.call(()).await.unwrap(), answer);
+    }
+}
+
+/// Shows: R8
+#[tokio::test(start_paused = true)]
+async fn a_clone_that_panics_leaves_the_retry_usable() {
+    // The first clone is kept, and the second one is made for a later attempt.
+    for panics in [1, 2] {
+        let service = CountsClones::new(panics);
+        let failures = Arc::clone(&service.failures);
+        let mut retry = RetryLayer::new().backoff(Duration::ZERO).layer(service);
+        let mut panicked = 0;
+        for _ in 0..3 {
+            failures.store(1, Ordering::SeqCst);
+            let call = AssertUnwindSafe(async { retry.call(()).await }).catch_unwind();
+            match call.await {
+                Ok(outcome) => assert_eq!(outcome.unwrap(), "first"),
+                Err(_) => panicked += 1,
+            }
+        }
+        assert_eq!(panicked, 1);
+    }
+}
+
+/// Shows: R8
+#[tokio::test(start_paused = true)]
+async fn a_retry_yields_while_another_call_clones_the_service() {
+    type Meanwhile = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
+    struct Meets(Meanwhile, Arc<AtomicU32>);
+    impl Clone for Meets {
+        fn clone(&self) -> Self {
+            let meanwhile = self.0.lock().unwrap().take();
+            meanwhile.into_iter().for_each(|meanwhile| meanwhile());
+            Self(Arc::clone(&self.0), Arc::clone(&self.1))
+        }
+    }
+    impl Service<()> for Meets {
+        type Response = &'static str;
+        type Error = Failed;
+        type Future = std::future::Ready<Result<&'static str, Failed>>;
+        fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Failed>> {
+            std::task::Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, (): ()) -> Self::Future {
+            std::future::ready(failing(self.1.fetch_add(1, Ordering::SeqCst)))
+        }
+    }
+    let (meanwhile, calls) = (Meanwhile::default(), Arc::<AtomicU32>::default());
+    let mut retry = RetryLayer::new().backoff(Duration::ZERO).layer(Meets(Arc::clone(&meanwhile), Arc::clone(&calls)));
+    let (mut first, second) = (TestTask::new(retry.call(())), Arc::new(Mutex::new(TestTask::new(retry.call(())))));
+    let other = Arc::clone(&second);
+    *meanwhile.lock().unwrap() = Some(Box::new(move || {
+        let mut other = other.lock().unwrap();
+        assert!(other.poll().is_pending());
+        assert_eq!(other.times_woken(), 1);
+    }));
+    assert!(first.poll().is_ready());
+    assert!(meanwhile.lock().unwrap().is_none());
+    assert!(second.lock().unwrap().poll().is_ready());
+    assert_eq!(calls.load(Ordering::SeqCst), 2 * 3);
 }
