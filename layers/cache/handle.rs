@@ -34,7 +34,7 @@ pub(super) struct State<K, R> {
 pub(super) struct Counts {
     /// Lookups that found an entry that was no longer fresh.
     pub(super) outdated: AtomicU64,
-    /// Hits that are not among what the store has found.
+    /// Hits that the store does not count.
     pub(super) hits: AtomicU64,
     pub(super) second_level: AtomicU64,
     pub(super) misses: AtomicU64,

@@ -297,7 +297,7 @@ impl<K, R, F, T, C, V, H> CacheLayer<K, R, F, T, C, V, H> {
         self
     }
 
-    /// Marks responses that have expired when they are served, so that callers can tell them from fresh ones.
+    /// Marks responses that have expired when they are served, so that callers can distinguish them from fresh ones.
     ///
     /// `mark` runs on the copy for each request. For HTTP, use `.mark_stale(Stale::mark)`, which puts [`Stale`] into
     /// the extensions of the response. For other types, `mark` can change the response in any way.

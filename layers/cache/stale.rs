@@ -2,7 +2,15 @@
 
 use std::time::Duration;
 
-use http::Response;
+use http::{Extensions, Response};
+
+use crate::outcome::Degraded;
+
+/// Returns whether these are the extensions of a response that a layer inside has made in place of the service's.
+#[cfg(feature = "http-cache")]
+pub(super) fn is_substitute(extensions: &Extensions) -> bool {
+    extensions.get::<Degraded>().is_some() || extensions.get::<Stale>().is_some()
+}
 
 /// Marks a response that had expired when a cache served it.
 ///

@@ -143,7 +143,7 @@ where
 
 /// The cost of a frame.
 pub trait FrameCost<D> {
-    /// What is known of the cost before the first frame.
+    /// The known part of the cost before the first frame.
     #[doc(hidden)]
     const BEFORE: Option<u64>;
 

@@ -11,7 +11,7 @@ use http::{
 const MILLIS: [HeaderName; 2] =
     [HeaderName::from_static("retry-after-ms"), HeaderName::from_static("x-ms-retry-after-ms")];
 
-/// Returns whole seconds, rounded up: a caller that waits for so many does not come back early.
+/// Returns whole seconds, rounded up: a caller that waits for that time does not come back early.
 pub(crate) fn whole_seconds(time: Duration) -> u64 {
     time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0))
 }

@@ -8,7 +8,7 @@ use http::{
 };
 
 use super::{
-    super::http::HttpKey,
+    super::{http::HttpKey, stale::is_substitute},
     Settings,
     body::CacheBody,
     flights::Lead,
@@ -40,7 +40,7 @@ pub(super) enum Effect {
 }
 
 impl After {
-    /// Applies a response. Returns what the caller waits for before it gets the response.
+    /// Applies a response. Returns the removal that the caller waits for before it gets the response.
     ///
     /// `is_unsent` says that a layer inside has responded in place of the service.
     pub(super) fn apply<B>(
@@ -57,7 +57,9 @@ impl After {
                 let keys: Vec<_> = [key.clone()].into_iter().chain(named).collect();
                 removal = settings.invalidate(&keys);
             }
-            Effect::Compare { lead, asked, page, sent } if status == StatusCode::OK => {
+            Effect::Compare { lead, asked, page, sent }
+                if status == StatusCode::OK && !is_substitute(response.extensions()) =>
+            {
                 let times = Times { sent: *sent, received: clock::now(), date: SystemTime::now() };
                 let length = response.headers().get(CONTENT_LENGTH);
                 let has_length = length.is_none_or(|length| *length == HeaderValue::from(page.content.len()));

@@ -229,8 +229,7 @@ impl Fetch {
         let second = settings.second.get().filter(|_| self.looks)?;
         let Looked { page, ticket } = second.look(&lead.key, lead.asked(), (&settings.rules, asked)).await;
         self.ticket = ticket;
-        let Page { head, content, .. } = page?;
-        let page = Arc::new(Page::new(head, content.counted(&settings.room)?));
+        let page = Arc::new(page?);
         let terms = &page.head.terms;
         // A copy may be older than the response in memory, and fresh for longer.
         if self.stale.as_ref().is_some_and(|known| !terms.are_newer_than(&known.head.terms)) {

@@ -71,8 +71,7 @@ impl State {
 
     /// Removes the responses of resources from the second level.
     pub(super) fn forget(&self, keys: &[HttpKey]) -> Option<Awaited<()>> {
-        let names = || keys.iter().map(HttpKey::resource).collect();
-        self.second.get().and_then(|second| second.remove(names()))
+        self.second.get().and_then(|second| second.remove(keys))
     }
 
     fn forget_all(&self) {

@@ -35,7 +35,7 @@ impl Callers {
     }
 }
 
-/// A caller who is interested.
+/// A caller's interest.
 pub(super) struct Interest(Arc<watch::Sender<usize>>);
 
 impl Drop for Interest {

@@ -240,7 +240,7 @@ impl<S, A> Missing<S, A> {
         }
     }
 
-    /// Starts the request of a caller who waits for it, or has a stale response.
+    /// Starts the request, for a caller that waits or for one that has a stale response.
     fn fetch<B>(self, lead: Lead, stale: Option<Arc<Page>>, is_behind: bool) -> oneshot::Receiver<Replied<B, S::Error>>
     where
         S: Upstream<A, B>,
@@ -248,6 +248,9 @@ impl<S, A> Missing<S, A> {
         B: Body<Error: Into<BoxError>> + Send + 'static,
     {
         let Self { settings, service, request, asked, found, .. } = self;
+        // Looked up again: from now on the flight learns of an invalidation, but one may have come before.
+        let known = |_| settings.pages.find(&lead.key, request.headers()).page;
+        let stale = stale.and_then(known).filter(|page| page.head.terms.are_for(&asked));
         // No caller waits for one behind a stale response.
         let patience = if is_behind { settings.patience.max(PATIENCE) } else { settings.patience };
         let looks = !found.pass;

@@ -163,8 +163,9 @@ impl CacheLayer<HttpKey, (), ()> {
 ///
 /// # Cost
 ///
-/// A hit costs two lookups, a copy of the headers, and two new header values, and no copy of the body. A miss costs a
-/// task and a copy of the head and the body: a stored response keeps no buffer of a connection alive.
+/// A hit costs a lookup, one more if the response has a `Vary`, a copy of the headers, and two new header values, and no
+/// copy of the body. A miss costs a task and a copy of the head and the body: a stored response keeps no buffer of a
+/// connection alive.
 ///
 /// The layer needs `S: Clone` and a tokio runtime. Everything is `Send + 'static`. The service is always ready, and
 /// makes a clone of the inner service ready when it makes a request.
@@ -233,7 +234,7 @@ impl HttpCacheLayer {
     ///
     /// The size includes the headers and the overhead of each response. All bodies together take at most twice this in
     /// memory: those that are stored, that are arriving, and that are evicted while callers still read them. Beyond
-    /// that, bodies stream through uncached, and each of them takes at most 64 KiB: a caller who is further behind
+    /// that, bodies stream through uncached, and each of them takes at most 64 KiB: a caller that is further behind
     /// another one gets an error. A single frame of the service may be larger.
     ///
     /// If responses are stored already, and take more than this, the excess is evicted.
@@ -252,7 +253,7 @@ impl HttpCacheLayer {
     /// [`capacity`](Self::capacity) bounds it.
     ///
     /// A larger body streams through uncached. If its head does not say how large it is, callers may be reading it
-    /// already when that turns out. Then the one that is ahead sets the pace, and the body of a caller who is more than
+    /// already when that turns out. Then the one that is ahead sets the pace, and the body of a caller that is more than
     /// this number of bytes behind ends with an error.
     pub fn max_body(mut self, bytes: usize) -> Self {
         self.settings.max_body = bytes;
@@ -323,8 +324,9 @@ impl HttpCacheLayer {
     /// use the memory alone. The observer of the first service that the layer makes receives the events of the store.
     ///
     /// Share a store only between caches with the same settings in front of the same service, and give it a prefix of
-    /// its own. URIs are part of the keys. A response with `Vary: Cookie` or `Vary: Authorization` stays in memory,
-    /// because the store would have the credentials. The clocks of the processes should agree to a second: how old a
+    /// its own. URIs are part of the keys. A response with `Vary: Cookie` or `Vary: Authorization`, or with a `Vary` that
+    /// names a field whose value is [sensitive](http::HeaderValue::set_sensitive), stays in memory, because the store
+    /// would have the secret. Values of other fields that `Vary` names are written along with the response. The clocks of the processes should agree to a second: how old a
     /// response is follows from them.
     ///
     /// # Panics
@@ -340,7 +342,7 @@ impl HttpCacheLayer {
     /// ```
     #[track_caller]
     pub fn second_level(self, store: impl ValueStore) -> Self {
-        let is_first = self.settings.second.set(Arc::new(Second::new(store))).is_ok();
+        let is_first = self.settings.second.set(Arc::new(Second::new(store, &self.settings.state.room))).is_ok();
         assert!(is_first, "this cache has a second level already");
         self
     }

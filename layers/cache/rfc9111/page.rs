@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::{BufMut, BytesMut};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
-    header::{ACCEPT_RANGES, AGE, CONTENT_LENGTH, CONTENT_RANGE, DATE},
+    header::{ACCEPT_RANGES, AGE, CONTENT_LENGTH, CONTENT_RANGE, DATE, SET_COOKIE},
 };
 
 use super::{
@@ -93,6 +93,9 @@ impl Head {
             *not_modified.headers_mut() = of_not_modified(response.headers());
             let status = response.headers().get(CACHE_STATUS).map(|status| (CACHE_STATUS, status.clone()));
             not_modified.headers_mut().extend(status);
+            for cookie in response.headers().get_all(SET_COOKIE) {
+                not_modified.headers_mut().append(SET_COOKIE, cookie.clone());
+            }
             not_modified
         })
     }

@@ -261,7 +261,7 @@ impl Pages {
         is_kept
     }
 
-    /// Removes what is of no use without the entries that a change has removed.
+    /// Removes the entries that are of no use without those that a change has removed.
     fn follow(&self, change: Change<Place, Slot>, inserted: Option<&HttpKey>, removed: &mut Removed) {
         let resources = change.evicted_entries().iter().filter_map(|entry| match &entry.response {
             Slot::Resource(resource) => Some(resource),
@@ -293,7 +293,7 @@ impl Pages {
         removed
     }
 
-    /// Removes what has expired. Locked by the flights.
+    /// Removes expired entries. Locked by the flights.
     pub(super) fn sweep(&self) -> Removed {
         let mut removed = Removed::default();
         self.follow(self.store.remove_expired(clock::now()), None, &mut removed);

@@ -1,6 +1,7 @@
 //! The second level: a store that many processes share, behind the memory of each.
 
 use std::{
+    future::poll_fn,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -14,12 +15,13 @@ use tokio::{runtime::Handle, sync::oneshot};
 
 use self::{
     copy::{Decoded, Now},
-    record::{Record, identity, millis, name_of},
+    record::{Record, identity, millis, name_of, resource},
     removals::{Removal, Removals},
     store::AnyStore,
 };
 use super::{
     super::http::HttpKey,
+    fill::{Content, Room},
     page::Page,
     rules::{Asked, Rules, has_validator},
 };
@@ -59,6 +61,8 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 
 pub(super) struct Second {
     store: Box<dyn AnyStore>,
+    /// For the bodies that are read and written.
+    room: Arc<Room>,
     reads: Link,
     /// Records. A store that refuses writes may still be read.
     writes: Link,
@@ -97,9 +101,9 @@ impl Ticket {
 }
 
 impl Second {
-    pub(super) fn new(store: impl ValueStore) -> Self {
+    pub(super) fn new(store: impl ValueStore, room: &Arc<Room>) -> Self {
         let (reads, writes, copies, removals, not_before, info) = Default::default();
-        Self { store: Box::new(store), reads, writes, copies, removals, not_before, info }
+        Self { store: Box::new(store), room: Arc::clone(room), reads, writes, copies, removals, not_before, info }
     }
 
     /// Sets the layer in whose name events are emitted.
@@ -123,7 +127,7 @@ impl Second {
 
     /// Looks a response to this request up. Asks nothing while the store is away.
     pub(super) async fn look(self: &Arc<Self>, key: &HttpKey, headers: &HeaderMap, rules: (&Rules, &Asked)) -> Looked {
-        let (name, since, oldest) = (key.resource(), clock::now(), self.not_before.load(Relaxed));
+        let (name, since, oldest) = (resource(key), clock::now(), self.not_before.load(Relaxed));
         let end = since + TIMEOUT;
         if self.removals.are_stalled() {
             self.repeat_removals();
@@ -144,18 +148,23 @@ impl Second {
         let Some(found) = self.get(&name, false, end).await else { return Looked::default() };
         let Some((bytes, record)) = self.record(&name, found, end).await else { return Looked::default() };
         let text = key.to_string();
-        let mut page = None;
+        let mut page: Option<Page> = None;
         for vary in &record.vary {
             let identity = identity(&text, vary, headers);
             let Some(copy) = self.get(&name_of(&identity), false, end).await else { return Looked::default() };
             let Some(copy) = copy else { continue };
             let now = Now { instant: clock::now(), date: SystemTime::now() };
             let not_before = UNIX_EPOCH + Duration::from_millis(self.not_before.load(Relaxed));
-            match copy::decode(copy, (record.number, &identity), rules, not_before, now) {
-                Decoded::Page(found) => {
-                    page = Some(*found);
-                    break;
+            match copy::decode(copy, (record.number, &identity, vary), rules, not_before, now) {
+                // Of several, the newest one (RFC 9111, section 4).
+                Decoded::Page(found)
+                    if page.as_ref().is_none_or(|known| found.head.terms.are_newer_than(&known.head.terms)) =>
+                {
+                    let Page { head, content, .. } = *found;
+                    let Some(content) = content.counted(&self.room) else { return Looked::default() };
+                    page = Some(Page::new(head, content));
                 }
+                Decoded::Page(_) => {}
                 Decoded::Other => {}
                 Decoded::Unknown => {
                     self.info().emit(LayerEvent::NotDecoded { error: "this is not a response of an HTTP cache" });
@@ -171,11 +180,13 @@ impl Second {
     async fn record(self: &Arc<Self>, name: &str, found: Option<Bytes>, end: Instant) -> Option<(Bytes, Record)> {
         let bytes = match (found, self.writes.advice(clock::now())) {
             (Some(bytes), _) => bytes,
-            (None, Advice::Ask) => self.put_record(name, false, end).await?,
+            (None, Advice::Ask) => {
+                let mut put = Awaited::new(self.put_record(name, false), end);
+                poll_fn(|cx| put.poll(cx)).await?
+            }
             (None, Advice::Away { .. }) => return None,
             (None, Advice::Probe { .. }) => {
-                let (this, name) = (Arc::clone(self), name.to_owned());
-                start(async move { drop(this.put_record(&name, true, end).await) });
+                drop(self.put_record(name, true));
                 return None;
             }
         };
@@ -186,12 +197,19 @@ impl Second {
         Some((bytes, record))
     }
 
-    /// Puts a record without responses. Returns the one that is there then.
-    async fn put_record(&self, name: &str, is_probe: bool, end: Instant) -> Option<Bytes> {
-        let (new, timeout) = (Record::empty().encode(), end.saturating_duration_since(clock::now()));
-        let put = self.store.put_new(name, new.clone(), LONGEST_CALL);
-        let present = self.writes.ask(&self.info(), timeout, is_probe, put).await.ok()?;
-        Some(present.unwrap_or(new))
+    /// Puts a record without responses. Sends the one that is there then.
+    ///
+    /// It has the time of a request of its own, because a removal waits for no store that has failed to write.
+    fn put_record(self: &Arc<Self>, name: &str, is_probe: bool) -> oneshot::Receiver<Bytes> {
+        let (this, name, (done, is_done)) = (Arc::clone(self), name.to_owned(), oneshot::channel());
+        start(async move {
+            let new = Record::empty().encode();
+            let put = this.store.put_new(&name, new.clone(), LONGEST_CALL);
+            if let Ok(present) = this.writes.ask(&this.info(), TIMEOUT, is_probe, put).await {
+                let _ = done.send(present.unwrap_or(new));
+            }
+        });
+        is_done
     }
 
     /// Stores a response to a request with these headers, in the background.
@@ -207,11 +225,11 @@ impl Second {
         }
         let vary = &page.head.vary;
         let identity = identity(&key.to_string(), vary, headers);
-        let may_be_written = !vary.names_credentials() && page.content.len() <= MAX_BODY;
+        let may_be_written = !vary.selects_by_secret(headers) && page.content.len() <= MAX_BODY;
         let Some(copy) = may_be_written.then(|| copy::encode(page, record.number, &identity, now)).flatten() else {
             if *has_copy {
                 // This response has superseded it.
-                drop(self.remove(vec![name.clone()]));
+                drop(self.remove_named(vec![name.clone()]));
             }
             return;
         };
@@ -220,6 +238,7 @@ impl Second {
             Advice::Probe { .. } => true,
             Advice::Away { .. } => return,
         };
+        let Some(counted) = Content::from_bytes(copy.clone(), None).counted(&self.room) else { return };
         let changed = (!record.knows(vary, now.date + ttl)).then(|| record.with(vary, now.date + ttl + SPARE));
         let (this, name, bytes, copy_name) = (Arc::clone(self), name.clone(), bytes.clone(), name_of(&identity));
         let (number, sent) = (record.number, copy::sent(page, now));
@@ -239,13 +258,18 @@ impl Second {
                 }
             };
             let _ = this.copies.ask(&this.info(), TIMEOUT, is_probe, write).await;
+            drop(counted);
         });
     }
 
     /// Removes all responses of these resources, for all processes. This one uses none of them from now on.
     ///
     /// Returns the wait for the store, or `None` if it is away. The removal is then made once it is back.
-    pub(super) fn remove(self: &Arc<Self>, names: Vec<String>) -> Option<Awaited<()>> {
+    pub(super) fn remove(self: &Arc<Self>, keys: &[HttpKey]) -> Option<Awaited<()>> {
+        self.remove_named(keys.iter().map(resource).collect())
+    }
+
+    fn remove_named(self: &Arc<Self>, names: Vec<String>) -> Option<Awaited<()>> {
         let Some(attempt) = self.removals.add(names) else {
             self.ignore_all();
             return None;

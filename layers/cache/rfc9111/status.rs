@@ -75,7 +75,7 @@ pub(super) fn append(headers: &mut HeaderMap, cache: Option<&str>, status: Statu
     }
 }
 
-/// Removes what other caches have said of a response, and returns it as one line.
+/// Removes the statuses that other caches have written, and returns them as one line.
 pub(super) fn take(headers: &mut HeaderMap) -> Option<HeaderValue> {
     let lines: Vec<_> = headers.get_all(CACHE_STATUS).iter().map(HeaderValue::as_bytes).collect();
     let joined = (lines.len() > 1).then(|| HeaderValue::from_bytes(&lines.join(&b", "[..])).ok());

@@ -351,3 +351,11 @@ async fn a_condition_hides_nothing_of_a_response_that_is_not_stored() {
     let read = site.get("/", &["if-none-match: \"a\""]).await;
     assert_eq!((read.status_and_body(), read.header("set-cookie")), ((200, "1"), "a=b"));
 }
+
+/// Shows: C8, W1
+#[tokio::test(start_paused = true)]
+async fn a_condition_hides_no_cookie_of_a_response_that_is_stored() {
+    let site = Site::numbered(&["cache-control: public, max-age=60", "etag: \"a\"", "set-cookie: a=b"]);
+    let read = site.get("/", &["if-none-match: \"a\""]).await;
+    assert_eq!((read.status_and_body(), read.header("set-cookie")), ((304, ""), "a=b"));
+}

@@ -12,7 +12,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, request};
 use http_body::Frame;
 use http_body_util::{BodyExt, Empty, StreamBody};
 use tokio::sync::mpsc;
-use tower::{Layer, ServiceExt, service_fn, util::BoxCloneSyncService};
+use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
 use ziggurat::{
     Error,
     cache::{CacheBody, CacheLayer, HttpCacheHandle, HttpCacheLayer},
@@ -34,6 +34,7 @@ mod stacks;
 mod stale;
 mod status;
 mod streams;
+mod substitutes;
 mod validation;
 
 pub(super) const SECOND: Duration = Duration::from_secs(1);

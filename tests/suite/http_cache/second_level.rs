@@ -395,3 +395,63 @@ async fn responses_of_the_store_count_as_memory_while_they_are_read() {
     second.get("/9", &[]).await;
     assert_eq!(second.calls(), 7, "there is room again");
 }
+
+/// Shows: C8, W1
+#[tokio::test(start_paused = true)]
+async fn a_response_of_the_store_keeps_its_conditions() {
+    for (n, (headers, calls)) in [
+        (&["cache-control: max-age=60", "vary: x-a", "connection: vary"][..], 1),
+        (&["cache-control: max-age=60, no-cache=\"vary\"", "vary: x-a"], 2),
+        (&["cache-control: no-cache", "connection: cache-control", "last-modified: Sat, 03 Nov 2018 08:00:00 GMT"], 2),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (server, path) = (Server::new(Behaviour::Answers), format!("/{n}"));
+        let [first, second] = processes(&server, headers);
+        first.get(&path, &["x-a: 1"]).await;
+        second.get(&path, &["x-a: 1"]).await;
+        second.get(&path, &["x-a: 2"]).await;
+        assert_eq!(second.calls(), calls, "{headers:?}");
+    }
+}
+
+/// Shows: C8
+#[tokio::test(start_paused = true)]
+async fn the_newest_response_is_served_whatever_it_depends_on() {
+    let server = Server::new(Behaviour::Answers);
+    let vary = &["cache-control: max-age=60", "vary: x-a"][..];
+    let none = &["cache-control: max-age=60"][..];
+    let site =
+        Site::new(
+            layer(&server),
+            move |n, _| async move { response(200, if n == 1 { vary } else { none }, n.to_string()) },
+        );
+    let slow = Site::new(layer(&server), move |_, _| async move {
+        sleep(SECOND).await;
+        response(200, vary, "old")
+    });
+    site.get("/", &[]).await;
+    site.get("/", &["cache-control: no-cache"]).await;
+    let call = sent(&slow, "/", &["cache-control: no-cache"]).await;
+    site.get("/", &["cache-control: no-cache"]).await;
+    call.await.unwrap();
+    settle().await;
+    let [cold] = processes(&server, none);
+    assert_eq!((cold.get("/", &[]).await.body, cold.calls()), ("3".into(), 0));
+}
+
+/// Shows: C8, W1
+#[tokio::test(start_paused = true)]
+async fn a_secret_that_selects_a_response_is_not_written() {
+    let server = Server::new(Behaviour::Answers);
+    for (is_secret, calls) in [(true, 1), (false, 0)] {
+        let [first, second] = processes(&server, &["cache-control: max-age=60", "vary: x-key"]);
+        for site in [first, second.clone()] {
+            let mut request = request(Method::GET, "/", &["x-key: k"]);
+            request.headers_mut().get_mut("x-key").unwrap().set_sensitive(is_secret);
+            Read::of(site.send(request).await.unwrap()).await;
+        }
+        assert_eq!(second.calls(), calls, "{is_secret}");
+    }
+}

@@ -134,3 +134,20 @@ async fn a_refresh_that_brings_nothing_is_reported() {
 }
 
 const FRESH: &[&str] = &["cache-control: max-age=10", "etag: \"a\""];
+
+/// Shows: C8, W3
+#[tokio::test(start_paused = true)]
+async fn a_response_that_was_removed_before_a_request_began_replaces_no_failure() {
+    let site = Site::new(CacheLayer::http(), |n, asked| async move {
+        match (n, asked.method) {
+            (1, _) => response(200, &["cache-control: max-age=0, stale-if-error=60", "etag: \"v\""], "removed"),
+            (_, Method::POST) => response(200, &[], ""),
+            _ => response(503, &[], "down"),
+        }
+    });
+    site.get("/", &[]).await;
+    let mut client = site.client.clone();
+    let get = client.ready().await.unwrap().call(request(Method::GET, "/", &[]));
+    site.ask(Method::POST, "/", &[]).await;
+    assert_eq!(Read::of(get.await.unwrap()).await.status_and_body(), (503, "down"));
+}

@@ -11,6 +11,7 @@ use http_body::{Body, SizeHint};
 
 use super::{
     super::{
+        super::stale::is_substitute,
         body::CacheBody,
         fill::{Content, Fill},
         flights::Landed,
@@ -24,7 +25,7 @@ use crate::{
     body::BoxError,
     caught::{tried, undisturbed},
     clock,
-    outcome::{Class, Degraded, HttpStatus, Reject, retry_after},
+    outcome::{Class, HttpStatus, Reject, retry_after},
 };
 
 impl Fetch {
@@ -90,12 +91,12 @@ impl Fetch {
             }
         };
         let Some((head, size)) = head else {
-            let status = response.status();
+            let (status, is_substitute) = (response.status(), is_substitute(response.extensions()));
             let has_identity = self.asked.has_authorization || self.asked.has_cookie;
             let (asked, key) = (self.lead.asked(), &self.lead.key);
             // Others, such as 429, are about this request.
             let is_final = status.is_success() || status.is_redirection() || matches!(status.as_u16(), 404 | 410);
-            if let Some(page) = self.stale.as_ref().filter(|_| is_final && !has_identity)
+            if let Some(page) = self.stale.as_ref().filter(|_| is_final && !is_substitute && !has_identity)
                 && !page.head.terms.are_fresh(clock::now())
             {
                 // This answer has superseded the stored one (RFC 9111, section 4.3.3).
@@ -106,7 +107,7 @@ impl Fetch {
             self.note_failed_refresh::<_, E>(&outcome);
             // Those who wait make their own requests, and those who come next do so at once. If the service fails, they
             // make one together, as after an error.
-            if self.lead.is_open() && (status.is_success() || status.is_redirection()) {
+            if self.lead.is_open() && !is_substitute && (status.is_success() || status.is_redirection()) {
                 self.lead.store(|| self.settings.pages.pass(key, asked));
             }
             self.lead.close();
@@ -162,9 +163,7 @@ impl Fetch {
         let vary = Vary::read(&headers)?;
         let terms = settings.rules.terms(asked, response.status(), &mut headers, times)?;
         remove_not_stored(&mut headers);
-        if response.extensions().get::<Degraded>().is_some()
-            || response.extensions().get::<super::super::super::Stale>().is_some()
-        {
+        if is_substitute(response.extensions()) {
             return None;
         }
         let mut lengths = headers.get_all(CONTENT_LENGTH).iter();

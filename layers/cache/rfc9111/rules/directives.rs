@@ -7,7 +7,10 @@ use http::{
     header::{CACHE_CONTROL, PRAGMA},
 };
 
-use super::list::{Backslash, elements, split, unquoted};
+use super::{
+    fields::is_needed,
+    list::{Backslash, elements, split, unquoted},
+};
 
 /// Stands for every larger number of seconds (RFC 9111, section 1.2.2).
 const MOST_SECONDS: u64 = 1 << 31;
@@ -46,10 +49,12 @@ impl<'a> Directive<'a> {
         seconds(digits)
     }
 
+    /// Returns the fields of the argument, or all if it names one that cannot be left out.
     fn fields(&self) -> Fields {
         match &self.argument {
             Argument::Text(names) if !names.is_empty() => {
-                let names = split(names, Backslash::IsLiteral).map(HeaderName::from_bytes).collect::<Result<_, _>>();
+                let names = split(names, Backslash::IsLiteral).map(HeaderName::from_bytes);
+                let names = names.map(|name| name.ok().filter(|name| !is_needed(name))).collect::<Option<_>>();
                 names.map_or(Fields::All, Fields::Named)
             }
             _ => Fields::All,
@@ -250,6 +255,7 @@ mod tests {
         assert_eq!(response(&["private=,"]).private, Some(Fields::All));
         assert_eq!(response(&[r#"private="""#]).private, Some(Fields::All));
         assert_eq!(response(&[r#"private="not a name""#]).private, Some(Fields::All));
+        assert_eq!(response(&[r#"no-cache="a, Vary""#]).no_cache, Some(Fields::All));
         let named = Fields::Named(vec![HeaderName::from_static("a"), HeaderName::from_static("set-cookie")]);
         assert_eq!(response(&[r#"no-cache="A, Set-Cookie""#]).no_cache, Some(named.clone()));
         assert_eq!(response(&[r#"no-cache="a""#, "no-cache=set-cookie"]).no_cache, Some(named));

@@ -24,11 +24,20 @@ const NOT_STORED: [HeaderName; 9] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
+/// Fields that say how a response may be used. No cache can do without them, so a sender that names them in
+/// `Connection` is wrong (RFC 9110, section 7.6.1).
+const NEEDED: [HeaderName; 7] = [CACHE_CONTROL, CONTENT_ENCODING, DATE, ETAG, EXPIRES, LAST_MODIFIED, VARY];
+
+/// Returns whether a response cannot be stored without this field.
+pub(super) fn is_needed(name: &HeaderName) -> bool {
+    NEEDED.contains(name)
+}
+
 /// Removes the fields that are not stored (RFC 9111, section 3.1).
 pub(crate) fn remove_not_stored(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
         let named = elements(headers, &CONNECTION, Backslash::IsLiteral).map(HeaderName::from_bytes);
-        for name in named.flatten().collect::<Vec<_>>() {
+        for name in named.flatten().filter(|name| !is_needed(name)).collect::<Vec<_>>() {
             headers.remove(name);
         }
     }

@@ -12,7 +12,7 @@ use http::{
 
 use super::list::{Backslash, elements};
 
-/// Fields that are lists by their definition. A value of any other field may mean what its text alone tells.
+/// Fields that are lists by their definition. A value of any other field is its exact text.
 const LISTS: [HeaderName; 4] = [ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE];
 
 /// How many different `Vary` fields of one resource are known at a time. Most resources have one.
@@ -52,9 +52,10 @@ impl Vary {
         Self::read(&HeaderMap::from_iter([(VARY, value)]))
     }
 
-    /// Returns whether the values that select the response are those of a login.
-    pub(crate) fn names_credentials(&self) -> bool {
-        self.0.iter().any(|name| [AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION].contains(name))
+    /// Returns whether a value of the request that selects the response is secret: one of a login, or a sensitive one.
+    pub(crate) fn selects_by_secret(&self, headers: &HeaderMap) -> bool {
+        let is_secret = |name| headers.get_all(name).iter().any(HeaderValue::is_sensitive);
+        self.0.iter().any(|name| [AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION].contains(name) || is_secret(name))
     }
 
     /// Returns whether the response is for all requests.
@@ -64,8 +65,8 @@ impl Vary {
 
     /// Returns the values of a request that select a response. Requests with equal values get the same.
     ///
-    /// Spaces around commas and the number of lines do not matter. In fields that negotiate, neither do empty elements,
-    /// nor does the case of what has none.
+    /// Spaces around commas and the number of lines do not matter. In fields that negotiate, neither do empty elements
+    /// and the case of tokens.
     pub(crate) fn select(&self, headers: &HeaderMap) -> Vec<u8> {
         let mut selected = Vec::with_capacity(64);
         for name in &*self.0 {

@@ -49,7 +49,8 @@ pub(super) fn encode(page: &Page, number: u128, identity: &[u8], now: Now) -> Op
     put_text(&mut to, identity);
     to.put_u64(millis(now.date));
     to.put_u64(terms.age(now.instant).as_millis() as u64);
-    to.put_u64(terms.since_sent(now.instant).as_millis() as u64);
+    // Rounded up, so that no request counts as sent after a time that it was sent before.
+    to.put_u64(terms.since_sent(now.instant).as_nanos().div_ceil(1_000_000) as u64);
     to.put_u16(status.as_u16());
     put_headers(&mut to, &headers);
     put_headers(&mut to, &trailers);
@@ -63,7 +64,7 @@ pub(super) fn sent(page: &Page, now: Now) -> SystemTime {
     now.date.checked_sub(page.head.terms.since_sent(now.instant)).unwrap_or(UNIX_EPOCH)
 }
 
-/// Returns whether a copy is that of this identity and number, and answers a request that was sent after this time.
+/// Returns whether a copy has this identity and number, and its request was sent after this time.
 pub(super) fn is_newer(copy: Bytes, (number, identity): (u128, &[u8]), than: SystemTime) -> bool {
     Read::take(copy).is_some_and(|read| read.is(number, identity) && read.sent() > than)
 }
@@ -79,16 +80,16 @@ pub(super) enum Decoded {
     Unknown,
 }
 
-/// Reads the response with this identity and number of a record for a request.
+/// Reads the response with this number of a record, this identity and this `Vary` for a request.
 pub(super) fn decode(
     from: Bytes,
-    (number, identity): (u128, &[u8]),
+    (number, identity, vary): (u128, &[u8], &Vary),
     (rules, asked): (&Rules, &Asked),
     not_before: SystemTime,
     now: Now,
 ) -> Decoded {
     let Some(read) = Read::take(from) else { return Decoded::Unknown };
-    if !read.is(number, identity) || read.written < not_before {
+    if !read.is(number, identity) || read.sent() < not_before {
         return Decoded::Other;
     }
     let Read { written, age, since_sent, status, mut headers, trailers, body, .. } = read;
@@ -97,15 +98,12 @@ pub(super) fn decode(
     let age = age.saturating_add(elapsed);
     headers.insert(AGE, HeaderValue::from(age.as_secs()));
     let times = Times { sent: now.instant, received: now.instant, date: now.date };
-    let vary = Vary::read(&headers);
-    let (Some(vary), Some(mut terms)) = (vary, rules.terms(asked, status, &mut headers, times)) else {
-        return Decoded::Other;
-    };
+    let Some(mut terms) = rules.terms(asked, status, &mut headers, times) else { return Decoded::Other };
     terms.copied(age, since_sent.saturating_add(elapsed), now.instant);
     let trailers = Some(trailers).filter(|trailers| !trailers.is_empty());
     // A slice would keep the whole copy.
     let content = Content::from_bytes(Bytes::copy_from_slice(&body), trailers);
-    Decoded::Page(Box::new(Page::new(Head::new(status, &headers, terms, vary), content)))
+    Decoded::Page(Box::new(Page::new(Head::new(status, &headers, terms, vary.clone()), content)))
 }
 
 struct Read {

@@ -11,7 +11,10 @@ use std::{
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::HeaderMap;
 
-use super::super::rules::{MOST_VARY, Vary};
+use super::super::{
+    super::http::HttpKey,
+    rules::{MOST_VARY, Vary},
+};
 use crate::store::{put_text, take_text};
 
 /// The version of the format. A process that does not know it replaces the record.
@@ -84,10 +87,20 @@ pub(super) fn identity(key: &str, vary: &Vary, headers: &HeaderMap) -> Vec<u8> {
     identity.into()
 }
 
+/// The longest name of a resource that is not hashed, so that a store that limits the length of a key takes every one.
+const LONGEST_NAME: usize = 200;
+
+/// Returns the name in the store of the record of a resource. Another one may have the same name, if it is long: an
+/// invalidation of one is then one of both.
+pub(super) fn resource(key: &HttpKey) -> String {
+    let name = key.resource();
+    if name.len() <= LONGEST_NAME { name } else { format!("//{}", name_of(name.as_bytes())) }
+}
+
 /// Returns the name in the store of the response with this identity. Another one may have the same name.
 ///
-/// All processes have to agree on it, and so the hash has no secret: whoever finds another identity with the same name
-/// can replace the copy, but not be served it.
+/// All processes have to agree on it, and so the hash has no secret: a caller that finds another identity with the same
+/// name can replace the copy, but is not served it.
 pub(super) fn name_of(identity: &[u8]) -> String {
     // FNV-1a, of 128 bits.
     const OFFSET: u128 = 0x6c62272e07bb014262b821756295c58d;
@@ -128,6 +141,16 @@ mod tests {
         let many = ["d", "e", "f"].iter().fold(second, |record, name| record.with(&vary(name), at(5)));
         assert_eq!(many.vary, ["f", "e", "d", "b, c"].map(vary));
         assert_eq!((many.ttl(at(3)), many.ttl(at(9))), (Duration::from_millis(2), Duration::ZERO));
+    }
+
+    #[test]
+    fn no_resource_has_a_long_name() {
+        let of = |path: &str| resource(&HttpKey::from(format!("http://a.test/{path}").parse::<http::Uri>().unwrap()));
+        assert_eq!(of("b?c"), "//a.test/b?c");
+        let (one, other) = ("b".repeat(191), "c".repeat(60_000));
+        assert_eq!(of(&one), format!("//a.test/{one}"));
+        assert_eq!([of(&format!("{one}b")).len(), of(&other).len()], [34, 34]);
+        assert_ne!(of(&format!("{one}b")), of(&other));
     }
 
     #[test]

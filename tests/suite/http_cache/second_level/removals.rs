@@ -392,3 +392,34 @@ fn a_removal_that_ends_with_its_runtime_is_made_on_the_next_one() {
     run(async { drop(cold.get("/", &[]).await) });
     assert_eq!(cold.calls(), 1);
 }
+
+/// Shows: C8
+#[tokio::test(start_paused = true)]
+async fn a_lookup_that_runs_out_of_time_ends_no_wait_for_a_removal() {
+    let server = Server::new(Behaviour::Answers);
+    let headers = &["cache-control: max-age=60"];
+    let [first, cold] = processes(&server, headers);
+    first.get("/", &[]).await;
+    server.becomes(Behaviour::Takes(60 * MILLI));
+    // The record of a new resource takes the rest of the time, and more.
+    first.get("/new", &[]).await;
+    first.ask(Method::POST, "/", &[]).await;
+    server.becomes(Behaviour::Answers);
+    cold.get("/", &[]).await;
+    assert_eq!(cold.calls(), 1);
+}
+
+/// Shows: C8
+#[tokio::test(start_paused = true)]
+async fn a_response_to_a_request_from_before_a_clear_is_not_used() {
+    let server = Server::new(Behaviour::Answers);
+    let [site] = processes(&server, &["cache-control: max-age=60"]);
+    let slow = slow_process(&server);
+    let call = sent(&slow, "/", &[]).await;
+    site.handle.clear();
+    // Until a copy that is written now is not from before, by the clock of the system.
+    std::thread::sleep(3 * MILLI);
+    call.await.unwrap();
+    settle().await;
+    assert_eq!((site.get("/", &[]).await.body, site.calls()), ("1".into(), 1));
+}

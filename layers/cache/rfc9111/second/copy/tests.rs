@@ -30,8 +30,13 @@ fn page(lines: &[(&str, &str)], at: Now) -> Page {
     Page::new(Head::new(StatusCode::OK, &headers, terms, vary), Content::from_bytes("body".into(), None))
 }
 
+/// The `Vary` of a response that is for all requests.
+fn all() -> Vary {
+    Vary::read(&headers(&[])).unwrap()
+}
+
 fn read(bytes: &Bytes, at: Now) -> Option<Page> {
-    match decode(bytes.clone(), (1, b"id"), (&Rules::default(), &Asked::default()), UNIX_EPOCH, at) {
+    match decode(bytes.clone(), (1, b"id", &all()), (&Rules::default(), &Asked::default()), UNIX_EPOCH, at) {
         Decoded::Page(page) => Some(*page),
         Decoded::Other => None,
         Decoded::Unknown => panic!("unknown"),
@@ -72,7 +77,7 @@ fn a_copy_is_for_its_identity_and_not_from_before_a_time() {
     let copy = encode(&page(&[("cache-control", "max-age=60")], begin), 1, b"id", begin).unwrap();
     let of = |number, identity: &[u8], not_before| {
         let decoded =
-            decode(copy.clone(), (number, identity), (&Rules::default(), &Asked::default()), not_before, begin);
+            decode(copy.clone(), (number, identity, &all()), (&Rules::default(), &Asked::default()), not_before, begin);
         matches!(decoded, Decoded::Page(_))
     };
     assert!(!of(2, b"id", begin.date));
@@ -84,12 +89,12 @@ fn the_reader_decides_what_a_copy_may_be_used_for() {
     let begin = now();
     let copy = encode(&page(&[("cache-control", "max-age=60")], begin), 1, b"id", begin).unwrap();
     let asked = Asked { has_authorization: true, ..Asked::default() };
-    let decoded = decode(copy.clone(), (1, b"id"), (&Rules::default(), &asked), UNIX_EPOCH, begin);
+    let decoded = decode(copy.clone(), (1, b"id", &all()), (&Rules::default(), &asked), UNIX_EPOCH, begin);
     assert!(matches!(decoded, Decoded::Other));
     let rules = Rules { targeted: Some("x-control".parse().unwrap()), ..Rules::default() };
     let page = page(&[("cache-control", "max-age=60"), ("x-control", "no-store")], begin);
     let copy = encode(&page, 1, b"id", begin).unwrap();
-    assert!(matches!(decode(copy, (1, b"id"), (&rules, &Asked::default()), UNIX_EPOCH, begin), Decoded::Other));
+    assert!(matches!(decode(copy, (1, b"id", &all()), (&rules, &Asked::default()), UNIX_EPOCH, begin), Decoded::Other));
 }
 
 proptest! {
@@ -120,7 +125,7 @@ proptest! {
     fn a_copy_that_is_cut_off_is_unknown(cut in 0..200_usize, noise in vec(any::<u8>(), 0..99)) {
         let begin = now();
         let copy = encode(&page(&[("cache-control", "max-age=60")], begin), 1, b"id", begin).unwrap();
-        let decoded = |bytes| decode(bytes, (1, b"id"), (&Rules::default(), &Asked::default()), UNIX_EPOCH, begin);
+        let decoded = |bytes| decode(bytes, (1, b"id", &all()), (&Rules::default(), &Asked::default()), UNIX_EPOCH, begin);
         let cut = copy.slice(..cut.min(copy.len() - 1));
         prop_assert!(matches!(decoded(cut.clone()), Decoded::Unknown));
         decoded([&cut[..], &noise].concat().into());
