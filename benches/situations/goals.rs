@@ -16,7 +16,9 @@ pub struct Tables<'a> {
 const NANOS: usize = 0;
 const ONE_THREAD: usize = 0;
 const TWO_THREADS: usize = 1;
+const MICROS: usize = 0;
 const ADDED: usize = 1;
+const CPU: usize = 2;
 const INSTRUCTIONS: usize = 3;
 const BYTES: usize = 5;
 
@@ -48,7 +50,9 @@ impl Tables<'_> {
             beside_best(name, "% of time", self.round_trips, what, ADDED, Better::Less);
             beside_best(name, "bytes of the future", self.round_trips, what, BYTES, Better::Less);
         }
-        beside_best("a rejection over HTTP", "µs", self.round_trips, "a full server", 0, Better::Less);
+        beside_best("a rejection over HTTP", "µs", self.round_trips, "a full server", MICROS, Better::Less);
+        beside_best("reverse proxy", "µs of CPU", self.round_trips, "reverse proxy", CPU, Better::Less);
+        beside_best("reverse proxy", "instructions", self.round_trips, "reverse proxy", INSTRUCTIONS, Better::Less);
         for what in [
             "stack of the four",
             "timeout, retry, limit",
@@ -60,6 +64,7 @@ impl Tables<'_> {
             "cache, a miss that evicts",
             "rate limit",
             "rate limit, per key",
+            "hedge, after a delay",
             "breaker, a rejection",
             "limit, a rejection",
             "rate limit, a rejection",

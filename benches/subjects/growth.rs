@@ -120,7 +120,8 @@ fn without_a_pattern(below: u32) -> impl FnMut() -> Word {
 /// All callers but the first wait for its permit, and then for each other's.
 fn waiting(callers: u32) -> Vec<Subject> {
     let what = "limit of one, each caller's turn";
-    let ours = ConcurrencyLimitLayer::new(1).max_waiting(callers as usize);
+    // The others wait for as long as it takes.
+    let ours = ConcurrencyLimitLayer::new(1).max_waiting(callers as usize).max_wait(Duration::MAX);
     vec![
         queue(what, "ziggurat", callers, {
             ServiceBuilder::new().layer(ours).map_err(Error::Service).service(Pending(1))

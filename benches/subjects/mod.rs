@@ -54,6 +54,8 @@ mod peers;
 #[cfg(feature = "peers")]
 pub mod pending;
 mod policies;
+#[cfg(feature = "peers")]
+mod proxy;
 mod rejections;
 pub mod round_trip;
 #[cfg(feature = "peers")]

@@ -8,7 +8,7 @@ use recloser::{AsyncRecloser, Recloser};
 use tower::ServiceBuilder;
 use tower_resilience::{
     bulkhead::BulkheadLayer, cache::CacheLayer as PeerCacheLayer,
-    circuitbreaker::CircuitBreakerLayer as PeerBreakerLayer, retry::RetryLayer as PeerRetryLayer,
+    circuitbreaker::CircuitBreakerLayer as PeerBreakerLayer, hedge::HedgeLayer, retry::RetryLayer as PeerRetryLayer,
     timelimiter::TimeLimiterLayer,
 };
 
@@ -46,6 +46,10 @@ pub(super) fn subjects() -> Vec<Subject> {
     let mut all = Vec::new();
     collect(&Echo, &mut all);
     all.extend([
+        // Not fired: the response is ready at once.
+        subject("hedge, after a delay", "tower-resilience", {
+            ServiceBuilder::new().layer(HedgeLayer::builder().delay(LIMIT).build()).service(Echo)
+        }),
         misses("tower-resilience", ServiceBuilder::new().layer(peer_cache()).service(Echo)),
         misses("moka, the store", ServiceBuilder::new().map_request(moka(1_000, LIMIT)).service(Echo)),
         misses("quick_cache, the store", ServiceBuilder::new().map_request(quick_cache(1_000)).service(Echo)),

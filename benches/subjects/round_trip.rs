@@ -13,6 +13,8 @@ use std::{
 };
 
 #[cfg(feature = "peers")]
+use super::proxy;
+#[cfg(feature = "peers")]
 use crate::Failed;
 use crate::subject::Subject;
 use bytes::Bytes;
@@ -86,9 +88,6 @@ impl<T: Link> Connections<T> {
         #[cfg(feature = "peers")]
         let peer_limit = BulkheadLayer::builder().max_concurrent_calls(PERMITS).build().expect("a limit");
         let app = Scope::root("app");
-        let runtime = Builder::new_current_thread().enable_time().build().expect("a runtime");
-        // The full server's first request has a timer.
-        let _entered = runtime.enter();
         vec![
             Self::client("bare", "", ServiceBuilder::new()),
             Self::client(
@@ -160,13 +159,10 @@ impl<T: Link> Connections<T> {
                     .layer(PropagateLayer::new())
                     .map_err(Error::Service),
             ),
-            Self::pair(
-                "recommended server",
-                "ziggurat",
-                ServiceBuilder::new(),
-                ServiceBuilder::new().layer(ServerStack::new(&app)).service_fn(answer),
-            ),
-            Self::pair("a full server", "ziggurat", ServiceBuilder::new(), {
+            Self::pair("recommended server", "ziggurat", ServiceBuilder::new(), || {
+                ServiceBuilder::new().layer(ServerStack::new(&app)).service_fn(answer)
+            }),
+            Self::pair("a full server", "ziggurat", ServiceBuilder::new(), || {
                 let stack = ServerStack::new(&app);
                 stack.gate().set_limit(1);
                 // The only permit is taken for good, by a request of the same stack.
@@ -176,12 +172,13 @@ impl<T: Link> Connections<T> {
                 forget(first);
                 stack.layer(tower::service_fn(answer))
             }),
-            Self::pair(
-                "a full server",
-                "a handler that answers 503",
-                ServiceBuilder::new(),
-                tower::service_fn(unavailable),
-            ),
+            Self::pair("a full server", "a handler that answers 503", ServiceBuilder::new(), || {
+                tower::service_fn(unavailable)
+            }),
+            #[cfg(feature = "peers")]
+            Self::pair("reverse proxy", "ziggurat", ServiceBuilder::new(), proxy::ours::<T>),
+            #[cfg(feature = "peers")]
+            Self::pair("reverse proxy", "hyper alone", ServiceBuilder::new(), proxy::bare::<T>),
         ]
     }
 
@@ -192,17 +189,16 @@ impl<T: Link> Connections<T> {
         L::Service: Service<Sent, Response = Response<B>, Error: Debug> + 'static,
         B: Body<Data = Bytes, Error: Debug>,
     {
-        Self::pair(what, whose, layers, tower::service_fn(answer))
+        Self::pair(what, whose, layers, || tower::service_fn(answer))
     }
 
-    fn pair<L, B, S, A>(what: &'static str, whose: &'static str, layers: L, server: S) -> RoundTrip
+    /// A client in its layers, and a server, which is built on the runtime of both.
+    fn pair<L, B, S>(what: &'static str, whose: &'static str, layers: L, server: impl FnOnce() -> S) -> RoundTrip
     where
         L: Layer<Bare<T>>,
         L::Service: Service<Sent, Response = Response<B>, Error: Debug> + 'static,
         B: Body<Data = Bytes, Error: Debug>,
-        S: Service<Request<Incoming>, Response = Response<A>, Error = Infallible, Future: Send>,
-        S: Clone + Send + 'static,
-        A: Body<Data: Send, Error: Into<Box<dyn StdError + Send + Sync>>> + Send + 'static,
+        S: Answer,
     {
         let mut runtime = Builder::new_current_thread();
         if T::OF_THE_KERNEL {
@@ -211,7 +207,7 @@ impl<T: Link> Connections<T> {
         let runtime = runtime.enable_time().build().expect("a runtime");
         let entered = runtime.enter();
         let (near, far) = T::pair().expect("a connection");
-        runtime.spawn(Server::new().serve_connection(TokioIo::new(far), TowerToHyperService::new(server)));
+        runtime.spawn(Server::new().serve_connection(TokioIo::new(far), TowerToHyperService::new(server())));
         let client = Client::builder(TokioExecutor::new()).build(Pipes::new(near));
         let mut service = layers.layer(client);
         drop(entered);
@@ -219,6 +215,21 @@ impl<T: Link> Connections<T> {
         let size = size_of::<<L::Service as Service<Sent>>::Future>();
         RoundTrip { subject: Subject { what, whose, run: Box::new(run) }, size }
     }
+}
+
+/// A server's service.
+pub(super) trait Answer:
+    Service<Request<Incoming>, Response = Response<Self::Body>, Error = Infallible, Future: Send> + Clone + Send + 'static
+{
+    type Body: Body<Data: Send, Error: Into<Box<dyn StdError + Send + Sync>>> + Send + 'static;
+}
+
+impl<S, B> Answer for S
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send> + Clone + Send + 'static,
+    B: Body<Data: Send, Error: Into<Box<dyn StdError + Send + Sync>>> + Send + 'static,
+{
+    type Body = B;
 }
 
 type Bare<T> = Client<Pipes<T>, Full<Bytes>>;
@@ -240,7 +251,7 @@ where
     }
 }
 
-async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+pub(super) async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     black_box(request);
     Ok(Response::new(Full::new(Bytes::from_static(b"ok"))))
 }
