@@ -75,13 +75,14 @@ pub fn machine() -> String {
         let version = package.lines().find_map(|line| line.strip_prefix("version = "))?;
         Some(format!("{name} {}", version.trim_matches('"')))
     };
+    let versions: Vec<_> = CRATES.iter().filter_map(version).collect();
     format!(
-        "{}, {} cores of {}, Linux {}, {}. Load average before the run: {load}. {}.\n",
+        "{}, {} cores of {}, Linux {}, {}.\nLoad average before the run: {load}. {}.\n",
         output("date", &["-u", "+%-d %B %Y"]),
         available_parallelism().map_or(1, usize::from),
         model.unwrap_or("an unknown processor"),
         output("uname", &["-r"]),
         output("rustc", &["--version"]),
-        CRATES.iter().filter_map(version).collect::<Vec<_>>().join(", "),
+        versions.chunks(5).map(|line| line.join(", ")).collect::<Vec<_>>().join(",\n"),
     )
 }

@@ -82,16 +82,21 @@ pub fn number(figure: f64) -> String {
         10.0..100.0 => 1,
         _ => 0,
     };
-    let text = format!("{figure:.digits$}");
-    // A comma before each three digits, counted from the point.
+    // A small negative figure is no negative zero.
+    let text = format!("{:.digits$}", if figure.abs() < 0.005 { 0.0 } else { figure });
     let (whole, rest) = text.split_at(text.find('.').unwrap_or(text.len()));
     let (sign, whole) = whole.strip_prefix('-').map_or(("", whole), |whole| ("-", whole));
-    let mut grouped = String::new();
-    for (index, digit) in whole.chars().enumerate() {
-        if index > 0 && (whole.len() - index) % 3 == 0 {
-            grouped.push(',');
+    format!("{sign}{}{rest}", grouped(whole))
+}
+
+/// Digits with a comma before each three of them, counted from the end.
+pub fn grouped(digits: &str) -> String {
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
         }
-        grouped.push(digit);
+        text.push(digit);
     }
-    format!("{sign}{grouped}{rest}")
+    text
 }

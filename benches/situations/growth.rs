@@ -4,7 +4,7 @@ use tokio::runtime::Builder;
 
 use crate::{
     subjects::growth::all,
-    table::{Row, Table},
+    table::{Row, Table, grouped},
     turns::nanos,
 };
 
@@ -33,5 +33,5 @@ pub fn table(quick: bool) -> Table {
             }
         }
     }
-    Table::new(NUMBERS.map(|number| number.to_string()), rows)
+    Table::new(NUMBERS.map(|number| grouped(&number.to_string())), rows)
 }

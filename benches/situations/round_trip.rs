@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// The time on loopback, and that of the processor, both in microseconds. The counts are those of the same trips over a
-/// pipe in memory. The first subject is bare, and the figures of the others are what they add to it.
+/// pipe in memory. The first subject is bare, and the counts of the others are what they add to it.
 pub fn table(quick: bool, counts: &mut impl Iterator<Item = Count>) -> Table {
     let (mut subjects, sizes): (Vec<Subject>, Vec<_>) =
         on_loopback().into_iter().map(|RoundTrip { subject, size }| (subject, size as f64)).unzip();
@@ -21,8 +21,7 @@ pub fn table(quick: bool, counts: &mut impl Iterator<Item = Count>) -> Table {
     let rows = subjects.iter().enumerate().map(|(index, subject)| {
         let (time, more) = (micros[index], 100.0 * (micros[index] / micros[0] - 1.0));
         let Count { instructions, allocations } = if index == 0 { counts[0] } else { counts[index] - counts[0] };
-        let size = if index == 0 { sizes[0] } else { sizes[index] - sizes[0] };
-        Row::new(subject.what, subject.whose, [time, more, cpu[index], instructions, allocations, size])
+        Row::new(subject.what, subject.whose, [time, more, cpu[index], instructions, allocations, sizes[index]])
     });
     Table::new(["µs", "% more", "µs of CPU", "instructions", "allocations", "bytes of the future"], rows.collect())
 }
