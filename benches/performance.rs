@@ -1,5 +1,6 @@
 //! Measures all situations, and writes the tables and pictures of `docs/performance.md`, with the machine and the
-//! versions. `cargo bench -p ziggurat-benches --bench performance` (takes some minutes; leave the machine alone)
+//! versions. `cargo bench -p ziggurat-benches --bench performance` (a quarter of an hour, most of it under
+//! valgrind; leave the machine alone)
 //!
 //! `-- --quick` runs a few rounds and prints the page's tables: the figures mean nothing.
 

@@ -24,7 +24,7 @@ pub fn with_a_timer(quick: bool) -> Table {
     // seatbelt's clock needs one.
     let _entered = runtime.enter();
     let mut subjects = subjects::<Tasks>(sleepy());
-    let nanos = cpu_nanos(&mut subjects, if quick { 2 } else { 40 }, 1_000);
+    let nanos = cpu_nanos(&mut subjects, if quick { 2 } else { 100 }, 1_000);
     let (mut ours, mut rows) = (f64::NAN, Vec::new());
     for (subject, nanos_of_one) in subjects.iter().zip(&nanos).skip(1) {
         let net = nanos_of_one - nanos[0];
