@@ -43,6 +43,7 @@ mod signal;
 pub mod stack;
 pub mod store;
 pub mod stream;
+mod stripe;
 mod telemetry;
 #[cfg(feature = "test-util")]
 #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]

@@ -4,7 +4,7 @@
 use loom::sync::atomic::{AtomicBool, Ordering};
 #[cfg(not(all(test, ziggurat_loom)))]
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, time::Duration};
 
 use super::{
     Cancelled,
@@ -16,6 +16,7 @@ use crate::{
     clock,
     events::EventBus,
     outcome::{Class, Reason, Reject, Rejection, judged_as},
+    stripe::{Lender, Loan},
     telemetry::{LayerEvent, LayerInfo},
 };
 
@@ -30,7 +31,7 @@ pub(super) struct Settings {
 /// The circuit that all services of one layer value share. A clone is the same circuit.
 #[derive(Clone)]
 pub(super) struct Circuit {
-    shared: Arc<Shared>,
+    shared: Lender<Shared>,
 }
 
 struct Shared {
@@ -47,7 +48,7 @@ impl Circuit {
         info.starts_as(State::Closed.as_str());
         let machine = Machine::new(policy, clock::now());
         let shared = Shared { machine, cancelled, info, transitions, telling: AtomicBool::new(false) };
-        Self { shared: Arc::new(shared) }
+        Self { shared: Lender::new(shared) }
     }
 
     pub(super) fn machine(&self) -> &Machine {
@@ -78,22 +79,9 @@ impl Circuit {
     #[inline]
     pub(super) fn admit(&self) -> Result<Call, Refused> {
         match self.shared.machine.admit_untimed() {
-            Some(ticket) => Ok(Call::new(self, ticket)),
-            None => self.admit_timed(),
+            Some(ticket) => Ok(Call::new(self.shared.lend(), ticket)),
+            None => Call::admit(self.shared.lend()),
         }
-    }
-
-    #[inline(never)]
-    fn admit_timed(&self) -> Result<Call, Refused> {
-        let ticket = self.shared.machine.admit(clock::now)?;
-        let is_probe = ticket.is_probe();
-        // Before publishing: if a subscriber panics, the call is dropped and frees its probe slot.
-        let call = Call::new(self, ticket);
-        // The call may have half-opened the circuit.
-        if is_probe {
-            self.shared.tell_news();
-        }
-        Ok(call)
     }
 }
 
@@ -144,14 +132,23 @@ impl Shared {
 
 impl fmt::Debug for Circuit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Circuit").field("state", &self.state()).field("info", self.info()).finish_non_exhaustive()
+        (*self.shared).fmt(f)
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Circuit")
+            .field("state", &self.machine.state())
+            .field("info", &self.info)
+            .finish_non_exhaustive()
     }
 }
 
 /// An admitted call. Dropping it without an outcome records a cancelled call (or a panic).
 #[derive(Debug)]
 pub(super) struct Call {
-    circuit: Circuit,
+    circuit: Loan<Shared>,
     ticket: Ticket,
     /// Whether its outcome is recorded.
     is_over: bool,
@@ -159,13 +156,26 @@ pub(super) struct Call {
 
 impl Call {
     #[inline]
-    fn new(circuit: &Circuit, ticket: Ticket) -> Self {
-        Self { circuit: circuit.clone(), ticket, is_over: false }
+    fn new(circuit: Loan<Shared>, ticket: Ticket) -> Self {
+        Self { circuit, ticket, is_over: false }
+    }
+
+    #[inline(never)]
+    fn admit(circuit: Loan<Shared>) -> Result<Self, Refused> {
+        let ticket = circuit.machine.admit(clock::now)?;
+        let is_probe = ticket.is_probe();
+        // Before publishing: if a subscriber panics, the call is dropped and frees its probe slot.
+        let call = Self::new(circuit, ticket);
+        // The call may have half-opened the circuit.
+        if is_probe {
+            call.circuit.tell_news();
+        }
+        Ok(call)
     }
 
     /// Marks that the response has arrived. The call's time is measured up to here; the call continues with the body.
     pub(super) fn answered(&mut self) {
-        self.circuit.shared.machine.answered(&mut self.ticket, clock::now);
+        self.circuit.machine.answered(&mut self.ticket, clock::now);
     }
 
     /// Records how the call ended. `unsent` means that it still waited in a local queue.
@@ -197,7 +207,7 @@ impl Call {
     fn over(&mut self, outcome: Outcome) {
         if !self.is_over {
             self.is_over = true;
-            self.circuit.shared.record(&self.ticket, outcome);
+            self.circuit.record(&self.ticket, outcome);
         }
     }
 
@@ -215,31 +225,31 @@ impl Call {
     ///
     /// The call never becomes a probe: it would wait behind other calls, which are all about to be rejected.
     pub(super) fn admit_again(&mut self) -> Result<(), Refused> {
-        let machine = &self.circuit.shared.machine;
+        let machine = &self.circuit.machine;
         if machine.is_current(&self.ticket) {
             return Ok(());
         }
-        if self.circuit.state() == State::Closed {
+        if machine.state() == State::Closed {
             // The outcome of a call from before the transition changes nothing.
             self.is_over = true;
-            *self = self.circuit.admit()?;
+            *self = Self::admit(self.circuit.clone())?;
             return Ok(());
         }
         if machine.watch_only() {
             return Ok(());
         }
         self.is_over = true;
-        Err(self.circuit.check().err().unwrap_or(Refused { retry_after: Duration::ZERO }))
+        Err(machine.check(clock::now).err().unwrap_or(Refused { retry_after: Duration::ZERO }))
     }
 
-    pub(super) fn circuit(&self) -> &Circuit {
-        &self.circuit
+    pub(super) fn info(&self) -> &LayerInfo {
+        &self.circuit.info
     }
 
     /// Records that the call panicked, which is a local fault.
     #[cold]
     pub(super) fn panicked(&mut self) {
-        self.over(match self.circuit.shared.cancelled {
+        self.over(match self.circuit.cancelled {
             Cancelled::Failure => Outcome::NoAnswer,
             _ => Outcome::Ignored,
         });
@@ -248,7 +258,7 @@ impl Call {
     /// Records that the call was dropped, with the notes that inner layers left while it was.
     #[cold]
     pub(super) fn cancelled(&mut self, Unsent(unsent): Unsent, HadItsTime(had_its_time): HadItsTime) {
-        self.over(match self.circuit.shared.cancelled {
+        self.over(match self.circuit.cancelled {
             Cancelled::Failure => Outcome::NoAnswer,
             Cancelled::Ignored => Outcome::Ignored,
             _ if unsent => Outcome::Ignored,

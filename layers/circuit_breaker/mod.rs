@@ -107,7 +107,8 @@
 //!
 //! In a closed circuit, a call costs three atomic reads and a reference count, and with a rate also an atomic write.
 //! It clones no service, takes no lock and does not allocate. It reads the clock only if the window is one of time, if
-//! slow calls are counted, or with [`Cancelled::After`].
+//! slow calls are counted, or with [`Cancelled::After`]. Calls of different threads write to different cache lines. Only
+//! the counts of a window of calls are the same for all.
 //!
 //! # Examples
 //!
@@ -169,7 +170,7 @@ use crate::{
     clock,
     keep::keep_while,
     outcome::{Class, Classify, FailOnError, HttpStatus, Reason, Reject, Rejection},
-    telemetry::{Observer, layer_info},
+    telemetry::{LayerInfo, Observer, layer_info},
 };
 
 mod circuit;
@@ -713,7 +714,7 @@ where
                 if *this.waits
                     && let Err(refused) = call.admit_again()
                 {
-                    let rejection = rejected(call.circuit(), refused);
+                    let rejection = rejected(call.info(), refused);
                     // Releases its place in the queue, or the permit that it has just acquired.
                     this.response.set(None);
                     *this.admission = Admission::Passed;
@@ -734,7 +735,7 @@ where
                 ready!(polled)
             }
             (None, Admission::Refused(circuit, refused)) => {
-                return Poll::Ready(E::reject(rejected(circuit, *refused)));
+                return Poll::Ready(E::reject(rejected(circuit.info(), *refused)));
             }
             _ => panic!("circuit_breaker::ResponseFuture polled after it was ready"),
         };
@@ -767,8 +768,8 @@ where
 }
 
 #[cold]
-fn rejected(circuit: &Circuit, Refused { retry_after }: Refused) -> Rejection {
-    circuit.info().reject_with_retry_after(Reason::CircuitOpen, retry_after)
+fn rejected(info: &LayerInfo, Refused { retry_after }: Refused) -> Rejection {
+    info.reject_with_retry_after(Reason::CircuitOpen, retry_after)
 }
 
 impl<F, C, U> fmt::Debug for ResponseFuture<F, C, U> {

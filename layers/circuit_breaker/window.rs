@@ -3,14 +3,21 @@
 //! The window is a ring of buckets. Each bucket is one word, `tag | calls | bad calls`, and belongs to a *slot* of time
 //! (or of calls). The tag names the slot, so the first call that needs a bucket for a new slot resets it, and no sweep
 //! is needed. Recording is one compare-and-swap. Summing is a pass over sixteen words.
+//!
+//! Two threads that record in the same bucket at once wait for each other's cache line. From then on a window of time
+//! has a further ring for each stripe of threads, and is the sum of all of them: which ring a call is in makes no
+//! difference. A window of calls cannot be divided so, because a bucket of it ends with the last call that has room.
 
 #[cfg(all(test, ziggurat_loom))]
 use loom::sync::atomic::{AtomicU64, Ordering, fence};
 #[cfg(not(all(test, ziggurat_loom)))]
 use std::sync::atomic::{AtomicU64, Ordering, fence};
-use std::{fmt, num::NonZeroU32, time::Duration};
+use std::{fmt, iter, num::NonZeroU32, sync::OnceLock, time::Duration};
 
-use crate::clock::Instant;
+use crate::{
+    clock::Instant,
+    stripe::{self, Apart},
+};
 
 /// The number of steps in which a window moves, as in Polly.
 const STEPS: u32 = 10;
@@ -85,8 +92,14 @@ pub(super) struct Window {
     pace: Pace,
     /// The number of slots that make up the window.
     slots: u64,
-    buckets: [AtomicU64; RING as usize],
+    ring: Apart<Ring>,
+    /// The rings of the stripes, once threads have met.
+    more: OnceLock<Box<[Apart<Ring>; stripe::MOST]>>,
+    #[cfg(all(test, ziggurat_loom))]
+    made_by: loom::thread::ThreadId,
 }
+
+type Ring = [AtomicU64; RING as usize];
 
 /// The result of counting a call in a bucket.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -153,7 +166,19 @@ impl Window {
                 (Pace::Calls { open, calls: width.into() }, calls.saturating_sub(1).div_ceil(width) + 1)
             }
         };
-        Self { pace, slots: slots.into(), buckets: Default::default() }
+        let window = Self {
+            pace,
+            slots: slots.into(),
+            ring: Apart::default(),
+            more: OnceLock::new(),
+            #[cfg(all(test, ziggurat_loom))]
+            made_by: loom::thread::current().id(),
+        };
+        // Loom does not see that the cell publishes the rings.
+        if cfg!(all(test, ziggurat_loom)) {
+            window.divide();
+        }
+        window
     }
 
     /// Records a call of this generation. Returns its slot, and whether the window moved with it.
@@ -184,21 +209,45 @@ impl Window {
     /// Counts a call in the bucket of this slot.
     #[inline]
     fn put(&self, slot: u64, room: u64, bad: bool) -> Put {
-        // Relaxed, because the counts are the only shared data. `tally` has the fence.
-        let before = self.bucket(slot).fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
-            match (word >> TAG_SHIFT).wrapping_sub(tag(slot)) & TAG {
-                0 if (word >> COUNT_BITS) & COUNT >= room => None,
-                0 => Some(add(word, bad)),
-                1..=AHEAD => None, // too late: the window has moved on
-                _ => Some(add(tag(slot) << TAG_SHIFT, bad)),
+        let bucket = &self.ring_here()[(slot % RING) as usize];
+        let mut word = bucket.load(Ordering::Relaxed);
+        loop {
+            let next = match (word >> TAG_SHIFT).wrapping_sub(tag(slot)) & TAG {
+                0 if (word >> COUNT_BITS) & COUNT >= room => return Put::Full,
+                0 => add(word, bad),
+                // Too late: the window has moved on.
+                1..=AHEAD => return Put::Next,
+                _ => add(tag(slot) << TAG_SHIFT, bad),
+            };
+            // Relaxed, because the counts are the only shared data. `parts` has the fence.
+            match bucket.compare_exchange_weak(word, next, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return if word >> TAG_SHIFT == tag(slot) { Put::Next } else { Put::First },
+                Err(newer) => {
+                    word = newer;
+                    self.divide();
+                }
             }
-        });
-        match before {
-            Ok(word) if word >> TAG_SHIFT != tag(slot) => Put::First,
-            Ok(_) => Put::Next,
-            Err(word) if word >> TAG_SHIFT == tag(slot) => Put::Full,
-            // Another slot has taken over the bucket, so this call is too late to count.
-            Err(_) => Put::Next,
+        }
+    }
+
+    /// Returns the ring of this thread. Under loom, that of the thread which made the window, or of all others.
+    #[inline]
+    fn ring_here(&self) -> &Ring {
+        #[cfg(all(test, ziggurat_loom))]
+        if self.made_by == loom::thread::current().id() {
+            return &self.ring.0;
+        }
+        match self.more.get() {
+            None => &self.ring.0,
+            Some(more) => &more[stripe::here() % stripe::MOST].0,
+        }
+    }
+
+    /// Gives each stripe a ring of its own from now on, because two threads have met.
+    #[cold]
+    fn divide(&self) {
+        if let Pace::Time { .. } = self.pace {
+            self.more.get_or_init(Box::default);
         }
     }
 
@@ -229,21 +278,27 @@ impl Window {
     /// Sums the newest slot, the newest two, and so on up to the whole window, as [`tally`](Self::tally) does.
     pub(super) fn parts(&self, slot: u64) -> impl Iterator<Item = Tally> {
         fence(Ordering::SeqCst);
-        let words: [u64; RING as usize] = std::array::from_fn(|index| self.buckets[index].load(Ordering::Relaxed));
-        let held = (0..).zip(words).filter_map(|(index, word)| slot_of(index, word, slot));
-        let newest = held.fold(slot, u64::max);
-        (0..self.slots).map(move |age| newest - age).scan(Tally::default(), move |sum, slot| {
-            let word = words[(slot % RING) as usize];
-            if word >> TAG_SHIFT == tag(slot) {
-                sum.calls += count(word >> COUNT_BITS);
-                sum.bad += count(word);
+        // The slots after `slot - RING`, up to a lap after `slot`.
+        let mut held = [Tally::default(); 2 * RING as usize];
+        let place = move |held: u64| (held + RING - slot - 1) as usize;
+        let mut newest = slot;
+        let more = self.more.get().into_iter().flat_map(|more| more.iter().map(|ring| &ring.0));
+        for ring in iter::once(&self.ring.0).chain(more) {
+            for (index, bucket) in (0..).zip(ring) {
+                let word = bucket.load(Ordering::Relaxed);
+                if let Some(slot) = slot_of(index, word, slot) {
+                    newest = newest.max(slot);
+                    held[place(slot)].calls += count(word >> COUNT_BITS);
+                    held[place(slot)].bad += count(word);
+                }
             }
+        }
+        (0..self.slots).scan(Tally::default(), move |sum, age| {
+            let Tally { calls, bad } = held[place(newest - age)];
+            sum.calls += calls;
+            sum.bad += bad;
             Some(*sum)
         })
-    }
-
-    fn bucket(&self, slot: u64) -> &AtomicU64 {
-        &self.buckets[(slot % RING) as usize]
     }
 }
 

@@ -17,16 +17,16 @@
 
 #[cfg(all(test, ziggurat_loom))]
 use loom::sync::{
-    Arc, Mutex, MutexGuard,
+    Mutex, MutexGuard,
     atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
 };
 #[cfg(not(all(test, ziggurat_loom)))]
 use std::sync::{
-    Arc, Mutex, MutexGuard,
+    Mutex, MutexGuard,
     atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
 };
 use std::{
-    fmt, mem,
+    fmt, mem, ptr,
     sync::{OnceLock, PoisonError},
     task::{Poll, Waker},
     time::Duration,
@@ -39,9 +39,13 @@ use super::{
     queue::{Place, Queue, Ticket, Wakers},
     seats::Seats,
 };
+use crate::stripe::Loan;
 
 mod estimate;
+mod permits;
 mod room;
+
+pub(super) use self::permits::Permits;
 
 /// The maximum number of permits and of waiters, bounded by their bits in the word.
 pub(super) const MOST: usize = (1 << (AVAILABLE_BITS - 1)) - 1;
@@ -58,7 +62,7 @@ const WAITING_BITS: u32 = u64::BITS - AVAILABLE_BITS - LEFT_BITS;
 /// Clones refer to the same state.
 #[derive(Clone)]
 pub struct ConcurrencyLimitHandle {
-    shared: Arc<Shared>,
+    shared: Loan<Shared>,
 }
 
 struct Shared {
@@ -142,7 +146,7 @@ impl ConcurrencyLimitHandle {
             seats: Seats::new(),
             bodies: OnceLock::new(),
         };
-        Self { shared: Arc::new(shared) }
+        Self { shared: Loan::new(shared) }
     }
 
     /// Returns the maximum number of calls in flight.
@@ -226,21 +230,18 @@ impl ConcurrencyLimitHandle {
 
     /// Returns the number of permits that are kept free from a call of this rank.
     pub(super) fn kept(&self, rank: Rank) -> i32 {
-        self.shared.reserves.kept(rank, || self.limit())
+        self.shared.kept(rank)
     }
 
     /// Returns a permit if one is free. It never overtakes a waiter. For calls that no permit is kept free from.
+    #[cfg(test)]
     pub(crate) fn try_enter(&self) -> Option<Permit> {
-        self.update(|state| (state.available > 0).then(|| State { available: state.available - 1, ..state })).ok()?;
-        Some(Permit::new(self))
+        self.shared.try_enter(0).then(|| Permit::new(self))
     }
 
     /// Returns a permit if one is free for a call of this rank. It never overtakes a waiter of this rank or above.
     pub(super) fn try_enter_as(&self, rank: Rank) -> Option<Permit> {
-        let kept = self.kept(rank);
-        self.update(|state| (state.available > kept).then(|| State { available: state.available - 1, ..state }))
-            .ok()?;
-        Some(Permit::new(self))
+        self.shared.try_enter(self.kept(rank)).then(|| Permit::new(self))
     }
 
     /// Whether there is currently neither a free permit for a call of this rank nor, with `max_waiting` places, room in
@@ -308,7 +309,7 @@ impl ConcurrencyLimitHandle {
 
     /// Returns an id that is unique among live gates.
     pub(super) fn id(&self) -> usize {
-        Arc::as_ptr(&self.shared).addr()
+        ptr::from_ref(&*self.shared).addr()
     }
 
     /// Releases permits whose calls have not ended: their bodies go on without them, or they were never started. They
@@ -362,11 +363,27 @@ impl ConcurrencyLimitHandle {
         State::unpack(self.shared.state.load(Ordering::Acquire))
     }
 
+    fn update(&self, change: impl FnMut(State) -> Option<State>) -> Result<State, State> {
+        self.shared.update(change)
+    }
+}
+
+impl Shared {
+    fn kept(&self, rank: Rank) -> i32 {
+        self.reserves.kept(rank, || self.limit.load(Ordering::Acquire))
+    }
+
+    /// Takes a permit if more than `kept` are free.
+    #[inline]
+    fn try_enter(&self, kept: i32) -> bool {
+        self.update(|state| (state.available > kept).then(|| State { available: state.available - 1, ..state })).is_ok()
+    }
+
     /// Replaces the state by `change(state)` and returns the previous state. If `change` declines, returns the
     /// unchanged state as an error.
     fn update(&self, mut change: impl FnMut(State) -> Option<State>) -> Result<State, State> {
         let change = |word| change(State::unpack(word)).map(State::pack);
-        let before = self.shared.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, change);
+        let before = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, change);
         before.map(State::unpack).map_err(State::unpack)
     }
 }

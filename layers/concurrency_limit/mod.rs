@@ -125,7 +125,8 @@
 //! # Cost
 //!
 //! A call that is admitted at once clones and allocates nothing, takes no lock, and reads no clock. A call that finds
-//! no permit free reads the clock once or twice, and allocates if it waits.
+//! no permit free reads the clock once or twice, and allocates if it waits. All calls count in one word, twice each: a
+//! limit is exact.
 //!
 //! # Examples
 //!
@@ -185,7 +186,12 @@ pub use self::{
     gate::ConcurrencyLimitHandle,
     priority::{ByRequest, Equal, Prioritize, Priority},
 };
-use self::{gate::Permit, patience::Patience, priority::Rank, turn::Turn};
+use self::{
+    gate::{Permit, Permits},
+    patience::Patience,
+    priority::Rank,
+    turn::Turn,
+};
 use crate::{
     accessors::inner_accessors,
     ambient::{self, Deadline, Urgent},
@@ -212,6 +218,7 @@ pub struct ConcurrencyLimitLayer<U = ResponseEnd, A = Fixed, P = Equal> {
 #[derive(Debug, Clone)]
 struct Settings {
     gate: ConcurrencyLimitHandle,
+    permits: Permits,
     max_wait: Option<Duration>,
     info: LayerInfo,
 }
@@ -242,7 +249,8 @@ impl ConcurrencyLimitLayer {
 
 impl<A> ConcurrencyLimitLayer<ResponseEnd, A> {
     fn with(gate: ConcurrencyLimitHandle, steered: A) -> Self {
-        let settings = Settings { gate, max_wait: None, info: layer_info!("concurrency_limit") };
+        let permits = gate.permits();
+        let settings = Settings { gate, permits, max_wait: None, info: layer_info!("concurrency_limit") };
         Self { settings, steered, priority: Equal, until: PhantomData }
     }
 }
@@ -501,13 +509,13 @@ where
 
     #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
-        let (gate, priority) = (&self.settings.gate, self.priority.priority(&request));
+        let (permits, priority) = (&self.settings.permits, self.priority.priority(&request));
         if priority == Priority::Exempt {
-            let response = gate.exempt(|| self.inner.call(request));
+            let response = self.settings.gate.exempt(|| self.inner.call(request));
             return ResponseFuture::running(response, None);
         }
         let rank = Rank::new(priority);
-        match if P::EQUAL { gate.try_enter() } else { gate.try_enter_as(rank) } {
+        match if P::EQUAL { permits.try_enter() } else { permits.try_enter_as(rank) } {
             Some(permit) => ResponseFuture::running(self.inner.call(request), Some(permit)),
             None => self.call_later(request, rank),
         }

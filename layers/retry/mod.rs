@@ -106,6 +106,7 @@ use crate::{
     clock::{self, Sleep},
     debug::impl_debug,
     outcome::{Class, Classify, FailOnError, HttpStatus, Reject, judged_as},
+    stripe::{Lender, Loan},
     telemetry::{LayerEvent, LayerInfo, layer_info, layer_setters},
 };
 
@@ -265,7 +266,7 @@ pub /* not a Service? see ziggurat::docs::it_does_not_compile */ struct Retry<
     D = Dropped,
 > {
     inner: S,
-    shared: Arc<Shared<S, RetryLayer<C, P, B, D>>>,
+    shared: Lender<Shared<S, RetryLayer<C, P, B, D>>>,
 }
 
 impl<S, C, P, B, D> Retry<S, C, P, B, D> {
@@ -309,7 +310,7 @@ where
 
     #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
-        let shared = Arc::clone(&self.shared);
+        let shared = self.shared.lend();
         shared.keep(&self.inner);
         let mut counted = shared.layer.retries.held_budget().map(Budget::count).unwrap_or_default();
         let first = Attempt(1);
@@ -339,7 +340,7 @@ pin_project! {
         S: Service<Req>,
         D: Discard<S::Response>,
     {
-        shared: Arc<Shared<S, RetryLayer<C, P, B, D>>>,
+        shared: Loan<Shared<S, RetryLayer<C, P, B, D>>>,
         counted: Counted,
         attempt: Attempt,
         // The next request to send. While a call is running, the copy for a retry.

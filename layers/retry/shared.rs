@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use crate::{debug::impl_debug, mutex::Mutex};
+use crate::{debug::impl_debug, mutex::Mutex, stripe::Lender};
 
 /// The layer, and a service that is cloned for the second and later attempts.
 ///
@@ -15,8 +15,8 @@ pub(super) struct Shared<S, L> {
 }
 
 impl<S, L> Shared<S, L> {
-    pub(super) fn new(layer: Arc<L>) -> Arc<Self> {
-        Arc::new(Self { layer, service: OnceLock::new() })
+    pub(super) fn new(layer: Arc<L>) -> Lender<Self> {
+        Lender::new(Self { layer, service: OnceLock::new() })
     }
 
     /// Keeps a clone of `service`, unless there is one.
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     /// Tries to get another clone while it is cloned.
-    struct Asks(Arc<OnceLock<Arc<Shared<Self, ()>>>>);
+    struct Asks(Arc<OnceLock<Lender<Shared<Self, ()>>>>);
 
     impl Clone for Asks {
         fn clone(&self) -> Self {
@@ -89,7 +89,7 @@ mod tests {
         let service = Asks(Arc::default());
         assert!(shared.another().is_none());
         shared.keep(&service);
-        let _first = service.0.set(Arc::clone(&shared));
+        let _first = service.0.set(shared.clone());
         for _ in 0..2 {
             assert!(shared.another().is_some());
         }

@@ -192,6 +192,44 @@ fn of_two_bad_calls_at_once_one_sees_both() {
     }
 }
 
+/// As above, with a ring for each of the threads.
+#[test]
+fn of_two_bad_calls_in_two_rings_one_sees_both() {
+    let start = Instant::now();
+    let window = Window::new(Extent::Time(10 * SECOND), start);
+    window.divide();
+    let barrier = Barrier::new(2);
+    let rounds = |second: u32| {
+        let round = |generation| {
+            barrier.wait();
+            let (slot, _) = window.record(generation, || start + second * SECOND, true);
+            window.tally(slot).bad
+        };
+        (0..20_000).map(round).collect::<Vec<_>>()
+    };
+    let (left, right) = thread::scope(|scope| {
+        let left = scope.spawn(|| rounds(0));
+        (rounds(1), left.join().unwrap())
+    });
+    for (left, right) in left.into_iter().zip(right) {
+        assert_eq!(left.max(right), 2);
+    }
+}
+
+/// Threads that have met divide a window of time, and nothing else.
+#[test]
+fn a_window_of_time_is_divided_if_threads_meet_and_one_of_calls_never_is() {
+    let now = Instant::now();
+    for (extent, is_divided) in [(Extent::Time(SECOND), true), (Extent::Calls(10), false)] {
+        let window = Window::new(extent, now);
+        record(&window, now, false);
+        assert!(window.more.get().is_none());
+        window.divide();
+        assert_eq!(window.more.get().is_some(), is_divided);
+        assert_eq!(record(&window, now, true), Tally { calls: 2, bad: 1 });
+    }
+}
+
 /// A recorded call, in the list that the naive window keeps.
 #[derive(Clone, Copy, Debug)]
 struct Call {
@@ -213,11 +251,15 @@ proptest! {
     #[test]
     fn a_time_window_agrees_with_a_list_of_all_calls(
         script in prop::collection::vec((0..3_000_u64, 0..1_200_u64, 0..20_u8, any::<bool>()), 1..200),
+        divided in prop::option::of(0..200_usize),
     ) {
         let start = Instant::now();
         let window = Window::new(Extent::Time(SECOND), start);
         let (mut now, mut generation, mut calls) = (0, 0, Vec::new());
         for (passed, late, turn, bad) in script {
+            if divided == Some(calls.len()) {
+                window.divide();
+            }
             now += if passed < 2_000 { passed / 40 } else { passed }; // ms
             generation += u64::from(turn == 0);
             // At most two windows late: an older record could not be told from a current one.
