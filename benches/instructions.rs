@@ -1,6 +1,6 @@
 //! Counts the instructions and the allocations of one call on the happy path, of a hit of the HTTP cache, and of a
-//! round trip over HTTP, with callgrind: the same on every run of one binary. `cargo bench -p ziggurat-benches --bench
-//! instructions` (needs valgrind; a word after `--` selects the subjects that contain it)
+//! round trip over HTTP, with callgrind. `cargo bench -p ziggurat-benches --bench instructions` (needs valgrind; a word
+//! after `--` selects the subjects that contain it)
 //!
 //! `--check` compares our own with `benches/figures.tsv`, as CI does, and `--write` writes that file. Both are run
 //! without other crates: `--no-default-features`.
@@ -8,11 +8,14 @@
 use std::process::ExitCode;
 
 use ziggurat_benches::{
-    count,
+    count::{self, Count},
     figures::{self, Figure},
     subject::Subject,
     subjects::{http_cache, round_trip, subjects},
 };
+
+/// How often all is counted. The median counts: the seeds of hash maps change single runs.
+const RUNS: usize = 9;
 
 /// The subjects, by situation. The first of each situation is bare.
 fn situations() -> [(&'static str, Vec<Subject>); 3] {
@@ -31,27 +34,42 @@ fn main() -> ExitCode {
     if word == "--test" {
         return ExitCode::SUCCESS;
     }
-    let mut counts = match count::counts() {
-        Ok(counts) => counts.into_iter(),
+    let runs: Vec<_> = match (0..RUNS).map(|_| count::counts()).collect() {
+        Ok(runs) => runs,
         Err(error) => {
             eprintln!("valgrind is missing, or cannot count here: {error}");
             return ExitCode::FAILURE;
         }
     };
-    let mut figures = Vec::new();
+    let (mut figures, mut position) = (Vec::new(), 0);
     for (situation, subjects) in situations() {
-        let mut bare = None;
-        for (subject, count) in subjects.iter().zip(counts.by_ref()) {
+        let bare = position;
+        for subject in subjects {
+            let all = median(runs.iter().map(|run| run[position]));
+            let net = median(runs.iter().map(|run| run[position] - run[bare]));
             // Another bare subject of the same situation counts the same.
-            if bare.is_none() || !subject.whose.is_empty() {
-                figures.push(Figure::new(situation, subject, count, bare));
+            if position == bare {
+                figures.push(Figure::new(situation, &subject, all, all));
+            } else if !subject.whose.is_empty() {
+                figures.push(Figure::new(situation, &subject, all, net));
             }
-            bare.get_or_insert(count);
+            position += 1;
         }
     }
     match word.as_str() {
         "--check" => figures::check(&figures),
         "--write" => figures::write(&figures),
         _ => figures::print(figures.iter().filter(|figure| figure.name().contains(&word))),
+    }
+}
+
+fn median(counts: impl Iterator<Item = Count> + Clone) -> Count {
+    let of = |mut all: Vec<f64>| {
+        all.sort_by(f64::total_cmp);
+        all[all.len() / 2]
+    };
+    Count {
+        instructions: of(counts.clone().map(|count| count.instructions).collect()),
+        allocations: of(counts.map(|count| count.allocations).collect()),
     }
 }
