@@ -106,9 +106,10 @@
 //! # Cost
 //!
 //! In a closed circuit, a call costs three atomic reads and a reference count, and with a rate also an atomic write.
-//! It clones no service, takes no lock and does not allocate. It reads the clock only if the window is one of time, if
-//! slow calls are counted, or with [`Cancelled::After`]. Calls of different threads write to different cache lines. Only
-//! the counts of a window of calls are the same for all.
+//! It clones no service, takes no lock and, apart from the first call of a thread, does not allocate. It reads the
+//! clock only if the window is one of time, if slow calls are counted, or with [`Cancelled::After`]. Successful calls
+//! of different threads write to different cache lines, for up to eight threads. Only the counts of a window of calls
+//! are the same for all.
 //!
 //! # Examples
 //!

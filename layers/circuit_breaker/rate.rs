@@ -46,6 +46,9 @@ impl Rate {
 
     #[cold]
     fn is_over(&self, slot: u64, min_calls: &AtomicU32) -> bool {
+        // Taken before the sum, and set again after it: a call that is summing at the same time may have seen less, and
+        // another one may have changed the threshold.
+        let awaited = self.awaits_more.load(Ordering::Relaxed) && self.awaits_more.swap(false, Ordering::Acquire);
         let least = f64::from_bits(self.least.load(Ordering::Relaxed));
         let (whole, enough, is_over) = match min_calls.load(Ordering::Relaxed) {
             0 => self.is_clearly_over(slot, least),
@@ -55,9 +58,9 @@ impl Rate {
                 (whole, enough, enough && whole.reaches(least))
             }
         };
-        // A sum without a bad call proves nothing: another call may have failed since and set `awaits_more`.
-        if enough || whole.bad > 0 {
-            self.awaits_more.store(!enough, Ordering::Relaxed);
+        // A sum without a bad call proves nothing: another call may have failed since.
+        if !enough && (awaited || whole.bad > 0) {
+            self.look_again();
         }
         is_over
     }
@@ -85,6 +88,6 @@ impl Rate {
 
     /// Lets the next call be evaluated however it ends.
     pub(super) fn look_again(&self) {
-        self.awaits_more.store(true, Ordering::Relaxed);
+        self.awaits_more.store(true, Ordering::Release);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The window is a ring of buckets. Each bucket is one word, `tag | calls | bad calls`, and belongs to a *slot* of time
 //! (or of calls). The tag names the slot, so the first call that needs a bucket for a new slot resets it, and no sweep
-//! is needed. Recording is one compare-and-swap. Summing is a pass over sixteen words.
+//! is needed. Recording is one compare-and-swap. Summing is a pass over sixteen words for each ring.
 //!
 //! Two threads that record in the same bucket at once wait for each other's cache line. From then on a window of time
 //! has a further ring for each stripe of threads, and is the sum of all of them: which ring a call is in makes no
@@ -87,7 +87,7 @@ impl Extent {
 /// Counts of the calls that ended within an [`Extent`], shared by all threads without a lock.
 ///
 /// A bucket that exceeds 2^20 calls halves its counts. This keeps its rate (to one call in half a million), and gives
-/// later calls twice the weight.
+/// later calls twice the weight. In a divided window, they then have less weight than those of a ring that is not full.
 pub(super) struct Window {
     pace: Pace,
     /// The number of slots that make up the window.

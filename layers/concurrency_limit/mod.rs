@@ -124,9 +124,9 @@
 //!
 //! # Cost
 //!
-//! A call that is admitted at once clones and allocates nothing, takes no lock, and reads no clock. A call that finds
-//! no permit free reads the clock once or twice, and allocates if it waits. All calls count in one word, twice each: a
-//! limit is exact.
+//! A call that is admitted at once clones nothing, takes no lock, reads no clock, and, apart from the first call of a
+//! thread, allocates nothing. A call that finds no permit free reads the clock once or twice, and allocates if it
+//! waits. All calls count in one word, twice each: a limit is exact.
 //!
 //! # Examples
 //!

@@ -56,7 +56,7 @@
 //! # Cost
 //!
 //! Timers run during pauses only. Calls that succeed read the clock for the budget, about eight times a second in
-//! total. A call that is not retried, and whose service is ready at once, clones no service.
+//! total. A call that is not retried, and whose service is ready at once, clones no service, apart from the first.
 //!
 //! # Examples
 //!
