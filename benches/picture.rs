@@ -8,8 +8,8 @@ const LINE: usize = 18;
 const LEFT: usize = 330;
 const WIDTH: f64 = 400.0;
 
-/// Draws the last figure of each row up to this column. Each policy has a scale of its own, on which its longest bar has
-/// the full width. Policies of one crate alone are left out.
+/// Draws the last figure of each row up to this column. Each policy has a scale of its own, on which its longest bar
+/// has the full width. Policies of one crate alone are left out.
 pub fn bars(table: &Table, column: usize, unit: &str) -> String {
     let figure = |row: &Row| row.figures[..=column].iter().rev().copied().find(|figure| !figure.is_nan());
     let (mut lines, mut y) = (String::new(), 0);

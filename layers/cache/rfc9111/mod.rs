@@ -163,8 +163,8 @@ impl CacheLayer<HttpKey, (), ()> {
 ///
 /// # Cost
 ///
-/// A hit costs a lookup, one more if the response has a `Vary`, a copy of the headers, and two new header values, and no
-/// copy of the body. A miss costs a task and a copy of the head and the body: a stored response keeps no buffer of a
+/// A hit costs a lookup, one more if the response has a `Vary`, a copy of the headers, and two new header values, and
+/// no copy of the body. A miss costs a task and a copy of the head and the body: a stored response keeps no buffer of a
 /// connection alive.
 ///
 /// The layer needs `S: Clone` and a tokio runtime. Everything is `Send + 'static`. The service is always ready, and
@@ -324,10 +324,10 @@ impl HttpCacheLayer {
     /// use the memory alone. The observer of the first service that the layer makes receives the events of the store.
     ///
     /// Share a store only between caches with the same settings in front of the same service, and give it a prefix of
-    /// its own. URIs are part of the keys. A response with `Vary: Cookie` or `Vary: Authorization`, or with a `Vary` that
-    /// names a field whose value is [sensitive](http::HeaderValue::set_sensitive), stays in memory, because the store
-    /// would have the secret. Values of other fields that `Vary` names are written along with the response. The clocks of the processes should agree to a second: how old a
-    /// response is follows from them.
+    /// its own. URIs are part of the keys. A response with `Vary: Cookie` or `Vary: Authorization`, or with a `Vary`
+    /// that names a field whose value is [sensitive](http::HeaderValue::set_sensitive), stays in memory, because the
+    /// store would have the secret. Values of other fields that `Vary` names are written along with the response. The
+    /// clocks of the processes should agree to a second: how old a response is follows from them.
     ///
     /// # Panics
     ///

@@ -148,7 +148,7 @@ impl Second {
         let Some(found) = self.get(&name, false, end).await else { return Looked::default() };
         let Some((bytes, record)) = self.record(&name, found, end).await else { return Looked::default() };
         let text = key.to_string();
-        let mut page: Option<Page> = None;
+        let (mut page, mut has_copy): (Option<Page>, _) = (None, false);
         for vary in &record.vary {
             let identity = identity(&text, vary, headers);
             let Some(copy) = self.get(&name_of(&identity), false, end).await else { return Looked::default() };
@@ -156,22 +156,20 @@ impl Second {
             let now = Now { instant: clock::now(), date: SystemTime::now() };
             let not_before = UNIX_EPOCH + Duration::from_millis(self.not_before.load(Relaxed));
             match copy::decode(copy, (record.number, &identity, vary), rules, not_before, now) {
-                // Of several, the newest one (RFC 9111, section 4).
-                Decoded::Page(found)
-                    if page.as_ref().is_none_or(|known| found.head.terms.are_newer_than(&known.head.terms)) =>
-                {
+                Decoded::Page(found) => {
+                    has_copy = true;
                     let Page { head, content, .. } = *found;
-                    let Some(content) = content.counted(&self.room) else { return Looked::default() };
-                    page = Some(Page::new(head, content));
+                    // Of several, the newest one (RFC 9111, section 4).
+                    if page.as_ref().is_none_or(|known| head.terms.are_newer_than(&known.head.terms)) {
+                        page = content.counted(&self.room).map(|content| Page::new(head, content));
+                    }
                 }
-                Decoded::Page(_) => {}
                 Decoded::Other => {}
                 Decoded::Unknown => {
                     self.info().emit(LayerEvent::NotDecoded { error: "this is not a response of an HTTP cache" });
                 }
             }
         }
-        let has_copy = page.is_some();
         Looked { page, ticket: Some(Ticket { name, bytes, record, not_before: oldest, has_copy }) }
     }
 
@@ -224,20 +222,20 @@ impl Second {
             return;
         }
         let vary = &page.head.vary;
-        let identity = identity(&key.to_string(), vary, headers);
-        let may_be_written = !vary.selects_by_secret(headers) && page.content.len() <= MAX_BODY;
-        let Some(copy) = may_be_written.then(|| copy::encode(page, record.number, &identity, now)).flatten() else {
+        if vary.selects_by_secret(headers) || page.content.len() > MAX_BODY || copy::has_secret(page) {
             if *has_copy {
                 // This response has superseded it.
                 drop(self.remove_named(vec![name.clone()]));
             }
             return;
-        };
+        }
         let is_probe = match self.copies.advice(now.instant) {
             Advice::Ask => false,
             Advice::Probe { .. } => true,
             Advice::Away { .. } => return,
         };
+        let identity = identity(&key.to_string(), vary, headers);
+        let copy = copy::encode(page, record.number, &identity, now);
         let Some(counted) = Content::from_bytes(copy.clone(), None).counted(&self.room) else { return };
         let changed = (!record.knows(vary, now.date + ttl)).then(|| record.with(vary, now.date + ttl + SPARE));
         let (this, name, bytes, copy_name) = (Arc::clone(self), name.clone(), bytes.clone(), name_of(&identity));

@@ -32,17 +32,21 @@ pub(super) struct Now {
     pub(super) date: SystemTime,
 }
 
-/// Returns the bytes of a response, or `None` if it has a value that is to be written nowhere.
-pub(super) fn encode(page: &Page, number: u128, identity: &[u8], now: Now) -> Option<Bytes> {
+/// Returns whether a response has a value that is to be written nowhere.
+pub(super) fn has_secret(page: &Page) -> bool {
+    let Head { headers, cache_status, .. } = &page.head;
+    let trailers = page.content.trailers().into_iter().flat_map(HeaderMap::values);
+    headers.values().chain(cache_status).chain(trailers).any(HeaderValue::is_sensitive)
+}
+
+/// Returns the bytes of a response.
+pub(super) fn encode(page: &Page, number: u128, identity: &[u8], now: Now) -> Bytes {
     let Head { status, headers, cache_status, terms, .. } = &page.head;
     let mut headers = headers.clone();
     headers.remove(AGE);
     headers.remove(CACHE_STATUS);
     headers.extend(cache_status.clone().map(|status| (CACHE_STATUS, status)));
     let trailers = page.content.trailers().cloned().unwrap_or_default();
-    if headers.values().chain(trailers.values()).any(HeaderValue::is_sensitive) {
-        return None;
-    }
     let mut to = BytesMut::with_capacity(identity.len() + page.weight());
     to.put_u8(VERSION);
     to.put_u128(number);
@@ -56,7 +60,7 @@ pub(super) fn encode(page: &Page, number: u128, identity: &[u8], now: Now) -> Op
     put_headers(&mut to, &trailers);
     to.put_u32(page.content.len() as u32);
     page.content.chunks().for_each(|chunk| to.put_slice(chunk));
-    Some(to.freeze())
+    to.freeze()
 }
 
 /// Returns when the request of a response was sent.

@@ -417,8 +417,6 @@ async fn a_response_to_a_request_from_before_a_clear_is_not_used() {
     let slow = slow_process(&server);
     let call = sent(&slow, "/", &[]).await;
     site.handle.clear();
-    // Until a copy that is written now is not from before, by the clock of the system.
-    std::thread::sleep(3 * MILLI);
     call.await.unwrap();
     settle().await;
     assert_eq!((site.get("/", &[]).await.body, site.calls()), ("1".into(), 1));

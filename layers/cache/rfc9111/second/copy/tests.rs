@@ -48,7 +48,7 @@ fn a_copy_ages_in_the_store() {
     let begin = now();
     let page = page(&[("cache-control", "max-age=60"), ("age", "10")], begin);
     // Written two seconds after the request was sent, and read after half a second more.
-    let copy = encode(&page, 1, b"id", after(begin, 2 * SECOND)).unwrap();
+    let copy = encode(&page, 1, b"id", after(begin, 2 * SECOND));
     let at = after(begin, 2 * SECOND + SECOND / 2);
     let terms = read(&copy, at).unwrap().head.terms;
     assert_eq!(terms.age(at.instant), 12 * SECOND + SECOND / 2);
@@ -61,12 +61,12 @@ fn a_copy_ages_in_the_store() {
 #[test]
 fn a_wrong_clock_makes_no_copy_younger_than_its_date() {
     let begin = now();
-    let copy = encode(&page(&[("cache-control", "max-age=60")], begin), 1, b"id", after(begin, 100 * SECOND)).unwrap();
+    let copy = encode(&page(&[("cache-control", "max-age=60")], begin), 1, b"id", after(begin, 100 * SECOND));
     // The writer's clock was 100 seconds ahead.
     let at = after(begin, 50 * SECOND);
     assert!(read(&copy, at).unwrap().head.terms.age(at.instant) >= 49 * SECOND);
     let future = after(begin, 150 * SECOND);
-    let copy = encode(&page(&[("cache-control", "max-age=60")], future), 1, b"id", future).unwrap();
+    let copy = encode(&page(&[("cache-control", "max-age=60")], future), 1, b"id", future);
     // As old as it was when it was written.
     assert_eq!(read(&copy, begin).unwrap().head.terms.age(begin.instant), SECOND);
 }
@@ -74,7 +74,7 @@ fn a_wrong_clock_makes_no_copy_younger_than_its_date() {
 #[test]
 fn a_copy_is_for_its_identity_and_not_from_before_a_time() {
     let begin = now();
-    let copy = encode(&page(&[("cache-control", "max-age=60")], begin), 1, b"id", begin).unwrap();
+    let copy = encode(&page(&[("cache-control", "max-age=60")], begin), 1, b"id", begin);
     let of = |number, identity: &[u8], not_before| {
         let decoded =
             decode(copy.clone(), (number, identity, &all()), (&Rules::default(), &Asked::default()), not_before, begin);
@@ -82,18 +82,26 @@ fn a_copy_is_for_its_identity_and_not_from_before_a_time() {
     };
     assert!(!of(2, b"id", begin.date));
     assert!(of(1, b"id", begin.date) && !of(1, b"di", begin.date) && !of(1, b"id", begin.date + SECOND));
+    // Written later, but its request is from before.
+    let copy = encode(&page(&[("cache-control", "max-age=60")], begin), 1, b"id", after(begin, 2 * SECOND));
+    let decoded = |not_before| {
+        let wanted = (1, &b"id"[..], &all());
+        decode(copy.clone(), wanted, (&Rules::default(), &Asked::default()), not_before, after(begin, 2 * SECOND))
+    };
+    assert!(matches!(decoded(begin.date), Decoded::Page(_)));
+    assert!(matches!(decoded(begin.date + SECOND), Decoded::Other));
 }
 
 #[test]
 fn the_reader_decides_what_a_copy_may_be_used_for() {
     let begin = now();
-    let copy = encode(&page(&[("cache-control", "max-age=60")], begin), 1, b"id", begin).unwrap();
+    let copy = encode(&page(&[("cache-control", "max-age=60")], begin), 1, b"id", begin);
     let asked = Asked { has_authorization: true, ..Asked::default() };
     let decoded = decode(copy.clone(), (1, b"id", &all()), (&Rules::default(), &asked), UNIX_EPOCH, begin);
     assert!(matches!(decoded, Decoded::Other));
     let rules = Rules { targeted: Some("x-control".parse().unwrap()), ..Rules::default() };
     let page = page(&[("cache-control", "max-age=60"), ("x-control", "no-store")], begin);
-    let copy = encode(&page, 1, b"id", begin).unwrap();
+    let copy = encode(&page, 1, b"id", begin);
     assert!(matches!(decode(copy, (1, b"id", &all()), (&rules, &Asked::default()), UNIX_EPOCH, begin), Decoded::Other));
 }
 
@@ -114,7 +122,7 @@ proptest! {
         headers.extend(other.map(|other| (CACHE_STATUS, other.parse().unwrap())));
         let content = content(&frames, trailers.map(|trailers| map(&trailers)));
         let page = Page::new(Head::new(StatusCode::NOT_FOUND, &headers, head.terms, head.vary), content);
-        let read = read(&encode(&page, 1, b"id", begin).unwrap(), begin).unwrap();
+        let read = read(&encode(&page, 1, b"id", begin), begin).unwrap();
         prop_assert_eq!(&read.head.headers, &page.head.headers);
         prop_assert_eq!((read.head.status, read.head.cache_status), (page.head.status, page.head.cache_status));
         prop_assert_eq!(read.content.to_bytes(), frames.concat());
@@ -124,7 +132,7 @@ proptest! {
     #[test]
     fn a_copy_that_is_cut_off_is_unknown(cut in 0..200_usize, noise in vec(any::<u8>(), 0..99)) {
         let begin = now();
-        let copy = encode(&page(&[("cache-control", "max-age=60")], begin), 1, b"id", begin).unwrap();
+        let copy = encode(&page(&[("cache-control", "max-age=60")], begin), 1, b"id", begin);
         let decoded = |bytes| decode(bytes, (1, b"id", &all()), (&Rules::default(), &Asked::default()), UNIX_EPOCH, begin);
         let cut = copy.slice(..cut.min(copy.len() - 1));
         prop_assert!(matches!(decoded(cut.clone()), Decoded::Unknown));
